@@ -1,13 +1,17 @@
 """Vision tower and merger: images to tokens of the language tower's width.
 
-Letters: M images, n patches of one image, W tower width, D output width, h side of the patch grid.
+Letters: M images, n patches of one image, N patches of all images, W tower width, D output width, h x w patch grid of
+an image, p side of a patch in pixels.
 
-Patches are kept in merge order, (h/2, h/2, 2, 2), from the start: blocks attend within one image without regard to
-order, and the merger then reads four neighbours as one slice.
+Patches are kept in merge order, (h/2, w/2, 2, 2), from the start: blocks attend within one image without regard to
+order, and the merger then reads four neighbours as one slice. Images of all sizes are packed into one sequence [N, W]:
+every product runs over all of it, and attention once per size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,6 +19,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rl_lab.model.config import MERGE, VisionSizes
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive images of one size in a packed sequence of patches."""
+
+    count: int
+    """Images."""
+    height: int
+    """Patches in a column."""
+    width: int
+    """Patches in a row."""
+
+    @property
+    def length(self) -> int:
+        """Patches of one image."""
+        return self.height * self.width
+
+    def __len__(self) -> int:
+        return self.count * self.length
+
+
+def split_runs(x: Tensor, runs: Sequence[Run]) -> list[Tensor]:
+    """Packed [N, ...] to one view [count, length, ...] per run."""
+    parts = x.split([len(run) for run in runs])
+    return [part.unflatten(0, (run.count, run.length)) for part, run in zip(parts, runs, strict=True)]
+
+
+def pack_runs(parts: Sequence[Tensor]) -> Tensor:
+    """Inverse of `split_runs`; a single run is not copied."""
+    return parts[0].flatten(0, 1) if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])
 
 
 def merge_order(grid: Tensor) -> Tensor:
@@ -47,7 +82,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, sizes.width, sizes.patch_size, stride=sizes.patch_size)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """[M, n, 3 * p * p] -> [M, n, W]: the convolution as one matrix product."""
+        """[N, 3 * p * p] -> [N, W]: the convolution as one matrix product."""
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -60,12 +95,15 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(sizes.width, 3 * sizes.width)
         self.proj = nn.Linear(sizes.width, sizes.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[M, n, W] -> [M, n, W]."""
-        images, length, width = x.shape
-        q, k, v = self.qkv(x).view(images, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(attended.transpose(1, 2).reshape(images, length, width))
+    def forward(self, x: Tensor, runs: Sequence[Run]) -> Tensor:
+        """[N, W] -> [N, W]."""
+        attended = [self._attend(part) for part in split_runs(self.qkv(x), runs)]
+        return self.proj(pack_runs(attended))
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """[M, n, 3 W] -> [M, n, W]."""
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class VisionMLP(nn.Module):
@@ -77,7 +115,7 @@ class VisionMLP(nn.Module):
         self.fc2 = nn.Linear(sizes.mlp, sizes.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[M, n, W] -> [M, n, W]."""
+        """[N, W] -> [N, W]."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -91,9 +129,9 @@ class VisionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(sizes.width, eps=1e-6)
         self.mlp = VisionMLP(sizes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[M, n, W] -> [M, n, W]."""
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, runs: Sequence[Run]) -> Tensor:
+        """[N, W] -> [N, W]."""
+        x = x + self.attn(self.norm1(x), runs)
         return x + self.mlp(self.norm2(x))
 
 
@@ -116,13 +154,16 @@ class VisionTower(nn.Module):
             grid = resampled.permute(0, 2, 3, 1).to(self.pos_embed.dtype)
         return merge_order(grid)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [M, 3, S, S] in [-1, 1] to features [M, n, W] in merge order."""
-        patch_size = self.sizes.patch_size
-        height, width = images.shape[-2] // patch_size, images.shape[-1] // patch_size
-        x = self.patch_embed(patchify(images, patch_size)) + self.positions(height, width)
+    def embed(self, patches: Tensor, runs: Sequence[Run]) -> Tensor:
+        """Patches [N, 3 * p * p] in merge order to [N, W], with the position embedding of each size."""
+        parts = split_runs(self.patch_embed(patches), runs)
+        return pack_runs([part + self.positions(run.height, run.width) for part, run in zip(parts, runs, strict=True)])
+
+    def forward(self, patches: Tensor, runs: Sequence[Run]) -> Tensor:
+        """Patches [N, 3 * p * p] of images in [-1, 1], in merge order, to features [N, W] in merge order."""
+        x = self.embed(patches, runs)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, runs)
         return x
 
 
@@ -153,9 +194,9 @@ class Merger(nn.Module):
         self.proj2 = nn.Linear(sizes.output, sizes.output)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[M, n, W] in merge order -> [M, n / 4, D], row-major."""
+        """[N, W] in merge order -> [N / 4, D], each image row-major."""
         y = self.proj1(features)
-        return self.proj2(F.gelu(self.pooler(y.unflatten(1, (-1, MERGE * MERGE)))))
+        return self.proj2(F.gelu(self.pooler(y.unflatten(0, (-1, MERGE * MERGE)))))
 
 
 class Visual(nn.Module):
@@ -168,4 +209,35 @@ class Visual(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [M, 3, S, S] in [-1, 1] -> tokens [M, n / 4, D], row-major."""
-        return self.merger(self.vision_tower(images))
+        patch_size = self.vision_tower.sizes.patch_size
+        run = Run(len(images), images.shape[-2] // patch_size, images.shape[-1] // patch_size)
+        patches = patchify(images, patch_size).flatten(0, 1)
+        return self.merger(self.vision_tower(patches, [run])).unflatten(0, (len(images), -1))
+
+    def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Tokens [N / 4, D] of images of any sizes, in the order of the images, each row-major.
+
+        `patches` [N, 3 * p * p] holds the images one after the other, each in merge order (the rows of `pixel_values`
+        of the Qwen2-VL image processor), in [-1, 1]; `grids` their (height, width) in patches. Attention stays within
+        an image. ValueError if the grids do not fit the patches or cannot be merged.
+        """
+        lengths = [height * width for height, width in grids]
+        odd = [grid for grid in grids if grid[0] % MERGE or grid[1] % MERGE]
+        if odd or sum(lengths) != len(patches):
+            raise ValueError(
+                f"{len(patches)} patches for image grids {list(grids)} that hold {sum(lengths)}; the sums must be "
+                f"equal and every side a multiple of {MERGE}"
+            )
+        order = sorted(range(len(grids)), key=lambda image: grids[image])
+        runs = [Run(grids.count(grid), *grid) for grid in sorted(set(grids))]
+        tokens = self.merger(self.vision_tower(_reorder(patches, lengths, order), runs))
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return _reorder(tokens, [lengths[image] // MERGE**2 for image in order], back)
+
+
+def _reorder(packed: Tensor, lengths: Sequence[int], order: Sequence[int]) -> Tensor:
+    """Images of a packed sequence in another order: the i-th of the result is image `order[i]`."""
+    if list(order) == sorted(order):
+        return packed
+    parts = packed.split(list(lengths))
+    return torch.cat([parts[image] for image in order])
