@@ -73,6 +73,11 @@ class MixedSampler:
         ]
         return source, np.concatenate(parts)
 
+    def numbers(self, step: int) -> np.ndarray:
+        """Row of each sample counted through the buffers, one after another, int64 [batch_size]."""
+        source, row = self.rows(step)
+        return (np.cumsum(self.sizes) - self.sizes)[source] + row
+
     def _aggregated_rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         batch_size, ends = int(self.counts.sum()), np.cumsum(self.sizes)
         row = np.sort(self._read(len(self.sizes), int(ends[-1]), step * batch_size, batch_size))

@@ -5,6 +5,7 @@ Letters: B rows, P pairs, R draws of (noise, time) per row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,20 @@ class PairLosses:
     """bool [P]"""
 
 
+Sides = Callable[[FlowPolicy, Any], tuple[Tensor, Tensor]]
+"""(model, its prefix) -> losses of winner and loser of each pair, both [P]."""
+
+
+def _by_policy_and_reference(
+    sides: Sides, models: tuple[FlowPolicy, FlowPolicy], prefixes: tuple[Any, Any], identical: Tensor
+) -> PairLosses:
+    """The same losses by the policy, with gradients, and by the reference, without."""
+    policy = sides(models[0], prefixes[0])
+    with torch.no_grad():
+        reference = sides(models[1], prefixes[1])
+    return PairLosses(*policy, *reference, identical=identical)
+
+
 def state_losses(
     models: tuple[FlowPolicy, FlowPolicy],
     prefixes: tuple[Any, Any],
@@ -48,10 +63,7 @@ def state_losses(
         winner, loser = losses[: len(batch)], losses[len(batch) :]
         return winner, winner.index_copy(0, real, loser)
 
-    policy = both_sides(models[0], prefixes[0])
-    with torch.no_grad():
-        reference = both_sides(models[1], prefixes[1])
-    return PairLosses(*policy, *reference, identical=batch.identical)
+    return _by_policy_and_reference(both_sides, models, prefixes, batch.identical)
 
 
 def trajectory_losses(
@@ -82,7 +94,4 @@ def trajectory_losses(
         winner, loser = (total / count.clamp(min=1) for total, count in zip(sums, counts, strict=True))
         return winner, torch.where(identical, winner, loser)
 
-    policy = both_sides(models[0], prefixes[0])
-    with torch.no_grad():
-        reference = both_sides(models[1], prefixes[1])
-    return PairLosses(*policy, *reference, identical=identical)
+    return _by_policy_and_reference(both_sides, models, prefixes, identical)

@@ -3,6 +3,7 @@
 FlowPRO (arXiv:2606.14409, section 4.2) lets an operator stop the policy, rewind the robot by a chosen time and take
 over. Here a detector on simulator truth stops it in the step in which the failure shows, the simulator itself is
 restored, and the corrector (scripted expert, teacher policy, recorded human) must reach success before the pair counts.
+The winner is the whole correction: with shorter ones, what follows the mended step was forgotten (docs/results.md).
 Differs from the paper: the rollback delta is drawn at random instead of chosen by an operator, and counted from the
 event (the irreversible one, else the last progress), because a detector sees a failure later than an operator.
 """
@@ -55,10 +56,6 @@ class RollbackConfig:
     """Loss of progress (of 1) after which the policy counts as deviating."""
     correction_limit: int = 170
     """Steps within which the corrector must succeed."""
-    winner_extra: int = 200
-    """Steps of the correction kept beyond the length of the loser; the default keeps it to its end."""
-    max_interventions: int = 3
-    """Interventions in one episode; after the last the episode ends."""
 
 
 @dataclass
@@ -67,7 +64,7 @@ class Collection:
 
     pairs: list[PreferencePair] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    """episodes, successes (without help), interventions, policy_steps, corrector_steps, discarded/<reason>."""
+    """episodes, successes, interventions, policy_steps, corrector_steps, discarded/<reason>."""
 
     @classmethod
     def merge(cls, collections: Sequence[Collection]) -> Collection:
@@ -176,16 +173,15 @@ def _make_pair(
     start: int,
     failure: _Failure,
     correction: _Trace,
-    kept: int,
     **labels: Any,
 ) -> PreferencePair:
-    """The pair that starts at step `start` of the policy's trace and keeps `kept` steps of the correction."""
+    """The pair that starts at step `start` of the policy's trace."""
     return PreferencePair(
         task=env.task,
         variant=env.variant,
         seed=seed,
         instruction=env.instruction,
-        winner=correction.segment(0, kept),
+        winner=correction.segment(0, len(correction)),
         loser=trace.segment(start, failure.stop),
         start_step=trace.first_step + start,
         trigger_step=trace.first_step + len(trace),
@@ -196,26 +192,25 @@ def _make_pair(
     )
 
 
-def _until_failure(
-    env: BimanualEnv, seed: int, trace: _Trace, config: RollbackConfig, first_decision: int
-) -> Rollout[tuple[_Failure | None, int]]:
-    """Let the policy act until success (None) or a failure; also returns the next decision's number."""
-    detector, number = FailureDetector(config), first_decision
+def _until_failure(env: BimanualEnv, seed: int, trace: _Trace, config: RollbackConfig) -> Rollout[_Failure | None]:
+    """Let the policy act until success (None) or a failure."""
+    detector = FailureDetector(config)
     detector.update(env.diagnose(), 0)
+    number = 0
     while True:
         chunk = yield Decision(env.observe(), (seed, number))
         number += 1
         for action in chunk[: config.execute]:
             trace.advance(action)
             if env.success:
-                return None, number
+                return None
             diagnosis = env.diagnose()
             name = detector.update(diagnosis, len(trace)) or ("timeout" if finished(env) else None)
             if name is not None and diagnosis.failure is not None:
-                return _Failure(name, event=len(trace), stop=len(trace)), number
+                return _Failure(name, event=len(trace), stop=len(trace))
             if name is not None:
                 stop = min(len(trace), detector.best_step + config.kept_after_event)
-                return _Failure(name, event=detector.best_step, stop=stop), number
+                return _Failure(name, event=detector.best_step, stop=stop)
 
 
 def intervened_rollout(
@@ -227,30 +222,24 @@ def intervened_rollout(
     generator: np.random.Generator,
     weight_version: int = 0,
 ) -> Rollout[Collection]:
-    """One episode of the policy in which every failure is rolled back and corrected, then left to the policy again.
+    """One episode of the policy until it succeeds or fails; a failure is rolled back and corrected.
 
-    Yields `Decision`s like any rollout. A failure that cannot be corrected is counted and ends the episode.
+    Yields `Decision`s like any rollout. A failure that cannot be corrected is counted and gives no pair.
     """
     env.reset(seed=seed)
-    result, number = Collection(counts=Counter(episodes=1)), 0
-    for _ in range(config.max_interventions):
-        trace = _Trace(env)
-        failure, number = yield from _until_failure(env, seed, trace, config, number)
-        result.counts["policy_steps"] += len(trace)
-        if failure is None:
-            result.counts["successes"] += not result.pairs
-            break
-        result.counts["interventions"] += 1
-        delta = int(generator.integers(config.min_rollback, config.max_rollback + 1))
-        found = _roll_back(env, trace, failure, corrector, config, delta, result.counts)
-        if found is None:
-            result.counts[f"discarded/uncorrectable_{failure.name}"] += 1
-            break
-        start, correction = found
-        kept = min(len(correction), failure.stop - start + config.winner_extra)
-        labels = {"corrector": corrector.name, "weight_version": weight_version}
-        result.pairs.append(_make_pair(env, seed, trace, start, failure, correction, kept, **labels))
-        env.load(correction.snapshots[kept])
-        if finished(env):
-            break
+    result, trace = Collection(counts=Counter(episodes=1)), _Trace(env)
+    failure = yield from _until_failure(env, seed, trace, config)
+    result.counts["policy_steps"] += len(trace)
+    if failure is None:
+        result.counts["successes"] += 1
+        return result
+    result.counts["interventions"] += 1
+    delta = int(generator.integers(config.min_rollback, config.max_rollback + 1))
+    found = _roll_back(env, trace, failure, corrector, config, delta, result.counts)
+    if found is None:
+        result.counts[f"discarded/uncorrectable_{failure.name}"] += 1
+        return result
+    start, correction = found
+    labels = {"corrector": corrector.name, "weight_version": weight_version}
+    result.pairs.append(_make_pair(env, seed, trace, start, failure, correction, **labels))
     return result

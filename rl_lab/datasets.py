@@ -38,29 +38,15 @@ class Dataset(Protocol):
 
 
 @dataclass
-class DemonstrationData:
-    """Rows of demonstrations only."""
-
-    rows: FlowBatch
-    sampler: MixedSampler
-
-    def batch(self, step: int) -> FlowBatch:
-        """See `Dataset`."""
-        return self.rows.select(torch.from_numpy(self.sampler.rows(step)[1]))
-
-
-@dataclass
 class StateData:
-    """Rows of several buffers, a preference tuple each."""
+    """Rows of one or several buffers, a demonstration state or a preference tuple each."""
 
-    rows: PreferenceBatch
+    rows: FlowBatch | PreferenceBatch
     sampler: MixedSampler
 
-    def batch(self, step: int) -> PreferenceBatch:
+    def batch(self, step: int) -> FlowBatch | PreferenceBatch:
         """See `Dataset`."""
-        source, row = self.sampler.rows(step)
-        starts = np.concatenate([[0], np.cumsum(self.sampler.sizes)[:-1]])
-        return self.rows.select(torch.from_numpy(starts[source] + row))
+        return self.rows.select(torch.from_numpy(self.sampler.numbers(step)))
 
 
 @dataclass
@@ -77,12 +63,10 @@ class TrajectoryData:
 
     def batch(self, step: int) -> TrajectoryBatch:
         """See `Dataset`."""
-        source, number = self.sampler.rows(step)
-        starts = np.concatenate([[0], np.cumsum(self.sampler.sizes)[:-1]])
         generator = stream(self.seed, "trajectory_states", step)
         drawn = [
             [generator.choice(side, min(SIDE_STATES, len(side)), replace=False) for side in self.members[item]]
-            for item in starts[source] + number
+            for item in self.sampler.numbers(step)
         ]
         index = torch.from_numpy(np.concatenate([np.concatenate(sides) for sides in drawn]))
         counts = [[len(winner), len(loser)] for winner, loser in drawn]
@@ -99,11 +83,9 @@ class TrajectoryData:
         )
 
 
-def demonstration_data(
-    demos: Demonstrations, processor: PolicyProcessor, batch_size: int, seed: int
-) -> DemonstrationData:
+def demonstration_data(demos: Demonstrations, processor: PolicyProcessor, batch_size: int, seed: int) -> StateData:
     """All demonstration states, read in shuffled passes."""
-    return DemonstrationData(flow_batch(demos, processor), MixedSampler([len(demos)], [1.0], batch_size, seed))
+    return StateData(flow_batch(demos, processor), MixedSampler([len(demos)], [1.0], batch_size, seed))
 
 
 def _as_states(demos: Demonstrations) -> PairStates:

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{config.env.backend}, {config.eval.seeds} seeds, {config.eval.instructions} instructions")
     print(_table(rows))
     if options.out:
-        from rl_lab.buffers import write_json_lines
+        from rl_lab.json_lines import write_json_lines
 
         write_json_lines(options.out, rows)
     return 0

@@ -15,7 +15,7 @@ from typing import Any
 from rl_lab.errors import UserError
 from rl_lab.files import write_whole
 from rl_lab.graph import Node
-from rl_lab.reports.metrics import append_metrics, read_jsonl
+from rl_lab.json_lines import append_json_line, read_json_lines, write_json_lines
 from rl_lab.store import METRICS_FILE, RECORD_FILE, link_tree
 
 CONFIG_FILE = "config.yaml"
@@ -38,11 +38,6 @@ def plain_line(line: Line) -> Line:
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
     }
-
-
-def json_lines(lines: Iterable[Line]) -> str:
-    """One JSON object a line."""
-    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 class RunFolder:
@@ -114,10 +109,10 @@ class RunFolder:
         """Append lines to metrics.jsonl."""
         with self._metrics_lock:
             for line in lines:
-                append_metrics(self.metrics_path, line)
+                append_json_line(self.metrics_path, line)
 
     def keep_metrics(self, wanted: Callable[[Line], bool]) -> None:
         """Drop the lines of metrics.jsonl that are not wanted, and a last line that a kill cut short."""
         with self._metrics_lock:
-            kept = [line for line in read_jsonl(self.metrics_path) if wanted(line)]
-            write_whole(self.metrics_path, json_lines(kept))
+            lines = read_json_lines(self.metrics_path, missing_ok=True)
+            write_json_lines(self.metrics_path, [line for line in lines if wanted(line)])

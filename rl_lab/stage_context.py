@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.config.schema import ObjectiveConfig, RunConfig
-from rl_lab.files import write_whole
 from rl_lab.graph import READS, RUNTIME, Node
+from rl_lab.json_lines import append_json_line, read_json_lines, write_json_lines
 from rl_lab.progress import ProgressBars
-from rl_lab.reports.metrics import append_metrics, read_jsonl
-from rl_lab.run_folder import Line, RunFolder, json_lines, plain_line
+from rl_lab.run_folder import Line, RunFolder, plain_line
 from rl_lab.store import METRICS_FILE
 
 
@@ -89,15 +88,16 @@ class StageContext:
         if not self._resumed:
             self.resume_from(-1)
         line = plain_line({"step": step, "time": round(time.monotonic() - self._started, 3), **metrics})
-        append_metrics(self._metrics_file, line)
+        append_json_line(self._metrics_file, line)
         self._publish([line])
         self.check_stop()
 
     def resume_from(self, step: int) -> None:
         """Keep the lines logged up to and including `step` before a kill, drop later ones; -1 drops all."""
         self._resumed = True
-        kept = [line for line in read_jsonl(self._metrics_file) if line["step"] <= step]
-        write_whole(self._metrics_file, json_lines(kept))
+        lines = read_json_lines(self._metrics_file, missing_ok=True)
+        kept = [line for line in lines if line["step"] <= step]
+        write_json_lines(self._metrics_file, kept)
         self._publish(kept)
         if kept:
             self._started = time.monotonic() - kept[-1]["time"]

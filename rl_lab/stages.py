@@ -18,10 +18,11 @@ from ray.exceptions import RayActorError
 from algos.alarms import cap_alarm, collapse_alarm
 from envs.rollback import Collection, RollbackConfig
 from envs.types import Episode, PreferencePair
-from rl_lab.buffers import read_json_lines, read_pairs, write_episodes, write_json_lines, write_pairs
+from rl_lab.buffers import read_pairs, write_episodes, write_pairs
 from rl_lab.checkpoint import read_info
 from rl_lab.cluster import Cluster
 from rl_lab.files import write_folder
+from rl_lab.json_lines import read_json_lines, write_json_lines
 from rl_lab.reports.page import write_report
 from rl_lab.seeding import training_seeds
 from rl_lab.stage_context import Stage, StageContext
@@ -75,9 +76,7 @@ class Stages:
                 seeds = training_seeds(context.seed, f"demos/{spec.task}/{spec.variant}", 4 * wanted)
                 units = episode_units("demos", spec, seeds, context.seed)
                 successes: list[Episode] = []
-                for episodes in pool.map(
-                    lambda actor, unit: actor.demonstrate.remote(unit, noise_m), units, context.check_stop
-                ):
+                for episodes in pool.map(submit, units, context.check_stop):
                     successes += [episode for episode in episodes if episode.success]
                     done = len(kept) + min(len(successes), wanted)
                     context.progress(done, wanted * len(specs), f"{spec.task} {spec.variant}")

@@ -141,21 +141,16 @@ class CollectConfig(Section):
     """Loss of progress after which the policy counts as deviating."""
     correction_limit: PositiveInt = 170
     """Steps within which the corrector must succeed."""
-    winner_extra: NonNegativeInt = 200
-    """Steps of the correction kept beyond the length of the loser. The default keeps it to its end, so that what comes
-    after the mended step is not forgotten; with less, the policy goes on from there and may fail again."""
-    max_interventions: PositiveInt = 3
-    """Interventions in one episode."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         low, high = self.rollback_steps
         if low > high:
             raise ValueError(f"rollback_steps is [{low}, {high}]; write the smaller number first")
-        if self.pairs > self.max_episodes * self.max_interventions:
-            most = self.max_episodes * self.max_interventions
+        if self.pairs > self.max_episodes:
             raise ValueError(
-                f"pairs is {self.pairs} but max_episodes x max_interventions allows {most}; raise one of them"
+                f"pairs is {self.pairs} but max_episodes is {self.max_episodes} and an episode gives at most one; "
+                "raise max_episodes"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: write it, read it after any interruption, and say in one line what every name means.
+"""`metrics.jsonl`: read it after any interruption, and say in one line what every name means.
 
 One object a line: node, method, round, step (optimiser step within the node), time (seconds since the run started),
 then values. A line with `alarm` carries a text instead.
@@ -6,16 +6,12 @@ then values. A line with `alarm` carries a text instead.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_lab.errors import UserError
+from rl_lab.json_lines import Record, read_json_lines
 
-Record = dict[str, Any]
 HEADER = ("node", "method", "round", "step", "time", "alarm")
 """Keys that place a record; everything else in it is a value."""
 
@@ -60,56 +56,13 @@ def define(name: str) -> str | None:
     return next((text for family, text in FAMILIES.items() if name.startswith(family)), None)
 
 
-def append_metrics(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one record; values may be numpy or torch scalars. A tail torn by a kill is cut off first."""
-    line = json.dumps(dict(record), default=float) + "\n"
-    with open(path, "ab+") as file:
-        file.truncate(_end_of_last_line(file))
-        file.write(line.encode())
-
-
-def _end_of_last_line(file: Any, block: int = 4096) -> int:
-    """Offset just behind the last newline of an open binary file, 0 without one."""
-    end = file.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - block)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            return int(start + newline + 1)
-        end = start
-    return 0
-
-
-def read_jsonl(path: Path) -> list[Record]:
-    """All objects of a file with one JSON object a line; a torn last line is ignored, an absent file is empty.
-
-    UserError for any other line that is no JSON object: it would silently change what a report says.
-    """
-    if not path.exists():
-        return []
-    *lines, _unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number} is not a JSON object; mend or delete that line")
-        records.append(record)
-    return records
-
-
 def read_metrics(path: Path) -> list[Record]:
-    """Records of `metrics.jsonl`, one for each step of a node; alarms stay records of their own.
+    """Records of `metrics.jsonl`, one for each step of a node; alarms stay records of their own; none without a file.
 
     Of values logged twice (killed, resumed and repeated) the last one counts.
     """
     latest: dict[Any, Record] = {}
-    for index, record in enumerate(read_jsonl(path)):
+    for index, record in enumerate(read_json_lines(path, missing_ok=True)):
         place = (record.get("node"), record.get("step"), record.get("alarm"))
         key = place if record.get("step") is not None else index
         latest[key] = {**latest.get(key, {}), **record}

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from rl_lab.errors import UserError
-from rl_lab.reports.metrics import Record, read_jsonl, read_metrics
+from rl_lab.json_lines import Record, read_json_lines
+from rl_lab.reports.metrics import read_metrics
 
 BASE = "base"
 """Method name of the policy after SFT, before any round."""
@@ -171,7 +172,7 @@ def load_run(path: Path) -> RunFolder:
     run.videos = [
         (folder, index)
         for folder in _folders(path / "videos")
-        if (index := _part(run, folder / "index.jsonl", read_jsonl, list))
+        if (index := _part(run, folder / "index.jsonl", read_json_lines, list))
     ]
     return run
 
@@ -226,7 +227,7 @@ def _episode(record: Record) -> EpisodeResult:
 
 def read_episodes(path: Path) -> list[EpisodeResult]:
     """The episodes of a `results.jsonl`. UserError if one scene occurs twice: it would be counted twice."""
-    episodes = [_episode(record) for record in read_jsonl(path)]
+    episodes = [_episode(record) for record in read_json_lines(path)]
     if len({e.key for e in episodes}) < len(episodes):
         raise UserError(f"{path} holds the same (task, variant, seed) more than once")
     return episodes
@@ -245,7 +246,7 @@ def _pair_sets(run: RunFolder) -> list[PairSet]:
     found = []
     hashes = {stage["name"]: stage.get("hash") for stage in run.stages}
     for node, method, round_, path in _in_stage_order(run, "pairs"):
-        index = _part(run, path / "index.jsonl", read_jsonl, list) or []
+        index = _part(run, path / "index.jsonl", read_json_lines, list) or []
         counts = _part(run, path / "collection.json", _read_json, dict) or {}
         if index or counts:
             found.append(PairSet(node, method, round_, path, index, counts, hashes.get(node)))

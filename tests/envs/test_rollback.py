@@ -97,9 +97,9 @@ def test_segments_replay_from_their_first_pose():
 
 def test_a_stuck_policy_is_stopped_after_the_patience():
     _, result = collect(stuck)
-    assert [pair.trigger for pair in result.pairs] == ["no_progress"] * len(result.pairs)
+    assert [pair.trigger for pair in result.pairs] == ["no_progress"]
     assert result.pairs[0].trigger_step == CONFIG.patience
-    assert result.counts["interventions"] == len(result.pairs) <= CONFIG.max_interventions
+    assert result.counts["interventions"] == 1
 
 
 def test_an_uncorrectable_failure_is_dropped_and_counted():

@@ -108,7 +108,9 @@ def descendants(pid: int, title: bytes) -> list[int]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    run = Run(tmp_path_factory.mktemp("unbroken"), "tiny.yaml", "--run-dir", "run")
+    """With another number of workers than the broken runs, so these comparisons also show that it changes nothing."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    run = Run(folder, "tiny.yaml", "--run-dir", "run", "workers.simulation=1")
     run.finish()
     return run
 

@@ -9,7 +9,7 @@ from rl_lab.config import RunConfig, load_config
 from rl_lab.errors import UserError
 from rl_lab.executor import Executor, StageError
 from rl_lab.graph import expand, stage_hashes
-from rl_lab.reports.metrics import read_jsonl
+from rl_lab.json_lines import read_json_lines
 from rl_lab.run_folder import RunFolder
 from rl_lab.stage_context import StageContext
 from rl_lab.store import Store
@@ -113,7 +113,7 @@ def test_a_second_run_reuses_everything_and_copies_the_metrics(tmp_path, config)
     second = run(config, again, tmp_path / "b")
     assert again.ran == []
     assert all(row["reused"] for row in second.read_stages()[1] if row["kind"] != "report")
-    lines = [sorted(map(json.dumps, read_jsonl(folder.metrics_path))) for folder in (first, second)]
+    lines = [sorted(map(json.dumps, read_json_lines(folder.metrics_path))) for folder in (first, second)]
     assert lines[0] == lines[1]
 
 
@@ -124,7 +124,7 @@ def test_another_method_reuses_demos_sft_and_the_first_collection_under_its_own_
     assert sorted(stages.ran) == [
         *("dagger.1.evaluate", "dagger.1.optimise", "dagger.2.collect", "dagger.2.evaluate", "dagger.2.optimise")
     ]
-    collected = [line for line in read_jsonl(folder.metrics_path) if line["node"] == "dagger.1.collect"]
+    collected = [line for line in read_json_lines(folder.metrics_path) if line["node"] == "dagger.1.collect"]
     assert [line["method"] for line in collected] == ["dagger"] * 3
 
 
@@ -154,7 +154,7 @@ def test_a_failing_stage_stops_the_run_and_the_next_one_continues_it(tmp_path, c
     resumed.run()
     assert not finished & set(stages.ran)
     both = [folder, unbroken]
-    lines = [sorted((line["node"], line["step"]) for line in read_jsonl(f.metrics_path)) for f in both]
+    lines = [sorted((line["node"], line["step"]) for line in read_json_lines(f.metrics_path)) for f in both]
     assert lines[0] == lines[1]
     results = [(f.path / "episodes" / "rpro.2.evaluate" / "result").read_text() for f in both]
     assert results[0] == results[1]
@@ -181,7 +181,11 @@ def test_a_stage_without_resume_from_starts_its_metrics_again(tmp_path, config):
                 again.run()
         else:
             again.run()
-    assert [(line["step"], line["attempt"]) for line in read_jsonl(folder.metrics_path)] == [(0, 2), (1, 2), (2, 2)]
+    assert [(line["step"], line["attempt"]) for line in read_json_lines(folder.metrics_path)] == [
+        (0, 2),
+        (1, 2),
+        (2, 2),
+    ]
 
 
 def test_other_code_runs_finished_stages_again_and_says_which(tmp_path, config):
@@ -244,7 +248,7 @@ def test_numbers_that_are_not_finite_become_null_in_the_metrics(tmp_path):
     logging = executor(config, FakeStages(), folder, tmp_path / "store")
     logging.stages = {"demos": lambda c: c.log(1, loss=float("nan"), alarm="x"), "report": lambda c: None}
     logging.run()
-    (line,) = read_jsonl(folder.metrics_path)
+    (line,) = read_json_lines(folder.metrics_path)
     assert (line["node"], line["step"], line["loss"], line["alarm"]) == ("demos", 1, None, "x")
 
 

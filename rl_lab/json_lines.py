@@ -1,0 +1,66 @@
+"""Files with one JSON object a line: written whole, or appended to by a process that may be killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rl_lab.errors import UserError
+from rl_lab.files import write_whole
+
+Record = dict[str, Any]
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """Values may be numpy or torch scalars."""
+    return json.dumps(dict(record), default=float) + "\n"
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write all records, whole or not at all."""
+    write_whole(path, "".join(map(_line, records)))
+
+
+def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record. A tail torn by a kill is cut off first."""
+    with open(path, "ab+") as file:
+        file.truncate(_end_of_last_line(file))
+        file.write(_line(record).encode())
+
+
+def _end_of_last_line(file: IO[bytes], block: int = 4096) -> int:
+    """Offset just behind the last newline of an open binary file, 0 without one."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def read_json_lines(path: Path, *, missing_ok: bool = False) -> list[Record]:
+    """All objects of a file; a torn last line is ignored. With `missing_ok` an absent file has none.
+
+    UserError for any other line that is no JSON object: it would silently change what is made of the file.
+    """
+    if missing_ok and not path.exists():
+        return []
+    *lines, _unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number} is not a JSON object; mend or delete that line")
+        records.append(record)
+    return records
