@@ -1,0 +1,148 @@
+"""Pictures to patches: the size rule, resize and patch order of the Qwen2-VL processor, with PIL and numpy alone.
+
+Letters: H, W pixels of a picture, p patch side, h, w sides of its patch grid, n = h * w patches.
+
+A picture is resized to whole cells of 2 x 2 patches with an area between two bounds, its aspect kept as well as that
+allows, scaled to [-1, 1] and cut into patches. A video is a sequence of frames, each a picture of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+from transformers.image_processing_base import ImageProcessingMixin
+
+from rl_lab.model.config import MERGE
+
+IMAGE_CONFIG = "preprocessor_config.json"
+MAX_ASPECT = 200
+"""Longest side over shortest; the Qwen2-VL processor refuses more."""
+
+Grid = tuple[int, int, int]
+"""Frames, rows and columns of patches."""
+Picture = Image.Image | np.ndarray
+
+
+def _bounds(stated: dict[str, Any]) -> dict[str, int]:
+    """`min_pixels` and `max_pixels` of a preprocessor config, which may keep them under `size` instead."""
+    size = stated.get("size") or {}
+    found = {
+        "min_pixels": stated.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels"),
+        "max_pixels": stated.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels"),
+    }
+    return {name: int(value) for name, value in found.items() if value}
+
+
+def to_rgb(picture: Picture) -> Image.Image:
+    """A PIL picture or an array uint8 [H, W, 3] as an RGB picture; ValueError for any other array."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+        raise ValueError(f"image is {picture.dtype} {list(picture.shape)}; give a PIL image or uint8 [H, W, 3]")
+    return Image.fromarray(picture)
+
+
+class ImageProcessor(ImageProcessingMixin):
+    """One picture to patches and their grid. Reads and writes `preprocessor_config.json`, of a folder or a hub id."""
+
+    def __init__(
+        self,
+        patch_size: int = 16,
+        merge_size: int = MERGE,
+        min_pixels: int = 512 * 512,
+        max_pixels: int = 2048 * 2048,
+    ) -> None:
+        """Side of a patch in pixels; patches per side of a cell, which becomes one token; bounds of the area of a
+        resized picture. ValueError if no cell fits the bounds."""
+        super().__init__()
+        self.patch_size, self.merge_size = patch_size, merge_size
+        self.min_pixels, self.max_pixels = min_pixels, max_pixels
+        if not max(self.cell**2, min_pixels) <= max_pixels:
+            raise ValueError(
+                f"min_pixels {min_pixels} and max_pixels {max_pixels} leave no picture size; use "
+                f"min_pixels <= max_pixels and at least {self.cell**2}, one cell of {self.cell} x {self.cell}"
+            )
+
+    @property
+    def cell(self) -> int:
+        """Side of the pixels of one token."""
+        return self.merge_size * self.patch_size
+
+    def target_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width a picture is resized to: multiples of `cell`, area within the bounds."""
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise ValueError(f"image of {height} x {width} pixels is too narrow; keep the sides within 1:{MAX_ASPECT}")
+        rounded = [round(side / self.cell) * self.cell for side in (height, width)]
+        area = rounded[0] * rounded[1]
+        if area > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            rounded = [max(1, math.floor(side / shrink / self.cell)) * self.cell for side in (height, width)]
+        elif area < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            rounded = [math.ceil(side * grow / self.cell) * self.cell for side in (height, width)]
+        # A picture far below one cell rounds to no cell at all when the lower bound is 0.
+        return max(rounded[0], self.cell), max(rounded[1], self.cell)
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Patch grid of a picture of this size in pixels."""
+        target = self.target_size(height, width)
+        return 1, target[0] // self.patch_size, target[1] // self.patch_size
+
+    def num_tokens(self, grid: Grid) -> int:
+        """Vision tokens of a grid, all frames."""
+        return math.prod(grid) // self.merge_size**2
+
+    def patches(self, pixels: np.ndarray) -> np.ndarray:
+        """Scaled pixels [H, W, 3] to [n, 3 * p * p] in merge order, features (channel, row, column)."""
+        p, m = self.patch_size, self.merge_size
+        height, width, channels = pixels.shape
+        cut = pixels.reshape(height // self.cell, m, p, width // self.cell, m, p, channels)
+        return np.ascontiguousarray(cut.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(-1, channels * p * p)
+
+    def __call__(self, picture: Picture) -> tuple[np.ndarray, Grid]:
+        """Patches float32 [n, 3 * p * p] of one picture, in [-1, 1] and merge order, and their grid (1, h, w)."""
+        image = to_rgb(picture)
+        height, width = self.target_size(image.height, image.width)
+        if (image.height, image.width) != (height, width):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        scaled = np.asarray(image, np.float32) / np.float32(127.5) - np.float32(1)
+        return self.patches(scaled), (1, height // self.patch_size, width // self.patch_size)
+
+    def video(self, frames: Sequence[Picture]) -> tuple[np.ndarray, Grid]:
+        """Patches of all frames, one after the other, and the grid (frames, h, w).
+
+        ValueError for no frames or frames of different size.
+        """
+        done = [self(frame) for frame in frames]
+        if not done or len({grid for _, grid in done}) != 1:
+            raise ValueError(f"video has frames of {len({g for _, g in done})} sizes; give frames of one size")
+        _, height, width = done[0][1]
+        return np.concatenate([patches for patches, _ in done]), (len(done), height, width)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Read the fields of a preprocessor config; ValueError for another mean, std or temporal patch than ours."""
+        stated = image_processor_dict | kwargs
+        for name, expected in (("image_mean", 0.5), ("image_std", 0.5), ("temporal_patch_size", 1)):
+            values = stated.get(name) or expected
+            if any(value != expected for value in (values if isinstance(values, list) else [values])):
+                raise ValueError(f"{name} is {values} in {IMAGE_CONFIG}; the model was made for {expected}")
+        sizes = {name: int(stated[name]) for name in ("patch_size", "merge_size") if stated.get(name)}
+        return cls(**sizes, **_bounds(stated))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, under the names and the type of the Qwen2-VL processor: it reads them and does the same."""
+        return {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+            "temporal_patch_size": 1,
+            "patch_size": self.patch_size,
+            "merge_size": self.merge_size,
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+        }
