@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rl_lab.config.schema import RunConfig
+from rl_lab.config.schema import OptimiserConfig, RunConfig
 from rl_lab.graph import Node
 from rl_lab.store import Store
 
-SECONDS_PER_UNIT = {
-    "demos": 0.6,  # an expert episode with a frame at every step
-    "sft": 0.15,  # an optimiser step, batch 32, everything trainable
-    "collect": 0.8,  # a pair: about two policy episodes with expert corrections
-    "optimise": 0.06,  # an optimiser step, batch 64, expert only
-    "evaluate": 0.5,  # a policy episode
-    "report": 20.0,
-}
-"""Rough wall time with the nano preset on two CPU cores and two simulation workers, stages one after another."""
+CORES = 2
+"""The estimate is for a machine with so many."""
+SECONDS_PER_UNIT = {"demos": 0.25, "collect": 1.0, "evaluate": 0.2, "report": 15.0}
+"""An expert episode, a preference pair, a policy episode, the page."""
+SECONDS_PER_ROW = {"sft": 0.005, "optimise": 0.0065}
+"""A row of a batch through one training step, everything trainable; measured, like the above, with the nano preset in
+the main experiment, where a second stage runs beside most."""
 SECONDS_PER_STAGE = 5.0
 """Processes that start, weights that are loaded."""
-
+EXPERT_ONLY = 0.15
+"""Times that, when the prefix is computed once for all steps."""
 PRESET_FACTOR = {"nano": 1, "small": 6, "mini": 25, "mot-2b": 1000}
 """Times the seconds of steps with a policy, by parameter count; only nano was measured."""
 
@@ -37,24 +36,40 @@ def units(node: Node, config: RunConfig) -> tuple[int, str]:
     }[node.kind]
 
 
+def _seconds_per_unit(node: Node, config: RunConfig) -> float:
+    training: dict[str, OptimiserConfig] = {"sft": config.sft, "optimise": config.optimise}
+    if node.kind not in training:
+        return SECONDS_PER_UNIT[node.kind]
+    share = EXPERT_ONLY if node.kind == "optimise" and config.optimise.train == ("expert",) else 1.0
+    return share * training[node.kind].batch_size * SECONDS_PER_ROW[node.kind]
+
+
 def seconds(node: Node, config: RunConfig) -> float:
     """Rough wall time of a stage."""
     factor = PRESET_FACTOR[config.model.preset] if node.kind not in ("demos", "report") else 1
-    return SECONDS_PER_STAGE + units(node, config)[0] * SECONDS_PER_UNIT[node.kind] * factor
+    return SECONDS_PER_STAGE + units(node, config)[0] * _seconds_per_unit(node, config) * factor
+
+
+def wall_seconds(nodes: Sequence[Node], costs: Mapping[str, float]) -> float:
+    """Of the whole graph: its longest path, or all its work shared by the cores."""
+    finish: dict[str, float] = {}
+    for node in nodes:
+        finish[node.name] = costs[node.name] + max((finish[name] for name in node.inputs.values()), default=0.0)
+    return max(max(finish.values()), sum(costs.values()) / CORES)
 
 
 def plan_table(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, str], store: Store) -> str:
-    """One row a stage: name, hash, work, rough minutes, and whether a stored result is reused; then the sum."""
-    rows, total, seen = [], 0.0, set()
+    """One row a stage: name, hash, work, rough minutes, and whether a stored result is reused; then the wall time."""
+    rows, costs, seen = [], {}, set()
     for node in nodes:
         digest = hashes.get(node.name, "")
         reused = bool(digest) and (digest in seen or store.has(digest))
         seen.add(digest)
-        cost = 0.0 if reused else seconds(node, config)
-        total += cost
+        costs[node.name] = cost = 0.0 if reused else seconds(node, config)
         amount = " ".join(map(str, units(node, config)))
         rows.append(
             f"  {node.name:28} {digest[:12]:12}  {amount:>14}  {cost / 60:7.1f} min{'  reused' if reused else ''}"
         )
+    total = wall_seconds(nodes, costs) / 60
     note = "" if config.model.preset == "nano" else "; only nano was measured"
-    return "\n".join([*rows, f"  about {total / 60:.0f} minutes on two CPU cores, if nothing else runs{note}"])
+    return "\n".join([*rows, f"  about {total:.0f} min on two CPU cores, if nothing else runs{note}"])

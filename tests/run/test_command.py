@@ -66,7 +66,7 @@ def test_a_dry_run_of_every_experiment_prints_config_plan_and_cost_and_writes_no
     text = capsys.readouterr().out
     assert f"name: {path.stem}" in text
     assert re.search(r"sft +[0-9a-f]{12} +\d+ steps +[\d.]+ min", text)
-    assert "minutes on two CPU cores" in text
+    assert "min on two CPU cores" in text
     assert written(home) == []
 
 
