@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from algos.batch import TensorRecord
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.flow import time_embedding
-from rl_lab.model.mot import LanguageModel, LayerCache, Tower, attention_bias, rotary
-from rl_lab.model.vision import Visual
+from rl_lab.model.mot import LayerCache, Tower, attention_bias, rotary
+from rl_lab.model.vlm import VisionLanguageModel
 
 
 @dataclass
@@ -41,21 +41,12 @@ class Prefix(TensorRecord):
         return len(self.state)
 
 
-class VisionLanguageModel(nn.Module):
-    """Vision tower with merger, and language tower."""
-
-    def __init__(self, config: HyVLAConfig) -> None:
-        super().__init__()
-        self.visual = Visual(config.vision_sizes)
-        self.language_model = LanguageModel(config.vlm_sizes)
-
-
 class DualTower(nn.Module):
     """Both towers under their released names."""
 
     def __init__(self, config: HyVLAConfig) -> None:
         super().__init__()
-        self.vlm = nn.ModuleDict({"model": VisionLanguageModel(config)})
+        self.vlm = nn.ModuleDict({"model": VisionLanguageModel(config.vlm_sizes, config.vision_sizes)})
         self.expert = nn.ModuleDict({"model": Tower(config.expert_sizes, embeds_tokens=False)})
 
 

@@ -9,51 +9,15 @@ it does not know.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from transformers import PretrainedConfig
 
+from rl_lab.model.sizes import MERGE, TowerSizes, VisionSizes, tower_sizes
+
 ENCODED_DIM = 20
 """Used numbers of a state or an action: per arm xyz, rot6d, gripper."""
-MERGE = 2
-"""The merger turns MERGE x MERGE patches into one token."""
-
-
-@dataclass(frozen=True)
-class TowerSizes:
-    """One decoder tower."""
-
-    hidden: int
-    intermediate: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab: int
-    eps: float
-    rope_theta: float
-    rope_alpha: float
-    init_std: float
-
-    @property
-    def rope_base(self) -> float:
-        """Base of the rotary frequencies, theta * alpha^(d / (d - 2)) (static NTK scaling, used at every length)."""
-        return self.rope_theta * self.rope_alpha ** (self.head_dim / (self.head_dim - 2))
-
-
-@dataclass(frozen=True)
-class VisionSizes:
-    """The vision tower; its merger writes tokens of width `output`."""
-
-    width: int
-    depth: int
-    num_heads: int
-    mlp: int
-    patch_size: int
-    position_grid: int
-    output: int
-    init_std: float
 
 
 def _released_cameras() -> dict[str, Any]:
@@ -178,22 +142,7 @@ class HyVLAConfig(PretrainedConfig):
         """Sizes of the language tower, from a nested (`text_config`) or flat language-model config."""
         if self.vlm_config_dict is None:
             raise ValueError("config has no vlm_config_dict: the sizes of the language tower are unknown; add it")
-        text = self.vlm_config_dict.get("text_config") or self.vlm_config_dict
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        hidden, heads = text["hidden_size"], text["num_attention_heads"]
-        return TowerSizes(
-            hidden=hidden,
-            intermediate=text["intermediate_size"],
-            num_layers=text["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=text["num_key_value_heads"],
-            head_dim=text.get("head_dim") or text.get("attention_head_dim") or hidden // heads,
-            vocab=text["vocab_size"],
-            eps=text.get("rms_norm_eps", 1e-5),
-            rope_theta=rope.get("rope_theta") or text.get("rope_theta", 10000.0),
-            rope_alpha=rope.get("alpha") or 1.0,
-            init_std=text.get("initializer_range", 0.02),
-        )
+        return tower_sizes(self.vlm_config_dict.get("text_config") or self.vlm_config_dict)
 
     @property
     def expert_sizes(self) -> TowerSizes:

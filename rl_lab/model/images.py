@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_base import ImageProcessingMixin
 
-from rl_lab.model.config import MERGE
+from rl_lab.model.sizes import MERGE
 
 IMAGE_CONFIG = "preprocessor_config.json"
 MAX_ASPECT = 200

@@ -1,0 +1,65 @@
+"""Sizes of the towers, read from the language-model section of either config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MERGE = 2
+"""The merger turns MERGE x MERGE patches into one token."""
+
+
+@dataclass(frozen=True)
+class TowerSizes:
+    """One decoder tower."""
+
+    hidden: int
+    intermediate: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab: int
+    eps: float
+    rope_theta: float
+    rope_alpha: float
+    init_std: float
+
+    @property
+    def rope_base(self) -> float:
+        """Base of the rotary frequencies, theta * alpha^(d / (d - 2)) (static NTK scaling, used at every length)."""
+        return self.rope_theta * self.rope_alpha ** (self.head_dim / (self.head_dim - 2))
+
+
+@dataclass(frozen=True)
+class VisionSizes:
+    """The vision tower; its merger writes tokens of width `output`."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp: int
+    patch_size: int
+    position_grid: int
+    output: int
+    init_std: float
+
+
+def tower_sizes(text: Mapping[str, Any]) -> TowerSizes:
+    """Sizes of the language tower from the fields of its config, with the rope scaling under either spelling."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    hidden, heads = text["hidden_size"], text["num_attention_heads"]
+    return TowerSizes(
+        hidden=hidden,
+        intermediate=text["intermediate_size"],
+        num_layers=text["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=text["num_key_value_heads"],
+        head_dim=text.get("head_dim") or text.get("attention_head_dim") or hidden // heads,
+        vocab=text["vocab_size"],
+        eps=text.get("rms_norm_eps", 1e-5),
+        rope_theta=rope.get("rope_theta") or text.get("rope_theta", 10000.0),
+        rope_alpha=rope.get("alpha") or 1.0,
+        init_std=text.get("initializer_range", 0.02),
+    )
