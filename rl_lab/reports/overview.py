@@ -41,7 +41,7 @@ def header(run: RunFolder, summary: Row) -> Markup:
         f"method {label(summary['method'])}" if summary["method"] else "",
         f"training seed {run.seed}",
         f"commit {str(commit)[:12]}" if commit else "",
-        f"stages computed in {duration(summary['computed_seconds'])}",
+        f"stages add up to {duration(summary['computed_seconds'])}",
     ]
     count = summary["alarms"]
     alarm = tag("a", f"{count} alarm{'s' * (count > 1)} raised", href="#alarms", css="alarm") if count else ""

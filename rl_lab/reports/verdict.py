@@ -44,7 +44,7 @@ def _gain_sentence(row: Row, over: str) -> str:
 
 def _speed_sentence(row: Row) -> str:
     steps = row["steps_where_both_succeed"]
-    span = f"95 % interval {steps['low']:+.0f} to {steps['high']:+.0f}"
+    span = f"95 % interval {steps['low']:+.1f} to {steps['high']:+.1f}"
     return f"On the {steps['n']} episodes that both solve, control steps change by {steps['value']:+.1f} ({span})."
 
 
