@@ -52,6 +52,12 @@ class HyVLAConfig(PretrainedConfig):
     train_expert_only: bool = False
     train_state_proj: bool = True
     vlm_config_dict: dict[str, Any] | None = None
+    use_video_encoder: bool = False
+    """Read the K frames of images [.., K, 3, S, S] (memory encoder); False: only the last of them."""
+    spacetime_layer_stride: int = 4
+    """Every so many vision blocks the frames meet."""
+    past_drop_layer: int | None = None
+    """Vision block that only the current frame enters; null: the past frames run to the end."""
     visual_segment_isolation: bool = False
     """True: an image's tokens see their own image only; False: only patch-patch entries are bidirectional."""
 
@@ -92,6 +98,10 @@ class HyVLAConfig(PretrainedConfig):
                 tower.num_heads % tower.num_kv_heads != 0
             ),
             f"head_dim {tower.head_dim} must be even and above 2": tower.head_dim % 2 != 0 or tower.head_dim <= 2,
+            f"spacetime_layer_stride is {self.spacetime_layer_stride}; use 1 or more": self.spacetime_layer_stride < 1,
+            f"past_drop_layer is {self.past_drop_layer}; use null or a block in 0..{vision.depth}": (
+                self.past_drop_layer is not None and not 0 <= self.past_drop_layer <= vision.depth
+            ),
             f"proj_width {self.proj_width} must be even (sine and cosine halves)": self.proj_width % 2 != 0,
             f"image size {width}x{height} must be square and a multiple of {cell} (2 patches)": (
                 width != height or width % cell != 0

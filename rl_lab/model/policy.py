@@ -32,6 +32,7 @@ from rl_lab.model.masks import (
     prefix_positions,
     prefix_valid,
 )
+from rl_lab.model.memory import History
 from rl_lab.model.mot import attention_bias, run_prefix
 from rl_lab.model.vision import VisionTower, scale_pixels
 
@@ -143,19 +144,27 @@ class HyVLAPolicy(PreTrainedModel):
         return prefix_layout(self.config.num_cameras, self.config.token_grid, num_language, self.device)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Tokens [B, V * g * g, D] of images [B, <= V, 3, S, S], uint8 or in [0, 1]; absent cameras are black."""
-        batch, present = images.shape[:2]
+        """Tokens [B, V * g * g, D] of images [B, <= V, 3, S, S] or [B, <= V, K, 3, S, S] with the current frame last.
+
+        uint8 or in [0, 1]. Absent cameras are black. Without the memory encoder only the current frame is read.
+        """
+        present, size = images.shape[1], self.config.image_size
         absent = self.config.num_cameras - present
-        size = self.config.image_size
-        if not 0 <= absent <= self.config.empty_cameras or images.shape[2:] != (3, size, size):
+        fits = images.ndim in (5, 6) and images.shape[-3:] == (3, size, size)
+        if not fits or not 0 <= absent <= self.config.empty_cameras:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; expected [B, {self.config.num_cameras}, 3, {size}, {size}] "
+                f"or [B, {self.config.num_cameras}, K, 3, {size}, {size}] "
                 f"with at most {self.config.empty_cameras} trailing cameras absent"
             )
-        pixels = scale_pixels(images.flatten(0, 1), self.dtype).unflatten(0, (batch, present))
+        frames = images if images.ndim == 6 else images[:, :, None]
+        if not self.config.use_video_encoder:
+            frames = frames[:, :, -1:]
+        pixels = scale_pixels(frames, self.dtype)
         if absent:
-            pixels = F.pad(pixels, (0, 0) * 3 + (0, absent), value=-1.0)
-        return self.model.vlm.visual(pixels.flatten(0, 1)).unflatten(0, (batch, -1)).flatten(1, 2)
+            pixels = F.pad(pixels, (0, 0) * 4 + (0, absent), value=-1.0)
+        history = History(pixels.shape[2], self.config.spacetime_layer_stride, self.config.past_drop_layer)
+        return self.model.vlm.visual(pixels.flatten(0, 2), history).unflatten(0, (len(images), -1)).flatten(1, 2)
 
     def embed_text(self, layout: PrefixLayout, tokens: Tensor) -> Tensor:
         """Embeddings [B, Pt, D] of the prefix tokens with text weights, in stored order; `tokens` is [B, T]."""

@@ -11,7 +11,7 @@ every product runs over all of it, and attention once per size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rl_lab.model.config import MERGE, VisionSizes
+from rl_lab.model.memory import NO_HISTORY, History, add_time, time_embedding, values_over_time
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ def split_runs(x: Tensor, runs: Sequence[Run]) -> list[Tensor]:
 def pack_runs(parts: Sequence[Tensor]) -> Tensor:
     """Inverse of `split_runs`; a single run is not copied."""
     return parts[0].flatten(0, 1) if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])
+
+
+def keep_current(x: Tensor, runs: Sequence[Run], frames: int) -> tuple[Tensor, Sequence[Run]]:
+    """The last image of every `frames` consecutive ones, packed [N / K, W], and their runs."""
+    if frames == 1:
+        return x, runs
+    current = [part[frames - 1 :: frames] for part in split_runs(x, runs)]
+    return pack_runs(current), [replace(run, count=run.count // frames) for run in runs]
 
 
 def merge_order(grid: Tensor) -> Tensor:
@@ -95,14 +104,16 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(sizes.width, 3 * sizes.width)
         self.proj = nn.Linear(sizes.width, sizes.width)
 
-    def forward(self, x: Tensor, runs: Sequence[Run]) -> Tensor:
-        """[N, W] -> [N, W]."""
-        attended = [self._attend(part) for part in split_runs(self.qkv(x), runs)]
+    def forward(self, x: Tensor, runs: Sequence[Run], frames: int = 1) -> Tensor:
+        """[N, W] -> [N, W]; with `frames` above 1 the values are first mixed over the frames of each group."""
+        attended = [self._attend(part, frames) for part in split_runs(self.qkv(x), runs)]
         return self.proj(pack_runs(attended))
 
-    def _attend(self, qkv: Tensor) -> Tensor:
+    def _attend(self, qkv: Tensor, frames: int) -> Tensor:
         """[M, n, 3 W] -> [M, n, W]."""
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if frames > 1:
+            v = values_over_time(q, k, v, frames)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -129,9 +140,13 @@ class VisionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(sizes.width, eps=1e-6)
         self.mlp = VisionMLP(sizes)
 
-    def forward(self, x: Tensor, runs: Sequence[Run]) -> Tensor:
-        """[N, W] -> [N, W]."""
-        x = x + self.attn(self.norm1(x), runs)
+    def forward(self, x: Tensor, runs: Sequence[Run], time: Tensor | None = None) -> Tensor:
+        """[N, W] -> [N, W]; a space-time block if the embedding of the frames' times, [K, W], is given."""
+        if time is None:
+            x = x + self.attn(self.norm1(x), runs)
+        else:
+            timed = pack_runs([add_time(part, time) for part in split_runs(x, runs)])
+            x = x + self.attn(self.norm1(timed), runs, len(time))
         return x + self.mlp(self.norm2(x))
 
 
@@ -159,10 +174,19 @@ class VisionTower(nn.Module):
         parts = split_runs(self.patch_embed(patches), runs)
         return pack_runs([part + self.positions(run.height, run.width) for part, run in zip(parts, runs, strict=True)])
 
-    def forward(self, patches: Tensor, runs: Sequence[Run]) -> Tensor:
-        """Patches [N, 3 * p * p] of images in [-1, 1], in merge order, to features [N, W] in merge order."""
+    def forward(self, patches: Tensor, runs: Sequence[Run], history: History = NO_HISTORY) -> Tensor:
+        """Patches [N, 3 * p * p] of images in [-1, 1], in merge order, to features [N, W] in merge order.
+
+        With a history of K frames every K consecutive images are one group, whose last image alone has features:
+        [N / K, W].
+        """
         x = self.embed(patches, runs)
-        for block in self.blocks:
+        blocks, cut = list(self.blocks), history.cut(len(self.blocks))
+        time = time_embedding(history.frames, self.sizes.width, x.device) if history.frames > 1 else None
+        for index, block in enumerate(blocks[:cut]):
+            x = block(x, runs, time if history.is_spacetime(index) else None)
+        x, runs = keep_current(x, runs, history.frames)
+        for block in blocks[cut:]:
             x = block(x, runs)
         return x
 
@@ -207,12 +231,13 @@ class Visual(nn.Module):
         self.vision_tower = VisionTower(sizes)
         self.merger = Merger(sizes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [M, 3, S, S] in [-1, 1] -> tokens [M, n / 4, D], row-major."""
+    def forward(self, images: Tensor, history: History = NO_HISTORY) -> Tensor:
+        """Images [M, 3, S, S] in [-1, 1] -> tokens [M / K, n / 4, D], row-major; K consecutive images are a history."""
         patch_size = self.vision_tower.sizes.patch_size
         run = Run(len(images), images.shape[-2] // patch_size, images.shape[-1] // patch_size)
         patches = patchify(images, patch_size).flatten(0, 1)
-        return self.merger(self.vision_tower(patches, [run])).unflatten(0, (len(images), -1))
+        features = self.vision_tower(patches, [run], history)
+        return self.merger(features).unflatten(0, (len(images) // history.frames, -1))
 
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         """Tokens [N / 4, D] of images of any sizes, in the order of the images, each row-major.

@@ -23,6 +23,9 @@ from rl_lab.model.processor import PolicyProcessor, resize_with_padding
 
 FOLDER = Path(os.environ.get("MOT_GOLDEN") or Path(__file__).parents[1] / "golden" / "mot")
 SINGLE_FRAME = ("policy_k1_patchmask", "policy_k1_isolation", "policy_k1_missing_camera")
+HISTORY = ("policy_k6_isolation", "policy_k6_patchmask")
+FULL = ("policy_k1_patchmask", "policy_k6_isolation")
+"""Cases that record every intermediate tensor, and the gradients."""
 HIDDEN: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 ACTIONS: dict[str, Any] = {"atol": 2e-5, "rtol": 0.0}
 LOSS: dict[str, Any] = {"atol": 0.0, "rtol": 1e-5}
@@ -32,7 +35,10 @@ LOSS: dict[str, Any] = {"atol": 0.0, "rtol": 1e-5}
 class Case:
     """One policy case: the model with the case's switches, its inputs as a batch, and the expected tensors."""
 
+    name: str
     policy: HyVLAPolicy
+    overrides: dict[str, Any]
+    """The case's switches of the policy's config."""
     batch: ObservationBatch
     tensors: dict[str, Tensor]
     task: list[str]
@@ -49,7 +55,7 @@ def golden_path(name: str) -> Path:
     return path
 
 
-def load_policy(**overrides: object) -> HyVLAPolicy:
+def load_policy(**overrides: Any) -> HyVLAPolicy:
     """The golden policy in float32 with config fields replaced."""
     policy = HyVLAPolicy.from_pretrained(golden_path("policy"), dtype=torch.float32)
     for name, value in overrides.items():
@@ -62,19 +68,27 @@ def load_processor() -> PolicyProcessor:
     return PolicyProcessor.from_pretrained(golden_path("policy"))
 
 
+def fit(images: Tensor, size: int) -> Tensor:
+    """uint8 images [..., 3, H, W] in the policy's square, in [0, 1]."""
+    fitted = resize_with_padding(images.flatten(0, -4).float() / 255, size, size)
+    return fitted.unflatten(0, images.shape[:-3])
+
+
 @cache
 def load_case(name: str) -> Case:
     """A policy case, read once; gradients are off because the model is shared."""
     tensors = load_file(golden_path(f"{name}.safetensors"))
     about = json.loads(golden_path(f"{name}.json").read_text())
-    policy = load_policy(**about["config_overrides"]).requires_grad_(False)
+    overrides = about["config_overrides"]
+    policy = load_policy(**overrides).requires_grad_(False)
     processor = load_processor()
     cameras = [key.removeprefix("observation.images.") for key in policy.config.image_features]
     present = [tensors[f"in.image_uint8.{camera}"] for camera in cameras if f"in.image_uint8.{camera}" in tensors]
     size = policy.config.image_size
-    images = torch.stack([resize_with_padding(image.float() / 255, size, size) for image in present], dim=1)
+    images = torch.stack([fit(image, size) for image in present], dim=1)
     tokens, mask = processor.tokenize(about["task"])
-    return Case(policy, ObservationBatch(images, tensors["in.state"], tokens, mask), tensors, about["task"])
+    batch = ObservationBatch(images, tensors["in.state"], tokens, mask)
+    return Case(name, policy, overrides, batch, tensors, about["task"])
 
 
 def load_transforms() -> dict[str, np.ndarray]:
