@@ -45,7 +45,7 @@ def complaint(path: Path, *overrides: str) -> str:
         ("buffers.mix_first=[0.5, 0.6]", ("buffers.mix_first", "sum to 1.1")),
         ("sft.warmup=10", ("warmup is 10", "steps is 10")),
         ("collect.rollback_steps=[9, 8]", ("[9, 8]", "smaller number first")),
-        ("collect.pairs=5000", ("5000", "1200")),
+        ("collect.pairs=5000", ("5000", "max_episodes is 400")),
         ("controls=[rpro]", ("name each once",)),
         ("method=rpr", ("rpr", "rpro")),
         ("objectives={rpr: {}}", ("rpr", "rpro")),
