@@ -136,6 +136,28 @@ def decode_pose(encoded: np.ndarray) -> np.ndarray:
     return ee.reshape(*ee.shape[:-2], 2 * ARM_EE_DIM)
 
 
+def decode_absolute(encoded: np.ndarray) -> np.ndarray:
+    """Poses of an absolute action head, whose two rows need not be orthogonal: [..., 20] -> [..., 16].
+
+    As released: the rows as they are, the cross product of the unit rows below them, and the rotation nearest to that.
+    """
+    arms = split_arms(np.asarray(encoded, dtype=np.float64))
+    rows = arms[..., 3:9].reshape(*arms.shape[:-1], 2, 3)
+    unit = normalize(rows)
+    third = normalize(np.cross(unit[..., 0, :], unit[..., 1, :]))
+    quat = matrix_to_quat(nearest_rotation(np.concatenate([rows, third[..., None, :]], axis=-2)))
+    ee = np.concatenate([arms[..., :3], quat, arms[..., 9:10]], axis=-1)
+    return ee.reshape(*ee.shape[:-2], 2 * ARM_EE_DIM)
+
+
+def blend(ee_a: np.ndarray, ee_b: np.ndarray, fraction: float = 0.5) -> np.ndarray:
+    """Poses between a (fraction 0) and b (fraction 1), [..., 16]: positions and grippers mixed, rotations by slerp."""
+    arms_a, arms_b = (split_arms(np.asarray(ee, dtype=np.float64)) for ee in (ee_a, ee_b))
+    mixed = (1 - fraction) * arms_a + fraction * arms_b
+    mixed[..., 3:7] = slerp(arms_a[..., 3:7], arms_b[..., 3:7], fraction)
+    return mixed.reshape(*mixed.shape[:-2], 2 * ARM_EE_DIM)
+
+
 def to_relative(ee: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Encode poses relative to a start pose, T_rel = T_start^-1 T, per arm; the gripper stays absolute.
 

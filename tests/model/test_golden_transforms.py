@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from envs import se3
+from envs.umi import robotwin_from_umi, umi_from_robotwin
 from rl_lab.model.processor import ActionStats, PolicyProcessor
 from tests.model.golden import load_policy, load_processor, load_transforms
 
@@ -34,13 +35,6 @@ def canonical(poses: np.ndarray) -> np.ndarray:
 
 def assert_same_poses(actual: np.ndarray, expected_xyzw: np.ndarray, atol: float = 1e-9) -> None:
     np.testing.assert_allclose(canonical(actual), canonical(from_xyzw(expected_xyzw)), atol=atol, rtol=0)
-
-
-def absolute_rotations(encoded: np.ndarray) -> np.ndarray:
-    """The released decoding of absolute poses: raw rows and their unit cross product, then the nearest rotation."""
-    rows = se3.split_arms(encoded)[..., 3:9].reshape(*encoded.shape[:-1], 2, 2, 3)
-    third = np.cross(se3.normalize(rows[..., 0, :]), se3.normalize(rows[..., 1, :]))
-    return se3.nearest_rotation(np.concatenate([rows, se3.normalize(third)[..., None, :]], axis=-2))
 
 
 def golden_processor(arrays: Arrays) -> PolicyProcessor:
@@ -70,16 +64,25 @@ def test_relative_chunks_are_decoded_by_gram_schmidt(arrays: Arrays, relative: s
     assert_same_poses(se3.from_relative(arrays[relative], start), arrays[decoded])
 
 
-def test_absolute_poses_and_their_blend_follow_from_nearest_rotation_and_slerp(arrays: Arrays) -> None:
-    encoded = arrays["noisy_absolute_posrot6d"]
-    expected = canonical(from_xyzw(arrays["decoded_from_noisy_absolute"]))
-    quat = se3.matrix_to_quat(absolute_rotations(encoded))
-    np.testing.assert_allclose(quat, expected[..., 3:7], **TIGHT)
+def test_absolute_poses_are_decoded_to_the_nearest_rotation(arrays: Arrays) -> None:
+    decoded = se3.decode_absolute(arrays["noisy_absolute_posrot6d"])
+    assert_same_poses(decoded, arrays["decoded_from_noisy_absolute"])
 
-    relative = canonical(from_xyzw(arrays["decoded_from_noisy_relative"]))
-    blended = 0.5 * (relative + expected)
-    blended[..., 3:7] = se3.slerp(relative[..., 3:7], expected[..., 3:7], 0.5)
-    assert_same_poses(blended.reshape(len(blended), -1), arrays["blend_rel_abs"])
+
+def test_relative_and_absolute_poses_are_blended_half_and_half(arrays: Arrays) -> None:
+    relative, absolute = (arrays[f"decoded_from_noisy_{kind}"] for kind in ("relative", "absolute"))
+    assert_same_poses(se3.blend(from_xyzw(relative), from_xyzw(absolute)), arrays["blend_rel_abs"])
+
+
+def test_poses_change_between_the_frames_of_robotwin_and_umi(arrays: Arrays) -> None:
+    robotwin = from_xyzw(arrays["chunk_posquat_xyzw"])
+    umi = umi_from_robotwin(robotwin)
+    assert_same_poses(umi, arrays["umi_from_robotwin_gripper"])
+    assert_same_poses(robotwin_from_umi(umi), arrays["robotwin_from_umi_gripper"])
+    expected = se3.split_arms(arrays["umi_from_robotwin"])
+    np.testing.assert_allclose(
+        canonical(umi)[..., :7], canonical(from_xyzw(expected.reshape(-1, 16)))[..., :7], **TIGHT
+    )
 
 
 def test_states_and_chunks_are_normalised_alike(arrays: Arrays) -> None:
