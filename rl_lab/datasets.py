@@ -18,6 +18,7 @@ from algos.methods import Method
 from algos.mixing import MixedSampler
 from envs.types import PreferencePair
 from rl_lab.batching import Demonstrations, PairStates, flow_batch, pair_states
+from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.seeding import stream
@@ -189,7 +190,7 @@ def preference_data(
 
 
 @torch.no_grad()
-def encode_rows(policy: HyVLAPolicy, observation: ObservationBatch) -> Any:
+def encode_rows(policy: HyVLAPolicy | Adapted | BaseWeights, observation: ObservationBatch) -> Any:
     """Prefixes of all rows of an observation batch, computed a few at a time and kept in CPU memory."""
     parts = [
         policy.encode(observation.select(rows).to(policy.device)).to("cpu")

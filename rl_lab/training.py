@@ -19,9 +19,10 @@ from algos.objective import Objective
 from rl_lab.batching import demonstrations, fit_processor
 from rl_lab.buffers import read_episodes, read_pairs
 from rl_lab.checkpoint import CheckpointInfo, load_policy, save_policy
-from rl_lab.config.schema import ModelConfig, ObjectiveConfig, OptimiseConfig, OptimiserConfig, SFTConfig
+from rl_lab.config.schema import LoRAConfig, ModelConfig, ObjectiveConfig, OptimiseConfig, OptimiserConfig, SFTConfig
 from rl_lab.datasets import Dataset, demonstration_data, encode_rows, preference_data
 from rl_lab.learner import Learner, Optimiser
+from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
@@ -61,7 +62,7 @@ class OptimisePlan:
 class Parts:
     """What a plan turns into."""
 
-    policy: HyVLAPolicy
+    policy: HyVLAPolicy | Adapted
     processor: PolicyProcessor
     objective: Objective
     data: Dataset
@@ -80,6 +81,14 @@ def _initial_policy(model: ModelConfig, seed: int) -> tuple[HyVLAPolicy, PolicyP
     return policy, processor
 
 
+def _adapt(policy: HyVLAPolicy, lora: LoRAConfig | None, groups: tuple[str, ...], seed: int) -> HyVLAPolicy | Adapted:
+    """What is trained: the policy, or adapters on these groups of it."""
+    if lora is None:
+        return policy
+    torch.manual_seed(seed)
+    return Adapted(policy, groups, **lora.model_dump())
+
+
 def _sft_parts(plan: SFTPlan, device: str) -> Parts:
     policy, processor = _initial_policy(plan.model, plan.seed)
     policy.to(device)  # type: ignore[arg-type]
@@ -91,7 +100,8 @@ def _sft_parts(plan: SFTPlan, device: str) -> Parts:
         probe = PoseProbe(policy.config.vlm_sizes.hidden, demos.truth.shape[1]).to(device)
     objective = FlowMatching(ALL_GROUPS, settings.draws_per_sample, probe, settings.probe_weight)
     data = demonstration_data(demos, processor, settings.batch_size, integer(plan.seed, "sft_rows"))
-    return Parts(policy, processor, objective, data, CheckpointInfo(weight_version=1, steps=settings.steps))
+    trained = _adapt(policy, settings.lora, ALL_GROUPS, integer(plan.seed, "lora"))
+    return Parts(trained, processor, objective, data, CheckpointInfo(weight_version=1, steps=settings.steps))
 
 
 def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
@@ -107,12 +117,9 @@ def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
         )
     else:
         data = demonstration_data(demos, processor, settings.batch_size, rows_seed)
-    reference = None
-    if method.needs_reference:
-        folder = {"previous": plan.policy, "sft": plan.sft}[plan.objective.reference]
-        reference = load_policy(folder)[0].eval().requires_grad_(False)
-        reference.to(device)
-    _store_prefixes(data, policy, reference, groups)
+    trained = _adapt(policy, settings.lora, groups, integer(plan.seed, "lora", plan.round))
+    reference = _reference(plan, trained, device) if method.needs_reference else None
+    _store_prefixes(data, trained, reference, groups)
     weights = plan.objective.model_dump(include={"beta", "lambda_pro", "lambda_sft"})
     objective = method.objective(
         groups=groups, draws_per_sample=settings.draws_per_sample, reference=reference, **weights
@@ -123,10 +130,25 @@ def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
         steps=info.steps + settings.steps,
         prompt_suffix=POSITIVE if method.rows == "labelled" else "",
     )
-    return Parts(policy, processor, objective, data, done)
+    return Parts(trained, processor, objective, data, done)
 
 
-def _store_prefixes(data: Dataset, policy: HyVLAPolicy, reference: HyVLAPolicy | None, groups: tuple[str, ...]) -> None:
+def _reference(plan: OptimisePlan, policy: HyVLAPolicy | Adapted, device: str) -> HyVLAPolicy | BaseWeights:
+    """The frozen policy of the implicit rewards; no copy where it is what this round's adapters sit on."""
+    folder = {"previous": plan.policy, "sft": plan.sft}[plan.objective.reference]
+    if isinstance(policy, Adapted) and folder == plan.policy:
+        return policy.reference
+    reference = load_policy(folder)[0].eval().requires_grad_(False)
+    reference.to(device)
+    return reference
+
+
+def _store_prefixes(
+    data: Dataset,
+    policy: HyVLAPolicy | Adapted,
+    reference: HyVLAPolicy | BaseWeights | None,
+    groups: tuple[str, ...],
+) -> None:
     """Compute once what does not change in this round: all prefixes, or only the reference's."""
     policy.eval()
     if is_frozen_prefix(groups):
@@ -175,4 +197,6 @@ class Training:
         """Write the trained policy (its weight average, if one is kept) into a checkpoint folder."""
         if self.learner.average is not None:
             self.learner.average.copy_into_policy()
-        save_policy(folder, self.parts.policy, self.parts.processor, self.parts.info)
+        policy = self.parts.policy
+        merged = policy.merge() if isinstance(policy, Adapted) else policy
+        save_policy(folder, merged, self.parts.processor, self.parts.info)

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -212,5 +212,7 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if name in _ITEMS:
             yield from _known_keys(_ITEMS[name], f"{prefix}{name}.*.")
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+            continue
+        for kind in get_args(field.annotation) or (field.annotation,):  # a section, or one that may be null
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _known_keys(kind, f"{prefix}{name}.")

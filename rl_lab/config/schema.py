@@ -75,6 +75,16 @@ class DemosConfig(Section):
     """Standard deviation of the noise on executed positions, metres; labels stay clean."""
 
 
+class LoRAConfig(Section):
+    """Low-rank adapters on the trained parameter groups (arXiv:2106.09685); the weights under them stay as they are."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """The adapters' product counts alpha / rank times."""
+    targets: Annotated[tuple[Literal["attention", "mlp"], ...], Field(min_length=1)] = ("attention", "mlp")
+    """Which products of every layer are adapted."""
+
+
 class OptimiserConfig(Section):
     """AdamW with linear warm-up and a cosine to a fraction of `lr`."""
 
@@ -91,6 +101,8 @@ class OptimiserConfig(Section):
     """Step at which averaging begins."""
     draws_per_sample: PositiveInt = 4
     """(noise, time) draws for one observation: its prefix is computed once for all of them."""
+    lora: LoRAConfig | None = None
+    """Train adapters instead of the weights; the finished policy has them merged. None: all weights of the groups."""
     threads: PositiveInt = 1
     """Threads of the learner on CPU; another number gives other rounding, so it is part of the result."""
 
@@ -209,8 +221,9 @@ class WorkersConfig(Section):
     simulation: PositiveInt = 2
     rollout: Literal[0] = 0
     """vLLM engines; no stage uses them yet."""
-    policy: Literal["local"] = "local"
-    """Every simulation worker acts with a copy of the policy in its own process."""
+    policy: Literal["local", "shared"] = "local"
+    """local: every simulation worker acts with a copy of the policy in its own process, on CPU. shared: all ask one
+    process, which is on the GPU if the learner is."""
     stages: PositiveInt = 3
     """Stages of the graph that may run at the same time."""
 
@@ -299,6 +312,14 @@ class RunConfig(Section):
                 raise ValueError(f"stages: {name} needs {needs[name]} before it")
         if "repeat" in names[:-1]:
             raise ValueError("stages: the repeated stages must come last")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> Self:
+        if self.sft.lora is not None and self.model.path is None:
+            raise ValueError(
+                "sft.lora adapts trained weights, but the preset's are random; give model.path or leave sft.lora out"
+            )
         return self
 
     @model_validator(mode="after")

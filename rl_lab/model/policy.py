@@ -117,6 +117,10 @@ class HyVLAPolicy(PreTrainedModel):
         for parameter in frozen:
             parameter.requires_grad_(False)
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding; PEFT looks for it."""
+        return self.model.vlm.language_model.model.embed_tokens
+
     @property
     def chunk_size(self) -> int:
         """Action tokens C."""
