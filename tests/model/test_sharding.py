@@ -1,0 +1,90 @@
+"""The sharding plan on two processes: the same steps as one process on the joined batch."""
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.tensor import DTensor
+
+from rl_lab.model.mot import DecoderLayer
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.sharding import layer_units, shard
+from tests.model.builders import make_observations, make_policy
+
+RANKS, BATCH, STEPS = 2, 4, 3
+
+
+def loss_of(policy: HyVLAPolicy, rows: torch.Tensor) -> torch.Tensor:
+    """Mean flow loss over some rows of a fixed batch."""
+    generator = torch.Generator().manual_seed(5)
+    actions = torch.randn(BATCH, policy.chunk_size, 20, generator=generator)
+    noise = policy.sample_noise(BATCH, generator).to(torch.float32)
+    prefix = policy.encode(make_observations(policy, BATCH).select(rows))
+    return policy.flow_losses(prefix, actions[rows], noise[rows], torch.linspace(0.1, 1.0, BATCH)[rows]).mean()
+
+
+def train(policy: HyVLAPolicy, rows: torch.Tensor) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step; plain gradient descent, whose steps scale with rounding errors."""
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-3)
+    history = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = loss_of(policy, rows)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1e9)
+        optimizer.step()
+        history.append((loss.item(), (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()))
+    return history
+
+
+def check_rank(rank: int, folder: Path, expected: dict) -> None:
+    """One process of the test."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=RANKS)
+    policy = make_policy()
+    half = copy.deepcopy(policy)
+    rows = torch.arange(BATCH).chunk(RANKS)[rank]
+
+    shard(policy)
+    stored = sum(parameter.to_local().numel() for parameter in policy.parameters())
+    assert stored < 0.51 * sum(parameter.numel() for parameter in policy.parameters())
+    history = torch.tensor(train(policy, rows))
+    losses = history[:, 0].clone()
+    dist.all_reduce(losses)
+    torch.testing.assert_close(losses / RANKS, torch.tensor(expected["history"])[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(history[:, 1], torch.tensor(expected["history"])[:, 1], rtol=1e-5, atol=1e-5)
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(parameter.full_tensor(), expected["weights"][name], rtol=1e-5, atol=1e-5)
+    actions = policy.sample_actions(policy.encode(make_observations(policy, 2)), expected["noise"])
+    torch.testing.assert_close(actions, expected["actions"], rtol=1e-4, atol=1e-4)
+
+    shard(half, compute_dtype=torch.bfloat16)
+    loss = loss_of(half, rows)
+    loss.backward()
+    assert abs(loss.item() - history[0, 0]) < 0.02 * abs(history[0, 0])
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in half.parameters() if parameter.grad is not None} == {torch.float32}
+    dist.destroy_process_group()
+
+
+def test_two_ranks_take_the_steps_of_one_process_on_the_joined_batch(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # the processes import this file
+    policy = make_policy()
+    history = train(policy, torch.arange(BATCH))
+    noise = policy.sample_noise(2, torch.Generator().manual_seed(8))
+    expected = {
+        "history": history,
+        "weights": {name: parameter.detach() for name, parameter in policy.named_parameters()},
+        "noise": noise,
+        "actions": policy.sample_actions(policy.encode(make_observations(policy, 2)), noise),
+    }
+    mp.spawn(check_rank, args=(tmp_path, expected), nprocs=RANKS)
+
+
+def test_the_units_of_a_layer_hold_each_of_its_weights_once():
+    layer = next(module for module in make_policy().modules() if isinstance(module, DecoderLayer))
+    held = [id(parameter) for unit in layer_units(layer) for module in unit for parameter in module.parameters()]
+    assert sorted(held) == sorted(map(id, layer.parameters()))
