@@ -25,6 +25,8 @@ FORBIDDEN_LIBRARIES = {
 }
 OPTIONAL = {"vllm"}
 """Installed by an extra only, so imported inside functions."""
+PLUGINS = {"rl_lab.model.serving"}
+"""Code that an optional library loads; it may import that library at the top, and nothing else may import it there."""
 DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "imageio_ffmpeg": "imageio-ffmpeg"}
 """Import name -> distribution, where they differ."""
 
@@ -52,6 +54,7 @@ def is_below(name: str, modules: set[str]) -> bool:
 def violations(path: Path) -> list[str]:
     """What a file imports against the rules, one line each."""
     package = path.relative_to(ROOT).parts[0]
+    is_plugin = is_below(".".join(path.relative_to(ROOT).with_suffix("").parts), PLUGINS)
     found = []
     for name, line, top_level in imports(path):
         where = f"{path.relative_to(ROOT)}:{line}"
@@ -60,8 +63,10 @@ def violations(path: Path) -> list[str]:
             found.append(f"{where} imports {name}; pass it in")
         if owner in FORBIDDEN_LIBRARIES.get(package, set()):
             found.append(f"{where} imports {owner}, which {package} must do without")
-        if owner in OPTIONAL and top_level:
+        if owner in OPTIONAL and top_level and not is_plugin:
             found.append(f"{where} imports {owner} at the top; it is an extra, import it where it is used")
+        if is_below(name, PLUGINS) and top_level and not is_plugin:
+            found.append(f"{where} imports {name} at the top; it needs an extra, import it where it is used")
     return found
 
 

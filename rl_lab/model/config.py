@@ -52,6 +52,8 @@ class HyVLAConfig(PretrainedConfig):
     train_expert_only: bool = False
     train_state_proj: bool = True
     vlm_config_dict: dict[str, Any] | None = None
+    tie_word_embeddings: bool = True
+    """The output embedding is the input embedding, whatever a file says."""
     use_video_encoder: bool = False
     """Read the K frames of images [.., K, 3, S, S] (memory encoder); False: only the last of them."""
     spacetime_layer_stride: int = 4
@@ -126,11 +128,6 @@ class HyVLAConfig(PretrainedConfig):
         """As in transformers, but in our order: the released loader takes the cameras in the order of the file."""
         fields = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(fields, indent=2) + "\n"
-
-    @property
-    def tie_word_embeddings(self) -> bool:
-        """The output embedding is the input embedding."""
-        return True
 
     @property
     def num_cameras(self) -> int:

@@ -48,7 +48,8 @@ class VisionSizes:
 
 def tower_sizes(text: Mapping[str, Any]) -> TowerSizes:
     """Sizes of the language tower from the fields of its config, with the rope scaling under either spelling."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    # Both may be there: vLLM adds `rope_parameters` without the alpha that it does not know.
+    rope = (text.get("rope_scaling") or {}) | (text.get("rope_parameters") or {})
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     return TowerSizes(
         hidden=hidden,

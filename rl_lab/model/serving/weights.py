@@ -1,0 +1,62 @@
+"""A checkpoint's tensors into the served model: of a VLM, or of a policy, whose expert is left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from rl_lab.model.loading import IGNORED_KEYS, Shapes, check_fit
+
+POLICY = "model.dual_tower."
+POLICY_VLM = POLICY + "vlm."
+PROJECTIONS = ("model.state_proj.", "model.action_")
+"""The policy's own layers beside its two towers."""
+TIED = ("model.language_model.model.embed_tokens.weight", "model.language_model.lm_head.weight")
+
+
+def served_name(name: str) -> str | None:
+    """A checkpoint's name of a tensor as the model's; None for one that serving does not use.
+
+    The tied embedding gets its input name under either of its names.
+    """
+    if name.startswith(POLICY_VLM):
+        name = name.removeprefix(POLICY_VLM)
+    elif name.startswith((POLICY, *PROJECTIONS)):
+        return None
+    if any(re.search(rule, name) for rule in IGNORED_KEYS):
+        return None
+    return TIED[0] if name == TIED[1] else name
+
+
+def served_shapes(shapes: Shapes) -> Shapes:
+    """A checkpoint's shapes under the model's names."""
+    return {served: shape for name, shape in shapes.items() if (served := served_name(name)) is not None}
+
+
+def expected_shapes(model: nn.Module) -> Shapes:
+    """Shapes of all tensors that a checkpoint must bring, under the model's names."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+    """Copy tensors into the model's parameters and return the names of those that were set.
+
+    ValueError, naming all of them, for tensors that are missing, unexpected or of another shape; the tensors that do
+    fit are copied then, so check a live model's update before (`served_shapes` and `check_fit`).
+    """
+    parameters = dict(model.named_parameters())
+    found: Shapes = {}
+    for name, tensor in weights:
+        served = served_name(name)
+        if served is None:
+            continue
+        found[served] = tuple(tensor.shape)
+        target = parameters.get(served)
+        if target is not None and target.shape == tensor.shape:
+            target.copy_(tensor)
+    check_fit(found, expected_shapes(model), TIED)
+    return set(found)
