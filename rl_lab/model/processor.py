@@ -1,70 +1,33 @@
 """Observations to tensors, normalised chunks to commands.
 
-Letters: N samples, C chunk, S image side.
+Letters: N samples, V cameras, K frames, H commands of a chunk, C action tokens of the model, S image side.
 
 Actions are absolute two-arm `ee` commands [16]; the model works on poses relative to the measured pose at the start of
-the chunk, encoded as xyz, rot6d (rows), gripper per arm [20], and normalised per chunk slot.
+the chunk, encoded as xyz, rot6d (rows), gripper per arm [20], and normalised per chunk slot. If the statistics cover
+absolute chunks as well, the model predicts both, C = 2 H, and the commands are halfway between the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from algos.batch import ObservationBatch
-from envs.se3 import encode_pose, from_relative, to_relative
+from envs.se3 import blend, decode_absolute, encode_pose, from_relative, to_relative
 from envs.types import Observation, camera_images, ee_pose
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
+from rl_lab.model.norm_stats import STATS_FILE, ActionStats
 from rl_lab.model.tokenizer import ASSISTANT, load_tokenizer, save_tokenizer
 
-STATS_FILE = "norm_stats.safetensors"
-STATE_STD_MIN, ACTION_STD_MIN = 1e-4, 1e-5
-"""Below these a released statistic counts as constant and its std is replaced by 1."""
-
-
-@dataclass(frozen=True)
-class ActionStats:
-    """Mean and std of states and of relative chunks, under the released names. float64."""
-
-    qpos_mean: np.ndarray
-    """[20]."""
-    qpos_std: np.ndarray
-    """[20]."""
-    action_mean: np.ndarray
-    """Per chunk slot, [C, 20]."""
-    action_std: np.ndarray
-    """[C, 20]."""
-
-    @classmethod
-    def fit(cls, states: np.ndarray, relative_chunks: np.ndarray, std_floor: float = 0.0) -> Self:
-        """Statistics of encoded states [N, 20] and relative chunks [N, C, 20].
-
-        With `std_floor` 0 the released rule applies (nearly constant numbers get std 1); else no std is below the
-        floor, which keeps numbers that hardly vary from being blown up to the size of real motion.
-        """
-        stds = [
-            np.maximum(values.std(0), std_floor) if std_floor else np.where(values.std(0) < least, 1.0, values.std(0))
-            for values, least in ((states, STATE_STD_MIN), (relative_chunks, ACTION_STD_MIN))
-        ]
-        return cls(states.mean(0), stds[0], relative_chunks.mean(0), stds[1])
-
-    def save(self, path: Path) -> None:
-        """Write as safetensors."""
-        save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, path)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        return cls(**load_file(path))
+STATE_KEY, TASK_KEY = "observation.state", "task"
+"""Released names in a batch, beside the cameras of the config."""
 
 
 def resize_with_padding(images: Tensor, width: int, height: int) -> Tensor:
@@ -91,9 +54,11 @@ class PolicyProcessor:
     def __init__(
         self, config: HyVLAConfig, tokenizer: PreTrainedTokenizerFast, stats: ActionStats | None = None
     ) -> None:
-        if stats is not None and stats.action_mean.shape != (config.n_action_steps, ENCODED_DIM):
+        if stats is not None and len(stats.action_mean) == config.n_action_steps:
+            stats = stats.relative_only()  # a released file may hold statistics that its model has no tokens for
+        if stats is not None and stats.num_tokens != config.n_action_steps:
             raise ValueError(
-                f"action statistics have shape {stats.action_mean.shape} but the model predicts "
+                f"action statistics have shape {stats.token_mean.shape} but the model predicts "
                 f"({config.n_action_steps}, {ENCODED_DIM}); fit them on chunks of that length"
             )
         self.config = config
@@ -121,13 +86,38 @@ class PolicyProcessor:
         return self.tokenizer.encode(format_instruction(instruction), add_special_tokens=False)
 
     def images(self, images: np.ndarray | Tensor) -> Tensor:
-        """Views uint8 [N, V, H, W, 3] to [N, V, 3, S, S]: unchanged at the model's size, else resized, in [0, 1]."""
-        views = torch.as_tensor(images).movedim(-1, -3)
-        if views.shape[-2:] == (self.config.image_size, self.config.image_size):
-            return views.contiguous()
+        """Views uint8 [N, V, H, W, 3] or [N, V, K, H, W, 3] to [N, V, 3, S, S] or [N, V, K, 3, S, S].
+
+        Unchanged at the model's size, else resized and in [0, 1].
+        """
+        return self.fit_images(torch.as_tensor(images).movedim(-1, -3))
+
+    def fit_images(self, views: Tensor) -> Tensor:
+        """Views [..., 3, H, W], uint8 or in [0, 1], to [..., 3, S, S]; only what is resized becomes float."""
         size = self.config.image_size
-        resized = resize_with_padding(views.flatten(0, -4).float() / 255, size, size)
-        return resized.unflatten(0, views.shape[:-3])
+        if views.shape[-2:] == (size, size):
+            return views.contiguous()
+        fractions = views.float() / 255 if views.dtype == torch.uint8 else views
+        return resize_with_padding(fractions.flatten(0, -4), size, size).unflatten(0, views.shape[:-3])
+
+    def observe(self, batch: Mapping[str, Any]) -> ObservationBatch:
+        """Model input from a batch with the released names.
+
+        `observation.images.<camera>`: float in [0, 1] or uint8, [B, 3, H, W] or [B, K, 3, H, W] with the current frame
+        last, any size; cameras that the config allows to be missing may be, and then count as the *last* ones, as in
+        the released code. `observation.state`: normalised, [B, 20] or zero-padded. `task`: B instructions.
+        ValueError, naming the keys, for a batch that lacks or does not know one.
+        """
+        cameras = [name for name in self.config.image_features if name in batch]
+        unknown = batch.keys() - self.config.image_features.keys() - {STATE_KEY, TASK_KEY}
+        missing = {STATE_KEY, TASK_KEY} - batch.keys()
+        if unknown or missing or len(self.config.image_features) - len(cameras) > self.config.empty_cameras:
+            raise ValueError(
+                f"batch has the keys {sorted(batch)}; expected {STATE_KEY}, {TASK_KEY} and the cameras "
+                f"{', '.join(self.config.image_features)}, of which {self.config.empty_cameras} may be missing"
+            )
+        views = torch.stack([self.fit_images(batch[name]) for name in cameras], dim=1)
+        return ObservationBatch(views, batch[STATE_KEY][..., :ENCODED_DIM], *self.tokenize(batch[TASK_KEY]))
 
     def normalize_state(self, poses: np.ndarray) -> Tensor:
         """Measured `ee` poses [N, 16] to the state input, float32 [N, 20]."""
@@ -148,13 +138,20 @@ class PolicyProcessor:
         )
 
     def encode(self, actions: np.ndarray, poses: np.ndarray) -> Tensor:
-        """Commanded chunks [N, C, 16] from measured start poses [N, 16] to normalised chunks, float32 [N, C, 20]."""
-        chunks = (to_relative(actions, poses) - self.stats.action_mean) / self.stats.action_std
+        """Commanded chunks [N, H, 16] from measured start poses [N, 16] to normalised chunks, float32 [N, C, 20]."""
+        tokens = to_relative(actions, poses)
+        if self.stats.has_absolute:
+            tokens = np.concatenate([tokens, encode_pose(actions)], axis=-2)
+        chunks = (tokens - self.stats.token_mean) / self.stats.token_std
         return torch.from_numpy(chunks.astype(np.float32))
 
     def decode(self, chunks: np.ndarray, poses: np.ndarray) -> np.ndarray:
-        """Normalised chunks [N, C, 20] to absolute commands, float64 [N, C, 16]; inverse of `encode`."""
-        return from_relative(np.asarray(chunks) * self.stats.action_std + self.stats.action_mean, poses)
+        """Normalised chunks [N, C, 20] to absolute commands, float64 [N, H, 16]; inverse of `encode`."""
+        tokens = np.asarray(chunks) * self.stats.token_std + self.stats.token_mean
+        if not self.stats.has_absolute:
+            return from_relative(tokens, poses)
+        relative, absolute = np.split(tokens, 2, axis=-2)
+        return blend(from_relative(relative, poses), decode_absolute(absolute))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write tokenizer and statistics; the sizes are in the model's config.json."""
@@ -166,6 +163,4 @@ class PolicyProcessor:
     def from_pretrained(cls, folder: Path) -> Self:
         """Read a checkpoint folder; statistics may be absent."""
         folder = Path(folder)
-        path = folder / STATS_FILE
-        stats = ActionStats.load(path) if path.is_file() else None
-        return cls(HyVLAConfig.from_pretrained(folder), load_tokenizer(folder), stats)
+        return cls(HyVLAConfig.from_pretrained(folder), load_tokenizer(folder), ActionStats.find(folder))

@@ -1,0 +1,133 @@
+"""Statistics that normalise states and chunks: fitted here, or read from a released checkpoint.
+
+Letters: N samples, H commands of a chunk, C action tokens of the model (H, or 2 H with an absolute half).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from rl_lab.model.array_pickle import load_arrays
+from rl_lab.model.config import ENCODED_DIM
+
+STATS_FILE = "norm_stats.safetensors"
+RELEASED_STATS_FILE = "norm_stats.pkl"
+STATE_STD_MIN, ACTION_STD_MIN = 1e-4, 1e-5
+"""Below these a released statistic counts as constant and its std is replaced by 1."""
+READ_STD_MIN = 1e-8
+"""No std read from a released file is below this; the released loader has the same floor."""
+
+
+def _std(values: np.ndarray, least: float, floor: float) -> np.ndarray:
+    std = values.std(0)
+    return np.maximum(std, floor) if floor else np.where(std < least, 1.0, std)
+
+
+@dataclass(frozen=True)
+class ActionStats:
+    """Mean and std of states and chunks, under the released names."""
+
+    qpos_mean: np.ndarray
+    """[20]."""
+    qpos_std: np.ndarray
+    """[20]."""
+    action_mean: np.ndarray
+    """Of chunks relative to their start, per chunk slot, [H, 20]."""
+    action_std: np.ndarray
+    """[H, 20]."""
+    action_mean_abs: np.ndarray | None = None
+    """Of absolute chunks, [H, 20]: the model predicts both kinds, the relative chunk first. None: relative only."""
+    action_std_abs: np.ndarray | None = None
+    """[H, 20]."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            expected = (ENCODED_DIM,) if name.startswith("qpos") else (len(self.action_mean), ENCODED_DIM)
+            if value is not None and value.shape != expected:
+                raise ValueError(f"statistic {name} has shape {value.shape}; expected {expected}")
+        if (self.action_mean_abs is None) != (self.action_std_abs is None):
+            raise ValueError("statistics of absolute chunks need both action_mean_abs and action_std_abs")
+
+    @property
+    def has_absolute(self) -> bool:
+        """Whether chunks have an absolute half."""
+        return self.action_mean_abs is not None
+
+    @property
+    def num_tokens(self) -> int:
+        """Action tokens C that these statistics are for."""
+        return len(self.action_mean) * (2 if self.has_absolute else 1)
+
+    @property
+    def token_mean(self) -> np.ndarray:
+        """Mean of each action token, [C, 20]."""
+        return self._tokens(self.action_mean, self.action_mean_abs)
+
+    @property
+    def token_std(self) -> np.ndarray:
+        """Std of each action token, [C, 20]."""
+        return self._tokens(self.action_std, self.action_std_abs)
+
+    def relative_only(self) -> Self:
+        """The same without the absolute half."""
+        return replace(self, action_mean_abs=None, action_std_abs=None)
+
+    @staticmethod
+    def _tokens(relative: np.ndarray, absolute: np.ndarray | None) -> np.ndarray:
+        return relative if absolute is None else np.concatenate([relative, absolute])
+
+    @classmethod
+    def fit(
+        cls,
+        states: np.ndarray,
+        relative_chunks: np.ndarray,
+        std_floor: float = 0.0,
+        absolute_chunks: np.ndarray | None = None,
+    ) -> Self:
+        """Statistics of encoded states [N, 20], relative chunks [N, H, 20] and, if the model predicts them too,
+        encoded absolute chunks [N, H, 20].
+
+        With `std_floor` 0 the released rule applies (nearly constant numbers get std 1); else no std is below the
+        floor, which keeps numbers that hardly vary from being blown up to the size of real motion.
+        """
+        found = {
+            "qpos_mean": states.mean(0),
+            "qpos_std": _std(states, STATE_STD_MIN, std_floor),
+            "action_mean": relative_chunks.mean(0),
+            "action_std": _std(relative_chunks, ACTION_STD_MIN, std_floor),
+        }
+        if absolute_chunks is not None:
+            found["action_mean_abs"] = absolute_chunks.mean(0)
+            found["action_std_abs"] = _std(absolute_chunks, ACTION_STD_MIN, std_floor)
+        return cls(**found)
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors."""
+        save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items() if value is not None}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote, or a released `norm_stats.pkl` (arrays only, see `array_pickle`).
+
+        ValueError for a file that is neither, lacks a statistic or has one of another shape.
+        """
+        released = path.suffix == ".pkl"
+        arrays = load_arrays(path) if released else load_file(path)
+        known = {name: arrays[name] for name in (item.name for item in fields(cls)) if name in arrays}
+        missing = sorted({"qpos_mean", "qpos_std", "action_mean", "action_std"} - known.keys())
+        if missing:
+            raise ValueError(f"{path} lacks the statistics {', '.join(missing)}")
+        if released:
+            known = {key: np.maximum(value, READ_STD_MIN) if "_std" in key else value for key, value in known.items()}
+        return cls(**known)
+
+    @classmethod
+    def find(cls, folder: Path) -> Self | None:
+        """The statistics of a checkpoint folder, in our file or in the released one; None if it has neither."""
+        paths = [path for name in (STATS_FILE, RELEASED_STATS_FILE) if (path := Path(folder) / name).is_file()]
+        return cls.load(paths[0]) if paths else None
