@@ -22,7 +22,7 @@ class PoseProbe(nn.Module):
 
     def forward(self, vision: Tensor) -> Tensor:
         """Prediction of each head-camera token: vision tokens [B, V, n, hidden] -> [B, n, truth]."""
-        return self.linear(self.norm(vision[:, HEAD_CAMERA]))
+        return self.linear(self.norm(vision[:, HEAD_CAMERA].float()))
 
     def losses(self, vision: Tensor, truth: Tensor) -> Tensor:
         """Mean squared error of each row over its tokens and truth dims: [B, V, n, hidden], [B, truth] -> [B]."""

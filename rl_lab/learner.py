@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from algos.objective import Objective
+from rl_lab.master_weights import adamw
 from rl_lab.seeding import torch_stream
 
 
@@ -57,7 +58,10 @@ class _Track:
 
 
 class WeightAverage:
-    """Exponential moving average of the trained weights, started at `start_step`: w_ema = d w_ema + (1 - d) w."""
+    """Exponential moving average of the trained weights, started at `start_step`: w_ema = d w_ema + (1 - d) w.
+
+    In float32, where a small part of a bfloat16 weight is not lost.
+    """
 
     def __init__(self, policy: nn.Module, decay: float, start_step: int) -> None:
         self.policy, self.decay, self.start_step = policy, decay, start_step
@@ -70,9 +74,10 @@ class WeightAverage:
             return
         current = {name: value for name, value in self.policy.named_parameters() if value.requires_grad}
         if not self.weights:
-            self.weights = {name: value.detach().clone() for name, value in current.items()}
+            self.weights = {name: value.detach().to(torch.float32, copy=True) for name, value in current.items()}
             return
-        torch._foreach_lerp_(list(self.weights.values()), [current[name] for name in self.weights], 1.0 - self.decay)
+        now = [current[name].float() for name in self.weights]
+        torch._foreach_lerp_(list(self.weights.values()), now, 1.0 - self.decay)
 
     @torch.no_grad()
     def copy_into_policy(self) -> None:
@@ -104,10 +109,8 @@ class Learner:
             raise ValueError(f"{name} trains unknown parameter groups {sorted(unknown)}; there are {sorted(groups)}")
         parameters = [parameter for group in objective.groups for parameter in groups[group]]
         parameters += list(objective.parameters())
-        adamw = torch.optim.AdamW(
-            parameters, lr=optimiser.lr, betas=optimiser.betas, weight_decay=optimiser.weight_decay
-        )
-        self.tracks[name] = _Track(objective, optimiser, parameters, adamw)
+        options = {"lr": optimiser.lr, "betas": optimiser.betas, "weight_decay": optimiser.weight_decay}
+        self.tracks[name] = _Track(objective, optimiser, parameters, adamw(parameters, **options))
 
     def average_weights(self, decay: float, start_step: int) -> None:
         """Keep a moving average of the weights from now on."""

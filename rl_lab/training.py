@@ -19,7 +19,7 @@ from algos.objective import Objective
 from rl_lab.batching import demonstrations, fit_processor
 from rl_lab.buffers import read_episodes, read_pairs
 from rl_lab.checkpoint import CheckpointInfo, load_policy, save_policy
-from rl_lab.config.schema import LoRAConfig, ModelConfig, ObjectiveConfig, OptimiseConfig, OptimiserConfig, SFTConfig
+from rl_lab.config.schema import ModelConfig, ObjectiveConfig, OptimiseConfig, OptimiserConfig, SFTConfig
 from rl_lab.datasets import Dataset, demonstration_data, encode_rows, preference_data
 from rl_lab.learner import Learner, Optimiser
 from rl_lab.model.lora import Adapted, BaseWeights
@@ -72,21 +72,29 @@ class Parts:
 
 def _initial_policy(model: ModelConfig, seed: int) -> tuple[HyVLAPolicy, PolicyProcessor | None]:
     """A preset with random weights of the seed, or a checkpoint with its processor; with the configured options."""
+    processor = None
     if model.path is None:
         torch.manual_seed(integer(seed, "initialisation"))
-        return HyVLAPolicy(preset_config(model.preset, **model.options())), None
-    policy, processor, _ = load_policy(Path(model.path))
-    policy.config.update(model.options())
-    policy.config.check()
+        policy = HyVLAPolicy(preset_config(model.preset, **model.options()))
+    else:
+        policy, processor, _ = load_policy(Path(model.path))
+        policy.config.update(model.options())
+        policy.config.check()
+    if model.dtype is not None:
+        policy.to(getattr(torch, model.dtype))
     return policy, processor
 
 
-def _adapt(policy: HyVLAPolicy, lora: LoRAConfig | None, groups: tuple[str, ...], seed: int) -> HyVLAPolicy | Adapted:
+def _trainable(
+    policy: HyVLAPolicy, settings: OptimiserConfig, groups: tuple[str, ...], seed: int
+) -> HyVLAPolicy | Adapted:
     """What is trained: the policy, or adapters on these groups of it."""
-    if lora is None:
+    if settings.gradient_checkpointing:
+        policy.gradient_checkpointing_enable()
+    if settings.lora is None:
         return policy
     torch.manual_seed(seed)
-    return Adapted(policy, groups, **lora.model_dump())
+    return Adapted(policy, groups, **settings.lora.model_dump())
 
 
 def _sft_parts(plan: SFTPlan, device: str) -> Parts:
@@ -100,7 +108,7 @@ def _sft_parts(plan: SFTPlan, device: str) -> Parts:
         probe = PoseProbe(policy.config.vlm_sizes.hidden, demos.truth.shape[1]).to(device)
     objective = FlowMatching(ALL_GROUPS, settings.draws_per_sample, probe, settings.probe_weight)
     data = demonstration_data(demos, processor, settings.batch_size, integer(plan.seed, "sft_rows"))
-    trained = _adapt(policy, settings.lora, ALL_GROUPS, integer(plan.seed, "lora"))
+    trained = _trainable(policy, settings, ALL_GROUPS, integer(plan.seed, "lora"))
     return Parts(trained, processor, objective, data, CheckpointInfo(weight_version=1, steps=settings.steps))
 
 
@@ -117,7 +125,7 @@ def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
         )
     else:
         data = demonstration_data(demos, processor, settings.batch_size, rows_seed)
-    trained = _adapt(policy, settings.lora, groups, integer(plan.seed, "lora", plan.round))
+    trained = _trainable(policy, settings, groups, integer(plan.seed, "lora", plan.round))
     reference = _reference(plan, trained, device) if method.needs_reference else None
     _store_prefixes(data, trained, reference, groups)
     weights = plan.objective.model_dump(include={"beta", "lambda_pro", "lambda_sft"})

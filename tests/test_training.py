@@ -109,3 +109,13 @@ def test_imitation_adapts_a_checkpoint(records, tmp_path):
     plan = SFTPlan(ModelConfig(path=str(records / "sft")), settings, records / "demos", seed=0)
     run(plan, tmp_path / "adapted")
     assert changed(records / "sft", tmp_path / "adapted")
+
+
+def test_a_bfloat16_policy_with_recomputed_activations_goes_through_both_stages(records, tmp_path):
+    settings = SFTConfig(**STEPS, gradient_checkpointing=True, ema_start=2)
+    plan = SFTPlan(ModelConfig(dtype="bfloat16"), settings, records / "demos", seed=0)
+    run(plan, tmp_path / "sft")
+    assert {value.dtype for value in weights(tmp_path / "sft").values()} == {torch.bfloat16}
+    settings = OptimiseConfig(**STEPS, train=("vision", "vlm", "expert"), gradient_checkpointing=True, lora=LORA)
+    run(optimise_plan(records, policy=tmp_path / "sft", settings=settings), tmp_path / "round1")
+    assert changed(tmp_path / "sft", tmp_path / "round1")

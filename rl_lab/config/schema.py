@@ -61,6 +61,9 @@ class ModelConfig(Section):
     loss_weight_clip: Fraction | None = None
     """t_min of the weight (t / max(t, t_min))^2 on the velocity error, 0 for none; None: as the preset says."""
 
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of weights and layers; None: as the checkpoint, float32 without one. Training keeps float32 master weights."""
+
     def options(self) -> dict[str, Any]:
         """The model options that are set here."""
         return self.model_dump(include={"prediction", "time_density", "loss_weight_clip"}, exclude_none=True)
@@ -103,6 +106,8 @@ class OptimiserConfig(Section):
     """(noise, time) draws for one observation: its prefix is computed once for all of them."""
     lora: LoRAConfig | None = None
     """Train adapters instead of the weights; the finished policy has them merged. None: all weights of the groups."""
+    gradient_checkpointing: bool = False
+    """Compute every layer again in the backward pass instead of keeping its activations: less memory, more time."""
     threads: PositiveInt = 1
     """Threads of the learner on CPU; another number gives other rounding, so it is part of the result."""
 

@@ -10,6 +10,7 @@ follow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from algos.batch import TensorRecord
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.flow import time_embedding
-from rl_lab.model.mot import LayerCache, Tower, attention_bias, rotary
+from rl_lab.model.mot import Attention, DecoderLayer, LayerCache, Tower, attention_bias, rotary
 from rl_lab.model.vlm import VisionLanguageModel
 
 
@@ -65,6 +66,30 @@ def attend_past(q: Tensor, own: tuple[Tensor, Tensor], past: tuple[Tensor, Tenso
     folded = q.unflatten(2, (k.shape[1], -1)).permute(0, 2, 3, 1, 4)
     attended = F.scaled_dot_product_attention(folded.flatten(2, 3), k, v, attn_mask=bias)
     return attended.view(folded.shape).permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def suffix_layer(
+    layer: DecoderLayer,
+    norms: Attention,
+    x: Tensor,
+    rope: tuple[Tensor, Tensor],
+    before: Sequence[Tensor],
+    rows: Tensor | None,
+    bias: Tensor,
+    keys_only: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values [N, G, S, d] of a block [N, S, E] in an expert layer, and the layer's output.
+
+    `norms` are the language tower's, `before` its past keys and values [B, G, K, d]. With `keys_only` the input is
+    returned.
+    """
+    q, k, v = layer.project(x, "vision")
+    k = norms.keys(k, rope)
+    if not keys_only:
+        # Taken layer by layer: the copies of a shared past live only until they are joined with the block's own.
+        past = _take(before[0], rows), _take(before[1], rows)
+        x = layer.finish(x, attend_past(norms.queries(q, rope), (k, v), past, bias), "vision")
+    return k.transpose(1, 2), v.transpose(1, 2), x
 
 
 class ActionModel(nn.Module):
@@ -128,17 +153,11 @@ class ActionModel(nn.Module):
             past.values.unbind(1),
             strict=True,
         )
-        for index, (vlm_layer, layer, past_keys, past_values) in enumerate(layers):
-            q, k, v = layer.project(x, "vision")
-            k = vlm_layer.self_attn.keys(k, rope)
-            cache.keys.append(k.transpose(1, 2))
-            cache.values.append(v.transpose(1, 2))
-            if keys_only and index == sizes.num_layers - 1:
-                break
-            q = vlm_layer.self_attn.queries(q, rope)
-            # Taken layer by layer: the copies of a shared past live only until they are joined with the block's own.
-            before = _take(past_keys, rows), _take(past_values, rows)
-            x = layer.finish(x, attend_past(q, (k, v), before, bias), "vision")
+        for index, (vlm_layer, layer, *before) in enumerate(layers):
+            last = keys_only and index == sizes.num_layers - 1
+            keys, values, x = layer(suffix_layer, vlm_layer.self_attn, x, rope, before, rows, bias, last)
+            cache.keys.append(keys)
+            cache.values.append(values)
         return cache, x
 
     def with_state(self, prefix: Prefix) -> Prefix:

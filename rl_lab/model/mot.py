@@ -9,13 +9,14 @@ the route whose weights they use, so no token ever passes through weights that a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl_lab.model.config import TowerSizes
 
@@ -99,7 +100,7 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(GradientCheckpointingLayer):
     """One layer of a tower with the weights of both routes, under the released names."""
 
     def __init__(self, sizes: TowerSizes) -> None:
@@ -109,6 +110,10 @@ class DecoderLayer(nn.Module):
             self.add_module(f"input_layernorm{suffix}", RMSNorm(sizes.hidden, sizes.eps))
             self.add_module(f"post_attention_layernorm{suffix}", RMSNorm(sizes.hidden, sizes.eps))
             self.add_module(f"mlp{suffix}", MLP(sizes))
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(layer, *arguments)` as one call of the module, which `gradient_checkpointing_enable` can repeat."""
+        return function(self, *arguments)
 
     def project(self, x: Tensor, route: Route, needs: str = "qkv") -> list[Tensor]:
         """Those of q [B, S, H, d], k and v [B, S, G, d] that are asked for, before rotary embedding and norms."""
@@ -171,26 +176,37 @@ class LayerCache:
         return torch.stack(self.keys, dim=1), torch.stack(self.values, dim=1)
 
 
+def prefix_layer(
+    layer: DecoderLayer, vision: Tensor, text: Tensor, rope: tuple[Tensor, Tensor], bias: Tensor, last: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys and values [B, G, P, d] of a layer and its output, vision [B, Pv, D] and text [B, Pt, D].
+
+    Of the last layer only keys and values are computed; its input is returned.
+    """
+    num_vision, needs = vision.shape[1], "kv" if last else "qkv"
+    heads = zip(layer.project(vision, "vision", needs), layer.project(text, "text", needs), strict=True)
+    *q, k, v = (torch.cat(pair, dim=1) for pair in heads)
+    keys, values = layer.self_attn.keys(k, rope).transpose(1, 2), v.transpose(1, 2)
+    if not last:
+        attended = attend(layer.self_attn.queries(q[0], rope), keys, values, bias)
+        vision = layer.finish(vision, attended[:, :num_vision], "vision")
+        text = layer.finish(text, attended[:, num_vision:], "text")
+    return keys, values, vision, text
+
+
 def run_prefix(
     tower: Tower, vision: Tensor, text: Tensor, positions: Tensor, bias: Tensor
 ) -> tuple[LayerCache, Tensor]:
     """Run vision tokens [B, Pv, D] and text tokens [B, Pt, D], stored in this order, through the language tower.
 
     `positions` [B, P] and `bias` [B, P, P] follow the stored order. Returns keys and values of every layer and the
-    vision tokens before the last layer. Of the last layer only keys and values are computed: nothing reads its output.
+    vision tokens before the last layer, whose output nothing reads.
     """
-    num_vision = vision.shape[1]
     rope = rotary(positions, tower.sizes.head_dim, tower.sizes.rope_base)
     cache = LayerCache([], [])
-    last = tower.sizes.num_layers - 1
     for index, layer in enumerate(tower):
-        needs = "qkv" if index < last else "kv"
-        heads = zip(layer.project(vision, "vision", needs), layer.project(text, "text", needs), strict=True)
-        *q, k, v = (torch.cat(pair, dim=1) for pair in heads)
-        cache.keys.append(layer.self_attn.keys(k, rope).transpose(1, 2))
-        cache.values.append(v.transpose(1, 2))
-        if index < last:
-            attended = attend(layer.self_attn.queries(q[0], rope), cache.keys[-1], cache.values[-1], bias)
-            vision = layer.finish(vision, attended[:, :num_vision], "vision")
-            text = layer.finish(text, attended[:, num_vision:], "text")
+        last = index == tower.sizes.num_layers - 1
+        keys, values, vision, text = layer(prefix_layer, vision, text, rope, bias, last)
+        cache.keys.append(keys)
+        cache.values.append(values)
     return cache, vision

@@ -57,6 +57,7 @@ class HyVLAPolicy(PreTrainedModel):
 
     config_class = HyVLAConfig
     config: HyVLAConfig
+    supports_gradient_checkpointing = True
     # The released policy files keep the tied weight under the output embedding's name.
     _tied_weights_keys = {EMBEDDING: OUTPUT_EMBEDDING}
     _keys_to_ignore_on_load_unexpected = list(IGNORED_KEYS)

@@ -17,6 +17,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl_lab.model.config import MERGE, VisionSizes
 from rl_lab.model.memory import NO_HISTORY, History, add_time, time_embedding, values_over_time
@@ -130,7 +131,7 @@ class VisionMLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class VisionBlock(nn.Module):
+class VisionBlock(GradientCheckpointingLayer):
     """Pre-norm transformer block without layer scale."""
 
     def __init__(self, sizes: VisionSizes) -> None:
