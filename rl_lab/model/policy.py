@@ -22,7 +22,15 @@ from algos.flow_matching import chunk_loss, interpolate, loss_weight, velocity_f
 from rl_lab.model import flow
 from rl_lab.model.action_expert import ActionModel, Prefix
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
-from rl_lab.model.loading import IGNORED_KEYS, check_fit, checkpoint_shapes, read_config
+from rl_lab.model.loading import (
+    IGNORED_KEYS,
+    check_fit,
+    check_tied,
+    checkpoint_folder,
+    checkpoint_shapes,
+    complete_config,
+    read_config,
+)
 from rl_lab.model.masks import (
     TEXT_ROLES,
     PrefixLayout,
@@ -74,20 +82,22 @@ class HyVLAPolicy(PreTrainedModel):
         self._freeze()
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # narrower: a folder, not a hub id
-        cls, folder: str | Path, *, config: HyVLAConfig | None = None, **kwargs: Any
+    def from_pretrained(  # type: ignore[override]  # weights are checked strictly: no other way to read them
+        cls, name: str | Path, *, config: HyVLAConfig | None = None, **kwargs: Any
     ) -> Self:
-        """Load a checkpoint folder of ours or of the released code (`dtype=` as in transformers, default: as stored).
+        """Load a checkpoint folder or hub id, ours or released (`dtype=` as in transformers, default: as stored).
 
         ValueError, listing the tensors, if the weights do not fit the config.
         """
-        found = checkpoint_shapes(Path(folder))
-        config = config or read_config(Path(folder), found)
+        folder = checkpoint_folder(name, kwargs)
+        found = checkpoint_shapes(folder)
+        config = complete_config(config, folder, found) if config else read_config(folder, found)
         with torch.device("meta"):
             expected = {key: tuple(value.shape) for key, value in cls(config).state_dict().items()}
         check_fit(found, expected, (EMBEDDING, OUTPUT_EMBEDDING))
         with _no_progress_bars():
             policy = super().from_pretrained(folder, config=config, **kwargs)
+        check_tied(policy, (EMBEDDING, OUTPUT_EMBEDDING))
         policy._freeze()  # loading replaces the parameters
         return policy
 

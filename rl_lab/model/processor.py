@@ -23,6 +23,7 @@ from algos.batch import ObservationBatch
 from envs.se3 import blend, decode_absolute, encode_pose, from_relative, to_relative
 from envs.types import Observation, camera_images, ee_pose
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
+from rl_lab.model.loading import checkpoint_folder
 from rl_lab.model.norm_stats import STATS_FILE, ActionStats
 from rl_lab.model.tokenizer import ASSISTANT, load_tokenizer, save_tokenizer
 
@@ -160,7 +161,7 @@ class PolicyProcessor:
             self._stats.save(Path(folder) / STATS_FILE)
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> Self:
-        """Read a checkpoint folder; statistics may be absent."""
-        folder = Path(folder)
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:
+        """Read a checkpoint folder or hub id (`revision`, `cache_dir`, ...); statistics may be absent."""
+        folder = checkpoint_folder(name, kwargs)
         return cls(HyVLAConfig.from_pretrained(folder), load_tokenizer(folder), ActionStats.find(folder))

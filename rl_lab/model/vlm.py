@@ -17,14 +17,14 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rl_lab.model.generation import repeat_visual
-from rl_lab.model.loading import IGNORED_KEYS, check_fit, checkpoint_shapes
+from rl_lab.model.loading import IGNORED_KEYS, check_fit, check_tied, checkpoint_folder, checkpoint_shapes
 from rl_lab.model.mot import LanguageModel
 from rl_lab.model.packing import Layout, build_layout, text_layout
-from rl_lab.model.routing import Past, Run, continuation_mask, run_packed
+from rl_lab.model.routing import Past, continuation_mask, run_packed
 from rl_lab.model.sizes import TowerSizes, VisionSizes
 from rl_lab.model.vision import VisionTower, Visual
 from rl_lab.model.vlm_config import VISUAL_ROLES, HyVLMConfig
-from rl_lab.model.vlm_loading import checkpoint_folder, complete_vlm_config
+from rl_lab.model.vlm_loading import complete_vlm_config
 
 EMBEDDING = "model.language_model.model.embed_tokens.weight"
 OUTPUT_EMBEDDING = "model.language_model.lm_head.weight"
@@ -56,7 +56,6 @@ class VisionLanguageModel(nn.Module):
         layout: Layout,
         pixels: Tensor | None = None,
         past: Past | None = None,
-        run: Run | None = None,
         record: list[Tensor] | None = None,
     ) -> Tensor:
         """Residual stream [T, D] after the last layer, packed as `layout` says, before the final norm.
@@ -64,7 +63,7 @@ class VisionLanguageModel(nn.Module):
         Takes token ids [B, S] and the patches [N, 3 * p * p] of all images, then of all videos, in reading order.
         """
         vision, text = self.embed(input_ids, layout, pixels)
-        return run_packed(self.language_model.model, vision, text, layout, past, run, record)
+        return run_packed(self.language_model.model, vision, text, layout, past, record)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocab] of residual streams [..., D]."""
@@ -117,7 +116,6 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "look them up with rl_lab.model.tokenizer.special_token_ids"
             )
         self.model = VisionLanguageModel(config.vlm_sizes, config.vision_sizes)
-        self.gradient_checkpointing = False
         self.post_init()
 
     @classmethod
@@ -134,7 +132,9 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         with torch.device("meta"):
             expected = {key: tuple(value.shape) for key, value in cls(config).state_dict().items()}
         check_fit(found, expected, (EMBEDDING, OUTPUT_EMBEDDING))
-        return super().from_pretrained(folder, config=config, **kwargs)
+        model = super().from_pretrained(folder, config=config, **kwargs)
+        check_tied(model, (EMBEDDING, OUTPUT_EMBEDDING))
+        return model
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""
@@ -217,15 +217,7 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mask = continuation_mask(attention_mask, new, length + new, input_ids.device) if length else None
             past = Past(past_key_values, length, mask)
         record: list[Tensor] | None = [] if output_hidden_states else None
-        checkpoint = getattr(self, "_gradient_checkpointing_func", None)
-        hidden = self.model(
-            input_ids,
-            layout,
-            pixels,
-            past,
-            checkpoint if self.gradient_checkpointing and self.training else None,
-            record,
-        )
+        hidden = self.model(input_ids, layout, pixels, past, record)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.logits(layout.source.scatter(hidden)[:, kept])
         loss = None

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.policy import EMBEDDING, OUTPUT_EMBEDDING, HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
 from tests.model.builders import make_policy
@@ -59,6 +60,106 @@ def test_a_released_file_keeps_its_tensor_names_and_shapes(tmp_path: Path) -> No
     assert {key: fields[key] for key in stated if key != "use_cache"} == {
         key: value for key, value in stated.items() if key != "use_cache"
     }
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_a_released_checkpoint_is_byte_stable_after_its_first_round(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    HyVLAPolicy.from_pretrained(golden_path("policy"), dtype=dtype).save_pretrained(tmp_path / "first")
+    HyVLAPolicy.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for name in ("config.json", WEIGHTS):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    expected = torch.bfloat16 if dtype is None else dtype
+    assert {value.dtype for value in load_file(tmp_path / "second" / WEIGHTS).values()} == {expected}
+
+
+def test_a_given_config_is_completed_like_the_one_of_the_folder() -> None:
+    folder = golden_path("policy")
+    given = HyVLAConfig.from_pretrained(folder, use_video_encoder=True)
+    completed = HyVLAPolicy.from_pretrained(folder, config=given).config
+    alone = HyVLAPolicy.from_pretrained(folder).config
+    assert completed.use_video_encoder and not alone.use_video_encoder
+    assert completed.vision_sizes == alone.vision_sizes
+    assert completed.special_token_ids == alone.special_token_ids and not given.special_token_ids
+
+
+def test_the_language_config_may_be_flat(tmp_path: Path) -> None:
+    nested = HyVLAPolicy.from_pretrained(golden_path("policy"))
+    shutil.copytree(golden_path("policy"), tmp_path / "flat")
+    path = tmp_path / "flat" / "config.json"
+    fields = json.loads(path.read_text())
+    language = fields["vlm_config_dict"]
+    fields["vlm_config_dict"] = language | language.pop("text_config")
+    path.write_text(json.dumps(fields))
+    flat = HyVLAPolicy.from_pretrained(tmp_path / "flat")
+    assert flat.config.vlm_sizes == nested.config.vlm_sizes
+    assert flat.config.vision_sizes == nested.config.vision_sizes
+
+
+def test_sharded_files_are_read_and_written(folder: Path, tmp_path: Path) -> None:
+    policy = HyVLAPolicy.from_pretrained(folder)
+    for name in ("first", "second"):
+        policy.save_pretrained(tmp_path / name / "sharded", max_shard_size="1MB")
+        policy = HyVLAPolicy.from_pretrained(tmp_path / name / "sharded")
+    files = sorted(path.name for path in (tmp_path / "first" / "sharded").iterdir())
+    assert len(files) > 4 and WEIGHTS not in files
+    for name in files:
+        first, second = (tmp_path / attempt / "sharded" / name for attempt in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes(), name
+    policy.save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+
+
+def test_a_missing_or_damaged_shard_is_named(folder: Path, tmp_path: Path) -> None:
+    HyVLAPolicy.from_pretrained(folder).save_pretrained(tmp_path, max_shard_size="1MB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=f"{shard.name} is damaged"):
+        HyVLAPolicy.from_pretrained(tmp_path)
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"the index names {shard.name}, which is missing"):
+        HyVLAPolicy.from_pretrained(tmp_path)
+
+
+def hub_cache(source: Path, cache: Path, revision: str = "0" * 40) -> Path:
+    """A local hub cache that holds the files of a folder as `owner/policy`."""
+    repository = cache / "models--owner--policy"
+    shutil.copytree(source, repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    return cache
+
+
+def test_a_hub_id_is_read_from_the_local_cache(tmp_path: Path) -> None:
+    cache = hub_cache(golden_path("policy"), tmp_path)
+    policy = HyVLAPolicy.from_pretrained("owner/policy", cache_dir=cache, local_files_only=True)
+    released = HyVLAPolicy.from_pretrained(golden_path("policy"))
+    assert torch.equal(policy.get_parameter(EMBEDDING), released.get_parameter(EMBEDDING))
+    assert policy.config.to_diff_dict() == released.config.to_diff_dict()
+    processor = PolicyProcessor.from_pretrained("owner/policy", cache_dir=cache, local_files_only=True)
+    assert processor.config.image_size == released.config.image_size
+
+
+def test_a_name_that_is_neither_folder_nor_cached_is_refused_in_one_line(tmp_path: Path) -> None:
+    for name in ("owner/absent", str(tmp_path / "absent")):
+        with pytest.raises(ValueError, match=f"no checkpoint.* {name}") as caught:
+            HyVLAPolicy.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
+        assert "\n" not in str(caught.value)
+
+
+def test_both_names_of_the_tied_embedding_may_be_there_if_they_agree(folder: Path) -> None:
+    def double(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[EMBEDDING] = tensors[OUTPUT_EMBEDDING].clone()
+
+    rewrite(folder, double)
+    loaded = HyVLAPolicy.from_pretrained(folder)
+    assert loaded.get_parameter(EMBEDDING) is loaded.get_parameter(OUTPUT_EMBEDDING)
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[EMBEDDING] += 1
+
+    rewrite(folder, spoil)
+    with pytest.raises(ValueError, match="must be equal: the embedding is tied"):
+        HyVLAPolicy.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", [EMBEDDING, OUTPUT_EMBEDDING])
