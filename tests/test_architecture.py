@@ -27,7 +27,12 @@ OPTIONAL = {"vllm"}
 """Installed by an extra only, so imported inside functions."""
 PLUGINS = {"rl_lab.model.serving"}
 """Code that an optional library loads; it may import that library at the top, and nothing else may import it there."""
-DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "imageio_ffmpeg": "imageio-ffmpeg"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "imageio_ffmpeg": "imageio-ffmpeg",
+    "huggingface_hub": "huggingface-hub",
+}
 """Import name -> distribution, where they differ."""
 
 
