@@ -137,6 +137,7 @@ class ImageProcessor(ImageProcessingMixin):
     def to_dict(self) -> dict[str, Any]:
         """All fields, under the names and the type of the Qwen2-VL processor: it reads them and does the same."""
         return {
+            "processor_class": "HunYuanVLMoTProcessor",
             "image_processor_type": "Qwen2VLImageProcessor",
             "image_mean": [0.5] * 3,
             "image_std": [0.5] * 3,

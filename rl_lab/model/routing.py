@@ -10,7 +10,6 @@ continuation of a cache uses a mask, of its new tokens by all cached ones; it hi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +21,6 @@ from rl_lab.model.mot import DecoderLayer, Route, Tower, rotary
 from rl_lab.model.packing import Layout
 
 Rope = tuple[Tensor, Tensor]
-Run = Callable[..., tuple[Tensor, Tensor]]
-"""Calls a layer's function; gradient checkpointing puts itself here."""
 
 
 @dataclass
@@ -97,8 +94,8 @@ def _routes(vision: Tensor, text: Tensor) -> list[tuple[Tensor, Route]]:
     return [(x, route) for x, route in parts if len(x) or torch.is_grad_enabled()]
 
 
-def run_layer(
-    vision: Tensor, text: Tensor, layer: DecoderLayer, index: int, layout: Layout, rope: Rope, past: Past | None
+def packed_layer(
+    layer: DecoderLayer, vision: Tensor, text: Tensor, index: int, layout: Layout, rope: Rope, past: Past | None
 ) -> tuple[Tensor, Tensor]:
     """One layer over patches [Tv, D] and text [Tt, D]."""
     parts = _routes(vision, text)
@@ -117,7 +114,6 @@ def run_packed(
     text: Tensor,
     layout: Layout,
     past: Past | None = None,
-    run: Run | None = None,
     record: list[Tensor] | None = None,
 ) -> Tensor:
     """Residual stream [T, D] after the last layer, packed and not normed, from patches [Tv, D] and text [Tt, D].
@@ -129,8 +125,7 @@ def run_packed(
     for index, layer in enumerate(tower):
         if record is not None:
             record.append(torch.cat([vision, text]))
-        arguments = (vision, text, layer, index, layout, rope, past)
-        vision, text = run_layer(*arguments) if run is None else run(run_layer, *arguments)
+        vision, text = layer(packed_layer, vision, text, index, layout, rope, past)
     hidden = torch.cat([vision, text]) if len(vision) else text
     if record is not None:
         record.append(hidden)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from rl_lab.model.tokenizer_corpus import lines
 
 FOLDER = Path(__file__).parent
+CHAT_TEMPLATE = FOLDER / "chat_template.jinja"
 VOCAB_SIZE = 3584
 
 ASSISTANT = "<｜hy_Assistant｜>"
@@ -99,12 +100,16 @@ def write_tokenizer(folder: Path) -> None:
         eos_token=ROLES["eos"],
         pad_token=ROLES["pad"],
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE.read_text(),
     )
     save_tokenizer(fast, folder)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the tokenizer files under a class name that transformers 4 knows as well: the released code runs there."""
+    # The last call's padding and truncation stay in the backend, which would write them.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
     fields = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -115,7 +115,8 @@ def test_greedy_generation_with_a_cache_gives_the_reference_tokens_and_logits(na
     expected = case["out.decode_ids"]
     prompt = inputs(case)
     length = expected.shape[1]
-    out = model().generate(
+    vlm: Any = model()
+    out = vlm.generate(
         **prompt,
         do_sample=False,
         max_new_tokens=length + 1,

@@ -30,7 +30,7 @@ def ids(text: str) -> list[int]:
 def test_training_again_writes_the_same_bytes(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == ["tokenizer.json", "tokenizer_config.json"]
+    assert written == ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
     for name in written:
         assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes()
 
