@@ -69,7 +69,7 @@ def real_stages(config: RunConfig) -> Iterator[Mapping[str, Stage]]:
     from rl_lab.cluster import Cluster  # here, because --help and --dry-run need no Ray
     from rl_lab.stages import Stages
 
-    cluster = Cluster(config.workers.simulation)
+    cluster = Cluster(config.workers, config.placement)
     try:
         yield Stages(cluster).functions()
     finally:

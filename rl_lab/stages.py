@@ -115,7 +115,7 @@ class Stages:
     def _train(self, context: StageContext, plan: SFTPlan | OptimisePlan) -> None:
         """Run a plan in a learner process, which is replaced if it dies."""
         for attempt in range(LEARNER_RESTARTS + 1):
-            worker = self.cluster.learner(context.config.placement, plan, context.scratch)
+            worker = self.cluster.learner(plan, context.scratch)
             try:
                 self._run_slices(context, worker, plan.settings.steps)
                 ray.get(worker.finish.remote(context.out))

@@ -16,6 +16,11 @@ from rl_lab.seeding import stream
 from rl_lab.workers.weights import Snapshot, pull
 
 
+def policy_key(snapshot: Snapshot, seed: int) -> str:
+    """Equal for policies that act alike."""
+    return f"{snapshot.digest}/{seed}"
+
+
 class LocalPolicy:
     """A copy of the policy in the worker's own process.
 
@@ -23,21 +28,21 @@ class LocalPolicy:
     nothing but these and the weights (up to the rounding of a batched forward pass).
     """
 
-    def __init__(self, folder: Path, *, seed: int) -> None:
+    def __init__(self, folder: Path, *, seed: int, device: str = "cpu") -> None:
         self.policy, self.processor, self.info = load_policy(folder)
-        self.policy.eval()
-        self.seed = seed
+        self.policy.eval().to(device)
+        self.seed, self.device = seed, device
 
     @classmethod
-    def from_snapshot(cls, snapshot: Snapshot, *, seed: int) -> LocalPolicy:
+    def from_snapshot(cls, snapshot: Snapshot, *, seed: int, device: str = "cpu") -> LocalPolicy:
         """Load a published snapshot."""
         with tempfile.TemporaryDirectory() as folder:
-            return cls(pull(snapshot, Path(folder)), seed=seed)
+            return cls(pull(snapshot, Path(folder)), seed=seed, device=device)
 
     def _noise(self, decisions: Sequence[Decision]) -> torch.Tensor:
         shape = (self.policy.chunk_size, self.policy.action_dim)
         draws = [stream(self.seed, "flow", *decision.key).normal(size=shape) for decision in decisions]
-        return torch.from_numpy(np.stack(draws)).float()
+        return torch.from_numpy(np.stack(draws)).float().to(self.device)
 
     @torch.inference_mode()
     def act(self, decisions: Sequence[Decision]) -> np.ndarray:
@@ -46,6 +51,6 @@ class LocalPolicy:
         instructions = [self.info.condition(str(observation["instruction"])) for observation in observations]
         poses = np.stack([ee_pose(observation) for observation in observations])
         images = np.stack([camera_images(observation) for observation in observations])
-        batch = self.processor.batch(images, poses, instructions)
+        batch = self.processor.batch(images, poses, instructions).to(self.device)
         chunks = self.policy.sample_actions(self.policy.encode(batch), self._noise(decisions))
-        return self.processor.decode(chunks.numpy(), poses)
+        return self.processor.decode(chunks.cpu().numpy(), poses)

@@ -20,11 +20,12 @@ class SimulationPool:
     so a caller that stops early (enough pairs) sees the same prefix with any number of workers.
     """
 
-    def __init__(self, num_workers: int, *, num_cpus: float = 1.0) -> None:
+    def __init__(self, num_workers: int, *, num_cpus: float = 1.0, inference: Any = None) -> None:
+        """`inference`: the `Inference` actor that all of them act with, None for a policy in each."""
         actor = ray.remote(Simulation).options(
             num_cpus=num_cpus, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
         )
-        self.actors: list[Any] = [actor.remote() for _ in range(num_workers)]
+        self.actors: list[Any] = [actor.remote(inference) for _ in range(num_workers)]
 
     def map(
         self,

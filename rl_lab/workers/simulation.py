@@ -22,7 +22,8 @@ from envs.tabletop.scene import CONTROL_HZ
 from envs.types import BimanualEnv, Episode
 from rl_lab.buffers import episode_labels
 from rl_lab.seeding import stream
-from rl_lab.workers.policy import LocalPolicy
+from rl_lab.workers.inference import SharedPolicy
+from rl_lab.workers.policy import LocalPolicy, policy_key
 from rl_lab.workers.weights import Snapshot
 
 FILM_STRIDE = 2
@@ -79,9 +80,11 @@ class Film:
 class Simulation:
     """The work of one simulation process."""
 
-    def __init__(self) -> None:
+    def __init__(self, inference: Any = None) -> None:
         self._envs: dict[EnvSpec, list[BimanualEnv]] = {}
-        self._policy: tuple[str, LocalPolicy] | None = None
+        self._inference = inference
+        """An `Inference` actor to act with; None: a copy of the policy in this process."""
+        self._policy: tuple[str, LocalPolicy | SharedPolicy] | None = None
 
     @staticmethod
     def _make(spec: EnvSpec) -> BimanualEnv:
@@ -101,11 +104,16 @@ class Simulation:
             pool.append(self._make(spec))
         return pool[:count]
 
-    def _load(self, snapshot: Snapshot, run_seed: int) -> LocalPolicy:
+    def _load(self, snapshot: Snapshot, run_seed: int) -> LocalPolicy | SharedPolicy:
         """The snapshot's policy, kept until another one comes."""
-        key = f"{snapshot.digest}/{run_seed}"
+        key = policy_key(snapshot, run_seed)
         if self._policy is None or self._policy[0] != key:
-            self._policy = (key, LocalPolicy.from_snapshot(snapshot, seed=run_seed))
+            policy = (
+                LocalPolicy.from_snapshot(snapshot, seed=run_seed)
+                if self._inference is None
+                else SharedPolicy(self._inference, snapshot, seed=run_seed)
+            )
+            self._policy = (key, policy)
         return self._policy[1]
 
     def _roll_out(self, unit: Unit, snapshot: Snapshot, make: Callable[[BimanualEnv, int], Rollout]) -> list:
