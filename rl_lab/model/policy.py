@@ -115,18 +115,11 @@ class HyVLAPolicy(PreTrainedModel):
             init.normal_(module.pos_embed, std=std)
 
     def _freeze(self) -> None:
-        """Freeze what is never used (kept for round trips): the expert's text route and norms; then obey the flags."""
-        for name, parameter in self.model.expert.layers.named_parameters():
-            if "_v." not in name:
+        """Freeze what is in no group: what the config's flags rule out, and what is kept for round trips only."""
+        trainable = {id(parameter) for group in self.parameter_groups().values() for parameter in group}
+        for parameter in self.parameters():
+            if id(parameter) not in trainable:
                 parameter.requires_grad_(False)
-        groups = self.parameter_groups()
-        frozen = list(self.model.state_proj.parameters()) if not self.config.train_state_proj else []
-        if self.config.freeze_vision_encoder or self.config.train_expert_only:
-            frozen += groups["vision"]
-        if self.config.train_expert_only:
-            frozen += groups["vlm"]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding; PEFT looks for it."""
@@ -143,13 +136,21 @@ class HyVLAPolicy(PreTrainedModel):
         return self.config.max_action_dim
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All parameters ever used, in groups: vision (tower and merger), vlm, expert (with the projections)."""
-        model = self.model
+        """All parameters that the config lets train, in groups: vision (tower and merger), vlm, expert (with the
+        projections).
+
+        The expert's text route and its query and key norms are in no group: nothing reads them. A group that
+        `train_expert_only` or `freeze_vision_encoder` rules out is empty; without `train_state_proj` the projection of
+        the state is left out.
+        """
+        model, config = self.model, self.config
+        see = not (config.freeze_vision_encoder or config.train_expert_only)
+        held = {"dual_tower"} if config.train_state_proj else {"dual_tower", "state_proj"}
+        projections = [child for name, child in model.named_children() if name not in held]
         used = [parameter for name, parameter in model.expert.layers.named_parameters() if "_v." in name]
-        projections = [child for name, child in model.named_children() if name != "dual_tower"]
         return {
-            "vision": list(model.vlm.visual.parameters()),
-            "vlm": list(model.vlm.language_model.parameters()),
+            "vision": list(model.vlm.visual.parameters()) if see else [],
+            "vlm": [] if config.train_expert_only else list(model.vlm.language_model.parameters()),
             "expert": used
             + list(model.expert.norm.parameters())
             + [parameter for module in projections for parameter in module.parameters()],

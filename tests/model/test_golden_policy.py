@@ -186,6 +186,35 @@ def test_gradient_of_every_parameter_has_the_reference_norm(full: Case) -> None:
         torch.testing.assert_close(parameters[key].grad, gradient, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("flag", "trained"),
+    [
+        ({"train_expert_only": True}, ("expert",)),
+        ({"freeze_vision_encoder": True}, ("vlm", "expert")),
+        ({"train_state_proj": False}, ("vision", "vlm", "expert")),
+    ],
+)
+def test_what_the_flags_leave_to_train_has_the_reference_gradients(
+    flag: dict[str, bool], trained: tuple[str, ...], tmp_path: Path
+) -> None:
+    case = load_case("policy_k1_patchmask")
+    load_policy(**flag).save_pretrained(tmp_path)
+    policy = HyVLAPolicy.from_pretrained(tmp_path)
+    losses = policy.flow_losses(policy.encode(case.batch), case["in.action"], case["in.noise"], case["in.time"])
+    losses.mean().backward()
+    norms = json.loads(golden_path("policy_k1_patchmask_grads.json").read_text())["grad_l2_norm"]
+    groups = policy.parameter_groups()
+    assert tuple(name for name in groups if groups[name]) == trained
+    allowed = {id(parameter) for group in groups.values() for parameter in group}
+    for name, parameter in policy.named_parameters():
+        assert parameter.requires_grad == (id(parameter) in allowed), name
+        expected = norms.get(name) if id(parameter) in allowed else None
+        actual = 0.0 if parameter.grad is None else float(parameter.grad.norm())
+        assert actual == pytest.approx(expected or 0.0, rel=1e-4, abs=1e-7), name
+    held = policy.model.state_proj.weight
+    assert (id(held) in allowed) == policy.config.train_state_proj
+
+
 def test_rotary_frequencies_time_embedding_and_resize_agree() -> None:
     misc = load_file(golden_path("misc.safetensors"))
     sizes = load_policy().config.vlm_sizes
