@@ -22,12 +22,14 @@ def draw(policy: HyVLAPolicy, num: int, generator: torch.Generator) -> tuple[tor
     return actions, policy.sample_noise(num, generator), policy.sample_time(num, generator)
 
 
+@pytest.mark.parametrize("cameras", [3, 2])
 @pytest.mark.parametrize("isolation", [True, False])
 def test_prefix_then_suffix_equals_one_joint_attention_also_in_gradients(
-    isolation: bool, generator: torch.Generator
+    isolation: bool, cameras: int, generator: torch.Generator
 ) -> None:
-    policy = make_policy(visual_segment_isolation=isolation, prediction="velocity")
+    policy = make_policy(visual_segment_isolation=isolation, prediction="velocity", empty_cameras=1)
     batch = make_observations(policy, 3)
+    batch = replace(batch, images=batch.images[:, :cameras])
     x_t, time = policy.sample_noise(3, generator), policy.sample_time(3, generator)
     weight = torch.randn(x_t.shape, generator=generator)
 
@@ -107,6 +109,25 @@ def test_an_absent_camera_is_allowed_only_if_the_config_says_so(observations: Ob
     )
     with pytest.raises(ValueError, match=r"images have shape \(4, 2, 3, 64, 64\)"):
         make_policy().encode(two)
+
+
+@pytest.mark.parametrize("isolation", [True, False])
+def test_nothing_of_an_absent_camera_reaches_the_actions(
+    isolation: bool, observations: ObservationBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy(visual_segment_isolation=isolation, empty_cameras=2).eval()
+    batch = replace(observations, images=observations.images[:, :1])
+    noise = policy.sample_noise(len(batch), torch.Generator().manual_seed(0))
+    expected = policy.sample_actions(policy.encode(batch), noise)
+    per_camera = policy.config.token_grid**2
+
+    def other_tokens(images: torch.Tensor) -> torch.Tensor:
+        tokens = HyVLAPolicy.embed_images(policy, images).detach().clone()
+        tokens[:, per_camera:] = 5.0
+        return tokens
+
+    monkeypatch.setattr(policy, "embed_images", other_tokens)
+    assert torch.equal(policy.sample_actions(policy.encode(batch), noise), expected)
 
 
 def test_vision_features_are_the_patch_tokens_before_the_last_layer(
