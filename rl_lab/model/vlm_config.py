@@ -111,6 +111,13 @@ class HyVLMConfig(PretrainedConfig):
         self.set_special_tokens(self.special_token_ids)
         self.check()
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As in transformers, with the dtype in one place: loading would copy it into the sections."""
+        written = super().to_diff_dict()
+        for section in self.sub_configs:
+            written[section].pop("dtype", None)
+        return written
+
     def set_special_tokens(self, ids: dict[str, int]) -> None:
         """Take ids by role; the fields that other software reads follow them."""
         self.special_token_ids = dict(ids)
