@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.tokenizer import load_tokenizer, special_token_ids
@@ -167,3 +168,15 @@ def check_tied(model: nn.Module, tied: tuple[str, str]) -> None:
     """ValueError if a loaded file held both names of the tied embedding with different values."""
     if model.get_parameter(tied[0]) is not model.get_parameter(tied[1]):
         raise ValueError(f"weights do not fit the model; {tied[0]} and {tied[1]} must be equal: the embedding is tied")
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Workers load weights often; one bar each time would bury the run's own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -5,8 +5,6 @@ Letters: B observations, V cameras, S image side, T language tokens, N rows of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -15,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import logging
 
 from algos.batch import ObservationBatch
 from algos.flow_matching import chunk_loss, interpolate, loss_weight, velocity_from_clean, velocity_target
@@ -29,6 +26,7 @@ from rl_lab.model.loading import (
     checkpoint_folder,
     checkpoint_shapes,
     complete_config,
+    no_progress_bars,
     read_config,
 )
 from rl_lab.model.masks import (
@@ -42,22 +40,11 @@ from rl_lab.model.masks import (
 )
 from rl_lab.model.memory import History
 from rl_lab.model.mot import attention_bias, run_prefix
-from rl_lab.model.vision import VisionTower, scale_pixels
+from rl_lab.model.patches import scale_pixels
+from rl_lab.model.vision import VisionTower
 
 EMBEDDING = "model.dual_tower.vlm.model.language_model.model.embed_tokens.weight"
 OUTPUT_EMBEDDING = "model.dual_tower.vlm.model.language_model.lm_head.weight"
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Workers load weights often; one bar each time would bury the run's own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 class HyVLAPolicy(PreTrainedModel):
@@ -95,7 +82,7 @@ class HyVLAPolicy(PreTrainedModel):
         with torch.device("meta"):
             expected = {key: tuple(value.shape) for key, value in cls(config).state_dict().items()}
         check_fit(found, expected, (EMBEDDING, OUTPUT_EMBEDDING))
-        with _no_progress_bars():
+        with no_progress_bars():
             policy = super().from_pretrained(folder, config=config, **kwargs)
         check_tied(policy, (EMBEDDING, OUTPUT_EMBEDDING))
         policy._freeze()  # loading replaces the parameters
@@ -103,7 +90,7 @@ class HyVLAPolicy(PreTrainedModel):
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write config.json and model.safetensors with the released names."""
-        with _no_progress_bars():
+        with no_progress_bars():
             super().save_pretrained(folder, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
