@@ -17,6 +17,7 @@ from rl_lab.errors import CommandParser, UserError, run_command
 BENCHMARKS = {
     "sim": "rl_lab.benchmarks.sim",
     "rpro": "rl_lab.benchmarks.rpro",
+    "model": "rl_lab.benchmarks.model",
 }
 """Each module has `run(**options) -> list[dict]`, one dict a row of its table."""
 
