@@ -20,7 +20,8 @@ class Snapshot:
     files: dict[str, bytes]
 
 
-def _digest(files: dict[str, bytes]) -> str:
+def digest(files: dict[str, bytes]) -> str:
+    """SHA-256 over names, sizes and bytes of all files."""
     whole = hashlib.sha256()
     for name in sorted(files):
         whole.update(f"{name}\0{len(files[name])}\0".encode())
@@ -31,13 +32,18 @@ def _digest(files: dict[str, bytes]) -> str:
 def publish(folder: Path, version: int) -> Snapshot:
     """Read a checkpoint folder (its files, no subfolders)."""
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-    return Snapshot(version, _digest(files), files)
+    return Snapshot(version, digest(files), files)
+
+
+def verify(snapshot: Snapshot) -> None:
+    """RuntimeError if the bytes are not those that were published."""
+    if digest(snapshot.files) != snapshot.digest:
+        raise RuntimeError(f"weights of version {snapshot.version} arrived damaged: the checksum does not match")
 
 
 def pull(snapshot: Snapshot, folder: Path) -> Path:
     """Write the snapshot into `folder`; RuntimeError if the bytes are not those that were published."""
-    if _digest(snapshot.files) != snapshot.digest:
-        raise RuntimeError(f"weights of version {snapshot.version} arrived damaged: the checksum does not match")
+    verify(snapshot)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in snapshot.files.items():
         (folder / name).write_bytes(content)

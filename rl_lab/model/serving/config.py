@@ -7,16 +7,15 @@ without any option; `check_engine` refuses, when the model is made, settings tha
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from transformers import PretrainedConfig
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
-from rl_lab.model.tokenizer import load_tokenizer, special_token_ids
-from rl_lab.model.vlm_config import HyVLMTextConfig
+from rl_lab.model.config import HyVLAConfig
+from rl_lab.model.loading import checkpoint_folder, checkpoint_shapes
+from rl_lab.model.vlm_config import HyVLMConfig, HyVLMTextConfig
+from rl_lab.model.vlm_loading import complete_vlm_config
 
 SCHEDULER = "rl_lab.model.serving.scheduler.SegmentScheduler"
 
@@ -37,7 +36,8 @@ class MoTSizes(ModelArchConfigConvertorBase):
 
 
 class MoTSettings(VerifyAndUpdateConfig):
-    """The hook: no step cuts an image, and no graph is captured (tokens of each kind differ from step to step)."""
+    """The hook: a prompt is computed in one step, so that none cuts an image, and no graph is captured, because the
+    numbers of patches and of text tokens differ from step to step."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
@@ -45,7 +45,8 @@ class MoTSettings(VerifyAndUpdateConfig):
         scheduler = vllm_config.scheduler_config
         scheduler.scheduler_cls = SCHEDULER
         scheduler.async_scheduling = False
-        scheduler.disable_chunked_mm_input = True
+        scheduler.enable_chunked_prefill = False
+        scheduler.long_prefill_token_threshold = 0
         longest = vllm_config.model_config.max_model_len
         scheduler.max_num_batched_tokens = max(scheduler.max_num_batched_tokens, longest)
         scheduler.max_num_encoder_input_tokens = max(scheduler.max_num_encoder_input_tokens, longest)
@@ -64,6 +65,9 @@ def check_engine(vllm_config: VllmConfig) -> None:
     problems = {
         f"scheduler_cls is {scheduler.scheduler_cls}; this model needs {SCHEDULER}": (
             scheduler.scheduler_cls != SCHEDULER
+        ),
+        "chunked prefill may cut images; leave out --enable-chunked-prefill and --long-prefill-token-threshold": (
+            scheduler.enable_chunked_prefill or scheduler.long_prefill_token_threshold > 0
         ),
         f"max_num_batched_tokens {scheduler.max_num_batched_tokens} is below max_model_len {longest}; an image would "
         "not fit a step, so raise the one or lower the other": scheduler.max_num_batched_tokens < longest,
@@ -85,7 +89,13 @@ def check_engine(vllm_config: VllmConfig) -> None:
             raise ValueError(message)
 
 
-def token_ids(model_config: ModelConfig) -> dict[str, int]:
-    """Ids of the special tokens by role: those of the config, else looked up in the folder's tokenizer."""
-    config: Any = model_config.hf_config
-    return config.special_token_ids or special_token_ids(load_tokenizer(Path(model_config.model)))
+def served_config(model_config: ModelConfig) -> HyVLMConfig | HyVLAConfig:
+    """The checkpoint's config; a VLM's is completed from tensor shapes and tokenizer, as it is for training.
+
+    ValueError for a checkpoint that is neither a VLM nor a policy.
+    """
+    config = model_config.hf_config
+    if isinstance(config, HyVLAConfig):
+        return config
+    folder = checkpoint_folder(model_config.model, {"revision": model_config.revision})
+    return complete_vlm_config(config, checkpoint_shapes(folder), folder)

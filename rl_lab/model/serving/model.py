@@ -23,7 +23,7 @@ from vllm.sequence import IntermediateTensors
 
 from rl_lab.model.mot import Route, rotary
 from rl_lab.model.serving.attention import segment_backend
-from rl_lab.model.serving.config import check_engine, token_ids
+from rl_lab.model.serving.config import check_engine, served_config
 from rl_lab.model.serving.processor import DummyImages, ImageInfo, ImagePrompts
 from rl_lab.model.serving.weights import load_weights
 from rl_lab.model.sizes import MERGE
@@ -55,9 +55,8 @@ class ServedVLM(nn.Module, SupportsMultiModal):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         check_engine(vllm_config)
-        config: Any = vllm_config.model_config.hf_config
-        sizes = config.vlm_sizes
-        self.ids = token_ids(vllm_config.model_config)
+        config = served_config(vllm_config.model_config)
+        sizes, self.ids = config.vlm_sizes, config.special_token_ids
         self.model = VisionLanguageModel(sizes, config.vision_sizes)
         self.model.language_model.lm_head.weight = self.model.language_model.model.embed_tokens.weight
         cache = vllm_config.cache_config

@@ -27,8 +27,9 @@ from vllm.multimodal.processing import (
     PromptUpdate,
 )
 
+from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.images import IMAGE_CONFIG, ImageProcessor
-from rl_lab.model.serving.config import token_ids
+from rl_lab.model.serving.config import served_config
 from rl_lab.model.sizes import MERGE
 from rl_lab.model.tokenizer import ROLES
 
@@ -45,8 +46,8 @@ class ImageInfo(BaseProcessingInfo):
     @cached_property
     def images(self) -> ImageProcessor:
         """The folder's image processor; of a policy, which has none, one that takes images up to the policy's size."""
-        config: Any = self.get_hf_config()
-        if (Path(self.model_id) / IMAGE_CONFIG).is_file() or not hasattr(config, "image_size"):
+        config = self.get_hf_config()
+        if not isinstance(config, HyVLAConfig) or (Path(self.model_id) / IMAGE_CONFIG).is_file():
             return ImageProcessor.from_pretrained(self.model_id)
         cell = MERGE * config.vision_patch_size
         return ImageProcessor(config.vision_patch_size, MERGE, cell**2, config.image_size**2)
@@ -54,7 +55,7 @@ class ImageInfo(BaseProcessingInfo):
     @cached_property
     def ids(self) -> dict[str, int]:
         """Ids of the special tokens by role."""
-        return token_ids(self.ctx.model_config)
+        return served_config(self.ctx.model_config).special_token_ids
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Any number of images; a video is refused by vLLM."""

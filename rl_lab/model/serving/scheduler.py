@@ -1,9 +1,9 @@
-"""A scheduler that never cuts an image: neither a step nor a hit in the prefix cache ends inside a segment.
+"""A scheduler that never begins within an image: no hit in the prefix cache ends inside a segment.
 
-vLLM cuts prompts at two places. A step ends when its budget of tokens is used up; `disable_chunked_mm_input` moves that
-end to before an image, but not when the step begins at the image's first token. And a prefix that is found in the cache
-ends at a multiple of the block size, wherever that is. Attention within an image needs all its tokens in one step
-(`rl_lab.model.serving.attention`), so both ends are moved back to the beginning of the image here.
+Attention within an image needs all its tokens in one step (`rl_lab.model.serving.attention`). vLLM cuts prompts at two
+places. A step ends when its budget of tokens is used up; that is switched off (`rl_lab.model.serving.config`), because
+`disable_chunked_mm_input` does not help a step that begins at an image's first token. And a prefix that is found in the
+cache ends at a multiple of the block size, wherever that is; here it is cut back to before the image.
 """
 
 from __future__ import annotations
@@ -41,27 +41,9 @@ class SegmentCacheManager(KVCacheManager):
 
 
 class SegmentScheduler(Scheduler):
-    """vLLM's scheduler with both ends moved; set through `scheduler_cls`."""
+    """vLLM's scheduler with those hits; set through `scheduler_cls`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The base class makes its cache manager itself; the subclass adds a rule and no state.
         self.kv_cache_manager.__class__ = SegmentCacheManager
-
-    def _try_schedule_encoder_inputs(
-        self,
-        request: Request,
-        num_computed_tokens: int,
-        num_new_tokens: int,
-        encoder_compute_budget: int,
-        shift_computed_tokens: int = 0,
-    ) -> tuple[list[int], int, int, list[int], list[int]]:
-        """As in the base class, for the tokens up to the image that the step would cut."""
-        end = before_image(request.mm_features, num_computed_tokens + num_new_tokens)
-        return super()._try_schedule_encoder_inputs(
-            request,
-            num_computed_tokens,
-            max(end - num_computed_tokens, 0),
-            encoder_compute_budget,
-            shift_computed_tokens,
-        )

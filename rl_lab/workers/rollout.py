@@ -1,0 +1,239 @@
+"""Language rollouts: a vLLM engine in a process of its own, prompts with images in, completions out.
+
+Every completion says which weights made it. New weights are copied into the running engine; their bytes are checked
+against the publisher's checksum, and nothing that was computed with the old ones is used again.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors.torch
+from torch import Tensor
+
+from rl_lab.checkpoint import read_info
+from rl_lab.errors import UserError
+from rl_lab.model.vllm_plugin import register
+from rl_lab.workers.weights import Snapshot, pull, verify
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+"""What the engine's process needs before vLLM is imported: engine and model in this process, nobody told, and no
+compilation of the sampler (12 s for nothing)."""
+CPU_BLOCK_SIZE = 32
+"""Tokens of a cache block on a CPU; the least that its kernels like, so that short prompts share prefixes."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to continue."""
+
+    tokens: Sequence[int]
+    """Ids as the chat template writes them: one image token for an image. Rows of patches, as of an earlier turn's
+    `Completion.prompt_tokens`, are accepted as well."""
+    images: Sequence[np.ndarray] = ()
+    """uint8 [H, W, 3] of any size, in the order of their tokens."""
+    seed: int | None = None
+    """Of the samples of this prompt: with it they depend on nothing else but prompt and weights."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to continue; the names are TRL's and vLLM's."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    num_generations: int = 1
+    """Completions of each prompt."""
+    ignore_eos: bool = False
+    """Always `max_tokens` long; for measurements."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer and what training needs to know about it."""
+
+    prompt_tokens: tuple[int, ...]
+    """The prompt as the model read it, images as rows of patches and separators."""
+    tokens: tuple[int, ...]
+    """With the token that ended it, if one did."""
+    logprobs: tuple[float, ...]
+    """Of each token under the distribution it was drawn from: after temperature and top_p, and without the tokens that
+    stand for patches, which are never drawn."""
+    weight_version: int
+    finished: bool
+    """It ended by itself, not at `max_tokens`."""
+    num_cached_tokens: int
+    """Tokens of the prompt that were not computed again."""
+
+
+def load_vllm() -> Any:
+    """The module `vllm`; UserError, naming the command that installs it, where it is missing or its other flavour."""
+    os.environ.update(ENVIRONMENT)
+    try:
+        import vllm
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise UserError(
+            f"language rollouts need vLLM ({error}); install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA"
+        ) from error
+    if not current_platform.device_type:
+        raise UserError("vLLM for CUDA finds no GPU here; delete .venv and install the other flavour: ./setup.sh cpu")
+    register()  # vLLM finds the plugin by itself only where the lab is installed
+    return vllm
+
+
+def one_token_per_image(tokens: Sequence[int], image: int, row_end: int) -> list[int]:
+    """Token ids with every stretch of an image's rows replaced by one image token."""
+    kept: list[int] = []
+    inside = False
+    for token in tokens:
+        if not inside or token not in (image, row_end):
+            inside = token == image
+            kept.append(token)
+    return kept
+
+
+class RolloutEngine:
+    """The work of one rollout process: holds an engine, samples, takes new weights."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str = "auto",
+        max_model_len: int = 2048,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int | None = None,
+        images_per_prompt: int = 8,
+        kv_cache_gib: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        """Start with a checkpoint folder of a VLM or of a policy. UserError without vLLM."""
+        vllm = load_vllm()
+        from vllm.platforms import current_platform
+
+        self.weight_version = read_info(folder).weight_version
+        self._folder: tempfile.TemporaryDirectory | None = None
+        self._sampling_params = vllm.SamplingParams
+        self._llm = vllm.LLM(
+            str(folder),
+            dtype=dtype,
+            seed=seed,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            limit_mm_per_prompt={"image": images_per_prompt},
+            kv_cache_memory_bytes=int(kv_cache_gib * 2**30),
+            block_size=CPU_BLOCK_SIZE if current_platform.is_cpu() else None,
+            enable_prefix_caching=True,
+            enforce_eager=True,
+            logprobs_mode="processed_logprobs",
+        )
+        self._ids, self._shapes = self._llm.apply_model(_ids_and_shapes)[0]
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Snapshot, **options: Any) -> Self:
+        """Start with published weights."""
+        folder = tempfile.TemporaryDirectory()
+        engine = cls(pull(snapshot, Path(folder.name)), **options)
+        engine.weight_version, engine._folder = snapshot.version, folder
+        return engine
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        """`num_generations` completions of each prompt. ValueError for a prompt whose images do not fit its tokens.
+
+        RuntimeError after a call that failed within the engine: requests are left in it, so start another one.
+        """
+        inputs = [self._input(prompt) for prompt in prompts]
+        settings = [self._settings(sampling, prompt.seed) for prompt in prompts]
+        if self._llm.llm_engine.has_unfinished_requests():
+            raise RuntimeError("the engine failed in an earlier call and still holds its requests; start another one")
+        answers = self._llm.generate(inputs, settings, use_tqdm=False)
+        return [[self._completion(answer, output) for output in answer.outputs] for answer in answers]
+
+    def _input(self, prompt: Prompt) -> dict[str, Any]:
+        tokens = one_token_per_image(prompt.tokens, self._ids["image"], self._ids["row_end"])
+        places = tokens.count(self._ids["image"])
+        if places != len(prompt.images):
+            raise ValueError(f"the prompt has {places} image tokens but {len(prompt.images)} images; give one for each")
+        images = {"multi_modal_data": {"image": list(prompt.images)}} if places else {}
+        return {"prompt_token_ids": tokens, **images}
+
+    def _settings(self, sampling: Sampling, seed: int | None) -> Any:
+        return self._sampling_params(
+            n=sampling.num_generations,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            ignore_eos=sampling.ignore_eos,
+            seed=seed,
+            logprobs=0,
+            detokenize=False,
+            # A patch token without an image could not be read back; -100 is the most that vLLM takes.
+            logit_bias={self._ids[role]: -100.0 for role in ("image", "video")},
+        )
+
+    def _completion(self, answer: Any, output: Any) -> Completion:
+        tokens = tuple(output.token_ids)
+        return Completion(
+            prompt_tokens=tuple(answer.prompt_token_ids),
+            tokens=tokens,
+            logprobs=tuple(known[token].logprob for known, token in zip(output.logprobs, tokens, strict=True)),
+            weight_version=self.weight_version,
+            finished=output.finish_reason == "stop",
+            num_cached_tokens=answer.num_cached_tokens or 0,
+        )
+
+    def update(self, snapshot: Snapshot) -> float:
+        """Copy published weights into the engine; seconds it took.
+
+        RuntimeError if the snapshot arrived damaged, ValueError, listing the tensors, if it does not fit the model; the
+        engine then goes on with the weights it has.
+        """
+        from rl_lab.model.serving.weights import TIED, check_fit, load_weights, served_shapes
+
+        start = time.perf_counter()
+        verify(snapshot)
+        tensors = snapshot_tensors(snapshot.files)
+        check_fit(served_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}), self._shapes, TIED)
+        self._llm.apply_model(lambda model: load_weights(model, tensors.items()))
+        self._reset_caches()
+        self.weight_version = snapshot.version
+        return time.perf_counter() - start
+
+    def _reset_caches(self) -> None:
+        """Forget keys and values, image embeddings, and the processed images whose embeddings those were."""
+        assert self._llm.reset_prefix_cache(), "caches cannot be reset while requests run"
+        self._llm.llm_engine.engine_core.reset_encoder_cache()
+        self._llm.reset_mm_cache()
+
+
+def snapshot_tensors(files: Mapping[str, bytes]) -> dict[str, Tensor]:
+    """All tensors of a snapshot's safetensors files; ValueError if it has none."""
+    tensors: dict[str, Tensor] = {}
+    for name, content in files.items():
+        if name.startswith("model") and name.endswith(".safetensors"):
+            tensors |= safetensors.torch.load(content)
+    if not tensors:
+        raise ValueError(f"the snapshot holds no weights (model*.safetensors), only {', '.join(sorted(files))}")
+    return tensors
+
+
+def _ids_and_shapes(model: Any) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """Special token ids of the served model and the shapes of its weights."""
+    from rl_lab.model.serving.weights import expected_shapes
+
+    return model.ids, expected_shapes(model)

@@ -1,0 +1,108 @@
+"""Small checkpoints, prompts, and the log-probabilities that training gives to what the engine sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rl_lab.model.images import ImageProcessor
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.presets import preset_config
+from rl_lab.model.tokenizer import load_tokenizer, save_tokenizer
+from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
+from rl_lab.model.vlm_config import HyVLMConfig
+from rl_lab.workers.rollout import Completion
+
+VLM = HunYuanVLMoTForConditionalGeneration
+
+
+def make_vlm(preset: str = "nano", seed: int = 0) -> VLM:
+    """The language side of a preset with random weights, norms and biases included: all of them must be served."""
+    sizes = preset_config(preset)
+    assert sizes.vlm_config_dict is not None
+    vision = {
+        "hidden_size": sizes.vision_width,
+        "num_hidden_layers": sizes.vision_depth,
+        "num_attention_heads": sizes.vision_heads,
+        "intermediate_size": sizes.vision_mlp,
+        "patch_size": sizes.vision_patch_size,
+        "position_grid": sizes.vision_position_grid,
+    }
+    config = HyVLMConfig(
+        text_config=dict(sizes.vlm_config_dict["text_config"]),
+        vision_config=vision,
+        special_token_ids=sizes.special_token_ids,
+    )
+    torch.manual_seed(seed)
+    model = VLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
+def save_vlm(model: VLM, folder: Path) -> Path:
+    """A checkpoint folder of the VLM, with tokenizer and image processor."""
+    model.save_pretrained(folder)
+    save_tokenizer(load_tokenizer(), folder)
+    ImageProcessor(model.config.vision.patch_size, min_pixels=32 * 32, max_pixels=128 * 128).save_pretrained(folder)
+    return folder
+
+
+def save_policy_of(model: VLM, preset: str, folder: Path) -> Path:
+    """A policy's checkpoint folder whose language side is this VLM."""
+    policy = HyVLAPolicy(preset_config(preset))
+    policy.model.vlm.load_state_dict(model.model.state_dict())
+    policy.save_pretrained(folder)
+    save_tokenizer(load_tokenizer(), folder)
+    return folder
+
+
+def image_prompt(ids: dict[str, int]) -> list[int]:
+    """An image as the chat template writes it."""
+    return [ids[role] for role in ("vision_start", "image", "latent", "vision_end")]
+
+
+class Drawer:
+    """Random words and pictures, the same for the same seed."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = np.random.default_rng(seed)
+
+    def words(self, count: int) -> list[int]:
+        """Ids of ordinary tokens."""
+        return self.generator.integers(100, 2000, count).tolist()
+
+    def picture(self, height: int, width: int) -> np.ndarray:
+        """uint8 [height, width, 3]."""
+        return self.generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def training_logprobs(
+    model: VLM, completion: Completion, images: Sequence[np.ndarray], temperature: float = 1.0
+) -> torch.Tensor:
+    """Log-probability of each sampled token, [T], by one pass of the training model over prompt and answer."""
+    processor = ImageProcessor(model.config.vision.patch_size, min_pixels=32 * 32, max_pixels=128 * 128)
+    done = [processor(image) for image in images]
+    visual = {}
+    if done:
+        pixels = torch.from_numpy(np.concatenate([patches for patches, _ in done]))
+        visual = {"pixel_values": pixels.to(model.dtype), "image_grid_thw": torch.tensor([grid for _, grid in done])}
+    tokens = torch.tensor([completion.prompt_tokens + completion.tokens])
+    logits = model(tokens, **visual).logits[0].float() / temperature
+    # The engine never draws a patch token.
+    ids = model.config.special_token_ids
+    logits[:, [ids["image"], ids["video"]]] = -torch.inf
+    before = logits[len(completion.prompt_tokens) - 1 : -1].log_softmax(-1)
+    return before.gather(1, torch.tensor(completion.tokens)[:, None])[:, 0]
+
+
+def differences(
+    model: VLM, completion: Completion, images: Sequence[np.ndarray], temperature: float = 1.0
+) -> torch.Tensor:
+    """Absolute differences of the engine's and the training model's log-probabilities, [T]."""
+    return (training_logprobs(model, completion, images, temperature) - torch.tensor(completion.logprobs)).abs()

@@ -1,0 +1,111 @@
+"""`vllm.LLM(DIR)` and `vllm serve DIR` know the lab's checkpoints, wherever they are started."""
+
+import base64
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rl_lab.workers.rollout import ENVIRONMENT
+from tests.serving.builders import Drawer, save_policy_of
+
+pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
+
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ASK = """
+import sys
+import numpy as np
+from vllm import LLM, SamplingParams
+
+llm = LLM(sys.argv[1], max_model_len=512, dtype="float32")
+picture = np.zeros((64, 96, 3), np.uint8)
+prompt = {"prompt_token_ids": [1, 3, 6, 9, 12, 7, 200], "multi_modal_data": {"image": [picture]}}
+(answer,) = llm.generate([prompt], SamplingParams(max_tokens=3, ignore_eos=True))
+print("ANSWER", len(answer.prompt_token_ids), len(answer.outputs[0].token_ids))
+"""
+
+
+def environment(**more):
+    """This process's, without the paths that would make the packages importable from anywhere."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | QUIET | more
+
+
+@pytest.mark.parametrize("kind, started_in", [("vlm", ROOT), ("policy", Path("/"))])
+def test_plain_vllm_knows_the_checkpoint_from_the_repository_and_from_elsewhere(
+    kind, started_in, vlm, folder, tmp_path
+):
+    checkpoint = folder if kind == "vlm" else save_policy_of(vlm, "nano", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, str(checkpoint)],
+        cwd=started_in,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # 64 x 96 pixels are 2 rows of 3 patches and a separator, in the place of one token; a policy's are at most 64 x 64.
+    assert f"ANSWER {14 if kind == 'vlm' else 8 + 1} 3" in done.stdout
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_healthy(url, server, seconds=600):
+    """Poll a server's health page; fails when the server ends or never answers."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert server.poll() is None, f"vllm serve ended with code {server.returncode}"
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(1)
+    raise AssertionError(f"vllm serve gave no answer in {seconds} s")
+
+
+@pytest.mark.slow
+def test_a_server_answers_an_image_chat_request_of_a_plain_openai_client(folder, tmp_path):
+    from openai import BadRequestError, OpenAI
+
+    port = _free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--host", "127.0.0.1"]
+    options = ["--port", str(port), "--max-model-len", "512", "--dtype", "float32", "--served-model-name", "lab"]
+    log = (tmp_path / "server.log").open("w")
+    server = subprocess.Popen(
+        command + options,
+        cwd=tmp_path,
+        env=environment(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_CPU_NUM_OF_RESERVED_CPU="0"),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}", server)
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        picture = io.BytesIO()
+        Image.fromarray(Drawer().picture(64, 96)).save(picture, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Where is the block?"}]
+        messages = [{"role": "user", "content": content}]
+        answer = client.chat.completions.create(model="lab", messages=messages, max_tokens=8, logprobs=True)
+        assert answer.usage.completion_tokens >= 1
+        # bos, user, S, 2 x (3 patches, separator), L, E, words, assistant, empty thought.
+        assert answer.usage.prompt_tokens > 2 + 1 + 8 + 2
+        video = [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}]
+        with pytest.raises(BadRequestError, match="(?i)video"):
+            client.chat.completions.create(model="lab", messages=[{"role": "user", "content": video}], max_tokens=1)
+    finally:
+        server.terminate()
+        server.wait(60)
+        print((tmp_path / "server.log").read_text()[-3000:])
