@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algos.batch import TensorRecord
+from rl_lab.model.backbone import VisionLanguageModel
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.flow import time_embedding
 from rl_lab.model.mot import Attention, DecoderLayer, LayerCache, Tower, attention_bias, rotary
-from rl_lab.model.vlm import VisionLanguageModel
 
 
 @dataclass
@@ -47,7 +47,8 @@ class DualTower(nn.Module):
 
     def __init__(self, config: HyVLAConfig) -> None:
         super().__init__()
-        self.vlm = nn.ModuleDict({"model": VisionLanguageModel(config.vlm_sizes, config.vision_sizes)})
+        language = VisionLanguageModel(config.vlm_sizes, config.vision_sizes, config.special_token_ids)
+        self.vlm = nn.ModuleDict({"model": language})
         self.expert = nn.ModuleDict({"model": Tower(config.expert_sizes, embeds_tokens=False)})
 
 

@@ -1,6 +1,6 @@
-"""The vision-language model: the module that the released VLM and the policy share, and the VLM around it.
+"""The released vision-language model: the shared backbone with logits, loss, checkpoints and generation.
 
-Letters: B rows, S tokens of a row, T packed tokens, Tv of them patches, D hidden, N rows of pixel values, p patch side.
+Letters: B rows, S tokens of a row, N rows of pixel values, n images, p patch side.
 """
 
 from __future__ import annotations
@@ -11,70 +11,28 @@ from typing import Any, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from rl_lab.model.backbone import VisionLanguageModel
 from rl_lab.model.generation import repeat_visual
-from rl_lab.model.loading import IGNORED_KEYS, check_fit, check_tied, checkpoint_folder, checkpoint_shapes
-from rl_lab.model.mot import LanguageModel
-from rl_lab.model.packing import Layout, build_layout, text_layout
-from rl_lab.model.routing import Past, continuation_mask, run_packed
-from rl_lab.model.sizes import TowerSizes, VisionSizes
-from rl_lab.model.vision import VisionTower, Visual
+from rl_lab.model.loading import (
+    IGNORED_KEYS,
+    check_fit,
+    check_tied,
+    checkpoint_folder,
+    checkpoint_shapes,
+    no_progress_bars,
+)
+from rl_lab.model.packing import Layout
+from rl_lab.model.vision import VisionTower
 from rl_lab.model.vlm_config import VISUAL_ROLES, HyVLMConfig
 from rl_lab.model.vlm_loading import complete_vlm_config
 
 EMBEDDING = "model.language_model.model.embed_tokens.weight"
 OUTPUT_EMBEDDING = "model.language_model.lm_head.weight"
-
-
-class VisionLanguageModel(nn.Module):
-    """Vision tower with merger, and language tower."""
-
-    def __init__(self, tower: TowerSizes, vision: VisionSizes) -> None:
-        super().__init__()
-        self.visual = Visual(vision)
-        self.language_model = LanguageModel(tower)
-
-    def embed(self, input_ids: Tensor, layout: Layout, pixels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Embedded patches [Tv, D] and text [Tt, D] of ids [B, S] and pixels [N, 3 * p * p], images before videos."""
-        tokens = input_ids.flatten()
-        if layout.source.place is not None:
-            tokens = tokens.index_select(0, layout.source.place)
-        table = self.language_model.model.embed_tokens
-        text = table(tokens[layout.num_patches :])
-        if pixels is None:
-            return text[:0], text
-        vision = self.visual.encode_patches(pixels.to(text.dtype), layout.grids)
-        return (vision if layout.patch_order is None else vision.index_select(0, layout.patch_order)), text
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        layout: Layout,
-        pixels: Tensor | None = None,
-        past: Past | None = None,
-        record: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Residual stream [T, D] after the last layer, packed as `layout` says, before the final norm.
-
-        Takes token ids [B, S] and the patches [N, 3 * p * p] of all images, then of all videos, in reading order.
-        """
-        vision, text = self.embed(input_ids, layout, pixels)
-        return run_packed(self.language_model.model, vision, text, layout, past, record)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocab] of residual streams [..., D]."""
-        return self.language_model.lm_head(self.language_model.model.norm(hidden))
-
-
-def join_pixels(images: Tensor | None, videos: Tensor | None) -> Tensor | None:
-    """All patches [N, 3 * p * p], images first."""
-    if images is None or videos is None:
-        return videos if images is None else images
-    return torch.cat([images, videos])
 
 
 def released_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -115,7 +73,7 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"special_token_ids must hold {', '.join(VISUAL_ROLES)}, not {sorted(config.special_token_ids)}; "
                 "look them up with rl_lab.model.tokenizer.special_token_ids"
             )
-        self.model = VisionLanguageModel(config.vlm_sizes, config.vision_sizes)
+        self.model = VisionLanguageModel(config.vlm_sizes, config.vision_sizes, config.special_token_ids)
         self.post_init()
 
     @classmethod
@@ -132,9 +90,15 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         with torch.device("meta"):
             expected = {key: tuple(value.shape) for key, value in cls(config).state_dict().items()}
         check_fit(found, expected, (EMBEDDING, OUTPUT_EMBEDDING))
-        model = super().from_pretrained(folder, config=config, **kwargs)
+        with no_progress_bars():
+            model = super().from_pretrained(folder, config=config, **kwargs)
         check_tied(model, (EMBEDDING, OUTPUT_EMBEDDING))
         return model
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write config.json, generation_config.json and model.safetensors with the released names."""
+        with no_progress_bars():
+            super().save_pretrained(folder, **kwargs)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""
@@ -159,25 +123,7 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         video_grid_thw: Any = None,
     ) -> Layout:
         """Layout of a batch, on the CPU; made where batches are made, it spares `forward` waiting for the device."""
-        return build_layout(input_ids, attention_mask, self.config.special_token_ids, image_grid_thw, video_grid_thw)
-
-    def _layout_after(
-        self, past: int, input_ids: Tensor, attention_mask: Tensor | None, grids: tuple[Any, Any]
-    ) -> Layout:
-        """Layout of the tokens that follow `past` cached ones; `attention_mask` covers both."""
-        count, new = input_ids.shape
-        if grids == (None, None) and past:
-            if attention_mask is None:
-                positions = torch.arange(past, past + new, device=input_ids.device).expand(count, -1)
-            else:
-                positions = attention_mask.long().cumsum(1)[:, -new:] - 1
-            return text_layout(count, new, positions)
-        mask = attention_mask if attention_mask is None else attention_mask[:, -new:]
-        layout = self.layout(input_ids, mask, *grids)
-        if not past:
-            return layout
-        before = torch.full((count,), past) if attention_mask is None else attention_mask[:, :past].sum(1).cpu()
-        return layout.shifted(before)
+        return self.model.layout(input_ids, attention_mask, image_grid_thw, video_grid_thw)
 
     def forward(
         self,
@@ -202,34 +148,25 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         same batch. Labels [B, S] are shifted within the row; -100 is not trained. Padding has meaningless logits.
         Hidden states are the residual stream before the first layer and after every one; the last is normed.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        pixels = join_pixels(pixel_values, pixel_values_videos)
-        if layout is None:
-            # While generating, the grids keep coming after their pixels.
-            grids = (image_grid_thw, video_grid_thw) if pixels is not None else (None, None)
-            layout = self._layout_after(length, input_ids, attention_mask, grids)
-        layout = layout.to(input_ids.device)
-        past = None
-        if past_key_values is not None:
-            new = input_ids.shape[1]
-            mask = continuation_mask(attention_mask, new, length + new, input_ids.device) if length else None
-            past = Past(past_key_values, length, mask)
-        record: list[Tensor] | None = [] if output_hidden_states else None
-        hidden = self.model(input_ids, layout, pixels, past, record)
+        out = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            pixel_values_videos=pixel_values_videos,
+            video_grid_thw=video_grid_thw,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            layout=layout,
+            output_hidden_states=output_hidden_states,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.model.logits(layout.source.scatter(hidden)[:, kept])
+        logits = self.model.language_model.lm_head(out.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vlm_sizes.vocab, **kwargs)
-        if record:
-            record[-1] = self.model.language_model.model.norm(record[-1])
         return CausalLMOutputWithPast(
-            loss=loss,
-            logits=cast(Any, logits),
-            past_key_values=past_key_values,
-            hidden_states=cast(Any, tuple(layout.source.scatter(state) for state in record) if record else None),
+            loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
         )
 
     def _expand_inputs_for_generation(  # type: ignore[override]  # as the parent, which types only some tensors

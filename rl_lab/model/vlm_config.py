@@ -8,7 +8,7 @@ file it is completed from tensor shapes and tokenizer (`rl_lab.model.vlm_loading
 from __future__ import annotations
 
 from dataclasses import field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -90,6 +90,8 @@ class HyVLMConfig(PretrainedConfig):
     model_type = "hunyuan_vl_mot"
     sub_configs = {"text_config": HyVLMTextConfig, "vision_config": HyVLMVisionConfig}
     keys_to_ignore_at_inference = ["past_key_values"]
+    auto_map: ClassVar[dict[str, str]] = {}
+    """No remote code; TRL asks every model that is not one of transformers' own."""
 
     text_config: HyVLMTextConfig | dict[str, Any] | None = None
     vision_config: HyVLMVisionConfig | dict[str, Any] | None = None

@@ -112,7 +112,7 @@ def direct_logits(vlm: Vlm, batch: Batch, mask: Tensor) -> Tensor:
         attn = layer.self_attn
         out = attend(attn.queries(q, rope), attn.keys(k, rope).transpose(1, 2), v.transpose(1, 2), bias)
         x = torch.where(is_patch, layer.finish(x, out, "vision"), layer.finish(x, out, "text"))
-    return vlm.model.logits(x)
+    return vlm.model.language_model.lm_head(tower.norm(x))
 
 
 def test_text_before_an_image_never_reaches_it_and_text_after_it_does_not_either(
