@@ -2,7 +2,7 @@
 
 The released file is flat, keeps the whole language-model config under `vlm_config_dict`, and leaves out what the
 released code hard-codes (vision sizes, expert MLP, token ids). Those are fields of ours here; a file without them is
-completed from the checkpoint's tensor shapes and tokenizer (`rl_lab.model.checkpoint`). The released loader drops keys
+completed from the checkpoint's tensor shapes and tokenizer (`rl_lab.model.loading`). The released loader drops keys
 it does not know.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from transformers import PretrainedConfig
 
-from rl_lab.model.sizes import MERGE, TowerSizes, VisionSizes, tower_sizes
+from rl_lab.model.sizes import MERGE, TowerSizes, VisionSizes, size_problems, tower_sizes
 
 ENCODED_DIM = 20
 """Used numbers of a state or an action: per arm xyz, rot6d, gripper."""
@@ -89,17 +89,10 @@ class HyVLAConfig(PretrainedConfig):
         tower, vision = self.vlm_sizes, self.vision_sizes
         width, height = self.resize_imgs_with_padding
         cell = MERGE * vision.patch_size
-        problems = {
+        problems = size_problems(tower, vision) | {
             f"n_action_steps is {self.n_action_steps} but chunk_size is {self.chunk_size}; it may not be larger": (
                 self.n_action_steps > self.chunk_size
             ),
-            f"{vision.num_heads} vision heads do not divide vision_width {vision.width}; choose a divisor": (
-                vision.width % vision.num_heads != 0
-            ),
-            f"{tower.num_kv_heads} KV heads do not divide {tower.num_heads} heads; choose a divisor": (
-                tower.num_heads % tower.num_kv_heads != 0
-            ),
-            f"head_dim {tower.head_dim} must be even and above 2": tower.head_dim % 2 != 0 or tower.head_dim <= 2,
             f"spacetime_layer_stride is {self.spacetime_layer_stride}; use 1 or more": self.spacetime_layer_stride < 1,
             f"past_drop_layer is {self.past_drop_layer}; use null or a block in 0..{vision.depth}": (
                 self.past_drop_layer is not None and not 0 <= self.past_drop_layer <= vision.depth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
+from tests.model.golden import golden_path
 from tests.model.test_processor import random_poses
 
 
@@ -137,6 +139,18 @@ def test_a_released_file_becomes_one_of_ours(tmp_path: Path) -> None:
     assert (tmp_path / STATS_FILE).read_bytes() == first
     for key, value in vars(processor.stats).items():
         assert np.array_equal(value, getattr(again, key)), key
+
+
+def test_a_released_folder_is_read_with_its_pickle(tmp_path: Path) -> None:
+    shutil.copytree(golden_path("policy"), tmp_path / "policy")
+    chunk = PolicyProcessor.from_pretrained(golden_path("policy")).config.n_action_steps
+    content = released() | {"action_mean": np.zeros((chunk, 20)), "action_std": np.ones((chunk, 20))}
+    write(tmp_path / "policy", content)
+    processor = PolicyProcessor.from_pretrained(tmp_path / "policy")
+    assert np.array_equal(processor.stats.qpos_mean, content["qpos_mean"])
+    write(tmp_path / "policy", content | {"qpos_std": Call(os.getpid)})
+    with pytest.raises(ValueError, match="refused to unpickle"):
+        PolicyProcessor.from_pretrained(tmp_path / "policy")
 
 
 def test_a_std_of_zero_in_a_released_file_is_raised_to_the_released_floor(tmp_path: Path) -> None:

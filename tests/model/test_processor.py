@@ -92,6 +92,17 @@ def test_images_of_another_size_are_resized_and_padded() -> None:
     assert images[..., 8:56, :].eq(1).all() and images[..., :8, :].eq(0).all() and images[..., 56:, :].eq(0).all()
 
 
+def test_a_history_of_views_is_prepared_like_its_frames() -> None:
+    processor = make_processor()
+    views = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 48, 64, 3), dtype=np.uint8)
+    images = processor.images(views)
+    assert images.shape == (2, 3, 4, 3, 64, 64)
+    for frame in range(4):
+        assert torch.equal(images[:, :, frame], processor.images(views[:, :, frame]))
+    batch = processor.batch(views, random_poses((2,)), ["Lift it."] * 2)
+    assert torch.equal(batch.images, images)
+
+
 def test_an_odd_pixel_of_padding_goes_to_the_right_and_bottom() -> None:
     padded = resize_with_padding(torch.ones(1, 3, 4, 4), width=7, height=4)
     assert padded[0, 0, 0].tolist() == [0, 1, 1, 1, 1, 0, 0]
