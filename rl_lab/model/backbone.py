@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -18,7 +19,7 @@ from rl_lab.model.mot import LanguageModel
 from rl_lab.model.packing import Layout, build_layout, text_layout
 from rl_lab.model.routing import Past, continuation_mask, run_packed
 from rl_lab.model.sizes import TowerSizes, VisionSizes
-from rl_lab.model.vision import Visual
+from rl_lab.model.vision import VisionTower, Visual
 
 
 def join_pixels(images: Tensor | None, videos: Tensor | None) -> Tensor | None:
@@ -140,3 +141,11 @@ class VisionLanguageModel(nn.Module):
             past_key_values=past_key_values,
             hidden_states=cast(Any, states) if output_hidden_states else None,
         )
+
+
+def initialize(module: nn.Module, std: float) -> None:
+    """Decoder products, embeddings and positions normal(0, std); whatever has a bias keeps torch's default."""
+    if isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and module.bias is None):
+        init.normal_(module.weight, std=std)
+    elif isinstance(module, VisionTower):
+        init.normal_(module.pos_embed, std=std)

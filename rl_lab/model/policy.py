@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 
 from algos.batch import ObservationBatch
 from algos.flow_matching import chunk_loss, interpolate, loss_weight, velocity_from_clean, velocity_target
 from rl_lab.model import flow
 from rl_lab.model.action_expert import ActionModel, Prefix
+from rl_lab.model.backbone import initialize
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
 from rl_lab.model.loading import (
     IGNORED_KEYS,
@@ -41,7 +41,6 @@ from rl_lab.model.masks import (
 from rl_lab.model.memory import History
 from rl_lab.model.mot import attention_bias, run_prefix
 from rl_lab.model.patches import scale_pixels
-from rl_lab.model.vision import VisionTower
 
 EMBEDDING = "model.dual_tower.vlm.model.language_model.model.embed_tokens.weight"
 OUTPUT_EMBEDDING = "model.dual_tower.vlm.model.language_model.lm_head.weight"
@@ -94,12 +93,7 @@ class HyVLAPolicy(PreTrainedModel):
             super().save_pretrained(folder, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Decoder products and embeddings normal(0, initializer_range); whatever has a bias keeps torch's default."""
-        std = self.config.vlm_sizes.init_std
-        if isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and module.bias is None):
-            init.normal_(module.weight, std=std)
-        elif isinstance(module, VisionTower):
-            init.normal_(module.pos_embed, std=std)
+        initialize(module, self.config.vlm_sizes.init_std)
 
     def _freeze(self) -> None:
         """Freeze what is in no group: what the config's flags rule out, and what is kept for round trips only."""

@@ -64,3 +64,16 @@ def tower_sizes(text: Mapping[str, Any]) -> TowerSizes:
         rope_alpha=rope.get("alpha") or 1.0,
         init_std=text.get("initializer_range", 0.02),
     )
+
+
+def size_problems(tower: TowerSizes, vision: VisionSizes) -> dict[str, bool]:
+    """Sizes that cannot work together: the message of each, and whether it is the case."""
+    return {
+        f"{vision.num_heads} vision heads do not divide the vision width {vision.width}; choose a divisor": (
+            vision.width % vision.num_heads != 0
+        ),
+        f"{tower.num_kv_heads} KV heads do not divide {tower.num_heads} heads; choose a divisor": (
+            tower.num_heads % tower.num_kv_heads != 0
+        ),
+        f"head_dim {tower.head_dim} must be even and above 2": tower.head_dim % 2 != 0 or tower.head_dim <= 2,
+    }

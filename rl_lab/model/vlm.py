@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rl_lab.model.backbone import VisionLanguageModel
+from rl_lab.model.backbone import VisionLanguageModel, initialize
 from rl_lab.model.generation import repeat_visual
 from rl_lab.model.loading import (
     IGNORED_KEYS,
@@ -27,7 +26,6 @@ from rl_lab.model.loading import (
     no_progress_bars,
 )
 from rl_lab.model.packing import Layout
-from rl_lab.model.vision import VisionTower
 from rl_lab.model.vlm_config import VISUAL_ROLES, HyVLMConfig
 from rl_lab.model.vlm_loading import complete_vlm_config
 
@@ -44,14 +42,6 @@ def released_loss(logits: Tensor, labels: Tensor) -> Tensor:
     valid = labels.flatten() >= 0
     kept, targets = logits.flatten(0, 1)[valid], labels.flatten()[valid]
     return F.cross_entropy(kept[:-1].float(), targets[1:])
-
-
-def initialize(module: nn.Module, std: float) -> None:
-    """Decoder products, embeddings and positions normal(0, std); whatever has a bias keeps torch's default."""
-    if isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and module.bias is None):
-        init.normal_(module.weight, std=std)
-    elif isinstance(module, VisionTower):
-        init.normal_(module.pos_embed, std=std)
 
 
 class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):

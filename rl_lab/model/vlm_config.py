@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
-from rl_lab.model.sizes import MERGE, TowerSizes, VisionSizes, tower_sizes
+from rl_lab.model.sizes import MERGE, TowerSizes, VisionSizes, size_problems, tower_sizes
 
 VISUAL_ROLES = ("image", "video", "row_end")
 """Special tokens that the model itself must know: patches of images and videos, and the separator of their rows."""
@@ -161,15 +161,7 @@ class HyVLMConfig(PretrainedConfig):
 
     def check(self) -> None:
         """ValueError, naming the values, for sizes that cannot work together."""
-        tower, vision = self.vlm_sizes, self.vision_sizes
-        problems = {
-            f"{vision.num_heads} vision heads do not divide hidden_size {vision.width}; choose a divisor": (
-                vision.width % vision.num_heads != 0
-            ),
-            f"{tower.num_kv_heads} KV heads do not divide {tower.num_heads} heads; choose a divisor": (
-                tower.num_heads % tower.num_kv_heads != 0
-            ),
-            f"head_dim {tower.head_dim} must be even and above 2": tower.head_dim % 2 != 0 or tower.head_dim <= 2,
+        problems = size_problems(self.vlm_sizes, self.vision_sizes) | {
             f"hidden_act is {self.text.hidden_act!r}; only 'silu' is implemented": self.text.hidden_act != "silu",
         }
         for message, wrong in problems.items():

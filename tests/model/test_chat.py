@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from rl_lab.model.chat import HunYuanVLMoTProcessor, answer_labels
 from rl_lab.model.images import ImageProcessor
@@ -32,6 +34,11 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def render(processor: HunYuanVLMoTProcessor, chat: Any, **options: Any) -> Any:
+    """The chat as a prompt or a batch."""
+    return processor.apply_chat_template(chat, **options)
+
+
 def user(*parts: Any) -> dict[str, Any]:
     """A user's message of texts and pictures."""
     kinds = [{"type": "text", "text": x} if isinstance(x, str) else {"type": "image", "image": x} for x in parts]
@@ -43,9 +50,9 @@ def test_a_question_ends_in_the_prefix_of_the_answer_with_and_without_thinking(
 ) -> None:
     chat = [{"role": "user", "content": "Where?"}]
     asked = f"{BOS}{USER}Where?"
-    assert processor.apply_chat_template(chat) == asked
-    assert processor.apply_chat_template(chat, add_generation_prompt=True) == f"{asked}{ASSISTANT}{EMPTY_THOUGHT}"
-    thinking = processor.apply_chat_template(chat, add_generation_prompt=True, enable_thinking=True)
+    assert render(processor, chat) == asked
+    assert render(processor, chat, add_generation_prompt=True) == f"{asked}{ASSISTANT}{EMPTY_THOUGHT}"
+    thinking = render(processor, chat, add_generation_prompt=True, enable_thinking=True)
     assert thinking == f"{asked}{ASSISTANT}<think>"
 
 
@@ -56,7 +63,7 @@ def test_system_turns_and_pictures_stand_where_the_released_template_has_them(pr
         {"role": "assistant", "content": "<think>x</think><answer>cup</answer>"},
         {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "And now?"}]},
     ]
-    assert processor.apply_chat_template(chat) == (
+    assert render(processor, chat) == (
         f"{BOS}Be brief.{SYSTEM_END}{USER}{S}{IMG}{L}{E}What?{ASSISTANT}<think>x</think><answer>cup</answer>{EOS}"
         f"{USER}{S}{VID}{L}{E}And now?"
     )
@@ -64,9 +71,9 @@ def test_system_turns_and_pictures_stand_where_the_released_template_has_them(pr
 
 def test_an_unknown_role_or_part_is_refused(processor: HunYuanVLMoTProcessor) -> None:
     with pytest.raises(jinja2.TemplateError, match="of role tool"):
-        processor.apply_chat_template([{"role": "tool", "content": "3"}])
+        render(processor, [{"role": "tool", "content": "3"}])
     with pytest.raises(jinja2.TemplateError, match="is audio; use text, image or video"):
-        processor.apply_chat_template([{"role": "user", "content": [{"type": "audio"}]}])
+        render(processor, [{"role": "user", "content": [{"type": "audio"}]}])
 
 
 def test_an_image_becomes_rows_with_separators(processor: HunYuanVLMoTProcessor) -> None:
@@ -112,7 +119,7 @@ def test_a_chat_with_pictures_is_tokenised_in_one_call(processor: HunYuanVLMoTPr
     Image.fromarray(picture(32, 64)).save(tmp_path / "one.png")
     chats = [[user(picture(32, 64), "a")], [user(str(tmp_path / "one.png"), "a")]]
     chats[1][0]["content"][0] = {"type": "image", "path": str(tmp_path / "one.png")}
-    batch = processor.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True)
+    batch = render(processor, chats, tokenize=True, return_dict=True, add_generation_prompt=True)
     assert torch.equal(batch["input_ids"][0], batch["input_ids"][1])
     assert torch.equal(*batch["pixel_values"].chunk(2))
 
@@ -124,9 +131,7 @@ def test_labels_are_the_answers_and_their_end_tokens(processor: HunYuanVLMoTProc
         user("b"),
         {"role": "assistant", "content": "blue"},
     ]
-    batch = processor.apply_chat_template(
-        [chat, chat[:2]], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    batch = render(processor, [chat, chat[:2]], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     labels = answer_labels(batch)
     assert labels.shape == batch["input_ids"].shape
     assert [processor.tokenizer.decode(row[row >= 0]) for row in labels] == [f"red{EOS}blue{EOS}", f"red{EOS}"]
@@ -146,5 +151,21 @@ def test_special_tokens_are_found_by_name_and_our_template_serves_where_there_is
     assert tokenizer.chat_template is None
     processor = HunYuanVLMoTProcessor(ImageProcessor(min_pixels=32 * 32), tokenizer)
     assert processor.image_token_id == tokenizer.convert_tokens_to_ids(IMG)
-    asked = processor.apply_chat_template([{"role": "user", "content": "a"}], tokenize=True, return_dict=True)
+    asked = render(processor, [{"role": "user", "content": "a"}], tokenize=True, return_dict=True)
     assert processor.tokenizer.decode(asked["input_ids"][0]) == f"{BOS}{USER}a"
+
+
+@pytest.mark.parametrize("name", ["vlm_image2", "vlm_image2_adjacent", "vlm_video"])
+def test_expansion_restores_the_prompts_of_the_golden_set(name: str) -> None:
+    case, tokenizer = load_file(golden_path(f"{name}.safetensors")), load_tokenizer(golden_path("vlm"))
+    processor = HunYuanVLMoTProcessor(ImageProcessor(min_pixels=32 * 32), tokenizer)
+    images, videos = (
+        case.get(f"in.{kind}_grid_thw", torch.zeros(0, 3, dtype=torch.long)) for kind in ("image", "video")
+    )
+    text = tokenizer.decode(case["in.input_ids"][0])
+    rows = f"(({IMG})+{N})+"
+    frames = f"({S}(({VID})+{N})+{E})+"
+    collapsed = re.sub(frames, VID, re.sub(rows, IMG, text))
+    assert (collapsed.count(IMG), collapsed.count(VID)) == (len(images), len(videos))
+    (expanded,), _ = processor._expanded([collapsed], images.tolist(), videos.tolist())
+    assert expanded == text

@@ -35,7 +35,7 @@ def test_released_defaults_are_untouched_by_the_released_sizes() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"vision_heads": 5}, "5 vision heads do not divide vision_width 96"),
+        ({"vision_heads": 5}, "5 vision heads do not divide the vision width 96"),
         ({"n_action_steps": 9}, "n_action_steps is 9 but chunk_size is 8"),
         ({"resize_imgs_with_padding": [64, 48]}, "image size 64x48 must be square"),
         ({"prediction": "noise"}, "prediction is 'noise'; use 'velocity' or 'action'"),

@@ -178,6 +178,7 @@ def test_a_policy_and_its_vision_language_side_share_weights() -> None:
     ids = torch.arange(40)[None]
     with torch.no_grad():
         assert torch.equal(vlm.eval()(ids).logits, released.eval()(ids).logits)
+        assert torch.equal(policy.model.vlm(ids).last_hidden_state, released.model(ids).last_hidden_state)
 
 
 def test_a_policy_can_be_built_around_a_vision_language_model(tmp_path: Path) -> None:
