@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import BatchFeature
 
+from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.images import ImageProcessor
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
@@ -48,9 +50,14 @@ def make_vlm(preset: str = "nano", seed: int = 0) -> VLM:
 def save_vlm(model: VLM, folder: Path) -> Path:
     """A checkpoint folder of the VLM, with tokenizer and image processor."""
     model.save_pretrained(folder)
-    save_tokenizer(load_tokenizer(), folder)
-    ImageProcessor(model.config.vision.patch_size, min_pixels=32 * 32, max_pixels=128 * 128).save_pretrained(folder)
+    make_processor(model).save_pretrained(folder)
     return folder
+
+
+def make_processor(model: VLM) -> HunYuanVLMoTProcessor:
+    """Tokenizer, chat template and an image processor that keeps small pictures small."""
+    images = ImageProcessor(model.config.vision.patch_size, min_pixels=32 * 32, max_pixels=128 * 128)
+    return HunYuanVLMoTProcessor(images, load_tokenizer())
 
 
 def save_policy_of(model: VLM, preset: str, folder: Path) -> Path:
@@ -86,7 +93,7 @@ def training_logprobs(
     model: VLM, completion: Completion, images: Sequence[np.ndarray], temperature: float = 1.0
 ) -> torch.Tensor:
     """Log-probability of each sampled token, [T], by one pass of the training model over prompt and answer."""
-    processor = ImageProcessor(model.config.vision.patch_size, min_pixels=32 * 32, max_pixels=128 * 128)
+    processor = make_processor(model).image_processor
     done = [processor(image) for image in images]
     visual = {}
     if done:
@@ -106,3 +113,11 @@ def differences(
 ) -> torch.Tensor:
     """Absolute differences of the engine's and the training model's log-probabilities, [T]."""
     return (training_logprobs(model, completion, images, temperature) - torch.tensor(completion.logprobs)).abs()
+
+
+def training_token_logprobs(model: VLM, inputs: BatchFeature, tokens: Sequence[int]) -> torch.Tensor:
+    """Log-probability of each of `tokens` [T] after the prompt of `inputs`, without temperature or excluded tokens."""
+    whole = torch.cat([inputs["input_ids"], torch.tensor([list(tokens)])], dim=1)
+    visual = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
+    before = model(whole, **visual).logits[0, -len(tokens) - 1 : -1].log_softmax(-1)
+    return before.gather(1, whole[0, -len(tokens) :, None])[:, 0]
