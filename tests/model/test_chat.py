@@ -162,7 +162,7 @@ def test_expansion_restores_the_prompts_of_the_golden_set(name: str) -> None:
     images, videos = (
         case.get(f"in.{kind}_grid_thw", torch.zeros(0, 3, dtype=torch.long)) for kind in ("image", "video")
     )
-    text = tokenizer.decode(case["in.input_ids"][0])
+    text = str(tokenizer.decode(case["in.input_ids"][0]))
     rows = f"(({IMG})+{N})+"
     frames = f"({S}(({VID})+{N})+{E})+"
     collapsed = re.sub(frames, VID, re.sub(rows, IMG, text))
