@@ -8,9 +8,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
+from rl_lab.benchmarks.model import image_prompt, vlm_config
 from rl_lab.model.mot import DecoderLayer
 from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.presets import preset_config
 from rl_lab.model.sharding import layer_units, shard
+from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from tests.model.builders import make_observations, make_policy
 
 RANKS, BATCH, STEPS = 2, 4, 3
@@ -40,6 +43,20 @@ def train(policy: HyVLAPolicy, rows: torch.Tensor) -> list[tuple[float, float]]:
     return history
 
 
+def check_language_model(rank: int) -> None:
+    """Gradients of the next-token loss are those of one process on all rows."""
+    config = preset_config("nano")
+    torch.manual_seed(0)
+    whole = HunYuanVLMoTForConditionalGeneration(vlm_config(config))
+    sharded = shard(copy.deepcopy(whole))
+    tokens, pixels, grids = image_prompt(config, BATCH, "cpu")
+    whole(tokens, pixel_values=pixels, image_grid_thw=grids, labels=tokens).loss.backward()
+    tokens, pixels, grids = (part.chunk(RANKS)[rank] for part in (tokens, pixels, grids))
+    sharded(tokens, pixel_values=pixels, image_grid_thw=grids, labels=tokens).loss.backward()
+    for (name, one), other in zip(whole.named_parameters(), sharded.parameters(), strict=True):
+        torch.testing.assert_close(other.grad.full_tensor(), one.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def check_rank(rank: int, folder: Path, expected: dict) -> None:
     """One process of the test."""
     torch.set_num_threads(1)
@@ -61,6 +78,9 @@ def check_rank(rank: int, folder: Path, expected: dict) -> None:
     actions = policy.sample_actions(policy.encode(make_observations(policy, 2)), expected["noise"])
     torch.testing.assert_close(actions, expected["actions"], rtol=1e-4, atol=1e-4)
 
+    check_language_model(rank)
+    half.gradient_checkpointing_enable()
+    half.train()
     shard(half, compute_dtype=torch.bfloat16)
     loss = loss_of(half, rows)
     loss.backward()
