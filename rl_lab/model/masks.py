@@ -75,6 +75,13 @@ def prefix_layout(num_cameras: int, grid: int, num_language: int, device: torch.
     )
 
 
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def token_ids(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """int64 ids on a device, copied there once: a copy in every step would make the host wait."""
+    return torch.tensor(ids, device=device)
+
+
 def prefix_valid(layout: PrefixLayout, token_mask: Tensor, num_present: int) -> Tensor:
     """Which stored tokens exist, bool [B, P]: padding of the language (`token_mask` [B, T]) and the visual segments of
     cameras from `num_present` on do not; their start and end tokens do."""

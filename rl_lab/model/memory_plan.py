@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from algos.batch import ObservationBatch
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
 from rl_lab.model.lora import adapted_products
-from rl_lab.model.masks import prefix_layout
+from rl_lab.model.masks import prefix_layout, token_ids
 from rl_lab.model.policy import HyVLAPolicy
 
 ALL = ("vision", "vlm", "expert")
@@ -118,7 +118,8 @@ def memory_plan(
             for parameter in parameters:
                 parameter.requires_grad_(group in groups)
         activations = _activations(policy, batch, draws, recompute)
-    prefix_layout.cache_clear()  # it now holds fake tensors
+    for cached in (prefix_layout, token_ids):  # they now hold fake tensors
+        cached.cache_clear()
     weights = base + (base if reference_copy else 0)
     if lora is not None:
         count = num_adapters(policy, groups, lora["rank"], lora["targets"])

@@ -37,6 +37,7 @@ from rl_lab.model.masks import (
     prefix_mask,
     prefix_positions,
     prefix_valid,
+    token_ids,
 )
 from rl_lab.model.memory import History
 from rl_lab.model.mot import attention_bias, run_prefix
@@ -166,7 +167,7 @@ class HyVLAPolicy(PreTrainedModel):
     def embed_text(self, layout: PrefixLayout, tokens: Tensor) -> Tensor:
         """Embeddings [B, Pt, D] of the prefix tokens with text weights, in stored order; `tokens` is [B, T]."""
         ids = self.config.special_token_ids
-        fixed = torch.tensor([ids[role] for role in layout.text_roles], device=tokens.device)
+        fixed = token_ids(tuple(ids[role] for role in layout.text_roles), tokens.device)
         return self.model.vlm.language_model.model.embed_tokens(
             torch.cat([fixed.expand(len(tokens), -1), tokens], dim=1)
         )
