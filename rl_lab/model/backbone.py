@@ -69,6 +69,10 @@ class VisionLanguageModel(nn.Module):
         vision, text = self.embed(input_ids, layout, pixels)
         return run_packed(self.language_model.model, vision, text, layout, past, record)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocab] of residual streams [..., D], as `run` returns them."""
+        return self.language_model.lm_head(self.language_model.model.norm(hidden))
+
     def layout(
         self,
         input_ids: Tensor,
