@@ -1,0 +1,268 @@
+"""Which items to roll out next: those that the current model solves sometimes (HY-Embodied-0.5, arXiv:2604.07430).
+
+The paper samples every candidate several times, keeps partial success balanced over four categories, and starts a fresh
+set each stage. Numbers and thresholds are not given there. Schemes, all of them one `select` and one `observe`:
+
+* `frontier`, mode `online`: of each category's equal share of the batch, `explore` goes to items never observed,
+  `reprobe` to stale ones, and the rest is drawn with weights w = P[pass rate in (low, high) | rewards] ** sharpness.
+  The frontier gets at most ceil(sum w) places: what it lacks at the start of a run goes to exploration.
+* `frontier`, mode `stage`: as in the paper; see `algos.curriculum_stage`.
+* `uniform`: every item alike. `dynamic`: uniform, and groups without signal are replaced (DAPO, arXiv:2503.14476,
+  section 3.2). `difficulty_pools`: fixed shares from an easy, a normal and a hard pool, as prime-rl has.
+
+A selection is a function of (seed, step, round) and the items' columns, so a resumed run selects what the unbroken one
+did. Pinned items come first in every scheme; retired items and items whose result is still out never come.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from algos.curriculum_draws import balanced_places, draw_weighted
+from algos.curriculum_items import BANDS, Array, Items, Observation, check_rewards, observe
+from algos.curriculum_options import CurriculumOptions
+from algos.curriculum_posterior import Floats
+from algos.curriculum_stage import StageProgress, next_items, settle
+
+REASONS = ("frontier", "unseen", "stale", "pinned", "uniform", "probe", "stage", "easy", "normal", "hard")
+"""Why an item was selected."""
+ALL = -1
+"""Category of a draw from all categories at once."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Items taken for one reason out of one category, and the odds that they had."""
+
+    reason: str
+    category: int
+    """Category code, or ALL."""
+    numbers: Array
+    chances: Array
+    """Expected number of times that the item was taken, at most 1: places * weight / total weight."""
+    candidates: int
+    """Items that could have been taken."""
+    total_weight: float
+    """Sum of their weights; the number of candidates for even draws."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One batch of items, or the replacements of a refill."""
+
+    step: int
+    round: int
+    """0 for the batch, 1, 2, ... for the refills of the same step."""
+    draws: tuple[Draw, ...]
+    trains: bool = True
+    """False for a probe of stage mode: score it, do not train on it."""
+
+    @property
+    def numbers(self) -> Array:
+        """Item numbers, int64 [B]. Empty when stage mode waits for results that are still out."""
+        return np.concatenate([np.empty(0, np.int64), *(draw.numbers for draw in self.draws)])
+
+
+class Curriculum:
+    """Items of a pool, the scheme that selects from them, and what their rewards taught."""
+
+    def __init__(
+        self,
+        options: CurriculumOptions,
+        seed: int,
+        num_categories: int,
+        items: Items | None = None,
+        progress: StageProgress | None = None,
+    ) -> None:
+        self.options, self.seed, self.num_categories = options, seed, num_categories
+        self.items = items or Items()
+        self.progress = progress or StageProgress()
+        self._index()
+
+    def add(self, categories: Array) -> None:
+        """Append unseen items with these category codes. ValueError for a code outside [0, num_categories)."""
+        if len(categories) and not 0 <= np.min(categories) <= np.max(categories) < self.num_categories:
+            raise ValueError(f"category codes must be in [0, {self.num_categories}), got {np.unique(categories)}")
+        self.items.append(categories, self.options)
+        self._index()
+
+    def _index(self) -> None:
+        """What follows from the columns: rows of each category, weights, number of items in each band."""
+        items = self.items
+        self._members = [np.flatnonzero(items.category == code) for code in range(self.num_categories)]
+        self._weights = np.zeros(len(items))
+        observed = np.flatnonzero(items.groups > 0)
+        self._weights[observed] = self._weight(observed)
+        self.band_counts = np.zeros((self.num_categories, len(BANDS)), np.int64)
+        """Items of each category in each band, [C, 5], retired ones left out."""
+        self._count(np.flatnonzero(~items.retired), 1)
+
+    def _weight(self, numbers: Array) -> Floats:
+        """Band probability ** sharpness; the floor lets a category without any frontier still fill its places."""
+        return np.maximum(self.items.band_probability[numbers].astype(np.float64) ** self.options.sharpness, 1e-12)
+
+    def _count(self, numbers: Array, sign: int) -> None:
+        np.add.at(self.band_counts, (self.items.category[numbers], self.items.band[numbers]), sign)
+
+    def select(self, step: int, version: int, places: Array | None = None, round_: int = 0) -> Selection:
+        """The batch of a step, or a refill of `places` [C] items of each category; its items are pending from now on.
+
+        `version` is the current weight version: what is stale depends on it. ValueError when no item is left to select.
+        """
+        rng = np.random.default_rng((self.seed, step, round_))
+        free = ~(self.items.retired | self.items.pending)
+        if round_:
+            free &= self.items.selected_step != step
+        total = self.options.batch_size if places is None else int(np.sum(places))
+        trains = self.options.mode == "online" or settle(self, step, free)
+        pinned = list(self._pinned(total, free)) if trains and round_ == 0 else []
+        taken = np.concatenate([np.empty(0, np.int64), *(draw.numbers for draw in pinned)])
+        free[taken] = False
+        draws = [*pinned, *self._draws(rng, step, version, places, total, taken, free)]
+        selection = Selection(step, round_, tuple(draw for draw in draws if len(draw.numbers)), trains)
+        numbers = selection.numbers
+        if not len(numbers) and trains and round_ == 0:
+            raise ValueError(
+                f"no item is left to select: {len(self.items)} items, {int(self.items.retired.sum())} retired, "
+                f"{int(self.items.pending.sum())} waiting for a result; add items or take some back"
+            )
+        self.items.pending[numbers] = True
+        self.items.selected_step[numbers] = step
+        self.items.selections[numbers] += 1
+        return selection
+
+    def refill_places(self, observation: Observation) -> Array:
+        """Places to refill, [C]: groups without signal of each category; none for schemes that do not refill."""
+        lost = observation.numbers[~observation.signal] if self.options.refills else np.empty(0, np.int64)
+        return np.bincount(self.items.category[lost], minlength=self.num_categories)
+
+    def observe(self, step: int, numbers: Array, rewards: Array, versions: Array) -> Observation:
+        """Take the rewards float [n, G] of one group an item, NaN where the call failed, sampled at `versions` [n].
+
+        ValueError for rewards outside [0, 1] and for items that are not in the pool or come twice.
+        """
+        numbers, versions = np.asarray(numbers, np.int64), np.asarray(versions, np.int64)
+        rewards = np.asarray(rewards, np.float64)
+        check_rewards(numbers, rewards, len(self.items))
+        active = numbers[~self.items.retired[numbers]]
+        self._count(active, -1)
+        observation = observe(self.items, step, numbers, rewards, versions, self.options)
+        self._count(active, 1)
+        seen = numbers[self.items.groups[numbers] > 0]
+        self._weights[seen] = self._weight(seen)
+        return observation
+
+    def release(self, numbers: Array) -> None:
+        """Items whose rollouts will never come may be selected again."""
+        self.items.pending[numbers] = False
+
+    def pin(self, numbers: Array, value: bool = True) -> None:
+        """Put items first in every batch, or no longer."""
+        self.items.pinned[numbers] = value
+
+    def retire(self, numbers: Array, value: bool = True) -> None:
+        """Never select items again, or take them back."""
+        changed = numbers[self.items.retired[numbers] != value]
+        self._count(changed, -1 if value else 1)
+        self.items.retired[changed] = value
+
+    def _pinned(self, total: int, free: Array) -> Iterator[Draw]:
+        """Pinned items, those selected longest ago first."""
+        rows = np.flatnonzero(self.items.pinned & free)
+        count = min(len(rows), math.ceil(self.options.pinned_share * total))
+        rows = rows[np.argsort(self.items.selected_step[rows], kind="stable")][:count]
+        if count:
+            yield Draw("pinned", ALL, rows, np.ones(count), count, float(count))
+
+    def _draws(
+        self,
+        rng: np.random.Generator,
+        step: int,
+        version: int,
+        places: Array | None,
+        total: int,
+        taken: Array,
+        free: Array,
+    ) -> Iterator[Draw]:
+        """What the scheme adds to the pinned items `taken`; `places` [C] is given for a refill."""
+        if self.options.mode == "stage":
+            numbers, reason, size = next_items(self, total - len(taken), free)
+            yield Draw(reason, ALL, numbers, np.ones(len(numbers)), size, float(size))
+        elif self.options.scheme == "frontier":
+            rows = [members[free[members]] for members in self._members]
+            if places is None:
+                places = self._places(step, total, taken, np.array([len(part) for part in rows]))
+            for category in range(self.num_categories):
+                yield from self._frontier(rng, version, category, int(places[category]), rows[category])
+        elif self.options.scheme == "difficulty_pools":
+            yield from self._pools(rng, total - len(taken), free)
+        else:
+            yield self._even(rng, "uniform", ALL, np.flatnonzero(free), total - len(taken))
+
+    def _places(self, step: int, total: int, taken: Array, available: Array) -> Array:
+        """Balanced places [C] less those that pinned items have taken; `available` [C] counts the other free items."""
+        had = np.bincount(self.items.category[taken], minlength=self.num_categories)
+        places = np.maximum(balanced_places(total, available + had, step) - had, 0)
+        while places.sum() > total - len(taken):
+            places[np.argmax(places)] -= 1
+        return places
+
+    def _even(self, rng: np.random.Generator, reason: str, category: int, rows: Array, count: int) -> Draw:
+        """`count` of the rows, or all of them, with equal chances."""
+        count = min(count, len(rows))
+        numbers = rows[rng.choice(len(rows), count, replace=False)] if count else rows[:0]
+        chance = count / max(len(rows), 1)
+        return Draw(reason, category, numbers, np.full(count, chance), len(rows), float(len(rows)))
+
+    def _frontier(
+        self, rng: np.random.Generator, version: int, category: int, places: int, rows: Array
+    ) -> Iterator[Draw]:
+        """Exploration, re-probing and the frontier of one category, of its free rows; see the head of this file."""
+        places = min(places, len(rows))
+        if not places:
+            return
+        items, options = self.items, self.options
+        observed = items.groups[rows] > 0
+        unseen, seen = rows[~observed], rows[observed]
+        stale = seen[items.version[seen] < version - options.stale_after]
+        # One uniform number rounds both shares, so that their sum never exceeds the places.
+        explore, upto = np.floor(np.array([options.explore, options.explore + options.reprobe]) * places + rng.random())
+        num_stale = min(int(upto - explore), len(stale))
+        trusted = math.ceil(self._weights[seen].sum() - 1e-9)
+        num_frontier = min(places - min(int(explore), len(unseen)) - num_stale, trusted, len(seen) - num_stale)
+        num_unseen = min(places - num_stale - num_frontier, len(unseen))
+        num_frontier = places - num_stale - num_unseen
+        yield self._even(rng, "unseen", category, unseen, num_unseen)
+        reprobed = self._even(rng, "stale", category, stale, num_stale)
+        yield reprobed
+        yield self._weighted(rng, category, seen, reprobed.numbers, num_frontier)
+
+    def _weighted(self, rng: np.random.Generator, category: int, rows: Array, taken: Array, count: int) -> Draw:
+        """`count` of the rows by their weights, without those already taken."""
+        weights = self._weights[rows]
+        weights[np.searchsorted(rows, taken)] = 0.0
+        chosen = draw_weighted(rng, weights, count)
+        total = float(weights.sum())
+        chances = np.minimum(len(chosen) * weights[chosen] / max(total, 1e-300), 1.0)
+        return Draw("frontier", category, rows[chosen], chances, len(rows) - len(taken), total)
+
+    def _pools(self, rng: np.random.Generator, total: int, free: Array) -> Iterator[Draw]:
+        """Fixed shares of the easy and the hard pool; what they cannot fill comes from the normal one, and back."""
+        items, options = self.items, self.options
+        seen = free & (items.groups > 0)
+        easy = np.flatnonzero(seen & (items.last_mean >= options.easy_border))
+        hard = np.flatnonzero(seen & (items.last_mean <= options.hard_border))
+        middle = (items.last_mean > options.hard_border) & (items.last_mean < options.easy_border)
+        normal = np.flatnonzero(free & (middle | (items.groups == 0)))
+        shares = np.array([options.easy_fraction, options.easy_fraction + options.hard_fraction])
+        num_easy, upto = np.floor(shares * total + rng.random()).astype(int)
+        counts = np.minimum([num_easy, total - upto, upto - num_easy], [len(easy), len(normal), len(hard)])
+        sizes = np.array([len(easy), len(normal), len(hard)])
+        for pool in (1, 0, 2):
+            counts[pool] += min(total - counts.sum(), sizes[pool] - counts[pool])
+        for reason, rows, count in zip(("easy", "normal", "hard"), (easy, normal, hard), counts, strict=True):
+            yield self._even(rng, reason, ALL, rows, int(count))
