@@ -1,0 +1,159 @@
+"""From a completion to the text of its answer, and from that text to points, boxes, numbers, a choice or a list.
+
+Answer format of HY-Embodied-0.5: `<think>..</think>` then `<answer>..</answer>`, integers 0..1000 per axis,
+`<point>(x, y)</point>`, `<box>[xmin, ymin, xmax, ymax]</box>`. The chat template may have written `<think>` or an empty
+thinking block into the prompt already, so a completion may start inside the block or after it.
+
+Everything here takes time linear in the length of the text: plain searches, and patterns whose repetitions are
+possessive (they never give characters back). A malformed answer is None, never an exception.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+REWARD_TYPES = (
+    "box",
+    "boxes",
+    "point",
+    "points",
+    "trajectory",
+    "number",
+    "choice",
+    "yes_no",
+    "count",
+    "ordering",
+    "open",
+)
+"""Answer structures; `docs/rewards.md` has the formula and the shape of the ground truth of each."""
+MAX_ANSWER_CHARS = 8192
+"""A longer answer is malformed. 64 boxes in the longest spelling take a third of it."""
+MAX_OBJECTS = 64
+"""An answer with more points, boxes or list entries is malformed."""
+COORDINATE_MAX = 1000.0
+"""Coordinates run from 0 to this on both axes; an answer with one outside is malformed as a whole."""
+
+_NUMBER = r"[-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d++)?+"
+_PLAIN_NUMBER = re.compile(_NUMBER, re.ASCII)
+_NUMBER_IN_TEXT = re.compile(r"(?<![\w.])" + _NUMBER, re.ASCII)
+_GROUP = re.compile(r"[\[(]([^\[\]()]*+)[\])]")
+_TAGS_AS_BRACKETS = (("<point>", "["), ("</point>", "]"), ("<box>", "["), ("</box>", "]"))
+_CHOICE = re.compile(r"[\"'(]?([A-Za-z])(?:[\"'.:)]|$)")
+_LIST_SEPARATOR = re.compile(r"->|[,;>\n\u2192]")
+_ENUMERATION = re.compile(r"\d{1,3}[.)][ ]")
+_QUOTES = " \t\"'`[]."
+
+
+def completion_text(completion: Any) -> str:
+    """Text of a completion: itself, or of a conversational one the content of its last assistant message.
+
+    Content may be a string or a list of items `{"type": "text", "text": ..}`. ValueError for anything else.
+    """
+    if isinstance(completion, str):
+        return completion
+    if not isinstance(completion, Sequence) or not all(isinstance(message, Mapping) for message in completion):
+        raise ValueError(f"a completion is text or a list of messages, but this is a {type(completion).__name__}")
+    for message in reversed(completion):
+        if message.get("role") == "assistant":
+            return message_text(message.get("content"))
+    return ""
+
+
+def message_text(content: Any) -> str:
+    """Text of a message's content: a string, or the text items of a list; images and None give no text."""
+    if isinstance(content, str):
+        return content
+    items = content if isinstance(content, Sequence) else []
+    return "".join(str(item.get("text") or "") for item in items if isinstance(item, Mapping))
+
+
+def answer_text(text: str) -> str | None:
+    """The stripped answer: the last innermost `<answer>..</answer>` behind the last `</think>` and before any further `<think>`.
+
+    None without a closed block, for an empty one and for one above `MAX_ANSWER_CHARS`. An answer inside a thinking
+    block that is never closed is thought, not given.
+    """
+    start = text.rfind("</think>")
+    reply = text if start < 0 else text[start + len("</think>") :]
+    reply = reply.partition("<think>")[0]
+    end = reply.rfind("</answer>")
+    begin = reply.rfind("<answer>", 0, max(end, 0))
+    end = reply.find("</answer>", max(begin, 0))
+    if begin < 0 or end - begin > MAX_ANSWER_CHARS:
+        return None
+    return reply[begin + len("<answer>") : end].strip() or None
+
+
+def parse_groups(answer: str, size: int) -> list[list[float]] | None:
+    """Every bracketed group of an answer as `size` coordinates in 0..1000, at most `MAX_OBJECTS`, else None.
+
+    Groups are the innermost `(..)` and `[..]`; `<point>` and `<box>` count as brackets, and an answer without any is
+    one group. A group without a digit is prose and passed over; any other must be exactly `size` numbers in range.
+    """
+    for tag, bracket in _TAGS_AS_BRACKETS:
+        answer = answer.replace(tag, bracket)
+    groups = [group for group in _GROUP.findall(answer) if any(map(str.isdigit, group))]
+    if not groups and "[" not in answer and "(" not in answer:
+        groups = [answer]
+    parsed = [_coordinates(group, size) for group in groups[: MAX_OBJECTS + 1]]
+    complete = [group for group in parsed if group is not None]
+    return complete if 0 < len(complete) == len(parsed) <= MAX_OBJECTS else None
+
+
+def _coordinates(group: str, size: int) -> list[float] | None:
+    words = group.replace(",", " ").split()
+    if len(words) != size or not all(map(_PLAIN_NUMBER.fullmatch, words)):
+        return None
+    values = [float(word) for word in words]
+    return values if all(0 <= value <= COORDINATE_MAX for value in values) else None
+
+
+def parse_number(answer: str) -> float | None:
+    """The one finite number of an answer; words and a unit around it are ignored, a second number is not."""
+    found = _NUMBER_IN_TEXT.findall(answer.replace("\u2212", "-"))
+    if len(found) != 1:
+        return None
+    value = float(found[0])
+    return value if math.isfinite(value) else None
+
+
+def parse_count(answer: str) -> int | None:
+    """The one number of an answer if it is a whole one and not negative."""
+    value = parse_number(answer)
+    return int(value) if value is not None and value >= 0 and value.is_integer() else None
+
+
+def parse_choice(answer: str) -> str | None:
+    """The letter, capital, of `B`, `(b)`, `B.`, `B: the red block`; text without a leading option letter is None."""
+    found = _CHOICE.match(answer)
+    return found.group(1).upper() if found else None
+
+
+def parse_yes_no(answer: str) -> str | None:
+    """`yes` or `no` if exactly one of the two words occurs: a hit and no contradiction."""
+    words = set(re.findall(r"[a-z]++", answer.lower())) & {"yes", "no"}
+    return words.pop() if len(words) == 1 else None
+
+
+def parse_ordering(answer: str) -> list[str] | None:
+    """Entries of a list in order, each as `normalise_entry` writes it; None for none or above `MAX_OBJECTS`.
+
+    Separators: `,` `;` `>` `->`, an arrow sign, a new line. Numbering ("1. ", "2) "), quotes and square brackets go.
+    """
+    entries = [entry for entry in map(normalise_entry, _LIST_SEPARATOR.split(answer)) if entry]
+    return entries if 0 < len(entries) <= MAX_OBJECTS else None
+
+
+def normalise_entry(entry: str) -> str:
+    """A list entry without numbering, quotes and case, its white space single."""
+    bare = " ".join(entry.strip(_QUOTES).split())
+    numbering = _ENUMERATION.match(bare)
+    return (bare[numbering.end() :] if numbering else bare).strip(_QUOTES).casefold()
+
+
+def has_separator(entry: str) -> bool:
+    """Whether an entry would be read as several by `parse_ordering`."""
+    return _LIST_SEPARATOR.search(entry) is not None
