@@ -1,10 +1,9 @@
 """Sharding plan for several ranks: FSDP2 over decoder layers and vision blocks.
 
 Every rank keeps a part of each weight, its gradient and its optimizer state; the whole weights of a unit exist while it
-computes. A unit is a set of modules that run together. A decoder layer is called in halves and by route (`project`,
-`finish`; text, vision), so it has a unit for each half of each route, and one for the query and key norms, which the
-action expert reads from the language tower. What is in no layer (embeddings, merger, projections) is one unit that
-stays whole from the first call of a step to the end of its backward pass.
+computes. Units are the decoder layers of all towers and the vision blocks. The query and key norms of a layer are units
+of their own: the action expert uses those of the language tower. What is in no layer (embeddings, merger,
+projections) is one unit that stays whole from the first call of a step to the end of its backward pass.
 """
 
 from __future__ import annotations
@@ -16,25 +15,13 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from rl_lab.model.mot import SUFFIX, DecoderLayer
+from rl_lab.model.mot import DecoderLayer
 from rl_lab.model.vision import VisionBlock
 
 Model = TypeVar("Model", bound=nn.Module)
 
 ENTRY_POINTS = ("encode", "flow_losses", "velocity", "sample_actions")
 """Methods by which a policy is called; inside others its weights may be shards. A language model has `forward`."""
-
-
-def layer_units(layer: DecoderLayer) -> list[list[nn.Module]]:
-    """The modules of a decoder layer, grouped by what runs together."""
-    attention = layer.self_attn
-    units: list[list[nn.Module]] = [[attention.query_layernorm, attention.key_layernorm]]
-    for suffix in SUFFIX.values():
-        before = [getattr(attention, f"{name}_proj{suffix}") for name in "qkv"]
-        after = [getattr(layer, f"{name}{suffix}") for name in ("post_attention_layernorm", "mlp")]
-        units.append([getattr(layer, f"input_layernorm{suffix}"), *before])
-        units.append([getattr(attention, f"o_proj{suffix}"), *after])
-    return units
 
 
 def shard(model: Model, mesh: DeviceMesh | None = None, *, compute_dtype: torch.dtype | None = None) -> Model:
@@ -47,11 +34,11 @@ def shard(model: Model, mesh: DeviceMesh | None = None, *, compute_dtype: torch.
     # Inputs keep their dtype: noise and times must reach the policy in float32, and the layers follow the embeddings.
     precision = MixedPrecisionPolicy(compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in model.modules():
-        if isinstance(module, VisionBlock):
+        if isinstance(module, DecoderLayer):
+            for norm in (module.self_attn.query_layernorm, module.self_attn.key_layernorm):
+                fully_shard(norm, mesh=mesh, mp_policy=precision)
+        if isinstance(module, DecoderLayer | VisionBlock):
             fully_shard(module, mesh=mesh, mp_policy=precision)
-        elif isinstance(module, DecoderLayer):
-            for unit in layer_units(module):
-                fully_shard(unit, mesh=mesh, mp_policy=precision)
     fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
     for name in ENTRY_POINTS:
         if hasattr(model, name):

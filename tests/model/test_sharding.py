@@ -9,10 +9,9 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from rl_lab.benchmarks.model import image_prompt, vlm_config
-from rl_lab.model.mot import DecoderLayer
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from rl_lab.model.sharding import layer_units, shard
+from rl_lab.model.sharding import shard
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from tests.model.builders import make_observations, make_policy
 
@@ -102,9 +101,3 @@ def test_two_ranks_take_the_steps_of_one_process_on_the_joined_batch(tmp_path, m
         "actions": policy.sample_actions(policy.encode(make_observations(policy, 2)), noise),
     }
     mp.spawn(check_rank, args=(tmp_path, expected), nprocs=RANKS)
-
-
-def test_the_units_of_a_layer_hold_each_of_its_weights_once():
-    layer = next(module for module in make_policy().modules() if isinstance(module, DecoderLayer))
-    held = [id(parameter) for unit in layer_units(layer) for module in unit for parameter in module.parameters()]
-    assert sorted(held) == sorted(map(id, layer.parameters()))
