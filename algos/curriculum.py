@@ -193,19 +193,18 @@ class Curriculum:
             numbers, reason, size = next_items(self, total - len(taken), free)
             yield Draw(reason, ALL, numbers, np.ones(len(numbers)), size, float(size))
         elif self.options.scheme == "frontier":
-            rows = [members[free[members]] for members in self._members]
             if places is None:
-                places = self._places(step, total, taken, np.array([len(part) for part in rows]))
-            for category in range(self.num_categories):
-                yield from self._frontier(rng, version, category, int(places[category]), rows[category])
+                places = self._places(step, total, taken, free)
+            yield from self._frontier(rng, version, places, free)
         elif self.options.scheme == "difficulty_pools":
             yield from self._pools(rng, total - len(taken), free)
         else:
             yield self._even(rng, "uniform", ALL, np.flatnonzero(free), total - len(taken))
 
-    def _places(self, step: int, total: int, taken: Array, available: Array) -> Array:
-        """Balanced places [C] less those that pinned items have taken; `available` [C] counts the other free items."""
+    def _places(self, step: int, total: int, taken: Array, free: Array) -> Array:
+        """Balanced places [C] less those that pinned items have taken."""
         had = np.bincount(self.items.category[taken], minlength=self.num_categories)
+        available = np.array([np.count_nonzero(free[rows]) for rows in self._members])
         places = np.maximum(balanced_places(total, available + had, step) - had, 0)
         while places.sum() > total - len(taken):
             places[np.argmax(places)] -= 1
@@ -218,37 +217,50 @@ class Curriculum:
         chance = count / max(len(rows), 1)
         return Draw(reason, category, numbers, np.full(count, chance), len(rows), float(len(rows)))
 
-    def _frontier(
-        self, rng: np.random.Generator, version: int, category: int, places: int, rows: Array
-    ) -> Iterator[Draw]:
-        """Exploration, re-probing and the frontier of one category, of its free rows; see the head of this file."""
-        places = min(places, len(rows))
-        if not places:
-            return
-        items, options = self.items, self.options
-        observed = items.groups[rows] > 0
-        unseen, seen = rows[~observed], rows[observed]
-        stale = seen[items.version[seen] < version - options.stale_after]
-        # One uniform number rounds both shares, so that their sum never exceeds the places.
-        explore, upto = np.floor(np.array([options.explore, options.explore + options.reprobe]) * places + rng.random())
-        num_stale = min(int(upto - explore), len(stale))
-        trusted = math.ceil(self._weights[seen].sum() - 1e-9)
-        num_frontier = min(places - min(int(explore), len(unseen)) - num_stale, trusted, len(seen) - num_stale)
-        num_unseen = min(places - num_stale - num_frontier, len(unseen))
-        num_frontier = places - num_stale - num_unseen
-        yield self._even(rng, "unseen", category, unseen, num_unseen)
-        reprobed = self._even(rng, "stale", category, stale, num_stale)
-        yield reprobed
-        yield self._weighted(rng, category, seen, reprobed.numbers, num_frontier)
+    def _frontier(self, rng: np.random.Generator, version: int, places: Array, free: Array) -> Iterator[Draw]:
+        """Exploration, re-probing and the frontier of each category; see the head of this file.
 
-    def _weighted(self, rng: np.random.Generator, category: int, rows: Array, taken: Array, count: int) -> Draw:
-        """`count` of the rows by their weights, without those already taken."""
-        weights = self._weights[rows]
-        weights[np.searchsorted(rows, taken)] = 0.0
+        Masks are made over the whole pool and read by category: at a million items this is what a selection costs.
+        """
+        items, options = self.items, self.options
+        observed = items.groups > 0
+        unseen, seen = free & ~observed, free & observed
+        stale = seen & (items.version < version - options.stale_after)
+        for category in np.flatnonzero(places).tolist():
+            rows = self._members[category]
+            weights = self._weights[rows] * seen[rows]
+            parts = [rows[np.flatnonzero(mask[rows])] for mask in (unseen, stale)]
+            sizes = len(parts[0]), len(parts[1]), int(np.count_nonzero(weights))
+            counts = self._shares(rng, int(places[category]), sizes, float(weights.sum()))
+            yield self._even(rng, "unseen", category, parts[0], counts[0])
+            reprobed = self._even(rng, "stale", category, parts[1], counts[1])
+            yield reprobed
+            weights[np.searchsorted(rows, reprobed.numbers)] = 0.0
+            yield self._weighted(rng, category, rows, weights, counts[2])
+
+    def _shares(
+        self, rng: np.random.Generator, places: int, sizes: tuple[int, int, int], trusted: float
+    ) -> tuple[int, int, int]:
+        """Places of a category for exploration, re-probing and the frontier, from the items that each could take.
+
+        One uniform number rounds both shares, so that their sum never exceeds the places. The frontier is trusted with
+        the sum of its weights; beyond that it gets places only when nothing is left to explore.
+        """
+        unseen, stale, seen = sizes
+        places = min(places, unseen + seen)
+        share = np.array([self.options.explore, self.options.explore + self.options.reprobe])
+        explore, upto = np.floor(share * places + rng.random()).astype(int).tolist()
+        num_stale = min(upto - explore, stale)
+        room = min(places - min(explore, unseen) - num_stale, seen - num_stale)
+        num_unseen = min(places - num_stale - min(room, math.ceil(trusted - 1e-6)), unseen)
+        return num_unseen, num_stale, places - num_stale - num_unseen
+
+    def _weighted(self, rng: np.random.Generator, category: int, rows: Array, weights: Floats, count: int) -> Draw:
+        """`count` of the rows by their weights, of which those that cannot be taken are 0."""
         chosen = draw_weighted(rng, weights, count)
         total = float(weights.sum())
         chances = np.minimum(len(chosen) * weights[chosen] / max(total, 1e-300), 1.0)
-        return Draw("frontier", category, rows[chosen], chances, len(rows) - len(taken), total)
+        return Draw("frontier", category, rows[chosen], chances, int(np.count_nonzero(weights)), total)
 
     def _pools(self, rng: np.random.Generator, total: int, free: Array) -> Iterator[Draw]:
         """Fixed shares of the easy and the hard pool; what they cannot fill comes from the normal one, and back."""
