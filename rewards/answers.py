@@ -71,7 +71,7 @@ def message_text(content: Any) -> str:
 
 
 def answer_text(text: str) -> str | None:
-    """The stripped answer: the last innermost `<answer>..</answer>` behind the last `</think>` and before any further `<think>`.
+    """The stripped answer: the last innermost `<answer>..</answer>` behind the last `</think>`, before any `<think>`.
 
     None without a closed block, for an empty one and for one above `MAX_ANSWER_CHARS`. An answer inside a thinking
     block that is never closed is thought, not given.

@@ -1,0 +1,217 @@
+"""The reward of a completion: by the item's `reward_type`, with weights, its parts and its failures.
+
+`Rewards` is a reward function as TRL's `GRPOTrainer` takes it; `breakdown` gives the same with the parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from rewards.answers import answer_text, completion_text, message_text
+from rewards.config import RewardConfig, suggestion
+from rewards.format import format_reward
+from rewards.guard import Failure, Guard, checked, failure_counts
+from rewards.judge import Judge, Question
+from rewards.verifier import check_reward_type, verifier_reward
+
+OWN_PARTS = ("answer", "format")
+"""Parts with a weight that are always there."""
+
+
+@dataclass
+class Breakdown:
+    """Rewards of a batch of B completions and how they came about."""
+
+    rewards: list[float | None]
+    """[B] weighted mean of the parts; None: nothing applies, or a part with a weight failed."""
+    parts: dict[str, list[float | None]]
+    """[B] each: `answer` (verifier, or judge for open items), `verifier`, `judge`, `format` and every function."""
+    failures: list[Failure] = field(default_factory=list)
+    verdicts: list[str | None] = field(default_factory=list)
+    """[B] what the judge wrote; None where it was not asked or failed."""
+
+    def metrics(self) -> dict[str, float]:
+        """`reward/PART` means, `reward_failures/PART/REASON` counts, `reward_masked`: share of failed samples."""
+        metrics = {}
+        for name, values in self.parts.items():
+            known = [value for value in values if value is not None]
+            if known:
+                metrics[f"reward/{name}"] = sum(known) / len(known)
+        for name, count in failure_counts(self.failures).items():
+            metrics[f"reward_failures/{name}"] = float(count)
+        masked = {failure.sample for failure in self.failures if self.rewards[failure.sample] is None}
+        metrics["reward_masked"] = len(masked) / max(len(self.rewards), 1)
+        return metrics
+
+
+class Rewards:
+    """Reward function with TRL's signature over all answer structures, the format and functions of one's own.
+
+    A reward is sum_k w_k r_k / sum_k w_k over the parts that apply, so it stays in 0..1. If a part with a weight above
+    0 fails, it is None and the trainer masks the sample (TRL does: advantage 0). `functions` have TRL's signature and
+    run under `rewards.guard.Guard`; each needs an entry in `config.weights`, 0 to log it only.
+
+    ValueError at construction for weights that name no part; at a call for an unknown reward type, and for an open item
+    without a judge: both would mask the same items for ever.
+    """
+
+    __name__ = "reward"
+
+    def __init__(
+        self, config: RewardConfig | None = None, functions: Mapping[str, Callable[..., Any]] | None = None
+    ) -> None:
+        self.config = config or RewardConfig()
+        functions = functions or {}
+        names = (*OWN_PARTS, *functions)
+        for name in self.config.weights:
+            if name not in names:
+                raise ValueError(f"weights.{name} is the weight of no reward{suggestion(name, names)}")
+        for name in functions:
+            if name in (*OWN_PARTS, "verifier", "judge") or name not in self.config.weights:
+                raise ValueError(f"reward function {name!r} needs a name of its own and a weight; add weights.{name}")
+        self._guards = {name: Guard(function, name, self.config.guard) for name, function in functions.items()}
+        self._judge = Judge(self.config.judge) if self.config.judge else None
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        *,
+        log_extra: Any = None,
+        log_metric: Any = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """[B] rewards; needs the columns `answer` and `reward_type`. Parts go to TRL's `log_metric` and `log_extra`."""
+        result = self.breakdown(prompts, completions, **columns)
+        if log_metric is not None:
+            for name, value in result.metrics().items():
+                log_metric(name, value)
+        if log_extra is not None and self._judge is not None:
+            log_extra("judge_verdict", [verdict or "" for verdict in result.verdicts])
+        return result.rewards
+
+    def breakdown(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        *,
+        answer: Sequence[Any],
+        reward_type: Sequence[str],
+        judge_all: bool = False,
+        **columns: Any,
+    ) -> Breakdown:
+        """The same with parts, failures and verdicts. `judge_all` asks the judge about every item, for `agreement`.
+
+        Lists have one entry for each of the B completions; a completion is text or TRL's list of messages.
+        """
+        self._check_items(reward_type, judge_all)
+        failures: list[Failure] = []
+        texts = _texts(completions, failures)
+        verifier = _each(
+            "verifier", texts, failures, lambda i, text: verifier_reward(text, answer[i], reward_type[i], self.config)
+        )
+        asked = [judge_all or name == "open" for name in reward_type]
+        judged, verdicts = self._judged(prompts, texts, answer, asked, failures)
+        is_open = [name == "open" for name in reward_type]
+        parts = {
+            "answer": [pair[chosen] for *pair, chosen in zip(verifier, judged, is_open, strict=True)],
+            "verifier": verifier,
+            "judge": judged,
+            "format": _each("format", texts, failures, lambda i, text: format_reward(text)),
+        }
+        for name, guard in self._guards.items():
+            columns_of_all = {"answer": answer, "reward_type": reward_type, **columns}
+            parts[name], failed = guard(prompts, completions, **columns_of_all)
+            failures += failed
+        rewards = self._combined(parts, is_open, failures)
+        return Breakdown(rewards, parts, failures, verdicts)
+
+    def close(self) -> None:
+        """End the processes of the functions."""
+        for guard in self._guards.values():
+            guard.close()
+
+    def _check_items(self, reward_types: Sequence[str], judge_all: bool) -> None:
+        for name in set(reward_types):
+            check_reward_type(name)
+        if self._judge is None and (judge_all or "open" in reward_types):
+            raise ValueError("open items need a judge; set rewards.judge.base_url and rewards.judge.model")
+
+    def _judged(
+        self,
+        prompts: Sequence[Any],
+        texts: Sequence[str | None],
+        answer: Sequence[Any],
+        asked: Sequence[bool],
+        failures: list[Failure],
+    ) -> tuple[list[float | None], list[str | None]]:
+        """The judge's rewards and verdict texts; a completion without an answer gets 0 unasked."""
+        if self._judge is None:
+            return [None] * len(texts), [None] * len(texts)
+        given = [answer_text(text) if text is not None else None for text in texts]
+        questions = [
+            Question(_question_text(prompt), _reference_text(truth), reply) if wanted and reply is not None else None
+            for prompt, truth, reply, wanted in zip(prompts, answer, given, asked, strict=True)
+        ]
+        rewards, verdicts, failed = self._judge(questions)
+        failures += failed
+        for sample, (text, reply, wanted) in enumerate(zip(texts, given, asked, strict=True)):
+            if wanted and text is not None and reply is None:
+                rewards[sample] = 0.0
+        return rewards, verdicts
+
+    def _combined(
+        self, parts: Mapping[str, list[float | None]], is_open: Sequence[bool], failures: Sequence[Failure]
+    ) -> list[float | None]:
+        failed = {(failure.sample, failure.part) for failure in failures}
+        weights = {name: weight for name, weight in self.config.weights.items() if weight > 0}
+        rewards: list[float | None] = []
+        for sample, by_judge in enumerate(is_open):
+            sources = {name: name if name != "answer" else "judge" if by_judge else "verifier" for name in weights}
+            blocked = any((sample, part) in failed for part in (*sources.values(), "completion"))
+            values = [(weights[name], parts[part][sample]) for name, part in sources.items()]
+            known = [(weight, value) for weight, value in values if value is not None]
+            total = sum(weight for weight, _ in known)
+            mean = sum(weight * value for weight, value in known) / total if known else None
+            rewards.append(None if blocked or mean is None else min(mean, 1.0))
+        return rewards
+
+
+def _texts(completions: Sequence[Any], failures: list[Failure]) -> list[str | None]:
+    """Texts of completions; None and a failure of the part `completion` for what is none."""
+    texts: list[str | None] = []
+    for sample, completion in enumerate(completions):
+        try:
+            texts.append(completion_text(completion))
+        except ValueError as error:
+            texts.append(None)
+            failures.append(Failure(sample, "completion", "exception", f"ValueError: {error}"))
+    return texts
+
+
+def _each(
+    part: str, texts: Sequence[str | None], failures: list[Failure], function: Callable[[int, str], float | None]
+) -> list[float | None]:
+    """A reward of ours for every text, failures collected."""
+    values: list[float | None] = []
+    for sample, text in enumerate(texts):
+        value, failure = (None, None) if text is None else checked(partial(function, sample, text), sample, part)
+        values.append(value)
+        failures += [failure] if failure else []
+    return values
+
+
+def _question_text(prompt: Any) -> str:
+    """A prompt that is text, or the text of the last user message of a conversation."""
+    if isinstance(prompt, str):
+        return prompt
+    users = [message for message in prompt if message.get("role") == "user"]
+    return message_text(users[-1].get("content")) if users else ""
+
+
+def _reference_text(truth: Any) -> str:
+    return truth if isinstance(truth, str) else json.dumps(truth)

@@ -1,0 +1,187 @@
+"""A reward function in a process of its own, so that a call ends whatever the function does.
+
+The process is a fresh interpreter (no fork: the caller has threads) that gets the function by its import path. Requests
+and replies go over a socket pair on which every wait has a deadline; when it passes, SIGKILL goes to the process group.
+An alarm in the process kills it too, should the caller be gone. The next call starts a new process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+MAX_REPLY_BYTES = 1 << 16
+_HEADER_BYTES = 8
+_ALARM_GRACE_S = 2.0
+_MAX_DETAIL_CHARS = 500
+_CHILD = "import sys; sys.path[:] = {path!r}; from rewards.isolation import serve; serve({descriptor})"
+
+
+class CallFailedError(Exception):
+    """The function raised, or its process died; the text says which."""
+
+
+class IsolatedFunction:
+    """A reward function with TRL's signature that is called for one sample at a time, in another process.
+
+    ValueError at once for a function that cannot be imported there: lambdas, closures and what a script defines.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._owner = os.getpid()
+        self._name = name
+        self._pickled = _by_import_path(function, name)
+
+    def start(self, deadline: float) -> None:
+        """Start the process unless it runs, and import the function in it, before `time.monotonic()` is `deadline`.
+
+        TimeoutError past it; CallFailedError if the import fails.
+        """
+        if self._process is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = _CHILD.format(path=sys.path, descriptor=theirs.fileno())
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", command],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._socket = ours
+        self._exchange(self._pickled, deadline)
+
+    def call(self, arguments: dict[str, Any], deadline: float) -> Any:
+        """The value for one sample: `arguments` are TRL's, each a list of one entry. The process must have started.
+
+        TimeoutError past the deadline; CallFailedError if the function raises, exits or dies.
+        """
+        limit = max(deadline - time.monotonic(), 0.0)
+        return self._exchange(pickle.dumps((limit, arguments)), deadline)
+
+    def close(self) -> None:
+        """Kill the process and all that it started. Safe to repeat."""
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=1.0)
+        self._process = self._socket = None
+
+    def __del__(self) -> None:
+        # A fork has a copy of this object but not of the process.
+        if self._owner == os.getpid():
+            self.close()
+
+    def _exchange(self, request: bytes, deadline: float) -> Any:
+        assert self._socket is not None, "start first"
+        try:
+            _send(self._socket, request, deadline)
+            reply = json.loads(_receive(self._socket, deadline, MAX_REPLY_BYTES))
+        except TimeoutError:
+            self.close()
+            raise
+        except (OSError, EOFError, ValueError) as error:
+            self.close()
+            raise CallFailedError(f"the process of reward function {self._name} died: {error}") from error
+        if "error" in reply:
+            raise CallFailedError(reply["error"])
+        return reply["value"]
+
+
+def serve(descriptor: int) -> None:
+    """Life of the process: import the function, then answer calls until the caller closes the socket."""
+    with socket.socket(fileno=descriptor) as connection, contextlib.suppress(EOFError, OSError):
+        pickled = _receive(connection, None, None)
+        try:
+            function = pickle.loads(pickled)
+        except Exception as error:  # noqa: BLE001 - an import may raise anything, and the caller is to hear of it
+            return _send(connection, _error(error), None)
+        _send(connection, b'{"value": null}', None)
+        while True:
+            limit, arguments = pickle.loads(_receive(connection, None, None))
+            signal.setitimer(signal.ITIMER_REAL, limit + _ALARM_GRACE_S)
+            reply = _answer(function, arguments)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _send(connection, reply, None)
+
+
+def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
+    try:
+        values = function(**arguments)
+        if inspect.isawaitable(values):
+            values = asyncio.run(_awaited(values))
+        values = list(values)
+        if len(values) != 1:
+            raise ValueError(f"a reward function returns one value for each completion, but this gave {values!r:.80}")
+        value = values[0]
+        return json.dumps({"value": None if value is None else float(value)}).encode()
+    except Exception as error:  # noqa: BLE001 - whatever it raises is a failed call
+        return _error(error)
+
+
+async def _awaited(values: Any) -> Any:
+    return await values
+
+
+def _error(error: Exception) -> bytes:
+    return json.dumps({"error": f"{type(error).__name__}: {error}"[:_MAX_DETAIL_CHARS]}).encode()
+
+
+def _by_import_path(function: Callable[..., Any], name: str) -> bytes:
+    module = getattr(function, "__module__", None) or type(function).__module__
+    fix = "define it, or its class, at the top of a module, or set its `isolate` to false"
+    if module == "__main__":
+        raise ValueError(f"reward function {name} belongs to the script itself, which no other process imports; {fix}")
+    try:
+        return pickle.dumps(function)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(f"reward function {name} cannot be sent to another process ({error}); {fix}") from error
+
+
+def _send(connection: socket.socket, data: bytes, deadline: float | None) -> None:
+    _wait_until(connection, deadline)
+    connection.sendall(len(data).to_bytes(_HEADER_BYTES, "big") + data)
+
+
+def _receive(connection: socket.socket, deadline: float | None, limit: int | None) -> bytes:
+    size = int.from_bytes(_read(connection, _HEADER_BYTES, deadline), "big")
+    if limit is not None and size > limit:
+        raise ValueError(f"its reply has {size} bytes, more than {limit}")
+    return _read(connection, size, deadline)
+
+
+def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        _wait_until(connection, deadline)
+        part = connection.recv(min(size - len(data), 1 << 20))
+        if not part:
+            raise EOFError("it closed the connection")
+        data += part
+    return bytes(data)
+
+
+def _wait_until(connection: socket.socket, deadline: float | None) -> None:
+    """Let the next operation raise TimeoutError at the deadline. `sendall` takes it as the limit of its whole work."""
+    if deadline is None:
+        return connection.settimeout(None)
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    connection.settimeout(remaining)
