@@ -107,7 +107,10 @@ def one_token_per_image(tokens: Sequence[int], image: int, row_end: int) -> list
 
 
 class RolloutEngine:
-    """The work of one rollout process: holds an engine, samples, takes new weights."""
+    """The work of one rollout process: holds an engine, samples, takes new weights.
+
+    One at a time in a process: what vLLM sets up for an engine belongs to the process and ends with any of them.
+    """
 
     def __init__(
         self,

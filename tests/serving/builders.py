@@ -10,12 +10,12 @@ import torch
 from transformers import BatchFeature
 
 from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.model.conversion import vlm_config
 from rl_lab.model.images import ImageProcessor
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.tokenizer import load_tokenizer, save_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from rl_lab.model.vlm_config import HyVLMConfig
 from rl_lab.workers.rollout import Completion
 
 VLM = HunYuanVLMoTForConditionalGeneration
@@ -23,23 +23,8 @@ VLM = HunYuanVLMoTForConditionalGeneration
 
 def make_vlm(preset: str = "nano", seed: int = 0) -> VLM:
     """The language side of a preset with random weights, norms and biases included: all of them must be served."""
-    sizes = preset_config(preset)
-    assert sizes.vlm_config_dict is not None
-    vision = {
-        "hidden_size": sizes.vision_width,
-        "num_hidden_layers": sizes.vision_depth,
-        "num_attention_heads": sizes.vision_heads,
-        "intermediate_size": sizes.vision_mlp,
-        "patch_size": sizes.vision_patch_size,
-        "position_grid": sizes.vision_position_grid,
-    }
-    config = HyVLMConfig(
-        text_config=dict(sizes.vlm_config_dict["text_config"]),
-        vision_config=vision,
-        special_token_ids=sizes.special_token_ids,
-    )
     torch.manual_seed(seed)
-    model = VLM(config)
+    model = VLM(vlm_config(preset_config(preset)))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

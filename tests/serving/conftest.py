@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,28 @@ def folder(vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_vlm(vlm, tmp_path_factory.mktemp("vlm"))
 
 
+class Engines:
+    """The engine asked for last. There can be one in a process: another one's end takes vLLM's process groups along."""
+
+    def __init__(self) -> None:
+        self._held: tuple[object, RolloutEngine] | None = None
+
+    def get(self, folder: Path, **changes: Any) -> RolloutEngine:
+        """An engine with this checkpoint and the settings of `ENGINE`, but for the changes."""
+        pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
+        key = folder, tuple(changes.items())
+        if self._held is None or self._held[0] != key:
+            self._held = None
+            gc.collect()
+            self._held = key, RolloutEngine(folder, **ENGINE | changes)
+        return self._held[1]
+
+
 @pytest.fixture(scope="session")
-def engine(folder: Path) -> RolloutEngine:
-    pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
-    return RolloutEngine(folder, **ENGINE)
+def engines() -> Engines:
+    return Engines()
+
+
+@pytest.fixture
+def engine(engines: Engines, folder: Path) -> RolloutEngine:
+    return engines.get(folder)

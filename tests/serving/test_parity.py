@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from rl_lab.workers.rollout import Prompt, RolloutEngine, Sampling
+from rl_lab.workers.rollout import Prompt, Sampling
 from rl_lab.workers.weights import publish
 from tests.serving.builders import Drawer, differences, image_prompt, make_vlm, save_policy_of, save_vlm
-from tests.serving.conftest import ENGINE
 
 pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
 
 TOLERANCE = 1e-4
-MEAN_BFLOAT16 = 0.05
+MEAN_BFLOAT16 = 0.02
 SAMPLING = Sampling(max_tokens=24, ignore_eos=True)
 PICTURES = {
     "text": [],
@@ -112,15 +111,15 @@ def test_new_weights_are_used_for_everything_and_the_old_come_back(engine, vlm, 
 
 
 @pytest.mark.parametrize("preset", ["small", "mini"])
-def test_the_language_side_of_a_policy_is_served(preset, tmp_path):
+def test_the_language_side_of_a_policy_is_served(engines, preset, tmp_path):
     model = make_vlm(preset)
-    engine = RolloutEngine(save_policy_of(model, preset, tmp_path), **ENGINE)
+    engine = engines.get(save_policy_of(model, preset, tmp_path))
     prompts = [make_prompt(model.config.special_token_ids, sizes, seed) for seed, sizes in enumerate(PICTURES.values())]
     assert worst(model, prompts, engine.generate(prompts, SAMPLING)) <= TOLERANCE
 
 
-def test_in_bfloat16_the_mean_difference_is_small(folder, vlm, record_property):
-    engine = RolloutEngine(folder, **ENGINE | {"dtype": "bfloat16"})
+def test_in_bfloat16_the_mean_difference_is_small(engines, folder, vlm, record_property):
+    engine = engines.get(folder, dtype="bfloat16")
     prompts = [make_prompt(vlm.config.special_token_ids, sizes, seed) for seed, sizes in enumerate(PICTURES.values())]
     answers = engine.generate(prompts, SAMPLING)
     trained = type(vlm).from_pretrained(folder, dtype=torch.bfloat16).eval().requires_grad_(False)

@@ -28,10 +28,11 @@ from vllm.multimodal.processing import (
 )
 
 from rl_lab.model.config import HyVLAConfig
+from rl_lab.model.conversion import vlm_processor
 from rl_lab.model.images import IMAGE_CONFIG, ImageProcessor
 from rl_lab.model.serving.config import served_config
 from rl_lab.model.sizes import MERGE
-from rl_lab.model.tokenizer import ROLES
+from rl_lab.model.tokenizer import ROLES, load_tokenizer
 
 
 def image_tokens(grid: Sequence[int], image: int, row_end: int) -> list[int]:
@@ -45,12 +46,11 @@ class ImageInfo(BaseProcessingInfo):
 
     @cached_property
     def images(self) -> ImageProcessor:
-        """The folder's image processor; of a policy, which has none, one that takes images up to the policy's size."""
+        """The folder's image processor; of a policy, which has none, that of its vision-language side."""
         config = self.get_hf_config()
         if not isinstance(config, HyVLAConfig) or (Path(self.model_id) / IMAGE_CONFIG).is_file():
             return ImageProcessor.from_pretrained(self.model_id)
-        cell = MERGE * config.vision_patch_size
-        return ImageProcessor(config.vision_patch_size, MERGE, cell**2, config.image_size**2)
+        return vlm_processor(config, load_tokenizer(Path(self.model_id))).image_processor
 
     @cached_property
     def ids(self) -> dict[str, int]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.platforms import current_platform
 
 from rl_lab.model.loading import IGNORED_KEYS, Shapes, check_fit
 
@@ -59,4 +61,27 @@ def load_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> set
         if target is not None and target.shape == tensor.shape:
             target.copy_(tensor)
     check_fit(found, expected_shapes(model), TIED)
+    if current_platform.is_cpu():
+        pack_linears(model)
     return set(found)
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer that multiplies by vLLM's kernel for this CPU, on a copy of the weight in that kernel's order.
+
+    In float32 on AMD machines that is more than twice as fast as torch's product.
+    """
+
+    cpu_linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in the base class."""
+        return self.cpu_linear(x, self.weight, self.bias)
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Bring every linear layer's weight into the order of the kernel, again after every change of the weights."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.__class__ = PackedLinear
+            dispatch_cpu_unquantized_gemm(module, remove_weight=False)
