@@ -97,5 +97,7 @@ def served_config(model_config: ModelConfig) -> HyVLMConfig | HyVLAConfig:
     config = model_config.hf_config
     if isinstance(config, HyVLAConfig):
         return config
+    if not isinstance(config, HyVLMConfig):
+        raise ValueError(f"{model_config.model} is a {config.model_type}, neither a VLM nor a policy of the lab")
     folder = checkpoint_folder(model_config.model, {"revision": model_config.revision})
     return complete_vlm_config(config, checkpoint_shapes(folder), folder)
