@@ -55,8 +55,8 @@ class Rewards:
     0 fails, it is None and the trainer masks the sample (TRL does: advantage 0). `functions` have TRL's signature and
     run under `rewards.guard.Guard`; each needs an entry in `config.weights`, 0 to log it only.
 
-    ValueError at construction for weights that name no part; at a call for an unknown reward type, and for an open item
-    without a judge: both would mask the same items for ever.
+    Not for several threads at once. ValueError at construction for weights that name no part; at a call for an unknown
+    reward type, and for an open item without a judge: both would mask the same items for ever.
     """
 
     __name__ = "reward"

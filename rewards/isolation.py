@@ -62,7 +62,11 @@ class IsolatedFunction:
                 start_new_session=True,
             )
         self._socket = ours
-        self._exchange(self._pickled, deadline)
+        try:
+            self._exchange(self._pickled, deadline)
+        except CallFailedError:
+            self.close()
+            raise
 
     def call(self, arguments: dict[str, Any], deadline: float) -> Any:
         """The value for one sample: `arguments` are TRL's, each a list of one entry. The process must have started.
@@ -93,11 +97,11 @@ class IsolatedFunction:
         try:
             _send(self._socket, request, deadline)
             reply = json.loads(_receive(self._socket, deadline, MAX_REPLY_BYTES))
-        except TimeoutError:
+        except BaseException as error:
+            # Whatever it was, also an interrupt: a reply that comes late must not be taken for the next sample's.
             self.close()
-            raise
-        except (OSError, EOFError, ValueError) as error:
-            self.close()
+            if isinstance(error, TimeoutError) or not isinstance(error, OSError | EOFError | ValueError):
+                raise
             raise CallFailedError(f"the process of reward function {self._name} died: {error}") from error
         if "error" in reply:
             raise CallFailedError(reply["error"])

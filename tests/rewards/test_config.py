@@ -1,5 +1,7 @@
 """The rewards' settings: defaults, and errors that name the key and the fix."""
 
+import dataclasses
+
 import pytest
 
 from rewards.config import RewardConfig, read_config
@@ -19,6 +21,7 @@ def test_values_are_read_and_whole_numbers_serve_as_floats():
     config = read_config(RewardConfig, tree)
     assert (config.weights, config.number.rate, config.judge.model) == ({"answer": 1.0}, 3.0, "m")
     assert read_config(RewardConfig, {"judge": None}).judge is None
+    assert read_config(RewardConfig, dataclasses.asdict(config)) == config
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from rewards import isolation
 from rewards.config import GuardConfig
 from rewards.guard import Failure, Guard, checked, failure_counts
 from rewards.isolation import IsolatedFunction
@@ -75,6 +76,18 @@ def test_a_function_that_hangs_is_killed_and_the_next_sample_is_scored(guarded, 
     assert run(patient, ["0.5"]) == ([0.5], [])
 
 
+def test_an_interrupted_call_leaves_no_reply_for_the_next_sample(guarded):
+    guard = guarded(functions.obedient)
+    assert run(guard, ["0.5"])[0] == [0.5]
+    receive = isolation._receive
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolation, "_receive", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(guard, ["0.1"])
+    assert isolation._receive is receive
+    assert run(guard, ["0.9"])[0] == [0.9]
+
+
 def test_a_batch_of_hanging_calls_ends_with_the_time_of_the_batch(guarded):
     config = GuardConfig(timeout_s=1.0, batch_timeout_s=1.5)
     values, failures = run(guarded(functions.obedient, config), ["hang"] * 1000)
@@ -132,9 +145,11 @@ def test_a_function_that_cannot_be_imported_there_is_refused_at_once():
 
 
 def test_an_import_that_fails_or_hangs_masks_the_batch(guarded):
-    values, failures = run(guarded(functions.FailsOnArrival()), ["1", "1"])
-    assert values == [None, None]
-    assert failures[0].detail == "RuntimeError: not today"
+    guard = guarded(functions.FailsOnArrival())
+    for _ in range(2):
+        values, failures = run(guard, ["1", "1"])
+        assert values == [None, None]
+        assert failures[0].detail == "RuntimeError: not today"
     quick = GuardConfig(start_timeout_s=2.0)
     values, failures = run(guarded(functions.HangsOnArrival(), quick), ["1", "1"])
     assert reasons(failures) == [(0, "time-out"), (1, "time-out")]
