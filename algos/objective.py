@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
 from algos.batch import ObservationBatch
+from algos.token_batch import TokenBatch
 
 
 class FlowPolicy(Protocol):
@@ -52,6 +53,27 @@ class FlowPolicy(Protocol):
         """Times [num] from the density that the policy's configuration declares."""
 
 
+class TokenScores(NamedTuple):
+    """What a language policy says about the tokens to learn, float32 [B, S] and 0 at all others."""
+
+    logprobs: Tensor
+    entropy: Tensor | None
+    """Of the distribution that the token was drawn from, in nats, without gradient."""
+
+
+class LanguagePolicy(Protocol):
+    """A model of text, and of images with it."""
+
+    def token_logprobs(
+        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
+    ) -> TokenScores:
+        """Log-probability of every token where `batch.completion_mask`, given all tokens before it in its row.
+
+        Without a temperature under the model itself; with one under the distribution that an engine samples from, which
+        also leaves out tokens that are never drawn.
+        """
+
+
 class Objective(Protocol):
     """A method: the parameter groups it trains and the scalar it minimises. It holds no other state."""
 
@@ -62,10 +84,11 @@ class Objective(Protocol):
         """Trainable parameters of the objective itself (an auxiliary head), usually none."""
 
     def loss(
-        self, policy: FlowPolicy, batch: Any, generator: torch.Generator, denominator: int | None = None
+        self, policy: Any, batch: Any, generator: torch.Generator, denominator: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss and detached metrics. All randomness comes from `generator`.
+        """Scalar loss and detached metrics; the policy is a `FlowPolicy` or a `LanguagePolicy`.
 
-        The loss is a sum over the rows divided by `denominator` (default: the rows of this batch). Gradients of the
-        parts of a large batch add up to its own when each part is given the large batch's count.
+        All randomness comes from `generator`. The loss is a sum over the rows divided by `denominator` (default: the
+        rows of this batch; methods on text count as their own `denominator(batch)` says). Gradients of the parts of a
+        large batch add up to its own when each part is given the large batch's count.
         """

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from algos.batch import ObservationBatch
 from algos.flow_matching import chunk_loss, interpolate, loss_weight, velocity_from_clean, velocity_target
+from algos.objective import TokenScores
+from algos.token_batch import TokenBatch
 from rl_lab.model import flow
 from rl_lab.model.action_expert import ActionModel, Prefix
 from rl_lab.model.backbone import initialize
@@ -42,6 +44,7 @@ from rl_lab.model.masks import (
 from rl_lab.model.memory import History
 from rl_lab.model.mot import attention_bias, run_prefix
 from rl_lab.model.patches import scale_pixels
+from rl_lab.model.token_scores import token_scores
 
 EMBEDDING = "model.dual_tower.vlm.model.language_model.model.embed_tokens.weight"
 OUTPUT_EMBEDDING = "model.dual_tower.vlm.model.language_model.lm_head.weight"
@@ -137,6 +140,12 @@ class HyVLAPolicy(PreTrainedModel):
             + list(model.expert.norm.parameters())
             + [parameter for module in projections for parameter in module.parameters()],
         }
+
+    def token_logprobs(
+        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
+    ) -> TokenScores:
+        """`algos.objective.LanguagePolicy`, by the vision-language side alone; see `rl_lab.model.token_scores`."""
+        return token_scores(self.model.vlm, batch, temperature, entropy)
 
     def _layout(self, num_language: int) -> PrefixLayout:
         return prefix_layout(self.config.num_cameras, self.config.token_grid, num_language, self.device)

@@ -20,8 +20,8 @@ from rl_lab.model.vision import VisionBlock
 
 Model = TypeVar("Model", bound=nn.Module)
 
-ENTRY_POINTS = ("encode", "flow_losses", "velocity", "sample_actions")
-"""Methods by which a policy is called; inside others its weights may be shards. A language model has `forward`."""
+ENTRY_POINTS = ("encode", "flow_losses", "velocity", "sample_actions", "token_logprobs")
+"""Methods by which a model is called, beside `forward`; inside others its weights may be shards."""
 
 
 def shard(model: Model, mesh: DeviceMesh | None = None, *, compute_dtype: torch.dtype | None = None) -> Model:

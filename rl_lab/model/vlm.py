@@ -15,6 +15,8 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from algos.objective import TokenScores
+from algos.token_batch import TokenBatch
 from rl_lab.model.backbone import VisionLanguageModel, initialize
 from rl_lab.model.generation import repeat_visual
 from rl_lab.model.loading import (
@@ -26,6 +28,7 @@ from rl_lab.model.loading import (
     no_progress_bars,
 )
 from rl_lab.model.packing import Layout
+from rl_lab.model.token_scores import token_scores
 from rl_lab.model.vlm_config import VISUAL_ROLES, HyVLMConfig
 from rl_lab.model.vlm_loading import complete_vlm_config
 
@@ -104,6 +107,19 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize(module, self.config.vlm_sizes.init_std)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """All parameters, in groups: vision (tower and merger) and vlm."""
+        return {
+            "vision": list(self.model.visual.parameters()),
+            "vlm": list(self.model.language_model.parameters()),
+        }
+
+    def token_logprobs(
+        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
+    ) -> TokenScores:
+        """`algos.objective.LanguagePolicy`; see `rl_lab.model.token_scores`."""
+        return token_scores(self.model, batch, temperature, entropy)
 
     def layout(
         self,

@@ -1,0 +1,42 @@
+"""Cross-entropy on written answers: cold start and rejection-sampling fine-tuning of the vision-language model.
+
+L = -1/N sum log pi(y_t | x, y_<t) over the N tokens of all answers of the batch, as TRL's `SFTTrainer` with
+`assistant_only_loss` (its loss type nll): the end token counts, prompts and images do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from algos.objective import LanguagePolicy
+from algos.token_batch import TokenBatch
+
+
+class CrossEntropy:
+    """The objective on a `TokenBatch`."""
+
+    def __init__(self, *, groups: tuple[str, ...] = ("vision", "vlm")) -> None:
+        self.groups = groups
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """None: the objective has no weights of its own."""
+        return ()
+
+    def denominator(self, batch: TokenBatch) -> int:
+        """What the loss of this whole batch is divided by: its tokens to learn."""
+        return max(1, batch.num_tokens)
+
+    def loss(
+        self, policy: LanguagePolicy, batch: TokenBatch, generator: torch.Generator, denominator: int | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar and metrics; see `Objective.loss`. Uses no randomness."""
+        logprobs = policy.token_logprobs(batch).logprobs
+        num_tokens = self.denominator(batch)
+        summed = -(logprobs * batch.completion_mask).sum()
+        return summed / (denominator or num_tokens), {
+            "text/cross_entropy": summed.detach() / num_tokens,
+            "text/tokens": summed.new_tensor(batch.num_tokens),
+        }

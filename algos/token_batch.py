@@ -1,0 +1,54 @@
+"""Rows of text for a language policy: prompts with answers, and what is known about how the answers were sampled.
+
+Letters: B rows, S tokens of a row with padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from algos.batch import TensorRecord
+
+
+@dataclass(kw_only=True)
+class TokenBatch(TensorRecord):
+    """Rows of prompt, answer and padding; a row's valid tokens stand together."""
+
+    input_ids: Tensor
+    """int64 [B, S]; images are rows of patch tokens, as the model reads them."""
+    attention_mask: Tensor
+    """True at valid tokens, bool [B, S]."""
+    completion_mask: Tensor
+    """True at the tokens to learn: what the policy (or, for imitation, a teacher) wrote; bool [B, S]."""
+    visual: Any = None
+    """Pictures of the rows, a record that the model understands; None for text alone."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to learn in all rows."""
+        return int(self.completion_mask.sum())
+
+
+@dataclass(kw_only=True)
+class RolloutBatch(TokenBatch):
+    """Sampled answers. What is given for each token is [B, S] beside its token and 0 elsewhere."""
+
+    rollout_logprobs: Tensor
+    """Log-probability under the distribution that the engine drew the token from, float [B, S]; NaN: not known."""
+    advantages: Tensor
+    """float [B]; 0 where the reward call failed."""
+    group: Tensor
+    """Number of the prompt that a row answers, 0 .. P - 1, int64 [B]."""
+    weight_version: Tensor
+    """Version of the weights that drew every token of the row, int64 [B]: an engine takes new ones between answers."""
+    finished: Tensor
+    """The answer ended by itself, not at the length limit; bool [B]."""
+    old_logprobs: Tensor | None = None
+    """Log-probability under the trained model before the first step on this batch, float [B, S]; None: this is that
+    step, so it is the current one's."""

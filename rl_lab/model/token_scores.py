@@ -1,0 +1,91 @@
+"""Log-probabilities of the tokens of a batch that are to be learned: only their logits are made, a part at a time.
+
+Letters: B rows, S tokens of a row, T packed tokens, K tokens to learn, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from algos.objective import TokenScores
+from algos.token_batch import TokenBatch
+from rl_lab.model.backbone import VisionLanguageModel
+from rl_lab.model.packing import Layout
+from rl_lab.model.pictures import batch_layout
+from rl_lab.model.vlm_config import VISUAL_ROLES
+
+LOGITS_AT_ONCE = 2**26
+"""Logits in memory at a time, 256 MiB in float32; with more of them, each part is computed again going backward."""
+NEVER_DRAWN = ("image", "video")
+"""Tokens that stand for patches. The engine's samplers lower their logits by `NEVER_DRAWN_BIAS`."""
+NEVER_DRAWN_BIAS = -100.0
+
+
+def sampling_bias(model: VisionLanguageModel) -> Tensor:
+    """What the engine adds to the logits before it divides by the temperature, float32 [V]."""
+    weight = model.language_model.lm_head.weight
+    bias = torch.zeros(weight.shape[0], device=weight.device)
+    bias[[model.special_token_ids[role] for role in NEVER_DRAWN]] = NEVER_DRAWN_BIAS
+    return bias
+
+
+def score_tokens(
+    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of targets [K] and entropy [K] of their distributions, from residual streams [K, D], float32."""
+    logits = model.logits(hidden).float()
+    if temperature is not None:
+        logits = (logits + sampling_bias(model)) / temperature
+    logprobs = logits.log_softmax(-1)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(1, targets[:, None])[:, 0], entropy
+
+
+def score_in_parts(
+    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None
+) -> tuple[Tensor, Tensor]:
+    """`score_tokens` with at most `LOGITS_AT_ONCE` logits in memory."""
+    size = max(1, LOGITS_AT_ONCE // model.language_model.lm_head.weight.shape[0])
+    if len(targets) <= size:
+        return score_tokens(model, hidden, targets, temperature)
+    parts = [
+        checkpoint(score_tokens, model, some, ids, temperature, use_reentrant=False)
+        for some, ids in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    logprobs, entropy = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropy)
+
+
+def token_before(layout: Layout, places: Tensor) -> Tensor:
+    """Packed token just before each of the flat places [K] in the rows; that one predicts it."""
+    return places - 1 if layout.source.token is None else layout.source.token[places - 1]
+
+
+def token_scores(
+    model: VisionLanguageModel, batch: TokenBatch, temperature: float | None = None, entropy: bool = False
+) -> TokenScores:
+    """Scores [B, S] of the tokens where `batch.completion_mask`; see `algos.objective.LanguagePolicy`.
+
+    ValueError for a model that does not know its visual tokens and for a row whose first token is to be learned:
+    nothing predicts it.
+    """
+    if not set(VISUAL_ROLES) <= model.special_token_ids.keys():
+        raise ValueError(f"the model's special_token_ids must hold {', '.join(VISUAL_ROLES)} to read text and images")
+    first = batch.attention_mask & (batch.attention_mask.cumsum(1) == 1)
+    if bool((batch.completion_mask & (first | ~batch.attention_mask)).any()):
+        raise ValueError("completion_mask marks padding or the first token of a row; mark tokens after the prompt")
+    layout = batch_layout(batch, model.special_token_ids).to(batch.input_ids.device)
+    pixels = None if batch.visual is None or not layout.num_patches else batch.visual.pixels
+    hidden = model.run(batch.input_ids, layout, pixels)
+    places = batch.completion_mask.flatten().nonzero()[:, 0]
+    targets = batch.input_ids.flatten()[places]
+    logprobs, spread = score_in_parts(model, hidden[token_before(layout, places)], targets, temperature)
+    zeros = logprobs.new_zeros(batch.input_ids.numel())
+    shape = batch.input_ids.shape
+    return TokenScores(
+        zeros.index_copy(0, places, logprobs).view(shape),
+        zeros.index_copy(0, places, spread).view(shape) if entropy else None,
+    )
