@@ -67,6 +67,11 @@ class Selection:
         return np.concatenate([np.empty(0, np.int64), *(draw.numbers for draw in self.draws)])
 
 
+def frontier_weight(band_probability: Array, sharpness: float) -> Floats:
+    """Band probability ** sharpness; the floor lets a category without any frontier still fill its places."""
+    return np.maximum(np.asarray(band_probability, np.float64) ** sharpness, 1e-12)
+
+
 class Curriculum:
     """Items of a pool, the scheme that selects from them, and what their rewards taught."""
 
@@ -102,8 +107,7 @@ class Curriculum:
         self._count(np.flatnonzero(~items.retired), 1)
 
     def _weight(self, numbers: Array) -> Floats:
-        """Band probability ** sharpness; the floor lets a category without any frontier still fill its places."""
-        return np.maximum(self.items.band_probability[numbers].astype(np.float64) ** self.options.sharpness, 1e-12)
+        return frontier_weight(self.items.band_probability[numbers], self.options.sharpness)
 
     def _count(self, numbers: Array, sign: int) -> None:
         np.add.at(self.band_counts, (self.items.category[numbers], self.items.band[numbers]), sign)

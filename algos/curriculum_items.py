@@ -81,7 +81,7 @@ class Items:
 
     def __init__(self, records: Array | None = None) -> None:
         records = np.empty(0, RECORD) if records is None else records
-        self.columns = {name: np.ascontiguousarray(records[name]) for name in COLUMNS}
+        self.columns = {name: np.array(records[name]) for name in COLUMNS}
 
     def __len__(self) -> int:
         return len(self.columns["category"])

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "sim": "rl_lab.benchmarks.sim",
     "rpro": "rl_lab.benchmarks.rpro",
     "model": "rl_lab.benchmarks.model",
+    "pool": "rl_lab.benchmarks.pool",
     "rollout": "rl_lab.benchmarks.rollout",
 }
 """Each module has `run(**options) -> list[dict]`, one dict a row of its table."""

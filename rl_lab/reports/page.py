@@ -29,16 +29,17 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 """Content security policy of every page: whatever a config or an instruction contains, nothing is fetched."""
 
 
-def document(title: str, body: Sequence[Any], script: str = "") -> str:
-    """A whole HTML page with the style sheet of reports."""
+def document(title: str, body: Sequence[Any], script: str = "", style: str = "") -> str:
+    """A whole HTML page with the style sheet of reports, and a script and a style sheet of its own."""
     files = resources.files("rl_lab.reports")
+    sheets = [files.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", style) if name]
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", title),
-        tag("style", Markup(files.joinpath("page.css").read_text(encoding="utf-8"))),
+        tag("style", Markup("".join(sheets))),
     )
     code = tag("script", Markup(files.joinpath(script).read_text(encoding="utf-8"))) if script else ""
     return "<!doctype html>\n" + tag("html", head, tag("body", tag("main", *body), code), lang="en") + "\n"
