@@ -5,7 +5,8 @@ set each stage. Numbers and thresholds are not given there. Schemes, all of them
 
 * `frontier`, mode `online`: of each category's equal share of the batch, `explore` goes to items never observed,
   `reprobe` to stale ones, and the rest is drawn with weights w = P[pass rate in (low, high) | rewards] ** sharpness.
-  The frontier gets at most ceil(sum w) places: what it lacks at the start of a run goes to exploration.
+  The frontier gets at most ceil(sum w) places: what it lacks at the start of a run goes to exploration. An item rests
+  for `cooldown` steps, so that a small frontier is not drilled.
 * `frontier`, mode `stage`: as in the paper; see `algos.curriculum_stage`.
 * `uniform`: every item alike. `dynamic`: uniform, and groups without signal are replaced (DAPO, arXiv:2503.14476,
   section 3.2). `difficulty_pools`: fixed shares from an easy, a normal and a hard pool, as prime-rl has.
@@ -65,6 +66,10 @@ class Selection:
     def numbers(self) -> Array:
         """Item numbers, int64 [B]. Empty when stage mode waits for results that are still out."""
         return np.concatenate([np.empty(0, np.int64), *(draw.numbers for draw in self.draws)])
+
+
+RESTING = 1e-6
+"""Factor of the weight of an item in its cooldown: it is drawn when nothing else is left."""
 
 
 def frontier_weight(band_probability: Array, sharpness: float) -> Floats:
@@ -199,7 +204,7 @@ class Curriculum:
         elif self.options.scheme == "frontier":
             if places is None:
                 places = self._places(step, total, taken, free)
-            yield from self._frontier(rng, version, places, free)
+            yield from self._frontier(rng, step, version, places, free)
         elif self.options.scheme == "difficulty_pools":
             yield from self._pools(rng, total - len(taken), free)
         else:
@@ -221,7 +226,9 @@ class Curriculum:
         chance = count / max(len(rows), 1)
         return Draw(reason, category, numbers, np.full(count, chance), len(rows), float(len(rows)))
 
-    def _frontier(self, rng: np.random.Generator, version: int, places: Array, free: Array) -> Iterator[Draw]:
+    def _frontier(
+        self, rng: np.random.Generator, step: int, version: int, places: Array, free: Array
+    ) -> Iterator[Draw]:
         """Exploration, re-probing and the frontier of each category; see the head of this file.
 
         Masks are made over the whole pool and read by category: at a million items this is what a selection costs.
@@ -230,9 +237,11 @@ class Curriculum:
         observed = items.groups > 0
         unseen, seen = free & ~observed, free & observed
         stale = seen & (items.version < version - options.stale_after)
+        weight = self._weights * seen
+        weight[np.flatnonzero(items.selected_step >= max(step - options.cooldown, 0))] *= RESTING
         for category in np.flatnonzero(places).tolist():
             rows = self._members[category]
-            weights = self._weights[rows] * seen[rows]
+            weights = weight[rows]
             parts = [rows[np.flatnonzero(mask[rows])] for mask in (unseen, stale)]
             sizes = len(parts[0]), len(parts[1]), int(np.count_nonzero(weights))
             counts = self._shares(rng, int(places[category]), sizes, float(weights.sum()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from algos.curriculum import ALL, frontier_weight
+from algos.curriculum import ALL, RESTING, frontier_weight
 from algos.curriculum_items import BANDS
 from rl_lab.errors import UserError
 from rl_lab.pool_view import PoolView, Row
@@ -97,7 +97,8 @@ def _reason(view: PoolView, number: int, step: int, rounds: list[Row], known: li
     draws = [draw for row in rounds for draw in json.loads(row["draws"]) if draw[1] in (code, ALL)]
     if not any(draw[0] != "pinned" for draw in draws):
         return "its category had no free place."
-    odds = [text for draw in draws if (text := _odds(view, rounds[0], known, draw))]
+    rests = bool(earlier) and earlier[-1] >= step - view.options.cooldown
+    odds = [text for draw in draws if (text := _odds(view, rounds[0], known, draw, rests))]
     return "; ".join(odds) + "." if odds else "no place was for items like it: " + _places(draws) + "."
 
 
@@ -105,14 +106,16 @@ def _places(draws: list[list[Any]]) -> str:
     return ", ".join(f"{count} {reason}" for reason, _, count, *_ in draws)
 
 
-def _odds(view: PoolView, first: Row, known: list[Row], draw: list[Any]) -> str:
+def _odds(view: PoolView, first: Row, known: list[Row], draw: list[Any], rests: bool) -> str:
     """The chance that the item had in one draw; empty if the draw was not for it."""
     reason, _, places, candidates, total = draw
     share = f"{places} place{'s' * (places != 1)} for {candidates} candidates ({reason})"
     if reason == "frontier" and known:
         weight = float(frontier_weight(np.array([known[-1]["band_probability"]]), view.options.sharpness)[0])
+        weight *= RESTING if rests else 1.0
         chance = min(places * weight / total, 1.0) if total else 0.0
-        return f"{share}; its weight was {weight:.2g} of {total:.4g}, a chance of {percent(chance)}"
+        rest = f" while it rests for {view.options.cooldown} steps after its last selection" * rests
+        return f"{share}; its weight was {weight:.2g} of {total:.4g}{rest}, a chance of {percent(chance)}"
     stale = known and known[-1]["version"] < first["version"] - view.options.stale_after
     mine = {
         "unseen": not known,

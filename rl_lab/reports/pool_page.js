@@ -87,15 +87,18 @@
     const images = item.images.map((uri) => make("img", { src: uri, alt: `picture of ${item.id}` }));
     const moves = item.moves.map(([step, version, n, mean, spread, signal, a, b, frontier, before, after]) =>
       [step, version, n, number(mean), number(spread), signal ? "yes" : "no", `Beta(${a}, ${b})`, number(frontier), `${before} \u2192 ${after}`]);
-    const picked = item.picked.map(([step, round, reason]) => [step, round ? `refill ${round}` : "batch", reason]);
+    const reasons = new Map();
+    for (const [step, round, reason] of item.picked)
+      reasons.set(reason, [...(reasons.get(reason) || []), round ? `${step} (refill)` : step]);
+    const picked = [...reasons].map(([reason, steps]) => [reason, steps.join(", ")]);
     detail.replaceChildren(
       make("h3", {}, item.id), make("div", { class: "pool-images" }, ...images), facts,
       make("h3", {}, "How its posterior moved"),
       moves.length ? table(["step", "version", "rollouts", "mean", "spread", "signal", "posterior", "frontier", "band"], moves)
         : make("p", { class: "note" }, "It was never observed."),
-      make("h3", {}, `Selected ${item.numPicked} times`), ...(picked.length ? [table(["step", "", "reason"], picked)] : []),
       make("h3", {}, "Last rollouts"),
-      ...(item.samples.length ? item.samples.map(rollout) : [make("p", { class: "note" }, "None is stored.")]));
+      ...(item.samples.length ? item.samples.map(rollout) : [make("p", { class: "note" }, "None is stored.")]),
+      make("h3", {}, `Selected ${item.numPicked} times`), ...(picked.length ? [table(["reason", "steps"], picked)] : []));
   };
 
   const entry = (item) => {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _move(view: PoolView, row: Row) -> list[Any]:
 def _content(content: Row) -> list[list[str]]:
     """Name and text of each entry of an item's content, without its pictures."""
     return [
-        [key.replace("_", " "), value if isinstance(value, str) else str(value)]
+        [key.replace("_", " "), value if isinstance(value, str) else json.dumps(value)]
         for key, value in content.items()
         if key != "images"
     ]

@@ -116,6 +116,14 @@ def test_selection_goes_by_the_probability_and_not_the_point_estimate():
     assert np.all(curriculum.items.band_probability[second] > curriculum.items.band_probability[first] + 0.03)
 
 
+def test_a_small_frontier_is_not_drilled():
+    curriculum, rates = pool(num_items=4000), np.where(np.arange(4000) < 40, 0.5, 0.0)
+    train(curriculum, rates, 150)
+    before = curriculum.items.selections.copy()
+    train(curriculum, rates, 40, 150)
+    assert (curriculum.items.selections - before)[:40].max() <= 8
+
+
 @pytest.mark.parametrize("explore", [0.1, 0.3])
 def test_the_exploration_share_is_kept_on_average_once_the_frontier_is_known(explore):
     curriculum = pool(num_items=8000, explore=explore, reprobe=0.0)
@@ -208,7 +216,7 @@ def test_too_many_pinned_items_take_turns():
     curriculum = pool()
     curriculum.pin(np.arange(20))
     train(curriculum, mixed_rates(), 5)
-    assert curriculum.items.selections[:20].sum() >= 40 and curriculum.items.selections[:20].min() >= 2
+    assert curriculum.items.selections[:20].sum() >= 40 and curriculum.items.selections[:20].min() >= 1
 
 
 def test_items_whose_result_is_out_are_not_selected_again_until_released():
@@ -222,7 +230,7 @@ def test_items_whose_result_is_out_are_not_selected_again_until_released():
 
 
 def test_the_chance_of_an_item_is_how_often_it_is_taken():
-    curriculum = pool(num_items=80, explore=0.0, reprobe=0.0)
+    curriculum = pool(num_items=80, explore=0.0, reprobe=0.0, cooldown=0)
     curriculum.observe(0, np.arange(80), (np.arange(80)[:, None] // 4 * 0.4 > np.arange(8)).astype(float), np.zeros(80))
     counts, expected = np.zeros(80), np.zeros(80)
     for step in range(1, 1500):
@@ -315,6 +323,7 @@ def test_impossible_rewards_are_refused_and_change_nothing(numbers, rewards, mes
         ({"explore": -0.1}, "explore is -0.1"),
         ({"prior": (0.0, 1.0)}, "prior is"),
         ({"half_life": 0.0}, "half_life is 0.0"),
+        ({"cooldown": -1}, "cooldown is -1"),
         ({"easy_border": 0.2, "hard_border": 0.8}, "must lie below"),
         ({"easy_fraction": 0.7, "hard_fraction": 0.7}, "must be shares"),
         ({"stage_candidates": 0}, "stage_candidates is 0"),

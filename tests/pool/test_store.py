@@ -150,12 +150,22 @@ def test_a_resumed_run_applies_an_edit_at_the_step_where_the_unbroken_run_did(tm
     run(broken, 4, 4, edit_before=7)
     broken.close()
     resumed = PoolStore.restore(tmp_path / "saved", broken.path)
-    give(resumed.path, "pin", 5)  # a new one, given after the resumption: takes effect at once
-    first = train(resumed, 1, start=4)[0]
-    assert "counting-005" in first and "counting-037" not in first
-    give(resumed.path, "unpin", 5)
-    assert "counting-037" in run(resumed, 3, 5)[-1]
-    assert resumed.curriculum.items.retired[3] and len(expected) == 10
+    assert run(resumed, 6, 4) == expected[4:] and all("counting-037" in ids for ids in expected[7:])
+    unbroken.close(), resumed.close()
+    first, second = content(tmp_path / "a" / POOL_FILE), content(tmp_path / "b" / POOL_FILE)
+    assert [row[-1] for row in first.pop("edits")] == [row[-1] for row in second.pop("edits")] == [7, 7]
+    assert first == second
+
+
+def test_an_edit_given_after_a_resumption_takes_effect_at_once(tmp_path):
+    store = create(tmp_path)
+    train(store, 4, checkpoint_every=4)
+    give(store.path, "pin", 37)
+    train(store, 2, start=4)
+    store.close()
+    resumed = PoolStore.restore(tmp_path / "checkpoints" / "step-4", store.path)
+    give(resumed.path, "retire", 37)
+    assert [edit.action for edit in resumed.select(4, 4).edits] == ["pin", "retire"]
 
 
 def test_an_edit_that_was_never_applied_survives_the_resumption(tmp_path):
