@@ -6,16 +6,25 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a run resumed after a kill, sees all of it or the one before."""
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Fill a file with `write(file)` so that a reader, or a run resumed after a kill, sees all of it or the one before.
+
+    The temporary name starts with a dot.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        write(file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, as `write_file` does."""
+    write_file(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

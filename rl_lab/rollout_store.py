@@ -1,0 +1,185 @@
+"""All rollouts of a run: one Parquet file for each step under `rollouts/`, written whole, read by item and step.
+
+Later work adds columns to it (other rewards, a teacher's log-probabilities); there is no second store.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rl_lab.files import write_file
+
+FOLDER = "rollouts"
+"""Its name in a run directory."""
+_NAME = re.compile(r"step-(\d+)\.parquet")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer and what became of it. The fields are the store's columns, besides `step`."""
+
+    item: str
+    """Id of the question."""
+    group: int
+    """Number of its group within the step; a refilled item gets another one."""
+    sample: int
+    """Number of the answer within its group."""
+    prompt: str
+    prompt_tokens: Sequence[int]
+    """As the model read them, images as rows of patches."""
+    completion: str
+    tokens: Sequence[int]
+    """With the token that ended the answer, if one did."""
+    logprobs: Sequence[float]
+    """Of each token, under the distribution that the engine drew it from."""
+    weight_version: int
+    """Of the weights that drew every token."""
+    finished: bool
+    """The answer ended by itself, not at the length limit."""
+    rewards: Mapping[str, float | None]
+    """By part; None: not applicable, or the call failed."""
+    reward: float | None
+    """Weighted sum; None: a call failed, and the answer is masked."""
+    advantage: float
+    """0 for a masked answer and in a group without signal."""
+
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("item", pa.string()),
+        ("group", pa.int64()),
+        ("sample", pa.int64()),
+        ("prompt", pa.string()),
+        ("prompt_tokens", pa.list_(pa.int32())),
+        ("completion", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("weight_version", pa.int64()),
+        ("finished", pa.bool_()),
+        ("rewards", pa.map_(pa.string(), pa.float64())),
+        ("reward", pa.float64()),
+        ("advantage", pa.float64()),
+    ]
+)
+"""Columns that every step has, in this order; others follow."""
+
+
+class RolloutStore:
+    """The rollouts of one run directory; made at the first write. One process writes, any number read meanwhile."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / FOLDER
+
+    def steps(self) -> list[int]:
+        """Steps that are stored, in order."""
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        """The file of a step."""
+        return self.folder / f"step-{step:08d}.parquet"
+
+    def write(self, step: int, rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Any]] | None = None) -> None:
+        """Store all rollouts of a step, with further columns; replaces what the step had.
+
+        ValueError for a negative step, tokens and log-probabilities of different number, and as `add_columns`.
+        """
+        if step < 0:
+            raise ValueError(f"step is {step}; steps count from 0")
+        for rollout in rollouts:
+            if len(rollout.tokens) != len(rollout.logprobs):
+                raise ValueError(
+                    f"item {rollout.item} sample {rollout.sample} has {len(rollout.tokens)} tokens but "
+                    f"{len(rollout.logprobs)} log-probabilities; store one for each token"
+                )
+        names = [item.name for item in fields(Rollout)]
+        own: dict[str, list[Any]] = {name: [getattr(rollout, name) for rollout in rollouts] for name in names}
+        own["rewards"] = [list(parts.items()) for parts in own["rewards"]]
+        table = pa.table({"step": [step] * len(rollouts)} | own, schema=SCHEMA)
+        self._replace(step, _with_columns(table, columns or {}))
+
+    def add_columns(self, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Add columns to a stored step: a value for each rollout, in stored order.
+
+        ValueError for a step that is not stored, a column that is there already, and another number of values.
+        """
+        self._replace(step, _with_columns(self._table(step), columns))
+
+    def forget_after(self, step: int) -> None:
+        """Remove all later steps: a run resumed from `step` makes them again."""
+        for later in self.steps():
+            if later > step:
+                self.path(later).unlink()
+
+    def read(
+        self,
+        *,
+        items: Iterable[str] | None = None,
+        steps: Iterable[int] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Rollouts as dictionaries, by step and in stored order; of these items, steps and columns only.
+
+        A column that a step does not have is None there. ValueError for a column that no stored step has.
+        """
+        wanted = None if items is None else set(items)
+        chosen = self.steps() if steps is None else [step for step in self.steps() if step in set(steps)]
+        tables = [self._table(step, wanted, columns) for step in chosen]
+        known = {name for table in tables for name in table.column_names} | set(SCHEMA.names)
+        unknown = [name for name in columns or () if name not in known]
+        if unknown:
+            raise ValueError(f"no stored step has a column {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        order = [name for table in tables for name in table.column_names]
+        names = list(columns or dict.fromkeys(order))
+        return [_row(row, names) for table in tables for row in table.to_pylist()]
+
+    def newest(self, item: str, count: int) -> list[dict[str, Any]]:
+        """The last `count` rollouts of an item, newest step first; reads no more steps than that takes."""
+        rows: list[dict[str, Any]] = []
+        for step in reversed(self.steps()):
+            if len(rows) >= count:
+                break
+            rows += self.read(items=[item], steps=[step])
+        return rows[:count]
+
+    def _table(self, step: int, items: set[str] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """A step's rows of some items; of `columns` those that it has."""
+        path = self.path(step)
+        if not path.exists():
+            raise ValueError(f"step {step} is not stored in {self.folder}")
+        present = pq.read_schema(path).names
+        chosen = None if columns is None else [name for name in columns if name in present]
+        filters = None if items is None else [("item", "in", items)]
+        return pq.read_table(path, columns=chosen, filters=filters, use_threads=False)
+
+    def _replace(self, step: int, table: pa.Table) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_file(self.path(step), lambda file: pq.write_table(table, file, compression="zstd"))
+
+
+def _with_columns(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """The table with further columns; ValueError where that cannot be."""
+    for name, values in columns.items():
+        if name in table.column_names:
+            raise ValueError(f"the rollouts have a column {name!r} already; choose another name")
+        if len(values) != table.num_rows:
+            raise ValueError(
+                f"column {name!r} has {len(values)} values for {table.num_rows} rollouts; give one for each"
+            )
+        table = table.append_column(name, pa.array(values))
+    return table
+
+
+def _row(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A row with all of these columns; rewards by part as a dictionary."""
+    return {name: dict(row[name]) if name == "rewards" else row.get(name) for name in names}
