@@ -23,6 +23,7 @@ from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import SUBSTEPS, compile_scene
 from envs.tabletop.tasks import TASKS
 from rl_lab.cluster import Cluster
+from rl_lab.config.schema import WorkersConfig
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 
 TASK, SEED, IMAGE_SIZE = "handover_block", 0, 64
@@ -117,7 +118,7 @@ def row(name: str, value: float, unit: str, ratio: float | None = None, baseline
 def worker_seconds(episodes: int = 4, rounds: int = 3) -> tuple[float, float]:
     """Wall seconds of a unit of demonstrations in this process and in a Ray worker, medians of rounds in turn."""
     unit = Unit(EnvSpec("tabletop", TASK, "clean", IMAGE_SIZE), tuple(range(episodes)), run_seed=0)
-    local, cluster = Simulation(), Cluster(num_simulation_workers=1)
+    local, cluster = Simulation(), Cluster(WorkersConfig(simulation=1), "cpu")
     try:
         with cluster.simulation_pool() as pool:
             kinds = {
