@@ -257,7 +257,8 @@ class Curriculum:
         """Places of a category for exploration, re-probing and the frontier, from the items that each could take.
 
         One uniform number rounds both shares, so that their sum never exceeds the places. The frontier is trusted with
-        the sum of its weights; beyond that it gets places only when nothing is left to explore.
+        the sum of its weights (less what resting items add to it); beyond that it gets places only when nothing is left
+        to explore.
         """
         unseen, stale, seen = sizes
         places = min(places, unseen + seen)
@@ -265,7 +266,7 @@ class Curriculum:
         explore, upto = np.floor(share * places + rng.random()).astype(int).tolist()
         num_stale = min(upto - explore, stale)
         room = min(places - min(explore, unseen) - num_stale, seen - num_stale)
-        num_unseen = min(places - num_stale - min(room, math.ceil(trusted - 1e-6)), unseen)
+        num_unseen = min(places - num_stale - min(room, math.ceil(trusted - 0.01)), unseen)
         return num_unseen, num_stale, places - num_stale - num_unseen
 
     def _weighted(self, rng: np.random.Generator, category: int, rows: Array, weights: Floats, count: int) -> Draw:

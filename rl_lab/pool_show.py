@@ -75,7 +75,7 @@ def _moves(view: PoolView, number: int) -> str:
 
 def _selected(view: PoolView, number: int) -> str:
     rows = view.selections(number)
-    lines = [f"  {count} times: {MEANING[reason]}" for reason, count in Counter(row["reason"] for row in rows).items()]
+    lines = [f"  {count} x {MEANING[reason]}" for reason, count in Counter(row["reason"] for row in rows).items()]
     steps = ", ".join(str(row["step"]) for row in rows[-12:])
     head = f"selected {len(rows)} times{f', last at steps {steps}' * bool(rows)}"
     edits = [f"  {edit['action']}: {_applied(edit['applied_step'])}" for edit in view.edits(number)]
@@ -97,7 +97,7 @@ def _rollouts(view: PoolView, item: str, last: int) -> Iterator[str]:
 
 
 def _number(value: Any) -> str:
-    return "failed" if value is None else f"{value:.3g}"
+    return "none" if value is None else f"{value:.3g}"
 
 
 def exported(view: PoolView, numbers: Array) -> Iterator[Row]:

@@ -34,8 +34,9 @@ def locate(text: str) -> tuple[Path, Path]:
 def _live(run: Path) -> Path:
     pool = run / POOL_FILE
     if not pool.is_file():
-        there = ", ".join(sorted(p.name + "/" * p.is_dir() for p in run.iterdir() if not p.name.startswith(".")))
-        raise UserError(f"{run} has no curriculum pool ({POOL_FILE}); it holds {there or 'nothing'}")
+        there = sorted(p.name + "/" * p.is_dir() for p in run.iterdir() if not p.name.startswith("."))
+        named = ", ".join([*there[:12], *([f"and {len(there) - 12} more"] if len(there) > 12 else [])])
+        raise UserError(f"{run} has no curriculum pool ({POOL_FILE}); it holds {named or 'nothing'}")
     return pool
 
 

@@ -94,19 +94,21 @@ def _reason(view: PoolView, number: int, step: int, rounds: list[Row], known: li
     if earlier and (not known or known[-1]["step"] < earlier[-1]):
         return f"its rollouts of step {earlier[-1]} were still out."
     code = view.category_code(view.item(number)["category"])
-    draws = [draw for row in rounds for draw in json.loads(row["draws"]) if draw[1] in (code, ALL)]
-    if not any(draw[0] != "pinned" for draw in draws):
+    draws = [(row, draw) for row in rounds for draw in json.loads(row["draws"]) if draw[1] in (code, ALL)]
+    if not any(draw[0] != "pinned" for _, draw in draws):
         return "its category had no free place."
     rests = bool(earlier) and earlier[-1] >= step - view.options.cooldown
-    odds = [text for draw in draws if (text := _odds(view, rounds[0], known, draw, rests))]
-    return "; ".join(odds) + "." if odds else "no place was for items like it: " + _places(draws) + "."
+    odds = [
+        f"{'batch' if row['round'] == 0 else 'refill'}: {text}"
+        for row, draw in draws
+        if (text := _odds(view, row, known, draw, rests))
+    ]
+    if odds:
+        return "; ".join(odds) + "."
+    return f"no place was for items like it: {', '.join(f'{draw[2]} {draw[0]}' for _, draw in draws)}."
 
 
-def _places(draws: list[list[Any]]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, _, count, *_ in draws)
-
-
-def _odds(view: PoolView, first: Row, known: list[Row], draw: list[Any], rests: bool) -> str:
+def _odds(view: PoolView, made: Row, known: list[Row], draw: list[Any], rests: bool) -> str:
     """The chance that the item had in one draw; empty if the draw was not for it."""
     reason, _, places, candidates, total = draw
     share = f"{places} place{'s' * (places != 1)} for {candidates} candidates ({reason})"
@@ -116,7 +118,7 @@ def _odds(view: PoolView, first: Row, known: list[Row], draw: list[Any], rests: 
         chance = min(places * weight / total, 1.0) if total else 0.0
         rest = f" while it rests for {view.options.cooldown} steps after its last selection" * rests
         return f"{share}; its weight was {weight:.2g} of {total:.4g}{rest}, a chance of {percent(chance)}"
-    stale = known and known[-1]["version"] < first["version"] - view.options.stale_after
+    stale = known and known[-1]["version"] < made["version"] - view.options.stale_after
     mine = {
         "unseen": not known,
         "stale": bool(stale),

@@ -65,7 +65,7 @@
 
   const rollout = (sample) => {
     const rewards = sample.rewards.map(([name, value]) =>
-      make("span", {}, `${name} `, make("b", {}, value === null ? "failed" : number(value, 3))));
+      make("span", {}, `${name} `, make("b", {}, value === null ? "none" : number(value, 3))));
     const head = make("div", { class: "head" }, `step ${sample.step}, weight version ${sample.version}`, ...rewards);
     const shown = sample.tokens.length ? tokens(sample) : [make("div", { class: "tokens" }, sample.completion)];
     return make("div", { class: "rollout" }, head, ...shown);
