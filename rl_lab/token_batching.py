@@ -1,0 +1,125 @@
+"""Completions and chats to token batches: the only translator between what rollout workers record, or a data set
+holds, and what objectives on text read.
+
+Letters: P prompts, G answers of each, B rows, S tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from algos.token_batch import RolloutBatch, TokenBatch
+from rl_lab.model.chat import IGNORED, HunYuanVLMoTProcessor, answer_labels
+from rl_lab.model.images import ImageProcessor
+from rl_lab.model.pictures import Pictures
+from rl_lab.workers.rollout import Completion, Prompt
+
+Message = Mapping[str, Any]
+"""A turn of a chat: `role` and `content`, a text or a list of typed parts, as in the public `messages` layout."""
+
+
+def rollout_batch(
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    advantages: Tensor,
+    processor: ImageProcessor,
+    *,
+    scored: Tensor | None = None,
+) -> RolloutBatch:
+    """Answers to P prompts with their advantages [P, G]; the images of a prompt are encoded once for all of them.
+
+    `scored` bool [P, G] is False where the reward call failed: such an answer gets no row, and so counts nowhere.
+    ValueError if answers and advantages are not equally many or no answer is left.
+    """
+    sizes = {len(row) for row in completions}
+    if len(prompts) != len(completions) or sizes != {advantages.shape[1]} or len(prompts) != len(advantages):
+        raise ValueError(
+            f"{len(prompts)} prompts, answers of {len(completions)} prompts ({sorted(sizes)} of each) and advantages "
+            f"{list(advantages.shape)} do not fit; give one advantage for each answer of each prompt"
+        )
+    kept = (torch.ones_like(advantages, dtype=torch.bool) if scored is None else scored).nonzero().tolist()
+    if not kept:
+        raise ValueError("no answer of the batch has a reward, so nothing can be learned from it; see the failed calls")
+    answers = [completions[group][sample] for group, sample in kept]
+    shown = list(accumulate((len(prompt.images) for prompt in prompts), initial=0))
+    pictures = [range(shown[group], shown[group + 1]) for group, _ in kept]
+    images = [image for prompt in prompts for image in prompt.images]
+    starts = [len(answer.prompt_tokens) for answer in answers]
+    ids, valid = pad_rows([answer.prompt_tokens + answer.tokens for answer in answers])
+    columns = torch.arange(ids.shape[1])
+    learned = valid & (columns >= torch.tensor(starts)[:, None])
+    logprobs = torch.zeros(ids.shape)
+    logprobs[learned] = torch.tensor([value for answer in answers for value in answer.logprobs])
+    return RolloutBatch(
+        input_ids=ids,
+        attention_mask=valid,
+        completion_mask=learned,
+        visual=Pictures.of_images(images, pictures, processor) if images else None,
+        rollout_logprobs=logprobs,
+        advantages=torch.stack([advantages[group, sample] for group, sample in kept]),
+        group=torch.tensor([group for group, _ in kept]),
+        weight_version=torch.tensor([answer.weight_version for answer in answers]),
+        finished=torch.tensor([answer.finished for answer in answers]),
+    )
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids [B, S] padded on the right with 0, and which of them are valid, bool [B, S]."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    valid = torch.zeros_like(ids, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        valid[index, : len(row)] = True
+    return ids, valid
+
+
+def chat_batch(chats: Sequence[Sequence[Message]], processor: HunYuanVLMoTProcessor) -> TokenBatch:
+    """Chats with answers to imitate: every assistant turn and its end token is learned, in all turns of a chat.
+
+    ValueError for a chat without an assistant turn.
+    """
+    for index, chat in enumerate(chats):
+        if not any(message["role"] == "assistant" for message in chat):
+            raise ValueError(f"chat {index} has no assistant turn, so nothing is to be learned from it; leave it out")
+    made: Any = processor.apply_chat_template(
+        [list(map(dict, chat)) for chat in chats],
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    return TokenBatch(
+        input_ids=made["input_ids"],
+        attention_mask=made["attention_mask"].bool(),
+        completion_mask=answer_labels(made) != IGNORED,
+        visual=_chat_pictures(chats, made),
+    )
+
+
+def _chat_pictures(chats: Sequence[Sequence[Message]], made: Any) -> Pictures | None:
+    """Pictures of the processor's output, images before videos, each in the order of the chats."""
+    pixels, grids, videos = [], [], []
+    shown: list[list[int]] = [[] for _ in chats]
+    for kind, suffix in (("image", ""), ("video", "_videos")):
+        if f"{kind}_grid_thw" not in made:
+            continue
+        for row, chat in enumerate(chats):
+            count = sum(_count_parts(message["content"], kind) for message in chat)
+            start = sum(map(len, shown))
+            shown[row] += range(start, start + count)
+        stated = [tuple(grid) for grid in made[f"{kind}_grid_thw"].tolist()]
+        pixels.append(made[f"pixel_values{suffix}"])
+        grids += stated
+        videos += [kind == "video"] * len(stated)
+    if not grids:
+        return None
+    return Pictures(torch.cat(pixels), tuple(grids), tuple(videos), tuple(map(tuple, shown)))
+
+
+def _count_parts(content: Any, kind: str) -> int:
+    """Parts of a kind in a message's content."""
+    return 0 if isinstance(content, str) else sum(part["type"] == kind for part in content)
