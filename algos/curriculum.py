@@ -237,11 +237,12 @@ class Curriculum:
         observed = items.groups > 0
         unseen, seen = free & ~observed, free & observed
         stale = seen & (items.version < version - options.stale_after)
-        weight = self._weights * seen
-        weight[np.flatnonzero(items.selected_step >= max(step - options.cooldown, 0))] *= RESTING
+        resting = np.flatnonzero(items.selected_step >= max(step - options.cooldown, 0))
         for category in np.flatnonzero(places).tolist():
             rows = self._members[category]
-            weights = weight[rows]
+            weights = self._weights[rows]
+            weights *= seen[rows]
+            weights[np.searchsorted(rows, resting[items.category[resting] == category])] *= RESTING
             parts = [rows[np.flatnonzero(mask[rows])] for mask in (unseen, stale)]
             sizes = len(parts[0]), len(parts[1]), int(np.count_nonzero(weights))
             counts = self._shares(rng, int(places[category]), sizes, float(weights.sum()))

@@ -69,9 +69,22 @@ def test_uneven_places_go_round_the_categories():
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 40), st.integers(0, 99))
 def test_weighted_draws_are_distinct_and_never_of_weight_zero(weights, count, seed):
     weights = np.array(weights)
+    before = weights.copy()
     chosen = draw_weighted(np.random.default_rng(seed), weights, count)
+    assert np.array_equal(weights, before)
     assert len(set(chosen.tolist())) == len(chosen) == min(count, np.count_nonzero(weights))
     assert np.all(weights[chosen] > 0)
+
+
+def test_draws_from_many_weights_follow_them_across_blocks():
+    weights = np.arange(3000.0) % 7
+    rng, counts = np.random.default_rng(1), np.zeros(3000)
+    for _ in range(400):
+        counts[draw_weighted(rng, weights, 50)] += 1
+    assert [counts[np.arange(3000) % 7 == k].sum() / 20_000 for k in range(7)] == pytest.approx(
+        [k / 21 for k in range(7)], abs=0.01
+    )
+    assert abs(counts[1024:2048].sum() - counts[:1024].sum()) < 400
 
 
 def test_first_draws_follow_the_weights_and_later_ones_those_left():
