@@ -32,31 +32,33 @@ def sampling_bias(model: VisionLanguageModel) -> Tensor:
 
 
 def score_tokens(
-    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of targets [K] and entropy [K] of their distributions, from residual streams [K, D], float32."""
+    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of targets [K], and entropy [K] of their distributions, of residual streams [K, D]; float32."""
     logits = model.logits(hidden).float()
     if temperature is not None:
         logits = (logits + sampling_bias(model)) / temperature
     logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(1, targets[:, None])[:, 0]
+    if not entropy:
+        return own, None
     with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(1, targets[:, None])[:, 0], entropy
+        return own, -(logprobs.exp() * logprobs).sum(-1)
 
 
 def score_in_parts(
-    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None
-) -> tuple[Tensor, Tensor]:
+    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
     """`score_tokens` with at most `LOGITS_AT_ONCE` logits in memory."""
     size = max(1, LOGITS_AT_ONCE // model.language_model.lm_head.weight.shape[0])
     if len(targets) <= size:
-        return score_tokens(model, hidden, targets, temperature)
+        return score_tokens(model, hidden, targets, temperature, entropy)
     parts = [
-        checkpoint(score_tokens, model, some, ids, temperature, use_reentrant=False)
+        checkpoint(score_tokens, model, some, ids, temperature, entropy, use_reentrant=False)
         for some, ids in zip(hidden.split(size), targets.split(size), strict=True)
     ]
-    logprobs, entropy = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropy)
+    logprobs, spread = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(spread) if entropy else None
 
 
 def token_before(layout: Layout, places: Tensor) -> Tensor:
@@ -82,10 +84,11 @@ def token_scores(
     hidden = model.run(batch.input_ids, layout, pixels)
     places = batch.completion_mask.flatten().nonzero()[:, 0]
     targets = batch.input_ids.flatten()[places]
-    logprobs, spread = score_in_parts(model, hidden[token_before(layout, places)], targets, temperature)
+    before = hidden[token_before(layout, places)]
+    logprobs, spread = score_in_parts(model, before, targets, temperature, entropy)
     zeros = logprobs.new_zeros(batch.input_ids.numel())
     shape = batch.input_ids.shape
     return TokenScores(
         zeros.index_copy(0, places, logprobs).view(shape),
-        zeros.index_copy(0, places, spread).view(shape) if entropy else None,
+        None if spread is None else zeros.index_copy(0, places, spread).view(shape),
     )

@@ -37,6 +37,18 @@ DEFINITIONS = {
     "reward/accuracy": "Share of real pairs with r_w > r_l. Near 1 for collapsed policies too: no sign of success.",
     "capped/winner": "Share of real pairs whose winner loss the whole objective no longer pulls down.",
     "capped/identical": "Share of identical pairs whose loss the whole objective no longer pulls down.",
+    "text/cross_entropy": "Mean of -log pi over the answers' tokens.",
+    "text/tokens": "Tokens of answers that the step learned from.",
+    "entropy": "Entropy of the distribution that a token was drawn from, mean over the answers' tokens, nats.",
+    "kl": "Estimate of KL(policy || reference): pi_ref/pi - log(pi_ref/pi) - 1, mean over the answers' tokens.",
+    "groups/with_signal": "Share of the groups in which some answer has an advantage other than 0.",
+    "clip/low": "Share of tokens with a negative advantage whose ratio is below 1 - epsilon: they have no gradient.",
+    "clip/high": "Share of tokens with a positive advantage whose ratio is above 1 + epsilon_high: no gradient.",
+    "clip/region": "Sum of both shares.",
+    "mismatch/mean": "|log pi_trainer - log pi_engine|, mean over the answers' tokens.",
+    "mismatch/max": "The largest of these differences.",
+    "mismatch/newest": "Their mean over answers of the newest weight version in the batch: least staleness in it.",
+    "importance/zero": "Share of these weights that are 0: masked for their mismatch.",
     "weight_version": "Version of the policy weights that collected the rows of the batch, mean.",
 }
 """NAME -> formula or meaning in one line."""
@@ -44,6 +56,8 @@ DEFINITIONS = {
 FAMILIES = {
     "gradient/": "How hard this term pulls: norm of its derivative by the flow losses of the batch.",
     "gradient_share/": "That norm over the sum of the norms of all terms.",
+    "ratio/": "pi / pi_old of tokens (or of answers, with importance_sampling_level sequence).",
+    "importance/": "Weight pi_trainer / pi_engine on a token's (or an answer's) loss, within its bounds.",
     "rows/": "Share of the batch drawn from this buffer.",
 }
 """First part of families of names (`gradient_share/preference`, `rows/demonstrations`, ...) -> meaning."""

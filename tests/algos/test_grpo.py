@@ -15,6 +15,7 @@ from algos.grpo import GRPO, aggregate, engine_correction, group_advantages, kl_
 from algos.grpo_options import LOSS_TYPES, PAPER, SCALES, GRPOOptions, grpo_options
 from algos.objective import TokenScores
 from rl_lab.learner import Learner, Optimiser
+from rl_lab.reports.metrics import define
 from tests.algos.fake_language import TablePolicy, TapePolicy, random_rollouts
 
 NAN = math.nan
@@ -323,3 +324,9 @@ def test_options_under_trls_names_are_read() -> None:
 def test_an_option_that_cannot_work_is_an_error_that_says_so(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grpo_options(values)
+
+
+def test_every_metric_has_a_definition() -> None:
+    objective = GRPO(replace(PAPER, beta=0.1), reference=TablePolicy(1))
+    _, metrics = objective.loss(TablePolicy(), random_rollouts(), GENERATOR)
+    assert [name for name in metrics if define(name) is None] == []

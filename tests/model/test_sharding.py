@@ -8,7 +8,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
+from algos.token_batch import TokenBatch
 from rl_lab.benchmarks.model import image_prompt, vlm_config
+from rl_lab.model import token_scores
+from rl_lab.model.pictures import Pictures
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.sharding import shard
@@ -56,6 +59,34 @@ def check_language_model(rank: int) -> None:
         torch.testing.assert_close(other.grad.full_tensor(), one.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def token_batch(tokens: torch.Tensor, pixels: torch.Tensor, grids: torch.Tensor) -> TokenBatch:
+    """The last tokens of every row are to be learned; row i shows picture i."""
+    rows = range(len(tokens))
+    return TokenBatch(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens, dtype=torch.bool),
+        completion_mask=(torch.arange(tokens.shape[1]) >= tokens.shape[1] - 5).expand_as(tokens),
+        visual=Pictures(
+            pixels, tuple(map(tuple, grids.tolist())), (False,) * len(tokens), tuple((row,) for row in rows)
+        ),
+    )
+
+
+def check_token_logprobs(rank: int) -> None:
+    """Gradients of chosen tokens' log-probabilities, with logits made in parts, are those of one process."""
+    config = preset_config("nano")
+    torch.manual_seed(0)
+    whole = HunYuanVLMoTForConditionalGeneration(vlm_config(config))
+    sharded = shard(copy.deepcopy(whole))
+    batch = token_batch(*image_prompt(config, BATCH, "cpu"))
+    whole.token_logprobs(batch, temperature=0.8).logprobs.sum().div(batch.num_tokens).backward()
+    token_scores.LOGITS_AT_ONCE = 3 * config.vlm_sizes.vocab
+    batch = batch.select(torch.arange(BATCH).chunk(RANKS)[rank])
+    sharded.token_logprobs(batch, temperature=0.8).logprobs.sum().div(batch.num_tokens).backward()
+    for (name, one), other in zip(whole.named_parameters(), sharded.parameters(), strict=True):
+        torch.testing.assert_close(other.grad.full_tensor(), one.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def check_rank(rank: int, folder: Path, expected: dict) -> None:
     """One process of the test."""
     torch.set_num_threads(1)
@@ -78,6 +109,7 @@ def check_rank(rank: int, folder: Path, expected: dict) -> None:
     torch.testing.assert_close(actions, expected["actions"], rtol=1e-4, atol=1e-4)
 
     check_language_model(rank)
+    check_token_logprobs(rank)
     half.gradient_checkpointing_enable()
     half.train()
     shard(half, compute_dtype=torch.bfloat16)

@@ -116,7 +116,7 @@ def test_selected_rows_keep_their_own_pictures(vlm: Vlm) -> None:
 
 def gradients(vlm: Vlm, batch: TokenBatch) -> dict[str, Tensor]:
     vlm.zero_grad()
-    vlm.token_logprobs(batch, temperature=1.0).logprobs.sum().backward()
+    vlm.token_logprobs(batch, temperature=1.0, entropy=True).logprobs.sum().backward()
     return {name: value.grad.clone() for name, value in vlm.named_parameters() if value.grad is not None}
 
 
