@@ -1,6 +1,6 @@
 """Tokens per second of the rollout engine beside transformers' own `generate()` on the same model, and weight updates.
 
-Each row of a batch is a new random prompt, words and one picture, so nothing comes from a cache; both sides write the
+Every prompt is new, random words and one picture, so nothing comes from an earlier round's cache; both sides write the
 same number of tokens, and the engine returns their log-probabilities as well. Kinds take turns, and ratios are medians
 over rounds. On CPU the time is that of the process, one thread by default; on CUDA it is wall time. An update is a
 published snapshot into the live engine, checksum included; beside it stands a plain copy of the same tensors.
@@ -75,13 +75,13 @@ class Contest:
         """Number of words of a prompt."""
         return len(prompt.tokens) - len(self.processor.tokenizer.encode(PICTURE, add_special_tokens=False))
 
-    def round(self, batch: int, words: int, side: int, new_tokens: int) -> dict[str, float]:
-        """Tokens per second of both."""
-        prompts = self.prompts(batch, words, side)
-        sampling = Sampling(max_tokens=new_tokens, ignore_eos=True)
+    def round(self, batch: int, answers: int, words: int, side: int, new_tokens: int) -> dict[str, float]:
+        """Tokens per second of both, for `batch` answers, `answers` of them to the same prompt."""
+        prompts = self.prompts(batch // answers, words, side)
+        sampling = Sampling(max_tokens=new_tokens, num_generations=answers, ignore_eos=True)
         spent = {"engine": seconds(lambda: self.engine.generate(prompts, sampling), self.device)}
         options: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-        options |= {"do_sample": True, "top_k": 0, "pad_token_id": 0}
+        options |= {"do_sample": True, "top_k": 0, "pad_token_id": 0, "num_return_sequences": answers}
 
         @torch.inference_mode()
         def generate() -> None:
@@ -108,6 +108,7 @@ class Contest:
 def run(
     preset: str = "mini",
     batches: tuple[int, ...] = (1, 16, 64),
+    group: int = 16,
     new_tokens: int = 64,
     words: int = 32,
     picture_side: int | None = None,
@@ -118,6 +119,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Rows of the table; `ratio` is over `generate()` at the same batch, or over the plain copy.
 
+    Batches are of different prompts; the largest then also of groups of `group` answers to one prompt, as in GRPO.
+
     A picture has `picture_side` pixels a side, by default those of the preset. UserError where vLLM is not installed.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -126,9 +129,9 @@ def run(
     length = words + new_tokens + 2 * (side // 16) ** 2
     contest = Contest(preset, dtype, device, max(batches), length)
     rows = []
-    for batch in batches:
-        measured = [contest.round(batch, words, side, new_tokens) for _ in range(rounds + 1)][1:]
-        rows += _rows(f"batch {batch}", measured, "tokens/s", "generate()")
+    for batch, answers in [*((batch, 1) for batch in batches), (max(batches), group)]:
+        measured = [contest.round(batch, answers, words, side, new_tokens) for _ in range(rounds + 1)][1:]
+        rows += _rows(f"batch {batch}, {answers} of a prompt", measured, "tokens/s", "generate()")
     updates = [contest.update_seconds() for _ in range(rounds + 1)][1:]
     size = sum(len(content) for content in contest.snapshot.files.values()) / 2**20
     return rows + _rows(f"{size:.1f} MiB of weights", updates, "s", "copy of the same bytes")
