@@ -190,6 +190,17 @@ class TabletopEnv(gymnasium.Env):
         """A frame of any named camera at any size up to 480 x 640, uint8 [height, width, 3]."""
         return self._images([camera], height, width)[0]
 
+    def segment_camera(self, camera: str, height: int, width: int) -> np.ndarray:
+        """Id of the geom under every pixel of a named camera, int32 [height, width], -1 for none."""
+        self._seed()
+        renderer = scene_renderer(self._template, *self._scene)
+        return renderer.segment(self._model, self._data, self._camera_ids[camera], height, width)
+
+    @property
+    def world(self) -> World:
+        """Simulator truth of the current state, for ground truth and reports; policies never see it."""
+        return self._world
+
     def _images(self, cameras: list[str], height: int, width: int) -> np.ndarray:
         self._seed()
         renderer = scene_renderer(self._template, *self._scene)

@@ -80,6 +80,22 @@ class SceneRenderer:
         views = packed[::-1].reshape(height, len(cameras), width, 3)
         return np.ascontiguousarray(views.transpose(1, 0, 2, 3))
 
+    def segment(self, model: mujoco.MjModel, data: mujoco.MjData, camera: int, height: int, width: int) -> np.ndarray:
+        """Id of the geom under the centre of every pixel, int32 [height, width], top row first; -1 where none is."""
+        flags = (int(mujoco.mjtRndFlag.mjRND_SEGMENT), int(mujoco.mjtRndFlag.mjRND_IDCOLOR))
+        for flag in flags:
+            self._scene.flags[flag] = 1
+        try:
+            colours = self.render(model, data, [camera], height, width)[0].astype(np.int32)
+        finally:
+            for flag in flags:
+                self._scene.flags[flag] = 0
+        geoms = np.full(self._scene.ngeom + 1, -1, dtype=np.int32)
+        for geom in self._scene.geoms[: self._scene.ngeom]:
+            if geom.segid >= 0 and geom.objtype == int(mujoco.mjtObj.mjOBJ_GEOM):
+                geoms[geom.segid + 1] = geom.objid
+        return geoms[colours @ np.array([1, 256, 65536], dtype=np.int32)]
+
 
 _renderers: dict[tuple[int, str, bool], SceneRenderer] = {}
 

@@ -25,14 +25,14 @@ def randomize(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     """Draw table height, lights, colours, textures, camera poses and clutter into `model`, in place."""
     table_z = TABLE_Z_M - rng.uniform(0.0, TABLE_DROP_M)
     model.body_pos[model.body("table").id, 2] = table_z
-    _vary_light(model, rng)
-    _vary_surfaces(model, rng)
+    vary_light(model, rng)
+    vary_surfaces(model, rng)
     _vary_objects(model, rng)
-    _vary_cameras(model, rng)
+    vary_cameras(model, rng)
     _place_clutter(model, rng, table_z)
 
 
-def _vary_light(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+def vary_light(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     """Direction, strength and warmth of the lamp, ambient light."""
     warmth = rng.uniform(-0.12, 0.12)
     tint = np.array([1.0 + warmth, 1.0, 1.0 - warmth])
@@ -42,7 +42,7 @@ def _vary_light(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     model.vis.headlight.diffuse[:] = rng.uniform(0.15, 0.4)
 
 
-def _vary_surfaces(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+def vary_surfaces(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     """Muted colours and a texture for table, floor and walls."""
     for names in BACKGROUND:
         colour = rng.uniform(0.45, 0.95) * rng.uniform(0.75, 1.0, 3)
@@ -61,7 +61,8 @@ def _vary_objects(model: mujoco.MjModel, rng: np.random.Generator) -> None:
             model.geom_rgba[geom, :3] = np.clip(tinted, 0.02, 1.0)
 
 
-def _vary_cameras(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+def vary_cameras(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+    """A slight shift and turn of the three cameras a policy sees."""
     for name in CAMERAS:
         camera = model.camera(name).id
         shift, turn = CAMERA_JITTER[name]

@@ -1,0 +1,129 @@
+"""The generators by name, and how a seed becomes an item: the same id always gives the same picture and words."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from envs.spatial_qa import grounding, interaction, measuring, motion, planning, prediction
+from envs.spatial_qa.answers import asked, reply
+from envs.spatial_qa.items import Item, Knobs, item_id, knobs_at
+from envs.spatial_qa.question import Draw, Question
+from envs.spatial_qa.splits import SEEDS_PER_BLOCK, SPLITS, split_of
+
+Generator = Callable[[Draw], Question | None]
+
+BY_CATEGORY: dict[str, tuple[Generator, ...]] = {
+    "perception": (
+        grounding.point_object,
+        grounding.point_objects,
+        grounding.ground_box,
+        grounding.ground_boxes,
+        grounding.count,
+        measuring.relation,
+        measuring.relation_choice,
+        measuring.nearest_object,
+        measuring.depth_order,
+        measuring.table_distance,
+        measuring.camera_distance,
+        measuring.object_size,
+    ),
+    "prediction": (
+        prediction.moved_relation,
+        prediction.pushed_into,
+        motion.object_path,
+        motion.gripper_path,
+        motion.final_place,
+    ),
+    "interaction": (
+        interaction.reach_one_arm,
+        interaction.reach_which_arm,
+        interaction.fits_gripper,
+        interaction.handle_point,
+        interaction.free_place,
+        interaction.between_point,
+        motion.grasp_point,
+    ),
+    "planning": (
+        planning.next_step,
+        planning.step_order,
+        planning.steps_left,
+        planning.task_done,
+        planning.choose_arm,
+        planning.unstack_order,
+        planning.blocks_above,
+    ),
+}
+GENERATORS = {generator.__name__: generator for group in BY_CATEGORY.values() for generator in group}
+CATEGORY_OF = {generator.__name__: category for category, group in BY_CATEGORY.items() for generator in group}
+MAX_ATTEMPTS = 48
+"""Scenes tried for one seed."""
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def make_item(task: str, seed: int, knobs: Knobs | None = None) -> Item:
+    """The item of a generator and a seed. The seed also decides the split, see `splits`.
+
+    ValueError for an unknown generator, a seed of no split, and knobs for which no scene has a clear answer.
+    """
+    if task not in GENERATORS:
+        raise ValueError(f"task is {task!r}; use one of {', '.join(GENERATORS)}")
+    knobs = Knobs() if knobs is None else knobs
+    split_of(seed)
+    for attempt in range(MAX_ATTEMPTS):
+        rng = np.random.default_rng([seed, zlib.crc32(task.encode()), attempt])
+        question = GENERATORS[task](Draw(rng, knobs, seed, attempt))
+        if question is not None:
+            return _item(task, seed, knobs, question)
+    raise ValueError(f"{task} found no clear question for seed {seed} in {MAX_ATTEMPTS} scenes with {knobs}; ease them")
+
+
+def make_items(
+    number: int,
+    split: str = "train",
+    *,
+    tasks: Sequence[str] = (),
+    levels: Sequence[float] = LEVELS,
+    start: int = 0,
+    image_size: int = 64,
+    thinking: bool = True,
+) -> Iterator[Item]:
+    """Items `start`, `start + 1`, .. of a split: all four categories in turn, their tasks in turn, levels mixed.
+
+    Item k is the same whatever `number` and `start` are. `tasks` restricts the generators (all by default). ValueError
+    for an unknown split or task, and when the split ends.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; use one of {', '.join(SPLITS)}")
+    unknown = [task for task in tasks if task not in GENERATORS]
+    if unknown:
+        raise ValueError(f"unknown tasks {', '.join(unknown)}; use {', '.join(GENERATORS)}")
+    groups = [[g.__name__ for g in group if not tasks or g.__name__ in tasks] for group in BY_CATEGORY.values()]
+    groups = [group for group in groups if group]
+    if SPLITS[split].start + start + number > SPLITS[split].stop:
+        raise ValueError(f"split {split} has {len(SPLITS[split])} seeds; ask for fewer items")
+    for index in range(start, start + number):
+        seed = SPLITS[split].start + index
+        group = groups[index % len(groups)]
+        task = group[index // len(groups) % len(group)]
+        level = levels[int(np.random.default_rng([seed, SEEDS_PER_BLOCK]).integers(len(levels)))]
+        yield make_item(task, seed, knobs_at(level, image_size=image_size, thinking=thinking))
+
+
+def _item(task: str, seed: int, knobs: Knobs, question: Question) -> Item:
+    return Item(
+        id=item_id(task, seed, knobs),
+        category=CATEGORY_OF[task],
+        task=task,
+        reward_type=question.reward_type,
+        seed=seed,
+        scene=question.scene,
+        difficulty=asdict(knobs),
+        prompt=asked(question.text, question.reward_type, knobs.thinking),
+        images=(question.image,),
+        answer=question.answer,
+        solution=reply(question.thought if knobs.thinking else "", question.reply),
+    )
