@@ -53,7 +53,8 @@ class GRPOOptions:
     delta: float | None = None
     """Bound on the unclipped ratio of the surrogate (arXiv:2505.07291); None: none."""
     importance_sampling_level: str = "token"
-    """Ratio of each token, or one for a row: the geometric mean of its tokens' (GSPO, arXiv:2507.18071)."""
+    """Ratio of each token, or one for a row: the geometric mean of its tokens'. GSPO (arXiv:2507.18071) is "sequence"
+    with loss_type grpo; other loss types then weigh a row by its tokens."""
     beta: float = 0.0
     """Weight of the KL term; 0: none, and no reference."""
     use_bias_correction_kl: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from algos.cross_entropy import CrossEntropy
+from algos.grpo import GRPO, group_advantages
+from algos.grpo_options import PAPER
 from rl_lab.learner import Learner, Optimiser
 from rl_lab.model.chat import HunYuanVLMoTProcessor, answer_labels
 from rl_lab.model.conversion import vlm_from_policy, vlm_processor
@@ -171,6 +174,24 @@ def test_answers_become_rows_that_share_their_prompts_pictures(vlm: Any, process
         for row in range(5):
             alone = vlm.token_logprobs(batch.select(torch.tensor([row]))).logprobs[0]
             torch.testing.assert_close(together[row], alone, atol=2e-5, rtol=1e-4)
+
+
+def test_a_learner_with_grpo_raises_the_better_answer(vlm: Any, processor: HunYuanVLMoTProcessor) -> None:
+    prompt = expanded(processor, 1)
+    answers = [completion(prompt, [200, 201]), completion(prompt, [300, 301])]
+    rewards = torch.tensor([[1.0, 0.0]])
+    batch = rollout_batch([Prompt([], [picture(0)])], [answers], group_advantages(rewards), processor.image_processor)
+    with torch.no_grad():
+        drawn = vlm.token_logprobs(batch, temperature=1.0).logprobs
+    batch.rollout_logprobs = drawn
+    learner = Learner(vlm, seed=0)
+    learner.add("grpo", GRPO(replace(PAPER, num_generations=2)), Optimiser(lr=1e-4, steps=10))
+    first = learner.step("grpo", batch)
+    assert first["mismatch/max"] < 1e-5
+    assert first["ratio/mean"] == 1
+    with torch.no_grad():
+        better, worse = (vlm.token_logprobs(batch, temperature=1.0).logprobs - drawn).sum(1)
+    assert better > 0 > worse
 
 
 def test_answers_that_do_not_fit_are_errors(processor: HunYuanVLMoTProcessor) -> None:
