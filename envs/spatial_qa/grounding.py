@@ -91,7 +91,7 @@ def point_in(mask: np.ndarray, point: list[int]) -> list[int]:
 def _group(draw: Draw, at_least: int) -> tuple[StillLife, str, list[int]] | None:
     """A scene, a plural noun and the objects it names from left to right; about any number of them equally often."""
     number = draw.knobs.num_objects
-    wanted = int(draw.rng.integers(at_least, number + 1))
+    wanted = draw.wish(range(at_least, number + 1))
     by_colour = draw.coin()
     values = tuple(COLOURS) if by_colour else SHAPES
     value = draw.pick(values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from envs.spatial_qa.answers import integers, pair, point_text, run_lengths
@@ -23,6 +25,7 @@ MIN_FREE_CELLS = 12
 ROOM_M = 0.015
 MIN_HANDLE_PIXELS = 30
 """Of the segmentation; a handle that shows less is hidden behind its mug."""
+REACH_TRIES = 4
 HEIGHTS_MM = (100, 200, 300, 350, 400)
 """Both arms reach most of the table itself; higher up their reach shrinks."""
 PLATES_MM = (60, 80, 100, 120, 140)
@@ -33,10 +36,11 @@ def reach_one_arm(draw: Draw) -> Question | None:
     life = draw.still()
     if life is None:
         return None
-    wanted, arm = draw.coin(), draw.pick((0, 1))
-    slot, height, arms = _held_above(draw, life)
-    if arms[arm] is not wanted:
+    wanted, arm = draw.wish((True, False)), draw.pick((0, 1))
+    found = _held_above(draw, life, lambda arms: arms[arm] is wanted)
+    if found is None:
         return None
+    slot, height = found
     name, answer = life.things[slot].name, "yes" if wanted else "no"
     text = f"Can the {ARMS[arm]} gripper, pointing straight down, be held {height} mm above {name}?"
     thought = (
@@ -52,10 +56,11 @@ def reach_which_arm(draw: Draw) -> Question | None:
     if life is None:
         return None
     names = {(True, False): "only left", (False, True): "only right", (True, True): "both", (False, False): "none"}
-    wanted = draw.pick(list(names))
-    slot, height, arms = _held_above(draw, life)
-    if arms != wanted:
+    wanted = draw.wish(list(names))
+    found = _held_above(draw, life, lambda arms: arms == wanted)
+    if found is None:
         return None
+    slot, height = found
     options, letter = draw.choice(list(names.values()), names[wanted])
     name = life.things[slot].name
     text = f"Which gripper, pointing straight down, can be held {height} mm above {name}? {options}."
@@ -67,11 +72,15 @@ def reach_which_arm(draw: Draw) -> Question | None:
     return Question(text, "choice", letter, letter, thought, life.image, life.name)
 
 
-def _held_above(draw: Draw, life: StillLife) -> tuple[int, int, tuple[bool | None, bool | None]]:
-    """An object, a height (mm) above its centre, and whether each gripper gets there."""
-    slot, height = draw.pick(range(len(life.things))), draw.pick(HEIGHTS_MM)
-    above = life.things[slot].position + [0.0, 0.0, height / 1000]
-    return slot, height, reachable(above, draw.knobs.margin_m)
+def _held_above(
+    draw: Draw, life: StillLife, wanted: Callable[[tuple[bool | None, bool | None]], bool]
+) -> tuple[int, int] | None:
+    """An object and a height (mm) above its centre where the grippers that get there are as wanted."""
+    for _ in range(REACH_TRIES):
+        slot, height = draw.pick(range(len(life.things))), draw.pick(HEIGHTS_MM)
+        if wanted(reachable(life.things[slot].position + [0.0, 0.0, height / 1000], draw.knobs.margin_m)):
+            return slot, height
+    return None
 
 
 def fits_gripper(draw: Draw) -> Question | None:
@@ -80,7 +89,7 @@ def fits_gripper(draw: Draw) -> Question | None:
     if life is None:
         return None
     clearance = 0.2 * draw.knobs.margin_m * 1000
-    wanted = draw.coin()
+    wanted = draw.wish((True, False))
     widths = [1000 * thing.grip_width_m for thing in life.things]
     slots = [s for s, w in enumerate(widths) if (OPENING_MM - w if wanted else w - OPENING_MM) > clearance]
     if not slots:

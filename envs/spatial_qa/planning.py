@@ -82,7 +82,7 @@ def steps_left(draw: Draw) -> Question | None:
 
 def task_done(draw: Draw) -> Question | None:
     """Whether the task is done in the shown state, of a rollout of the expert or of a clumsy one."""
-    wanted, clumsy = draw.coin(), draw.coin()
+    wanted, clumsy = draw.wish((True, False)), draw.coin()
     run = rollout_of(draw.seed, draw.attempt, draw.knobs, tuple(OBJECTS), clumsy)
     if run is None:
         return None

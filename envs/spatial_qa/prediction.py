@@ -34,7 +34,7 @@ def moved_relation(draw: Draw) -> Question | None:
     held = axis(life.camera, after, second.position, draw.knobs.margin_m)
     before = axis(life.camera, first.position, second.position, draw.knobs.margin_m)
     # Half of the questions are about a relation that the move turns round.
-    if held is None or before is None or (held == before) == draw.coin():
+    if held is None or before is None or (held == before) is not draw.wish((True, False)):
         return None
     asked = held if draw.coin() else OPPOSITE[held]
     answer = "yes" if asked == held else "no"
@@ -48,13 +48,13 @@ def moved_relation(draw: Draw) -> Question | None:
 
 
 def pushed_into(draw: Draw) -> Question | None:
-    """What an object hits first when it is pushed along the table, or nothing."""
+    """What an object hits first when it is pushed along the table; in a third of the items nothing."""
     life = draw.still()
     if life is None:
         return None
     slot, side = draw.pick(range(len(life.things))), draw.pick(("left", "right"))
     hit = first_hit(life, slot, -1.0 if side == "left" else 1.0, draw.knobs.margin_m)
-    if hit is None or (hit == NONE and len(life.things) > 2 and draw.rng.random() < 0.6):
+    if hit is None or (hit == NONE) is not draw.wish((True, False, False)):
         return None
     others = [thing.name for index, thing in enumerate(life.things) if index != slot]
     options, letter = draw.choice([*others, NONE], hit)

@@ -15,6 +15,8 @@ from envs.spatial_qa.still_life import Kind, StillLife, arrange, draw_kinds
 ARRANGEMENTS = 12
 """Draws of positions before a scene is given up."""
 LETTERS = "ABCDEFGH"
+WISH_STREAM = 80
+"""Second number of the stream of `Draw.wish`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Draw:
     def coin(self) -> bool:
         """True in half of the draws."""
         return bool(self.rng.random() < 0.5)
+
+    def wish(self, options: Sequence[Any]) -> Any:
+        """One of the options, one for all attempts at a seed: else answers that scenes rarely give would be rare."""
+        return options[int(np.random.default_rng([self.seed, WISH_STREAM]).integers(len(options)))]
 
     def still(self, kinds: list[Kind] | None = None) -> StillLife | None:
         """A still life of these kinds (by default `num_objects` different ones), all of them clear; None if unlucky."""
