@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from envs.spatial_qa.answers import pair
@@ -22,20 +24,18 @@ NONE = "none"
 
 
 def moved_relation(draw: Draw) -> Question | None:
-    """Whether a relation holds after one object was moved by a given distance."""
+    """Whether a relation holds after one object was moved by a given distance; half of the moves turn it round."""
     life = draw.still()
     if life is None:
         return None
     a, b = (int(i) for i in draw.rng.permutation(len(life.things))[:2])
     first, second = life.things[a], life.things[b]
-    direction, step = draw.pick(list(MOVES)), draw.pick(STEPS_MM)
-    axis = AXES[0] if direction.startswith("to the") else AXES[1]
-    after = first.position + MOVES[direction] * step / 1000
-    held = axis(life.camera, after, second.position, draw.knobs.margin_m)
-    before = axis(life.camera, first.position, second.position, draw.knobs.margin_m)
-    # Half of the questions are about a relation that the move turns round.
-    if held is None or before is None or (held == before) is not draw.wish((True, False)):
+    stays = draw.wish((True, False))
+    moves = [move for move in _moves(life, a, b, draw.knobs.margin_m) if (move[2] == move[3]) is stays]
+    if not moves:
         return None
+    direction, step, before, held = draw.pick(moves)
+    axis = _axis(direction)
     asked = held if draw.coin() else OPPOSITE[held]
     answer = "yes" if asked == held else "no"
     text = f"{sentence(first.name)} moves {step} mm {direction}. Is it then {asked} {second.name}?"
@@ -47,15 +47,38 @@ def moved_relation(draw: Draw) -> Question | None:
     return Question(text, "yes_no", answer, answer, thought, life.image, life.name)
 
 
+def _axis(direction: str) -> Callable[..., str | None]:
+    """The relation that a move in a direction changes."""
+    return AXES[0] if direction.startswith("to the") else AXES[1]
+
+
+def _moves(life: StillLife, a: int, b: int, margin_m: float) -> list[tuple[str, int, str, str]]:
+    """Moves of one object (direction, mm) with its relation to another before and after, both clear."""
+    here, there = life.things[a].position, life.things[b].position
+    moves = []
+    for direction, unit in MOVES.items():
+        before = _axis(direction)(life.camera, here, there, margin_m)
+        for step in STEPS_MM if before is not None else ():
+            after = _axis(direction)(life.camera, here + unit * step / 1000, there, margin_m)
+            moves += [(direction, step, str(before), after)] if after is not None else []
+    return moves
+
+
 def pushed_into(draw: Draw) -> Question | None:
     """What an object hits first when it is pushed along the table; in a third of the items nothing."""
     life = draw.still()
     if life is None:
         return None
-    slot, side = draw.pick(range(len(life.things))), draw.pick(("left", "right"))
-    hit = first_hit(life, slot, -1.0 if side == "left" else 1.0, draw.knobs.margin_m)
-    if hit is None or (hit == NONE) is not draw.wish((True, False, False)):
+    free = draw.wish((True, False, False))
+    pushes = [
+        (slot, side, hit)
+        for slot in range(len(life.things))
+        for side, sign in (("left", -1.0), ("right", 1.0))
+        if (hit := first_hit(life, slot, sign, draw.knobs.margin_m)) is not None and (hit == NONE) is free
+    ]
+    if not pushes:
         return None
+    slot, side, hit = draw.pick(pushes)
     others = [thing.name for index, thing in enumerate(life.things) if index != slot]
     options, letter = draw.choice([*others, NONE], hit)
     name = life.things[slot].name

@@ -59,7 +59,7 @@ BY_CATEGORY: dict[str, tuple[Generator, ...]] = {
 }
 GENERATORS = {generator.__name__: generator for group in BY_CATEGORY.values() for generator in group}
 CATEGORY_OF = {generator.__name__: category for category, group in BY_CATEGORY.items() for generator in group}
-MAX_ATTEMPTS = 48
+MAX_ATTEMPTS = 96
 """Scenes tried for one seed."""
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
