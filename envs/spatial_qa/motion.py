@@ -20,13 +20,27 @@ FEW_STEPS = 12
 """Questions about the whole task are asked within so many control steps from its start, before much has moved."""
 
 
-def object_path(draw: Draw) -> Question | None:
-    """The way of an object through the image until it rests, as the scripted expert moves it."""
+def _solved(draw: Draw) -> Rollout | None:
+    """The rollout that the draw asks about, if the expert solved its task."""
     run = rollout_of(draw.seed, draw.attempt, draw.knobs, tuple(OBJECTS))
-    if run is None or not run.succeeded:
+    return run if run is not None and run.succeeded else None
+
+
+def _start(draw: Draw) -> tuple[Rollout, str, Moment] | None:
+    """A solved task, one of its objects, and a moment near the start."""
+    run = _solved(draw)
+    if run is None:
         return None
     body = draw.pick(list(run.objects))
-    moment = Moment(run, int(draw.rng.integers(FEW_STEPS)), draw.knobs)
+    return run, body, Moment(run, int(draw.rng.integers(FEW_STEPS)), draw.knobs)
+
+
+def object_path(draw: Draw) -> Question | None:
+    """The way of an object through the image until it rests, as the scripted expert moves it."""
+    start = _start(draw)
+    if start is None:
+        return None
+    run, body, moment = start
     path = image_path(moment.camera, run.objects[body][moment.time :], draw.knobs.waypoints)
     if path is None or not moment.shows(body):
         return None
@@ -38,8 +52,8 @@ def object_path(draw: Draw) -> Question | None:
 
 def gripper_path(draw: Draw) -> Question | None:
     """The way of a gripper through the image during the step that comes next."""
-    run = rollout_of(draw.seed, draw.attempt, draw.knobs, tuple(OBJECTS))
-    if run is None or not run.succeeded:
+    run = _solved(draw)
+    if run is None:
         return None
     ends = [0, *(end for _, end in run.steps())]
     number = int(draw.rng.integers(len(ends) - 1))
@@ -63,11 +77,10 @@ def gripper_path(draw: Draw) -> Question | None:
 
 def final_place(draw: Draw) -> Question | None:
     """Where an object will be in the image when the task is done."""
-    run = rollout_of(draw.seed, draw.attempt, draw.knobs, tuple(OBJECTS))
-    if run is None or not run.succeeded:
+    start = _start(draw)
+    if start is None:
         return None
-    body = draw.pick(list(run.objects))
-    moment = Moment(run, int(draw.rng.integers(FEW_STEPS)), draw.knobs)
+    run, body, moment = start
     path = image_path(moment.camera, run.objects[body][moment.time :], 2)
     if path is None or not moment.shows(body):
         return None
