@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl_lab.config.load import parse_yaml
-from rl_lab.environment import devices, git_commit, installed_versions
 from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.runner.environment import devices, git_commit, installed_versions
 
 BENCHMARKS = {
     "sim": "rl_lab.benchmarks.sim",

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from envs.types import Episode
-from rl_lab.buffers import write_episodes
+from rl_lab.action.buffers import write_episodes
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import write_folder
 from rl_lab.formats.checks import Problem

@@ -181,7 +181,7 @@ def check_processor() -> Iterator[Finding]:
 def check_file(path: Path) -> Iterator[Finding]:
     """The experiment file is right and fits this machine."""
     from rl_lab.config import load_config  # these need the packages that other checks may find missing
-    from rl_lab.preflight import check_machine, warnings
+    from rl_lab.runner.preflight import check_machine, warnings
 
     config = load_config(path)
     check_machine(config)

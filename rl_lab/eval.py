@@ -29,7 +29,7 @@ def _config(options: Any) -> RunConfig:
 
 def _check(folder: Path, config: RunConfig) -> None:
     """The checkpoint loads and fits the environment."""
-    from rl_lab.checkpoint import load_policy
+    from rl_lab.learning.checkpoint import load_policy
 
     sizes = load_policy(folder)[0].config
     if sizes.image_size != config.env.image_size:
@@ -48,8 +48,8 @@ def evaluate(folder: Path, config: RunConfig) -> list[dict[str, Any]]:
     """One row an episode (see `envs.types.Episode`), in the order of tasks, variants and seeds."""
     from tqdm import tqdm
 
-    from rl_lab.checkpoint import read_info
-    from rl_lab.cluster import Cluster
+    from rl_lab.learning.checkpoint import read_info
+    from rl_lab.workers.cluster import Cluster
     from rl_lab.workers.units import evaluation_units
     from rl_lab.workers.weights import publish
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.config import RunConfig, dump_config, load_config
-from rl_lab.environment import describe
 from rl_lab.errors import CommandParser, UserError, run_command
-from rl_lab.executor import Executor, StageError
-from rl_lab.graph import expand, stage_hashes
-from rl_lab.plan import plan_table
-from rl_lab.preflight import check_machine, warnings
-from rl_lab.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder
-from rl_lab.stage_context import Stage
-from rl_lab.store import Store, code_versions
-from rl_lab.tracking import Tracker
+from rl_lab.runner.environment import describe
+from rl_lab.runner.executor import Executor, StageError
+from rl_lab.runner.graph import expand, stage_hashes
+from rl_lab.runner.plan import plan_table
+from rl_lab.runner.preflight import check_machine, warnings
+from rl_lab.runner.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder
+from rl_lab.runner.stage_context import Stage
+from rl_lab.runner.store import Store, code_versions
+from rl_lab.runner.tracking import Tracker
 
 STORE = Path("runs") / ".stages"
 StageFactory = Callable[[RunConfig], contextlib.AbstractContextManager[Mapping[str, Stage]]]
@@ -66,8 +66,8 @@ def real_stages(config: RunConfig) -> Iterator[Mapping[str, Stage]]:
     """The stage functions with their Ray cluster, which is shut down at the end."""
     # A stage that is still busy when the run has been stopped must not start a Ray of its own.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-    from rl_lab.cluster import Cluster  # here, because --help and --dry-run need no Ray
-    from rl_lab.stages import stage_functions
+    from rl_lab.runner.stages import stage_functions
+    from rl_lab.workers.cluster import Cluster  # here, because --help and --dry-run need no Ray
 
     cluster = Cluster(config.workers, config.placement)
     try:

@@ -28,7 +28,7 @@ from algos.objective import FlowPolicy
 from rl_lab.benchmarks.direct import DirectPolicy, DirectVLM, segment_mask
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
 from rl_lab.errors import UserError
-from rl_lab.master_weights import adamw
+from rl_lab.learning.master_weights import adamw
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.flow import euler_times
 from rl_lab.model.mot import LayerCache

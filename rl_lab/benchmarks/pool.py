@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from algos.curriculum_options import CurriculumOptions
-from rl_lab.pool_store import POOL_FILE, PoolItem, PoolStore
+from rl_lab.pool.store import POOL_FILE, PoolItem, PoolStore
 
 CATEGORIES = ("perception", "prediction", "interaction", "planning")
 GROUP = 16

@@ -22,8 +22,8 @@ from envs.tabletop import snapshot
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import SUBSTEPS, compile_scene
 from envs.tabletop.tasks import TASKS
-from rl_lab.cluster import Cluster
 from rl_lab.config.schema import WorkersConfig
+from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 
 TASK, SEED, IMAGE_SIZE = "handover_block", 0, 64

@@ -58,7 +58,7 @@ def _check_trl(backend: Backend, **settings: Any) -> None:
 
 
 class QuestionsConfig(Section):
-    """Questions over images: generated ones, or files of one's own (`rl_lab.question_data`)."""
+    """Questions over images: generated ones, or files of one's own (`rl_lab.language.question_data`)."""
 
     tasks: tuple[str, ...] = ()
     """Generators of `envs.spatial_qa`; () for all of them."""

@@ -1,6 +1,6 @@
 """Every setting of a run, typed; the defaults are the vetted setting.
 
-A field that a stage reads must be listed for it in `rl_lab.graph.READS`, so that the stage's content hash covers it.
+A field that a stage reads must be listed for it in `rl_lab.runner.graph.READS`, so that its content hash covers it.
 """
 
 from __future__ import annotations

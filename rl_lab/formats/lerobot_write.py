@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.types import EE_DIM, Episode, PreferencePair
-from rl_lab.buffers import episode_labels
+from rl_lab.action.buffers import episode_labels
 from rl_lab.errors import UserError
 from rl_lab.files import write_folder
 from rl_lab.formats import lerobot_schema as schema

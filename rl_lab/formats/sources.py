@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from envs.types import Episode
-from rl_lab.buffers import INDEX_FILE, read_episodes, read_pairs
+from rl_lab.action.buffers import INDEX_FILE, read_episodes, read_pairs
 from rl_lab.errors import UserError
 from rl_lab.formats import lerobot_read, lerobot_schema, robotwin
 from rl_lab.formats.checks import BrokenEpisodeError, Report, episode_problems, sound_episodes

@@ -11,9 +11,9 @@ import numpy as np
 from algos.curriculum_items import BANDS, UNSEEN, Array
 from rl_lab.errors import UserError
 from rl_lab.files import write_whole
-from rl_lab.pool_tables import HEAD, item_cells, state_text
-from rl_lab.pool_view import PoolView, Row
-from rl_lab.pool_why import MEANING
+from rl_lab.pool.tables import HEAD, item_cells, state_text
+from rl_lab.pool.view import PoolView, Row
+from rl_lab.pool.why import MEANING
 from rl_lab.reports.bands import band_columns, band_legend
 from rl_lab.reports.document import document
 from rl_lab.reports.markup import Cell, Markup, details, json_script, note, section, table, tag

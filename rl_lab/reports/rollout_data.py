@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rl_lab.rollout_store import Row
+from rl_lab.language.rollout_store import Row
 
 
 def finite(value: Any, digits: int = 4) -> float | None:
@@ -14,7 +14,7 @@ def finite(value: Any, digits: int = 4) -> float | None:
 
 
 def selection_text(row: Row) -> str:
-    """What a selection for fine-tuning (`rl_lab.rft_selection`) made of a rollout; empty if there was none."""
+    """What a selection for fine-tuning (`rl_lab.language.rft_selection`) made of a rollout; empty if there was none."""
     if row.get("kept") is None:
         return ""
     fate = "kept for fine-tuning" if row["kept"] else f"dropped: {str(row.get('why_dropped')).replace('_', ' ')}"

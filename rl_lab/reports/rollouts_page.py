@@ -8,14 +8,14 @@ from contextlib import closing
 from typing import Any
 
 from rl_lab.errors import UserError
-from rl_lab.pool_view import PoolView
+from rl_lab.language.rollout_store import RolloutStore, Row
+from rl_lab.pool.view import PoolView
 from rl_lab.reports.examinations import Training
 from rl_lab.reports.markup import Markup, details, json_script, note, section, table, tag
 from rl_lab.reports.pairs import spread
 from rl_lab.reports.pictures import Pictures
 from rl_lab.reports.rollout_data import finite, rollout_data
 from rl_lab.reports.rundir import RunFolder, label
-from rl_lab.rollout_store import RolloutStore, Row
 
 GROUPS = 24
 """Groups in the page, over all schemes."""

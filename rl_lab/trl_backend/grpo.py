@@ -31,8 +31,8 @@ from algos.grpo_options import GRPOOptions
 from envs.spatial_qa.items import Item
 from rewards.answers import completion_text
 from rewards.compose import Breakdown, Rewards
-from rl_lab.checkpoint import CheckpointInfo
-from rl_lab.language_model import LanguageModel, item_prompt
+from rl_lab.language.model import LanguageModel, item_prompt
+from rl_lab.learning.checkpoint import CheckpointInfo
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.registration import register
 from rl_lab.model.token_scores import sampling_bias

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from rl_lab.language_model import LanguageModel
+from rl_lab.language.model import LanguageModel
+from rl_lab.language.question_data import Conversation
 from rl_lab.model.chat import HunYuanVLMoTProcessor, answer_labels
-from rl_lab.question_data import Conversation
 from rl_lab.trl_backend.trainer import Log, Settings, check_vlm, common_arguments, optimizers, own_config, train
 
 NAMES = {"text/cross_entropy": "loss"}

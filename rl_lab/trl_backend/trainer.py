@@ -14,9 +14,9 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rl_lab.errors import UserError
-from rl_lab.language_model import LanguageModel, load_language_model
-from rl_lab.learner import Optimiser
-from rl_lab.master_weights import adamw
+from rl_lab.language.model import LanguageModel, load_language_model
+from rl_lab.learning.learner import Optimiser
+from rl_lab.learning.master_weights import adamw
 
 Log = Callable[[int, dict[str, float]], None]
 """Receives the number of a step, from 1, and its metrics."""

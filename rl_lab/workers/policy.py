@@ -11,7 +11,7 @@ import torch
 
 from envs.rollout import Decision
 from envs.types import camera_images, ee_pose
-from rl_lab.checkpoint import load_policy
+from rl_lab.learning.checkpoint import load_policy
 from rl_lab.seeding import stream
 from rl_lab.workers.weights import Snapshot, pull
 

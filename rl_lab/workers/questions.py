@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rl_lab.item_files import Row, item_row
+from rl_lab.language.item_files import Row, item_row
 
 UNIT_QUESTIONS = 64
 """Questions that a worker renders at once."""

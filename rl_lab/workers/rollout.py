@@ -18,8 +18,8 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from rl_lab.checkpoint import read_info
 from rl_lab.errors import UserError
+from rl_lab.learning.checkpoint import read_info
 from rl_lab.model.vllm_plugin import register
 from rl_lab.workers.weights import Snapshot, pull, verify
 

@@ -12,9 +12,9 @@ from typing import Any
 import ray
 import torch
 
-from rl_lab.checkpoint import load_training_state, save_training_state
-from rl_lab.language_training import Groups, GRPOPlan, GRPOTraining
-from rl_lab.learner import NonFiniteLossError
+from rl_lab.language.training import Groups, GRPOPlan, GRPOTraining
+from rl_lab.learning.checkpoint import load_training_state, save_training_state
+from rl_lab.learning.learner import NonFiniteLossError
 from rl_lab.workers.weights import Snapshot
 
 POLL_S = 0.5

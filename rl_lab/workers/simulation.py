@@ -20,8 +20,8 @@ from envs.rollout import Rollout, demonstrate, policy_rollout, run_lockstep
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import CONTROL_HZ
 from envs.types import BimanualEnv, Episode
-from rl_lab.buffers import episode_labels
-from rl_lab.item_files import Row
+from rl_lab.action.buffers import episode_labels
+from rl_lab.language.item_files import Row
 from rl_lab.seeding import stream
 from rl_lab.workers.inference import SharedPolicy
 from rl_lab.workers.policy import LocalPolicy, policy_key

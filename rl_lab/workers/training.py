@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from rl_lab.checkpoint import load_training_state, save_training_state
-from rl_lab.learner import NonFiniteLossError
-from rl_lab.training import Plan, Training
+from rl_lab.learning.checkpoint import load_training_state, save_training_state
+from rl_lab.learning.learner import NonFiniteLossError
+from rl_lab.learning.training import Plan, Training
 
 STATE_FILE = "state.pt"
 BAD_BATCH_FILE = "bad_batch.pt"

@@ -10,7 +10,7 @@ import pytest
 
 from algos.smooth_interpolation import recorded_chunks
 from envs.se3 import encode_pose, to_relative
-from rl_lab.buffers import read_episodes, write_episodes, write_pairs
+from rl_lab.action.buffers import read_episodes, write_episodes, write_pairs
 from rl_lab.data import main
 from rl_lab.errors import UserError
 from rl_lab.formats.lerobot_read import read_lerobot

@@ -14,15 +14,15 @@ import numpy as np
 
 from envs.spatial_qa.items import CATEGORIES, Item
 from rl_lab.config import load_config
-from rl_lab.graph import Node
-from rl_lab.grpo_run import GRPORun
-from rl_lab.grpo_state import RunState
-from rl_lab.item_files import item_row, write_rows
-from rl_lab.language_model import item_prompt, load_chat_processor
-from rl_lab.language_training import Groups
-from rl_lab.progress import ProgressBars
-from rl_lab.run_folder import RunFolder
-from rl_lab.stage_context import StageConfig, StageContext
+from rl_lab.language.grpo_run import GRPORun
+from rl_lab.language.grpo_state import RunState
+from rl_lab.language.item_files import item_row, write_rows
+from rl_lab.language.model import item_prompt, load_chat_processor
+from rl_lab.language.training import Groups
+from rl_lab.runner.graph import Node
+from rl_lab.runner.progress import ProgressBars
+from rl_lab.runner.run_folder import RunFolder
+from rl_lab.runner.stage_context import StageConfig, StageContext
 from rl_lab.workers.rollout import Completion, Prompt
 from rl_lab.workers.rollout_learner import Learned, Weights
 from rl_lab.workers.rollout_worker import Rollouts, RolloutUnit
@@ -156,13 +156,13 @@ class FakeLearner:
         """`save` or `finish`: the call that is the last."""
 
     def publish(self) -> Weights:
-        """See `rl_lab.grpo_run.Learning`."""
+        """See `rl_lab.language.grpo_run.Learning`."""
         files = {"weight": repr(self.weight).encode()}
         version = self.start + self.batches
         return Weights(version, Snapshot(version, digest(files), files))
 
     def learn(self, groups: Groups, bad_batch: Path) -> tuple[Learned, Weights]:
-        """See `rl_lab.grpo_run.Learning`."""
+        """See `rl_lab.language.grpo_run.Learning`."""
         if self.batches + 1 == self.die_at:
             raise Killed
         self.learned.append(groups)
@@ -177,12 +177,12 @@ class FakeLearner:
         return Learned(metrics, weights.version, 0.0, self.error), weights
 
     def save(self, path: Path) -> None:
-        """See `rl_lab.grpo_run.Learning`."""
+        """See `rl_lab.language.grpo_run.Learning`."""
         path.write_text(json.dumps([self.batches, self.weight]))
         self._end("save")
 
     def finish(self, folder: Path) -> None:
-        """See `rl_lab.grpo_run.Learning`."""
+        """See `rl_lab.language.grpo_run.Learning`."""
         (folder / "model").write_text(repr(self.weight))
         self._end("finish")
 
@@ -191,11 +191,11 @@ class FakeLearner:
             raise Killed
 
     def snapshot(self, weights: Weights) -> Snapshot:
-        """See `rl_lab.grpo_run.Learning`."""
+        """See `rl_lab.language.grpo_run.Learning`."""
         return weights.reference
 
     def share(self, snapshot: Snapshot) -> Weights:
-        """See `rl_lab.grpo_run.Learning`."""
+        """See `rl_lab.language.grpo_run.Learning`."""
         return Weights(snapshot.version, snapshot)
 
 

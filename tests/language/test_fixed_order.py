@@ -7,8 +7,8 @@ import pytest
 
 from algos.curriculum_options import CurriculumOptions
 from envs.spatial_qa.items import CATEGORIES
-from rl_lab.pool_store import PoolItem, PoolStore
-from rl_lab.trl_stages import fixed_order
+from rl_lab.language.trl_stages import fixed_order
+from rl_lab.pool.store import PoolItem, PoolStore
 
 
 @pytest.mark.parametrize("num_items", [5, 37])

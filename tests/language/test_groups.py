@@ -12,10 +12,10 @@ import torch
 from algos.grpo import group_advantages
 from rewards.compose import Breakdown, Rewards
 from rewards.guard import Failure
-from rl_lab.answering import Scored, ask, collect, means, plain, reward_means, score, scored_groups
-from rl_lab.groups import Answered, merged, stored_answers
-from rl_lab.language_model import answer_texts, item_prompt, load_chat_processor
-from rl_lab.rollout_store import RolloutStore
+from rl_lab.language.answering import Scored, ask, collect, means, plain, reward_means, score, scored_groups
+from rl_lab.language.groups import Answered, merged, stored_answers
+from rl_lab.language.model import answer_texts, item_prompt, load_chat_processor
+from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.workers.rollout import Sampling
 from tests.language.builders import FakeEngines, FakeLearner, make_item
 

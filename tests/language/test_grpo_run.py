@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl_lab.answering import Scored
 from rl_lab.json_lines import read_json_lines
-from rl_lab.pool_edits import give_edits
-from rl_lab.pool_store import connect
-from rl_lab.rollout_store import RolloutStore
+from rl_lab.language.answering import Scored
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.pool.edits import give_edits
+from rl_lab.pool.store import connect
 from tests.language.builders import FakeRun, Killed, make_item
 from tests.pool.test_store import content
 
@@ -124,7 +124,7 @@ def test_the_answers_of_a_step_are_by_weights_that_are_the_staleness_behind(make
 
 
 def test_a_batch_whose_rewards_all_failed_moves_no_weights(make, monkeypatch):
-    from rl_lab import grpo_rollouts
+    from rl_lab.language import grpo_rollouts
 
     score = grpo_rollouts.score
 

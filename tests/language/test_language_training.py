@@ -16,19 +16,19 @@ from safetensors.torch import load_file
 
 from algos.grpo import group_advantages
 from algos.grpo_options import GRPOOptions
-from rl_lab.checkpoint import CheckpointInfo, load_training_state, read_info, save_policy, save_training_state
 from rl_lab.config.language import ColdStartConfig, RLConfig
 from rl_lab.config.schema import ModelConfig
 from rl_lab.config.section import LoRAConfig
-from rl_lab.language_model import item_prompt, load_language_model
-from rl_lab.language_training import ColdStartPlan, Groups, GRPOPlan, GRPOTraining, epoch_order
-from rl_lab.learner import NonFiniteLossError
+from rl_lab.language.model import item_prompt, load_language_model
+from rl_lab.language.training import ColdStartPlan, Groups, GRPOPlan, GRPOTraining, epoch_order
+from rl_lab.learning.checkpoint import CheckpointInfo, load_training_state, read_info, save_policy, save_training_state
+from rl_lab.learning.learner import NonFiniteLossError
+from rl_lab.learning.training import Training
 from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
-from rl_lab.training import Training
 from rl_lab.workers import rollout_learner
 from rl_lab.workers.rollout import Completion
 from rl_lab.workers.rollout_learner import LearnerHandle, RolloutLearner, Weights
@@ -186,7 +186,7 @@ def test_the_reference_of_the_kl_term_stays_where_the_run_began(policy, lora):
 
 
 def rollout_learner_batch(training: GRPOTraining, groups: Groups):
-    from rl_lab.token_batching import rollout_batch
+    from rl_lab.language.token_batching import rollout_batch
 
     images = training.start.processor.image_processor
     return rollout_batch(groups.prompts, groups.completions, groups.advantages, images, scored=groups.scored)

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from rl_lab.errors import UserError
-from rl_lab.item_files import ItemFile, SolutionFile
-from rl_lab.language_stages import _take_file
+from rl_lab.language.item_files import ItemFile, SolutionFile
+from rl_lab.language.stages import _take_file
 
 QUESTION = {"prompt": "is it red? /no_think", "answer": "yes", "reward_type": "yes_no", "category": "perception"}
 WORKED = QUESTION | {"solution": "<answer>yes</answer>"}

@@ -5,7 +5,7 @@ import torch
 
 from algos.flow_matching import FlowMatching
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
-from rl_lab.learner import Learner, Optimiser
+from rl_lab.learning.learner import Learner, Optimiser
 from rl_lab.model.lora import Adapted
 from rl_lab.model.memory_plan import ALL, memory_plan
 from rl_lab.model.policy import HyVLAPolicy

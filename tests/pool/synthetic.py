@@ -9,8 +9,8 @@ import yaml
 from PIL import Image
 
 from algos.curriculum_options import CurriculumOptions
-from rl_lab.pool_store import POOL_FILE, PoolItem, PoolStore
-from rl_lab.rollout_store import Rollout, RolloutStore
+from rl_lab.language.rollout_store import Rollout, RolloutStore
+from rl_lab.pool.store import POOL_FILE, PoolItem, PoolStore
 
 CATEGORIES = ("perception", "prediction", "interaction", "planning")
 TASKS = ("pointing", "counting", "reach", "next_step")

@@ -10,9 +10,9 @@ import pytest
 
 from algos.curriculum_items import BANDS
 from rl_lab.errors import UserError
-from rl_lab.pool import main
-from rl_lab.pool_store import PoolStore
-from rl_lab.pool_view import Filter, PoolView
+from rl_lab.pool.__main__ import main
+from rl_lab.pool.store import PoolStore
+from rl_lab.pool.view import Filter, PoolView
 from tests.pool.synthetic import create, png, read_lines, roll_out, train, write_run
 
 
@@ -83,8 +83,8 @@ def test_show_gives_picture_posterior_and_rollouts(finished, capsys, tmp_path):
 
 
 def test_show_names_picture_files_that_the_items_bring_themselves(tmp_path):
-    from rl_lab.pool_show import show
-    from rl_lab.pool_store import PoolItem
+    from rl_lab.pool.show import show
+    from rl_lab.pool.store import PoolItem
 
     store = create(tmp_path, 1)
     (tmp_path / "there.png").write_bytes(png(0))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.pool import main
-from rl_lab.pool_view import PoolView
+from rl_lab.pool.__main__ import main
+from rl_lab.pool.view import PoolView
 from rl_lab.reports import pool_page
 from tests.pool.synthetic import HOSTILE, create
 

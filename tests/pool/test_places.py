@@ -5,10 +5,10 @@ import shutil
 import pytest
 
 from rl_lab.errors import UserError
-from rl_lab.pool import main
-from rl_lab.pool_place import locate
-from rl_lab.pool_store import PoolStore
-from rl_lab.pool_view import PoolView
+from rl_lab.pool.__main__ import main
+from rl_lab.pool.place import locate
+from rl_lab.pool.store import PoolStore
+from rl_lab.pool.view import PoolView
 from tests.pool.synthetic import create, train, write_nodes, write_run
 
 

@@ -3,9 +3,9 @@
 import html
 import re
 
-from rl_lab.pool import main
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.pool.__main__ import main
 from rl_lab.reports.rollout_data import selection_text
-from rl_lab.rollout_store import RolloutStore
 
 from .synthetic import write_run
 

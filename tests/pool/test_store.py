@@ -10,9 +10,9 @@ import pytest
 from algos.curriculum_items import RECORD
 from algos.curriculum_options import CurriculumOptions
 from rl_lab.errors import UserError
-from rl_lab.pool_edits import give_edits
-from rl_lab.pool_store import CHUNK, POOL_FILE, PoolItem, PoolStore, connect
-from rl_lab.pool_view import PoolView
+from rl_lab.pool.edits import give_edits
+from rl_lab.pool.store import CHUNK, POOL_FILE, PoolItem, PoolStore, connect
+from rl_lab.pool.view import PoolView
 from tests.pool.synthetic import CATEGORIES, create, make_items, png, roll_out, train
 
 VOLATILE = {"steps": ("time",), "edits": ("time",)}
@@ -77,7 +77,7 @@ def test_a_run_resumed_from_a_checkpoint_repeats_the_unbroken_one_bit_for_bit(tm
 def test_a_killed_writer_leaves_the_pool_between_two_transactions(tmp_path):
     create(tmp_path).close()
     code = (
-        "import os, sys; from pathlib import Path; from rl_lab.pool_store import PoolStore\n"
+        "import os, sys; from pathlib import Path; from rl_lab.pool.store import PoolStore\n"
         "from tests.pool.synthetic import train\n"
         "store = PoolStore(Path(sys.argv[1])); train(store, 3); store.select(3, 3)\n"
         "store._db.execute('BEGIN'); store._db.execute('DELETE FROM observations'); os.kill(os.getpid(), 9)"

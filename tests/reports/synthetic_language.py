@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 
 from algos.curriculum_options import CurriculumOptions
-from rl_lab.pool_store import POOL_FILE, PoolItem, PoolStore
-from rl_lab.rollout_store import Rollout, RolloutStore
+from rl_lab.language.rollout_store import Rollout, RolloutStore
+from rl_lab.pool.store import POOL_FILE, PoolItem, PoolStore
 from tests.pool.synthetic import CATEGORIES, HOSTILE, TASKS, png
 from tests.reports.synthetic import write_jsonl
 

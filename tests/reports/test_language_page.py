@@ -8,6 +8,7 @@ import pytest
 
 from rl_lab.errors import UserError
 from rl_lab.json_lines import read_json_lines
+from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.report import main
 from rl_lab.reports import rollouts_page
 from rl_lab.reports.metrics import define
@@ -15,7 +16,6 @@ from rl_lab.reports.page import build_page, write_report
 from rl_lab.reports.rollouts_page import choose_groups
 from rl_lab.reports.rundir import load_run
 from rl_lab.reports.summary import summarise
-from rl_lab.rollout_store import RolloutStore
 from tests.pool.synthetic import HOSTILE
 from tests.pool.test_page import CHROMIUM, dumped
 from tests.reports.synthetic import write_jsonl

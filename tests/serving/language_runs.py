@@ -15,10 +15,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from rl_lab import run
-from rl_lab.cluster import Cluster
 from rl_lab.json_lines import read_json_lines
-from rl_lab.rollout_store import RolloutStore
-from rl_lab.stages import stage_functions
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.runner.stages import stage_functions
+from rl_lab.workers.cluster import Cluster
 from tests.faults.test_kill import PATIENCE_S, Run, descendants
 from tests.pool.test_store import content
 

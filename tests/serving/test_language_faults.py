@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from rl_lab.cluster import Cluster
 from rl_lab.config.schema import WorkersConfig
+from rl_lab.workers.cluster import Cluster
 from tests.serving.language_runs import (
     NODE,
     SMOKE,

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import pytest
 
 from envs.spatial_qa.items import CATEGORIES
-from rl_lab import pool
 from rl_lab.errors import UserError
 from rl_lab.json_lines import read_json_lines
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.pool import __main__ as pool
 from rl_lab.reports.metrics import HEADER, define
-from rl_lab.rollout_store import RolloutStore
 from tests.pool.test_store import content
 from tests.serving.language_runs import NODE, ROOT, LanguageRun, assert_counted_once
 

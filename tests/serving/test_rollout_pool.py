@@ -11,8 +11,8 @@ from concurrent.futures import wait
 import pytest
 import ray
 
-from rl_lab.cluster import Cluster
 from rl_lab.config.schema import WorkersConfig
+from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.rollout import Prompt, Sampling
 from rl_lab.workers.rollout_worker import RolloutUnit
 from rl_lab.workers.weights import publish

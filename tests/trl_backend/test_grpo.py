@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from algos.grpo import GRPO, group_advantages
 from algos.grpo_options import GRPOOptions
 from rewards.compose import Breakdown, Rewards
-from rl_lab.checkpoint import CheckpointInfo, read_info
-from rl_lab.language_model import item_prompt
-from rl_lab.learner import Learner, Optimiser
-from rl_lab.token_batching import rollout_batch
+from rl_lab.language.model import item_prompt
+from rl_lab.language.token_batching import rollout_batch
+from rl_lab.learning.checkpoint import CheckpointInfo, read_info
+from rl_lab.learning.learner import Learner, Optimiser
 from rl_lab.trl_backend.grpo import RollOut, Step, train_grpo
 from rl_lab.trl_backend.trainer import Settings, load_vlm
 from rl_lab.workers.rollout import Sampling

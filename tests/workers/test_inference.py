@@ -6,12 +6,12 @@ import pytest
 import ray
 
 from envs.rollout import Decision
-from rl_lab.batching import demonstrations, fit_processor
-from rl_lab.checkpoint import CheckpointInfo, save_policy
-from rl_lab.cluster import Cluster
+from rl_lab.action.batching import demonstrations, fit_processor
 from rl_lab.config.schema import WorkersConfig
+from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
+from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.inference import KEPT_POLICIES, Inference, SharedPolicy
 from rl_lab.workers.policy import policy_key
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit

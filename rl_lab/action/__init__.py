@@ -1,0 +1,1 @@
+"""The action side: demonstrations, preference pairs, batches, training, and its stages."""

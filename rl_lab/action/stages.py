@@ -1,0 +1,192 @@
+"""The action side's stages: demonstrations, imitation, preference pairs, rounds of a method, evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from envs.rollback import Collection, RollbackConfig
+from envs.types import Episode, PreferencePair
+from rl_lab.action.buffers import read_pairs, write_episodes, write_pairs
+from rl_lab.action.training import OptimisePlan, SFTPlan
+from rl_lab.files import write_folder
+from rl_lab.json_lines import read_json_lines, write_json_lines
+from rl_lab.learning.checkpoint import published
+from rl_lab.learning.stage import train
+from rl_lab.runner.stage_context import Stage, StageContext
+from rl_lab.seeding import training_seeds
+from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.simulation import Unit
+from rl_lab.workers.units import env_specs, episode_units, evaluation_units
+
+
+def _share(total: int, parts: int) -> list[int]:
+    """Split a count as evenly as it goes."""
+    return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+class ActionStages:
+    """The stage functions of one run, by kind; they share its cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def functions(self) -> dict[str, Stage]:
+        """Stage functions by node kind."""
+        return {
+            "demos": self.demos,
+            "sft": self.sft,
+            "collect": self.collect,
+            "optimise": self.optimise,
+            "evaluate": self.evaluate,
+        }
+
+    def demos(self, context: StageContext) -> None:
+        """Successful episodes of the scripted expert, the same number of each task and variant."""
+        wanted, noise_m = context.config.demos.episodes, context.config.demos.action_noise_m
+        specs = env_specs(context.config, "seen")
+        kept: list[Episode] = []
+
+        def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
+            return actor.demonstrate.remote(unit, noise_m)
+
+        with self.cluster.simulation_pool() as pool:
+            for spec in specs:
+                seeds = training_seeds(context.seed, f"demos/{spec.task}/{spec.variant}", 4 * wanted)
+                units = episode_units("demos", spec, seeds, context.seed)
+                successes: list[Episode] = []
+                for episodes in pool.map(submit, units, context.check_stop):
+                    successes += [episode for episode in episodes if episode.success]
+                    done = len(kept) + min(len(successes), wanted)
+                    context.progress(done, wanted * len(specs), f"{spec.task} {spec.variant}")
+                    if len(successes) >= wanted:
+                        break
+                if len(successes) < wanted:
+                    raise RuntimeError(
+                        f"the expert solved {len(successes)} of {len(seeds)} episodes of {spec.task} {spec.variant}"
+                    )
+                kept += successes[:wanted]
+        write_episodes(context.out, kept)
+
+    def sft(self, context: StageContext) -> None:
+        """Flow matching on the demonstrations, from the configured preset or checkpoint."""
+        config = context.config
+        train(self.cluster, context, SFTPlan(config.model, config.sft, context.inputs["demos"], context.seed))
+
+    def optimise(self, context: StageContext) -> None:
+        """One round of a method on this round's pairs, older pairs and demonstrations."""
+        node, inputs = context.node, context.inputs
+        assert node.method is not None and node.round is not None and node.mix is not None
+        plan = OptimisePlan(
+            method=node.method,
+            round=node.round,
+            settings=context.config.optimise,
+            objective=context.objective,
+            mix=node.mix,
+            policy=inputs["policy"],
+            sft=inputs["sft"],
+            demos=inputs["demos"],
+            pairs=tuple(context.pairs),
+            seed=context.seed,
+        )
+        train(self.cluster, context, plan)
+
+    def evaluate(self, context: StageContext) -> None:
+        """Success of the policy on the evaluation seeds of every task and variant."""
+        settings = context.config.eval
+        snapshot = published(context.inputs["policy"])
+        units = evaluation_units(context.config, context.seed)
+
+        def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
+            return actor.evaluate.remote(unit, snapshot_ref, settings.execute)
+
+        rows: list[dict] = []
+        with self.cluster.simulation_pool() as pool:
+            run = partial(pool.map, submit, check_stop=context.check_stop)
+            snapshot_ref = self.cluster.share(snapshot)
+            for results in _kept(context.scratch, units, run, _write_rows, _read_rows):
+                rows += results
+                context.progress(len(rows), sum(len(unit.seeds) for unit in units))
+        write_json_lines(context.out / "results.jsonl", rows)
+
+    def collect(self, context: StageContext) -> None:
+        """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
+        settings = context.config.collect
+        snapshot = published(context.inputs["policy"])
+        rollback = RollbackConfig(**settings.rollback())
+        specs = env_specs(context.config, "seen")
+        total, counts = settings.pairs, Counter[str]()
+        pairs: list[PreferencePair] = []
+        with self.cluster.simulation_pool() as pool:
+            snapshot_ref = self.cluster.share(snapshot)
+
+            def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
+                return actor.collect.remote(unit, snapshot_ref, rollback, settings.corrector)
+
+            run = partial(pool.map, submit, check_stop=context.check_stop)
+            for spec, wanted in zip(specs, _share(total, len(specs)), strict=True):
+                name = f"collect/{snapshot.version}/{spec.task}/{spec.variant}"
+                seeds = training_seeds(context.seed, name, settings.max_episodes // len(specs))
+                units = list(episode_units("collect", spec, seeds, context.seed))
+                folder = context.scratch / f"{spec.task}-{spec.variant}"
+                found: list[PreferencePair] = []
+                for collection in _kept(
+                    folder,
+                    units,
+                    run,
+                    _write_collection,
+                    _read_collection,
+                ):
+                    found += collection.pairs
+                    counts += collection.counts
+                    context.progress(min(total, len(pairs) + len(found)), total, f"{spec.task} {spec.variant}")
+                    if len(found) >= wanted:
+                        break
+                pairs += found[:wanted]
+        if not pairs:
+            raise RuntimeError(
+                f"no preference pair in {counts['episodes']} episodes: the policy no longer fails, or nothing it does "
+                "can be corrected; raise collect.max_episodes or stop at the previous round"
+            )
+        write_pairs(context.out, pairs)
+        (context.out / "collection.json").write_text(json.dumps({"pairs": len(pairs), **counts}, indent=1) + "\n")
+
+
+def _kept(
+    folder: Path,
+    units: list[Unit],
+    run: Callable[[list[Unit]], Iterator[Any]],
+    write: Callable[..., None],
+    read: Callable[[Path], Any],
+) -> Iterator[Any]:
+    """Results of the units in order; each is kept in `folder` as it arrives, and read instead of run after a kill."""
+    paths = [folder / f"unit-{number:04d}" for number in range(len(units))]
+    first_missing = next((number for number, path in enumerate(paths) if not path.is_dir()), len(units))
+    for path in paths[:first_missing]:
+        yield read(path)
+    for path, result in zip(paths[first_missing:], run(units[first_missing:]), strict=False):
+        write_folder(path, partial(write, result=result))
+        yield result
+
+
+def _write_rows(folder: Path, result: Iterable[dict]) -> None:
+    write_json_lines(folder / "results.jsonl", result)
+
+
+def _read_rows(folder: Path) -> list[dict]:
+    return read_json_lines(folder / "results.jsonl")
+
+
+def _write_collection(folder: Path, result: Collection) -> None:
+    write_pairs(folder, result.pairs)
+    (folder / "counts.json").write_text(json.dumps(result.counts))
+
+
+def _read_collection(folder: Path) -> Collection:
+    return Collection(read_pairs(folder), Counter(json.loads((folder / "counts.json").read_text())))

@@ -1,0 +1,167 @@
+"""The action side's training stages as plans: which policy starts, what it learns from, by which objective.
+
+A plan is plain settings and folders, so that it travels to the learner's process, which builds the rest there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from algos.advantage import POSITIVE
+from algos.auxiliary import PoseProbe
+from algos.flow_matching import FlowMatching, is_frozen_prefix
+from algos.methods import find_method
+from rl_lab.action.batching import demonstrations, fit_processor
+from rl_lab.action.buffers import read_episodes, read_pairs
+from rl_lab.action.datasets import Dataset, demonstration_data, encode_rows, preference_data
+from rl_lab.config.action import ObjectiveConfig, OptimiseConfig, SFTConfig
+from rl_lab.config.schema import ModelConfig
+from rl_lab.learning.checkpoint import CheckpointInfo, load_policy, save_policy
+from rl_lab.learning.training import Parts, trainable
+from rl_lab.model.lora import Adapted, BaseWeights
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.presets import preset_config
+from rl_lab.model.processor import PolicyProcessor
+from rl_lab.seeding import integer
+
+ALL_GROUPS = ("vision", "vlm", "expert")
+
+
+@dataclass(frozen=True)
+class SFTPlan:
+    """Imitation of the demonstrations, starting from a preset's random weights or from a checkpoint."""
+
+    model: ModelConfig
+    settings: SFTConfig
+    demos: Path
+    seed: int
+
+    name = "sft"
+
+    @property
+    def learner_seed(self) -> int:
+        """See `rl_lab.learning.training.Plan`."""
+        return self.seed
+
+    def build(self, device: str) -> Parts:
+        """See `rl_lab.learning.training.Plan`."""
+        return _sft_parts(self, device)
+
+
+@dataclass(frozen=True)
+class OptimisePlan:
+    """One round of a method, starting from a policy of the lab."""
+
+    method: str
+    round: int
+    settings: OptimiseConfig
+    objective: ObjectiveConfig
+    mix: tuple[float, ...]
+    policy: Path
+    sft: Path
+    demos: Path
+    pairs: tuple[Path, ...]
+    """Folders of the preference pairs of rounds 1, 2, ..., this one's last; empty for methods that use none."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """See `rl_lab.learning.training.Plan`."""
+        return self.method
+
+    @property
+    def learner_seed(self) -> int:
+        """See `rl_lab.learning.training.Plan`."""
+        return integer(self.seed, "round", self.round)
+
+    def build(self, device: str) -> Parts:
+        """See `rl_lab.learning.training.Plan`."""
+        return _optimise_parts(self, device)
+
+
+def _initial_policy(model: ModelConfig, seed: int) -> tuple[HyVLAPolicy, PolicyProcessor | None]:
+    """A preset with random weights of the seed, or a checkpoint with its processor; with the configured options."""
+    processor = None
+    if model.path is None:
+        torch.manual_seed(integer(seed, "initialisation"))
+        policy = HyVLAPolicy(preset_config(model.preset, **model.options()))
+    else:
+        policy, processor, _ = load_policy(Path(model.path))
+        policy.config.update(model.options())
+        policy.config.check()
+    if model.dtype is not None:
+        policy.to(getattr(torch, model.dtype))
+    return policy, processor
+
+
+def _sft_parts(plan: SFTPlan, device: str) -> Parts:
+    policy, processor = _initial_policy(plan.model, plan.seed)
+    policy.to(device)  # type: ignore[arg-type]
+    demos = demonstrations(read_episodes(plan.demos), policy.chunk_size)
+    processor = processor or fit_processor(policy.config, demos)
+    settings, probe = plan.settings, None
+    if settings.probe_weight > 0:
+        torch.manual_seed(integer(plan.seed, "probe"))
+        probe = PoseProbe(policy.config.vlm_sizes.hidden, demos.truth.shape[1]).to(device)
+    objective = FlowMatching(ALL_GROUPS, settings.draws_per_sample, probe, settings.probe_weight)
+    data = demonstration_data(demos, processor, settings.batch_size, integer(plan.seed, "sft_rows"))
+    trained = trainable(policy, settings, ALL_GROUPS, integer(plan.seed, "lora"))
+    info = CheckpointInfo(weight_version=1, steps=settings.steps)
+    return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, info))
+
+
+def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
+    method, settings, groups = find_method(plan.method), plan.settings, plan.settings.train
+    policy, processor, info = load_policy(plan.policy)
+    policy.to(device)  # type: ignore[arg-type]
+    demos = demonstrations(read_episodes(plan.demos), policy.chunk_size)
+    rows_seed = integer(plan.seed, "optimise_rows", plan.round)
+    if method.needs_collection:
+        rounds = [read_pairs(folder) for folder in plan.pairs]
+        data: Dataset = preference_data(
+            method, rounds, demos, processor, mix=plan.mix, batch_size=settings.batch_size, seed=rows_seed
+        )
+    else:
+        data = demonstration_data(demos, processor, settings.batch_size, rows_seed)
+    trained = trainable(policy, settings, groups, integer(plan.seed, "lora", plan.round))
+    reference = _reference(plan, trained, device) if method.needs_reference else None
+    _store_prefixes(data, trained, reference, groups)
+    weights = plan.objective.model_dump(include={"beta", "lambda_pro", "lambda_sft"})
+    objective = method.objective(
+        groups=groups, draws_per_sample=settings.draws_per_sample, reference=reference, **weights
+    )
+    done = replace(
+        info,
+        weight_version=plan.round + 1,
+        steps=info.steps + settings.steps,
+        prompt_suffix=POSITIVE if method.rows == "labelled" else "",
+    )
+    return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, done))
+
+
+def _reference(plan: OptimisePlan, policy: HyVLAPolicy | Adapted, device: str) -> HyVLAPolicy | BaseWeights:
+    """The frozen policy of the implicit rewards; no copy where it is what this round's adapters sit on."""
+    folder = {"previous": plan.policy, "sft": plan.sft}[plan.objective.reference]
+    if isinstance(policy, Adapted) and folder == plan.policy:
+        return policy.reference
+    reference = load_policy(folder)[0].eval().requires_grad_(False)
+    reference.to(device)
+    return reference
+
+
+def _store_prefixes(
+    data: Dataset,
+    policy: HyVLAPolicy | Adapted,
+    reference: HyVLAPolicy | BaseWeights | None,
+    groups: tuple[str, ...],
+) -> None:
+    """Compute once what does not change in this round: all prefixes, or only the reference's."""
+    policy.eval()
+    if is_frozen_prefix(groups):
+        data.rows.prefix = encode_rows(policy, data.rows.observation)
+        data.rows.observation = None
+    elif reference is not None:
+        data.rows.reference_prefix = encode_rows(reference, data.rows.observation)

@@ -1,0 +1,65 @@
+"""Short examinations in the middle of a run of GRPO: one sampled answer to every held-out question."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from rewards.compose import Rewards
+from rl_lab.config.language import ExamineConfig
+from rl_lab.json_lines import append_json_line
+from rl_lab.language.answering import ask, collect, means, plain, score
+from rl_lab.language.grpo_state import HELD_OUT_FILE, Progress
+from rl_lab.language.item_files import ItemFile
+from rl_lab.language.model import answer_texts, item_prompt
+from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.seeding import integer
+from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.rollout import Sampling
+from rl_lab.workers.rollout_learner import Weights
+
+
+class HeldOutExam:
+    """The same questions and the same seeds every time."""
+
+    def __init__(
+        self,
+        items: ItemFile,
+        processor: HunYuanVLMoTProcessor,
+        rewards: Rewards,
+        settings: ExamineConfig,
+        *,
+        seed: int,
+        prompts_per_call: int,
+        out: Path,
+    ) -> None:
+        self.items = [items[row] for row in range(len(items))]
+        seeds = [integer(seed, "held_out", row) for row in range(len(items))]
+        pairs = zip(self.items, seeds, strict=True)
+        self.prompts = [item_prompt(item, processor, seed) for item, seed in pairs]
+        self.processor, self.rewards, self.settings = processor, rewards, settings
+        self.prompts_per_call, self.path = prompts_per_call, out / HELD_OUT_FILE
+
+    def examine(
+        self, engines: WorkerPool, weights: Weights, progress: Progress, check_stop: Callable[[], None]
+    ) -> dict[str, float]:
+        """Append the rewards to the file; `held_out/..` and `held_out_category/..` as metrics."""
+        sampling = Sampling(self.settings.max_tokens, temperature=self.settings.temperature)
+        asked = ask(engines, self.prompts, sampling, weights.reference, self.prompts_per_call)
+        answers, _ = collect(engines, asked, check_stop)
+        scored = score(self.rewards, self.items, [answer_texts(row, self.processor) for row in answers])
+        rewards = scored.rewards[:, 0]
+        append_json_line(self.path, {"step": progress.step, "tokens": progress.tokens, "rewards": plain(rewards)})
+        return self._means(rewards)
+
+    def _means(self, rewards: np.ndarray) -> dict[str, float]:
+        columns: dict[str, list[float]] = defaultdict(list)
+        for item, reward in zip(self.items, rewards.tolist(), strict=True):
+            passed = reward if np.isnan(reward) else float(reward >= self.settings.pass_threshold)
+            columns["held_out/reward"].append(reward)
+            columns["held_out/pass@1"].append(passed)
+            columns[f"held_out_category/{item.category}"].append(reward)
+        return means(columns.items())

@@ -1,0 +1,76 @@
+"""What the driver of GRPO writes about each step: rewards, pool, rollouts, seconds and idle shares."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from algos.curriculum_items import BANDS, Array, Observation
+from rl_lab.language.answering import reward_means
+from rl_lab.language.groups import Answered
+
+PARTS = ("generate", "score", "learn", "publish")
+"""What the seconds of a step go to."""
+
+
+class Clock:
+    """Seconds of one step by what they were spent on. `busy` counts seconds of engines, `examine` is left out."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """A new step."""
+        self._began, self._seconds = time.perf_counter(), defaultdict[str, float](float)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere."""
+        self._seconds[name] += seconds
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Count the seconds inside the block."""
+        began = time.perf_counter()
+        yield
+        self.add(name, time.perf_counter() - began)
+
+    def line(self, num_engines: int) -> dict[str, float]:
+        """`seconds/PART` and `seconds/step`, and `idle/WORKER`: shares of the step without anything to do."""
+        parts = self._seconds
+        seconds = max(time.perf_counter() - self._began - parts["examine"], 1e-9)
+        return {f"seconds/{name}": parts[name] for name in PARTS} | {
+            "idle/rollout": max(0.0, 1 - parts["busy"] / (seconds * num_engines)),
+            "idle/learner": max(0.0, 1 - (parts["learn"] + parts["publish"]) / seconds),
+            "seconds/step": seconds,
+        }
+
+
+def reward_line(answered: Answered) -> dict[str, float]:
+    """Mean rewards by part, category and type, and counts of failed reward calls."""
+    return reward_means(answered.items, answered.scored) | answered.scored.metrics
+
+
+def pool_line(band_counts: Array, observations: Sequence[Observation]) -> dict[str, float]:
+    """`pool/BAND`: items in each band, of counts [C, 5]; `pool_flow/BAND>BAND`: items that moved in this step."""
+    flow = np.sum([seen.flow() for seen in observations], axis=0)
+    line = {f"pool/{band}": float(count) for band, count in zip(BANDS, band_counts.sum(0), strict=True)}
+    moved = [(i, j) for i, j in np.argwhere(flow).tolist() if i != j]
+    return line | {f"pool_flow/{BANDS[i]}>{BANDS[j]}": float(flow[i, j]) for i, j in moved}
+
+
+def rollout_line(answered: Answered, signal: Array, num_first: int, version: int) -> dict[str, float]:
+    """`rollouts/..` of a step whose first round asked `num_first` items, with weights of `version` at the learner."""
+    flat = [answer for row in answered.answers for answer in row]
+    return {
+        "rollouts/groups": float(len(answered.items)),
+        "rollouts/refilled": float(len(answered.items) - num_first),
+        "rollouts/signal": float(signal.mean()),
+        "rollouts/tokens": float(answered.num_tokens),
+        "rollouts/length": answered.num_tokens / len(flat),
+        "rollouts/truncated": float(np.mean([not answer.finished for answer in flat])),
+        "rollouts/staleness": float(np.mean(version - answered.versions)),
+    }

@@ -1,0 +1,130 @@
+"""The language side of a run's shared model: checkpoints of a VLM or of a policy around one, prompts, and its text."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.spatial_qa.items import Item
+from rl_lab.config.schema import ModelConfig
+from rl_lab.errors import UserError
+from rl_lab.learning.checkpoint import CheckpointInfo, load_policy, read_info, write_info
+from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.model.config import HyVLAConfig
+from rl_lab.model.conversion import vlm_config, vlm_processor
+from rl_lab.model.initialisation import calibrate_vision, smooth_numbers
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.presets import preset_config
+from rl_lab.model.processor import PolicyProcessor
+from rl_lab.model.tokenizer import load_tokenizer
+from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
+from rl_lab.seeding import integer
+from rl_lab.workers.rollout import Completion, Prompt
+
+NO_THINKING = "/no_think"
+"""End of a prompt that asks for the answer alone."""
+
+
+@dataclass
+class LanguageModel:
+    """A model that reads and writes text, with what belongs to its checkpoint."""
+
+    model: HunYuanVLMoTForConditionalGeneration | HyVLAPolicy
+    processor: HunYuanVLMoTProcessor
+    info: CheckpointInfo
+    actions: PolicyProcessor | None = None
+    """Of a policy: what its checkpoint holds for actions."""
+
+    def save(self, folder: Path, info: CheckpointInfo, weights: dict[str, Tensor] | None = None) -> None:
+        """Write the checkpoint with what is now recorded beside it; `weights` in place of the model's own."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+        (self.actions or self.processor).save_pretrained(folder)
+        write_info(folder, info)
+
+    def calibrate(self, images: Sequence[np.ndarray]) -> None:
+        """Fit random weights to pictures and numbers; see `rl_lab.model.initialisation`."""
+        dtype = next(self.model.parameters()).dtype
+        self.model.float()  # statistics in bfloat16 would be off by as much as they correct
+        backbone = self.model.model if self.actions is None else self.model.model.vlm
+        smooth_numbers(backbone.language_model.model.embed_tokens, self.processor.tokenizer)
+        cut = [self.processor.image_processor(image) for image in images]
+        sizes = Counter(grid for _, grid in cut)
+        if sizes:
+            (_, height, width), _ = sizes.most_common(1)[0]
+            pixels = np.concatenate([patches for patches, grid in cut if grid[1:] == (height, width)])
+            calibrate_vision(backbone, torch.from_numpy(pixels), (height, width))
+        self.model.to(dtype)  # type: ignore[arg-type]
+
+
+def load_language_model(folder: Path) -> LanguageModel:
+    """Read the checkpoint folder of a VLM or of a policy; UserError when there is none or it does not fit."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no checkpoint in {folder}: config.json is missing; give a folder with a trained model")
+    if json.loads((folder / "config.json").read_text()).get("model_type") == HyVLAPolicy.config_class.model_type:
+        policy, actions, info = load_policy(folder)
+        return LanguageModel(policy, vlm_processor(policy.config, actions.tokenizer), info, actions)
+    try:
+        model = HunYuanVLMoTForConditionalGeneration.from_pretrained(folder)
+        processor = HunYuanVLMoTProcessor.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"checkpoint {folder} does not fit: {error}") from error
+    return LanguageModel(model, processor, read_info(folder))
+
+
+def load_chat_processor(folder: Path) -> HunYuanVLMoTProcessor:
+    """The processor of a checkpoint folder without its model."""
+    if json.loads((folder / "config.json").read_text()).get("model_type") == HyVLAPolicy.config_class.model_type:
+        return vlm_processor(HyVLAConfig.from_pretrained(folder), load_tokenizer(folder))
+    return HunYuanVLMoTProcessor.from_pretrained(folder)
+
+
+def checkpoint_dtype(folder: Path) -> str:
+    """In what a checkpoint folder says that its weights are, float32 where it is silent."""
+    config = json.loads((folder / "config.json").read_text())
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def initial_language_model(model: ModelConfig, seed: int) -> LanguageModel:
+    """What a cold start begins with: a preset with random weights of the seed, or the checkpoint of the config."""
+    if model.path is not None:
+        found = load_language_model(Path(model.path))
+    else:
+        torch.manual_seed(integer(seed, "initialisation"))
+        config = preset_config(model.preset)
+        made = HunYuanVLMoTForConditionalGeneration(vlm_config(config))
+        found = LanguageModel(made, vlm_processor(config, load_tokenizer()), CheckpointInfo(0, 0))
+    if model.dtype is not None:
+        found.model.to(getattr(torch, model.dtype))
+    return found
+
+
+def item_prompt(item: Item, processor: HunYuanVLMoTProcessor, seed: int | None = None) -> Prompt:
+    """An item as an engine reads it: the chat template's tokens up to where the answer begins, and the pictures."""
+    content = [*({"type": "image"} for _ in item.images), {"type": "text", "text": item.prompt}]
+    tokens: Any = processor.tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}],
+        chat_template=processor.chat_template,
+        add_generation_prompt=True,
+        enable_thinking=not item.prompt.endswith(NO_THINKING),
+        return_dict=False,
+    )
+    return Prompt(tokens, item.images, seed)
+
+
+def answer_texts(completions: Sequence[Completion], processor: HunYuanVLMoTProcessor) -> list[str]:
+    """What was written, with the tags of thought and answer, without the end token."""
+    return [processor.tokenizer.decode(list(answer.tokens), skip_special_tokens=True) for answer in completions]
+
+
+def token_texts(completion: Completion, processor: HunYuanVLMoTProcessor) -> list[str]:
+    """The text of each token of a completion."""
+    return [processor.tokenizer.decode([token]) for token in completion.tokens]

@@ -1,0 +1,309 @@
+"""Users' own questions: JSONL files and tables of Hugging Face `datasets`; nothing is downloaded, no row is lost.
+
+Two layouts, told apart by the field `messages`:
+
+* a question, one `Item`: `prompt` (with ` /think` or ` /no_think` at its end as the model should see it), `images`
+  (one or a list; may be absent), `answer` (ground truth, or the same as JSON text), `reward_type`, `category`, and
+  optionally `id` and `solution` (a worked reply, needed for supervised training only);
+* HY-Embodied's public one, one `Conversation`: `messages`, optionally `id` and `type`. Turns have a `role` (system,
+  user, assistant, tool) and a `content`: text, or a list of `{"type": "text", "text": ..}`,
+  `{"type": "image", "image": ..}` and `{"type": "video", "video": ..}`; an assistant's content is text only.
+
+An image is a path, relative to the file, or a data URI; tables may also hold PIL images, uint8 [H, W, 3] arrays or
+`{"bytes": .., "path": ..}`. A video is a path; its frames are read where they are needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.spatial_qa.items import CATEGORIES, Item
+from rewards.config import RewardConfig
+from rewards.truth import decode_truth
+from rewards.verifier import verifier_reward
+from rl_lab.errors import UserError
+from rl_lab.language.question_images import existing_file, read_image
+
+QUESTION_FIELDS = ("prompt", "images", "answer", "reward_type", "category", "id", "solution")
+REQUIRED_FIELDS = ("prompt", "answer", "reward_type", "category")
+CONVERSATION_FIELDS = ("messages", "id", "type")
+ROLES = ("system", "user", "assistant", "tool")
+MAX_PATH_CHARS = 500
+"""A longer text is no path."""
+SHOWN_ROWS = 20
+"""Bad rows that the error's text lists; `BadRowsError.bad_rows` has all."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One training dialogue."""
+
+    id: str
+    messages: tuple[dict[str, Any], ...]
+    """Turns with `role` and `content`; an image item is `{"type": "image"}`, a video item `{"type": "video"}`."""
+    images: tuple[np.ndarray, ...]
+    """uint8 [H, W, 3], in the order of their items."""
+    videos: tuple[Path, ...]
+    """Files, in the order of their items."""
+
+    def chat(self) -> list[dict[str, Any]]:
+        """The turns as a processor's chat template takes them: every picture and video in its item."""
+        given = {"image": iter(self.images), "video": iter(map(str, self.videos))}
+
+        def filled(part: dict[str, Any]) -> dict[str, Any]:
+            kind = part["type"]
+            return part | {kind: next(given[kind])} if kind in given else part
+
+        return [
+            turn if isinstance(turn["content"], str) else turn | {"content": [filled(part) for part in turn["content"]]}
+            for turn in self.messages
+        ]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was not taken."""
+
+    line: int
+    """Line of a file, or row of a table; from 1."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuestionData:
+    """All rows of a source."""
+
+    items: list[Item]
+    conversations: list[Conversation]
+    bad_rows: list[BadRow]
+    """Empty unless bad rows were asked to be skipped."""
+
+
+class BadRowsError(UserError):
+    """Rows that cannot be used; `bad_rows` has every one."""
+
+    def __init__(self, name: str, bad_rows: Sequence[BadRow]) -> None:
+        listed = "; ".join(f"line {row.line}: {row.reason}" for row in bad_rows[:SHOWN_ROWS])
+        more = f"; and {len(bad_rows) - SHOWN_ROWS} more" if len(bad_rows) > SHOWN_ROWS else ""
+        count = "1 bad row" if len(bad_rows) == 1 else f"{len(bad_rows)} bad rows"
+        super().__init__(f"{name} has {count}: {listed}{more}. Mend them, or read with skip_bad=True")
+        self.bad_rows = list(bad_rows)
+
+
+def read_questions(path: Path, *, skip_bad: bool = False) -> QuestionData:
+    """All rows of a JSONL file (blank lines are no rows), a Parquet file, or a folder that `datasets` saved.
+
+    BadRowsError listing every bad row by line and reason, unless `skip_bad`: then the result lists them. UserError
+    without such a file or when it has no rows.
+    """
+    if path.is_dir() or path.suffix == ".parquet":
+        return table_questions(_table(path), folder=path.parent, skip_bad=skip_bad)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give a JSONL file, one JSON object a line")
+    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
+    return _read(((number, line) for number, line in lines if line.strip()), path.name, path.parent, skip_bad)
+
+
+def _table(path: Path) -> Any:
+    """A table of `datasets`: saved to a folder, or a Parquet file; nothing is downloaded or cached. UserError for
+    neither."""
+    import datasets  # here, because it takes a second
+
+    try:
+        return datasets.load_from_disk(str(path)) if path.is_dir() else datasets.Dataset.from_parquet(str(path))
+    except (FileNotFoundError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no table of datasets: {' '.join(str(error).split())}") from error
+
+
+def source_files(path: Path) -> list[Path]:
+    """The files that the content of a source depends on: itself (all of a folder), and pictures and videos it names."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.suffix == ".parquet":
+        return [path]
+    named: set[Path] = set()
+    for line in path.read_bytes().splitlines():
+        try:
+            named |= {path.parent / text for text in _texts(json.loads(line)) if len(text) < MAX_PATH_CHARS}
+        except (ValueError, RecursionError):
+            continue  # reading the source will name this line
+    return [path, *sorted(file for file in named if _is_file(file))]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts inside a JSON value that could be a path."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def has_open_questions(path: Path) -> bool:
+    """Whether a JSONL source asks questions that only a judge can score."""
+    return path.is_file() and any(b'"open"' in line for line in path.read_bytes().splitlines())
+
+
+def table_questions(
+    table: Iterable[Mapping[str, Any]], *, folder: Path = Path(), skip_bad: bool = False
+) -> QuestionData:
+    """All rows of a table, such as a `datasets.Dataset`; image paths are relative to `folder`.
+
+    Errors as `read_questions`. A column that is None in a row counts as absent there, because a
+    table has the same columns in every row.
+    """
+    return _read(enumerate(table, start=1), "table", folder, skip_bad)
+
+
+def item_conversation(item: Item) -> Conversation:
+    """An item's prompt and worked solution as a dialogue for supervised training; ValueError without a solution."""
+    if not item.solution:
+        raise ValueError(f"item {item.id} has no solution; supervised training needs one for every item")
+    content = [*({"type": "image"} for _ in item.images), {"type": "text", "text": item.prompt}]
+    turns = ({"role": "user", "content": content}, {"role": "assistant", "content": item.solution})
+    return Conversation(item.id, turns, item.images, ())
+
+
+def _read(rows: Iterable[tuple[int, Any]], name: str, folder: Path, skip_bad: bool) -> QuestionData:
+    """Rows, as JSON text (bytes) or mappings, by their number."""
+    data = QuestionData([], [], [])
+    lines: dict[str, int] = {}
+    for line, raw in rows:
+        try:
+            row = _fields(raw)
+            identity = _identity(row, f"{Path(name).stem}-{line}", lines)
+            if "messages" in row:
+                data.conversations.append(_conversation(row, identity, folder))
+            else:
+                data.items.append(_item(row, identity, folder))
+            lines[identity] = line
+        except ValueError as error:
+            data.bad_rows.append(BadRow(line, " ".join(str(error).split())))
+    if data.bad_rows and not skip_bad:
+        raise BadRowsError(name, data.bad_rows)
+    if not (data.items or data.conversations or data.bad_rows):
+        raise UserError(f"{name} has no rows; give at least one question")
+    return data
+
+
+def _fields(raw: Any) -> dict[str, Any]:
+    """The fields of a row that are there, all of them known."""
+    if isinstance(raw, bytes):
+        try:
+            raw = json.loads(raw.decode("utf-8"))
+        except RecursionError as error:
+            raise ValueError("not JSON: nested too deeply") from error
+        except ValueError as error:
+            raise ValueError(f"not JSON in UTF-8: {error}") from error
+    if not isinstance(raw, Mapping):
+        raise ValueError("not a JSON object")
+    row = {str(name): value for name, value in raw.items() if value is not None}
+    known = CONVERSATION_FIELDS if "messages" in row else QUESTION_FIELDS
+    unknown = [name for name in row if name not in known]
+    if unknown:
+        raise ValueError(f"unknown fields {', '.join(unknown)}; known are {', '.join(known)}")
+    return row
+
+
+def _identity(row: Mapping[str, Any], default: str, lines: Mapping[str, int]) -> str:
+    identity = row.get("id", default)
+    if not isinstance(identity, str | int) or isinstance(identity, bool) or identity == "":
+        raise ValueError(f"id is {identity!r}; give a text or a whole number, or none")
+    if str(identity) in lines:
+        raise ValueError(f"id {identity!r} is that of line {lines[str(identity)]} already; give each row its own")
+    return str(identity)
+
+
+def _item(row: Mapping[str, Any], identity: str, folder: Path) -> Item:
+    missing = [name for name in REQUIRED_FIELDS if name not in row]
+    if missing:
+        raise ValueError(f"missing {', '.join(missing)}; a question has {', '.join(REQUIRED_FIELDS)}")
+    prompt = _text(row["prompt"], "prompt")
+    if row["category"] not in CATEGORIES:
+        raise ValueError(f"category is {row['category']!r}; use one of {', '.join(CATEGORIES)}")
+    images = row.get("images", [])
+    several = isinstance(images, list | tuple)
+    return Item(
+        id=identity,
+        category=row["category"],
+        task="user",
+        reward_type=row["reward_type"],
+        seed=0,
+        scene=identity,
+        difficulty={},
+        prompt=prompt,
+        images=tuple(read_image(image, folder) for image in (images if several else [images])),
+        answer=_truth(row["answer"], row["reward_type"]),
+        solution=_text(row["solution"], "solution") if "solution" in row else "",
+    )
+
+
+def _truth(answer: Any, reward_type: Any) -> Any:
+    """The decoded ground truth; ValueError unless the rewards can score against it."""
+    verifier_reward("", answer, reward_type, RewardConfig())
+    if reward_type == "open":
+        return _text(answer, "answer")
+    return decode_truth(answer, reward_type)
+
+
+def _conversation(row: Mapping[str, Any], identity: str, folder: Path) -> Conversation:
+    turns = row["messages"]
+    if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise ValueError("messages is not a list of turns {role, content}")
+    roles = [turn.get("role") for turn in turns]
+    unknown = [role for role in roles if role not in ROLES]
+    if unknown:
+        raise ValueError(f"role is {unknown[0]!r}; use one of {', '.join(ROLES)}")
+    if "system" in roles[1:]:
+        raise ValueError("a system turn comes after another turn; it must be the first")
+    if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
+        raise ValueError("there is no assistant turn behind a user turn, so there is nothing to learn")
+    images: list[np.ndarray] = []
+    videos: list[Path] = []
+    messages = tuple(
+        {"role": role, "content": _content(turn.get("content"), role, folder, images, videos)}
+        for role, turn in zip(roles, turns, strict=True)
+    )
+    return Conversation(identity, messages, tuple(images), tuple(videos))
+
+
+def _content(content: Any, role: str, folder: Path, images: list[np.ndarray], videos: list[Path]) -> Any:
+    """A turn's content with its pictures and videos moved to the lists."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple) or not all(isinstance(part, Mapping) for part in content):
+        raise ValueError(f"content of a {role} turn is neither text nor a list of items with a type")
+    parts: list[dict[str, Any]] = []
+    for part in content:
+        kind = part.get("type")
+        if kind not in ("text", "image", "video"):
+            raise ValueError(f"an item of a {role} turn has type {kind!r}; use text, image or video")
+        if role == "assistant" and kind != "text":
+            raise ValueError(f"an assistant turn holds an item of type {kind}; an assistant writes text only")
+        if part.get(kind) is None:
+            raise ValueError(f"an item of type {kind} has no field {kind}")
+        if kind == "image":
+            images.append(read_image(part["image"], folder))
+        elif kind == "video":
+            videos.append(existing_file(part["video"], "video", folder))
+        parts.append({"type": "text", "text": _text(part["text"], "text")} if kind == "text" else {"type": kind})
+    return parts
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {value!r:.40}; give a text that is not empty")
+    return value

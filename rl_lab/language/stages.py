@@ -1,0 +1,274 @@
+"""The language side's stages: questions, cold start, examinations, reinforcement learning with a curriculum."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from envs.spatial_qa.controls import ConstantAnswer, best_constant_answers, blank
+from envs.spatial_qa.items import Item
+from envs.spatial_qa.splits import SEEDS_PER_BLOCK
+from rewards.compose import Rewards
+from rl_lab.errors import UserError
+from rl_lab.files import write_whole
+from rl_lab.json_lines import write_json_lines
+from rl_lab.language.answering import Scored, ask, collect, judge_agreement, plain, score
+from rl_lab.language.grpo_run import GRPORun
+from rl_lab.language.grpo_state import RunState
+from rl_lab.language.item_files import ItemFile, Row, conversation_row, item_row, write_rows
+from rl_lab.language.model import answer_texts, checkpoint_dtype, item_prompt, load_chat_processor
+from rl_lab.language.question_data import SHOWN_ROWS, QuestionData, read_questions
+from rl_lab.language.training import ColdStartPlan, GRPOPlan
+from rl_lab.language.trl_stages import trl_cold_start, trl_grpo
+from rl_lab.learning.checkpoint import published
+from rl_lab.learning.stage import LEARNER_RESTARTS, train
+from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.runner.stage_context import Stage, StageContext
+from rl_lab.seeding import integer
+from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.questions import QuestionUnit, question_units
+from rl_lab.workers.rollout import EngineOptions, Sampling
+from rl_lab.workers.rollout_learner import LearnerHandle
+
+SEEDS_OF_A_RUN = 4_000_000
+"""Seeds of the training questions of neighbouring run seeds are so far apart."""
+RUN_SEEDS = 100
+"""Seeds of runs after which their training questions repeat."""
+COLD_START_OFFSET = 500_000_000
+"""Seeds of the cold start's questions lie so far behind those of the pool."""
+CONSTANTS_FROM = 400
+"""Training questions on which the best constant answers are chosen."""
+FRUITLESS_UNITS = 20
+"""Units of questions without any after which the settings are given up."""
+
+
+class LanguageStages:
+    """The stage functions of one run, by kind; they share its cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def functions(self) -> dict[str, Stage]:
+        """Stage functions by node kind."""
+        return {
+            "questions": self.questions,
+            "cold_start": self.cold_start,
+            "examine": self.examine,
+            "grpo": self.grpo,
+        }
+
+    def questions(self, context: StageContext) -> None:
+        """The questions of the pool, those of the cold start and the held-out ones, generated or from files."""
+        config = context.config.questions
+        offset = context.seed % RUN_SEEDS * SEEDS_OF_A_RUN
+        wanted = {
+            "train": ("train", offset, config.train),
+            "cold_start": ("train", offset + COLD_START_OFFSET, config.cold_start),
+            "held_out": (config.split, 0, config.held_out),
+        }
+        counts: dict[str, Any] = {}
+        for name, (split, start, number) in wanted.items():
+            path = context.out / f"{name}.arrow"
+            if name in config.files():
+                counts[name] = _take_file(config.files()[name], name, path, skip_bad=config.skip_bad_rows)
+            else:
+                first = start // SEEDS_PER_BLOCK * config.per_scene
+                unit = QuestionUnit(
+                    split, first, config.tasks, config.levels, config.image_size, config.thinking, config.per_scene
+                )
+                write_rows(path, self._generated(context, name, unit, number))
+                counts[name] = {"questions": number}
+        write_whole(context.out / "questions.json", json.dumps(counts, indent=1) + "\n")
+
+    def _generated(self, context: StageContext, name: str, first: QuestionUnit, number: int) -> Iterator[Row]:
+        """The first `number` questions from a unit on. RuntimeError if the settings allow hardly any."""
+        done = fruitless = 0
+        with self.cluster.simulation_pool() as pool:
+            call = lambda actor, unit: actor.questions.remote(unit)  # noqa: E731
+            for rows in pool.map(call, question_units(first), context.check_stop):
+                fruitless = 0 if rows else fruitless + 1
+                if fruitless == FRUITLESS_UNITS:
+                    raise RuntimeError(f"no scene has a clear question for {first}; choose other tasks or levels")
+                yield from islice(rows, number - done)
+                done = min(done + len(rows), number)
+                context.progress(done, number, name)
+                if done == number:
+                    return
+
+    def cold_start(self, context: StageContext) -> None:
+        """Imitation of worked solutions, in the Learner or with TRL."""
+        config = context.config
+        plan = ColdStartPlan(
+            config.model, config.cold_start, context.inputs["questions"] / "cold_start.arrow", context.seed
+        )
+        if config.cold_start.backend == "trl":
+            trl_cold_start(context, plan)
+        else:
+            train(self.cluster, context, plan)
+
+    def examine(self, context: StageContext) -> None:
+        """Answers to all held-out questions, to the same over grey pictures, and the best constant answers."""
+        exam, rewards = context.config.examine, Rewards(context.config.rewards)
+        try:
+            with self._engines(context) as engines:  # first, so that stages come by them in the order of the graph
+                items = _items(context, "held_out")
+                examiner = Examiner(context, engines, _policy(context), rewards)
+                seen = examiner.answers(items, exam.samples, "seen")
+                context.log(0, **judge_agreement(examiner.scored))
+                unseen = examiner.answers([blank(item) for item in items], exam.blank_samples, "blank")
+            constants = _constant_scores(items, _items(context, "train", CONSTANTS_FROM), rewards)
+        finally:
+            rewards.close()
+        rows = [
+            {"item": item.id, "task": item.task, "category": item.category, "reward_type": item.reward_type}
+            | row
+            | {"blank": other["rewards"], "constant": constant}
+            for item, row, other, constant in zip(items, seen, unseen, constants, strict=True)
+        ]
+        write_json_lines(context.out / "results.jsonl", rows)
+
+    def grpo(self, context: StageContext) -> None:
+        """Reinforcement learning in a learner process; if that dies, it goes on from the last checkpoint."""
+        config, node = context.config, context.node
+        policy = _policy(context)
+        if config.rl.backend == "trl":
+            with self._engines(context) as engines:
+                trl_grpo(context, policy, engines)
+            return
+        plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", node.replicate or 0))
+        with self._engines(context) as engines:
+            for attempt in range(LEARNER_RESTARTS + 1):
+                learner = self.cluster.rollout_learner(plan, RunState(context.out, context.scratch).learner_state)
+                try:
+                    GRPORun(context, policy, engines, LearnerHandle(learner, context.check_stop)).run()
+                    return
+                except RayActorError:
+                    if attempt == LEARNER_RESTARTS:
+                        raise
+                finally:
+                    engines.cancel()
+                    ray.kill(learner)
+
+    @contextmanager
+    def _engines(self, context: StageContext) -> Iterator[WorkerPool]:
+        """The run's engines, for one stage at a time."""
+        settings = context.config.engine.model_dump(exclude={"prompts_per_call"})
+        if settings["dtype"] == "auto":
+            settings["dtype"] = checkpoint_dtype(_policy(context))  # vLLM's own "auto" computes float32 in bfloat16
+        with self.cluster.rollout_pool(EngineOptions(**settings), context.say) as engines:
+            yield engines
+
+
+class Examiner:
+    """A model in engines, asked and scored."""
+
+    def __init__(self, context: StageContext, engines: WorkerPool, policy: Path, rewards: Rewards) -> None:
+        self.context, self.engines, self.rewards = context, engines, rewards
+        self.processor: HunYuanVLMoTProcessor = load_chat_processor(policy)
+        self.weights = ray.put(published(policy))
+        self.scored: list[Scored] = []
+        """All that was scored so far."""
+
+    def answers(self, items: Sequence[Item], samples: int, name: str) -> list[dict[str, Any]]:
+        """For every item the rewards of its answers, their lengths, whether they ended, and their texts."""
+        config = self.context.config
+        judged = name == "seen" and config.rewards.judge is not None
+        sampling = Sampling(config.examine.max_tokens, temperature=config.examine.temperature, num_generations=samples)
+        rows: list[dict[str, Any]] = []
+        size = 4 * config.engine.prompts_per_call
+        batches = [(start, items[start : start + size]) for start in range(0, len(items), size)]
+        asked = [ask(self.engines, self._prompts(some, start), sampling, self.weights, size) for start, some in batches]
+        for (_, some), batch in zip(batches, asked, strict=True):
+            answers, _ = collect(self.engines, batch, self.context.check_stop)
+            texts = [answer_texts(row, self.processor) for row in answers]
+            scored = score(self.rewards, some, texts, judge_all=judged)
+            self.scored.append(scored)
+            rows += [
+                {
+                    "rewards": plain(values),
+                    "tokens": [len(answer.tokens) for answer in row],
+                    "finished": [answer.finished for answer in row],
+                    "answers": text,
+                }
+                for values, row, text in zip(scored.rewards.tolist(), answers, texts, strict=True)
+            ]
+            self.context.progress(len(rows), len(items), name)
+        return rows
+
+    def _prompts(self, items: Sequence[Item], first: int) -> list[Any]:
+        """Prompts whose samples depend on the run's seed and the item's place."""
+        seed = partial(integer, self.context.seed, "examine")
+        return [item_prompt(item, self.processor, seed(first + place)) for place, item in enumerate(items)]
+
+
+def _items(context: StageContext, name: str, most: int | None = None) -> list[Item]:
+    """The items of a set, or the first of them."""
+    file = ItemFile(context.inputs["questions"] / f"{name}.arrow")
+    return [file[row] for row in range(len(file) if most is None else min(len(file), most))]
+
+
+def _policy(context: StageContext) -> Path:
+    """The checkpoint that a stage starts from: an earlier stage's, or the one that the config names."""
+    return context.inputs.get("policy") or Path(context.config.model.path)
+
+
+def _take_file(source: Path, name: str, target: Path, *, skip_bad: bool) -> dict[str, Any]:
+    """Questions or conversations of a user's file; counts, and the rows that were left out.
+
+    UserError, unless bad rows are skipped, for rows that this set cannot use, and for a file without any that it can.
+    """
+    data = read_questions(source, skip_bad=skip_bad)
+    unfit = _unfit(data, name)
+    if unfit and not skip_bad:
+        listed = "; ".join(f"{identity}: {reason}" for identity, reason in list(unfit.items())[:SHOWN_ROWS])
+        raise UserError(
+            f"questions.{name}_file: {source.name} has {len(unfit)} rows that cannot be used ({listed}); "
+            "mend them, or set questions.skip_bad_rows=true"
+        )
+    rows = [item_row(item) for item in data.items if item.id not in unfit]
+    rows += [conversation_row(talk) for talk in data.conversations if talk.id not in unfit]
+    if not rows:
+        raise UserError(f"questions.{name}_file: {source.name} has no row that can be used; give at least one")
+    write_rows(target, rows)
+    left_out: list[dict[str, Any]] = [{"line": row.line, "reason": row.reason} for row in data.bad_rows]
+    left_out += [{"id": identity, "reason": reason} for identity, reason in unfit.items()]
+    return {"questions": len(rows), "file": source.name, "left_out": left_out}
+
+
+def _unfit(data: QuestionData, name: str) -> dict[str, str]:
+    """Why rows cannot be part of a set, by their id."""
+    if name == "cold_start":
+        return {item.id: "it has no solution to imitate" for item in data.items if not item.solution}
+    reason = "a conversation has no answer to score; give it in cold_start_file"
+    return {conversation.id: reason for conversation in data.conversations}
+
+
+def _constant_scores(items: Sequence[Item], training: Sequence[Item], rewards: Rewards) -> list[float | None]:
+    """What the best constant answer of its generator, chosen on training questions, earns on each item.
+
+    None for open questions, which only a judge scores, and 0 for a generator that training does not have.
+    """
+
+    def reward(reply: str, item: Item) -> float:
+        columns = {"answer": [item.answer], "reward_type": [item.reward_type]}
+        value = rewards([item.prompt], [reply], **columns)[0]
+        return math.nan if value is None else value
+
+    closed = [item for item in training if item.reward_type != "open" and item.solution]
+    best: dict[str, ConstantAnswer] = best_constant_answers(closed, reward)[0] if closed else {}
+    return [
+        None
+        if item.reward_type == "open"
+        else plain([reward(best[item.task].reply, item) if item.task in best else 0.0])[0]
+        for item in items
+    ]

@@ -1,0 +1,186 @@
+"""The language side's training: imitation of worked solutions, and GRPO on batches of scored rollouts.
+
+Plans are plain settings and folders, so that they travel to the learner's process, which builds the rest there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from algos.cross_entropy import CrossEntropy
+from algos.grpo import GRPO
+from algos.grpo_options import GRPOOptions
+from algos.token_batch import TokenBatch
+from rl_lab.config.language import ColdStartConfig, RLConfig
+from rl_lab.config.schema import ModelConfig
+from rl_lab.language.item_files import SolutionFile
+from rl_lab.language.model import LanguageModel, initial_language_model, load_language_model
+from rl_lab.language.token_batching import chat_batch, rollout_batch
+from rl_lab.learning.learner import Learner
+from rl_lab.learning.training import Parts, optimiser, trainable
+from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.model.lora import Adapted
+from rl_lab.seeding import integer, stream
+from rl_lab.workers.rollout import Completion, Prompt
+from rl_lab.workers.weights import Snapshot, publish
+
+GROUPS = ("vision", "vlm")
+CALIBRATION_ROWS = 256
+"""Questions whose pictures random weights are fitted to."""
+
+
+def epoch_order(num_rows: int, steps: int, batch_size: int, seed: int) -> list[list[int]]:
+    """Rows of every step: passes over all rows in an order of their own; a step may run over the end of a pass.
+
+    ValueError without rows.
+    """
+    if num_rows < 1:
+        raise ValueError("there are no rows to learn from")
+    rows: list[int] = []
+    epoch = 0
+    while len(rows) < steps * batch_size:
+        rows += stream(seed, "rows", epoch).permutation(num_rows).tolist()
+        epoch += 1
+    return [rows[start : start + batch_size] for start in range(0, steps * batch_size, batch_size)]
+
+
+@dataclass
+class ConversationData:
+    """Batches of conversations; see `rl_lab.action.datasets.Dataset`."""
+
+    rows: SolutionFile
+    order: list[list[int]]
+    processor: HunYuanVLMoTProcessor
+
+    def batch(self, step: int) -> TokenBatch:
+        """See `rl_lab.action.datasets.Dataset`."""
+        return chat_batch([self.rows[row].chat() for row in self.order[step]], self.processor)
+
+
+@dataclass(frozen=True)
+class ColdStartPlan:
+    """Imitation of worked solutions, from a preset's random weights or from a checkpoint."""
+
+    model: ModelConfig
+    settings: ColdStartConfig
+    solutions: Path
+    """File of `rl_lab.language.item_files`."""
+    seed: int
+
+    name = "cold_start"
+
+    @property
+    def learner_seed(self) -> int:
+        """See `rl_lab.learning.training.Plan`."""
+        return self.seed
+
+    def start(self) -> LanguageModel:
+        """The model that imitation begins with; random weights are fitted to the first pictures and to numbers."""
+        found = initial_language_model(self.model, self.seed)
+        if self.model.path is None:
+            solutions = SolutionFile(self.solutions)
+            pictures = [solutions.images(row) for row in range(min(len(solutions), CALIBRATION_ROWS))]
+            found.calibrate([image for images in pictures for image in images])
+        return found
+
+    def order(self, num_rows: int) -> list[list[int]]:
+        """Rows of every step."""
+        return epoch_order(num_rows, self.settings.steps, self.settings.batch_size, integer(self.seed, "cold_start"))
+
+    def build(self, device: str) -> Parts:
+        """See `rl_lab.learning.training.Plan`."""
+        start = self.start()
+        start.model.to(device)  # type: ignore[arg-type]
+        solutions, settings = SolutionFile(self.solutions), self.settings
+        data = ConversationData(solutions, self.order(len(solutions)), start.processor)
+        info = replace(
+            start.info, weight_version=start.info.weight_version + 1, steps=start.info.steps + settings.steps
+        )
+        trained = trainable(start.model, settings, GROUPS, integer(self.seed, "lora"))
+        return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Scored answers that one batch of GRPO learns from, plain data on the way to the learner."""
+
+    prompts: list[Prompt]
+    completions: list[list[Completion]]
+    """`num_generations` of each prompt."""
+    advantages: Tensor
+    """float [P, G]; 0 where the reward call failed."""
+    scored: Tensor
+    """bool [P, G]: the reward call did not fail."""
+
+
+@dataclass(frozen=True)
+class GRPOPlan:
+    """Reinforcement learning of a trained model."""
+
+    policy: Path
+    options: GRPOOptions
+    settings: RLConfig
+    seed: int
+
+
+class GRPOTraining:
+    """A learner that takes groups as they come and publishes its weights."""
+
+    def __init__(self, plan: GRPOPlan, device: str = "cpu") -> None:
+        self.plan, self.device = plan, device
+        self.start: LanguageModel = load_language_model(plan.policy)
+        self.start.model.to(device)  # type: ignore[arg-type]
+        settings, options = plan.settings, plan.options
+        self.trained = trainable(self.start.model, settings, settings.train, integer(plan.seed, "lora"))
+        self.objective = GRPO(options, groups=settings.train, reference=self._reference())
+        self.learner = Learner(self.trained, seed=plan.seed)
+        self.learner.add("grpo", self.objective, optimiser(settings, options.num_iterations))
+
+    def _reference(self) -> Any:
+        """The model that the KL term holds to: the start, without a copy where adapters leave it as it was."""
+        if self.plan.options.beta == 0:
+            return None
+        if isinstance(self.trained, Adapted):
+            return self.trained.reference
+        reference = load_language_model(self.plan.policy).model.eval().requires_grad_(False)
+        return reference.to(self.device)
+
+    @property
+    def batches(self) -> int:
+        """Batches learned so far."""
+        return self.learner.tracks["grpo"].step // self.plan.options.num_iterations
+
+    def learn(self, groups: Groups) -> dict[str, float]:
+        """`num_iterations` optimizer steps on one batch; the metrics of the last, mismatch being that of the first.
+
+        ValueError if no answer of the batch has a reward.
+        """
+        batch = rollout_batch(
+            groups.prompts,
+            groups.completions,
+            groups.advantages,
+            self.start.processor.image_processor,
+            scored=groups.scored,
+        ).to(self.device)
+        if self.plan.options.num_iterations > 1:
+            batch = self.objective.prepare(self.trained, batch)
+        at_once, iterations = self.plan.settings.rows_at_once, self.plan.options.num_iterations
+        lines = [self.learner.step("grpo", batch, at_once) for _ in range(iterations)]
+        return lines[-1] | {name: value for name, value in lines[0].items() if name.startswith("mismatch/")}
+
+    def finish(self, folder: Path) -> None:
+        """Write the model of the moment into a checkpoint folder; its version counts on by the batches learned."""
+        start, steps = self.start.info, self.learner.tracks["grpo"].step
+        info = replace(start, weight_version=start.weight_version + self.batches, steps=start.steps + steps)
+        self.start.save(folder, info, self.trained.merged_state_dict() if isinstance(self.trained, Adapted) else None)
+
+    def publish(self) -> Snapshot:
+        """The same as a snapshot for engines."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.finish(Path(folder))
+            return publish(Path(folder), self.start.info.weight_version + self.batches)

@@ -1,0 +1,137 @@
+"""Cold start and reinforcement learning by TRL's trainers, from checkpoint to checkpoint, in the stage's own thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+from algos.curriculum import Curriculum
+from algos.curriculum_options import CurriculumOptions
+from algos.grpo import group_advantages
+from envs.spatial_qa.items import CATEGORIES
+from rewards.compose import Rewards
+from rl_lab.language.answering import Answers, ask, collect, reward_means, scored_groups
+from rl_lab.language.groups import Answered
+from rl_lab.language.item_files import ItemFile, SolutionFile
+from rl_lab.language.model import answer_texts, load_chat_processor
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.language.training import ColdStartPlan
+from rl_lab.learning.training import optimiser
+from rl_lab.runner.stage_context import StageContext
+from rl_lab.seeding import integer
+from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.rollout import Prompt, Sampling
+from rl_lab.workers.weights import Snapshot
+
+
+def trl_cold_start(context: StageContext, plan: ColdStartPlan) -> None:
+    """Imitation by TRL's `SFTTrainer`, which reads the rows in the order in which the Learner would."""
+    from rl_lab.trl_backend.sft import train_sft  # here, because it imports TRL
+    from rl_lab.trl_backend.trainer import Settings
+
+    torch.set_num_threads(plan.settings.threads)
+    solutions = SolutionFile(plan.solutions)
+    settings = Settings(optimiser(plan.settings), gradient_checkpointing=plan.settings.gradient_checkpointing)
+    start = plan.start()
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        context.log(step, **metrics)
+        context.progress(step, plan.settings.steps, f"loss {metrics['loss']:.4g}")
+
+    train_sft(start, solutions, plan.order(len(solutions)), settings, context.out, log)
+
+
+def fixed_order(options: CurriculumOptions, seed: int, categories: np.ndarray, steps: int) -> list[np.ndarray]:
+    """Items of every step, as the curriculum selects them if it never hears of a result."""
+    curriculum = Curriculum(options, seed, len(CATEGORIES))
+    curriculum.add(categories)
+    order = []
+    for step in range(1, steps + 1):
+        order.append(curriculum.select(step, 0).numbers)
+        curriculum.release(order[-1])
+    return order
+
+
+class TRLRun:
+    """GRPO by TRL's `GRPOTrainer` on a fixed order of items, with answers from the run's engines."""
+
+    def __init__(self, context: StageContext, policy: Path, engines: WorkerPool) -> None:
+        config, node = context.config, context.node
+        self.context, self.policy, self.engines = context, policy, engines
+        self.options, self.settings = config.grpo, config.rl
+        self.seed = integer(context.seed, "grpo", node.replicate or 0)
+        self.items = ItemFile(context.inputs["questions"] / "train.arrow")
+        codes = [CATEGORIES.index(self.items.record(row)["category"]) for row in range(len(self.items))]
+        curriculum = replace(config.curriculum, scheme=node.method or config.curriculum.scheme)
+        self.order = fixed_order(curriculum, self.seed, np.array(codes, np.uint8), self.settings.steps)
+        self.processor = load_chat_processor(policy)
+        self.store = RolloutStore(context.out)
+        self.step = 0
+
+    def roll_out(self, prompts: Sequence[Prompt], snapshot: Snapshot) -> Answers:
+        """Answers to the items of the next step, drawn with the seeds that the Learner's run would use."""
+        self.step += 1
+        numbers = self.order[self.step - 1].tolist()
+        seeds = [integer(self.seed, "draw", self.step, 0, number) for number in numbers]
+        seeded = [replace(prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        sampling = Sampling(
+            self.options.max_completion_length,
+            temperature=self.options.temperature,
+            num_generations=self.options.num_generations,
+        )
+        per_call = self.context.config.engine.prompts_per_call
+        asked = ask(self.engines, seeded, sampling, ray.put(snapshot), per_call)
+        return collect(self.engines, asked, self.context.check_stop)[0]
+
+    def run(self) -> None:
+        """Train to the end."""
+        from rl_lab.trl_backend.grpo import Step, notice, train_grpo  # here, because it imports TRL
+        from rl_lab.trl_backend.trainer import Settings
+
+        self.context.say(notice(self.context.node.method or ""))
+        torch.set_num_threads(self.settings.threads)
+        means: dict[str, float] = {}
+
+        def record(step: Step) -> None:
+            items, answers = list(step.items), step.completions
+            texts = [answer_texts(row, self.processor) for row in answers]
+            scored = scored_groups(step.breakdown, len(items))
+            answered = Answered(self.order[step.number - 1], items, [], answers, texts, scored)
+            advantages = group_advantages(torch.from_numpy(scored.rewards), self.options.scale_rewards)
+            self.store.write(step.number, answered.rollouts(advantages, self.processor), answered.columns())
+            means.clear()
+            means.update(reward_means(items, scored) | {"rollouts/tokens": float(answered.num_tokens)})
+
+        def log(step: int, metrics: dict[str, float]) -> None:
+            self.context.log(step, **(metrics | means))
+            self.context.progress(step, self.settings.steps)
+
+        rewards = Rewards(self.context.config.rewards)
+        try:
+            train_grpo(
+                self.policy,
+                [[self.items[number] for number in numbers.tolist()] for numbers in self.order],
+                self.options,
+                Settings(
+                    optimiser(self.settings, self.options.num_iterations),
+                    self.settings.train,
+                    self.settings.gradient_checkpointing,
+                ),
+                self.roll_out,
+                rewards,
+                self.context.out,
+                log,
+                record,
+            )
+        finally:
+            rewards.close()
+
+
+def trl_grpo(context: StageContext, policy: Path, engines: WorkerPool) -> None:
+    """Reinforcement learning by TRL; see `TRLRun`."""
+    TRLRun(context, policy, engines).run()

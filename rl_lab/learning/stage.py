@@ -1,0 +1,52 @@
+"""A training stage on a data set: a plan in a learner process, driven in slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from algos.alarms import cap_alarm, collapse_alarm
+from rl_lab.learning.training import Plan
+from rl_lab.runner.stage_context import StageContext
+from rl_lab.workers.cluster import Cluster
+
+LEARNER_RESTARTS = 3
+
+
+def train(cluster: Cluster, context: StageContext, plan: Plan) -> None:
+    """Run a plan in a learner process, which is replaced if it dies."""
+    for attempt in range(LEARNER_RESTARTS + 1):
+        worker = cluster.learner(plan, context.scratch)
+        try:
+            _run_slices(context, worker, plan.settings.steps)
+            ray.get(worker.finish.remote(context.out))
+            return
+        except RayActorError:
+            if attempt == LEARNER_RESTARTS:
+                raise
+        finally:
+            ray.kill(worker)
+
+
+def _run_slices(context: StageContext, worker: Any, steps: int) -> None:
+    """Drive the learner to `steps`, from wherever its last saved state is."""
+    step = ray.get(worker.step.remote())
+    context.resume_from(step)
+    every = context.config.checkpoint_every
+    history: list[dict] = []
+    while step < steps:
+        result = ray.get(worker.run.remote(min(10, steps - step, every - step % every)))
+        for line in result.lines:
+            context.log(**line)
+        if result.error:
+            raise RuntimeError(result.error)
+        step += len(result.lines)
+        history += result.lines
+        if step % every == 0:
+            ray.get(worker.save.remote())
+        context.progress(step, steps, f"loss {history[-1]['loss']:.4g}")
+    for alarm in (collapse_alarm(history), cap_alarm(history)):
+        if alarm is not None:
+            context.log(step, alarm=alarm)

@@ -1,0 +1,204 @@
+"""Reading a run's curriculum pool, live or finished, at its newest state or at a checkpoint; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from algos.curriculum_items import BANDS, Array, Items
+from algos.curriculum_options import CurriculumOptions
+from rl_lab.errors import UserError
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.pool.place import locate
+from rl_lab.pool.store import read_items, read_meta, read_options
+
+SORTS = ("frontier", "rate", "age", "groups", "selections", "id")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which items to show and how to order them; None leaves a limit out."""
+
+    band: str | None = None
+    category: str | None = None
+    rate: tuple[float, float] | None = None
+    """Posterior mean of the pass rate, both ends included."""
+    age: tuple[float, float] | None = None
+    """Weight versions since the last observation, both ends included; leaves out unseen items."""
+    state: str | None = None
+    """pinned, retired or pending."""
+    sort: str = "frontier"
+    reverse: bool = False
+
+
+class PoolView:
+    """A pool opened for reading: columns of all items in memory, everything else asked for when it is needed."""
+
+    def __init__(self, text: str) -> None:
+        """A place as `rl_lab.pool.place.locate` reads it; UserError if there is no such pool or it cannot be read."""
+        self.name, self.place = text, locate(text)
+        try:
+            self._db = self._open()
+            self.meta = read_meta(self._db)
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self.place.path} cannot be read: {error}; it is no pool, or not whole") from error
+        self.options: CurriculumOptions = read_options(self.meta)
+        self.categories: list[str] = self.meta["categories"]
+
+    def _open(self) -> sqlite3.Connection:
+        """Read-only; a sealed file, and one beside which no log can be opened, as it stands."""
+        uri = self.place.path.resolve().as_uri()
+        db = sqlite3.connect(f"{uri}?{self._mode()}", uri=True, timeout=60.0, isolation_level=None)
+        try:
+            db.execute("SELECT 1 FROM meta").fetchone()
+        except sqlite3.OperationalError:
+            db.close()
+            db = sqlite3.connect(f"{uri}?immutable=1", uri=True, isolation_level=None)
+        db.row_factory = sqlite3.Row
+        db.execute("BEGIN")  # everything that is read comes from one state of the pool
+        return db
+
+    def _mode(self) -> str:
+        """A sealed file gets no log beside it, unless the one that it was sealed with still holds something."""
+        log = self.place.path.with_name(f"{self.place.path.name}-wal")
+        return "immutable=1" if self.place.sealed and not (log.is_file() and log.stat().st_size) else "mode=ro"
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    @property
+    def rollouts(self) -> RolloutStore:
+        """The rollouts of this pool's items."""
+        return RolloutStore(self.place.folder)
+
+    def rows(self, query: str, *values: Any) -> list[Row]:
+        """Rows of a query, each as a dict."""
+        return [dict(row) for row in self._db.execute(query, values)]
+
+    @cached_property
+    def items(self) -> Items:
+        """Columns of all items, as they were when they were first asked for."""
+        return read_items(self._db)
+
+    @cached_property
+    def now(self) -> tuple[int, int]:
+        """Step and weight version of the newest selection; (-1, 0) before the first."""
+        rows = self.rows("SELECT step, version FROM steps ORDER BY step DESC, round DESC LIMIT 1")
+        return (rows[0]["step"], rows[0]["version"]) if rows else (-1, 0)
+
+    @cached_property
+    def rate(self) -> Array:
+        """Posterior mean of the pass rates, (a0 + S) / (a0 + b0 + N), float64 [num_items]."""
+        a, b = self.options.prior
+        return (a + self.items.successes) / (a + b + self.items.evidence)
+
+    @cached_property
+    def age(self) -> Array:
+        """Weight versions since the last observation, int64 [num_items]; meaningless for unseen items."""
+        return np.maximum(self.now[1] - self.items.version.astype(np.int64), 0)
+
+    def category_code(self, name: str) -> int:
+        """Code of a category. UserError if the pool has no such one."""
+        if name not in self.categories:
+            raise UserError(f"{self.name} has no category {name!r}; it has {', '.join(self.categories)}")
+        return self.categories.index(name)
+
+    def number(self, item: str) -> int:
+        """Number of an item by its id. UserError, with ids that begin alike, if there is none."""
+        row = self._db.execute("SELECT number FROM items WHERE id = ?", (item,)).fetchone()
+        if row:
+            return int(row[0])
+        start = item[: max(len(item) // 2, 1)]
+        upper = start[:-1] + chr(ord(start[-1]) + 1) if start else "\U0010ffff"
+        near = self.rows("SELECT id FROM items WHERE id >= ? AND id < ? ORDER BY id LIMIT 3", start, upper)
+        known = f"; ids that begin alike: {', '.join(row['id'] for row in near)}" if near else ""
+        raise UserError(
+            f"{self.name} has no item {item!r}{known}; list them with `python -m rl_lab.pool ls {self.name}`"
+        )
+
+    def item(self, number: int) -> Row:
+        """id, category, task, reward_type and content (a dict) of an item."""
+        row = self.rows("SELECT * FROM items WHERE number = ?", number)[0]
+        return row | {"content": json.loads(row["content"])}
+
+    def state(self, number: int) -> Row:
+        """What the pool knows about an item: its columns, band name, rate and age (None if unseen)."""
+        columns = {name: column[number].item() for name, column in self.items.columns.items()}
+        age = int(self.age[number]) if columns["groups"] else None
+        return columns | {"band": BANDS[columns["band"]], "rate": float(self.rate[number]), "age": age}
+
+    def images(self, number: int) -> list[bytes | Path]:
+        """Pictures of an item: PNG bytes kept in the pool, else the paths that its content names."""
+        kept = self.rows("SELECT png FROM images WHERE number = ? ORDER BY place", number)
+        if kept:
+            return [row["png"] for row in kept]
+        named = self.item(number)["content"].get("images", [])
+        return [self.place.run / path for path in named if isinstance(path, str)] if isinstance(named, list) else []
+
+    def observations(self, number: int, before: int | None = None) -> list[Row]:
+        """Groups observed of an item, oldest first; with `before` those of earlier steps."""
+        limit = 2**62 if before is None else before
+        query = "SELECT * FROM observations WHERE number = ? AND step < ? ORDER BY rowid"
+        return self.rows(query, number, limit)
+
+    def selections(self, number: int) -> list[Row]:
+        """Steps, rounds, reasons and chances with which an item was selected."""
+        return self.rows("SELECT * FROM selections WHERE number = ? ORDER BY step, round", number)
+
+    def edits(self, number: int | None = None) -> list[Row]:
+        """Pins and retirements with the step at which they took effect, of one item or of all."""
+        query = "SELECT edits.*, items.id AS item FROM edits JOIN items USING (number)"
+        return (
+            self.rows(f"{query} WHERE number = ? ORDER BY edits.id", number) if number is not None else self.rows(query)
+        )
+
+    def steps(self) -> list[Row]:
+        """Selections of round 0: step, version, bands [C][5] (before the selection), draws."""
+        rows = self.rows("SELECT * FROM steps WHERE round = 0 ORDER BY step")
+        return [row | {"bands": json.loads(row["bands"]), "draws": json.loads(row["draws"])} for row in rows]
+
+    def bands(self) -> Array:
+        """Items of each category in each band now, retired ones left out, [C, 5]."""
+        active = ~self.items.retired
+        codes = self.items.category[active].astype(np.int64) * len(BANDS) + self.items.band[active]
+        return np.bincount(codes, minlength=len(self.categories) * len(BANDS)).reshape(-1, len(BANDS))
+
+    def select(self, wanted: Filter) -> Array:
+        """Numbers of the items that pass a filter, in its order. UserError for a category that does not exist."""
+        items, mask = self.items, np.ones(len(self.items), np.bool_)
+        if wanted.band is not None:
+            mask &= items.band == BANDS.index(wanted.band)
+        if wanted.category is not None:
+            mask &= items.category == self.category_code(wanted.category)
+        if wanted.rate is not None:
+            mask &= (self.rate >= wanted.rate[0]) & (self.rate <= wanted.rate[1])
+        if wanted.age is not None:
+            mask &= (items.groups > 0) & (self.age >= wanted.age[0]) & (self.age <= wanted.age[1])
+        if wanted.state is not None:
+            mask &= items.columns[wanted.state]
+        rows = np.flatnonzero(mask)
+        key, largest_first = self._key(wanted.sort)
+        descending = largest_first != wanted.reverse
+        values = key[rows].astype(np.float64)
+        return rows[np.argsort(-values if descending else values, kind="stable")]
+
+    def _key(self, sort: str) -> tuple[Array, bool]:
+        """Values to sort by, and whether the largest come first."""
+        if sort == "id":
+            return np.arange(len(self.items)), False
+        keys = {
+            "frontier": self.items.band_probability,
+            "rate": self.rate,
+            "age": np.where(self.items.groups > 0, self.age, -1),
+            "groups": self.items.groups,
+            "selections": self.items.selections,
+        }
+        return keys[sort], True

@@ -1,0 +1,222 @@
+"""Runs the stages of a graph: reuses stored ones, runs the ready ones side by side, stops cleanly, continues later."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rl_lab.config.schema import RunConfig
+from rl_lab.errors import UserError
+from rl_lab.runner.graph import Node
+from rl_lab.runner.progress import ProgressBars
+from rl_lab.runner.run_folder import Line, RunFolder
+from rl_lab.runner.stage_context import Stage, StageConfig, StageContext, StageStopped, labels
+from rl_lab.runner.store import Store
+
+STOP_SECONDS = 10.0
+"""How long stages may take to notice that the run is being stopped."""
+
+
+class StageError(RuntimeError):
+    """A stage failed. Its traceback has been printed; what was finished is stored, and the run can be resumed."""
+
+
+class Executor:
+    """Brings every node of one run to an end.
+
+    Stages run in threads of this process, at most `config.workers.stages` at once, and do their work in Ray actors.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        nodes: Sequence[Node],
+        hashes: Mapping[str, str],
+        versions: Mapping[str, str],
+        stages: Mapping[str, Stage],
+        store: Store,
+        folder: RunFolder,
+        track: Callable[[Line], None] = lambda line: None,
+    ) -> None:
+        self.config, self.nodes, self.hashes, self.versions = config, nodes, hashes, versions
+        self.stages, self.store, self.folder, self.track = stages, store, folder, track
+        self.bars = ProgressBars()
+        self.rows: dict[str, Line] = {
+            node.name: {
+                **{"name": node.name, "kind": node.kind, "method": node.method, "round": node.round},
+                **{"hash": hashes.get(node.name), "status": "pending", "seconds": None, "reused": None},
+            }
+            for node in nodes
+        }
+        self._stop = threading.Event()
+        self._ended: queue.Queue[tuple[Node, float, BaseException | None]] = queue.Queue()
+        self._running: dict[str, threading.Thread] = {}
+        self._failure: tuple[Node, BaseException] | None = None
+
+    def continue_from(self, rows: Sequence[Line]) -> list[str]:
+        """Take over the rows of an interrupted run: what it had finished stays, the metrics of the rest are dropped.
+
+        Returns the names of stages that were finished but must run again, because the code or packages are others now.
+        """
+        finished = {
+            row["name"]: row
+            for row in rows
+            if row["status"] == "done"
+            and row["hash"] == self.hashes.get(row["name"], "")
+            and self.store.has(row["hash"])
+        }
+        self.rows |= finished
+        self.folder.keep_metrics(lambda line: line["node"] in finished)
+        return [row["name"] for row in rows if row["status"] == "done" and row["hash"] and row["name"] not in finished]
+
+    def run(self) -> None:
+        """Run everything that is not done. Raises UserError or StageError for the first stage that failed, after the
+        others that were running have ended, and KeyboardInterrupt after a clean stop."""
+        self._write_rows()
+        try:
+            while self._start_ready() or self._running:
+                if self._running:
+                    self._wait()
+        except KeyboardInterrupt:
+            self._stop_stages()
+            raise
+        finally:
+            self._write_rows()
+        if self._failure is not None:
+            self._raise_failure(*self._failure)
+        shutil.rmtree(self.folder.path / "work", ignore_errors=True)
+
+    def _start_ready(self) -> bool:
+        """Reuse or start whatever can be; whether anything was."""
+        changed = False
+        for node in self.nodes:
+            if self._failure is not None or len(self._running) >= self.config.workers.stages:
+                break
+            if not self._is_ready(node):
+                continue
+            changed = True
+            if node.kind != "report" and self.store.has(self.hashes[node.name]):
+                self._finish(node, None)
+            else:
+                self._start(node)
+        return changed
+
+    def _is_ready(self, node: Node) -> bool:
+        """Pending, with its inputs done and no twin of the same hash running."""
+        if self.rows[node.name]["status"] != "pending":
+            return False
+        busy = {self.hashes.get(name) for name in self._running}
+        inputs_done = all(self.rows[name]["status"] == "done" for name in node.inputs.values())
+        return inputs_done and (node.kind == "report" or self.hashes[node.name] not in busy)
+
+    def _start(self, node: Node) -> None:
+        self.rows[node.name]["status"] = "running"
+        self._write_rows()
+        context = self._context(node)
+        self.folder.show_live(node, context.out)
+        thread = threading.Thread(target=self._run_stage, args=(node, context), name=node.name, daemon=True)
+        self._running[node.name] = thread
+        thread.start()
+
+    def _work(self, node: Node) -> Path:
+        """Absolute, because workers of a cluster that was there before have another working directory."""
+        return (self.folder.path / "work" / self.hashes[node.name]).absolute()
+
+    def _context(self, node: Node) -> StageContext:
+        is_report = node.kind == "report"
+        out = self.folder.path if is_report else self._work(node) / "out"
+        scratch = self.folder.path / "work" / "report" if is_report else self._work(node) / "scratch"
+        for folder in (out, scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+        return StageContext(
+            node=node,
+            config=self.config if is_report else StageConfig(self.config, node.kind),
+            inputs={role: self.store.path(self.hashes[name]) for role, name in node.inputs.items()},
+            out=out,
+            scratch=scratch,
+            seed=self.config.seed,
+            _folder=self.folder,
+            _bars=self.bars,
+            _stop=self._stop,
+            _track=self.track,
+        )
+
+    def _run_stage(self, node: Node, context: StageContext) -> None:
+        """In the stage's thread: whatever happens, the main thread hears of it."""
+        started = time.monotonic()
+        failure: BaseException | None = None
+        try:
+            self.stages[node.kind](context)
+        except BaseException as error:  # the main thread raises it
+            failure = error
+        self._ended.put((node, time.monotonic() - started, failure))
+
+    def _wait(self) -> None:
+        """Until one stage has ended; short waits keep the main thread open to signals."""
+        try:
+            node, seconds, failure = self._ended.get(timeout=0.2)
+        except queue.Empty:
+            return
+        self._end(node, seconds, failure)
+
+    def _end(self, node: Node, seconds: float, failure: BaseException | None) -> None:
+        del self._running[node.name]
+        self.bars.close(node.name)
+        if failure is None:
+            self._finish(node, round(seconds, 2))
+            return
+        self.rows[node.name]["status"] = "stopped" if isinstance(failure, StageStopped) else "failed"
+        if self.rows[node.name]["status"] == "failed" and self._failure is None:
+            self._failure = (node, failure)
+            self.bars.say(f"{node.name}: failed")
+        self._write_rows()
+
+    def _finish(self, node: Node, seconds: float | None) -> None:
+        """Store a stage that has ended, or take a stored one (seconds None), and show it in the run folder."""
+        row = self.rows[node.name]
+        if node.kind != "report":
+            digest = self.hashes[node.name]
+            if seconds is not None:
+                record = {"kind": node.kind, "params": node.params, "seconds": seconds, "versions": dict(self.versions)}
+                inputs = {role: self.hashes[name] for role, name in node.inputs.items()}
+                self.store.publish(
+                    digest, self._work(node) / "out", record | {"seed": self.config.seed, "inputs": inputs}
+                )
+                shutil.rmtree(self._work(node))
+            else:
+                lines = [labels(node) | line for line in self.store.metrics(digest)]
+                self.folder.append_metrics(lines)
+            self.folder.show(node, self.store.path(digest))
+            row["seconds"] = self.store.record(digest)["seconds"]
+        else:
+            row["seconds"] = seconds
+        row |= {"status": "done", "reused": seconds is None}
+        self._write_rows()
+        done = sum(row["status"] == "done" for row in self.rows.values())
+        how = "reused" if seconds is None else f"done in {seconds:.0f} s"
+        self.bars.say(f"[{done}/{len(self.nodes)}] {node.name}: {how}")
+
+    def _stop_stages(self) -> None:
+        """Ask running stages to stop and give them a moment, then let go of them."""
+        self._stop.set()
+        self.bars.say("stopping ...")
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._running and time.monotonic() < deadline:
+            self._wait()
+        for name in self._running:
+            self.rows[name]["status"] = "stopped"
+
+    def _raise_failure(self, node: Node, failure: BaseException) -> None:
+        if isinstance(failure, UserError):
+            raise UserError(f"{node.name}: {failure}") from failure
+        traceback.print_exception(failure, file=sys.stderr)
+        raise StageError(f"stage {node.name} failed: {failure}") from failure
+
+    def _write_rows(self) -> None:
+        self.folder.write_stages(list(self.rows.values()), self.store.root)

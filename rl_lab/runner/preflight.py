@@ -1,0 +1,109 @@
+"""Checks that need more than the config file: does this machine, and does the checkpoint, fit what it asks for?"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from algos.alarms import cap_warning
+from algos.methods import find_method
+from rl_lab.config.schema import ModelConfig, RunConfig
+from rl_lab.errors import UserError
+from rl_lab.language.question_data import has_open_questions
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise UserError, before anything is written, for a run that cannot work on this machine."""
+    if config.learns_actions:
+        _check_model(config)
+    if config.learns_language:
+        _check_language(config)
+    _check_placement(config)
+    _check_gl()
+
+
+def _sizes(model: ModelConfig) -> Any:
+    """The `HyVLAConfig` of the preset or the checkpoint."""
+    from rl_lab.model.config import HyVLAConfig
+    from rl_lab.model.presets import preset_config
+
+    if model.path is None:
+        return preset_config(model.preset)
+    for name in ("config.json", "model.safetensors"):
+        if not (Path(model.path) / name).is_file():
+            raise UserError(f"model.path: {model.path} is no checkpoint folder: {name} is missing")
+    try:
+        return HyVLAConfig.from_pretrained(model.path)
+    except (ValueError, OSError, TypeError) as error:
+        raise UserError(f"model.path: {model.path} does not fit: {error}") from error
+
+
+def _check_model(config: RunConfig) -> None:
+    """The sizes of the model fit what the stages do with it."""
+    sizes = _sizes(config.model)
+    chunk, rollback = sizes.n_action_steps, config.collect.rollback_steps
+    if config.env.image_size != sizes.image_size:
+        wanted = f"env.image_size is {config.env.image_size} but the model takes {sizes.image_size} pixels"
+        raise UserError(f"{wanted}; set env.image_size={sizes.image_size}")
+    for key, execute in (("collect", config.collect.execute), ("eval", config.eval.execute)):
+        if execute > chunk:
+            raise UserError(f"{key}.execute is {execute} but chunk_size is {chunk}; execute at most chunk_size steps")
+    if config.num_rounds and rollback[0] < chunk:
+        short = f"collect.rollback_steps starts at {rollback[0]} but chunk_size is {chunk}"
+        raise UserError(f"{short}: such losers have no state with a whole chunk after it; start at {chunk} or more")
+
+
+def has_vllm() -> bool:
+    """Whether vLLM is installed; it is not imported."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def _check_language(config: RunConfig) -> None:
+    """Engines, the files of the user, and the model that reinforcement learning starts from."""
+    needs_engines = bool({"examine", "grpo"} & set(config.stages))
+    if needs_engines and not has_vllm():
+        raise UserError("examine and grpo need vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA")
+    for name, path in config.questions.files().items():
+        if not path.exists():
+            raise UserError(f"questions.{name}_file: there is no {path}; give a JSONL or Parquet file")
+        if name != "cold_start" and config.rewards.judge is None and has_open_questions(path):
+            raise UserError(f"questions.{name}_file: {path} has open questions; give rewards.judge, which scores them")
+    folder = config.model.path
+    if folder is not None and not (Path(folder) / "config.json").is_file():
+        raise UserError(f"model.path: {folder} is no checkpoint folder: config.json is missing")
+    longest = max(config.grpo.max_completion_length, config.examine.max_tokens)
+    if needs_engines and longest >= config.engine.max_model_len:
+        raise UserError(
+            f"engine.max_model_len is {config.engine.max_model_len}, but answers may be {longest} tokens long and come "
+            "behind a prompt; raise it, or lower grpo.max_completion_length or examine.max_tokens"
+        )
+
+
+def _check_gl() -> None:
+    try:
+        from envs.tabletop import gl  # reads MUJOCO_GL
+
+        gl.create_context(16, 16).free()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _check_placement(config: RunConfig) -> None:
+    import torch
+
+    if config.placement == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            "placement is gpu but torch sees none; use placement=auto or install torch's CUDA build and a driver"
+        )
+
+
+def warnings(config: RunConfig) -> list[str]:
+    """What is allowed but probably not meant, one line each: see `algos.alarms.cap_warning`."""
+    lines = []
+    for method in config.methods:
+        row, settings = find_method(method), config.objective(method)
+        if row.needs_reference and row.proximal and row.sft_term:
+            text = cap_warning(settings.beta, settings.lambda_pro, settings.lambda_sft)
+            lines += [f"objectives.{method}: {text}"] if text else []
+    return lines

@@ -1,0 +1,18 @@
+"""The steps of a run. Each reads its inputs and configuration from the context and writes into `context.out`.
+
+Simulation, rollouts and learning happen in Ray actors; stages only say what is asked of them and what is kept.
+"""
+
+from __future__ import annotations
+
+from rl_lab.action.stages import ActionStages
+from rl_lab.language.stages import LanguageStages
+from rl_lab.reports.stage import ReportStage
+from rl_lab.runner.stage_context import Stage
+from rl_lab.workers.cluster import Cluster
+
+
+def stage_functions(cluster: Cluster) -> dict[str, Stage]:
+    """The stage functions of one run by node kind; they share its cluster."""
+    parts = (ActionStages(cluster), LanguageStages(cluster), ReportStage(cluster))
+    return {kind: function for part in parts for kind, function in part.functions().items()}

@@ -1,0 +1,157 @@
+"""Ray for one run: started with it, shared by all stages, shut down with it.
+
+Workers and learners take turns, so each asks for half a core: a laptop with two cores holds two of each kind.
+Set RAY_ADDRESS to use a running cluster instead of starting one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rl_lab.config.schema import WorkersConfig
+from rl_lab.language.training import GRPOPlan
+from rl_lab.learning.training import Plan
+from rl_lab.workers.inference import Inference
+from rl_lab.workers.pool import WorkerPool, warn_on_stderr
+from rl_lab.workers.rollout import ENVIRONMENT as ENGINE_ENVIRONMENT
+from rl_lab.workers.rollout import EngineOptions
+from rl_lab.workers.rollout_learner import RolloutLearner
+from rl_lab.workers.rollout_worker import Rollout
+from rl_lab.workers.simulation import Simulation
+from rl_lab.workers.training import LearnerWorker
+
+ACTOR_CPUS = 0.5
+LEARNER_GPUS, INFERENCE_GPUS = 0.9, 0.1
+"""A learner has a GPU to itself, but for what acts or answers in the same run."""
+INFERENCE_RESTARTS = 20
+"""An actor that keeps dying (out of memory, a broken driver) must not be restarted forever."""
+OBJECT_STORE_BYTES = 1 << 30
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+class Cluster:
+    """Ray's connection and the run's pools of workers; safe to use from several stages at once.
+
+    Make it in the main thread: Ray's processes end with the thread that started them.
+    """
+
+    def __init__(self, workers: WorkersConfig, placement: str) -> None:
+        self.workers, self.placement = workers, placement
+        self._simulations: WorkerPool | None = None
+        self._rollouts: tuple[EngineOptions, WorkerPool] | None = None
+        self._simulation_lock, self._rollout_lock = threading.Lock(), threading.Lock()
+        self._connect()
+
+    def _connect(self) -> None:
+        options: dict[str, Any] = {"runtime_env": {"env_vars": _ENVIRONMENT}}
+        if "RAY_ADDRESS" not in os.environ:
+            # Loopback only, so token authentication (which writes a file into the user's home) has nothing to protect.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            needed = ACTOR_CPUS * (self.workers.simulation + self.workers.rollout + 3)
+            options |= {
+                "num_cpus": max(os.cpu_count() or 1, int(needed + 1)),
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "log_to_driver": False,
+            }
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(**options)
+        self._num_gpus = int(ray.cluster_resources().get("GPU", 0)) if self.placement != "cpu" else 0
+        self._on_gpu = self._num_gpus >= 1
+        self._device = "cuda" if self._on_gpu else "cpu"
+
+    @contextlib.contextmanager
+    def simulation_pool(self, warn: Callable[[str], None] = warn_on_stderr) -> Iterator[WorkerPool]:
+        """The pool of `Simulation` workers, for one stage at a time. `warn` is told when one is replaced."""
+        with self._simulation_lock:
+            if self._simulations is None:
+                inference = self._inference() if self.workers.policy == "shared" else None
+                actor = ray.remote(Simulation).options(num_cpus=ACTOR_CPUS)
+                self._simulations = WorkerPool("simulation", self.workers.simulation, lambda: actor.remote(inference))
+            with _lent(self._simulations, warn):
+                yield self._simulations
+
+    @contextlib.contextmanager
+    def rollout_pool(
+        self, options: EngineOptions, warn: Callable[[str], None] = warn_on_stderr
+    ) -> Iterator[WorkerPool]:
+        """The pool of `Rollout` workers, for one stage at a time; other options than before start it anew.
+
+        What a stage submitted and no worker has begun is forgotten when the stage leaves. `warn` is told when a worker
+        is replaced.
+        """
+        with self._rollout_lock:
+            if self._rollouts is not None and self._rollouts[0] != options:
+                self._rollouts[1].close()
+                self._rollouts = None
+            if self._rollouts is None:
+                self._rollouts = options, self._start_rollouts(options)
+            with _lent(self._rollouts[1], warn):
+                yield self._rollouts[1]
+
+    def _start_rollouts(self, options: EngineOptions) -> WorkerPool:
+        threads = str(self.workers.rollout_threads)
+        actor = ray.remote(Rollout).options(
+            num_cpus=ACTOR_CPUS,
+            num_gpus=self._rollout_gpus(),
+            runtime_env={"env_vars": _ENVIRONMENT | ENGINE_ENVIRONMENT | {"OMP_NUM_THREADS": threads}},
+        )
+        return WorkerPool(
+            "rollout", self.workers.rollout, lambda: actor.remote(options), timeout_s=self.workers.rollout_timeout_s
+        )
+
+    def _rollout_gpus(self) -> float:
+        """Of one engine: a GPU of its own where there is one for each beside the learner's, else all share what the
+        learner leaves of its GPU."""
+        count = self.workers.rollout
+        return self._on_gpu * (1.0 if self._num_gpus > count else (1 - LEARNER_GPUS) / count)
+
+    def _inference(self) -> Any:
+        """The actor that all simulation workers act with; Ray starts it again if it dies."""
+        actor = ray.remote(Inference).options(
+            num_cpus=ACTOR_CPUS,
+            num_gpus=INFERENCE_GPUS * self._on_gpu,
+            max_restarts=INFERENCE_RESTARTS,
+            max_task_retries=INFERENCE_RESTARTS,
+        )
+        return actor.remote(self._device)
+
+    def share(self, value: Any) -> ray.ObjectRef:
+        """Put a value into the object store once, for any number of calls."""
+        return ray.put(value)
+
+    def learner(self, plan: Plan, scratch: Path) -> Any:
+        """Start a `LearnerWorker`, on a GPU if there is one and the placement is not cpu; end it with `ray.kill`."""
+        actor = ray.remote(LearnerWorker).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
+        return actor.remote(plan, scratch, self._device)
+
+    def rollout_learner(self, plan: GRPOPlan, state: Path | None) -> Any:
+        """Start a `RolloutLearner` where a learner runs, from a saved state if there is one; end it with `ray.kill`."""
+        actor = ray.remote(RolloutLearner).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
+        return actor.remote(plan, state, self._device)
+
+    def close(self) -> None:
+        """End the pools and shut Ray down, with all its actors."""
+        pools = [self._simulations, self._rollouts and self._rollouts[1]]
+        for pool in pools:
+            if pool is not None:
+                pool.close()
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _lent(pool: WorkerPool, warn: Callable[[str], None]) -> Iterator[None]:
+    """A pool in the hands of a stage."""
+    pool.warn = warn
+    try:
+        yield
+    finally:
+        pool.cancel()

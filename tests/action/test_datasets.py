@@ -1,0 +1,113 @@
+"""From records to batches: every method sees the rows it names, in the shares it names."""
+
+import numpy as np
+import pytest
+import torch
+
+from algos.methods import METHODS
+from envs.se3 import decode_pose, encode_pose
+from rl_lab.action.batching import demonstrations, fit_processor, flow_batch, pair_states
+from rl_lab.action.datasets import SIDE_STATES, demonstration_data, encode_rows, preference_data
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.presets import preset_config
+from tests.records import episode, pair
+
+CONFIG = preset_config("nano")
+HORIZON = CONFIG.n_action_steps
+WINNER, LOSER = 20, 14
+LOSER_STATES = LOSER - HORIZON + 1
+
+
+@pytest.fixture(scope="module")
+def demos():
+    return demonstrations([episode(1), episode(2)], HORIZON)
+
+
+@pytest.fixture(scope="module")
+def processor(demos):
+    return fit_processor(CONFIG, demos)
+
+
+def build(name, demos, processor, rounds=1, batch_size=40):
+    pairs = [[pair(10 * number + k) for k in range(3)] for number in range(rounds)]
+    mix = (0.8, 0.2) if rounds == 1 else (0.7, 0.15, 0.15)
+    return preference_data(METHODS[name], pairs, demos, processor, mix=mix, batch_size=batch_size, seed=0)
+
+
+def test_demonstration_chunks_are_the_next_commands_padded_with_the_last(demos):
+    recorded = episode(1)
+    np.testing.assert_array_equal(demos.actions[2], recorded.actions[2 : 2 + HORIZON])
+    np.testing.assert_array_equal(demos.actions[14], np.repeat(recorded.actions[14:], HORIZON, axis=0))
+
+
+def test_chunks_survive_normalisation_and_back(demos, processor):
+    chunks = processor.encode(demos.actions, demos.poses)
+    decoded = processor.decode(chunks.numpy(), demos.poses)
+    np.testing.assert_allclose(decoded[..., :3], demos.actions[..., :3], atol=1e-6)
+    np.testing.assert_allclose(encode_pose(decoded), encode_pose(demos.actions), atol=1e-5)
+    np.testing.assert_allclose(encode_pose(decode_pose(encode_pose(decoded))), encode_pose(decoded), atol=1e-9)
+
+
+def test_truth_is_standardised_within_each_task_and_padded():
+    mixed = demonstrations([episode(1, truth_size=4), episode(2, truth_size=2, task="lift_pot")], HORIZON)
+    assert mixed.truth.shape == (30, 4) and np.abs(mixed.truth).max() <= 3
+    np.testing.assert_allclose(mixed.truth[:15].mean(0), 0, atol=0.1)
+    assert not mixed.truth[15:, 2:].any()
+
+
+def test_interpolated_states_carry_the_images_of_their_step():
+    states = pair_states([pair(1), pair(2)], HORIZON, "bezier")
+    assert len(states) == 2 * (LOSER_STATES + WINNER)
+    assert states.images[:LOSER_STATES, 0, 0, 0, 0].tolist() == list(range(LOSER_STATES))
+    assert states.identical.tolist() == (~states.from_loser).tolist()
+
+
+@pytest.mark.parametrize("name, real", [("rpro", 3 * LOSER_STATES), ("rpro_no_interpolation", 3), ("dagger", 0)])
+def test_methods_differ_in_the_real_tuples_they_see(demos, processor, name, real):
+    rows = build(name, demos, processor).rows
+    assert int((~rows.identical).sum()) == real
+    assert torch.equal(rows.winner[rows.identical], rows.loser[rows.identical])
+
+
+def test_batches_have_the_shares_of_the_paper(demos, processor):
+    first = build("rpro", demos, processor).batch(3).source
+    later = build("rpro", demos, processor, rounds=2).batch(3).source
+    assert torch.bincount(first, minlength=3).tolist() == [32, 0, 8]
+    assert torch.bincount(later, minlength=3).tolist() == [28, 6, 6]
+
+
+def test_batches_follow_from_the_step_number_alone(demos, processor):
+    data, again = build("rpro", demos, processor), build("rpro", demos, processor)
+    data.batch(0)
+    assert torch.equal(data.batch(5).winner, again.batch(5).winner)
+    assert not torch.equal(data.batch(5).winner, data.batch(6).winner)
+
+
+def test_trajectories_compare_whole_pairs(demos, processor):
+    data = build("rpro_trajectory", demos, processor, batch_size=40)
+    batch = data.batch(0)
+    assert len(batch) == 40 // SIDE_STATES
+    for number in range(len(batch)):
+        sides = batch.is_winner[batch.pair == number]
+        is_demonstration = bool((batch.source[batch.pair == number] == 2).all())
+        assert sides.tolist() == ([True] if is_demonstration else [True] * SIDE_STATES + [False] * SIDE_STATES)
+
+
+def test_advantage_conditioning_labels_losers_and_imitates_what_was_done(demos, processor):
+    rows = build("advantage_conditioned", demos, processor).rows
+    assert rows.identical.all()
+    negative = processor.tokenize(["Pass the red block to the right arm. Advantage: negative"])[0][0]
+    labelled = (rows.observation.tokens == negative).all(dim=1)
+    assert 0 < int(labelled.sum()) <= 3 * LOSER_STATES and not labelled[rows.source == 2].any()
+
+
+def test_stored_prefixes_equal_those_computed_with_the_batch(demos, processor):
+    torch.manual_seed(0)
+    policy = HyVLAPolicy(CONFIG).eval()
+    data = demonstration_data(demos, processor, 4, seed=0)
+    stored = encode_rows(policy, data.rows.observation)
+    rows = torch.tensor([7, 0, 21])
+    with torch.no_grad():
+        fresh = policy.encode(data.rows.observation.select(rows))
+    torch.testing.assert_close(stored.select(rows).keys, fresh.keys, atol=1e-5, rtol=1e-5)
+    assert len(flow_batch(demos, processor)) == 30

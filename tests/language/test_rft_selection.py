@@ -1,0 +1,294 @@
+"""The selection over a run's rollouts: columns, kept traces, kills at any moment, and memory that does not grow."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from algos.rft import REASONS, candidate, select
+from algos.rft_options import RFTOptions
+from rl_lab.errors import UserError
+from rl_lab.language import rft_selection
+from rl_lab.language.rft_selection import RFT_FILE, RFTSelection, read_kept
+from rl_lab.language.rollout_store import Rollout, RolloutStore
+
+OPTIONS = RFTOptions(max_per_item=2, max_tokens=24, max_likeness=0.8, shingle=2)
+JUDGED = RFTOptions(max_per_item=2, max_tokens=24, max_likeness=0.8, shingle=2, min_judge_score=0.3)
+WORDS = np.array([*"abcdefghijklmnopqrst"])
+
+
+def rollout(item, group, sample, rng):
+    words = list(rng.choice(WORDS, rng.integers(4, 12))) if rng.random() > 0.2 else ["the", "red", "cup"]
+    reward = None if rng.random() < 0.05 else float(rng.random() < int(item) % 10 / 9)
+    ids = [7] * 20 if rng.random() < 0.05 else rng.integers(0, 500, 30 if rng.random() < 0.05 else len(words)).tolist()
+    return Rollout(
+        item=item,
+        group=group,
+        sample=sample,
+        prompt=f"question {item}",
+        prompt_tokens=[1],
+        completion=" ".join(words),
+        tokens=ids,
+        token_texts=["x"] * len(ids),
+        logprobs=[0.0] * len(ids),
+        weight_version=3,
+        finished=bool(rng.random() > 0.05),
+        rewards={},
+        reward=reward,
+        advantage=0.0,
+    )
+
+
+def write_run(folder, steps=5, items=12, samples=8, seed=0):
+    """Each step asks `items` questions; the next step asks some of them again."""
+    rng, store = np.random.default_rng(seed), RolloutStore(folder)
+    for step in range(steps):
+        names = [str(step * items * 3 // 4 + i) for i in range(items)]
+        store.write(step, [rollout(name, g, k, rng) for g, name in enumerate(names) for k in range(samples)])
+    return folder
+
+
+def judge(rows):
+    return [None if row["sample"] == 5 else len(row["completion"]) % 10 / 10 for row in rows]
+
+
+def result(run):
+    return RolloutStore(run).read(), list(read_kept(run))
+
+
+@pytest.mark.parametrize(("options", "asked"), [(OPTIONS, None), (JUDGED, judge)])
+def test_the_stream_chooses_what_the_rules_choose(tmp_path, monkeypatch, options, asked):
+    monkeypatch.setattr(rft_selection, "CHUNK", 7)
+    before = RolloutStore(write_run(tmp_path)).read()
+    summary = RFTSelection(tmp_path, options, asked).finish()
+    rows, kept = result(tmp_path)
+    assert [{name: row[name] for name in before[0]} for row in rows] == before
+    by_item = {}
+    for number, row in enumerate(rows):
+        by_item.setdefault(row["item"], []).append(number)
+    for numbers in by_item.values():
+        own = [
+            candidate(n, r["completion"], r["tokens"], r["finished"], r["reward"], options)
+            for n, r in ((n, rows[n]) for n in numbers)
+        ]
+        own = [replace(one, judge_score=rows[one.key]["judge_score"]) for one in own]
+        assert [rows[n]["why_dropped"] for n in numbers] == select(own, options)
+    assert all(row["kept"] == (row["why_dropped"] is None) for row in rows)
+    chosen = [row for row in rows if row["kept"]]
+    assert kept == [{name: row[name] for name in kept[0]} for row in chosen] and len(kept) > 20
+    assert summary.candidates == len(rows) == 480 and summary.kept == len(kept) and summary.items == len(by_item)
+    assert summary.dropped == dict(Counter(r["why_dropped"] for r in rows if not r["kept"]))
+    assert summary.items_kept == len({row["item"] for row in chosen})
+    assert list(summary.dropped) == [reason for reason in REASONS if reason in summary.dropped]
+    assert len(summary.dropped) > 8
+    if asked:
+        assert all(row["judge_score"] == judge([row])[0] for row in chosen)
+        assert {"unjudged", "low_score"} <= set(summary.dropped)
+    else:
+        assert all(row["judge_score"] is None for row in rows)
+
+
+def test_only_survivors_are_judged_once(tmp_path):
+    asked = []
+
+    def noting(rows):
+        asked.extend((row["step"], row["group"], row["sample"]) for row in rows)
+        return judge(rows)
+
+    write_run(tmp_path)
+    RFTSelection(tmp_path, JUDGED, noting).finish()
+    cheap = REASONS[: REASONS.index("unjudged")]
+    rows = RolloutStore(tmp_path).read()
+    wanted = [(r["step"], r["group"], r["sample"]) for r in rows if r["why_dropped"] not in cheap]
+    assert asked == wanted
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """Dies at the n-th moment: before or after a transaction, before or after a file gets its columns or its name."""
+    moments = {"left": -1}
+
+    def moment():
+        moments["left"] -= 1
+        if moments["left"] == 0:
+            raise KilledError
+
+    def around(function):
+        def wrapped(*args, **kwargs):
+            moment()
+            value = function(*args, **kwargs)
+            moment()
+            return value
+
+        return wrapped
+
+    transaction = rft_selection.transaction
+
+    @contextmanager
+    def breaking(db):
+        with transaction(db):
+            moment()
+            yield
+            moment()
+        moment()
+
+    monkeypatch.setattr(rft_selection, "transaction", breaking)
+    monkeypatch.setattr(rft_selection, "write_file", around(rft_selection.write_file))
+    monkeypatch.setattr(RolloutStore, "add_columns", around(RolloutStore.add_columns))
+    monkeypatch.setattr(rft_selection, "CHUNK", 10)
+    return moments
+
+
+def test_killed_at_any_moment_and_resumed_equals_one_pass(tmp_path, killed):
+    whole = write_run(tmp_path / "whole", steps=2, items=8)
+    expected = RFTSelection(whole, JUDGED, judge).finish()
+    kills = 0
+    for moment in range(1, 1000):
+        run = write_run(tmp_path / str(moment), steps=2, items=8)
+        killed["left"] = moment
+        try:
+            summary = RFTSelection(run, JUDGED, judge).finish()
+        except KilledError:
+            kills += 1
+            summary = RFTSelection(run, JUDGED, judge).finish()
+        else:
+            assert kills > 40
+            break
+        assert summary == expected and result(run) == result(whole)
+    assert moment < 999
+    run = write_run(tmp_path / "often", steps=2, items=8)
+    for _ in range(1000):
+        killed["left"] = 9
+        try:
+            summary = RFTSelection(run, JUDGED, judge).finish()
+        except KilledError:
+            continue
+        break
+    assert summary == expected and result(run) == result(whole)
+
+
+def test_finishing_again_changes_nothing(tmp_path):
+    write_run(tmp_path)
+    first = RFTSelection(tmp_path, OPTIONS).finish()
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
+    assert RFTSelection(tmp_path, OPTIONS).finish() == first
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == files
+
+
+def test_steps_that_were_not_asked_for_stay_as_they_are(tmp_path):
+    store = RolloutStore(write_run(tmp_path))
+    RFTSelection(tmp_path, OPTIONS, steps=[1, 3]).finish()
+    assert {row["step"] for row in store.read() if row["kept"] is not None} == {1, 3}
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_work_is_one_line_and_writes_nothing(tmp_path):
+    with pytest.raises(UserError) as error:
+        RFTSelection(tmp_path, OPTIONS)
+    assert "there are no rollouts in" in one_line(error)
+    write_run(tmp_path)
+    for options, asked in ((OPTIONS, judge), (JUDGED, None)):
+        with pytest.raises(UserError) as error:
+            RFTSelection(tmp_path, options, asked)
+        assert "go together" in one_line(error)
+    with pytest.raises(UserError) as error:
+        RFTSelection(tmp_path, OPTIONS, steps=[9])
+    assert "step 9 is not stored" in one_line(error)
+    with pytest.raises(UserError) as error:
+        list(read_kept(tmp_path))
+    assert "no selected traces" in one_line(error)
+    RolloutStore(tmp_path).add_columns(2, {"kept": [True] * 96})
+    with pytest.raises(UserError) as error:
+        RFTSelection(tmp_path, OPTIONS)
+    assert "step 2 has a column 'kept'" in one_line(error)
+    assert not (tmp_path / RFT_FILE).exists()
+
+
+def test_a_selection_is_not_taken_up_with_other_options(tmp_path):
+    write_run(tmp_path)
+    RFTSelection(tmp_path, OPTIONS)
+    with pytest.raises(UserError) as error:
+        RFTSelection(tmp_path, RFTOptions())
+    assert "other options" in one_line(error)
+
+
+def test_a_judge_that_forgets_a_trace_is_an_error(tmp_path):
+    write_run(tmp_path)
+    with pytest.raises(ValueError, match="the judge gave 0 scores"):
+        RFTSelection(tmp_path, JUDGED, lambda rows: []).finish()
+
+
+def peak_bytes(run, num_steps, rows_per_step):
+    """Of a process of its own while it selects from synthetic rows; with the summary."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, __file__, str(run), str(num_steps), str(rows_per_step)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def check_memory(tmp_path, few, many, rows_per_step=500):
+    small = peak_bytes(tmp_path / "small", few, rows_per_step)
+    large = peak_bytes(tmp_path / "large", many, rows_per_step)
+    print(small, large)
+    assert large["candidates"] == many * rows_per_step == large["kept"] + sum(large["dropped"].values())
+    assert large["kept"] > 0.05 * large["candidates"]
+    assert small["peak"] > small["before"]
+    assert large["peak"] < small["peak"] + 24 * 2**20
+
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+
+
+@LINUX
+def test_memory_does_not_grow_with_the_candidates(tmp_path):
+    check_memory(tmp_path, 4, 30)
+
+
+@LINUX
+@pytest.mark.slow
+def test_memory_does_not_grow_up_to_a_hundred_thousand_candidates(tmp_path):
+    check_memory(tmp_path, 10, 200)
+
+
+def memory(name):
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
+
+
+def main(run, num_steps, rows_per_step):
+    import time
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    store, rng = RolloutStore(run), np.random.default_rng(0)
+    store.write(0, [rollout(str(i // 8), i // 8, i % 8, rng) for i in range(rows_per_step)])
+    table = pq.read_table(store.path(0))
+    for step in range(1, num_steps):
+        names = pa.array([f"{step}-{i // 8}" for i in range(rows_per_step)])
+        pq.write_table(table.set_column(1, "item", names), store.path(step))
+    del table
+    pa.default_memory_pool().release_unused()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; getrusage would tell that of our parent
+    before, start = memory("VmRSS"), time.perf_counter()
+    summary = RFTSelection(run, JUDGED, judge).finish()
+    figures = {"peak": memory("VmHWM"), "before": before, "seconds": time.perf_counter() - start}
+    print(json.dumps(figures | vars(summary)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,216 @@
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rl_lab import run
+from rl_lab.errors import UserError, run_command
+from rl_lab.runner import preflight
+from tests.runner.files import EXPERIMENTS, write_small
+from tests.runner.test_executor import FakeStages
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDS_FILES = {"frontier_rl_paper"}
+"""Experiments on files that only their user has."""
+SLOW_RUN = """
+import sys
+from contextlib import nullcontext
+from rl_lab.errors import run_command
+from rl_lab.run import main
+from tests.runner.test_executor import FakeStages
+stages = FakeStages(steps=int(sys.argv.pop(1)))
+run_command(lambda: main(sys.argv[1:], lambda config: nullcontext(stages.functions())))
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """An empty current directory with the small experiment in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
+    write_small(tmp_path)
+    return tmp_path
+
+
+def main(*arguments: str, stages: FakeStages | None = None) -> int:
+    functions = (stages or FakeStages()).functions()
+    return run.main(arguments, lambda config: contextlib.nullcontext(functions))
+
+
+def written(home: Path) -> list[str]:
+    return sorted(path.name for path in home.iterdir() if path.name != "small.yaml")
+
+
+def test_the_first_and_the_last_line_printed_is_the_run_folder(home, capsys):
+    assert main("small.yaml") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"runs/small-\d{8}-\d{6}", lines[0])
+    assert lines[-1] == lines[0]
+    folder = home / lines[0]
+    assert {"config.yaml", "environment.json", "stages.json", "metrics.jsonl"} <= {p.name for p in folder.iterdir()}
+
+
+def test_runs_started_in_the_same_second_get_folders_of_their_own(home, capsys, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda form: "now")
+    for _ in range(3):
+        assert main("small.yaml", "stages=[demos]") == 0
+    assert len(set(capsys.readouterr().out.split())) == 3
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_dry_run_of_every_experiment_prints_config_plan_and_cost_and_writes_nothing(home, capsys, monkeypatch, path):
+    if path.stem in NEEDS_FILES:
+        pytest.skip("it needs a checkpoint and questions of the user's own")
+    monkeypatch.setattr(preflight, "has_vllm", lambda: True)
+    assert main(str(path), "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert f"name: {path.stem}" in text
+    assert re.search(r"(sft|cold_start) +[0-9a-f]{12} +\d+ steps +[\d.]+ min", text)
+    assert "min on two CPU cores" in text
+    assert written(home) == []
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_FILES))
+def test_an_experiment_on_files_that_are_not_there_names_the_first(home, monkeypatch, name):
+    monkeypatch.setattr(preflight, "has_vllm", lambda: True)
+    with pytest.raises(UserError, match="questions.train_file: there is no"):
+        main(str(EXPERIMENTS / f"{name}.yaml"), "--dry-run")
+    assert written(home) == []
+
+
+def test_a_dry_run_says_what_would_be_reused(home, capsys):
+    main("small.yaml", "stages=[demos]")
+    main("small.yaml", "--dry-run")
+    reused = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith("reused")]
+    assert reused == ["demos"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "which experiment"),
+        (("nowhere.yaml",), "no such file"),
+        (("small.yaml", "sft.stepz=1"), "did you mean sft.steps"),
+        (("small.yaml", "--bogus"), "--bogus"),
+        (("small.yaml", "model.preset=small"), "set env.image_size=128"),
+        (("small.yaml", "model.path=nowhere"), "no checkpoint folder"),
+        (("small.yaml", "eval.execute=9"), "chunk_size is 8"),
+        (("small.yaml", "collect.rollback_steps=[7, 9]"), "start at 8 or more"),
+        (("small.yaml", "placement=gpu"), "torch sees none"),
+        (("small.yaml", "--run-dir", "small.yaml"), "already used"),
+        (("small.yaml", "--run-dir", "."), "already used"),
+        (("small.yaml", "--run-dir", "/dev/null/run"), "writable"),
+        (("--resume", "nowhere"), "no run to resume"),
+        (("--resume", "nowhere", "--run-dir", "x"), "leave out --run-dir"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(home, capsys, arguments, message):
+    if "placement=gpu" in arguments and os.path.exists("/dev/nvidia0"):
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as exit_:
+        run_command(lambda: main(*arguments))
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.out == ""
+    assert written(home) == []
+
+
+def test_without_gl_a_run_ends_with_the_line_that_installs_it(home):
+    environment = os.environ | {"MUJOCO_GL": "disabled", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "rl_lab.run", "small.yaml"]
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "apt-get install" in done.stderr
+    assert written(home) == []
+
+
+def test_a_used_run_folder_is_left_alone(home, capsys):
+    assert main("small.yaml", "stages=[demos]", "--run-dir", "mine") == 0
+    before = sorted(path for path in (home / "mine").rglob("*"))
+    with pytest.raises(UserError, match="--resume mine"):
+        main("small.yaml", "--run-dir", "mine")
+    assert sorted(path for path in (home / "mine").rglob("*")) == before
+
+
+def test_resuming_with_another_config_is_refused(home, capsys):
+    assert main("small.yaml", "stages=[demos]", "--run-dir", "mine") == 0
+    with pytest.raises(UserError, match="is not the config of"):
+        main("small.yaml", "--resume", "mine")
+    with pytest.raises(UserError, match="keeps its config"):
+        main("seed=1", "--resume", "mine")
+    assert main("small.yaml", "stages=[demos]", "--resume", "mine") == 0
+
+
+def test_a_failed_stage_is_exit_code_1_with_the_command_that_continues(home, capsys):
+    stages = FakeStages()
+    stages.fail_at = "sft"
+    assert main("small.yaml", "--run-dir", "mine", stages=stages) == 1
+    captured = capsys.readouterr()
+    assert "python -m rl_lab.run --resume mine" in captured.err
+    assert captured.out.splitlines()[-1] == "mine"
+    assert main("--resume", "mine") == 0
+
+
+def test_a_large_beta_lambda_product_is_warned_about_with_the_number(home, capsys):
+    main("small.yaml", "--dry-run", "objectives={rpro: {beta: 30}}")
+    assert "beta * lambda_pro = 30 exceeds" in capsys.readouterr().err
+    main("small.yaml", "--dry-run", "objectives={rpro: {beta: 2}}")
+    assert capsys.readouterr().err == ""
+
+
+def start(home: Path, steps: int, *arguments: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SLOW_RUN, str(steps), *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=home, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_stop_cleanly_with_the_command_that_continues(home, sent):
+    process = start(home, 5000, "small.yaml", "--run-dir", "mine")
+    wait_for(home / "mine" / "metrics.jsonl")
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "python -m rl_lab.run --resume mine" in err and "Traceback" not in err
+    assert out.splitlines()[-1] == "mine"
+    assert main("--resume", "mine") == 0
+
+
+def test_a_run_killed_with_sigkill_continues_to_the_same_result(home, capsys):
+    for name, kill in (("whole", False), ("killed", True)):
+        process = start(home, 12, "small.yaml", f"name={name}", f"seed={int(kill)}", "--run-dir", name)
+        if kill:
+            wait_for(home / name / "checkpoints" / "sft")
+            process.kill()
+        process.communicate(timeout=60)
+    assert main("--resume", "killed", stages=FakeStages(steps=12)) == 0
+    results = [
+        {p.relative_to(home / n): p.read_text() for p in (home / n).rglob("result")} for n in ("whole", "killed")
+    ]
+    assert results[0] == results[1] and len(results[0]) == 13
+    metrics = [(home / name / "metrics.jsonl").read_text().count("\n") for name in ("whole", "killed")]
+    assert metrics[0] == metrics[1] == 13 * 12
+
+
+def test_a_run_killed_before_its_first_stage_can_be_resumed(home, capsys):
+    assert main("small.yaml", "stages=[demos]", "--run-dir", "mine") == 0
+    (home / "mine" / "stages.json").unlink()
+    stages = FakeStages()
+    assert main("--resume", "mine", stages=stages) == 0
+    assert stages.ran == []
