@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,10 +21,11 @@ from rl_lab.errors import UserError
 from rl_lab.files import write_whole
 from rl_lab.json_lines import write_json_lines
 from rl_lab.language.answering import Scored, ask, collect, judge_agreement, plain, score
+from rl_lab.language.engines import engines, policy_folder
 from rl_lab.language.grpo_run import GRPORun
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import ItemFile, Row, conversation_row, item_row, write_rows
-from rl_lab.language.model import answer_texts, checkpoint_dtype, item_prompt, load_chat_processor
+from rl_lab.language.model import answer_texts, item_prompt, load_chat_processor
 from rl_lab.language.question_data import SHOWN_ROWS, QuestionData, read_questions
 from rl_lab.language.training import ColdStartPlan, GRPOPlan
 from rl_lab.language.trl_stages import trl_cold_start, trl_grpo
@@ -37,7 +37,7 @@ from rl_lab.seeding import integer
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.questions import QuestionUnit, question_units
-from rl_lab.workers.rollout import EngineOptions, Sampling
+from rl_lab.workers.rollout import Sampling
 from rl_lab.workers.rollout_learner import LearnerHandle
 
 SEEDS_OF_A_RUN = 4_000_000
@@ -120,9 +120,9 @@ class LanguageStages:
         """Answers to all held-out questions, to the same over grey pictures, and the best constant answers."""
         exam, rewards = context.config.examine, Rewards(context.config.rewards)
         try:
-            with self._engines(context) as engines:  # first, so that stages come by them in the order of the graph
+            with engines(self.cluster, context) as pool:  # first, so that stages come by them in the order of the graph
                 items = _items(context, "held_out")
-                examiner = Examiner(context, engines, _policy(context), rewards)
+                examiner = Examiner(context, pool, policy_folder(context), rewards)
                 seen = examiner.answers(items, exam.samples, "seen")
                 context.log(0, **judge_agreement(examiner.scored))
                 unseen = examiner.answers([blank(item) for item in items], exam.blank_samples, "blank")
@@ -140,33 +140,24 @@ class LanguageStages:
     def grpo(self, context: StageContext) -> None:
         """Reinforcement learning in a learner process; if that dies, it goes on from the last checkpoint."""
         config, node = context.config, context.node
-        policy = _policy(context)
+        policy = policy_folder(context)
         if config.rl.backend == "trl":
-            with self._engines(context) as engines:
-                trl_grpo(context, policy, engines)
+            with engines(self.cluster, context) as pool:
+                trl_grpo(context, policy, pool)
             return
         plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", node.replicate or 0))
-        with self._engines(context) as engines:
+        with engines(self.cluster, context) as pool:
             for attempt in range(LEARNER_RESTARTS + 1):
                 learner = self.cluster.rollout_learner(plan, RunState(context.out, context.scratch).learner_state)
                 try:
-                    GRPORun(context, policy, engines, LearnerHandle(learner, context.check_stop)).run()
+                    GRPORun(context, policy, pool, LearnerHandle(learner, context.check_stop)).run()
                     return
                 except RayActorError:
                     if attempt == LEARNER_RESTARTS:
                         raise
                 finally:
-                    engines.cancel()
+                    pool.cancel()
                     ray.kill(learner)
-
-    @contextmanager
-    def _engines(self, context: StageContext) -> Iterator[WorkerPool]:
-        """The run's engines, for one stage at a time."""
-        settings = context.config.engine.model_dump(exclude={"prompts_per_call"})
-        if settings["dtype"] == "auto":
-            settings["dtype"] = checkpoint_dtype(_policy(context))  # vLLM's own "auto" computes float32 in bfloat16
-        with self.cluster.rollout_pool(EngineOptions(**settings), context.say) as engines:
-            yield engines
 
 
 class Examiner:
@@ -215,11 +206,6 @@ def _items(context: StageContext, name: str, most: int | None = None) -> list[It
     """The items of a set, or the first of them."""
     file = ItemFile(context.inputs["questions"] / f"{name}.arrow")
     return [file[row] for row in range(len(file) if most is None else min(len(file), most))]
-
-
-def _policy(context: StageContext) -> Path:
-    """The checkpoint that a stage starts from: an earlier stage's, or the one that the config names."""
-    return context.inputs.get("policy") or Path(context.config.model.path)
 
 
 def _take_file(source: Path, name: str, target: Path, *, skip_bad: bool) -> dict[str, Any]:
