@@ -58,6 +58,15 @@ class _Track:
     parameters: list[nn.Parameter]
     adamw: torch.optim.AdamW
     step: int = 0
+    scale: float = 1.0
+    """Times the schedule's learning rate; lowered by a guard."""
+    frozen: frozenset[str] = frozenset()
+    """Groups of the objective that are no longer trained."""
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """Parameter groups that a step of this objective changes."""
+        return frozenset(self.objective.groups) - self.frozen
 
 
 class WeightAverage:
@@ -116,6 +125,8 @@ class Learner:
         self.policy = policy
         self.seed = seed
         self.tracks: dict[str, _Track] = {}
+        self._masters: dict[nn.Parameter, Tensor] = {}
+        """float32 masters of bfloat16 weights; objectives that train the same weights share them."""
         self.average: WeightAverage | None = None
         self._active: str | None = None
 
@@ -128,7 +139,8 @@ class Learner:
         parameters = [parameter for group in objective.groups for parameter in groups[group]]
         parameters += list(objective.parameters())
         options = {"lr": optimiser.lr, "betas": optimiser.betas, "weight_decay": optimiser.weight_decay}
-        self.tracks[name] = _Track(name, objective, optimiser, parameters, adamw(parameters, **options))
+        stepper = adamw(parameters, self._masters, **options)
+        self.tracks[name] = _Track(name, objective, optimiser, parameters, stepper)
 
     def average_weights(self, decay: float, start_step: int) -> None:
         """Keep a moving average of the weights from now on."""
@@ -140,8 +152,37 @@ class Learner:
             return
         for group, parameters in self.policy.parameter_groups().items():
             for parameter in parameters:
-                parameter.requires_grad_(group in self.tracks[name].objective.groups)
+                parameter.requires_grad_(group in self.tracks[name].groups)
         self._active = name
+
+    def scale_lr(self, name: str, factor: float) -> None:
+        """Multiply the learning rate of an objective's further steps."""
+        self.tracks[name].scale *= factor
+
+    def freeze(self, name: str, groups: Iterable[str]) -> None:
+        """Train these groups no longer by this objective; others may. ValueError if that leaves it nothing."""
+        track = self.tracks[name]
+        if not track.groups - set(groups):
+            raise ValueError(f"{name} trains only {sorted(track.groups)}; without them it has nothing to train")
+        track.frozen |= set(groups)
+        self._active = None
+
+    def gradients(self, name: str, batch: Any, rows_at_once: int | None = None) -> dict[str, Tensor]:
+        """Gradient of an objective's next step on a batch, without the step: a vector of each group that it trains."""
+        track = self.tracks[name]
+        self._activate(name)
+        self.policy.train()
+        track.adamw.zero_grad(set_to_none=True)
+        self._gradients(track, batch, rows_at_once)
+        found = {
+            group: torch.cat(
+                [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters]
+            )
+            for group, parameters in self.policy.parameter_groups().items()
+            if group in track.groups
+        }
+        track.adamw.zero_grad(set_to_none=True)
+        return found
 
     def _gradients(self, track: _Track, batch: Any, rows_at_once: int | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Backward pass of the loss, of a large batch in parts whose gradients add up to its own; loss and metrics."""
@@ -179,7 +220,7 @@ class Learner:
         numbers = dict(zip(values, read(values.values(), loss.device), strict=True))
         if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
             raise NonFiniteLossError(name, track.step, batch)
-        lr = track.optimiser.lr_at(track.step)
+        lr = track.scale * track.optimiser.lr_at(track.step)
         for group in track.adamw.param_groups:
             group["lr"] = lr
         track.adamw.step()
@@ -196,6 +237,8 @@ class Learner:
             "tracks": {
                 name: {
                     "step": track.step,
+                    "scale": track.scale,
+                    "frozen": sorted(track.frozen),
                     "adamw": track.adamw.state_dict(),
                     "objective": [parameter.detach() for parameter in track.objective.parameters()],
                 }
@@ -206,12 +249,20 @@ class Learner:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` with the same objectives added."""
-        self.policy.load_state_dict(state["policy"])
+        self.roll_back(state)
         if self.average is not None:
             self.average.weights = state["average"]
         for name, saved in state["tracks"].items():
             track = self.tracks[name]
-            track.step = saved["step"]
+            track.step, track.scale, track.frozen = saved["step"], saved["scale"], frozenset(saved["frozen"])
+        self._active = None
+
+    @torch.no_grad()
+    def roll_back(self, state: dict[str, Any]) -> None:
+        """Weights and optimizers as they were in `state_dict()`; steps, rates and frozen groups as they are now."""
+        self.policy.load_state_dict(state["policy"])
+        for name, saved in state["tracks"].items():
+            track = self.tracks[name]
             track.adamw.load_state_dict(saved["adamw"])
             for parameter, value in zip(track.objective.parameters(), saved["objective"], strict=True):
                 parameter.copy_(value)

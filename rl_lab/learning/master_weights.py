@@ -15,9 +15,15 @@ class MasterAdamW(torch.optim.AdamW):
     bfloat16 has 8 significant bits, so without the copies a step of less than 1/512 of a weight would be lost.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], **options: Any) -> None:
-        self.rounded = list(parameters)
-        self.masters = [parameter.detach().to(torch.float32, copy=True) for parameter in self.rounded]
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], masters: dict[nn.Parameter, Tensor] | None = None, **options: Any
+    ) -> None:
+        """`masters` holds those that other optimizers of the same parameters have, and gets the new ones."""
+        self.rounded, known = list(parameters), {} if masters is None else masters
+        for parameter in self.rounded:
+            if parameter not in known:
+                known[parameter] = parameter.detach().to(torch.float32, copy=True)
+        self.masters = [known[parameter] for parameter in self.rounded]
         super().__init__(self.masters, **options)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -50,8 +56,10 @@ class MasterAdamW(torch.optim.AdamW):
             master.copy_(value)
 
 
-def adamw(parameters: Sequence[nn.Parameter], **options: Any) -> torch.optim.AdamW:
-    """AdamW, with master weights where a parameter is not float32."""
+def adamw(
+    parameters: Sequence[nn.Parameter], masters: dict[nn.Parameter, Tensor] | None = None, **options: Any
+) -> torch.optim.AdamW:
+    """AdamW, with master weights where a parameter is not float32; see `MasterAdamW` for `masters`."""
     if all(parameter.dtype == torch.float32 for parameter in parameters):
         return torch.optim.AdamW(parameters, **options)
-    return MasterAdamW(parameters, **options)
+    return MasterAdamW(parameters, masters, **options)

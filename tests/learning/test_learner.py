@@ -120,3 +120,72 @@ def test_the_average_follows_its_recursion():
         expected = bias if expected is None else 0.5 * expected + 0.5 * bias
     learner.average.copy_into_policy()
     torch.testing.assert_close(learner.policy.expert.bias.detach(), expected)
+
+
+def two_objectives():
+    learner = Learner(TwoTowers(), seed=0)
+    learner.add("both", Regression(("vlm", "expert")), OPTIMISER)
+    learner.add("vlm", Regression(("vlm",)), OPTIMISER)
+    return learner
+
+
+def bits(learner):
+    return copy.deepcopy(learner.policy.state_dict())
+
+
+def test_gradients_are_those_of_the_next_step_and_change_nothing():
+    learner, stepped = two_objectives(), two_objectives()
+    for each in (learner, stepped):
+        each.step("both", BATCH)
+    before = copy.deepcopy(learner.state_dict())
+    found = learner.gradients("both", BATCH)
+    assert set(found) == {"vlm", "expert"} and found["vlm"].shape == (12,)
+    after = learner.state_dict()
+    assert all(torch.equal(before["policy"][key], value) for key, value in after["policy"].items())
+    assert set(learner.gradients("vlm", BATCH)) == {"vlm"}
+    first, second = learner.step("both", BATCH), stepped.step("both", BATCH)
+    assert first == second, "measuring in between leaves no trace"
+    clipped = torch.cat([parameter.grad.flatten() for parameter in learner.policy.vlm.parameters()])
+    torch.testing.assert_close(max(1.0, first["grad_norm"]) * clipped, found["vlm"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_lowered_rate_is_the_schedules_times_its_factor_and_outlives_a_kill():
+    learner, resumed = two_objectives(), two_objectives()
+    rate = learner.step("both", BATCH)["lr"]
+    learner.scale_lr("both", 0.25)
+    assert learner.step("both", BATCH)["lr"] == pytest.approx(0.25 * 2 * rate)
+    learner.freeze("both", ["vlm"])
+    resumed.load_state_dict(copy.deepcopy(learner.state_dict()))
+    assert resumed.step("both", BATCH) == learner.step("both", BATCH)
+    assert resumed.tracks["both"].groups == {"expert"} and resumed.tracks["vlm"].scale == 1.0
+
+
+def test_frozen_groups_keep_their_bits_under_that_objective_alone():
+    learner = two_objectives()
+    learner.step("both", BATCH)
+    learner.freeze("both", ["vlm"])
+    before = bits(learner)
+    learner.step("both", BATCH)
+    changed = {key for key, value in learner.policy.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"expert.weight", "expert.bias"}
+    learner.step("vlm", BATCH)
+    assert not torch.equal(learner.policy.vlm.weight, before["vlm.weight"])
+    with pytest.raises(ValueError, match="nothing to train"):
+        learner.freeze("both", ["expert"])
+
+
+def test_a_rolled_back_learner_has_the_old_weights_and_moments_but_counts_on():
+    learner = two_objectives()
+    learner.step("both", BATCH)
+    good, weights = copy.deepcopy(learner.state_dict()), bits(learner)
+    learner.scale_lr("vlm", 0.5)
+    learner.step("both", 3 * BATCH)
+    learner.step("vlm", BATCH)
+    learner.roll_back(good)
+    assert all(torch.equal(weights[key], value) for key, value in learner.policy.state_dict().items())
+    assert (learner.tracks["both"].step, learner.tracks["vlm"].step, learner.tracks["vlm"].scale) == (2, 1, 0.5)
+    moments = learner.tracks["both"].adamw.state_dict()["state"]
+    assert all(
+        torch.equal(moments[key]["exp_avg"], value["exp_avg"])
+        for key, value in good["tracks"]["both"]["adamw"]["state"].items()
+    )

@@ -77,3 +77,16 @@ def test_recomputed_activations_give_the_same_bits_with_less_memory(batch):
         results.append((metrics, memory))
     assert results[0][0] == results[1][0]
     assert results[1][1] < 0.5 * results[0][1]
+
+
+def test_objectives_that_train_the_same_weights_share_their_masters():
+    parameter = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    masters: dict = {}
+    first, second = (adamw([parameter], masters, lr=1e-4, weight_decay=0.0) for _ in range(2))
+    assert first.masters[0] is second.masters[0]
+    for _ in range(30):
+        for optimizer in (first, second):
+            optimizer.zero_grad()
+            parameter.sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(masters[parameter], torch.full((4,), 1 - 60 * 1e-4), atol=1e-5, rtol=0)
