@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PlainSerializer, PlainValidator, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from algos.curriculum_options import CurriculumOptions
 from algos.grpo_options import GRPOOptions, known_options
-from rewards.config import RewardConfig, read_config
+from rewards.config import RewardConfig
 from rl_lab.config.section import (
+    AS_DICT,
+    Backend,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,41 +20,17 @@ from rl_lab.config.section import (
     PositiveFloat,
     ScheduleConfig,
     Section,
+    check_trl,
+    reader,
 )
 
-Settings = TypeVar("Settings")
-Backend = Literal["lab", "trl"]
-"""Who trains: our Learner, or TRL's trainer, from checkpoint to checkpoint."""
-
-
-def _reader(kind: type[Settings], prepare: Callable[[Any], Any] = lambda value: value) -> PlainValidator:
-    """Plain data to the settings of a leaf library, which checks them itself."""
-
-    def read(value: Any) -> Settings:
-        if isinstance(value, kind):
-            return value
-        if not isinstance(value, Mapping):
-            raise ValueError("expected keys with values")
-        return read_config(kind, prepare(value), "")
-
-    return PlainValidator(read)
-
-
-_AS_DICT = PlainSerializer(dataclasses.asdict)
-Rewards = Annotated[RewardConfig, _reader(RewardConfig), _AS_DICT]
+Rewards = Annotated[RewardConfig, reader(RewardConfig), AS_DICT]
 BATCH_SIZE = 8
 """Groups of a step where the file says nothing; the curriculum itself has no default."""
 Curriculum = Annotated[
-    CurriculumOptions, _reader(CurriculumOptions, lambda value: {"batch_size": BATCH_SIZE} | dict(value)), _AS_DICT
+    CurriculumOptions, reader(CurriculumOptions, lambda value: {"batch_size": BATCH_SIZE} | dict(value)), AS_DICT
 ]
-GRPO = Annotated[GRPOOptions, _reader(GRPOOptions, known_options), _AS_DICT]
-
-
-def _check_trl(backend: Backend, **settings: Any) -> None:
-    """ValueError for a setting that only our Learner has."""
-    for name, value in settings.items():
-        if backend == "trl" and value:
-            raise ValueError(f"backend is trl, which runs here without {name}; leave {name} out, or use backend: lab")
+GRPO = Annotated[GRPOOptions, reader(GRPOOptions, known_options), AS_DICT]
 
 
 class QuestionsConfig(Section):
@@ -134,7 +110,7 @@ class ColdStartConfig(OptimiserConfig):
 
     @model_validator(mode="after")
     def _trl_has_it(self) -> Self:
-        _check_trl(self.backend, lora=self.lora, ema=self.ema)
+        check_trl(self.backend, lora=self.lora, ema=self.ema)
         return self
 
 

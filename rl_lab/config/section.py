@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, PositiveInt, model_validator
 
+from rewards.config import read_config
+
+Settings = TypeVar("Settings")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Backend = Literal["lab", "trl"]
+"""Who trains: our Learner, or TRL's trainer, from checkpoint to checkpoint."""
+
+
+def reader(kind: type[Settings], prepare: Callable[[Any], Any] = lambda value: value) -> PlainValidator:
+    """Plain data to the settings of a leaf library, which checks them itself."""
+
+    def read(value: Any) -> Settings:
+        if isinstance(value, kind):
+            return value
+        if not isinstance(value, Mapping):
+            raise ValueError("expected keys with values")
+        return read_config(kind, prepare(value), "")
+
+    return PlainValidator(read)
+
+
+AS_DICT = PlainSerializer(dataclasses.asdict)
+"""How such settings are written back."""
+
+
+def check_trl(backend: Backend, **settings: Any) -> None:
+    """ValueError for a setting that only our Learner has."""
+    for name, value in settings.items():
+        if backend == "trl" and value:
+            raise ValueError(f"backend is trl, which runs here without {name}; leave {name} out, or use backend: lab")
 
 
 class Section(BaseModel):
