@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from envs.rollback import Collection, RollbackConfig
-from envs.types import Episode, PreferencePair
-from rl_lab.action.buffers import read_pairs, write_episodes, write_pairs
+from envs.types import Episode
+from rl_lab.action.buffers import write_episodes
+from rl_lab.action.collection import Request, collect_pairs, kept, write_collection
 from rl_lab.action.training import OptimisePlan, SFTPlan
-from rl_lab.files import write_folder
 from rl_lab.json_lines import read_json_lines, write_json_lines
 from rl_lab.learning.checkpoint import published
 from rl_lab.learning.stage import train
@@ -24,11 +21,6 @@ from rl_lab.seeding import training_seeds
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import Unit
 from rl_lab.workers.units import env_specs, episode_units, evaluation_units
-
-
-def _share(total: int, parts: int) -> list[int]:
-    """Split a count as evenly as it goes."""
-    return [total // parts + (part < total % parts) for part in range(parts)]
 
 
 class ActionStages:
@@ -110,69 +102,24 @@ class ActionStages:
         with self.cluster.simulation_pool() as pool:
             run = partial(pool.map, submit, check_stop=context.check_stop)
             snapshot_ref = self.cluster.share(snapshot)
-            for results in _kept(context.scratch, units, run, _write_rows, _read_rows):
+            for results in kept(context.scratch, units, run, _write_rows, _read_rows):
                 rows += results
                 context.progress(len(rows), sum(len(unit.seeds) for unit in units))
         write_json_lines(context.out / "results.jsonl", rows)
 
     def collect(self, context: StageContext) -> None:
         """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
-        settings = context.config.collect
         snapshot = published(context.inputs["policy"])
-        rollback = RollbackConfig(**settings.rollback())
-        specs = env_specs(context.config, "seen")
-        total, counts = settings.pairs, Counter[str]()
-        pairs: list[PreferencePair] = []
+        name = f"collect/{snapshot.version}"
+        request = Request(name, context.seed, context.scratch, context.check_stop, context.progress)
         with self.cluster.simulation_pool() as pool:
-            snapshot_ref = self.cluster.share(snapshot)
-
-            def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
-                return actor.collect.remote(unit, snapshot_ref, rollback, settings.corrector)
-
-            run = partial(pool.map, submit, check_stop=context.check_stop)
-            for spec, wanted in zip(specs, _share(total, len(specs)), strict=True):
-                name = f"collect/{snapshot.version}/{spec.task}/{spec.variant}"
-                seeds = training_seeds(context.seed, name, settings.max_episodes // len(specs))
-                units = list(episode_units("collect", spec, seeds, context.seed))
-                folder = context.scratch / f"{spec.task}-{spec.variant}"
-                found: list[PreferencePair] = []
-                for collection in _kept(
-                    folder,
-                    units,
-                    run,
-                    _write_collection,
-                    _read_collection,
-                ):
-                    found += collection.pairs
-                    counts += collection.counts
-                    context.progress(min(total, len(pairs) + len(found)), total, f"{spec.task} {spec.variant}")
-                    if len(found) >= wanted:
-                        break
-                pairs += found[:wanted]
+            pairs, counts = collect_pairs(pool, self.cluster.share(snapshot), context.config, request)
         if not pairs:
             raise RuntimeError(
                 f"no preference pair in {counts['episodes']} episodes: the policy no longer fails, or nothing it does "
                 "can be corrected; raise collect.max_episodes or stop at the previous round"
             )
-        write_pairs(context.out, pairs)
-        (context.out / "collection.json").write_text(json.dumps({"pairs": len(pairs), **counts}, indent=1) + "\n")
-
-
-def _kept(
-    folder: Path,
-    units: list[Unit],
-    run: Callable[[list[Unit]], Iterator[Any]],
-    write: Callable[..., None],
-    read: Callable[[Path], Any],
-) -> Iterator[Any]:
-    """Results of the units in order; each is kept in `folder` as it arrives, and read instead of run after a kill."""
-    paths = [folder / f"unit-{number:04d}" for number in range(len(units))]
-    first_missing = next((number for number, path in enumerate(paths) if not path.is_dir()), len(units))
-    for path in paths[:first_missing]:
-        yield read(path)
-    for path, result in zip(paths[first_missing:], run(units[first_missing:]), strict=False):
-        write_folder(path, partial(write, result=result))
-        yield result
+        write_collection(context.out, pairs, counts)
 
 
 def _write_rows(folder: Path, result: Iterable[dict]) -> None:
@@ -181,12 +128,3 @@ def _write_rows(folder: Path, result: Iterable[dict]) -> None:
 
 def _read_rows(folder: Path) -> list[dict]:
     return read_json_lines(folder / "results.jsonl")
-
-
-def _write_collection(folder: Path, result: Collection) -> None:
-    write_pairs(folder, result.pairs)
-    (folder / "counts.json").write_text(json.dumps(result.counts))
-
-
-def _read_collection(folder: Path) -> Collection:
-    return Collection(read_pairs(folder), Counter(json.loads((folder / "counts.json").read_text())))
