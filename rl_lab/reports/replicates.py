@@ -66,15 +66,16 @@ def resampled_means(rewards: Array) -> Array:
     return (means * replicate_weights(rewards.shape[1])).sum(1)
 
 
-def percentile_interval(value: float, resamples: Array) -> Interval:
-    """The value with the percentiles 2.5 and 97.5 of its resamples, which may be infinite."""
-    low, high = np.quantile(resamples, [0.025, 0.975], method="inverted_cdf")
+def percentile_interval(value: float, resamples: Array, level: float = 0.95) -> Interval:
+    """The value with the percentiles of its resamples that hold `level` of them; they may be infinite."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(resamples, [tail, 1 - tail], method="inverted_cdf")
     return Interval(value, float(low), float(high))
 
 
-def mean_interval(rewards: Array) -> Interval:
-    """Mean reward, or mean difference, with its 95 % interval; rewards [n, R]."""
-    return percentile_interval(plain_mean(rewards), resampled_means(rewards))
+def mean_interval(rewards: Array, level: float = 0.95) -> Interval:
+    """Mean reward, or mean difference, with its interval; rewards [n, R]."""
+    return percentile_interval(plain_mean(rewards), resampled_means(rewards), level)
 
 
 def pass_at_k(num_samples: int, num_passes: int, k: int) -> float:

@@ -9,6 +9,7 @@ McCulloch, Variance Components, 1992, section 4.3, without replication inside th
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,14 +44,15 @@ class Spread:
         (q_{1 - alpha / 2} + q_power) SE, with quantiles of Student's t with R - 1 degrees of freedom, as few seeds
         leave; with one seed those of the normal distribution, and the effect then speaks of these trained policies.
         """
-        ends = [1 - (1 - level) / 2, power]
-        quantiles = norm.ppf(ends) if seeds == 1 else t.ppf(ends, seeds - 1)
-        return float(quantiles.sum()) * self.standard_error(n, seeds)
+        quantiles = norm if seeds == 1 else t(seeds - 1)
+        reach = quantiles.ppf(1 - (1 - level) / 2) + quantiles.ppf(power)
+        return float(reach) * self.standard_error(n, seeds)
 
     def seeds_needed(self, effect: float, n: int, level: float = LEVEL, power: float = POWER) -> int | None:
         """Fewest training seeds, at least 2, with which `effect` is detectable; None if it takes over MOST_SEEDS."""
-        enough = (count for count in range(2, MOST_SEEDS + 1) if self.detectable(n, count, level, power) <= effect)
-        return next(enough, None)
+        counts = range(2, MOST_SEEDS + 1)
+        place = bisect_left(counts, True, key=lambda count: self.detectable(n, count, level, power) <= effect)
+        return counts[place] if place < len(counts) else None
 
 
 def spread(differences: Array) -> Spread:
