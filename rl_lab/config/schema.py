@@ -158,8 +158,8 @@ class RunConfig(Section):
     placement: Literal["auto", "cpu", "gpu"] = "auto"
     """Where the learner runs; auto: the GPU if torch sees one."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
-    checkpoint_every: PositiveInt = 200
-    """Optimiser steps between checkpoints from which a killed run continues."""
+    checkpoint_every: PositiveInt | None = None
+    """Optimiser steps between the states from which a killed run continues; None: ten a stage, and one in 200 steps."""
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ class GRPORun:
         self.clock, self.rewards = Clock(), Rewards(config.rewards)
         self.weights = learner.publish()
         self.store = RolloutStore(context.out)
-        self.state = RunState(context.out, context.scratch)
+        self.state = RunState(context.out, context.scratch, context.say)
         seed = integer(context.seed, "grpo", node.replicate)
         items = ItemFile(context.inputs["questions"] / "train.arrow")
         self.pool = self.state.open_pool(lambda path: create_pool(context, items, seed, path))
@@ -134,6 +134,7 @@ class GRPORun:
         """Learn from batch after batch. RuntimeError when trainer and engines disagree by more than the limit, and when
         the loss is not a number."""
         progress, steps = self.state.progress, self.settings.steps
+        every = self.context.checkpoint_every(steps)
         self.context.resume_from(progress.step if progress.step else -1)
         self.state.forget_later()
         try:
@@ -143,7 +144,7 @@ class GRPORun:
                 before = progress.batches
                 self._step(progress.step + 1)
                 self.context.progress(progress.batches, steps, f"version {self.weights.version}")
-                if progress.batches > before and progress.batches % self.context.config.checkpoint_every == 0:
+                if progress.batches > before and progress.batches % every == 0:
                     self._save()
             self.learner.finish(self.context.out)
             self.pool.seal()

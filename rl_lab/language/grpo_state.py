@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
-from rl_lab.files import write_folder, write_whole
+from rl_lab.files import write_whole
 from rl_lab.json_lines import read_json_lines, write_json_lines
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.learning.saved_states import SavedStates
 from rl_lab.pool.store import POOL_FILE, PoolStore
 from rl_lab.workers.weights import Snapshot, publish, pull
 
 HELD_OUT_FILE = "held_out.jsonl"
 """Short examinations of the run: step, tokens so far, rewards of the held-out items."""
 PROGRESS_FILE = "progress.json"
+LEARNER_FILE = "learner.pt"
 
 
 @dataclass
@@ -31,28 +34,32 @@ class Progress:
     """Tokens that the engines wrote for them, refills included."""
 
 
-def _pull(snapshot: Snapshot, folder: Path) -> None:
-    pull(snapshot, folder)
-
-
 class RunState:
-    """Checkpoints of one run: learner and older weights in `scratch`, the pool at every checkpoint in `out`."""
+    """Saved states of one run in `scratch`: learner, pool, older weights, counts. Copies of the pool stay in `out`."""
 
-    def __init__(self, out: Path, scratch: Path) -> None:
-        self.out, self.scratch = out, scratch
-        path = scratch / PROGRESS_FILE
-        self.progress = Progress(**json.loads(path.read_text())) if path.is_file() else Progress()
+    def __init__(self, out: Path, scratch: Path, warn: Callable[[str], None]) -> None:
+        """At the last state that is whole and that the stored rollouts lead to; `warn` is told of what is not."""
+        self.out, self.states = out, SavedStates(scratch)
+        self.states.drop_damaged(warn)
+        self._drop_damaged_rollouts(warn)
+        self.states.drop_damaged(warn)
+        self._newest = self.states.newest
+        self.progress = Progress()
+        if self._newest is not None:
+            self.progress = Progress(**json.loads((self._newest / PROGRESS_FILE).read_text()))
+
+    def _drop_damaged_rollouts(self, warn: Callable[[str], None]) -> None:
+        """What a damaged file held is asked again, from a state before it."""
+        store = RolloutStore(self.out)
+        for step, damage in store.damaged():
+            warn(f"{damage}; its step is done again")
+            store.path(step).unlink()
+            self.states.drop_from(step)
 
     @property
     def learner_state(self) -> Path | None:
         """The learner's state at the last checkpoint; None before the first."""
-        return self._learner_path() if self.progress.step else None
-
-    def _learner_path(self) -> Path:
-        return self.scratch / f"learner-{self.progress.step}.pt"
-
-    def _weights_path(self, version: int) -> Path:
-        return self.scratch / f"weights-{version}"
+        return self._newest / LEARNER_FILE if self._newest is not None and self.progress.step else None
 
     def _checkpoint(self) -> Path:
         return self.out / "checkpoints" / f"step-{self.progress.step}"
@@ -63,15 +70,18 @@ class RunState:
         So edits that somebody gives before the first checkpoint outlive a kill like all others.
         """
         path = self.out / POOL_FILE
-        if (self._checkpoint() / POOL_FILE).is_file():
-            return PoolStore.restore(self._checkpoint(), path)
-        pool = PoolStore(path) if path.is_file() else create(path)
-        pool.checkpoint(self._checkpoint())
+        if self._newest is not None:
+            return PoolStore.restore(self._newest, path)
+        for suffix in ("", "-wal", "-shm"):  # of a pool whose states are all lost
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        pool = create(path)
+        self._save(pool, lambda folder: None)
         return pool
 
     def weights(self, version: int) -> Snapshot:
         """Older weights that the last checkpoint kept, because answers to come were asked of them."""
-        return publish(self._weights_path(version), version)
+        assert self._newest is not None, "no state holds older weights"
+        return publish(_weights(self._newest, version), version)
 
     def forget_later(self) -> None:
         """Drop the short examinations after the last checkpoint; they come again."""
@@ -82,14 +92,31 @@ class RunState:
 
     def save(self, pool: PoolStore, save_learner: Callable[[Path], None], older: Sequence[Snapshot] = ()) -> None:
         """Make this the state to continue from. A kill in between leaves the one before."""
-        save_learner(self._learner_path())
-        needed = {self._learner_path()}
-        for snapshot in older:
-            path = self._weights_path(snapshot.version)
-            needed.add(path)
-            if not path.exists():  # else the checkpoint before needs them too
-                write_folder(path, partial(_pull, snapshot))
-        pool.checkpoint(self._checkpoint())
-        write_whole(self.scratch / PROGRESS_FILE, json.dumps(asdict(self.progress)))
-        for old in {*self.scratch.glob("learner-*.pt"), *self.scratch.glob("weights-*")} - needed:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+        def learner(folder: Path) -> None:
+            save_learner(folder / LEARNER_FILE)
+            for snapshot in older:
+                pull(snapshot, _weights(folder, snapshot.version))
+
+        self._save(pool, learner)
+
+    def _save(self, pool: PoolStore, learner: Callable[[Path], None]) -> None:
+        def write(folder: Path) -> None:
+            learner(folder)
+            _link(pool.checkpoint(self._checkpoint()), folder / POOL_FILE)
+            write_whole(folder / PROGRESS_FILE, json.dumps(asdict(self.progress)))
+
+        self.states.save(self.progress.step, write)
+        self._newest = self.states.newest
+
+
+def _weights(folder: Path, version: int) -> Path:
+    return folder / f"weights-{version}"
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name, a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -120,6 +120,16 @@ class RolloutStore:
         """
         self._replace(step, _with_columns(self._table(step), columns))
 
+    def damaged(self) -> list[tuple[int, str]]:
+        """Steps whose file cannot be read or is not what was written, with words that name it. Reads everything."""
+        found = []
+        for step in self.steps():
+            try:
+                pq.ParquetFile(self.path(step), page_checksum_verification=True).read(use_threads=False)
+            except (OSError, pa.ArrowException) as error:
+                found.append((step, f"{self.path(step)} is damaged ({' '.join(str(error).split())})"))
+        return found
+
     def forget_after(self, step: int) -> None:
         """Remove all later steps: a run resumed from `step` makes them again."""
         for later in self.steps():
@@ -180,7 +190,8 @@ class RolloutStore:
 
     def _replace(self, step: int, table: pa.Table) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_file(self.path(step), lambda file: pq.write_table(table, file, compression="zstd"))
+        options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+        write_file(self.path(step), lambda file: pq.write_table(table, file, **options))
 
 
 def _with_columns(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:

@@ -148,7 +148,8 @@ class LanguageStages:
         plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", node.replicate or 0))
         with engines(self.cluster, context) as pool:
             for attempt in range(LEARNER_RESTARTS + 1):
-                learner = self.cluster.rollout_learner(plan, RunState(context.out, context.scratch).learner_state)
+                state = RunState(context.out, context.scratch, context.say).learner_state
+                learner = self.cluster.rollout_learner(plan, state)
                 try:
                     GRPORun(context, policy, pool, LearnerHandle(learner, context.check_stop)).run()
                     return

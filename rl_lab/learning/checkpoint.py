@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from rl_lab.errors import UserError
+from rl_lab.files import write_file
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.workers.weights import Snapshot, publish
@@ -75,9 +75,7 @@ def published(folder: Path) -> Snapshot:
 
 def save_training_state(path: Path, state: dict) -> None:
     """Write a learner's state dict (tensors and plain values), whole or not at all."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    write_file(path, lambda file: torch.save(state, file))
 
 
 def load_training_state(path: Path) -> dict:

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from algos.alarms import cap_alarm, collapse_alarm
+from rl_lab.learning.saved_states import SavedStates
 from rl_lab.learning.training import Plan
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.cluster import Cluster
@@ -17,6 +18,7 @@ LEARNER_RESTARTS = 3
 
 def train(cluster: Cluster, context: StageContext, plan: Plan) -> None:
     """Run a plan in a learner process, which is replaced if it dies."""
+    SavedStates(context.scratch).drop_damaged(context.say)
     for attempt in range(LEARNER_RESTARTS + 1):
         worker = cluster.learner(plan, context.scratch)
         try:
@@ -33,9 +35,8 @@ def train(cluster: Cluster, context: StageContext, plan: Plan) -> None:
 def _run_slices(context: StageContext, worker: Any, steps: int) -> None:
     """Drive the learner to `steps`, from wherever its last saved state is."""
     step = ray.get(worker.step.remote())
-    context.resume_from(step)
-    every = context.config.checkpoint_every
-    history: list[dict] = []
+    history = context.resume_from(step)
+    every = context.checkpoint_every(steps)
     while step < steps:
         result = ray.get(worker.run.remote(min(10, steps - step, every - step % every)))
         for line in result.lines:
@@ -47,6 +48,7 @@ def _run_slices(context: StageContext, worker: Any, steps: int) -> None:
         if step % every == 0:
             ray.get(worker.save.remote())
         context.progress(step, steps, f"loss {history[-1]['loss']:.4g}")
+    known = {line.get("alarm") for line in history}
     for alarm in (collapse_alarm(history), cap_alarm(history)):
-        if alarm is not None:
+        if alarm is not None and alarm not in known:
             context.log(step, alarm=alarm)

@@ -17,6 +17,10 @@ from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import Line, RunFolder, plain_line
 from rl_lab.runner.store import METRICS_FILE
 
+STATES_OF_A_STAGE = 10
+MOST_STEPS_LOST = 200
+"""Where `checkpoint_every` is not given: states a stage, but no more steps between two than this."""
+
 
 class StageStopped(Exception):  # noqa: N818 - not an error
     """The run is being stopped; raised inside stages by `log`, `progress` and `check_stop`."""
@@ -94,8 +98,15 @@ class StageContext:
         self._publish([line])
         self.check_stop()
 
-    def resume_from(self, step: int) -> None:
-        """Keep the lines logged up to and including `step` before a kill, drop later ones; -1 drops all."""
+    def checkpoint_every(self, steps: int) -> int:
+        """Steps between the saved states of a stage of so many: as configured, else ten in a stage."""
+        return self.config.checkpoint_every or max(1, min(MOST_STEPS_LOST, steps // STATES_OF_A_STAGE))
+
+    def resume_from(self, step: int) -> list[Line]:
+        """Keep the lines logged up to and including `step` before a kill, drop later ones; -1 drops all.
+
+        Returns what is kept. Says so if the last lines before `step` are lost, which only damage to the file does.
+        """
         if self._resumed:  # a second time in this process, after the learner died: the run's own lines are still there
             self._folder.keep_metrics(lambda line: line["node"] != self.node.name)
         self._resumed = True
@@ -105,6 +116,10 @@ class StageContext:
         self._publish(kept)
         if kept:
             self._started = time.monotonic() - kept[-1]["time"]
+        last = kept[-1]["step"] if kept else 0
+        if last < step:
+            self.say(f"{METRICS_FILE} has no line after step {last}, though the state of step {step} is whole")
+        return kept
 
     def say(self, text: str) -> None:
         """Print a line that a person should read now, such as a warning."""

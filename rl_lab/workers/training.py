@@ -15,6 +15,7 @@ import torch
 
 from rl_lab.learning.checkpoint import load_training_state, save_training_state
 from rl_lab.learning.learner import NonFiniteLossError
+from rl_lab.learning.saved_states import SavedStates
 from rl_lab.learning.training import Plan, Training
 
 STATE_FILE = "state.pt"
@@ -32,7 +33,7 @@ class Slice:
 
 
 class LearnerWorker:
-    """One training stage in a process of its own; `scratch` holds the state to continue from."""
+    """One training stage in a process of its own; `scratch` holds the states to continue from."""
 
     def __init__(self, plan: Plan, scratch: Path, device: str) -> None:
         self.scratch = scratch
@@ -43,8 +44,9 @@ class LearnerWorker:
         """Made when first asked for: an error in here keeps its class, unlike one in an actor's constructor."""
         torch.set_num_threads(self._plan.settings.threads)
         training = Training(self._plan, self._device)
-        if (self.scratch / STATE_FILE).is_file():
-            training.load_state_dict(load_training_state(self.scratch / STATE_FILE))
+        state = SavedStates(self.scratch).newest
+        if state is not None:
+            training.load_state_dict(load_training_state(state / STATE_FILE))
         return training
 
     def step(self) -> int:
@@ -66,7 +68,8 @@ class LearnerWorker:
 
     def save(self) -> None:
         """Save the state to continue from."""
-        save_training_state(self.scratch / STATE_FILE, self.training.state_dict())
+        state = self.training.state_dict()
+        SavedStates(self.scratch).save(self.step(), lambda folder: save_training_state(folder / STATE_FILE, state))
 
     def finish(self, folder: Path) -> None:
         """Write the trained policy's checkpoint files into `folder`."""

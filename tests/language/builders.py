@@ -220,7 +220,7 @@ class FakeRun:
         try:
             items = [make_item(number) for number in [*range(24), *range(1000, 1005)]]
             self.engines = FakeEngines(self.policy, items, self.rate)
-            self.learner = FakeLearner(RunState(context.out, context.scratch).learner_state)
+            self.learner = FakeLearner(RunState(context.out, context.scratch, context.say).learner_state)
             for name, value in learner.items():
                 setattr(self.learner, name, value)
             self.run = GRPORun(context, self.policy, self.engines, self.learner)  # type: ignore[arg-type]
