@@ -19,7 +19,8 @@ from rl_lab.config import RunConfig, dump_config, load_config
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.runner.environment import describe
 from rl_lab.runner.executor import Executor, StageError
-from rl_lab.runner.graph import expand, stage_hashes
+from rl_lab.runner.expansion import expand
+from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.plan import plan_table
 from rl_lab.runner.preflight import check_machine, warnings
 from rl_lab.runner.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder

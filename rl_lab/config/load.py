@@ -15,12 +15,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rl_lab.config.action import ObjectiveConfig
-from rl_lab.config.schema import EnvConfig, Repeat, RunConfig
+from rl_lab.config.pipeline import GateStage, Repeat
+from rl_lab.config.schema import EnvConfig, RunConfig
 from rl_lab.errors import UserError
 
 Tree = dict[str, Any]
 BACKENDS = ("tabletop", "robotwin")
-_ITEMS: dict[str, type[BaseModel]] = {"objectives": ObjectiveConfig, "stages": Repeat}
+_ITEMS: dict[str, tuple[type[BaseModel], ...]] = {"objectives": (ObjectiveConfig,), "stages": (Repeat, GateStage)}
 """Fields that hold several sections of one kind."""
 
 
@@ -213,7 +214,8 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
         if name in _ITEMS:
-            yield from _known_keys(_ITEMS[name], f"{prefix}{name}.*.")
+            for item in _ITEMS[name]:
+                yield from _known_keys(item, f"{prefix}{name}.*.")
             continue
         for kind in get_args(field.annotation) or (field.annotation,):  # a section, or one that may be null
             if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -46,6 +46,8 @@ RUN_SEEDS = 100
 """Seeds of runs after which their training questions repeat."""
 COLD_START_OFFSET = 500_000_000
 """Seeds of the cold start's questions lie so far behind those of the pool."""
+DEVELOPMENT_OFFSET = 900_000_000
+"""Seeds of the development questions, the same in all runs, lie behind those of every cold start."""
 CONSTANTS_FROM = 400
 """Training questions on which the best constant answers are chosen."""
 FRUITLESS_UNITS = 20
@@ -76,6 +78,8 @@ class LanguageStages:
             "cold_start": ("train", offset + COLD_START_OFFSET, config.cold_start),
             "held_out": (config.split, 0, config.held_out),
         }
+        if config.development or config.development_file:
+            wanted["development"] = ("train", DEVELOPMENT_OFFSET, config.development)
         counts: dict[str, Any] = {}
         for name, (split, start, number) in wanted.items():
             path = context.out / f"{name}.arrow"
@@ -145,7 +149,7 @@ class LanguageStages:
             with engines(self.cluster, context) as pool:
                 trl_grpo(context, policy, pool)
             return
-        plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", node.replicate or 0))
+        plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", *node.stream))
         with engines(self.cluster, context) as pool:
             for attempt in range(LEARNER_RESTARTS + 1):
                 state = RunState(context.out, context.scratch, context.say).learner_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import shutil
 import sys
@@ -15,7 +16,7 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError
 from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
-from rl_lab.runner.run_folder import Line, RunFolder
+from rl_lab.runner.run_folder import GATE_FILE, Line, RunFolder
 from rl_lab.runner.stage_context import Stage, StageConfig, StageContext, StageStopped, labels
 from rl_lab.runner.store import Store
 
@@ -50,6 +51,7 @@ class Executor:
         self.rows: dict[str, Line] = {
             node.name: {
                 **{"name": node.name, "kind": node.kind, "method": node.method, "round": node.round},
+                **({} if node.replicate is None else {"replicate": node.replicate}),
                 **{"hash": hashes.get(node.name), "status": "pending", "seconds": None, "reused": None},
             }
             for node in nodes
@@ -96,6 +98,10 @@ class Executor:
         """Reuse or start whatever can be; whether anything was."""
         changed = False
         for node in self.nodes:
+            if self.rows[node.name]["status"] == "pending" and self._is_left_out(node):
+                changed = True
+                self._skip(node)
+        for node in self.nodes:
             if self._failure is not None or len(self._running) >= self.config.workers.stages:
                 break
             if not self._is_ready(node):
@@ -108,12 +114,41 @@ class Executor:
         return changed
 
     def _is_ready(self, node: Node) -> bool:
-        """Pending, with its inputs done and no twin of the same hash running."""
+        """Pending, with its inputs and its gate done or skipped, and no twin of the same hash running."""
         if self.rows[node.name]["status"] != "pending":
             return False
         busy = {self.hashes.get(name) for name in self._running}
-        inputs_done = all(self.rows[name]["status"] == "done" for name in node.inputs.values())
-        return inputs_done and (node.kind == "report" or self.hashes[node.name] not in busy)
+        needed = [*node.inputs.values(), *([node.when[0]] if node.when else [])]
+        all_ended = all(self.rows[name]["status"] in ("done", "skipped") for name in needed)
+        return all_ended and (node.kind == "report" or self.hashes[node.name] not in busy)
+
+    def _is_left_out(self, node: Node) -> bool:
+        """Whether the node's gate went the other way, or what it reads was skipped.
+
+        A join takes what there is, so it is left out only with all of its inputs, and a report never is.
+        """
+        if node.kind == "report":
+            return False
+        if node.when is not None and self._outcome(node.when[0]) not in (None, node.when[1]):
+            return True
+        needed = [*node.inputs.values(), *([node.when[0]] if node.when else [])]
+        skipped = [self.rows[name]["status"] == "skipped" for name in needed]
+        return any(skipped) if node.kind != "join" else bool(skipped) and all(skipped)
+
+    def _outcome(self, gate: str) -> bool | None:
+        """Whether a gate was passed; None while nobody knows."""
+        if self.rows[gate]["status"] != "done":
+            return None
+        return bool(self._decision(gate)["passed"])
+
+    def _decision(self, gate: str) -> Line:
+        return json.loads((self.store.path(self.hashes[gate]) / GATE_FILE).read_text())
+
+    def _skip(self, node: Node) -> None:
+        self.rows[node.name]["status"] = "skipped"
+        self._write_rows()
+        why = "" if node.when is None else f", because {node.when[0]} was {'not ' if node.when[1] else ''}passed"
+        self.bars.say(f"{node.name}: skipped{why}")
 
     def _start(self, node: Node) -> None:
         self.rows[node.name]["status"] = "running"
@@ -136,8 +171,12 @@ class Executor:
             folder.mkdir(parents=True, exist_ok=True)
         return StageContext(
             node=node,
-            config=self.config if is_report else StageConfig(self.config, node.kind),
-            inputs={role: self.store.path(self.hashes[name]) for role, name in node.inputs.items()},
+            config=self.config if is_report else StageConfig(self.config, node.kind, node.sections),
+            inputs={
+                role: self.store.path(self.hashes[name])
+                for role, name in node.inputs.items()
+                if self.rows[name]["status"] != "skipped"
+            },
             out=out,
             scratch=scratch,
             seed=self.config.seed,
@@ -198,9 +237,11 @@ class Executor:
             row["seconds"] = seconds
         row |= {"status": "done", "reused": seconds is None}
         self._write_rows()
-        done = sum(row["status"] == "done" for row in self.rows.values())
+        done = sum(row["status"] in ("done", "skipped") for row in self.rows.values())
         how = "reused" if seconds is None else f"done in {seconds:.0f} s"
         self.bars.say(f"[{done}/{len(self.nodes)}] {node.name}: {how}")
+        if node.kind == "gate":
+            self.bars.say(f"{node.name}: {self._decision(node.name)['reason']}")
 
     def _stop_stages(self) -> None:
         """Ask running stages to stop and give them a moment, then let go of them."""

@@ -8,7 +8,9 @@ from typing import Any
 
 from algos.alarms import cap_warning
 from algos.methods import find_method
-from rl_lab.config.schema import ModelConfig, RunConfig
+from rl_lab.config.model import ModelConfig
+from rl_lab.config.pipeline import ENGINE_STAGES
+from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError
 from rl_lab.language.question_data import has_open_questions
 
@@ -61,9 +63,11 @@ def has_vllm() -> bool:
 
 def _check_language(config: RunConfig) -> None:
     """Engines, the files of the user, and the model that reinforcement learning starts from."""
-    needs_engines = bool({"examine", "grpo"} & set(config.stages))
+    needs_engines = sorted(config.stage_names & set(ENGINE_STAGES))
     if needs_engines and not has_vllm():
-        raise UserError("examine and grpo need vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA")
+        raise UserError(
+            f"{' and '.join(needs_engines)} need vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA"
+        )
     for name, path in config.questions.files().items():
         if not path.exists():
             raise UserError(f"questions.{name}_file: there is no {path}; give a JSONL or Parquet file")

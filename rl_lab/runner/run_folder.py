@@ -22,6 +22,8 @@ from rl_lab.runner.store import METRICS_FILE, RECORD_FILE, link_tree
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 STAGES_FILE = "stages.json"
+GATE_FILE = "gate.json"
+"""What a gate decided, in its output: at least `passed` and, in words, `reason`."""
 OUTPUT_FOLDERS = {
     "demos": "episodes",
     "sft": "checkpoints",
@@ -32,9 +34,16 @@ OUTPUT_FOLDERS = {
     "cold_start": "checkpoints",
     "examine": "examinations",
     "grpo": "grpo",
+    "distill": "grpo",
+    "traces": "rft",
+    "rft": "checkpoints",
+    "imitate": "checkpoints",
+    "teacher": "checkpoints",
+    "gate": "checkpoints",
+    "join": "checkpoints",
 }
 """Where the output of a stage of each kind appears in the run folder, one folder a node."""
-LIVE_KINDS = ("grpo",)
+LIVE_KINDS = ("grpo", "distill", "traces")
 """Stages whose output can be inspected while they run."""
 
 Line = dict[str, Any]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rl_lab.config.action import ObjectiveConfig
 from rl_lab.config.schema import RunConfig
+from rl_lab.config.section import Section
 from rl_lab.json_lines import append_json_line, read_json_lines, write_json_lines
 from rl_lab.runner.graph import READS, RUNTIME, Node
 from rl_lab.runner.progress import ProgressBars
@@ -29,15 +30,16 @@ class StageStopped(Exception):  # noqa: N818 - not an error
 class StageConfig:
     """The sections of the configuration that a stage may read; others would escape its content hash."""
 
-    def __init__(self, config: RunConfig, kind: str) -> None:
-        self._config, self._kind = config, kind
+    def __init__(self, config: RunConfig, kind: str, sections: Mapping[str, Section] | None = None) -> None:
+        """`sections` take the place of those of the same name."""
+        self._config, self._kind, self._sections = config, kind, sections or {}
 
     def __getattr__(self, name: str) -> Any:
         if name not in (*READS[self._kind], *RUNTIME):
             raise AttributeError(
                 f"stage {self._kind} reads config.{name}; list it in rl_lab.runner.graph.READS[{self._kind!r}]"
             )
-        return getattr(self._config, name)
+        return self._sections[name] if name in self._sections else getattr(self._config, name)
 
 
 def labels(node: Node) -> Line:
@@ -59,7 +61,7 @@ class StageContext:
     config: Any
     """The sections that this kind may read (`READS`, `RUNTIME` of the graph); for the report, the whole RunConfig."""
     inputs: dict[str, Path]
-    """Role -> folder of a finished stage, read-only: demos, sft, policy, pairs.1, pairs.2, ..."""
+    """Role -> folder of a finished stage, read-only, without those that were skipped; see `Node.inputs`."""
     out: Path
     """Becomes the stage's stored output as it is; for the report, the run folder."""
     scratch: Path

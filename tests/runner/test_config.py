@@ -66,7 +66,7 @@ def complaint(path: Path, *overrides: str) -> str:
         ("grpo.epsilom=0.3", ("grpo: there is no GRPO option 'epsilom'", "did you mean 'epsilon'?")),
         ("grpo.top_p=0.9", ("top_p is not supported", "remove it")),
         ("grpo.loss_type=gspo", ("loss_type 'gspo' is not supported",)),
-        ("num_generations=4", ("did you mean grpo.num_generations?",)),
+        ("num_generations=4", ("did you mean grpo.num_generations or distill.num_generations?",)),
         ("curriculum.batch_sizes=3", ("curriculum: batch_sizes is not a known key", "did you mean batch_size?")),
         ("curriculum={batch_size: 8, low: 2}", ("curriculum: the band (2.0, 0.9)",)),
         ("rewards.point.scale=-1", ("rewards: point", "above 0")),

@@ -9,7 +9,8 @@ from rl_lab.config import RunConfig, load_config
 from rl_lab.errors import UserError
 from rl_lab.json_lines import read_json_lines
 from rl_lab.runner.executor import Executor, StageError
-from rl_lab.runner.graph import expand, stage_hashes
+from rl_lab.runner.expansion import expand
+from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.runner.store import Store

@@ -7,7 +7,8 @@ import pytest
 from rl_lab.config import RunConfig, load_config
 from rl_lab.errors import UserError, run_command
 from rl_lab.runner import preflight
-from rl_lab.runner.graph import expand, stage_hashes
+from rl_lab.runner.expansion import expand
+from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.plan import plan_table
 from rl_lab.runner.preflight import check_machine
 from rl_lab.runner.store import Store
