@@ -166,6 +166,10 @@ class Distillation:
         """What the loss of this whole batch is divided by: rows, or tokens with `average: token`."""
         return max(1, batch.num_tokens) if self.options.average == "token" else len(batch)
 
+    def metric_count(self, name: str, batch: TokenBatch) -> int:
+        """See `Objective`: all metrics but the loss are means over tokens."""
+        return batch.num_tokens
+
     def loss(
         self, policy: ComparablePolicy, batch: TokenBatch, generator: torch.Generator, denominator: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:

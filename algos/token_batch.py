@@ -76,3 +76,10 @@ class DistillationBatch(TokenBatch):
     """What the teacher's logits were divided by."""
     weight_version: Tensor | None = None
     """Version of the student's weights that wrote the row, int64 [B]; None: not known."""
+
+
+@dataclass(kw_only=True)
+class ScoredRolloutBatch(RolloutBatch, DistillationBatch):
+    """Sampled answers with their advantages and with what a teacher says about them."""
+
+    stays_on_host = RolloutBatch.stays_on_host | DistillationBatch.stays_on_host

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from envs.spatial_qa.items import Item
-from rl_lab.config.schema import ModelConfig
+from rl_lab.config.model import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.learning.checkpoint import CheckpointInfo, load_policy, read_info, write_info
 from rl_lab.model.chat import HunYuanVLMoTProcessor

@@ -1,4 +1,4 @@
-"""The language side's training: imitation of worked solutions, and GRPO on batches of scored rollouts.
+"""The language side's training: imitation of worked solutions, and learning from groups of answers as they come: GRPO.
 
 Plans are plain settings and folders, so that they travel to the learner's process, which builds the rest there.
 """
@@ -8,16 +8,18 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from algos.cross_entropy import CrossEntropy
 from algos.grpo import GRPO
 from algos.grpo_options import GRPOOptions
-from algos.token_batch import TokenBatch
+from algos.token_batch import RolloutBatch, TokenBatch
 from rl_lab.config.language import ColdStartConfig, RLConfig
-from rl_lab.config.schema import ModelConfig
+from rl_lab.config.model import ModelConfig
+from rl_lab.config.section import ScheduleConfig
 from rl_lab.language.item_files import SolutionFile
 from rl_lab.language.model import LanguageModel, initial_language_model, load_language_model
 from rl_lab.language.token_batching import chat_batch, rollout_batch
@@ -106,16 +108,80 @@ class ColdStartPlan:
 
 
 @dataclass(frozen=True)
+class TopScores:
+    """What a teacher says about the T tokens of an answer."""
+
+    tokens: np.ndarray
+    """Its k most likely tokens at each place, the likeliest first, int32 [T, k]."""
+    logprobs: np.ndarray
+    """Their log-probabilities in the whole vocabulary, float32 [T, k]."""
+
+
+@dataclass(frozen=True)
 class Groups:
-    """Scored answers that one batch of GRPO learns from, plain data on the way to the learner."""
+    """Scored answers that one batch learns from, plain data on the way to the learner."""
 
     prompts: list[Prompt]
     completions: list[list[Completion]]
-    """`num_generations` of each prompt."""
+    """Equally many of each prompt."""
     advantages: Tensor
     """float [P, G]; 0 where the reward call failed."""
     scored: Tensor
-    """bool [P, G]: the reward call did not fail."""
+    """bool [P, G]: the answer is learned from; for GRPO, the reward call did not fail."""
+    teacher: list[list[TopScores]] | None = None
+    """[P][G]; None: nobody was asked."""
+
+
+class OnlinePlan(Protocol):
+    """Training on groups as they come, ready to be built in the learner's process."""
+
+    @property
+    def settings(self) -> ScheduleConfig:
+        """How it is optimised."""
+
+    def build(self, device: str) -> OnlineTraining:
+        """Load and make everything; UserError for a checkpoint that does not fit."""
+
+
+class OnlineTraining:
+    """A learner that takes groups as they come and publishes its weights; what it learns is for the kinds of it."""
+
+    def __init__(
+        self, policy: Path, name: str, settings: ScheduleConfig, groups: tuple[str, ...], seed: int, device: str
+    ) -> None:
+        """Load the checkpoint folder `policy`; an objective called `name` is to be added to the learner."""
+        self.device, self.name, self.steps_per_batch = device, name, 1
+        self.start: LanguageModel = load_language_model(policy)
+        self.start.model.to(device)  # type: ignore[arg-type]
+        self.trained = trainable(self.start.model, settings, groups, integer(seed, "lora"))
+        self.learner = Learner(self.trained, seed=seed)
+
+    @property
+    def batches(self) -> int:
+        """Batches learned so far."""
+        return self.learner.tracks[self.name].step // self.steps_per_batch
+
+    def learn(self, groups: Groups) -> dict[str, float]:
+        """Learn from a batch; its metrics. ValueError if no answer of it can be learned from."""
+        raise NotImplementedError
+
+    def batch(self, groups: Groups) -> RolloutBatch:
+        """Groups as the objective reads them. ValueError if no answer is learned from."""
+        processor = self.start.processor.image_processor
+        made = rollout_batch(groups.prompts, groups.completions, groups.advantages, processor, scored=groups.scored)
+        return made.to(self.device)
+
+    def finish(self, folder: Path) -> None:
+        """Write the model of the moment into a checkpoint folder; its version counts on by the batches learned."""
+        start, steps = self.start.info, self.learner.tracks[self.name].step
+        info = replace(start, weight_version=start.weight_version + self.batches, steps=start.steps + steps)
+        self.start.save(folder, info, self.trained.merged_state_dict() if isinstance(self.trained, Adapted) else None)
+
+    def publish(self) -> Snapshot:
+        """The same as a snapshot for engines."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.finish(Path(folder))
+            return publish(Path(folder), self.start.info.weight_version + self.batches)
 
 
 @dataclass(frozen=True)
@@ -127,18 +193,19 @@ class GRPOPlan:
     settings: RLConfig
     seed: int
 
+    def build(self, device: str) -> GRPOTraining:
+        """See `OnlinePlan`."""
+        return GRPOTraining(self, device)
 
-class GRPOTraining:
-    """A learner that takes groups as they come and publishes its weights."""
+
+class GRPOTraining(OnlineTraining):
+    """GRPO on scored groups."""
 
     def __init__(self, plan: GRPOPlan, device: str = "cpu") -> None:
-        self.plan, self.device = plan, device
-        self.start: LanguageModel = load_language_model(plan.policy)
-        self.start.model.to(device)  # type: ignore[arg-type]
         settings, options = plan.settings, plan.options
-        self.trained = trainable(self.start.model, settings, settings.train, integer(plan.seed, "lora"))
+        super().__init__(plan.policy, "grpo", settings, settings.train, plan.seed, device)
+        self.plan, self.steps_per_batch = plan, options.num_iterations
         self.objective = GRPO(options, groups=settings.train, reference=self._reference())
-        self.learner = Learner(self.trained, seed=plan.seed)
         self.learner.add("grpo", self.objective, optimiser(settings, options.num_iterations))
 
     def _reference(self) -> Any:
@@ -147,40 +214,21 @@ class GRPOTraining:
             return None
         if isinstance(self.trained, Adapted):
             return self.trained.reference
-        reference = load_language_model(self.plan.policy).model.eval().requires_grad_(False)
-        return reference.to(self.device)
-
-    @property
-    def batches(self) -> int:
-        """Batches learned so far."""
-        return self.learner.tracks["grpo"].step // self.plan.options.num_iterations
+        return frozen_model(self.plan.policy, self.device)
 
     def learn(self, groups: Groups) -> dict[str, float]:
         """`num_iterations` optimizer steps on one batch; the metrics of the last, mismatch being that of the first.
 
         ValueError if no answer of the batch has a reward.
         """
-        batch = rollout_batch(
-            groups.prompts,
-            groups.completions,
-            groups.advantages,
-            self.start.processor.image_processor,
-            scored=groups.scored,
-        ).to(self.device)
+        batch = self.batch(groups)
         if self.plan.options.num_iterations > 1:
             batch = self.objective.prepare(self.trained, batch)
         at_once, iterations = self.plan.settings.rows_at_once, self.plan.options.num_iterations
         lines = [self.learner.step("grpo", batch, at_once) for _ in range(iterations)]
         return lines[-1] | {name: value for name, value in lines[0].items() if name.startswith("mismatch/")}
 
-    def finish(self, folder: Path) -> None:
-        """Write the model of the moment into a checkpoint folder; its version counts on by the batches learned."""
-        start, steps = self.start.info, self.learner.tracks["grpo"].step
-        info = replace(start, weight_version=start.weight_version + self.batches, steps=start.steps + steps)
-        self.start.save(folder, info, self.trained.merged_state_dict() if isinstance(self.trained, Adapted) else None)
 
-    def publish(self) -> Snapshot:
-        """The same as a snapshot for engines."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.finish(Path(folder))
-            return publish(Path(folder), self.start.info.weight_version + self.batches)
+def frozen_model(folder: Path, device: str) -> Any:
+    """The model of a checkpoint folder, not to be trained."""
+    return load_language_model(folder).model.eval().requires_grad_(False).to(device)

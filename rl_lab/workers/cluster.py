@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from rl_lab.config.schema import WorkersConfig
-from rl_lab.language.training import GRPOPlan
+from rl_lab.language.training import OnlinePlan
 from rl_lab.learning.training import Plan
 from rl_lab.workers.inference import Inference
 from rl_lab.workers.pool import WorkerPool, warn_on_stderr
@@ -133,7 +133,7 @@ class Cluster:
         actor = ray.remote(LearnerWorker).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
         return actor.remote(plan, scratch, self._device)
 
-    def rollout_learner(self, plan: GRPOPlan, state: Path | None) -> Any:
+    def rollout_learner(self, plan: OnlinePlan, state: Path | None) -> Any:
         """Start a `RolloutLearner` where a learner runs, from a saved state if there is one; end it with `ray.kill`."""
         actor = ray.remote(RolloutLearner).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
         return actor.remote(plan, state, self._device)

@@ -1,4 +1,4 @@
-"""The learner's process for reinforcement learning: groups of scored answers in, metrics and weights out."""
+"""The learner's process where answers come as it learns: groups of them in, metrics and weights out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import torch
 
-from rl_lab.language.training import Groups, GRPOPlan, GRPOTraining
+from rl_lab.language.training import Groups, OnlinePlan, OnlineTraining
 from rl_lab.learning.checkpoint import load_training_state, save_training_state
 from rl_lab.learning.learner import NonFiniteLossError
 from rl_lab.workers.weights import Snapshot
@@ -42,17 +42,17 @@ class Learned:
 
 
 class RolloutLearner:
-    """One run of reinforcement learning in a process of its own."""
+    """One run of training on groups in a process of its own."""
 
-    def __init__(self, plan: GRPOPlan, state: Path | None, device: str) -> None:
+    def __init__(self, plan: OnlinePlan, state: Path | None, device: str) -> None:
         """Start with the plan's policy, and continue from a saved state if there is one."""
         self._plan, self._state, self._device = plan, state, device
 
     @cached_property
-    def training(self) -> GRPOTraining:
+    def training(self) -> OnlineTraining:
         """Made when first asked for: an error in here keeps its class, unlike one in an actor's constructor."""
         torch.set_num_threads(self._plan.settings.threads)
-        training = GRPOTraining(self._plan, self._device)
+        training = self._plan.build(self._device)
         if self._state is not None:
             training.learner.load_state_dict(load_training_state(self._state))
         return training

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.config.schema import ModelConfig
+from rl_lab.config.model import ModelConfig
 from rl_lab.language.model import initial_language_model
 from rl_lab.learning.checkpoint import CheckpointInfo
 from tests.language.builders import write_questions

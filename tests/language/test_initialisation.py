@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl_lab.config.schema import ModelConfig
+from rl_lab.config.model import ModelConfig
 from rl_lab.language.model import LanguageModel, initial_language_model
 from rl_lab.model.initialisation import TOKEN_STD, smooth_numbers
 from rl_lab.model.patches import Run

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from algos.grpo import group_advantages
 from algos.grpo_options import GRPOOptions
 from rl_lab.config.language import ColdStartConfig, RLConfig
-from rl_lab.config.schema import ModelConfig
+from rl_lab.config.model import ModelConfig
 from rl_lab.config.section import LoRAConfig
 from rl_lab.language.model import item_prompt, load_language_model
 from rl_lab.language.training import ColdStartPlan, Groups, GRPOPlan, GRPOTraining, epoch_order

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from rl_lab.action.buffers import write_episodes, write_pairs
 from rl_lab.action.training import OptimisePlan, SFTPlan
 from rl_lab.config.action import ObjectiveConfig, OptimiseConfig, SFTConfig
-from rl_lab.config.schema import ModelConfig
+from rl_lab.config.model import ModelConfig
 from rl_lab.config.section import LoRAConfig
 from rl_lab.learning.checkpoint import load_training_state, save_training_state
 from rl_lab.learning.training import Training
