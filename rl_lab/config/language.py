@@ -50,6 +50,8 @@ class QuestionsConfig(Section):
     cold_start: PositiveInt = 2000
     """Further questions, whose worked solutions the cold start imitates."""
     held_out: PositiveInt = 200
+    development: NonNegativeInt = 0
+    """Further questions, on which gates decide; neither trained on nor reported."""
     split: Literal["heldout_seeds", "heldout_scenes"] = "heldout_seeds"
     """Held-out questions show new scenes of the families of training, or families that training never shows."""
     train_file: str | None = None
@@ -57,6 +59,7 @@ class QuestionsConfig(Section):
     cold_start_file: str | None = None
     """The same with worked solutions or conversations, instead of the generated ones."""
     held_out_file: str | None = None
+    development_file: str | None = None
     skip_bad_rows: bool = False
     """Leave out rows of the files that cannot be used, and list them, instead of stopping."""
 
@@ -80,6 +83,7 @@ class QuestionsConfig(Section):
     def files(self) -> dict[str, Path]:
         """The files that replace generated sets, by set."""
         given = {"train": self.train_file, "cold_start": self.cold_start_file, "held_out": self.held_out_file}
+        given |= {"development": self.development_file}
         return {name: Path(path) for name, path in given.items() if path is not None}
 
 

@@ -5,9 +5,9 @@ A field that a stage reads must be listed for it in `rl_lab.runner.graph.READS`,
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from algos.curriculum_options import CurriculumOptions
 from algos.grpo_options import GRPOOptions
@@ -23,6 +23,7 @@ from rl_lab.config.action import (
     OptimiseConfig,
     SFTConfig,
 )
+from rl_lab.config.distill import DistillConfig, ImitateConfig, TeacherConfig
 from rl_lab.config.language import (
     BATCH_SIZE,
     GRPO,
@@ -34,7 +35,10 @@ from rl_lab.config.language import (
     Rewards,
     RLConfig,
 )
-from rl_lab.config.section import Fraction, NonNegativeInt, PositiveFloat, Section
+from rl_lab.config.model import ModelConfig
+from rl_lab.config.pipeline import ENGINE_STAGES, Repeat, Stage, check_gates, check_order, is_pipeline, stage_names
+from rl_lab.config.rft import RFTConfig, TracesConfig
+from rl_lab.config.section import NonNegativeInt, PositiveFloat, Section
 
 
 class EnvConfig(Section):
@@ -58,49 +62,6 @@ class EnvConfig(Section):
             if not names or len(set(names)) < len(names):
                 raise ValueError(f"{key} must name at least one, each once, but is {list(names)}")
         return self
-
-
-class ModelConfig(Section):
-    """The policy that SFT starts from."""
-
-    preset: Literal["nano", "small", "mini", "mot-2b"] = "nano"
-    """Random weights of these sizes; ignored when `path` is given."""
-    path: str | None = None
-    """A checkpoint folder to start from instead."""
-    prediction: Literal["velocity", "action"] | None = None
-    """What the expert outputs; None: as the preset or the checkpoint says. Small models learn faster with action."""
-    time_density: Literal["beta", "uniform"] | None = None
-    """Density of the flow time in training; None: as the preset or the checkpoint says."""
-    loss_weight_clip: Fraction | None = None
-    """t_min of the weight (t / max(t, t_min))^2 on the velocity error, 0 for none; None: as the preset says."""
-
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Of weights and layers; None: as the checkpoint, float32 without one. Training keeps float32 master weights."""
-
-    def options(self) -> dict[str, Any]:
-        """The model options that are set here."""
-        return self.model_dump(include={"prediction", "time_density", "loss_weight_clip"}, exclude_none=True)
-
-
-class Repeat(Section):
-    """Rounds of the same stages."""
-
-    repeat: PositiveInt
-    of: tuple[Literal["collect", "optimise", "evaluate"], ...]
-
-    @field_validator("of")
-    @classmethod
-    def _in_order(cls, of: tuple[str, ...]) -> tuple[str, ...]:
-        if of not in (("collect", "optimise"), ("collect", "optimise", "evaluate")):
-            raise ValueError(f"must be [collect, optimise, evaluate] or [collect, optimise], not {list(of)}")
-        return of
-
-
-StageName = Literal["demos", "sft", "evaluate", "questions", "cold_start", "examine", "grpo"]
-Stage = Annotated[
-    Annotated[StageName, Tag("a stage")] | Annotated[Repeat, Tag("a block")],
-    Discriminator(lambda value: "a stage" if isinstance(value, str) else "a block"),
-]
 
 
 class WorkersConfig(Section):
@@ -155,6 +116,11 @@ class RunConfig(Section):
     grpo: GRPO = GRPOOptions()
     """The objective, under the names of TRL's `GRPOConfig`."""
     rl: RLConfig = RLConfig()
+    traces: TracesConfig = TracesConfig()
+    rft: RFTConfig = RFTConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    distill: DistillConfig = DistillConfig()
+    imitate: ImitateConfig = ImitateConfig()
     placement: Literal["auto", "cpu", "gpu"] = "auto"
     """Where the learner runs; auto: the GPU if torch sees one."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
@@ -186,6 +152,16 @@ class RunConfig(Section):
         return "questions" in self.stages
 
     @property
+    def stage_names(self) -> set[str]:
+        """Names of all stages, those inside repeats and other branches included."""
+        return stage_names(self.stages)
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether the run trains one chain of models, instead of holding curricula against each other."""
+        return is_pipeline(self.stages)
+
+    @property
     def sources(self) -> list[str]:
         """Where episodes happen and questions come from, in words."""
         lines = []
@@ -198,29 +174,49 @@ class RunConfig(Section):
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of the repeated stages, 0 without any."""
-        return next((stage.repeat for stage in self.stages if isinstance(stage, Repeat)), 0)
+        """Rounds of collecting and optimising, 0 without any."""
+        blocks = (stage for stage in self.stages if isinstance(stage, Repeat) and not stage.on_language)
+        return next((block.repeat for block in blocks), 0)
 
     @model_validator(mode="after")
     def _stages_follow(self) -> Self:
-        """Each stage finds what it needs before it; a repeated block comes once, at the end."""
-        names = ["repeat" if isinstance(stage, Repeat) else stage for stage in self.stages]
+        """Each stage finds what it needs before it."""
+        if not self.stages:
+            raise ValueError("stages is empty; write for example [demos, sft, evaluate]")
+        if self.is_pipeline:
+            check_order(self.stages, has_base=self.model.path is not None)
+        else:
+            self._check_comparison()
+        for name in sorted(self.stage_names & set(ENGINE_STAGES)):
+            if self.workers.rollout < 1:
+                raise ValueError(f"workers.rollout is 0, but {name} needs an engine; give at least 1")
+        return self
+
+    def _check_comparison(self) -> None:
+        """Stages that come once each; a repeated block comes at the end."""
+        names = ["repeat" if isinstance(stage, Repeat) else str(stage) for stage in self.stages]
         needs = {"sft": "demos", "evaluate": "sft", "repeat": "sft"}
         needs |= {name: "questions" for name in ("cold_start", "examine", "grpo")}
-        if not names:
-            raise ValueError("stages is empty; write for example [demos, sft, evaluate]")
         for position, name in enumerate(names):
             if name in names[:position]:
                 raise ValueError(f"stages: {name} is there twice")
             if name in needs and needs[name] not in names[:position]:
                 raise ValueError(f"stages: {name} needs {needs[name]} before it")
+            without_base = self.model.path is None and "cold_start" not in names[:position]
+            if name in ("examine", "grpo") and without_base:
+                raise ValueError(f"stages: {name} needs cold_start before it, or a trained model: give model.path")
         if "repeat" in names[:-1]:
             raise ValueError("stages: the repeated stages must come last")
-        for name in ("examine", "grpo"):
-            if name in names and self.model.path is None and "cold_start" not in names[: names.index(name)]:
-                raise ValueError(f"stages: {name} needs cold_start before it, or a trained model: give model.path")
-            if name in names and self.workers.rollout < 1:
-                raise ValueError(f"workers.rollout is 0, but {name} needs an engine; give at least 1")
+
+    @model_validator(mode="after")
+    def _one_chain(self) -> Self:
+        if self.is_pipeline:
+            for key, given in (("other_schemes", bool(self.other_schemes)), ("replicates", self.replicates > 1)):
+                if given:
+                    raise ValueError(
+                        f"{key}: a pipeline trains one chain of models; leave it out, and use seed instead"
+                    )
+            check_gates(self.stage_names, self.questions.development, self.questions.development_file)
         return self
 
     @model_validator(mode="after")

@@ -74,7 +74,7 @@ def create_pool(context: StageContext, items: ItemFile, seed: int, path: Path) -
         )
         for record in records
     )
-    options = replace(context.config.curriculum, scheme=context.node.method)
+    options = replace(context.config.curriculum, scheme=context.node.params["curriculum"]["scheme"])
     return PoolStore.create(path, options, seed, CATEGORIES, pool_items)
 
 
@@ -83,15 +83,14 @@ class GRPORun:
 
     def __init__(self, context: StageContext, policy: Path, engines: WorkerPool, learner: Learning) -> None:
         """`learner` stands at the last checkpoint; `policy` is the checkpoint folder that the run began with."""
-        config, node = context.config, context.node
-        assert node.replicate is not None
+        config = context.config
         self.context, self.engines, self.learner = context, engines, learner
         self.settings, self.options = config.rl, config.grpo
         self.clock, self.rewards = Clock(), Rewards(config.rewards)
         self.weights = learner.publish()
         self.store = RolloutStore(context.out)
         self.state = RunState(context.out, context.scratch, context.say)
-        seed = integer(context.seed, "grpo", node.replicate)
+        seed = integer(context.seed, "grpo", *context.node.stream)
         items = ItemFile(context.inputs["questions"] / "train.arrow")
         self.pool = self.state.open_pool(lambda path: create_pool(context, items, seed, path))
         self.rollouts = self._rollouts(items, policy, seed)

@@ -64,10 +64,10 @@ class TRLRun:
         config, node = context.config, context.node
         self.context, self.policy, self.engines = context, policy, engines
         self.options, self.settings = config.grpo, config.rl
-        self.seed = integer(context.seed, "grpo", node.replicate or 0)
+        self.seed = integer(context.seed, "grpo", *node.stream)
         self.items = ItemFile(context.inputs["questions"] / "train.arrow")
         codes = [CATEGORIES.index(self.items.record(row)["category"]) for row in range(len(self.items))]
-        curriculum = replace(config.curriculum, scheme=node.method or config.curriculum.scheme)
+        curriculum = replace(config.curriculum, scheme=node.params["curriculum"]["scheme"])
         self.order = fixed_order(curriculum, self.seed, np.array(codes, np.uint8), self.settings.steps)
         self.processor = load_chat_processor(policy)
         self.store = RolloutStore(context.out)
@@ -93,7 +93,7 @@ class TRLRun:
         from rl_lab.trl_backend.grpo import Step, notice, train_grpo  # here, because it imports TRL
         from rl_lab.trl_backend.trainer import Settings
 
-        self.context.say(notice(self.context.node.method or ""))
+        self.context.say(notice(self.context.node.params["curriculum"]["scheme"]))
         torch.set_num_threads(self.settings.threads)
         means: dict[str, float] = {}
 

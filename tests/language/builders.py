@@ -75,7 +75,9 @@ def make_context(
     path = run.parent / "language.yaml"
     path.write_text(CONFIG)
     config = load_config(path, overrides)
-    node = Node(f"{config.curriculum.scheme}.1.grpo", "grpo", method=config.curriculum.scheme, replicate=1)
+    scheme = config.curriculum.scheme
+    params = {"curriculum": {"scheme": scheme}}
+    node = Node(f"{scheme}.1.grpo", "grpo", params, method=scheme, replicate=1)
     out, scratch = run / "work" / "out", run / "work" / "scratch"
     for folder in (out, scratch):
         folder.mkdir(parents=True, exist_ok=True)
