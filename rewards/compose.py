@@ -14,6 +14,7 @@ from typing import Any
 from rewards.answers import answer_text, completion_text, message_text
 from rewards.config import RewardConfig, suggestion
 from rewards.format import format_reward
+from rewards.functions import NamedFunction
 from rewards.guard import Failure, Guard, checked, failure_counts
 from rewards.judge import Judge, Question
 from rewards.verifier import check_reward_type, verifier_reward
@@ -52,11 +53,13 @@ class Rewards:
     """Reward function with TRL's signature over all answer structures, the format and functions of one's own.
 
     A reward is sum_k w_k r_k / sum_k w_k over the parts that apply, so it stays in 0..1. If a part with a weight above
-    0 fails, it is None and the trainer masks the sample (TRL does: advantage 0). `functions` have TRL's signature and
-    run under `rewards.guard.Guard`; each needs an entry in `config.weights`, 0 to log it only.
+    0 fails, it is None and the trainer masks the sample (TRL does: advantage 0). `functions`, and those that
+    `config.functions` names, have TRL's signature and run under `rewards.guard.Guard`; each needs an entry in
+    `config.weights`, 0 to log it only.
 
-    Not for several threads at once. ValueError at construction for weights that name no part; at a call for an unknown
-    reward type, and for an open item without a judge: both would mask the same items for ever.
+    Not for several threads at once. ValueError at construction for weights that name no part and functions that are not
+    there; at a call for an unknown reward type, and for an open item without a judge: both would mask the same items
+    for ever.
     """
 
     __name__ = "reward"
@@ -65,7 +68,7 @@ class Rewards:
         self, config: RewardConfig | None = None, functions: Mapping[str, Callable[..., Any]] | None = None
     ) -> None:
         self.config = config or RewardConfig()
-        functions = functions or {}
+        functions = {**_named(self.config.functions), **(functions or {})}
         names = (*OWN_PARTS, *functions)
         for name in self.config.weights:
             if name not in names:
@@ -179,6 +182,17 @@ class Rewards:
             mean = sum(weight * value for weight, value in known) / total if known else None
             rewards.append(None if blocked or mean is None else min(mean, 1.0))
         return rewards
+
+
+def _named(sources: Mapping[str, str]) -> dict[str, NamedFunction]:
+    """The functions of a configuration; ValueError that names the key."""
+    found = {}
+    for name, source in sources.items():
+        try:
+            found[name] = NamedFunction(source)
+        except ValueError as error:
+            raise ValueError(f"functions.{name}: {error}") from error
+    return found
 
 
 def _texts(completions: Sequence[Any], failures: list[Failure]) -> list[str | None]:

@@ -144,7 +144,9 @@ class RewardConfig:
     """All of it. A reward is the mean of its parts weighted by `weights`."""
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"answer": 1.0, "format": 0.0})
-    """Of the parts: `answer` (by reward type), `format`, and each function that is passed in by its name; >= 0."""
+    """Of the parts: `answer` (by reward type), `format`, and each function by its name; >= 0."""
+    functions: Mapping[str, str] = field(default_factory=dict)
+    """Functions of one's own by name, as FILE.py:FUNCTION or MODULE:FUNCTION; see `rewards.functions`."""
     boxes: BoxesConfig = BoxesConfig()
     point: DistanceConfig = DistanceConfig()
     points: DistanceConfig = DistanceConfig()
@@ -203,9 +205,10 @@ def _read_value(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} is {value!r}; it must be a list of {len(parts)} numbers")
         return tuple(_read_value(part, entry, where) for part, entry in zip(parts, value, strict=True))
     if get_origin(kind) is Mapping:
+        _, entry_kind = get_args(kind)
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} is {value!r}; it must be a mapping of names to numbers")
-        return {str(name): _read_value(float, entry, f"{where}.{name}") for name, entry in value.items()}
+            raise ValueError(f"{where} is {value!r}; it must map names to values of type {entry_kind.__name__}")
+        return {str(name): _read_value(entry_kind, entry, f"{where}.{name}") for name, entry in value.items()}
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}; it must be a section with keys of its own")

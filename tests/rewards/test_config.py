@@ -44,7 +44,7 @@ def test_values_are_read_and_whole_numbers_serve_as_floats():
         ({"boxes": {"extra_penalty": -1}}, "extra_penalty is -1.0; it must be at least 0"),
         ({"weights": {"answer": -1}}, "a weight is a number >= 0"),
         ({"weights": {"answer": 0}}, "weights are all 0"),
-        ({"weights": 1}, "rewards.weights is 1; it must be a mapping"),
+        ({"weights": 1}, "rewards.weights is 1; it must map names to values of type float"),
     ],
 )
 def test_an_error_names_the_key_and_the_fix_in_one_line(tree, message):

@@ -1,0 +1,89 @@
+"""Reward functions that a configuration names by file or module."""
+
+import os
+import textwrap
+
+import pytest
+
+from rewards.compose import Rewards
+from rewards.config import RewardConfig, read_config
+from rewards.functions import NamedFunction, load, source_file
+
+WEIGHTS = {"answer": 1.0, "mine": 1.0}
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        textwrap.dedent("""
+        import os
+
+        def half(prompts, completions, **columns):
+            return [0.5] * len(completions)
+
+        def where(prompts, completions, **columns):
+            return [os.getpid() / 2**31]
+        """)
+    )
+    return path
+
+
+def reward(source, **settings):
+    rewards = Rewards(RewardConfig(weights=WEIGHTS, functions={"mine": source}, **settings))
+    try:
+        return rewards.breakdown(["q"], ["<answer>C</answer>"], answer=["C"], reward_type=["choice"])
+    finally:
+        rewards.close()
+
+
+def test_a_function_of_a_file_counts_with_its_weight(mine):
+    assert reward(f"{mine}:half").rewards == [0.75]
+
+
+def test_it_runs_in_another_process(mine):
+    (value,) = reward(f"{mine}:where").parts["mine"]
+    assert value is not None
+    assert round(value * 2**31) != os.getpid()
+
+
+def test_a_function_of_a_module(tmp_path):
+    assert load("tests.rewards.functions:obedient")([], ["0.25"]) == [0.25]
+    assert source_file("tests.rewards.functions:obedient").name == "functions.py"
+    assert reward("tests.rewards.functions:obedient").failures[0].detail.startswith("ValueError: could not convert")
+
+
+def test_a_file_that_fails_when_it_is_imported_fails_every_sample_by_name(tmp_path):
+    (tmp_path / "broken.py").write_text("def f(**columns): ...\nraise RuntimeError('no licence')\n")
+    result = reward(f"{tmp_path / 'broken.py'}:f")
+    assert result.rewards == [None]
+    assert (result.failures[0].part, result.failures[0].detail) == ("mine", "RuntimeError: no licence")
+
+
+@pytest.mark.parametrize(
+    "source, said",
+    [
+        ("half", "names no function; write FILE.py:FUNCTION or MODULE:FUNCTION"),
+        ("nowhere.py:half", "there is no file nowhere.py"),
+        ("no.such.module:half", "there is no module no.such.module"),
+        ("{mine}:hafl", "mine.py defines no hafl; did you mean half?"),
+        ("{prose}:f", "prose.py is no Python"),
+    ],
+)
+def test_what_cannot_be_found_is_said_before_anything_runs(mine, tmp_path, source, said):
+    prose = tmp_path / "prose.py"
+    prose.write_text("dear reader,")
+    with pytest.raises(ValueError, match="functions.mine: ") as error:
+        reward(source.format(mine=mine, prose=prose))
+    assert said in str(error.value)
+
+
+def test_the_configuration_takes_names_and_nothing_else(mine):
+    assert read_config(RewardConfig, {"functions": {"mine": f"{mine}:half"}}).functions == {"mine": f"{mine}:half"}
+    with pytest.raises(ValueError, match=r"rewards.functions.mine is 3; it must be of type str"):
+        read_config(RewardConfig, {"functions": {"mine": 3}})
+
+
+def test_the_code_is_not_run_where_it_is_named(tmp_path):
+    (tmp_path / "loud.py").write_text("def f(**columns): ...\nraise SystemExit\n")
+    NamedFunction(f"{tmp_path / 'loud.py'}:f")
