@@ -83,6 +83,10 @@ class RowFile:
         """All of a row but its pictures."""
         return json.loads(self._table["record"][int(row)].as_py())
 
+    def rows_by_id(self) -> dict[str, int]:
+        """The row of each record's id."""
+        return {self.record(row)["id"]: row for row in range(len(self))}
+
     def pngs(self, row: int) -> list[bytes]:
         """A row's pictures as PNG files."""
         return self._table["images"][int(row)].as_py()

@@ -12,8 +12,9 @@ that is killed at any moment and started again ends as an unbroken one and count
 3. choose  item after item, `algos.rft.select` says why each is dropped.
 4. write   each step gets the columns `judge_score`, `kept` and `why_dropped`; KEPT_FILE gets the kept traces, whole.
 
-In memory at a time: CHUNK candidates, the candidates of one item without their texts, or one step's file while it gets
-its columns. On disk: about 200 bytes for each candidate, and until the end up to 4 KiB for each that is compared.
+In memory at a time: CHUNK candidates, the candidates of one item without their texts, some thousand kept traces, or
+one step's file while it gets its columns. On disk: about 200 bytes for each candidate, and until the end up to 4 KiB
+for each that is compared.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,24 +36,23 @@ import pyarrow.parquet as pq
 from algos.rft import REASONS, Candidate, band_reason, candidate, select
 from algos.rft_options import RFTOptions
 from rl_lab.errors import UserError
-from rl_lab.files import write_file
-from rl_lab.language.rollout_store import SCHEMA, RolloutStore, Row
+from rl_lab.language.rft_kept import KEPT_FILE, KEPT_SCHEMA, write_kept
+from rl_lab.language.rollout_store import RolloutStore, Row
 from rl_lab.pool.store import connect, transaction
 
-RFT_FILE, KEPT_FILE = "rft.sqlite", "rft_kept.parquet"
-"""Their names in a run directory: the working state, and the chosen traces."""
+RFT_FILE = "rft.sqlite"
+"""Name of the working state in a run directory."""
 SELECTION_COLUMNS = ("judge_score", "kept", "why_dropped")
 """What stored rollouts gain: a score or null, whether it was kept, and why not (null for a kept one)."""
 CHUNK = 512
 """Rollouts that are read or judged, and items that are chosen from, at a time."""
 
+Progress = Callable[[str, int, int], None]
+"""Told the name of a pass, and how many of how many steps or items it has done."""
 Judge = Callable[[Sequence[Row]], Sequence[float | None]]
 """Scores of traces, each a row with the columns JUDGED; None: no score."""
 JUDGED = ("step", "item", "group", "sample", "prompt", "completion", "reward")
 READ = ("item", "completion", "tokens", "finished", "reward")
-KEPT = ("step", "item", "group", "sample", "prompt", "completion", "tokens", "weight_version", "reward")
-"""Columns of KEPT_FILE, besides `judge_score`; in stored order."""
-KEPT_SCHEMA = pa.schema([*(SCHEMA.field(name) for name in KEPT), ("judge_score", pa.float64())])
 
 _TO_READ, _TO_JUDGE, _TO_WRITE, _DONE = range(4)
 """State of a step."""
@@ -87,35 +87,46 @@ class RFTSelection:
     def __init__(
         self, run: Path, options: RFTOptions, judge: Judge | None = None, steps: Iterable[int] | None = None
     ) -> None:
-        """`steps`: those to choose from, None for all; taken when the selection begins, not when it is taken up again.
-
-        UserError for a judge without a least score or the reverse, no rollouts, steps with the columns, other options.
-        """
+        """`steps`: those to choose from, None for all. UserError for a judge without a least score or the reverse, no
+        rollouts, steps with the columns, and a selection that was begun with other options or steps."""
         if (judge is None) != (options.min_judge_score is None):
             raise UserError("a judge and min_judge_score go together; give both or neither")
         self.store, self.options, self.judge = RolloutStore(run), options, judge
         self.path, self.kept_path = run / RFT_FILE, run / KEPT_FILE
-        if not self._begun():
-            self._begin(self.store.steps() if steps is None else sorted(set(steps)))
+        wanted = self.store.steps() if steps is None else sorted(set(steps))
+        if not self._begun(wanted):
+            self._begin(wanted)
 
-    def finish(self) -> RFTSummary:
-        """Do all that is left. Calling it again does nothing more."""
+    def finish(self, progress: Progress = lambda name, done, total: None) -> RFTSummary:
+        """Do all that is left. Calling it again does nothing more. `progress` hears of each step; it may raise to stop
+        here and go on another time."""
         with closing(connect(self.path)) as db:
-            for step in _steps(db, _TO_READ):
-                self._read(db, step)
+            self._each_step(db, _TO_READ, self._read, "read", progress)
             self._rate_items(db)
-            for step in _steps(db, _TO_JUDGE):
-                self._judge(db, step)
-            self._choose(db)
-            for step in _steps(db, _TO_WRITE):
-                self._write(db, step)
+            self._each_step(db, _TO_JUDGE, self._judge, "judge", progress)
+            self._choose(db, progress)
+            self._each_step(db, _TO_WRITE, self._write, "write", progress)
             if not self.kept_path.exists():
-                write_file(self.kept_path, lambda file: self._write_kept(db, file))
+                write_kept(self.kept_path, self._kept(db))
             if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'texts'").fetchone():
                 db.executescript("DROP TABLE texts; VACUUM;")
             return _summary(db)
 
-    def _begun(self) -> bool:
+    def _each_step(
+        self,
+        db: sqlite3.Connection,
+        state: int,
+        work: Callable[[sqlite3.Connection, int], None],
+        name: str,
+        progress: Progress,
+    ) -> None:
+        """A pass over the steps that are in this state."""
+        steps = _steps(db, state)
+        for number, step in enumerate(steps):
+            progress(name, number, len(steps))
+            work(db, step)
+
+    def _begun(self, wanted: Sequence[int]) -> bool:
         """Whether there is a selection to take up; UserError if it is another one."""
         if not self.path.exists():
             return False
@@ -123,6 +134,12 @@ class RFTSelection:
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
                 return False
             (found,) = db.execute("SELECT options FROM meta").fetchone()
+            steps = [step for (step,) in db.execute("SELECT step FROM steps ORDER BY step")]
+        if steps != list(wanted):
+            raise UserError(
+                f"{self.path} is a selection from {len(steps)} steps, {_ends(steps)}, not from these {len(wanted)}, "
+                f"{_ends(wanted)}; choose another run folder"
+            )
         if json.loads(found) != asdict(self.options):
             raise UserError(f"{self.path} was begun with other options, {found}; choose another run folder")
         return True
@@ -221,9 +238,11 @@ class RFTSelection:
                     yield place, row
             first += batch.num_rows
 
-    def _choose(self, db: sqlite3.Connection) -> None:
+    def _choose(self, db: sqlite3.Connection, progress: Progress) -> None:
         """Pass 3: items in the order of their ids."""
-        while True:
+        (total,) = db.execute("SELECT COUNT(*) FROM items").fetchone()
+        for start in itertools.count(step=CHUNK):
+            progress("choose", min(start, total), total)
             (last,) = db.execute("SELECT chosen_to FROM meta").fetchone()
             query = f"SELECT item FROM items WHERE item {'>=' if last is None else '>'} ? ORDER BY item LIMIT ?"
             items = [item for (item,) in db.execute(query, [last or "", CHUNK])]
@@ -250,23 +269,14 @@ class RFTSelection:
         with transaction(db):
             db.execute("UPDATE steps SET state = ? WHERE step = ?", [_DONE, step])
 
-    def _write_kept(self, db: sqlite3.Connection, file: BinaryIO) -> None:
-        with pq.ParquetWriter(file, KEPT_SCHEMA, compression="zstd") as writer:
-            for step in _steps(db, _DONE):
-                for batch in self._batches(step, [*KEPT_SCHEMA.names, "kept"]):
-                    kept = batch.filter(batch.column("kept")).select(KEPT_SCHEMA.names)
-                    if kept.num_rows:
-                        writer.write_batch(kept.cast(KEPT_SCHEMA))
+    def _kept(self, db: sqlite3.Connection) -> Iterator[pa.RecordBatch]:
+        for step in _steps(db, _DONE):
+            for batch in self._batches(step, [*KEPT_SCHEMA.names, "kept"]):
+                yield batch.filter(batch.column("kept")).select(KEPT_SCHEMA.names)
 
 
-def read_kept(run: Path) -> Iterator[Row]:
-    """The kept traces of a finished selection, one after the other. UserError without one."""
-    path = run / KEPT_FILE
-    if not path.exists():
-        raise UserError(f"there are no selected traces in {run}; finish a selection first")
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(CHUNK, use_threads=False):
-            yield from batch.to_pylist()
+def _ends(steps: Sequence[int]) -> str:
+    return f"{steps[0]} to {steps[-1]}" if steps else "none"
 
 
 def _steps(db: sqlite3.Connection, state: int) -> list[int]:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from algos.token_batch import RolloutBatch, TokenBatch
-from rl_lab.model.chat import IGNORED, HunYuanVLMoTProcessor, answer_labels
+from rl_lab.model.chat import IGNORED, HunYuanVLMoTProcessor, answer_labels, image_tokens
 from rl_lab.model.images import ImageProcessor
 from rl_lab.model.pictures import Pictures
+from rl_lab.model.tokenizer import ROLES
 from rl_lab.workers.rollout import Completion, Prompt
 
 Message = Mapping[str, Any]
@@ -66,6 +67,39 @@ def rollout_batch(
         weight_version=torch.tensor([answer.weight_version for answer in answers]),
         finished=torch.tensor([answer.finished for answer in answers]),
     )
+
+
+def answer_batch(
+    prompts: Sequence[Prompt], rows: Sequence[tuple[int, Sequence[int]]], processor: HunYuanVLMoTProcessor
+) -> TokenBatch:
+    """Answers to imitate token by token, as they were sampled: decoding and encoding again may give other tokens.
+
+    A row is the place of its prompt and the tokens of its answer, end token included. Prompts hold one token for an
+    image; their images are encoded once for all of their rows.
+    """
+    read = [expanded_tokens(prompt, processor) for prompt in prompts]
+    ids, valid = pad_rows([[*read[place], *answer] for place, answer in rows])
+    starts = torch.tensor([len(read[place]) for place, _ in rows])
+    shown = list(accumulate((len(prompt.images) for prompt in prompts), initial=0))
+    images = [image for prompt in prompts for image in prompt.images]
+    pictures = [range(shown[place], shown[place + 1]) for place, _ in rows]
+    return TokenBatch(
+        input_ids=ids,
+        attention_mask=valid,
+        completion_mask=valid & (torch.arange(ids.shape[1]) >= starts[:, None]),
+        visual=Pictures.of_images(images, pictures, processor.image_processor) if images else None,
+    )
+
+
+def expanded_tokens(prompt: Prompt, processor: HunYuanVLMoTProcessor) -> list[int]:
+    """A prompt's tokens as the model reads them: each image token replaced by the rows of its image."""
+    grids = (processor.image_processor.grid(*image.shape[:2]) for image in prompt.images)
+    row_end: Any = processor.tokenizer.convert_tokens_to_ids(ROLES["row_end"])
+    found: list[int] = []
+    for token in prompt.tokens:
+        is_image = token == processor.image_token_id
+        found += image_tokens(next(grids)[1:], token, row_end) if is_image else [token]
+    return found
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ each frame. A prompt that holds a video without latent token, exactly `S VID E`,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from transformers.video_utils import is_valid_video
 
 from rl_lab.model.images import Grid, ImageProcessor
 from rl_lab.model.loading import checkpoint_folder
+from rl_lab.model.sizes import MERGE
 from rl_lab.model.tokenizer import CHAT_TEMPLATE, ROLES, load_tokenizer, save_tokenizer, special_token_ids
 
 IGNORED = -100
@@ -30,6 +32,12 @@ IGNORED = -100
 def image_rows(token: str, height: int, width: int, merge: int) -> str:
     """Rows of a picture of height x width patches, each closed by its separator."""
     return (token * (width // merge) + ROLES["row_end"]) * (height // merge)
+
+
+def image_tokens(grid: Sequence[int], image: int, row_end: int) -> list[int]:
+    """The same as token ids, of an image whose patch grid is (h, w)."""
+    height, width = grid
+    return ([image] * (width // MERGE) + [row_end]) * (height // MERGE)
 
 
 def video_frames(frames: int, height: int, width: int, merge: int) -> str:

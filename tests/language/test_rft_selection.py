@@ -15,8 +15,9 @@ import pytest
 from algos.rft import REASONS, candidate, select
 from algos.rft_options import RFTOptions
 from rl_lab.errors import UserError
-from rl_lab.language import rft_selection
-from rl_lab.language.rft_selection import RFT_FILE, RFTSelection, read_kept
+from rl_lab.language import rft_kept, rft_selection
+from rl_lab.language.rft_kept import KEPT_FILE, read_kept
+from rl_lab.language.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.language.rollout_store import Rollout, RolloutStore
 
 OPTIONS = RFTOptions(max_per_item=2, max_tokens=24, max_likeness=0.8, shingle=2)
@@ -144,7 +145,7 @@ def killed(monkeypatch):
         moment()
 
     monkeypatch.setattr(rft_selection, "transaction", breaking)
-    monkeypatch.setattr(rft_selection, "write_file", around(rft_selection.write_file))
+    monkeypatch.setattr(rft_kept, "write_file", around(rft_kept.write_file))
     monkeypatch.setattr(RolloutStore, "add_columns", around(RolloutStore.add_columns))
     monkeypatch.setattr(rft_selection, "CHUNK", 10)
     return moments

@@ -27,18 +27,12 @@ from vllm.multimodal.processing import (
     PromptUpdate,
 )
 
+from rl_lab.model.chat import image_tokens
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.conversion import vlm_processor
 from rl_lab.model.images import IMAGE_CONFIG, ImageProcessor
 from rl_lab.model.serving.config import served_config
-from rl_lab.model.sizes import MERGE
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
-
-
-def image_tokens(grid: Sequence[int], image: int, row_end: int) -> list[int]:
-    """The segment of an image whose patch grid is (h, w): h/2 rows of w/2 patches and a separator."""
-    height, width = grid
-    return ([image] * (width // MERGE) + [row_end]) * (height // MERGE)
 
 
 class ImageInfo(BaseProcessingInfo):
