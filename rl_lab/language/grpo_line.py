@@ -15,6 +15,8 @@ from rl_lab.language.groups import Answered
 
 PARTS = ("generate", "score", "learn", "publish")
 """What the seconds of a step go to."""
+OPTIONAL_PARTS = ("teacher",)
+"""And in some runs."""
 
 
 class Clock:
@@ -42,7 +44,8 @@ class Clock:
         """`seconds/PART` and `seconds/step`, and `idle/WORKER`: shares of the step without anything to do."""
         parts = self._seconds
         seconds = max(time.perf_counter() - self._began - parts["examine"], 1e-9)
-        return {f"seconds/{name}": parts[name] for name in PARTS} | {
+        named = [*PARTS, *(name for name in OPTIONAL_PARTS if name in parts)]
+        return {f"seconds/{name}": parts[name] for name in named} | {
             "idle/rollout": max(0.0, 1 - parts["busy"] / (seconds * num_engines)),
             "idle/learner": max(0.0, 1 - (parts["learn"] + parts["publish"]) / seconds),
             "seconds/step": seconds,

@@ -121,6 +121,10 @@ class RolloutRun:
         """Weights with which the steps to come were asked."""
         return [issued.weights for issued in self._ahead.values()]
 
+    def ahead(self, step: int) -> Issued | None:
+        """What was asked for a step that is still to come."""
+        return self._ahead.get(step)
+
     def issue_ahead(self, steps: Iterable[int], weights: Weights) -> None:
         """Ask what these steps will need, unless it was asked already."""
         for step in steps:

@@ -158,13 +158,13 @@ class FakeLearner:
         """`save` or `finish`: the call that is the last."""
 
     def publish(self) -> Weights:
-        """See `rl_lab.language.grpo_run.Learning`."""
+        """See `rl_lab.language.online_steps.Learning`."""
         files = {"weight": repr(self.weight).encode()}
         version = self.start + self.batches
         return Weights(version, Snapshot(version, digest(files), files))
 
     def learn(self, groups: Groups, bad_batch: Path) -> tuple[Learned, Weights]:
-        """See `rl_lab.language.grpo_run.Learning`."""
+        """See `rl_lab.language.online_steps.Learning`."""
         if self.batches + 1 == self.die_at:
             raise Killed
         self.learned.append(groups)
@@ -179,12 +179,12 @@ class FakeLearner:
         return Learned(metrics, weights.version, 0.0, self.error), weights
 
     def save(self, path: Path) -> None:
-        """See `rl_lab.language.grpo_run.Learning`."""
+        """See `rl_lab.language.online_steps.Learning`."""
         path.write_text(json.dumps([self.batches, self.weight]))
         self._end("save")
 
     def finish(self, folder: Path) -> None:
-        """See `rl_lab.language.grpo_run.Learning`."""
+        """See `rl_lab.language.online_steps.Learning`."""
         (folder / "model").write_text(repr(self.weight))
         self._end("finish")
 
@@ -193,11 +193,11 @@ class FakeLearner:
             raise Killed
 
     def snapshot(self, weights: Weights) -> Snapshot:
-        """See `rl_lab.language.grpo_run.Learning`."""
+        """See `rl_lab.language.online_steps.Learning`."""
         return weights.reference
 
     def share(self, snapshot: Snapshot) -> Weights:
-        """See `rl_lab.language.grpo_run.Learning`."""
+        """See `rl_lab.language.online_steps.Learning`."""
         return Weights(snapshot.version, snapshot)
 
 

@@ -1,0 +1,61 @@
+"""A run that learns from its own answers: its steps with short examinations and checkpoints; see `online_steps`."""
+
+from __future__ import annotations
+
+from rl_lab.language.grpo_exam import HeldOutExam
+from rl_lab.language.item_files import ItemFile
+from rl_lab.language.online_steps import OnlineSteps
+from rl_lab.runner.stage_context import StageContext
+
+
+class OnlineRun:
+    """One run: `run()` brings it from its last checkpoint to its end."""
+
+    def __init__(self, context: StageContext, steps: OnlineSteps, examine_every: int, seed: int) -> None:
+        """`steps` stand at the last checkpoint; examinations come every so many batches, 0 for none."""
+        self.context, self.steps, self.examine_every = context, steps, examine_every
+        self.learner, self.state = steps.learner, steps.state
+        self.exam = HeldOutExam(
+            ItemFile(context.inputs["questions"] / "held_out.arrow"),
+            steps.rollouts.questioner.processor,
+            steps.rewards,
+            context.config.examine,
+            seed=seed,
+            prompts_per_call=4 * context.config.engine.prompts_per_call,
+            out=context.out,
+        )
+
+    def run(self) -> None:
+        """Learn from batch after batch; errors as `OnlineSteps.step`."""
+        progress, steps = self.state.progress, self.steps.method.steps
+        every = self.context.checkpoint_every(steps)
+        self.context.resume_from(progress.step if progress.step else -1)
+        self.state.forget_later()
+        try:
+            if progress.step == 0:
+                self.context.log(0, **self._examine(), weight_version=self.steps.weights.version)
+            while progress.batches < steps:
+                before = progress.batches
+                self._step(before)
+                self.context.progress(progress.batches, steps, f"version {self.steps.weights.version}")
+                if progress.batches > before and progress.batches % every == 0:
+                    self.state.save(self.steps.pool, self.learner.save, self.steps.older_weights())
+            self.learner.finish(self.context.out)
+            self.steps.pool.seal()
+        finally:
+            self.steps.close()
+
+    def _step(self, batches: int) -> None:
+        """One selection; a short examination if it was for learning and one is due."""
+        line = self.steps.step()
+        if line is None:
+            return
+        progress, every = self.state.progress, self.examine_every
+        if progress.batches > batches and every and progress.batches % every == 0:
+            line |= self._examine()
+        self.context.log(progress.step, **line)
+        self.steps.check_mismatch(line)
+
+    def _examine(self) -> dict[str, float]:
+        steps = self.steps
+        return self.exam.examine(steps.engines, steps.weights, self.state.progress, self.context.check_stop)

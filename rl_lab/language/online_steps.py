@@ -1,0 +1,263 @@
+"""The steps of a run that learns from its own answers, one batch after the other: answers, rewards, pool, learner.
+
+    select items -> engines answer -> rewards -> observe -> (replace groups without signal) -> (teacher reads them)
+                 -> learn -> publish weights
+
+With a staleness s > 0 the batches of the next s steps are answered while the learner trains, by weights that are s
+versions behind when their turn comes. The schedule is fixed, so the result does not depend on who is fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from algos.curriculum_options import CurriculumOptions
+from algos.grpo import group_advantages
+from envs.spatial_qa.items import CATEGORIES
+from rewards.compose import Rewards
+from rl_lab.language.groups import Answered
+from rl_lab.language.grpo_line import Clock, pool_line, reward_line, rollout_line
+from rl_lab.language.grpo_rollouts import Questioner, RolloutRun, StepRollouts
+from rl_lab.language.grpo_state import Progress
+from rl_lab.language.item_files import ItemFile
+from rl_lab.language.model import load_chat_processor
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.language.training import Groups, TopScores
+from rl_lab.pool.store import PoolItem, PoolStore
+from rl_lab.runner.stage_context import StageContext
+from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.rollout import Sampling
+from rl_lab.workers.rollout_learner import Learned, Weights
+from rl_lab.workers.weights import Snapshot
+
+BAD_BATCH_FILE = "bad_batch.pt"
+SHOWN = ("prompt", "answer", "difficulty", "scene", "seed")
+"""Of an item's record, what the pool keeps for those who look at it."""
+
+
+class Learning(Protocol):
+    """What the driver asks of the learner; `rl_lab.workers.rollout_learner.LearnerHandle` is the real one."""
+
+    def publish(self) -> Weights:
+        """The weights of the moment."""
+
+    def learn(self, groups: Groups, bad_batch: Path) -> tuple[Learned, Weights]:
+        """Learn from a batch; what that gave and the weights after it."""
+
+    def save(self, path: Path) -> None:
+        """Save the state to continue from."""
+
+    def finish(self, folder: Path) -> None:
+        """Write the trained model's checkpoint files."""
+
+    def snapshot(self, weights: Weights) -> Snapshot:
+        """Published weights themselves."""
+
+    def share(self, snapshot: Snapshot) -> Weights:
+        """Weights from a file, for the engines."""
+
+
+class StepsState(Protocol):
+    """What is kept of a run between its steps; `rl_lab.language.grpo_state.RunState` is one."""
+
+    progress: Progress
+
+    def open_pool(self, create: Callable[[Path], PoolStore]) -> PoolStore:
+        """The pool as it was at the last checkpoint, or a new one."""
+
+    def weights(self, version: int) -> Snapshot:
+        """Older weights, of which answers to come were asked."""
+
+
+@dataclass(frozen=True)
+class OnlineMethod:
+    """What tells one way of learning from one's own answers from another, as far as the driver is concerned."""
+
+    section: str
+    """Of the configuration, for messages."""
+    steps: int
+    """Batches to learn from."""
+    sampling: Sampling
+    curriculum: CurriculumOptions
+    scale_rewards: str
+    """See `algos.grpo.group_advantages`."""
+    max_refills: int
+    staleness: int
+    mismatch_limit: float
+    needs_rewards: bool = True
+    """Answers without a reward, and groups without signal where the scheme replaces them, are not learned from."""
+
+
+class TeacherReads(Protocol):
+    """Somebody who reads a step's answers before they are stored and learned from."""
+
+    names: Sequence[str]
+    """Of the columns."""
+
+    def columns(self, answered: Answered, check_stop: Callable[[], None]) -> dict[str, list[Any]]:
+        """What to store beside each answer, in their order."""
+
+    def scores(self, rows: Sequence[dict[str, Any]]) -> list[TopScores]:
+        """What was stored, of rows of the store or of columns put together in rows."""
+
+
+def create_pool(options: CurriculumOptions, items: ItemFile, seed: int, path: Path) -> PoolStore:
+    """A new pool with all questions of the training set, unseen."""
+    records = (items.record(row) for row in range(len(items)))
+    pool_items = (
+        PoolItem(
+            record["id"],
+            record["category"],
+            record["task"],
+            record["reward_type"],
+            {name: record[name] for name in SHOWN},
+        )
+        for record in records
+    )
+    return PoolStore.create(path, options, seed, CATEGORIES, pool_items)
+
+
+class OnlineSteps:
+    """Pool, rollouts and learner at the last checkpoint; `step()` brings them one step on."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        policy: Path,
+        engines: WorkerPool,
+        learner: Learning,
+        state: StepsState,
+        method: OnlineMethod,
+        *,
+        seed: int,
+        teacher: TeacherReads | None = None,
+    ) -> None:
+        """`learner` stands at the last checkpoint; `policy` is the checkpoint folder that the run began with."""
+        self.context, self.engines, self.learner, self.state = context, engines, learner, state
+        self.method, self.teacher = method, teacher
+        self.clock, self.rewards = Clock(), Rewards(context.config.rewards)
+        self.weights = learner.publish()
+        """The newest; whoever changes the learner's weights between two steps sets it."""
+        self.store = RolloutStore(context.out)
+        items = ItemFile(context.inputs["questions"] / "train.arrow")
+        self.pool = state.open_pool(lambda path: create_pool(method.curriculum, items, seed, path))
+        self.rollouts = self._rollouts(items, policy, seed)
+
+    def _rollouts(self, items: ItemFile, policy: Path, seed: int) -> RolloutRun:
+        questioner = Questioner(
+            items,
+            self.engines,
+            load_chat_processor(policy),
+            self.rewards,
+            self.method.sampling,
+            self.context.config.engine.prompts_per_call,
+            self.clock,
+            self.context.check_stop,
+        )
+        return RolloutRun(
+            self.pool,
+            self.store,
+            questioner,
+            max_refills=self.method.max_refills,
+            seed=seed,
+            saved_weights=lambda version: self.learner.share(self.state.weights(version)),
+        )
+
+    def close(self) -> None:
+        """Let go of rewards and pool."""
+        self.rewards.close()
+        self.pool.close()
+
+    def older_weights(self) -> list[Snapshot]:
+        """Weights that steps to come were asked with, but for the newest, which the learner publishes again."""
+        older = {weights.version: weights for weights in self.rollouts.weights_ahead}
+        older.pop(self.weights.version, None)
+        return [self.learner.snapshot(weights) for weights in older.values()]
+
+    def issue_ahead(self) -> None:
+        """Ask what the next steps will need, as far ahead as the staleness allows."""
+        progress = self.state.progress
+        ahead = min(self.method.staleness, self.method.steps - progress.batches)
+        self.rollouts.issue_ahead(range(progress.step + 1, progress.step + 1 + ahead), self.weights)
+
+    def step(self) -> dict[str, float] | None:
+        """The next selection: answer, score, observe, and learn from it if it is for learning; its metrics.
+
+        None where a probe of stage mode waits. RuntimeError when trainer and engines disagree by more than the limit,
+        and when the loss is not a number.
+        """
+        self.clock.begin()
+        progress = self.state.progress
+        issued = self.rollouts.issued(progress.step + 1, self.weights)
+        progress.step += 1
+        if not len(issued.numbers):
+            return None  # a probe of stage mode waits for results that are still out
+        found = self.rollouts.finish(issued, self.weights)
+        answered = found.answered
+        advantages = group_advantages(torch.from_numpy(answered.scored.rewards), self.method.scale_rewards)
+        read = self._keep(answered, advantages)
+        progress.tokens += answered.num_tokens
+        progress.batches += issued.trains
+        self.issue_ahead()
+        line = self._describe(found)
+        if issued.trains:
+            line |= self._learn(found, advantages, read)
+        line |= self.clock.line(self.engines.num_workers) | {"weight_version": float(self.weights.version)}
+        return line
+
+    def _describe(self, found: StepRollouts) -> dict[str, float]:
+        """What the step's rollouts were like, and what the pool is like after them."""
+        answered = found.answered
+        line = reward_line(answered) | pool_line(self.pool.curriculum.band_counts, found.observations)
+        line |= rollout_line(answered, found.signal, len(found.rounds[0].items), self.weights.version)
+        return line | {"rollouts/tokens_total": float(self.state.progress.tokens)}
+
+    def _keep(self, answered: Answered, advantages: torch.Tensor) -> list[list[TopScores]] | None:
+        """Store the step's answers with what the teacher says about them, unless the store has both; the latter."""
+        step = self.state.progress.step
+        if step not in self.store.steps():
+            columns = answered.columns()
+            if self.teacher is not None:
+                with self.clock.timed("teacher"):
+                    columns |= self.teacher.columns(answered, self.context.check_stop)
+            rows = answered.rollouts(advantages, self.rollouts.questioner.processor)
+            self.store.write(step, rows, columns)
+        if self.teacher is None:
+            return None
+        scores = iter(self.teacher.scores(self.store.read(steps=[step], columns=self.teacher.names)))
+        return [[next(scores) for _ in row] for row in answered.answers]
+
+    def _learn(
+        self, found: StepRollouts, advantages: torch.Tensor, read: list[list[TopScores]] | None
+    ) -> dict[str, float]:
+        """Learn from the groups with signal, or from all where the scheme replaces none; the objective's metrics."""
+        answered, replaces = found.answered, self.pool.curriculum.options.refills
+        kept = np.flatnonzero(found.signal) if replaces else np.arange(len(answered.items))
+        groups = answered.select(kept).groups(advantages[kept])
+        if not self.method.needs_rewards:
+            groups = replace(groups, scored=torch.ones_like(groups.scored), teacher=read)
+        elif not groups.scored.any():
+            return {}  # nothing to learn from, and weights that do not move
+        with self.clock.timed("learn"):
+            learned, self.weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
+        if learned.error is not None:
+            raise RuntimeError(learned.error)
+        self.clock.add("publish", learned.publish_s)
+        self.clock.add("learn", -learned.publish_s)
+        return learned.metrics
+
+    def check_mismatch(self, line: dict[str, float]) -> None:
+        """RuntimeError when the metrics of the step say that trainer and engines compute different models."""
+        found, limit = line.get("mismatch/newest", 0.0), self.method.mismatch_limit
+        if found > limit:
+            raise RuntimeError(
+                f"step {self.state.progress.step}: log-probabilities of trainer and engine differ by {found:.3g} on "
+                f"average, more than {self.method.section}.mismatch_limit = {limit:g}; the engine computes another "
+                "model, so gradients would be wrong"
+            )
