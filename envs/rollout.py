@@ -18,12 +18,55 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class Memory:
+    """The frames that a policy sees when it decides: the present one and earlier ones, evenly spaced."""
+
+    frames: int = 1
+    """K, with the present one."""
+    interval: int = 1
+    """Control steps between two of them."""
+
+    def is_needed(self, step: int, execute: int) -> bool:
+        """Whether a policy that decides at steps 0, `execute`, 2 `execute`, ... will look at this step, then or later."""
+        return any((step + back * self.interval) % execute == 0 for back in range(self.frames))
+
+
+NO_MEMORY = Memory()
+
+
+class SeenFrames:
+    """The frames of one episode that its policy will look back at."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self._images: dict[int, np.ndarray] = {}
+
+    def add(self, step: int, images: np.ndarray) -> None:
+        """Keep the views of a step, uint8 [3, S, S, 3]; what no later decision looks at is dropped."""
+        oldest = step - (self.memory.frames - 1) * self.memory.interval
+        self._images = {seen: kept for seen, kept in self._images.items() if seen >= oldest} | {step: images}
+
+    def before(self, step: int) -> np.ndarray | None:
+        """Earlier frames of a decision at a step that was added, uint8 [K - 1, 3, S, S, 3], the oldest first.
+
+        Zero before the episode began, as released; None for a policy without memory.
+        """
+        if self.memory.frames == 1:
+            return None
+        black = np.zeros_like(self._images[step])
+        steps = [step - back * self.memory.interval for back in range(self.memory.frames - 1, 0, -1)]
+        return np.stack([self._images[seen] if seen >= 0 else black for seen in steps])
+
+
+@dataclass(frozen=True)
 class Decision:
     """A request for one action chunk."""
 
     observation: Observation
     key: tuple[int, int]
     """(environment seed, number of the decision in its episode): addresses the policy's noise."""
+    past: np.ndarray | None = None
+    """Earlier frames, uint8 [K - 1, 3, S, S, 3], the oldest first; None for a policy without memory."""
 
 
 Rollout = Generator[Decision, np.ndarray, Result]
@@ -111,26 +154,31 @@ def policy_rollout(
     seed: int,
     *,
     execute: int,
+    memory: Memory = NO_MEMORY,
     weight_version: int = 0,
     on_step: Callable[[BimanualEnv], None] | None = None,
 ) -> Rollout[Episode]:
     """One episode of a policy that executes the first `execute` commands of each chunk.
 
-    Nothing is rendered between decisions; `on_step` (a video recorder) sees the environment after every control step.
+    Rendered are the steps at which it decides or to which its memory looks back; `on_step` (a video recorder) sees the
+    environment after every control step.
     """
     observation, _ = env.reset(seed=seed)
-    recorder = EpisodeRecorder(env)
+    recorder, seen = EpisodeRecorder(env), SeenFrames(memory)
     for number in range(env.step_limit):
         if number:
             observation = env.observe()
         recorder.frame(observation)
-        chunk = yield Decision(observation, (seed, number))
-        for action in chunk[:execute]:
+        seen.add(env.step_count, camera_images(observation))
+        chunk = yield Decision(observation, (seed, number), seen.before(env.step_count))
+        for taken, action in enumerate(chunk[:execute], start=1):
             recorder.advance(action)
             if on_step is not None:
                 on_step(env)
             if finished(env):
                 return recorder.episode(seed, weight_version)
+            if taken < execute and memory.is_needed(env.step_count, execute):
+                seen.add(env.step_count, camera_images(env.observe()))
     raise AssertionError("an episode outlived its step limit")
 
 

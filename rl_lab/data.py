@@ -1,11 +1,12 @@
 """python -m rl_lab.data {inspect,stats,convert,validate} SOURCE ...
 
-SOURCE holds RoboTwin's HDF5 demonstrations (both layouts), a LeRobotDataset v3, or the lab's own demonstrations
-or preference pairs (of which the winners are read, as corrections); which one is found out.
+SOURCE holds RoboTwin's HDF5 demonstrations (both layouts), a LeRobotDataset v3, preference pairs in the layout of
+`rl_lab.formats.pairs_write`, or the lab's own demonstrations or pairs; which one is found out. Where pairs are read as
+episodes, the chosen sides are.
 
     inspect SOURCE               how many episodes of what, how long
     stats SOURCE --horizon 20    mean and deviation of states and of every chunk slot, as JSON
-    convert SOURCE TARGET        --to lerobot (default) or lab
+    convert SOURCE TARGET        --to lerobot (default), pairs (Parquet and video) or lab
     validate SOURCE              every problem by episode and frame
 
 Broken episodes end the command, unless --skip-broken leaves them out and names them. Exit code: 0 done, 2 bad input.
@@ -19,12 +20,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from envs.types import Episode
-from rl_lab.action.buffers import write_episodes
+from algos.chunks import Timing
+from envs.types import Episode, PreferencePair
+from rl_lab.action.buffers import write_episodes, write_pairs
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import write_folder
-from rl_lab.formats.checks import Problem
+from rl_lab.formats.checks import Problem, sound_episodes
 from rl_lab.formats.lerobot_write import write_lerobot
+from rl_lab.formats.pairs_write import write_pairs_layout
 from rl_lab.formats.robotwin import SAVE_FREQ
 from rl_lab.formats.sources import Source, open_source
 from rl_lab.formats.summary import chunk_stats, contents
@@ -40,6 +43,18 @@ def _episodes(source: Source, options: argparse.Namespace) -> Iterator[Episode]:
         raise UserError(f"{options.source} has no sound episodes")
 
 
+def _pairs(source: Source, options: argparse.Namespace) -> Iterator[PreferencePair]:
+    """The same for pairs."""
+    if source.pairs is None:
+        raise UserError(f"{options.source} holds episodes, not pairs; convert it --to lerobot or lab")
+    count = 0
+    for pair in sound_episodes(source.pairs, _say_skipped if options.skip_broken else None):
+        count += 1
+        yield pair
+    if not count:
+        raise UserError(f"{options.source} has no sound pairs")
+
+
 def _say_skipped(problem: Problem) -> None:
     print(f"skipped: {problem}", file=sys.stderr)
 
@@ -53,20 +68,27 @@ def inspect(source: Source, options: argparse.Namespace) -> None:
 
 def stats(source: Source, options: argparse.Namespace) -> None:
     """Print statistics as one JSON object."""
-    print(json.dumps(chunk_stats(_episodes(source, options), options.horizon, options.stride)))
+    timing = Timing(options.horizon, options.stride, options.first_slot)
+    print(json.dumps(chunk_stats(_episodes(source, options), timing)))
 
 
 def convert(source: Source, options: argparse.Namespace) -> None:
     """Write the other format, whole or not at all."""
-    target, episodes = options.target, _episodes(source, options)
+    target = options.target
     if target.exists():
         raise UserError(f"{target} is there already; remove it or name another folder")
+    if options.lossless and options.to != "pairs":
+        raise UserError(f"--lossless is for --to pairs, not {options.to}; leave it out")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if options.to == "lerobot":
-            write_lerobot(target, episodes, source.hz, hold_images=options.hold_images)
+            write_lerobot(target, _episodes(source, options), source.hz, hold_images=options.hold_images)
+        elif options.to == "pairs":
+            write_pairs_layout(target, _pairs(source, options), source.hz, lossless=options.lossless)
+        elif source.pairs is not None:
+            write_folder(target, lambda folder: write_pairs(folder, _pairs(source, options)))
         else:
-            write_folder(target, lambda folder: write_episodes(folder, episodes))
+            write_folder(target, lambda folder: write_episodes(folder, _episodes(source, options)))
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     print(target)
@@ -75,12 +97,14 @@ def convert(source: Source, options: argparse.Namespace) -> None:
 def validate(source: Source, options: argparse.Namespace) -> None:
     """Print every problem; UserError if there is any."""
     problems: list[Problem] = []
-    sound = sum(1 for _ in source.episodes(problems.append))
+    kind = "episodes" if source.pairs is None else "pairs"
+    reads: Sequence[Callable[[], object]] = source.reads if source.pairs is None else source.pairs
+    sound = sum(1 for _ in sound_episodes(reads, problems.append))
     for problem in problems:
         print(problem)
-    if sound < len(source.reads):
-        raise UserError(f"{len(source.reads) - sound} of {len(source.reads)} episodes of {options.source} are broken")
-    print(f"{sound} episodes, no problems")
+    if sound < len(reads):
+        raise UserError(f"{len(reads) - sound} of {len(reads)} {kind} of {options.source} are broken")
+    print(f"{sound} {kind}, no problems")
 
 
 COMMANDS: dict[str, Callable[[Source, argparse.Namespace], None]] = {
@@ -109,11 +133,15 @@ def _parser() -> CommandParser:
         command.add_argument("source", type=Path, metavar="SOURCE")
         if name == "convert":
             command.add_argument("target", type=Path, metavar="TARGET")
-            command.add_argument("--to", choices=["lerobot", "lab"], default="lerobot")
+            command.add_argument("--to", choices=["lerobot", "pairs", "lab"], default="lerobot")
+            command.add_argument(
+                "--lossless", action="store_true", help="pairs with the very pixels; few players show it"
+            )
             command.add_argument("--hold-images", action="store_true", help="show each image until the next one")
         if name == "stats":
             command.add_argument("--horizon", type=_positive, default=20, help="slots of a chunk")
-            command.add_argument("--stride", type=_positive, default=1, help="control steps between slots")
+            command.add_argument("--stride", type=_positive, default=1, help="recorded steps between slots")
+            command.add_argument("--first-slot", choices=["next", "current"], default="next", help="command or pose")
         if name != "validate":
             command.add_argument("--skip-broken", action="store_true", help="leave broken episodes out and name them")
         command.add_argument("--image-size", type=_positive, default=224, help="side of RoboTwin's images once read")

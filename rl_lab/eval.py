@@ -31,15 +31,16 @@ def _check(folder: Path, config: RunConfig) -> None:
     """The checkpoint loads and fits the environment."""
     from rl_lab.learning.checkpoint import load_policy
 
-    sizes = load_policy(folder)[0].config
+    policy, processor, _ = load_policy(folder)
+    sizes = policy.config
     if sizes.image_size != config.env.image_size:
         raise UserError(
             f"env.image_size is {config.env.image_size} but the checkpoint takes {sizes.image_size} pixels; "
             f"set env.image_size={sizes.image_size}"
         )
-    if config.eval.execute > sizes.n_action_steps:
+    if config.eval.execute > processor.num_commands:
         raise UserError(
-            f"eval.execute is {config.eval.execute} but the checkpoint predicts {sizes.n_action_steps} commands; "
+            f"eval.execute is {config.eval.execute} but the checkpoint predicts {processor.num_commands} commands; "
             "execute at most that many"
         )
 

@@ -1,7 +1,7 @@
 """Episodes and preference pairs to normalised batches: the only translator between what workers record and what
 objectives read.
 
-Letters: N states, H chunk length, S image side.
+Letters: N states, H chunk length, K frames of history, S image side.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from algos.batch import FlowBatch
-from algos.smooth_interpolation import Mode, interpolate_pair, recorded_chunks
-from envs.se3 import encode_pose, to_relative
+from algos.chunks import Timing
+from algos.smooth_interpolation import Mode, interpolate_pair
 from envs.types import Episode, PreferencePair
+from rl_lab.formats.summary import chunk_moments
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.processor import ActionStats, PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
@@ -39,17 +40,20 @@ class Demonstrations:
     instructions: list[str]
     actions: np.ndarray
     """Commanded chunks, [N, H, 16]."""
-    truth: np.ndarray
-    """Ground truth standardised within its task, zero-padded to the longest, float32 [N, n]."""
+    truth: np.ndarray | None
+    """Ground truth standardised within its task, zero-padded to the longest, float32 [N, n]; None without any."""
 
     def __len__(self) -> int:
         return len(self.poses)
 
 
-def _standardised_truth(episodes: Sequence[Episode]) -> np.ndarray:
-    """Truth vectors of all frames, standardised by task because each task has its own meaning and length."""
+def standardised_truth(episodes: Sequence[Episode]) -> np.ndarray | None:
+    """Truth vectors of all frames, standardised by task because each task has its own meaning and length.
+
+    None if an episode has none, as those of other simulators and of robots.
+    """
     if any(episode.truth is None for episode in episodes):
-        raise ValueError("demonstrations without ground truth; collect them again with this version")
+        return None
     truths = [np.asarray(episode.truth) for episode in episodes]
     width = max(truth.shape[1] for truth in truths)
     rows = np.zeros((sum(len(episode.frame_steps) for episode in episodes), width), dtype=np.float32)
@@ -65,22 +69,27 @@ def _standardised_truth(episodes: Sequence[Episode]) -> np.ndarray:
     return rows
 
 
-def demonstrations(episodes: Sequence[Episode], horizon: int) -> Demonstrations:
+def demonstrations(episodes: Sequence[Episode], timing: Timing) -> Demonstrations:
     """The states of demonstration episodes, in order."""
-    chunks = [recorded_chunks(episode.actions, episode.frame_steps, horizon) for episode in episodes]
+    chunks = [timing.chunks(episode.poses, episode.actions, episode.frame_steps) for episode in episodes]
     return Demonstrations(
-        images=np.concatenate([episode.images for episode in episodes]),
+        images=np.concatenate([np.asarray(episode.images) for episode in episodes]),
         poses=np.concatenate([episode.poses[episode.frame_steps] for episode in episodes]),
         instructions=[episode.instruction for episode in episodes for _ in episode.frame_steps],
         actions=np.concatenate(chunks),
-        truth=_standardised_truth(episodes),
+        truth=standardised_truth(episodes),
     )
 
 
-def fit_processor(config: HyVLAConfig, demos: Demonstrations) -> PolicyProcessor:
-    """A processor whose statistics are those of the demonstrations; kept for the life of the policy."""
-    relative = to_relative(demos.actions, demos.poses)
-    return PolicyProcessor(config, load_tokenizer(), ActionStats.fit(encode_pose(demos.poses), relative, STD_FLOOR))
+def fit_processor(config: HyVLAConfig, episodes: Sequence[Episode], timing: Timing) -> PolicyProcessor:
+    """A processor whose statistics are those of the demonstrations; kept for the life of the policy.
+
+    A model that predicts twice the commands of a chunk predicts it relative and absolute.
+    """
+    state, relative, absolute = chunk_moments(episodes, timing)
+    has_absolute = config.n_action_steps == 2 * timing.horizon
+    stats = ActionStats.from_moments(state, relative, absolute if has_absolute else None, STD_FLOOR)
+    return PolicyProcessor(config, load_tokenizer(), stats)
 
 
 def flow_batch(demos: Demonstrations, processor: PolicyProcessor) -> FlowBatch:
@@ -88,7 +97,7 @@ def flow_batch(demos: Demonstrations, processor: PolicyProcessor) -> FlowBatch:
     return FlowBatch(
         observation=processor.batch(demos.images, demos.poses, demos.instructions),
         actions=processor.encode(demos.actions, demos.poses),
-        truth=torch.from_numpy(demos.truth),
+        truth=None if demos.truth is None else torch.from_numpy(demos.truth),
     )
 
 

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from envs.types import Episode, PreferencePair, Segment
+from rl_lab.formats.stored_images import StoredImages
 from rl_lab.json_lines import read_json_lines, write_json_lines
 
 INDEX_FILE = "index.jsonl"
 _SEGMENTS = ("winner", "loser")
 _SEGMENT_ARRAYS = ("poses", "actions", "images")
+_STORED = "images"
+"""Label of an episode whose images lie elsewhere."""
 _EPISODE_ARRAYS = ("poses", "actions", "frame_steps", "images", "truth")
 
 
@@ -83,15 +86,25 @@ def episode_labels(episode: Episode) -> Labels:
 
 
 def write_episodes(folder: Path, episodes: Iterable[Episode]) -> None:
-    """Write `episode-0000.npz`, ... and the index."""
+    """Write `episode-0000.npz`, ... and the index, which says where images are that stay in files of their own."""
 
     def record(episode: Episode) -> tuple[Arrays, Labels]:
         arrays = {name: getattr(episode, name) for name in _EPISODE_ARRAYS}
-        return {name: array for name, array in arrays.items() if array is not None}, episode_labels(episode)
+        labels = episode_labels(episode)
+        if isinstance(episode.images, StoredImages):
+            labels[_STORED] = arrays.pop("images").labels()
+        return {name: array for name, array in arrays.items() if array is not None}, labels
 
     _write_records(folder, "episode", map(record, episodes))
 
 
 def read_episodes(folder: Path) -> list[Episode]:
-    """Read what `write_episodes` wrote, in order."""
-    return [Episode(**labels, **arrays) for arrays, labels in _read_records(folder)]
+    """Read what `write_episodes` wrote, in order. `images` may be `StoredImages`, read when they are asked for."""
+
+    def episode(arrays: Arrays, labels: Labels) -> Episode:
+        stored = labels.pop(_STORED, None)
+        if stored is not None:
+            arrays["images"] = StoredImages(**stored)
+        return Episode(**labels, **arrays)
+
+    return [episode(*record) for record in _read_records(folder)]

@@ -172,7 +172,7 @@ def preference_data(
 
     `mix` are the batch shares (new, demonstrations) in round 1 and (new, older, demonstrations) later.
     """
-    horizon = processor.config.n_action_steps
+    horizon = processor.num_commands
     older = [pair for pairs in rounds[:-1] for pair in pairs]
     generator = stream(seed, "advantage")
     sources = [rounds[-1], older] if older else [rounds[-1]]

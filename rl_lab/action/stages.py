@@ -12,6 +12,7 @@ import ray
 from envs.types import Episode
 from rl_lab.action.buffers import write_episodes
 from rl_lab.action.collection import Request, collect_pairs, kept, write_collection
+from rl_lab.action.recorded_demos import record_demos
 from rl_lab.action.training import OptimisePlan, SFTPlan
 from rl_lab.json_lines import read_json_lines, write_json_lines
 from rl_lab.learning.checkpoint import published
@@ -40,7 +41,10 @@ class ActionStages:
         }
 
     def demos(self, context: StageContext) -> None:
-        """Successful episodes of the scripted expert, the same number of each task and variant."""
+        """Successful episodes of the scripted expert, the same number of each task and variant; or those of files."""
+        if context.config.demos.files is not None:
+            record_demos(self.cluster, context)
+            return
         wanted, noise_m = context.config.demos.episodes, context.config.demos.action_noise_m
         specs = env_specs(context.config, "seen")
         kept: list[Episode] = []
@@ -69,7 +73,8 @@ class ActionStages:
     def sft(self, context: StageContext) -> None:
         """Flow matching on the demonstrations, from the configured preset or checkpoint."""
         config = context.config
-        train(self.cluster, context, SFTPlan(config.model, config.sft, context.inputs["demos"], context.seed))
+        plan = SFTPlan(config.model, config.sft, context.inputs["demos"], config.demos.stride, context.seed)
+        train(self.cluster, context, plan)
 
     def optimise(self, context: StageContext) -> None:
         """One round of a method on this round's pairs, older pairs and demonstrations."""
@@ -84,6 +89,7 @@ class ActionStages:
             policy=inputs["policy"],
             sft=inputs["sft"],
             demos=inputs["demos"],
+            stride=context.config.demos.stride,
             pairs=tuple(context.pairs),
             seed=context.seed,
         )

@@ -12,19 +12,21 @@ import torch
 
 from algos.advantage import POSITIVE
 from algos.auxiliary import PoseProbe
+from algos.chunks import Timing
 from algos.flow_matching import FlowMatching, is_frozen_prefix
 from algos.methods import find_method
 from rl_lab.action.batching import demonstrations, fit_processor
 from rl_lab.action.buffers import read_episodes, read_pairs
 from rl_lab.action.datasets import Dataset, demonstration_data, encode_rows, preference_data
+from rl_lab.action.starting import Start, starting_policy
+from rl_lab.action.streaming import DemonstrationStream
 from rl_lab.config.action import ObjectiveConfig, OptimiseConfig, SFTConfig
-from rl_lab.config.schema import ModelConfig
-from rl_lab.learning.checkpoint import CheckpointInfo, load_policy, save_policy
+from rl_lab.config.model import ModelConfig
+from rl_lab.errors import UserError
+from rl_lab.learning.checkpoint import load_policy, save_policy
 from rl_lab.learning.training import Parts, trainable
 from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.policy import HyVLAPolicy
-from rl_lab.model.presets import preset_config
-from rl_lab.model.processor import PolicyProcessor
 from rl_lab.seeding import integer
 
 ALL_GROUPS = ("vision", "vlm", "expert")
@@ -37,6 +39,8 @@ class SFTPlan:
     model: ModelConfig
     settings: SFTConfig
     demos: Path
+    stride: int
+    """Recorded steps of the demonstrations between two commands."""
     seed: int
 
     name = "sft"
@@ -48,7 +52,7 @@ class SFTPlan:
 
     def build(self, device: str) -> Parts:
         """See `rl_lab.learning.training.Plan`."""
-        return _sft_parts(self, device)
+        return sft_parts(self, starting_policy(self.model, self.seed, self.stride), device)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class OptimisePlan:
     policy: Path
     sft: Path
     demos: Path
+    stride: int
+    """Recorded steps of the demonstrations between two commands."""
     pairs: tuple[Path, ...]
     """Folders of the preference pairs of rounds 1, 2, ..., this one's last; empty for methods that use none."""
     seed: int
@@ -82,42 +88,39 @@ class OptimisePlan:
         return _optimise_parts(self, device)
 
 
-def _initial_policy(model: ModelConfig, seed: int) -> tuple[HyVLAPolicy, PolicyProcessor | None]:
-    """A preset with random weights of the seed, or a checkpoint with its processor; with the configured options."""
-    processor = None
-    if model.path is None:
-        torch.manual_seed(integer(seed, "initialisation"))
-        policy = HyVLAPolicy(preset_config(model.preset, **model.options()))
-    else:
-        policy, processor, _ = load_policy(Path(model.path))
-        policy.config.update(model.options())
-        policy.config.check()
-    if model.dtype is not None:
-        policy.to(getattr(torch, model.dtype))
-    return policy, processor
-
-
-def _sft_parts(plan: SFTPlan, device: str) -> Parts:
-    policy, processor = _initial_policy(plan.model, plan.seed)
-    policy.to(device)  # type: ignore[arg-type]
-    demos = demonstrations(read_episodes(plan.demos), policy.chunk_size)
-    processor = processor or fit_processor(policy.config, demos)
+def sft_parts(plan: SFTPlan, start: Start, device: str) -> Parts:
+    """What imitation of the demonstrations needs, from this policy on. UserError for a probe without ground truth."""
     settings, probe = plan.settings, None
+    policy, info = start.policy.to(device), start.info  # type: ignore[arg-type]
+    episodes = read_episodes(plan.demos)
+    keeps = start.processor is not None and settings.statistics == "checkpoint"
+    processor = start.processor if keeps else fit_processor(policy.config, episodes, start.timing)
+    assert processor is not None
+    data = DemonstrationStream(
+        episodes,
+        processor,
+        start.timing,
+        batch_size=settings.batch_size,
+        seed=integer(plan.seed, "sft_rows"),
+        augmented=settings.augment,
+    )
     if settings.probe_weight > 0:
+        if data.truth_size is None:
+            raise UserError("sft.probe_weight needs demonstrations with ground truth of the simulator; set it to 0")
         torch.manual_seed(integer(plan.seed, "probe"))
-        probe = PoseProbe(policy.config.vlm_sizes.hidden, demos.truth.shape[1]).to(device)
+        probe = PoseProbe(policy.config.vlm_sizes.hidden, data.truth_size).to(device)
     objective = FlowMatching(ALL_GROUPS, settings.draws_per_sample, probe, settings.probe_weight)
-    data = demonstration_data(demos, processor, settings.batch_size, integer(plan.seed, "sft_rows"))
     trained = trainable(policy, settings, ALL_GROUPS, integer(plan.seed, "lora"))
-    info = CheckpointInfo(weight_version=1, steps=settings.steps)
-    return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, info))
+    done = replace(info, weight_version=1, steps=settings.steps)
+    return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, done))
 
 
 def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
     method, settings, groups = find_method(plan.method), plan.settings, plan.settings.train
     policy, processor, info = load_policy(plan.policy)
     policy.to(device)  # type: ignore[arg-type]
-    demos = demonstrations(read_episodes(plan.demos), policy.chunk_size)
+    timing = Timing(processor.num_commands, plan.stride, info.first_slot)
+    demos = demonstrations(read_episodes(plan.demos), timing)
     rows_seed = integer(plan.seed, "optimise_rows", plan.round)
     if method.needs_collection:
         rounds = [read_pairs(folder) for folder in plan.pairs]

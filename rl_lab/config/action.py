@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from rl_lab.config.section import (
     Fraction,
@@ -16,13 +16,41 @@ from rl_lab.config.section import (
 )
 
 
+class FilesConfig(Section):
+    """Demonstrations that others recorded. Numbers are read once; images stay where they are."""
+
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Files or folders of RoboTwin's HDF5 episodes (both layouts), or folders of a LeRobotDataset v3."""
+    stride: PositiveInt = 1
+    """Recorded steps between two commands of a chunk."""
+    save_freq: PositiveInt = 15
+    """Physics steps (1/250 s) a frame of RoboTwin's files; another number in a file is a problem of its episode."""
+    instructions: Literal["seen", "unseen"] = "seen"
+    """Which of RoboTwin's texts."""
+    skip_broken: bool = False
+    """Leave broken episodes out, and list them, instead of stopping."""
+
+
 class DemosConfig(Section):
-    """Demonstrations of the scripted expert."""
+    """Demonstrations: of the scripted expert, or from files."""
 
     episodes: PositiveInt = 25
     """Successful episodes of each task and variant."""
     action_noise_m: NonNegativeFloat = 0.0
     """Standard deviation of the noise on executed positions, metres; labels stay clean."""
+    files: FilesConfig | None = None
+    """Demonstrations that replace the expert's."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.files is not None and (self.episodes, self.action_noise_m) != (25, 0.0):
+            raise ValueError("episodes and action_noise_m are the expert's, but files replace it; leave them out")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Recorded steps between two commands of a chunk; an expert's every one."""
+        return 1 if self.files is None else self.files.stride
 
 
 class FlowConfig(OptimiserConfig):
@@ -43,6 +71,11 @@ class SFTConfig(FlowConfig):
     ema: Fraction = 0.995
     probe_weight: NonNegativeFloat = 1.0
     """Weight of the auxiliary loss on simulator ground truth, a stand-in for spatial pre-training; 0 for none."""
+    augment: bool = False
+    """Change images at random as Hy-VLA does (`algos.augmentation`)."""
+    statistics: Literal["checkpoint", "data"] = "checkpoint"
+    """What states and chunks are normalised with: the checkpoint's statistics if there are any for such chunks, else
+    those of the demonstrations; or always the latter."""
 
 
 class CollectConfig(Section):

@@ -166,7 +166,10 @@ class RunConfig(Section):
         """Where episodes happen and questions come from, in words."""
         lines = []
         if self.learns_actions:
-            lines.append(f"{self.env.backend}/{', '.join(self.env.tasks)}")
+            if self.demos.files is not None:
+                lines.append(f"demonstrations from {', '.join(self.demos.files.paths)}")
+            if self.demos.files is None or self.stage_names & {"evaluate", "collect"}:
+                lines.append(f"{self.env.backend}/{', '.join(self.env.tasks)}")
         if self.learns_language:
             files = ", ".join(map(str, self.questions.files().values()))
             lines.append(f"questions from {files or 'generated scenes'}")
@@ -252,3 +255,20 @@ class RunConfig(Section):
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"controls: {list(self.controls)} repeat a method of the run; name each once")
         return self
+    @model_validator(mode="after")
+    def _files_have_no_truth(self) -> Self:
+        if self.demos.files is not None and self.sft.probe_weight > 0:
+            raise ValueError(
+                "sft.probe_weight needs ground truth of the simulator, which demos.files have not; set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_see_one_frame(self) -> Self:
+        if self.num_rounds and (self.model.memory is not None or self.model.first_slot == "current"):
+            raise ValueError(
+                "model: rounds collect pairs without past frames; leave out memory and first_slot, or the repeated "
+                "stages"
+            )
+        return self
+

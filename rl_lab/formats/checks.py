@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from envs.se3 import split_arms
-from envs.types import ARMS, EE_DIM, Episode
+from envs.types import ARMS, EE_DIM, Episode, PreferencePair, Segment
 from rl_lab.errors import UserError
 
 QUAT_TOLERANCE = 1e-2
 """Largest |norm - 1| of a quaternion; files with 32-bit floats stay far below."""
 GRIPPER_TOLERANCE = 0.02
+START_TOLERANCE = 1e-6
+"""Largest difference between the start poses of a pair; they come from one simulator state."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +90,43 @@ def episode_problems(name: str, episode: Episode) -> list[Problem]:
     return found
 
 
+def segment_problems(name: str, segment: Segment) -> list[Problem]:
+    """Everything that is wrong with one side of a pair."""
+    found = pose_problems(name, "pose", segment.poses) + pose_problems(name, "action", segment.actions)
+    steps = len(segment.actions)
+    if steps < 1:
+        found.append(Problem(name, None, "has no control steps"))
+    if len(segment.poses) != steps + 1 or len(segment.images) != steps:
+        counts = f"{len(segment.poses)} poses and {len(segment.images)} images"
+        frame = min(len(segment.poses), len(segment.images), steps)
+        found.append(Problem(name, frame, f"truncated: {counts} for {steps} actions"))
+    return found
+
+
+def pair_problems(name: str, pair: PreferencePair) -> list[Problem]:
+    """Everything that is wrong with a preference pair in memory; its sides are called chosen and rejected."""
+    found = segment_problems(f"{name}, chosen", pair.winner) + segment_problems(f"{name}, rejected", pair.loser)
+    if not found and not np.allclose(pair.winner.poses[0], pair.loser.poses[0], atol=START_TOLERANCE):
+        gap = float(np.abs(pair.winner.poses[0] - pair.loser.poses[0]).max())
+        found.append(Problem(name, 0, f"chosen and rejected start {gap:.3g} apart, expected one shared state"))
+    if not pair.instruction.strip():
+        found.append(Problem(name, None, "has no instruction"))
+    return found
+
+
 Report = Callable[[Problem], None]
+Record = TypeVar("Record")
 
 
-def sound_episodes(reads: Iterable[Callable[[], Episode]], report: Report | None = None) -> Iterator[Episode]:
-    """Episodes in order; the first broken one is raised, or all are reported to `report` and left out."""
+def sound_episodes(reads: Iterable[Callable[[], Record]], report: Report | None = None) -> Iterator[Record]:
+    """Episodes or pairs in order; the first broken one is raised, or all are reported to `report` and left out."""
     for read in reads:
         try:
-            episode = read()
+            record = read()
         except BrokenEpisodeError as error:
             if report is None:
                 raise
             for problem in error.problems:
                 report(problem)
         else:
-            yield episode
+            yield record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from envs.robotwin.env import fit
 from envs.types import EE_DIM, Episode
 from rl_lab.errors import UserError
 from rl_lab.formats import lerobot_schema as schema
@@ -58,11 +59,12 @@ def read_rows(folder: Path) -> list[Row]:
     return sorted(rows, key=lambda row: row["episode_index"])
 
 
-def _images(path: Path, start: float, hz: float, steps: np.ndarray, name: str) -> np.ndarray:
-    """Frames shown at the given steps of an episode that starts at `start` seconds of a video."""
+def _images(path: Path, start: float, hz: float, steps: np.ndarray, name: str, seek: bool = False) -> np.ndarray:
+    """Frames shown at the given steps of an episode that starts at `start` seconds of a video; with `seek` what lies
+    before the first of them is not decoded."""
     wanted = {round(start * hz) + int(step): number for number, step in enumerate(steps)}
     images: dict[int, np.ndarray] = {}
-    for time, image in read_frames(path, start):
+    for time, image in read_frames(path, start + (int(steps[0]) / hz if seek else 0.0)):
         frame = round(time * hz)
         if frame in wanted:
             images[wanted[frame]] = image
@@ -72,15 +74,49 @@ def _images(path: Path, start: float, hz: float, steps: np.ndarray, name: str) -
     raise BrokenEpisodeError([Problem(name, int(steps[len(images)]), text)])
 
 
+@lru_cache(maxsize=8)
+def _tables(folder: Path) -> tuple[dict[str, Any], dict[int, Row]]:
+    return read_info(folder), {row["episode_index"]: row for row in read_rows(folder)}
+
+
+def _video(folder: Path, info: dict[str, Any], row: Row, key: str) -> Path:
+    place = {part: row[f"videos/{key}/{part}"] for part in ("chunk_index", "file_index")}
+    return folder / info["video_path"].format(video_key=key, **place)
+
+
+def read_images(folder: Path, episode: int, frames: np.ndarray, image_size: int) -> np.ndarray:
+    """Frames of an episode by their number, uint8 [n, 3, S, S, 3]; BrokenEpisodeError if they cannot be read."""
+    info, rows = _tables(folder)
+    row, hz, views = rows[episode], float(info["fps"]), []
+    name = f"{folder}, episode {episode}"
+    steps = frames
+    if schema.IMAGE_STEP in info["features"]:
+        steps = np.unique(_column(_rows(folder, info, row), schema.IMAGE_STEP))[frames]
+    try:
+        for key in schema.VIDEO_KEYS:
+            path, start = _video(folder, info, row, key), row[f"videos/{key}/from_timestamp"]
+            images = [_images(path, start, hz, np.array([step]), name, seek=True)[0] for step in steps]
+            views.append(np.stack([fit(image, image_size) for image in images]))
+    except (OSError, av.FFmpegError) as error:
+        text = f"cannot be read: {' '.join(str(error).split())}"
+        raise BrokenEpisodeError([Problem(name, int(frames[0]), text)]) from error
+    return np.stack(views, axis=1)
+
+
+def _rows(folder: Path, info: dict[str, Any], row: Row) -> pa.Table:
+    """The data of an episode."""
+    data = {key: row[f"data/{key}"] for key in ("chunk_index", "file_index")}
+    own_rows = pc.field("episode_index") == row["episode_index"]
+    return pq.read_table(folder / info["data_path"].format(**data), filters=own_rows)
+
+
 def _column(table: pa.Table, key: str) -> np.ndarray:
     values = table[key].combine_chunks().to_numpy(zero_copy_only=False)
     return np.stack(values).astype(np.float64) if values.dtype == object else values
 
 
 def _read(folder: Path, info: dict[str, Any], row: Row, name: str) -> Episode:
-    data = {key: row[f"data/{key}"] for key in ("chunk_index", "file_index")}
-    own_rows = pc.field("episode_index") == row["episode_index"]
-    table = pq.read_table(folder / info["data_path"].format(**data), filters=own_rows)
+    table = _rows(folder, info, row)
     if table.num_rows != row["length"]:
         text = f"truncated: {table.num_rows} rows in the data, {row['length']} in the table of episodes"
         raise BrokenEpisodeError([Problem(name, min(table.num_rows, row["length"]), text)])
@@ -99,8 +135,7 @@ def _read(folder: Path, info: dict[str, Any], row: Row, name: str) -> Episode:
         frame_steps = np.unique(_column(table, schema.IMAGE_STEP))
     images = []
     for key in schema.VIDEO_KEYS:
-        place = {part: row[f"videos/{key}/{part}"] for part in ("chunk_index", "file_index")}
-        path = folder / info["video_path"].format(video_key=key, **place)
+        path = _video(folder, info, row, key)
         images.append(_images(path, row[f"videos/{key}/from_timestamp"], hz, frame_steps, name))
     foreign = {"task": folder.name, "variant": "", "seed": row["episode_index"], "success": True}
     told = {"instruction": (row.get("tasks") or [""])[0], "num_steps": steps}
@@ -126,6 +161,12 @@ def _read_checked(folder: Path, info: dict[str, Any], row: Row) -> Episode:
     except (OSError, pa.ArrowException, av.FFmpegError, ValueError, KeyError, TypeError) as error:
         text = f"cannot be read, broken or truncated: {' '.join(str(error).split())}"
         raise BrokenEpisodeError([Problem(name, None, text)]) from error
+
+
+def read_episode(folder: Path, episode: int) -> Episode:
+    """One episode by its index; BrokenEpisodeError with what is wrong with it."""
+    info, rows = _tables(folder)
+    return _read_checked(folder, info, rows[episode])
 
 
 def episode_reads(folder: Path) -> list[Callable[[], Episode]]:

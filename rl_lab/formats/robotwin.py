@@ -24,6 +24,7 @@ import h5py
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from envs.robotwin.env import fit
 from envs.types import ARMS, CAMERAS, Episode
 from rl_lab.errors import UserError
 from rl_lab.formats.checks import BrokenEpisodeError, Problem, Report, episode_problems, sound_episodes
@@ -86,14 +87,7 @@ def decode_image(data: Any, image_size: int) -> np.ndarray:
         picture = picture.convert("RGB")
         if not marked:
             picture = Image.merge("RGB", picture.split()[::-1])
-    scale = image_size / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    canvas = Image.new("RGB", (image_size, image_size))
-    canvas.paste(
-        picture.resize((width, height), Image.Resampling.BILINEAR),
-        ((image_size - width) // 2, (image_size - height) // 2),
-    )
-    return np.asarray(canvas)
+    return fit(np.asarray(picture), image_size)
 
 
 class _Reader:
@@ -204,15 +198,13 @@ def _read(file: EpisodeFile, handle: h5py.File, image_size: int, save_freq: int,
         if len(state) != len(action):
             reader.fail(f"truncated: {len(state)} states, {len(action)} actions", min(len(state), len(action)))
         poses, num_frames = np.concatenate([state, action[-1:]]), len(state)
-        keys = [f"vision/{TRAJECTORY_CAMERAS[camera]}/colors" for camera in CAMERAS]
     else:
         action = poses = reader.poses("endpose/{arm}_endpose", "endpose/{arm}_gripper")
         action, num_frames = poses[1:], len(poses)
-        keys = [f"observation/{camera}/rgb" for camera in CAMERAS]
     if len(action) < 1:
         reader.fail("truncated: fewer than two frames")
     reader.stop_if_broken()
-    images = reader.images(keys, num_frames, len(action), image_size)
+    images = reader.images(_camera_keys(handle), num_frames, len(action), image_size)
     episode = Episode(
         task=file.task,
         variant=file.variant,
@@ -241,6 +233,24 @@ def read_episode(file: EpisodeFile, image_size: int = 224, save_freq: int = SAVE
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         text = f"cannot be read, broken or truncated: {' '.join(str(error).split())}"
         raise BrokenEpisodeError([Problem(str(file.path), None, text)]) from error
+
+
+def _camera_keys(handle: h5py.File) -> list[str]:
+    if "state" in handle:
+        return [f"vision/{TRAJECTORY_CAMERAS[camera]}/colors" for camera in CAMERAS]
+    return [f"observation/{camera}/rgb" for camera in CAMERAS]
+
+
+def read_images(path: Path, frames: np.ndarray, image_size: int) -> np.ndarray:
+    """Some frames of a file, uint8 [n, 3, S, S, 3]; BrokenEpisodeError if they cannot be read."""
+    try:
+        with h5py.File(path, "r") as handle:
+            # The bytes first: h5py has one lock for all threads, decoding has none.
+            stored = [[handle[key][int(frame)] for key in _camera_keys(handle)] for frame in frames]
+        return np.stack([np.stack([decode_image(data, image_size) for data in views]) for views in stored])
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        text = f"cannot be read: {' '.join(str(error).split())}"
+        raise BrokenEpisodeError([Problem(str(path), int(frames[0]), text)]) from error
 
 
 def episode_reads(

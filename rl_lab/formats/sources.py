@@ -1,18 +1,18 @@
-"""Any folder of episodes as one thing to read: RoboTwin's HDF5, LeRobotDataset v3, the lab's own episodes or pairs."""
+"""Any folder of episodes as one thing to read: RoboTwin's HDF5, LeRobotDataset v3, pairs, the lab's own files."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from envs.types import Episode
+from envs.types import Episode, PreferencePair
 from rl_lab.action.buffers import INDEX_FILE, read_episodes, read_pairs
 from rl_lab.errors import UserError
-from rl_lab.formats import lerobot_read, lerobot_schema, robotwin
-from rl_lab.formats.checks import BrokenEpisodeError, Report, episode_problems, sound_episodes
+from rl_lab.formats import lerobot_read, lerobot_schema, pairs_read, pairs_write, robotwin
+from rl_lab.formats.checks import BrokenEpisodeError, Report, episode_problems, pair_problems, sound_episodes
 from rl_lab.formats.lerobot_write import correction
 from rl_lab.json_lines import read_json_lines
 
@@ -25,9 +25,12 @@ class Source:
     """Episodes that can be read one by one."""
 
     format: str
-    """"robotwin", "lerobot" or "lab"."""
+    """"robotwin", "lerobot", "pairs" or "lab"."""
     hz: float
     reads: list[Callable[[], Episode]]
+    """Of pairs, the chosen sides."""
+    pairs: Sequence[Callable[[], PreferencePair]] | None = None
+    """Where the folder holds pairs."""
 
     def episodes(self, report: Report | None = None) -> Iterator[Episode]:
         """In order; broken ones are raised, or left out where `report` is given."""
@@ -40,6 +43,8 @@ def open_source(folder: Path, *, image_size: int, save_freq: int, split: str, hz
         raise UserError(f"{folder} does not exist")
     if (folder / lerobot_schema.INFO_PATH).exists():
         return Source("lerobot", float(lerobot_read.read_info(folder)["fps"]), lerobot_read.episode_reads(folder))
+    if (folder / pairs_write.INFO_FILE).exists():
+        return _pairs_source("pairs", float(pairs_read.read_info(folder)["hz"]), pairs_read.pair_reads(folder))
     if (folder / INDEX_FILE).exists():
         return _lab_source(folder, hz)
     if folder.is_file() or any(folder.rglob("episode*.hdf5")):
@@ -47,22 +52,30 @@ def open_source(folder: Path, *, image_size: int, save_freq: int, split: str, hz
         return Source("robotwin", robotwin.control_hz(save_freq), reads)
     raise UserError(
         f"{folder} holds no episodes: expected RoboTwin's episode*.hdf5, {lerobot_schema.INFO_PATH} of a "
-        f"LeRobotDataset, or the lab's {INDEX_FILE}"
+        f"LeRobotDataset, {pairs_write.INFO_FILE} of a set of pairs, or the lab's {INDEX_FILE}"
     )
 
 
+def _pairs_source(kind: str, hz: float, pairs: Sequence[Callable[[], PreferencePair]]) -> Source:
+    return Source(kind, hz, [partial(_chosen, read) for read in pairs], pairs)
+
+
+def _chosen(read: Callable[[], PreferencePair]) -> Episode:
+    return correction(read())
+
+
 def _lab_source(folder: Path, hz: float | None) -> Source:
-    """Demonstrations, or the winners of pairs as corrections; all are held in memory."""
+    """Demonstrations or pairs of the lab; all are held in memory."""
     ids = [str(row.get("id", "")) for row in read_json_lines(folder / INDEX_FILE)]
     try:
         if ids and ids[0].startswith("pair-"):
-            episodes = [correction(pair) for pair in read_pairs(folder)]
-        else:
-            episodes = read_episodes(folder)
+            named = [partial(_checked_pair, *pair) for pair in zip(ids, read_pairs(folder), strict=True)]
+            return _pairs_source("lab", hz or TABLETOP_HZ, named)
+        episodes = read_episodes(folder)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder} cannot be read as the lab's episodes or pairs: {error}") from error
-    named = hz or next((each.extra["control_hz"] for each in episodes if "control_hz" in each.extra), TABLETOP_HZ)
-    return Source("lab", float(named), [partial(_checked, *pair) for pair in zip(ids, episodes, strict=True)])
+    rate = hz or next((each.extra["control_hz"] for each in episodes if "control_hz" in each.extra), TABLETOP_HZ)
+    return Source("lab", float(rate), [partial(_checked, *pair) for pair in zip(ids, episodes, strict=True)])
 
 
 def _checked(name: str, episode: Episode) -> Episode:
@@ -70,3 +83,10 @@ def _checked(name: str, episode: Episode) -> Episode:
     if problems:
         raise BrokenEpisodeError(problems)
     return episode
+
+
+def _checked_pair(name: str, pair: PreferencePair) -> PreferencePair:
+    problems = pair_problems(name, pair)
+    if problems:
+        raise BrokenEpisodeError(problems)
+    return pair

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from algos.smooth_interpolation import recorded_chunks
+from algos.chunks import Timing
 from envs.se3 import encode_pose, to_relative
 from envs.types import Episode
+from rl_lab.moments import Moments
 
 
 def contents(episodes: Iterable[Episode]) -> dict[str, Any]:
@@ -39,39 +40,29 @@ def contents(episodes: Iterable[Episode]) -> dict[str, Any]:
     }
 
 
-class _Moments:
-    """Mean and population deviation of rows that arrive in parts."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: np.ndarray | float = 0.0
-        self.squares: np.ndarray | float = 0.0
-
-    def add(self, rows: np.ndarray) -> None:
-        """Chan's update, which loses nothing where the mean is large."""
-        count, mean = len(rows), rows.mean(axis=0)
-        delta, total = mean - self.mean, self.count + count
-        squares = ((rows - mean) ** 2).sum(axis=0) + delta**2 * (self.count * count / total)
-        self.mean, self.squares, self.count = self.mean + delta * (count / total), self.squares + squares, total
-
-    def lists(self, name: str) -> dict[str, list]:
-        std = np.sqrt(np.asarray(self.squares) / max(self.count, 1))
-        return {f"{name}_mean": np.asarray(self.mean).tolist(), f"{name}_std": std.tolist()}
-
-
-def chunk_stats(episodes: Iterable[Episode], horizon: int, stride: int = 1) -> dict[str, Any]:
+def chunk_stats(episodes: Iterable[Episode], timing: Timing) -> dict[str, Any]:
     """Statistics under the released names, of encoded poses (xyz, rot6d, gripper of two arms: 20 numbers).
 
     qpos_* [20] of states; action_* [H, 20] relative to the state at the chunk's start; action_*_abs [H, 20] absolute.
-    Slot k is the command of step t + k * stride, held at the last one. No deviation is floored here.
+    No deviation is floored here.
     """
-    states, relative, absolute = _Moments(), _Moments(), _Moments()
+    moments = chunk_moments(episodes, timing)
+    lists = {
+        f"{name}_{part}{kind}": getattr(each, part).tolist()
+        for (name, kind), each in zip((("qpos", ""), ("action", ""), ("action", "_abs")), moments, strict=True)
+        for part in ("mean", "std")
+    }
+    about = {"horizon": timing.horizon, "stride": timing.stride, "first_slot": timing.first_slot}
+    return about | {"states": moments[0].count} | lists
+
+
+def chunk_moments(episodes: Iterable[Episode], timing: Timing) -> tuple[Moments, Moments, Moments]:
+    """Of encoded states [20], of relative and of absolute chunks [H, 20], over all states that have a frame."""
+    states, relative, absolute = Moments(), Moments(), Moments()
     for episode in episodes:
         steps = episode.frame_steps[episode.frame_steps < len(episode.actions)]
-        chunks = recorded_chunks(episode.actions, steps, (horizon - 1) * stride + 1)[:, ::stride]
+        chunks = timing.chunks(episode.poses, episode.actions, steps)
         states.add(encode_pose(episode.poses[steps]))
         relative.add(to_relative(chunks, episode.poses[steps]))
         absolute.add(encode_pose(chunks))
-    parts = states.lists("qpos") | relative.lists("action")
-    parts |= {f"{name}_abs": values for name, values in absolute.lists("action").items()}
-    return {"horizon": horizon, "stride": stride, "states": states.count} | parts
+    return states, relative, absolute

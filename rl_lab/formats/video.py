@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 
-CODEC = "libx264"
+CODEC, LOSSLESS_CODEC = "libx264", "libx264rgb"
 ENCODER_OPTIONS = {"crf": "18", "g": "2", "preset": "veryfast", "threads": "1"}
 """A key frame every second frame, as LeRobot writes them: single frames are found fast."""
 
@@ -24,15 +24,19 @@ def exact_rate(hz: float) -> Fraction:
 class VideoWriter:
     """One video file; frames are appended."""
 
-    def __init__(self, path: Path, hz: float, side: int) -> None:
+    def __init__(self, path: Path, hz: float, side: int, lossless: bool = False) -> None:
         self.path = path
         self.num_frames = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._rate = exact_rate(hz)
         self._container = av.open(str(path), "w")
-        stream: Any = self._container.add_stream(CODEC, rate=self._rate, options=ENCODER_OPTIONS)
+        stream: Any = self._container.add_stream(
+            LOSSLESS_CODEC if lossless else CODEC,
+            rate=self._rate,
+            options=ENCODER_OPTIONS | ({"crf": "0"} if lossless else {}),
+        )
         stream.width = stream.height = side
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "rgb24" if lossless else "yuv420p"
         stream.time_base = 1 / self._rate
         self._stream = stream
 

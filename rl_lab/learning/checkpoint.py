@@ -11,10 +11,14 @@ from pathlib import Path
 
 import torch
 
+from algos.chunks import FirstSlot
+from envs.rollout import Memory
 from rl_lab.errors import UserError
 from rl_lab.files import write_file
+from rl_lab.learning.ranks import is_first_rank
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
+from rl_lab.model.sharding import is_sharded, whole
 from rl_lab.workers.weights import Snapshot, publish
 
 LAB_FILE = "lab.json"
@@ -30,6 +34,17 @@ class CheckpointInfo:
     """Optimizer steps since initialisation."""
     prompt_suffix: str = ""
     """Text that sampling appends to the instruction (the advantage-conditioned baseline asks for the good mode)."""
+    history: int = 1
+    """Frames K that the policy sees of each camera, with the present one."""
+    history_interval: int = 1
+    """Commands between two of them."""
+    first_slot: FirstSlot = "next"
+    """What slot 0 of a chunk is: the next command, or the pose at the chunk's start (as released)."""
+
+    @property
+    def memory(self) -> Memory:
+        """The frames that the policy sees."""
+        return Memory(self.history, self.history_interval)
 
     def condition(self, instruction: str) -> str:
         """The instruction as the policy was trained to read it when acting."""
@@ -37,9 +52,15 @@ class CheckpointInfo:
 
 
 def save_policy(folder: Path, policy: HyVLAPolicy, processor: PolicyProcessor, info: CheckpointInfo) -> None:
-    """Write the files of a checkpoint into a folder; a stage's output becomes visible as a whole when it is stored."""
+    """Write the files of a checkpoint into a folder; a stage's output becomes visible as a whole when it is stored.
+
+    Of several ranks all must call it, and the first writes.
+    """
+    weights = whole(policy.state_dict()) if is_sharded(policy) else None
+    if not is_first_rank():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    policy.save_pretrained(folder)
+    policy.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     write_info(folder, info)
 
@@ -49,11 +70,19 @@ def write_info(folder: Path, info: CheckpointInfo) -> None:
     (folder / LAB_FILE).write_text(json.dumps(asdict(info), indent=1) + "\n")
 
 
+def _info(recorded: bytes | None) -> CheckpointInfo:
+    return CheckpointInfo(**({"weight_version": 0, "steps": 0} if recorded is None else json.loads(recorded)))
+
+
 def read_info(folder: Path) -> CheckpointInfo:
     """What the lab recorded beside the weights; version 0 for a checkpoint from elsewhere."""
     recorded = folder / LAB_FILE
-    fields = json.loads(recorded.read_text()) if recorded.is_file() else {"weight_version": 0, "steps": 0}
-    return CheckpointInfo(**fields)
+    return _info(recorded.read_bytes() if recorded.is_file() else None)
+
+
+def snapshot_info(snapshot: Snapshot) -> CheckpointInfo:
+    """The same of a published checkpoint."""
+    return _info(snapshot.files.get(LAB_FILE))
 
 
 def load_policy(folder: Path) -> tuple[HyVLAPolicy, PolicyProcessor, CheckpointInfo]:
@@ -74,7 +103,9 @@ def published(folder: Path) -> Snapshot:
 
 
 def save_training_state(path: Path, state: dict) -> None:
-    """Write a learner's state dict (tensors and plain values), whole or not at all."""
+    """Write a learner's state dict (tensors and plain values), whole or not at all; later ranks write nothing."""
+    if not is_first_rank():
+        return
     write_file(path, lambda file: torch.save(state, file))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,22 +70,3 @@ def values_over_time(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
     later = torch.ones(frames, frames, dtype=torch.bool, device=q.device).triu(1)
     weights = scores.masked_fill(later, float("-inf")).softmax(dim=-1).to(v.dtype)
     return (weights @ v).movedim(-2, 1).flatten(0, 1)
-
-
-def history_indices(step: int, num_frames: int, interval: int) -> np.ndarray:
-    """Frames that a policy of `num_frames` sees at `step`, int64 [K]: max(step - (K - 1 - k) * interval, 0).
-
-    `interval` counts recorded frames in training and environment calls in evaluation.
-    """
-    return np.maximum(_unclipped(step, num_frames, interval), 0)
-
-
-def history_frames(frames: np.ndarray, step: int, num_frames: int, interval: int) -> np.ndarray:
-    """History [K, ...] at `step` of recorded frames [T, ...]; slots from before the first frame are all zero."""
-    history = frames[history_indices(step, num_frames, interval)]
-    history[_unclipped(step, num_frames, interval) < 0] = 0
-    return history
-
-
-def _unclipped(step: int, num_frames: int, interval: int) -> np.ndarray:
-    return step - interval * np.arange(num_frames - 1, -1, -1)

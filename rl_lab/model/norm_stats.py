@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from rl_lab.model.array_pickle import load_arrays
 from rl_lab.model.config import ENCODED_DIM
+from rl_lab.moments import Moments
 
 STATS_FILE = "norm_stats.safetensors"
 RELEASED_STATS_FILE = "norm_stats.pkl"
@@ -23,9 +24,8 @@ READ_STD_MIN = 1e-8
 """No std read from a released file is below this; the released loader has the same floor."""
 
 
-def _std(values: np.ndarray, least: float, floor: float) -> np.ndarray:
-    std = values.std(0)
-    return np.maximum(std, floor) if floor else np.where(std < least, 1.0, std)
+def _std(moments: Moments, least: float, floor: float) -> np.ndarray:
+    return np.maximum(moments.std, floor) if floor else np.where(moments.std < least, 1.0, moments.std)
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,31 @@ class ActionStats:
         absolute_chunks: np.ndarray | None = None,
     ) -> Self:
         """Statistics of encoded states [N, 20], relative chunks [N, H, 20] and, if the model predicts them too,
-        encoded absolute chunks [N, H, 20].
+        encoded absolute chunks [N, H, 20]; see `from_moments`.
+        """
+        arrays = (states, relative_chunks, absolute_chunks)
+        state, relative, absolute = (None if rows is None else Moments(rows) for rows in arrays)
+        assert state is not None and relative is not None
+        return cls.from_moments(state, relative, absolute, std_floor)
+
+    @classmethod
+    def from_moments(
+        cls, state: Moments, relative: Moments, absolute: Moments | None = None, std_floor: float = 0.0
+    ) -> Self:
+        """The same of rows that were counted in parts.
 
         With `std_floor` 0 the released rule applies (nearly constant numbers get std 1); else no std is below the
         floor, which keeps numbers that hardly vary from being blown up to the size of real motion.
         """
         found = {
-            "qpos_mean": states.mean(0),
-            "qpos_std": _std(states, STATE_STD_MIN, std_floor),
-            "action_mean": relative_chunks.mean(0),
-            "action_std": _std(relative_chunks, ACTION_STD_MIN, std_floor),
+            "qpos_mean": state.mean,
+            "qpos_std": _std(state, STATE_STD_MIN, std_floor),
+            "action_mean": relative.mean,
+            "action_std": _std(relative, ACTION_STD_MIN, std_floor),
         }
-        if absolute_chunks is not None:
-            found["action_mean_abs"] = absolute_chunks.mean(0)
-            found["action_std_abs"] = _std(absolute_chunks, ACTION_STD_MIN, std_floor)
+        if absolute is not None:
+            found["action_mean_abs"] = absolute.mean
+            found["action_std_abs"] = _std(absolute, ACTION_STD_MIN, std_floor)
         return cls(**found)
 
     def save(self, path: Path) -> None:

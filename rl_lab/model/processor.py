@@ -73,6 +73,16 @@ class PolicyProcessor:
             raise ValueError(f"no normalisation statistics: {STATS_FILE} is missing; fit ActionStats on the data")
         return self._stats
 
+    @property
+    def has_stats(self) -> bool:
+        """Whether there are statistics: a checkpoint may come without them."""
+        return self._stats is not None
+
+    @property
+    def num_commands(self) -> int:
+        """Commands H of a chunk."""
+        return len(self.stats.action_mean)
+
     def tokenize(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Right-padded token ids int64 [N, T] and their mask bool [N, T]; too long instructions lose their end."""
         length = self.config.tokenizer_max_length
@@ -126,7 +136,8 @@ class PolicyProcessor:
         return torch.from_numpy(state.astype(np.float32))
 
     def batch(self, images: np.ndarray, poses: np.ndarray, instructions: Sequence[str]) -> ObservationBatch:
-        """Model input from arrays: images uint8 [N, 3, H, W, 3], measured `ee` poses [N, 16], N instructions."""
+        """Model input from arrays: images uint8 [N, 3, H, W, 3] or [N, 3, K, H, W, 3], measured `ee` poses [N, 16], N
+        instructions."""
         tokens, mask = self.tokenize(instructions)
         return ObservationBatch(self.images(images), self.normalize_state(poses), tokens, mask)
 

@@ -22,10 +22,10 @@ from rl_lab.language.question_data import source_files
 
 READS: dict[str, tuple[str, ...]] = {
     "demos": ("env", "demos"),
-    "sft": ("env", "model", "sft"),
+    "sft": ("env", "model", "demos", "sft"),
     "evaluate": ("env", "eval"),
     "collect": ("env", "collect"),
-    "optimise": ("env", "optimise"),
+    "optimise": ("env", "demos", "optimise"),
     "questions": ("questions",),
     "cold_start": ("model", "cold_start"),
     "examine": ("model", "engine", "examine", "rewards"),
@@ -37,6 +37,11 @@ READS: dict[str, tuple[str, ...]] = {
     "teacher": ("model", "teacher"),
     "gate": ("model",),
     "join": (),
+    "warm_start": ("env", "model", "demos", "sft", "cold_start"),
+    "joint": (
+        *("model", "engine", "grpo", "rl", "curriculum", "rewards", "examine"),
+        *("env", "demos", "collect", "optimise", "buffers", "eval", "joint"),
+    ),
 }
 """Sections of the configuration that a stage of each kind may read; they enter its hash."""
 
@@ -91,6 +96,9 @@ def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
     return params
 
 
+    if config.demos.files is not None and "demos" in params:
+        paths = [recording_digest(Path(path)) for path in config.demos.files.paths] if kind == "demos" else []
+        params["demos"]["files"] |= {"paths": paths}  # other stages have it by their input
 def source_digest(path: Path) -> str:
     """SHA-256 over the contents of a source of questions and of the pictures that it names."""
     return hashlib.sha256("".join(map(file_digest, source_files(path))).encode()).hexdigest()
@@ -103,6 +111,11 @@ def file_digest(path: Path) -> str:
 
 def tree_digest(root: Path, suffixes: tuple[str, ...] = ()) -> str:
     """SHA-256 over relative names and contents of the files under a folder (with these suffixes, or all)."""
+def recording_digest(path: Path) -> str:
+    """SHA-256 over the contents of a file of demonstrations, or of all files of a folder."""
+    return tree_digest(path) if path.is_dir() else file_digest(path)
+
+
     digest = hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         if not suffixes or path.suffix in suffixes:

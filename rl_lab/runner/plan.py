@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_lab.config.schema import RunConfig
+from rl_lab.config.action import FilesConfig
 from rl_lab.runner.graph import Node
 from rl_lab.runner.store import Store
 
@@ -33,6 +34,8 @@ def units(node: Node, config: RunConfig) -> tuple[int, str]:
     questions, exam = config.questions, config.examine
     if node.kind in ("demos", "evaluate"):
         episodes = config.demos.episodes if node.kind == "demos" else config.eval.episodes
+    if node.kind == "demos" and config.demos.files is not None:
+        return _num_recorded(config.demos.files), "episodes"
         return episodes * len(config.env.tasks) * len(config.env.variants), "episodes"
     if node.kind == "questions":
         return questions.train + questions.cold_start + questions.held_out + questions.development, "questions"
@@ -50,6 +53,14 @@ def _training(node: Node, config: RunConfig) -> Any:
     """The section with the steps of a stage that trains."""
     name = "rl" if node.kind == "grpo" else node.kind
     return node.sections.get(name, getattr(config, name))
+def _num_recorded(files: FilesConfig) -> int:
+    """Episodes in the files of demonstrations."""
+    from rl_lab.formats.recordings import find_recordings  # here, because it imports the readers of all formats
+
+    paths = [Path(path) for path in files.paths]
+    return len(find_recordings(paths, image_size=1, save_freq=files.save_freq, split=files.instructions)[0])
+
+
 
 
 def _seconds_per_unit(node: Node, config: RunConfig) -> float:

@@ -21,6 +21,16 @@ def policy_key(snapshot: Snapshot, seed: int) -> str:
     return f"{snapshot.digest}/{seed}"
 
 
+def _views(decision: Decision, frames: int) -> np.ndarray:
+    """What a policy sees: uint8 [3, S, S, 3], or [3, K, S, S, 3] with the present frame last. ValueError if it lacks
+    the past that it was trained with."""
+    now = camera_images(decision.observation)
+    given = 1 if decision.past is None else 1 + len(decision.past)
+    if given != frames:
+        raise ValueError(f"the policy sees {frames} frames of each camera, but the decision has {given}")
+    return now if decision.past is None else np.concatenate([decision.past, now[None]]).swapaxes(0, 1)
+
+
 class LocalPolicy:
     """A copy of the policy in the worker's own process.
 
@@ -50,7 +60,7 @@ class LocalPolicy:
         observations = [decision.observation for decision in decisions]
         instructions = [self.info.condition(str(observation["instruction"])) for observation in observations]
         poses = np.stack([ee_pose(observation) for observation in observations])
-        images = np.stack([camera_images(observation) for observation in observations])
+        images = np.stack([_views(decision, self.info.history) for decision in decisions])
         batch = self.processor.batch(images, poses, instructions).to(self.device)
         chunks = self.policy.sample_actions(self.policy.encode(batch), self._noise(decisions))
         return self.processor.decode(chunks.cpu().numpy(), poses)

@@ -21,7 +21,10 @@ from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import CONTROL_HZ
 from envs.types import BimanualEnv, Episode
 from rl_lab.action.buffers import episode_labels
+from rl_lab.formats.checks import Problem
+from rl_lab.formats.recordings import Recording
 from rl_lab.language.item_files import Row
+from rl_lab.learning.checkpoint import snapshot_info
 from rl_lab.seeding import stream
 from rl_lab.workers.inference import SharedPolicy
 from rl_lab.workers.policy import LocalPolicy, policy_key
@@ -135,12 +138,19 @@ class Simulation:
             for seed in unit.seeds
         ]
 
+    def read_recordings(self, unit: Sequence[Recording]) -> list[tuple[Episode | None, list[Problem]]]:
+        """Demonstrations in files, each read and checked (see `Recording.read`)."""
+        return [recording.read() for recording in unit]
+
     def evaluate(self, unit: Unit, snapshot: Snapshot, execute: int) -> list[dict[str, Any]]:
         """Policy episodes of the unit's seeds: their labels and the step limit, without the recorded arrays."""
+        memory = snapshot_info(snapshot).memory
         episodes = self._roll_out(
             unit,
             snapshot,
-            lambda env, seed: policy_rollout(env, seed, execute=execute, weight_version=snapshot.version),
+            lambda env, seed: policy_rollout(
+                env, seed, execute=execute, memory=memory, weight_version=snapshot.version
+            ),
         )
         step_limit = self._environments(unit.env, 1)[0].step_limit
         return [episode_labels(episode) | {"step_limit": step_limit} for episode in episodes]
@@ -148,6 +158,7 @@ class Simulation:
     def film(self, unit: Unit, seeds: tuple[int, ...], snapshot: Snapshot, execute: int) -> list[Film]:
         """The episodes of `evaluate` again; those of some seeds recorded, in the order of the unit."""
         cameras: dict[int, list[np.ndarray]] = {seed: [] for seed in seeds}
+        memory = snapshot_info(snapshot).memory
 
         def make(env: BimanualEnv, seed: int) -> Rollout[Episode]:
             frames = cameras.get(seed)
@@ -156,7 +167,7 @@ class Simulation:
                 if frames is not None and env.step_count % FILM_STRIDE == 0:
                     frames.append(cast(TabletopEnv, env).render_camera("watch_camera", *FILM_SIZE))
 
-            return policy_rollout(env, seed, execute=execute, on_step=record)
+            return policy_rollout(env, seed, execute=execute, memory=memory, on_step=record)
 
         episodes = {episode.seed: episode for episode in self._roll_out(unit, snapshot, make)}
         return [

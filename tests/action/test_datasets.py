@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from algos.chunks import Timing
 from algos.methods import METHODS
 from envs.se3 import decode_pose, encode_pose
 from rl_lab.action.batching import demonstrations, fit_processor, flow_batch, pair_states
@@ -16,16 +17,18 @@ CONFIG = preset_config("nano")
 HORIZON = CONFIG.n_action_steps
 WINNER, LOSER = 20, 14
 LOSER_STATES = LOSER - HORIZON + 1
+TIMING = Timing(HORIZON)
+EPISODES = [episode(1), episode(2)]
 
 
 @pytest.fixture(scope="module")
 def demos():
-    return demonstrations([episode(1), episode(2)], HORIZON)
+    return demonstrations(EPISODES, TIMING)
 
 
 @pytest.fixture(scope="module")
-def processor(demos):
-    return fit_processor(CONFIG, demos)
+def processor():
+    return fit_processor(CONFIG, EPISODES, TIMING)
 
 
 def build(name, demos, processor, rounds=1, batch_size=40):
@@ -49,7 +52,7 @@ def test_chunks_survive_normalisation_and_back(demos, processor):
 
 
 def test_truth_is_standardised_within_each_task_and_padded():
-    mixed = demonstrations([episode(1, truth_size=4), episode(2, truth_size=2, task="lift_pot")], HORIZON)
+    mixed = demonstrations([episode(1, truth_size=4), episode(2, truth_size=2, task="lift_pot")], TIMING)
     assert mixed.truth.shape == (30, 4) and np.abs(mixed.truth).max() <= 3
     np.testing.assert_allclose(mixed.truth[:15].mean(0), 0, atol=0.1)
     assert not mixed.truth[15:, 2:].any()

@@ -55,7 +55,7 @@ def test_statistics_are_those_of_all_chunks(tmp_path, capsys):
     write_episodes(tmp_path / "lab", episodes)
     main(["stats", str(tmp_path / "lab"), "--horizon", "3", "--stride", "2"])
     shown = json.loads(capsys.readouterr().out)
-    chunks = [recorded_chunks(each.actions, each.frame_steps, 5)[:, ::2] for each in episodes]
+    chunks = [recorded_chunks(each.actions, each.frame_steps, 6)[:, 1::2] for each in episodes]
     states = [each.poses[:-1] for each in episodes]
     relative = np.concatenate([to_relative(*both) for both in zip(chunks, states, strict=True)])
     np.testing.assert_allclose(shown["action_mean"], relative.mean(axis=0), atol=1e-12)

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from algos.batch import ObservationBatch
-from rl_lab.model.memory import History, history_frames, history_indices, time_embedding, values_over_time
+from rl_lab.model.memory import History, time_embedding, values_over_time
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from tests.model.builders import make_policy
-from tests.model.golden import load_transforms
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 FRAMES = 4
@@ -31,18 +30,6 @@ def with_history(observations: ObservationBatch, frames: int = FRAMES) -> Observ
 @pytest.fixture
 def memory_policy() -> HyVLAPolicy:
     return make_policy(use_video_encoder=True, spacetime_layer_stride=2, vision_depth=5).eval().requires_grad_(False)
-
-
-def test_history_indices_are_those_of_the_reference() -> None:
-    for step, *indices in load_transforms()["history_indices"].tolist():
-        assert history_indices(step, num_frames=len(indices), interval=5).tolist() == indices
-
-
-def test_slots_before_the_first_frame_are_black() -> None:
-    frames = np.arange(1, 11, dtype=np.uint8)[:, None] * np.ones((1, 2), dtype=np.uint8)
-    assert history_frames(frames, 4, num_frames=4, interval=2)[:, 0].tolist() == [0, 1, 3, 5]
-    assert history_frames(frames, 0, num_frames=3, interval=2)[:, 0].tolist() == [0, 0, 1]
-    assert frames[0, 0] == 1, "the record itself is not written to"
 
 
 def test_the_oldest_frame_has_no_time_embedding() -> None:

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import ray
 
+from algos.chunks import Timing
 from envs.rollout import Decision
-from rl_lab.action.batching import demonstrations, fit_processor
+from rl_lab.action.batching import fit_processor
+from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
 from rl_lab.model.policy import HyVLAPolicy
@@ -25,7 +27,7 @@ UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", image_size=64), seeds
 def snapshot(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     policy = HyVLAPolicy(preset_config("nano"))
-    processor = fit_processor(policy.config, demonstrations([episode(0)], policy.chunk_size))
+    processor = fit_processor(policy.config, [episode(0)], Timing(policy.chunk_size))
     save_policy(folder, policy, processor, CheckpointInfo(weight_version=1, steps=0))
     return publish(folder, 1)
 
@@ -33,7 +35,7 @@ def snapshot(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared_actor():
     """The pool's actor and its inference actor, as a run starts them."""
-    cluster = Cluster(WorkersConfig(simulation=1, policy="shared"), "cpu")
+    cluster = Cluster(WorkersConfig(simulation=1, policy="shared"), Placement(device="cpu"))
     with cluster.simulation_pool() as pool:
         yield pool.actors[0]
     cluster.close()

@@ -1,0 +1,144 @@
+"""Preference pairs as Parquet and video, so that other trainers and players read them. Version 1 of the layout:
+
+    pairs_info.json                 format, version, rate, image side, cameras, count
+    pairs.parquet                   one row a pair, in order
+    data/file-000.parquet           one row a state of a segment; the chosen segment of a pair, then the rejected one
+    videos/CAMERA/file-000.mp4      one frame a row that has an action, in the order of the rows
+
+`chosen` is the continuation to prefer (the correction), `rejected` the one to avoid (the failure); both begin in the
+same simulator state. Columns of pairs.parquet: `pair` 0, 1, ...; `task`, `variant`, `seed`, `instruction`;
+`start_step`, `trigger_step`, `trigger`, `rollback_steps`, `corrector`, `start_digest`, `weight_version` as in
+`envs.types.PreferencePair`; `file` (number of its data and video files); for each side `SIDE_from_row`, `SIDE_to_row`
+(rows of the data file, the end excluded) and `SIDE_from_frame` (frame i of a video is shown at i / hz seconds).
+Columns of the data: `pair`, `side`, `step`, `observation.state` and `action` (64-bit floats, [16]: xyz in metres, wxyz,
+gripper 1 = open .. 0, of the left and the right arm). A segment of T actions has T + 1 rows; the last has no action.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from envs.types import CAMERAS, EE_DIM, PreferencePair, Segment
+from rl_lab.action.buffers import pair_labels
+from rl_lab.errors import UserError
+from rl_lab.files import write_folder
+from rl_lab.formats.checks import BrokenEpisodeError, pair_problems
+from rl_lab.formats.video import VideoWriter
+
+FORMAT, VERSION = "rl_lab.pairs", 1
+INFO_FILE, PAIRS_FILE = "pairs_info.json", "pairs.parquet"
+DATA_PATH, VIDEO_PATH = "data/file-{file:03d}.parquet", "videos/{camera}/file-{file:03d}.mp4"
+SIDES = {"chosen": "winner", "rejected": "loser"}
+"""Names of the layout, and of the lab's own records."""
+FILE_STATES = 20_000
+"""States after which the next pair begins new files."""
+VECTOR = pa.list_(pa.float64(), EE_DIM)
+
+
+def _data(pair: int, side: str, segment: Segment) -> pa.Table:
+    """The rows of one segment."""
+    count = len(segment.poses)
+    actions = [*segment.actions.tolist(), None]
+    return pa.table(
+        {
+            "pair": pa.array([pair] * count, pa.int64()),
+            "side": pa.array([side] * count, pa.string()),
+            "step": pa.array(range(count), pa.int64()),
+            "observation.state": pa.array(segment.poses.tolist(), VECTOR),
+            "action": pa.array(actions, VECTOR),
+        }
+    )
+
+
+class _Writer:
+    """Fills a folder, pair by pair."""
+
+    def __init__(self, folder: Path, hz: float, lossless: bool) -> None:
+        self.folder, self.hz, self.lossless = folder, hz, lossless
+        self.side = self.file = self.num_rows = self.num_frames = 0
+        self.rows: list[dict[str, Any]] = []
+        self.tables: list[pa.Table] = []
+        self.videos: list[VideoWriter] = []
+        self.open_files = ExitStack()
+
+    def add(self, pair: PreferencePair) -> None:
+        """Append one pair."""
+        number = len(self.rows)
+        problems = pair_problems(f"pair {number}", pair)
+        if problems:
+            raise BrokenEpisodeError(problems)
+        side = pair.winner.images.shape[-2]
+        self.side = self.side or side
+        if side != self.side or pair.loser.images.shape[-2] != self.side or side % 2:
+            raise UserError(f"pair {number} has images of side {side}; all must be of one even side ({self.side})")
+        if self.num_rows > FILE_STATES:
+            self.close_files()
+        row: dict[str, Any] = {"pair": number} | pair_labels(pair) | {"file": self.file}
+        for name, ours in SIDES.items():
+            segment = getattr(pair, ours)
+            row |= {f"{name}_from_row": self.num_rows, f"{name}_from_frame": self.num_frames}
+            self.tables.append(_data(number, name, segment))
+            self.num_rows += len(segment.poses)
+            row[f"{name}_to_row"] = self.num_rows
+            self.append_frames(segment.images)
+        self.rows.append(row)
+
+    def append_frames(self, images: np.ndarray) -> None:
+        """Add the views of a segment, uint8 [T, 3, S, S, 3]."""
+        if not self.videos:
+            paths = [self.folder / VIDEO_PATH.format(camera=camera, file=self.file) for camera in CAMERAS]
+            writers = [VideoWriter(path, self.hz, self.side, lossless=self.lossless) for path in paths]
+            self.videos = [self.open_files.enter_context(writer) for writer in writers]
+        for camera, video in enumerate(self.videos):
+            for image in images[:, camera]:
+                video.append(image)
+        self.num_frames += len(images)
+
+    def close_files(self) -> None:
+        """Finish the current data file and its videos."""
+        self.open_files.close()
+        if self.tables:
+            path = self.folder / DATA_PATH.format(file=self.file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.concat_tables(self.tables), path)
+            self.file += 1
+        self.tables, self.videos, self.num_rows, self.num_frames = [], [], 0, 0
+
+    def finish(self) -> None:
+        """Write what is left and the tables about the whole."""
+        self.close_files()
+        if not self.rows:
+            raise UserError("there are no pairs to write")
+        pq.write_table(pa.Table.from_pylist(self.rows), self.folder / PAIRS_FILE)
+        about = {"format": FORMAT, "version": VERSION, "hz": self.hz, "image_size": self.side}
+        about |= {"lossless": self.lossless, "cameras": list(CAMERAS), "pairs": len(self.rows)}
+        (self.folder / INFO_FILE).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def write_pairs_layout(folder: Path, pairs: Iterable[PreferencePair], hz: float, *, lossless: bool = False) -> int:
+    """Write the layout, whole or not at all; the number of pairs.
+
+    Videos are H.264 that any player shows, or with `lossless` H.264 in RGB, which gives back the very pixels but which
+    browsers do not play. BrokenEpisodeError for a pair that is not sound.
+    """
+    count = 0
+
+    def fill(partial: Path) -> None:
+        nonlocal count
+        writer = _Writer(partial, hz, lossless)
+        with writer.open_files:
+            for pair in pairs:
+                writer.add(pair)
+            writer.finish()
+        count = len(writer.rows)
+
+    write_folder(folder, fill)
+    return count

@@ -1,0 +1,77 @@
+"""Demonstrations in files of RoboTwin or LeRobot, named one by one so that many processes can read and check them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from envs.types import Episode
+from rl_lab.errors import UserError
+from rl_lab.formats import lerobot_read, lerobot_schema, robotwin
+from rl_lab.formats.checks import BrokenEpisodeError, Problem
+from rl_lab.formats.stored_images import StoredImages
+
+RATE_TOLERANCE = 0.01
+"""Rates that differ by less than this part are the same."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One episode of a file, not read yet."""
+
+    format: str
+    """"robotwin" or "lerobot"."""
+    path: Path
+    """The HDF5 file, or the folder of the dataset."""
+    episode: int
+    """Index in the dataset; 0 in a file of its own."""
+    save_freq: int
+    split: str
+    image_size: int
+
+    def read(self) -> tuple[Episode | None, list[Problem]]:
+        """The episode, with every image decoded once and left in its file; or what is wrong with it."""
+        try:
+            episode = self._read()
+        except BrokenEpisodeError as error:
+            return None, error.problems
+        count = len(episode.images)
+        path = str(self.path.resolve())
+        images = StoredImages(self.format, path, self.episode, count, self.image_size)
+        return replace(episode, images=images), []  # type: ignore[arg-type]  # stands for the array
+
+    def _read(self) -> Episode:
+        if self.format == "robotwin":
+            (file,) = robotwin.find_episodes(self.path)
+            return robotwin.read_episode(file, self.image_size, self.save_freq, self.split)
+        return lerobot_read.read_episode(self.path, self.episode)
+
+
+def find_recordings(
+    paths: Sequence[Path], *, image_size: int, save_freq: int, split: str
+) -> tuple[list[Recording], float]:
+    """All episodes of files and folders, in the order given, and their rate in hertz.
+
+    UserError for a path without episodes, and for sets of different rates: a chunk would mean another time in each.
+    """
+    found: list[Recording] = []
+    rates: dict[Path, float] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"there is no {path}; name RoboTwin's data folder or a LeRobotDataset")
+        rest = (save_freq, split, image_size)
+        if (path / lerobot_schema.INFO_PATH).is_file():
+            rates[path] = float(lerobot_read.read_info(path)["fps"])
+            numbers = [row["episode_index"] for row in lerobot_read.read_rows(path)]
+            found += [Recording("lerobot", path, number, *rest) for number in numbers]
+        else:
+            rates[path] = robotwin.control_hz(save_freq)
+            found += [Recording("robotwin", file.path, 0, *rest) for file in robotwin.find_episodes(path)]
+    (first, hz), *others = rates.items()
+    for path, rate in others:
+        if abs(rate - hz) > RATE_TOLERANCE * hz:
+            raise UserError(
+                f"{first} has {hz:.2f} frames a second but {path} has {rate:.2f}; train on sets of one rate"
+            )
+    return found, hz
