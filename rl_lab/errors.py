@@ -1,4 +1,5 @@
-"""How commands fail: bad input is one line and exit code 2; anything else is our fault, a traceback and exit code 1."""
+"""How commands fail: bad input is one line and exit code 2; a full disk is one line and exit code 1;
+anything else is our fault, a traceback and exit code 1."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+from rl_lab.disk_errors import disk_error
 
 
 class UserError(ValueError):
@@ -33,5 +36,11 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except Exception as error:
+        trouble = disk_error(error, "the command's files")
+        if trouble is None:
+            raise
+        print(f"error: {trouble}", file=sys.stderr)
+        code = trouble.exit_code
     sys.stdout.flush()
     sys.exit(code)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rl_lab.errors import UserError
-from rl_lab.files import write_whole
+from rl_lab.files import naming, write_whole
 
 Record = dict[str, Any]
 
@@ -26,7 +26,7 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append one record. A tail torn by a kill is cut off first."""
-    with open(path, "ab+") as file:
+    with naming(path), open(path, "ab+") as file:
         file.truncate(_end_of_last_line(file))
         file.write(_line(record).encode())
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.config import RunConfig, dump_config, load_config
+from rl_lab.disk_errors import DiskError, disk_error
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.runner.environment import describe
 from rl_lab.runner.executor import Executor, StageError
@@ -88,11 +89,21 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
         print(plan_table(config, nodes, stage_hashes(nodes, config.seed, code_versions()), Store(STORE)))
         _warn(warnings(config))
         return 0
+    if not options.resume:
+        Store(STORE).check_writable()
     with _use_folder(options, config) as folder:
         try:
             code = _run(folder, config, stages, resumed=options.resume is not None)
         except KeyboardInterrupt:
             code = 130
+        except UserError:
+            raise
+        except Exception as error:
+            trouble = disk_error(error, str(folder.path))
+            if trouble is None:
+                raise
+            hint = f"then continue with: python -m rl_lab.run --resume {folder.path}"
+            raise DiskError(f"{trouble}, {hint}", trouble.exit_code) from error
         if code != 0:
             print(f"continue with: python -m rl_lab.run --resume {folder.path}", file=sys.stderr)
     return code
@@ -112,15 +123,16 @@ def _use_folder(options: Any, config: RunConfig) -> Iterator[RunFolder]:
 
 def _begin(folder: RunFolder, config: RunConfig, *, resumed: bool) -> tuple[list[dict[str, Any]], Store]:
     """Write what a folder starts with, or read what an interrupted run left: its rows and its store."""
-    if not resumed:
+    path, rows = folder.read_stages()
+    store = Store(path or STORE)
+    if resumed:
+        store.check_writable()
+    else:
         folder.write(CONFIG_FILE, dump_config(config))
     _warn(warnings(config))
     folder.write(ENVIRONMENT_FILE, json.dumps(describe(config), indent=1) + "\n")
     print(f"environment: {'; '.join(config.sources)}", file=sys.stderr)
-    if not resumed:
-        return [], Store(STORE)
-    store, rows = folder.read_stages()
-    return rows, Store(store or STORE)
+    return rows, store
 
 
 def _warn(lines: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import ray
 from envs.rollback import Collection, RollbackConfig
 from envs.types import PreferencePair
 from rl_lab.action.buffers import read_pairs, write_pairs
-from rl_lab.files import write_folder
+from rl_lab.digests import folder_damage, write_checked_folder
 from rl_lab.seeding import training_seeds
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.simulation import Unit
@@ -87,13 +87,16 @@ def kept(
     write: Callable[..., None],
     read: Callable[[Path], Any],
 ) -> Iterator[Any]:
-    """Results of the units in order; each is kept in `folder` as it arrives, and read instead of run after a kill."""
+    """Results of the units in order; each is kept in `folder` as it arrives, and read instead of run after a kill.
+
+    Those from a damaged one on are run again.
+    """
     paths = [folder / f"unit-{number:04d}" for number in range(len(units))]
-    first_missing = next((number for number, path in enumerate(paths) if not path.is_dir()), len(units))
+    first_missing = next((number for number, path in enumerate(paths) if folder_damage(path)), len(units))
     for path in paths[:first_missing]:
         yield read(path)
     for path, result in zip(paths[first_missing:], run(units[first_missing:]), strict=False):
-        write_folder(path, partial(write, result=result))
+        write_checked_folder(path, partial(write, result=result))
         yield result
 
 

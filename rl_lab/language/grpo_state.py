@@ -13,7 +13,7 @@ from rl_lab.files import write_whole
 from rl_lab.json_lines import read_json_lines, write_json_lines
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.learning.saved_states import SavedStates
-from rl_lab.pool.store import POOL_FILE, PoolStore
+from rl_lab.pool.store import POOL_FILE, PoolStore, remove_pool
 from rl_lab.workers.weights import Snapshot, publish, pull
 
 HELD_OUT_FILE = "held_out.jsonl"
@@ -35,11 +35,14 @@ class Progress:
 
 
 class RunState:
-    """Saved states of one run in `scratch`: learner, pool, older weights, counts. Copies of the pool stay in `out`."""
+    """Saved states of one run in `scratch`: learner, pool, older weights, examinations, counts.
+
+    Copies of the pool stay in `out`.
+    """
 
     def __init__(self, out: Path, scratch: Path, warn: Callable[[str], None]) -> None:
         """At the last state that is whole and that the stored rollouts lead to; `warn` is told of what is not."""
-        self.out, self.states = out, SavedStates(scratch)
+        self.out, self.states, self._warn = out, SavedStates(scratch), warn
         self.states.drop_damaged(warn)
         self._drop_damaged_rollouts(warn)
         self.states.drop_damaged(warn)
@@ -71,9 +74,8 @@ class RunState:
         """
         path = self.out / POOL_FILE
         if self._newest is not None:
-            return PoolStore.restore(self._newest, path)
-        for suffix in ("", "-wal", "-shm"):  # of a pool whose states are all lost
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+            return PoolStore.restore(self._newest, path, self._warn)
+        remove_pool(path)  # of states that are all lost
         pool = create(path)
         self._save(pool, lambda folder: None)
         return pool
@@ -84,11 +86,10 @@ class RunState:
         return publish(_weights(self._newest, version), version)
 
     def forget_later(self) -> None:
-        """Drop the short examinations after the last checkpoint; they come again."""
-        path = self.out / HELD_OUT_FILE
-        lines = read_json_lines(path, missing_ok=True)
-        kept = [line for line in lines if self.progress.step and line["step"] <= self.progress.step]
-        write_json_lines(path, kept)
+        """Put back the short examinations up to the last checkpoint; later ones come again."""
+        saved = self._newest if self.progress.step else None  # the state of step 0 comes before its examination
+        lines = [] if saved is None else read_json_lines(saved / HELD_OUT_FILE)
+        write_json_lines(self.out / HELD_OUT_FILE, lines)
 
     def save(self, pool: PoolStore, save_learner: Callable[[Path], None], older: Sequence[Snapshot] = ()) -> None:
         """Make this the state to continue from. A kill in between leaves the one before."""
@@ -103,6 +104,7 @@ class RunState:
     def _save(self, pool: PoolStore, learner: Callable[[Path], None]) -> None:
         def write(folder: Path) -> None:
             learner(folder)
+            write_json_lines(folder / HELD_OUT_FILE, read_json_lines(self.out / HELD_OUT_FILE, missing_ok=True))
             _link(pool.checkpoint(self._checkpoint()), folder / POOL_FILE)
             write_whole(folder / PROGRESS_FILE, json.dumps(asdict(self.progress)))
 

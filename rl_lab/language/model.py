@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from envs.spatial_qa.items import Item
@@ -75,7 +76,7 @@ def load_language_model(folder: Path) -> LanguageModel:
     try:
         model = HunYuanVLMoTForConditionalGeneration.from_pretrained(folder)
         processor = HunYuanVLMoTProcessor.from_pretrained(folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder} does not fit: {error}") from error
     return LanguageModel(model, processor, read_info(folder))
 

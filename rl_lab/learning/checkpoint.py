@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from algos.chunks import FirstSlot
 from envs.rollout import Memory
@@ -92,7 +93,7 @@ def load_policy(folder: Path) -> tuple[HyVLAPolicy, PolicyProcessor, CheckpointI
     try:
         policy = HyVLAPolicy.from_pretrained(folder)
         processor = PolicyProcessor.from_pretrained(folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder} does not fit: {error}") from error
     return policy, processor, read_info(folder)
 

@@ -19,7 +19,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,10 +109,17 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # SQLite itself takes back what a full disk did not take
+            db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
+
+
+def remove_pool(path: Path) -> None:
+    """Delete a pool with the log beside it, if there is one."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def read_meta(db: sqlite3.Connection) -> dict[str, Any]:
@@ -289,18 +296,38 @@ class PoolStore:
         folder.mkdir(parents=True, exist_ok=True)
         target, partial = folder / POOL_FILE, folder / f".{POOL_FILE}.partial"
         partial.unlink(missing_ok=True)
-        with closing(sqlite3.connect(partial, isolation_level=None)) as copy:
-            self._db.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")
-        os.replace(partial, target)
+        try:
+            with closing(sqlite3.connect(partial, isolation_level=None)) as copy:
+                self._db.backup(copy)
+                copy.execute("PRAGMA journal_mode = DELETE")
+            os.replace(partial, target)
+        except BaseException:  # on a full disk it would keep its space
+            remove_pool(partial)
+            raise
         return target
 
     @classmethod
-    def restore(cls, folder: Path, path: Path) -> PoolStore:
-        """Put the pool back to a checkpoint and open it; edits made since stay, at the steps where they applied."""
+    def restore(cls, folder: Path, path: Path, warn: Callable[[str], None]) -> PoolStore:
+        """Put the pool back to a checkpoint and open it; edits made since stay, at the steps where they applied.
+
+        `warn` is told where the pool of the moment is damaged, and its edits are lost.
+        """
         saved = folder / POOL_FILE
         if not saved.is_file():
             raise UserError(f"{saved} is missing; resume from a checkpoint that holds the pool")
+        try:
+            cls._put_back(saved, path)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            warn(f"{path} is damaged ({error}); it is put back from {saved}, without the edits since")
+            remove_pool(path)
+            cls._put_back(saved, path)
+        return cls(path)
+
+    @staticmethod
+    def _put_back(saved: Path, path: Path) -> None:
+        path.with_name(f".{POOL_FILE}.restored").unlink(missing_ok=True)  # of a disk that was full
         with (
             closing(sqlite3.connect(f"{saved.resolve().as_uri()}?mode=ro", uri=True)) as source,
             closing(sqlite3.connect(path.with_name(f".{POOL_FILE}.restored"), isolation_level=None)) as merged,
@@ -311,7 +338,6 @@ class PoolStore:
             merged.backup(live)  # one transaction: a reader, or a run killed here, sees the pool before or after
             live.execute("PRAGMA journal_mode = WAL")
         path.with_name(f".{POOL_FILE}.restored").unlink()
-        return cls(path)
 
     def _log_selection(self, selection: Selection, version: int, bands: str) -> None:
         draws = [[d.reason, d.category, len(d.numbers), d.candidates, d.total_weight] for d in selection.draws]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import shutil
@@ -9,11 +10,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
 from rl_lab.config.schema import RunConfig
+from rl_lab.disk_errors import DiskError, disk_error
 from rl_lab.errors import UserError
+from rl_lab.json_lines import read_json_lines
 from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import GATE_FILE, Line, RunFolder
@@ -71,11 +75,23 @@ class Executor:
             for row in rows
             if row["status"] == "done"
             and row["hash"] == self.hashes.get(row["name"], "")
-            and self.store.has(row["hash"])
+            and self._is_stored(row["hash"])
         }
         self.rows |= finished
         self.folder.keep_metrics(lambda line: line["node"] in finished)
+        self._restore_metrics(finished)
         return [row["name"] for row in rows if row["status"] == "done" and row["hash"] and row["name"] not in finished]
+
+    def _restore_metrics(self, names: Container[str]) -> None:
+        """Take from the store what the run folder's metrics have lost of these nodes, to a power cut or a person."""
+        have = Counter(line["node"] for line in read_json_lines(self.folder.metrics_path))
+        for node in self.nodes:
+            if node.name not in names or node.kind == "report":
+                continue
+            stored = self.store.metrics(self.hashes[node.name])
+            if have[node.name] < len(stored):
+                self.folder.keep_metrics(lambda line, lost=node.name: line["node"] != lost)  # type: ignore[misc]
+                self.folder.append_metrics([labels(node) | line for line in stored])
 
     def run(self) -> None:
         """Run everything that is not done. Raises UserError or StageError for the first stage that failed, after the
@@ -85,11 +101,12 @@ class Executor:
             while self._start_ready() or self._running:
                 if self._running:
                     self._wait()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Exception):  # the latter where the run folder or the store cannot be written
             self._stop_stages()
             raise
         finally:
-            self._write_rows()
+            with contextlib.suppress(OSError):  # else a full disk would hide why the run ends
+                self._write_rows()
         if self._failure is not None:
             self._raise_failure(*self._failure)
         shutil.rmtree(self.folder.path / "work", ignore_errors=True)
@@ -107,11 +124,21 @@ class Executor:
             if not self._is_ready(node):
                 continue
             changed = True
-            if node.kind != "report" and self.store.has(self.hashes[node.name]):
+            if node.kind != "report" and self._is_stored(self.hashes[node.name]):
                 self._finish(node, None)
             else:
                 self._start(node)
         return changed
+
+    def _is_stored(self, digest: str) -> bool:
+        """Whether the store has this stage, as it was stored; a damaged one is named, taken away and made again."""
+        if not self.store.has(digest):
+            return False
+        damage = self.store.damage(digest)
+        if damage is not None:
+            self.bars.say(f"warning: {damage}; its stage is run again")
+            self.store.discard(digest)
+        return damage is None
 
     def _is_ready(self, node: Node) -> bool:
         """Pending, with its inputs and its gate done or skipped, and no twin of the same hash running."""
@@ -249,13 +276,17 @@ class Executor:
         self.bars.say("stopping ...")
         deadline = time.monotonic() + STOP_SECONDS
         while self._running and time.monotonic() < deadline:
-            self._wait()
+            with contextlib.suppress(OSError):
+                self._wait()
         for name in self._running:
             self.rows[name]["status"] = "stopped"
 
     def _raise_failure(self, node: Node, failure: BaseException) -> None:
         if isinstance(failure, UserError):
             raise UserError(f"{node.name}: {failure}") from failure
+        trouble = disk_error(failure, str(self.folder.path))
+        if trouble is not None:
+            raise DiskError(f"{node.name}: {trouble}", trouble.exit_code) from failure
         traceback.print_exception(failure, file=sys.stderr)
         raise StageError(f"stage {node.name} failed: {failure}") from failure
 

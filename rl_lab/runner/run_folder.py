@@ -117,7 +117,12 @@ class RunFolder:
         """The store's path and the rows that `write_stages` wrote; (None, []) if the run was killed before it did."""
         if not (self.path / STAGES_FILE).is_file():
             return None, []
-        content = json.loads((self.path / STAGES_FILE).read_text())
+        try:
+            content = json.loads((self.path / STAGES_FILE).read_text())
+        except ValueError as error:
+            raise UserError(
+                f"{self.path / STAGES_FILE} is damaged ({error}); delete it: what is finished is found by its hash"
+            ) from error
         return Path(content["store"]), content["nodes"]
 
     def show_live(self, node: Node, out: Path) -> None:

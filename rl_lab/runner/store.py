@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rl_lab.files import write_whole
+from rl_lab.digests import damaged_file, folder_digests
+from rl_lab.errors import UserError
+from rl_lab.files import sync, write_whole
 from rl_lab.runner.graph import tree_digest
 
 RECORD_FILE = "stage.json"
@@ -29,20 +32,17 @@ def code_versions() -> dict[str, str]:
     return code | {name: metadata.version(name) for name in HASHED_PACKAGES}
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _place(folder: Path, target: Path) -> None:
+    """Make a folder durable, give it its name, and make its files read-only, because run folders hold links to them.
 
-
-def _seal(folder: Path) -> None:
-    """Make a folder durable and its files read-only, because run folders hold hard links to them."""
+    In this order: a run that is killed before the rename writes into the folder again.
+    """
     for path in [*folder.rglob("*"), folder]:
+        sync(path)
+    os.rename(folder, target)
+    for path in target.rglob("*"):
         if path.is_file():
             path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
-        _fsync(path)
 
 
 class Store:
@@ -55,12 +55,37 @@ class Store:
         """Where the stage with this hash is, or will be."""
         return self.root / digest
 
+    def check_writable(self) -> None:
+        """UserError where no stage could be stored."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"cannot store stages in {self.root}: {error.strerror}; make it writable or run from another folder"
+            ) from error
+
     def has(self, digest: str) -> bool:
-        """Whether the stage is there; a folder in the store is always whole."""
+        """Whether the stage is there; no run leaves half of one."""
         return (self.path(digest) / RECORD_FILE).is_file()
 
+    def damage(self, digest: str) -> str | None:
+        """What has happened since to a stage that is there, naming a file; None if it is as it was stored."""
+        try:
+            record = self.record(digest)
+        except ValueError:
+            return f"{self.path(digest) / RECORD_FILE} is damaged (no JSON)"
+        return damaged_file(self.path(digest), record["files"])
+
+    def discard(self, digest: str) -> None:
+        """Take a damaged stage away, at once for those who look."""
+        away = self.root / f".{digest}.{os.getpid()}.damaged"
+        os.rename(self.path(digest), away)
+        shutil.rmtree(away)
+
     def record(self, digest: str) -> dict[str, Any]:
-        """What was recorded about a finished stage: kind, params, inputs, seconds, versions."""
+        """What was recorded about a finished stage: kind, params, inputs, seconds, versions, digests of its files."""
         return json.loads((self.path(digest) / RECORD_FILE).read_text())
 
     def metrics(self, digest: str) -> list[dict[str, Any]]:
@@ -70,31 +95,31 @@ class Store:
 
     def publish(self, digest: str, work: Path, record: Mapping[str, Any]) -> Path:
         """Move the folder `work` into the store under its hash; it is gone afterwards."""
-        write_whole(work / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+        (work / RECORD_FILE).unlink(missing_ok=True)  # of a run that was killed here
+        files = folder_digests(work)
+        write_whole(work / RECORD_FILE, json.dumps(dict(record) | {"files": files}, indent=1) + "\n")
         self.root.mkdir(parents=True, exist_ok=True)
         target = self.path(digest)
         try:
-            _seal(work)
-            os.rename(work, target)
+            _place(work, target)
         except OSError as error:
             if error.errno == errno.EXDEV:
                 self._publish_copy(work, target)
             elif not self.has(digest):
                 raise
         shutil.rmtree(work, ignore_errors=True)
-        _fsync(self.root)
+        sync(self.root)
         return target
 
     def _publish_copy(self, work: Path, target: Path) -> None:
         """The same from another file system: copy beside the target, then rename."""
         partial = self.root / f".{target.name}.{os.getpid()}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(work, partial)
-        _seal(partial)
         try:
-            os.rename(partial, target)
+            shutil.copytree(work, partial)
+            _place(partial, target)
         except OSError:
-            shutil.rmtree(partial)
+            shutil.rmtree(partial, ignore_errors=True)
             if not self.has(target.name):
                 raise
 

@@ -68,7 +68,7 @@ def test_a_run_resumed_from_a_checkpoint_repeats_the_unbroken_one_bit_for_bit(tm
     train(broken, 9, checkpoint_every=6)
     broken.select(9, 9)  # killed here: selected, nothing came back
     broken.close()
-    resumed = PoolStore.restore(tmp_path / "b" / "checkpoints" / "step-6", broken.path)
+    resumed = PoolStore.restore(tmp_path / "b" / "checkpoints" / "step-6", broken.path, print)
     assert train(resumed, 6, start=6) == expected[6:]
     unbroken.close(), resumed.close()
     assert content(tmp_path / "a" / POOL_FILE) == content(tmp_path / "b" / POOL_FILE)
@@ -149,7 +149,7 @@ def test_a_resumed_run_applies_an_edit_at_the_step_where_the_unbroken_run_did(tm
     broken.checkpoint(tmp_path / "saved")
     run(broken, 4, 4, edit_before=7)
     broken.close()
-    resumed = PoolStore.restore(tmp_path / "saved", broken.path)
+    resumed = PoolStore.restore(tmp_path / "saved", broken.path, print)
     assert run(resumed, 6, 4) == expected[4:] and all("counting-037" in ids for ids in expected[7:])
     unbroken.close(), resumed.close()
     first, second = content(tmp_path / "a" / POOL_FILE), content(tmp_path / "b" / POOL_FILE)
@@ -165,10 +165,10 @@ def test_an_edit_keeps_its_step_when_a_run_is_killed_again_before_it_comes_there
     train(store, 2, start=6)
     store.close()
     for steps_before_the_next_kill in (1, 0):
-        store = PoolStore.restore(tmp_path / "checkpoints" / "step-4", store.path)
+        store = PoolStore.restore(tmp_path / "checkpoints" / "step-4", store.path, print)
         train(store, steps_before_the_next_kill, start=4)
         store.close()
-    resumed = PoolStore.restore(tmp_path / "checkpoints" / "step-4", store.path)
+    resumed = PoolStore.restore(tmp_path / "checkpoints" / "step-4", store.path, print)
     assert [len(resumed.select(step, step).edits) for step in (4, 5, 6)] == [0, 0, 1]
 
 
@@ -178,7 +178,7 @@ def test_an_edit_given_after_a_resumption_takes_effect_at_once(tmp_path):
     give(store.path, "pin", 37)
     train(store, 2, start=4)
     store.close()
-    resumed = PoolStore.restore(tmp_path / "checkpoints" / "step-4", store.path)
+    resumed = PoolStore.restore(tmp_path / "checkpoints" / "step-4", store.path, print)
     give(resumed.path, "retire", 37)
     assert [edit.action for edit in resumed.select(4, 4).edits] == ["pin", "retire"]
 
@@ -188,7 +188,7 @@ def test_an_edit_that_was_never_applied_survives_the_resumption(tmp_path):
     train(store, 3, checkpoint_every=3)
     give(store.path, "pin", 11)
     store.close()
-    resumed = PoolStore.restore(tmp_path / "checkpoints" / "step-3", store.path)
+    resumed = PoolStore.restore(tmp_path / "checkpoints" / "step-3", store.path, print)
     assert "next_step-011" in resumed.select(3, 3).ids
 
 
@@ -227,7 +227,7 @@ def test_a_pool_is_created_whole_or_not_at_all(tmp_path):
     with pytest.raises(UserError, match=r"pool.sqlite is missing"):
         PoolStore(tmp_path / "nowhere" / POOL_FILE)
     with pytest.raises(UserError, match="resume from a checkpoint that holds the pool"):
-        PoolStore.restore(tmp_path / "nowhere", path)
+        PoolStore.restore(tmp_path / "nowhere", path, print)
 
 
 def test_refused_rewards_leave_memory_and_file_alone(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rl_lab.digests import file_digest
 from rl_lab.files import write_whole
 from rl_lab.runner.store import Store, link_tree
 
@@ -38,7 +39,7 @@ def test_a_published_stage_is_there_and_its_work_folder_is_gone(tmp_path):
     stored = store.publish("abc", work, RECORD)
     assert (stored / "data").read_text() == "x"
     assert store.has("abc") and not store.has("abd")
-    assert store.record("abc") == RECORD
+    assert store.record("abc") == RECORD | {"files": {"data": file_digest(stored / "data")}}
     assert not work.exists()
 
 

@@ -1,0 +1,3 @@
+from tests.language.conftest import policy, questions
+
+__all__ = ["policy", "questions"]
