@@ -18,6 +18,7 @@ StageName = Literal[
     *("demos", "sft", "evaluate"),
     *("questions", "cold_start", "examine", "grpo"),
     *("rft", "gate", "teacher", "distill", "imitate"),
+    *("warm_start", "joint"),
 ]
 PIPELINE_STAGES = ("rft", "gate", "teacher", "distill", "imitate")
 """Stages that make a run on language a pipeline."""

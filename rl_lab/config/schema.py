@@ -24,6 +24,7 @@ from rl_lab.config.action import (
     SFTConfig,
 )
 from rl_lab.config.distill import DistillConfig, ImitateConfig, TeacherConfig
+from rl_lab.config.joint import JointConfig, check_settings, check_stages
 from rl_lab.config.language import (
     BATCH_SIZE,
     GRPO,
@@ -121,6 +122,7 @@ class RunConfig(Section):
     teacher: TeacherConfig = TeacherConfig()
     distill: DistillConfig = DistillConfig()
     imitate: ImitateConfig = ImitateConfig()
+    joint: JointConfig = JointConfig()
     placement: Literal["auto", "cpu", "gpu"] = "auto"
     """Where the learner runs; auto: the GPU if torch sees one."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
@@ -162,6 +164,11 @@ class RunConfig(Section):
         return is_pipeline(self.stages)
 
     @property
+    def is_joint(self) -> bool:
+        """Whether both skills are trained on one learner."""
+        return bool({"warm_start", "joint"} & self.stage_names)
+
+    @property
     def sources(self) -> list[str]:
         """Where episodes happen and questions come from, in words."""
         lines = []
@@ -186,7 +193,9 @@ class RunConfig(Section):
         """Each stage finds what it needs before it."""
         if not self.stages:
             raise ValueError("stages is empty; write for example [demos, sft, evaluate]")
-        if self.is_pipeline:
+        if self.is_joint:
+            check_stages(self.stages, has_base=self.model.path is not None)
+        elif self.is_pipeline:
             check_order(self.stages, has_base=self.model.path is not None)
         else:
             self._check_comparison()
@@ -210,6 +219,12 @@ class RunConfig(Section):
                 raise ValueError(f"stages: {name} needs cold_start before it, or a trained model: give model.path")
         if "repeat" in names[:-1]:
             raise ValueError("stages: the repeated stages must come last")
+
+    @model_validator(mode="after")
+    def _joint_fits(self) -> Self:
+        if self.is_joint:
+            check_settings(self)
+        return self
 
     @model_validator(mode="after")
     def _one_chain(self) -> Self:
@@ -271,4 +286,3 @@ class RunConfig(Section):
                 "stages"
             )
         return self
-

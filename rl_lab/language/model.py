@@ -55,7 +55,7 @@ class LanguageModel:
         """Fit random weights to pictures and numbers; see `rl_lab.model.initialisation`."""
         dtype = next(self.model.parameters()).dtype
         self.model.float()  # statistics in bfloat16 would be off by as much as they correct
-        backbone = self.model.model if self.actions is None else self.model.model.vlm
+        backbone = self.model.model.vlm if isinstance(self.model, HyVLAPolicy) else self.model.model
         smooth_numbers(backbone.language_model.model.embed_tokens, self.processor.tokenizer)
         cut = [self.processor.image_processor(image) for image in images]
         sizes = Counter(grid for _, grid in cut)

@@ -8,6 +8,7 @@ from algos.methods import ALIASES, Method, find_method
 from rl_lab.config.pipeline import Repeat, Stage
 from rl_lab.config.schema import RunConfig
 from rl_lab.runner.graph import Node, stage_params
+from rl_lab.runner.joint_graph import joint_nodes
 from rl_lab.runner.pipeline import pipeline_nodes
 
 
@@ -92,7 +93,9 @@ def _stage(config: RunConfig, stage: Stage) -> Iterator[Node]:
 
 def expand(config: RunConfig) -> list[Node]:
     """The nodes of a run, every node after its inputs."""
-    if config.is_pipeline:
+    if config.is_joint:
+        nodes = [*joint_nodes(config)]
+    elif config.is_pipeline:
         nodes = pipeline_nodes(config)
     else:
         nodes = [node for stage in config.stages for node in _stage(config, stage)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_lab.config.schema import RunConfig
+from rl_lab.runner import joint_costs
 from rl_lab.config.action import FilesConfig
 from rl_lab.runner.graph import Node
 from rl_lab.runner.store import Store
@@ -46,6 +47,8 @@ def units(node: Node, config: RunConfig) -> tuple[int, str]:
         return (config.traces.items or questions.train) * config.traces.samples, "answers"
     if node.kind in ONE:
         return 1, ONE[node.kind]
+    if node.kind in joint_costs.KINDS:
+        return joint_costs.joint_units(node, config)
     return (config.collect.pairs, "pairs") if node.kind == "collect" else (_training(node, config).steps, "steps")
 
 
@@ -79,7 +82,11 @@ def seconds(node: Node, config: RunConfig) -> float:
     """Rough wall time of a stage."""
     model = node.sections.get("model", config.model)
     factor = PRESET_FACTOR[model.preset] if node.kind not in ("demos", "questions", *ONE) else 1
-    return SECONDS_PER_STAGE + units(node, config)[0] * _seconds_per_unit(node, config) * factor
+    if node.kind in joint_costs.KINDS:
+        work = joint_costs.joint_seconds(node, config, SECONDS_PER_UNIT, SECONDS_PER_ROW)
+    else:
+        work = units(node, config)[0] * _seconds_per_unit(node, config)
+    return SECONDS_PER_STAGE + work * factor
 
 
 def wall_seconds(nodes: Sequence[Node], costs: Mapping[str, float]) -> float:

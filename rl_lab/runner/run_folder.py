@@ -41,9 +41,11 @@ OUTPUT_FOLDERS = {
     "teacher": "checkpoints",
     "gate": "checkpoints",
     "join": "checkpoints",
+    "warm_start": "checkpoints",
+    "joint": "joint",
 }
 """Where the output of a stage of each kind appears in the run folder, one folder a node."""
-LIVE_KINDS = ("grpo", "distill", "traces")
+LIVE_KINDS = ("grpo", "distill", "traces", "joint")
 """Stages whose output can be inspected while they run."""
 
 Line = dict[str, Any]

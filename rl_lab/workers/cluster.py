@@ -16,9 +16,11 @@ from typing import Any
 import ray
 
 from rl_lab.config.schema import WorkersConfig
+from rl_lab.joint.training import JointPlan
 from rl_lab.language.training import OnlinePlan
 from rl_lab.learning.training import Plan
 from rl_lab.workers.inference import Inference
+from rl_lab.workers.joint_learner import JointLearner
 from rl_lab.workers.pool import WorkerPool, warn_on_stderr
 from rl_lab.workers.rollout import ENVIRONMENT as ENGINE_ENVIRONMENT
 from rl_lab.workers.rollout import EngineOptions
@@ -136,6 +138,11 @@ class Cluster:
     def rollout_learner(self, plan: OnlinePlan, state: Path | None) -> Any:
         """Start a `RolloutLearner` where a learner runs, from a saved state if there is one; end it with `ray.kill`."""
         actor = ray.remote(RolloutLearner).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
+        return actor.remote(plan, state, self._device)
+
+    def joint_learner(self, plan: JointPlan, state: Path | None) -> Any:
+        """Start a `JointLearner` where a learner runs, from a saved state if there is one; end it with `ray.kill`."""
+        actor = ray.remote(JointLearner).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
         return actor.remote(plan, state, self._device)
 
     def close(self) -> None:

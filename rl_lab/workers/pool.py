@@ -49,6 +49,10 @@ class _Worker:
     actor: Any
     is_new: bool = True
     """It has not answered yet, so its start counts."""
+    busy_s: float = 0.0
+    """Seconds that it was at work on units that are over."""
+    since: float | None = None
+    """When the unit began that it is at work on."""
 
 
 def warn_on_stderr(text: str) -> None:
@@ -90,6 +94,15 @@ class WorkerPool:
     def actors(self) -> list[Any]:
         """The handles of the workers of the moment."""
         return [worker.actor for worker in self._workers]
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the workers were at work up to now, starts included, summed over them."""
+        now, total = time.monotonic(), 0.0
+        for worker in self._workers:
+            since = worker.since
+            total += worker.busy_s + (0.0 if since is None else now - since)
+        return total
 
     def submit(self, call: Call, units: Iterable[Any]) -> Batch:
         """Queue `call(actor, unit)` for every unit, behind all that was submitted before; returns at once."""
@@ -157,6 +170,7 @@ class WorkerPool:
     def _run(self, call: Call, unit: Any) -> Any:
         """In a thread of the pool: the answer to one unit, by as many workers as it takes."""
         worker = self._idle.get_nowait()  # there are as many threads as workers
+        worker.since = began = time.monotonic()
         try:
             for _ in range(MAX_ATTEMPTS):
                 try:
@@ -169,6 +183,8 @@ class WorkerPool:
                 self.warn(f"{worker.name} {trouble}; it is replaced and its work issued again")
             raise PoolError(f"{worker.name} {trouble}; it was replaced {MAX_ATTEMPTS} times for the same work")
         finally:
+            worker.busy_s += time.monotonic() - began
+            worker.since = None
             self._idle.put(worker)
 
     def _ask(self, worker: _Worker, call: Call, unit: Any) -> Any:

@@ -40,10 +40,11 @@ class LearnerWorker:
         self._plan, self._device = plan, device
 
     @cached_property
-    def training(self) -> Training:
+    def training(self) -> Any:
         """Made when first asked for: an error in here keeps its class, unlike one in an actor's constructor."""
         torch.set_num_threads(self._plan.settings.threads)
-        training = Training(self._plan, self._device)
+        make = getattr(self._plan, "training", None)  # of a plan with several objectives
+        training = Training(self._plan, self._device) if make is None else make(self._device)
         state = SavedStates(self.scratch).newest
         if state is not None:
             training.load_state_dict(load_training_state(state / STATE_FILE))

@@ -215,3 +215,16 @@ def test_a_pool_can_be_closed_while_its_workers_hang(pools):
     pool.close()
     assert time.monotonic() - start < 5
     assert all(future.done() for future in batch)
+
+
+def test_seconds_at_work_are_counted_while_a_unit_runs_and_after_it(pools):
+    pool = pools(2)
+    before = pool.busy_s
+    batch = pool.submit(square, [(1, 0.4), (2, 0.4)])
+    time.sleep(0.2)
+    during = pool.busy_s - before
+    assert list(pool.results(batch)) == [1, 4]
+    after = pool.busy_s - before
+    time.sleep(0.2)
+    assert 0 < during < after and after >= 0.8
+    assert pool.busy_s - before == pytest.approx(after), "idle workers count nothing"

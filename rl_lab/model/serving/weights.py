@@ -15,6 +15,8 @@ from rl_lab.model.vision import MergerPooler
 
 POLICY = "model.dual_tower."
 POLICY_VLM = POLICY + "vlm."
+STATISTICS = re.compile(r"(action|qpos)_(mean|std)(_abs)?")
+"""Of states and chunks, in a file of their own beside a policy's weights; vLLM reads all files of tensors."""
 PROJECTIONS = ("model.state_proj.", "model.action_")
 """The policy's own layers beside its two towers."""
 TIED = ("model.language_model.model.embed_tokens.weight", "model.language_model.lm_head.weight")
@@ -27,7 +29,7 @@ def served_name(name: str) -> str | None:
     """
     if name.startswith(POLICY_VLM):
         name = name.removeprefix(POLICY_VLM)
-    elif name.startswith((POLICY, *PROJECTIONS)):
+    elif name.startswith((POLICY, *PROJECTIONS)) or STATISTICS.fullmatch(name):
         return None
     if any(re.search(rule, name) for rule in IGNORED_KEYS):
         return None

@@ -1,0 +1,134 @@
+"""Settings of joint training: GRPO and RPRO on one learner, what is measured on the way, and the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from rl_lab.config.section import Fraction, NonNegativeInt, PositiveFloat, Section
+
+Action = Literal["lower", "freeze", "roll_back"]
+
+
+class GuardConfig(Section):
+    """When one objective costs the other's skill too much, and what is done about it."""
+
+    allowed: Fraction = 0.1
+    """Fall of a mean reward or success rate that is put up with."""
+    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.975
+    """Of the one-sided bound: harm is found where the fall exceeds `allowed` with this confidence."""
+    against: Literal["best", "start"] = "best"
+    """The examination that a skill is held against, item by item and episode by episode."""
+    actions: Annotated[tuple[Action, ...], Field(min_length=1)] = ("lower", "roll_back")
+    """What is done the first, second, ... time to an objective; the last is repeated. lower: its learning rate. freeze:
+    it no longer trains what the other skill reads. roll_back: weights and optimizers of the last examination without
+    harm, and a lower rate."""
+    lower_by: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """What a rate is multiplied by."""
+
+
+class JointConfig(Section):
+    """GRPO (sections grpo, rl, curriculum) and RPRO (collect, optimise, buffers, objectives.rpro) on one model."""
+
+    arms: Annotated[tuple[Literal["together", "sequence", "isolated"], ...], Field(min_length=1)] = (
+        "together",
+        "sequence",
+        "isolated",
+    )
+    """together, and the controls with the same steps: one part after the other, and each alone."""
+    first: Literal["grpo", "rpro"] = "grpo"
+    """The part that comes first in `sequence`."""
+    mode: Literal["synchronous", "asynchronous"] = "synchronous"
+    """synchronous: a fixed order of turns, the same bits whoever is fast. asynchronous: whichever batch is ready."""
+    rounds: PositiveInt = 2
+    """Rounds of pairs; each gives `optimise.steps` steps of RPRO."""
+    block: PositiveInt = 10
+    """Steps of RPRO in one turn; a turn of GRPO is one batch."""
+    ratio: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Turns of GRPO : turns of RPRO. None: as their numbers, so that both end together."""
+    lead: NonNegativeInt = 0
+    """Batches of GRPO before the first turn of RPRO, while its first pairs are collected."""
+    collect_ahead: NonNegativeInt = 0
+    """Turns of RPRO before the end of a round at which the next one's pairs are collected."""
+    priority: Literal["share", "grpo", "rpro"] = "share"
+    """Asynchronous mode: which of two ready batches comes first; share: that of the part that is behind its share."""
+    slack: PositiveInt = 2
+    """Asynchronous mode: turns that a part may be ahead of its share."""
+    exam_every: PositiveInt = 20
+    """Turns between two examinations of both skills."""
+    exam_episodes: PositiveInt = 50
+    """Episodes of each task and variant in an examination, on development seeds; its questions are those of
+    `questions.development`."""
+    cosine_every: NonNegativeInt = 5
+    """Batches of GRPO between two measurements of the cosine between both gradients; 0 for none."""
+    guard: GuardConfig | None = GuardConfig()
+    """None: both objectives do as they please."""
+
+    @field_validator("arms")
+    @classmethod
+    def _differ(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(arms)) < len(arms):
+            raise ValueError(f"{list(arms)} names one twice; name each once")
+        return arms
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.lead and "together" not in self.arms:
+            raise ValueError("lead is about the arm together, which arms leaves out; leave lead out too")
+        return self
+
+
+def check_stages(stages: Sequence[Any], has_base: bool) -> None:
+    """ValueError unless the stages of a joint run come once each and find what they need before them."""
+    needs = {
+        "warm_start": ("demos", "questions"),
+        "examine": ("questions",),
+        "evaluate": ("demos",),
+        "joint": ("demos", "questions"),
+    }
+    for position, name in enumerate(stages):
+        before = stages[:position]
+        if name in before:
+            raise ValueError(f"stages: {name} is there twice")
+        if name not in (*needs, "demos", "questions"):
+            raise ValueError(f"stages: {name} cannot be part of a joint run; give it a run of its own")
+        missing = next((other for other in needs.get(name, ()) if other not in before), None)
+        if missing is not None:
+            raise ValueError(f"stages: {name} needs {missing} before it")
+        if name in ("examine", "evaluate", "joint") and not has_base and "warm_start" not in before:
+            raise ValueError(f"stages: {name} needs warm_start before it, or a trained policy: give model.path")
+    if "joint" not in stages:
+        raise ValueError("stages: warm_start makes a policy for joint, which is not there; add joint")
+
+
+def check_settings(config: Any) -> None:
+    """ValueError for settings of a joint run that cannot work together."""
+    joint = config.joint
+    if config.workers.rollout < 1:
+        raise ValueError("workers.rollout is 0, but joint needs an engine; give at least 1")
+    if config.questions.development < 2 and config.questions.development_file is None:
+        raise ValueError(
+            f"questions.development is {config.questions.development}, but joint examines on questions of its own, so "
+            "that held-out ones stay clean; set it to 60, or give questions.development_file"
+        )
+    for key in ("rl", "optimise", "sft", "cold_start"):
+        if getattr(config, key).lora is not None:
+            raise ValueError(f"{key}.lora: both objectives of a joint run train one set of weights; leave lora out")
+    if config.optimise.ema:
+        raise ValueError("optimise.ema: two objectives step on the weights in turn, so none is averaged; set it to 0")
+    for key in ("rl", "cold_start"):
+        if getattr(config, key).backend == "trl":
+            raise ValueError(f"{key}.backend is trl, which trains by itself; joint needs backend: lab")
+    if config.curriculum.mode == "stage":
+        raise ValueError("curriculum.mode is stage, whose probes learn nothing; joint needs mode: online")
+    if config.model.memory is not None or config.model.first_slot == "current":
+        raise ValueError("model: joint collects pairs without past frames; leave out memory and first_slot")
+    if joint.collect_ahead >= -(-config.optimise.steps // joint.block):
+        raise ValueError(
+            f"joint.collect_ahead is {joint.collect_ahead}, but a round has {-(-config.optimise.steps // joint.block)} "
+            "turns (optimise.steps / joint.block); give less"
+        )
+    if config.other_schemes or config.replicates > 1:
+        raise ValueError("other_schemes, replicates: a joint run compares its arms; leave both out, and use seed")

@@ -1,0 +1,74 @@
+"""Short examinations of both skills: the same questions and the same episodes every time, none of them held out.
+
+Questions are the development set, one sampled answer each; episodes are on development seeds. What is reported in the
+end is measured on others, so that a guard that chooses by these cannot flatter the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rewards.compose import Rewards
+from rl_lab.joint.guard import Scores
+from rl_lab.language.answering import ask, collect, plain, score
+from rl_lab.language.item_files import ItemFile
+from rl_lab.language.model import answer_texts, item_prompt
+from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.seeding import evaluation_seeds, integer
+from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.rollout import Sampling
+from rl_lab.workers.rollout_learner import Weights
+from rl_lab.workers.simulation import Unit
+from rl_lab.workers.units import env_specs, episode_units
+
+
+class SkillExams:
+    """Examines published weights with engines and simulators, both at work at once."""
+
+    def __init__(
+        self,
+        items: ItemFile,
+        processor: HunYuanVLMoTProcessor,
+        rewards: Rewards,
+        engines: WorkerPool,
+        simulations: WorkerPool,
+        config: Any,
+        *,
+        seed: int,
+        check_stop: Callable[[], None],
+    ) -> None:
+        """Of the configuration: examine, engine, env, eval and joint."""
+        self.items = [items[row] for row in range(len(items))]
+        self.processor, self.rewards, self.config = processor, rewards, config
+        self.engines, self.simulations, self.check_stop = engines, simulations, check_stop
+        seeds = [integer(seed, "exam", row) for row in range(len(items))]
+        self.prompts = [item_prompt(item, processor, seed) for item, seed in zip(self.items, seeds, strict=True)]
+        episodes = evaluation_seeds("development", config.joint.exam_episodes)
+        specs = env_specs(config, config.eval.instructions)
+        self.units = [unit for spec in specs for unit in episode_units("evaluate", spec, episodes, seed)]
+
+    def examine(self, weights: Weights, skills: Sequence[str] = ("language", "actions")) -> dict[str, Scores]:
+        """Rewards of the questions and successes (0 or 1) of the episodes, by skill."""
+        begun = {skill: self._begin(skill, weights) for skill in skills}
+        return {skill: self._finish(skill, batch) for skill, batch in begun.items()}
+
+    def _begin(self, skill: str, weights: Weights) -> Any:
+        settings = self.config.examine
+        if skill == "language":
+            sampling = Sampling(settings.max_tokens, temperature=settings.temperature)
+            at_once = 4 * self.config.engine.prompts_per_call
+            return ask(self.engines, self.prompts, sampling, weights.reference, at_once)
+        execute = self.config.eval.execute
+
+        def submit(actor: Any, unit: Unit) -> Any:
+            return actor.evaluate.remote(unit, weights.reference, execute)
+
+        return self.simulations.submit(submit, self.units)
+
+    def _finish(self, skill: str, batch: Any) -> Scores:
+        if skill == "language":
+            answers, _ = collect(self.engines, batch, self.check_stop)
+            texts = [answer_texts(row, self.processor) for row in answers]
+            return plain(score(self.rewards, self.items, texts).rewards[:, 0].tolist())
+        return [float(row["success"]) for rows in self.simulations.results(batch, self.check_stop) for row in rows]
