@@ -30,11 +30,6 @@ READS: dict[str, tuple[str, ...]] = {
     "cold_start": ("model", "cold_start"),
     "examine": ("model", "engine", "examine", "rewards"),
     "grpo": ("model", "engine", "grpo", "rl", "curriculum", "rewards", "examine"),
-    "warm_start": ("env", "model", "demos", "sft", "cold_start"),
-    "joint": (
-        *("model", "engine", "grpo", "rl", "curriculum", "rewards", "examine"),
-        *("env", "demos", "collect", "optimise", "buffers", "eval", "joint"),
-    ),
     "traces": ("model", "engine", "traces", "rewards"),
     "rft": ("model", "rft"),
     "distill": ("model", "engine", "distill", "rewards", "examine"),
