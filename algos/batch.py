@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +60,16 @@ class ObservationBatch(TensorRecord):
 
 
 @dataclass
+class FlowDraws(TensorRecord):
+    """Random points of the flow for B rows, R of each; parts of a batch take their rows of the whole batch's draws."""
+
+    noise: Tensor
+    """float [B, R, C, A]."""
+    time: Tensor
+    """float [B, R]."""
+
+
+@dataclass
 class FlowBatch(TensorRecord):
     """Observations with the chunk to imitate (flow matching)."""
 
@@ -70,6 +81,8 @@ class FlowBatch(TensorRecord):
     """Standardised simulator ground truth, float [B, n]; only for auxiliary losses."""
     prefix: Any = None
     """Stored `policy.encode(observation)`, a TensorRecord of B rows; only while vision and language are frozen."""
+    draws: FlowDraws | None = None
+    """What the loss would draw for these rows; None: it draws itself."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -97,6 +110,8 @@ class PreferenceBatch(TensorRecord):
     """Stored `policy.encode(observation)`, a TensorRecord of B rows; only while vision and language are frozen."""
     reference_prefix: Any = None
     """Stored `reference.encode(observation)`; fixed for a round, so it may be stored whatever is trained."""
+    draws: FlowDraws | None = None
+    """As in `FlowBatch`."""
 
     def __len__(self) -> int:
         return len(self.winner)
@@ -129,7 +144,14 @@ class TrajectoryBatch(TensorRecord):
     """As in `PreferenceBatch`."""
     reference_prefix: Any = None
     """As in `PreferenceBatch`."""
+    draws: FlowDraws | None = None
+    """As in `FlowBatch`."""
 
     def __len__(self) -> int:
         """Number of pairs, which is what a mean over the batch divides by."""
         return int(self.pair.numpy().max()) + 1
+
+    def select(self, rows: Tensor) -> Self:
+        """These pairs, with all their rows and numbered anew from 0 in ascending order."""
+        kept = super().select(torch.from_numpy(np.flatnonzero(np.isin(self.pair.numpy(), rows.numpy()))))
+        return replace(kept, pair=torch.from_numpy(np.unique(kept.pair.numpy(), return_inverse=True)[1]))

@@ -30,6 +30,10 @@ class CrossEntropy:
         """What the loss of this whole batch is divided by: its tokens to learn."""
         return max(1, batch.num_tokens)
 
+    def metric_count(self, name: str, batch: TokenBatch) -> int:
+        """See `Objective`: all metrics are means over tokens."""
+        return batch.num_tokens
+
     def loss(
         self, policy: LanguagePolicy, batch: TokenBatch, generator: torch.Generator, denominator: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -8,13 +8,14 @@ Letters: N rows, C chunk length, A padded action size, D used action dims (20), 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from algos.auxiliary import PoseProbe
-from algos.batch import FlowBatch, PreferenceBatch, TrajectoryBatch
+from algos.batch import FlowBatch, FlowDraws, PreferenceBatch, TrajectoryBatch
 from algos.host import send
 from algos.objective import FlowPolicy
 
@@ -74,16 +75,30 @@ def check_draws(draws_per_sample: int) -> None:
         raise ValueError(f"draws_per_sample is {draws_per_sample}; it must be at least 1")
 
 
+ActionBatch = FlowBatch | PreferenceBatch | TrajectoryBatch
+
+
+def with_draws(policy: FlowPolicy, batch: ActionBatch, draws: int, generator: torch.Generator) -> Any:
+    """The batch with the (noise, time) that a loss on all of it would draw, so that its parts take their rows of them.
+
+    Then the losses of the parts are those of the whole batch, however it is divided.
+    """
+    num_rows, device = len(batch.actions), batch.actions.device
+    noise = send(policy.sample_noise(num_rows * draws, generator), device).unflatten(0, (num_rows, draws))
+    time = send(policy.sample_time(num_rows * draws, generator), device).unflatten(0, (num_rows, draws))
+    return replace(batch, draws=FlowDraws(noise, time))
+
+
 def draw_flow(
-    policy: FlowPolicy, num_rows: int, draws: int, generator: torch.Generator, device: torch.device
+    policy: FlowPolicy, batch: ActionBatch, draws: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Several (noise, time) of each row: noise [B * R, C, A], time [B * R], row numbers [B * R].
+    """Several (noise, time) of each row, drawn or those of the batch: noise [B * R, C, A], time [B * R], rows [B * R].
 
     The draws of a row are neighbours, so [B * R] tensors view as [B, R].
     """
-    noise = send(policy.sample_noise(num_rows * draws, generator), device)
-    time = send(policy.sample_time(num_rows * draws, generator), device)
-    return noise, time, torch.arange(num_rows * draws, device=device) // draws
+    drawn = batch.draws if batch.draws is not None else with_draws(policy, batch, draws, generator).draws
+    rows = torch.arange(len(batch.actions) * draws, device=batch.actions.device) // draws
+    return drawn.noise.flatten(0, 1), drawn.time.flatten(0, 1), rows
 
 
 def is_frozen_prefix(groups: tuple[str, ...]) -> bool:
@@ -91,9 +106,7 @@ def is_frozen_prefix(groups: tuple[str, ...]) -> bool:
     return not {"vision", "vlm"} & set(groups)
 
 
-def policy_prefix(
-    policy: FlowPolicy, batch: FlowBatch | PreferenceBatch | TrajectoryBatch, groups: tuple[str, ...]
-) -> Any:
+def policy_prefix(policy: FlowPolicy, batch: ActionBatch, groups: tuple[str, ...]) -> Any:
     """The stored prefix of a batch, or the policy's for its observation (without a graph where it is frozen).
 
     Raises ValueError for a stored prefix whose towers are trained: it would be stale and would receive no gradient.
@@ -133,6 +146,10 @@ class FlowMatching:
         """The probe's weights; they are not part of the policy."""
         return [] if self.probe is None else self.probe.parameters()
 
+    def draw(self, policy: FlowPolicy, batch: ActionBatch, generator: torch.Generator) -> Any:
+        """See `Objective`: the batch with its random points, before it is divided."""
+        return with_draws(policy, batch, self.draws_per_sample, generator)
+
     def loss(
         self,
         policy: FlowPolicy,
@@ -146,13 +163,15 @@ class FlowMatching:
         """
         count = denominator or len(batch)
         prefix, probe_loss = self._encode(policy, batch)
-        noise, time, rows = draw_flow(policy, len(batch), self.draws_per_sample, generator, batch.actions.device)
+        noise, time, rows = draw_flow(policy, batch, self.draws_per_sample, generator)
         losses = policy.flow_losses(prefix, batch.actions[rows], noise, time, rows)
         flow = losses.view(-1, self.draws_per_sample).mean(dim=1).sum() / count
+        of_rows = count / len(batch)  # metrics are means over the rows of this part
         if probe_loss is None:
-            return flow, {"flow/loss": flow.detach()}
+            return flow, {"flow/loss": flow.detach() * of_rows}
         probe = probe_loss.sum() / count
-        return flow + self.probe_weight * probe, {"flow/loss": flow.detach(), "flow/probe": probe.detach()}
+        metrics = {"flow/loss": flow.detach() * of_rows, "flow/probe": probe.detach() * of_rows}
+        return flow + self.probe_weight * probe, metrics
 
     def _encode(self, policy: FlowPolicy, batch: FlowBatch | PreferenceBatch) -> tuple[Any, Tensor | None]:
         """Prefix, and the probe's loss of each row if there is a probe."""

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algos.batch import PreferenceBatch, TrajectoryBatch
-from algos.flow_matching import check_draws, is_frozen_prefix, policy_prefix
-from algos.flowpro_metrics import loss_coefficients, rpro_metrics, source_metrics
+from algos.flow_matching import check_draws, is_frozen_prefix, policy_prefix, with_draws
+from algos.flowpro_metrics import loss_coefficients, rpro_metric_count, rpro_metrics, source_metrics
 from algos.objective import FlowPolicy
 from algos.pairs import state_losses, trajectory_losses
 
@@ -143,6 +143,14 @@ class RPRO:
     def parameters(self) -> Iterable[nn.Parameter]:
         """None: the objective has no weights of its own."""
         return ()
+
+    def draw(self, policy: FlowPolicy, batch: PreferenceBatch | TrajectoryBatch, generator: torch.Generator) -> Any:
+        """See `Objective`: the batch with its random points, before it is divided."""
+        return with_draws(policy, batch, self.draws_per_sample, generator)
+
+    def metric_count(self, name: str, batch: PreferenceBatch | TrajectoryBatch) -> int:
+        """See `Objective`: metrics are means over pairs, real pairs, identical pairs, rows, or collected rows."""
+        return rpro_metric_count(name, batch)
 
     def loss(
         self,

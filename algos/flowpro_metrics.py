@@ -5,10 +5,12 @@ Every value is a mean over the rows it names; a name is absent from a batch that
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from algos.host import indices, send
+from algos.batch import PreferenceBatch, TrajectoryBatch
+from algos.host import count, indices, send
 from algos.pairs import PairLosses
 
 SOURCES = ("new", "older", "demonstrations")
@@ -85,6 +87,25 @@ def rpro_metrics(
     ):
         _add_mean(metrics, name, values, rows)
     return metrics | gradient_metrics(coefficients, send(pairs.identical, device))
+
+
+def rpro_metric_count(name: str, batch: PreferenceBatch | TrajectoryBatch) -> int:
+    """How many things of a batch a metric of RPRO is a mean over."""
+    if name.startswith("rows/"):
+        return len(batch.source)
+    if name == "weight_version":
+        return count(batch.source != SOURCES.index("demonstrations"))
+    if not name.startswith(("flow/", "reward/", "capped/")):
+        return len(batch)
+    real = count_real(batch)
+    return len(batch) - real if "/identical" in name else real
+
+
+def count_real(batch: PreferenceBatch | TrajectoryBatch) -> int:
+    """Pairs with a loser of their own."""
+    if isinstance(batch, TrajectoryBatch):
+        return len(np.unique(batch.pair.numpy()[~batch.is_winner.numpy()]))
+    return count(~batch.identical)
 
 
 def source_metrics(source: Tensor, weight_version: Tensor) -> dict[str, Tensor]:

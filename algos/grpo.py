@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -164,6 +165,16 @@ class GRPO:
     def denominator(self, batch: RolloutBatch) -> int:
         """What the loss of this whole batch is divided by: tokens for `dapo`, rows for the others."""
         return max(1, count(self.mask(batch))) if self.options.loss_type == "dapo" else len(batch)
+
+    def metric_count(self, name: str, batch: RolloutBatch) -> int:
+        """See `Objective`: metrics are means over groups, over rows where a row has one value, or over tokens."""
+        if name == "groups/with_signal":
+            return len(np.unique(batch.group.numpy()))
+        options, mask = self.options, self.mask(batch)
+        per_row = name.startswith(("ratio/", "clip/")) and options.importance_sampling_level == "sequence"
+        correction = options.vllm_importance_sampling_mode
+        per_row |= name.startswith("importance/") and correction.startswith("sequence")
+        return count(mask.any(1)) if per_row else count(mask)
 
     @torch.no_grad()
     def prepare(self, policy: LanguagePolicy, batch: RolloutBatch) -> RolloutBatch:

@@ -101,7 +101,13 @@ class ComparablePolicy(LanguagePolicy, Protocol):
 
 
 class Objective(Protocol):
-    """A method: the parameter groups it trains and the scalar it minimises. It holds no other state."""
+    """A method: the parameter groups it trains and the scalar it minimises. It holds no other state.
+
+    Where a large batch is divided, over passes or over ranks, three more methods are asked for if they exist:
+    - `denominator(batch) -> int`: what the loss of the whole batch is divided by; its rows without it;
+    - `draw(policy, batch, generator) -> batch`: the batch with all that is random in its loss, drawn for all rows;
+    - `metric_count(name, batch) -> int`: how many things of a part a metric is a mean over; its rows without it.
+    """
 
     groups: tuple[str, ...]
     """Subset of ("vision", "vlm", "expert")."""

@@ -53,7 +53,7 @@ def state_losses(
     generator: torch.Generator,
 ) -> PairLosses:
     """Losses of (policy, reference) on the winner of each row and on the losers that differ, in one call each."""
-    noise, time, rows = draw_flow(models[0], len(batch), draws, generator, batch.winner.device)
+    noise, time, rows = draw_flow(models[0], batch, draws, generator)
     real = indices(~batch.identical, rows.device)
     real_draws = (real[:, None] * draws + torch.arange(draws, device=real.device)).flatten()
     index = torch.cat([torch.arange(len(rows), device=real.device), real_draws])
@@ -80,7 +80,7 @@ def trajectory_losses(
     Trajectory-wise preference sums the log-ratios; the mean keeps beta comparable with the per-state loss. Raises
     ValueError for a pair without winner rows.
     """
-    noise, time, rows = draw_flow(models[0], len(batch.actions), draws, generator, batch.actions.device)
+    noise, time, rows = draw_flow(models[0], batch, draws, generator)
     num_pairs, device = len(batch), rows.device
     masks, pair = (batch.is_winner, ~batch.is_winner), send(batch.pair, device)
     counts = [np.bincount(batch.pair.numpy()[mask.numpy()], minlength=num_pairs) for mask in masks]

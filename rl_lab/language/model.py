@@ -18,6 +18,7 @@ from envs.spatial_qa.items import Item
 from rl_lab.config.model import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.learning.checkpoint import CheckpointInfo, load_policy, read_info, write_info
+from rl_lab.learning.ranks import is_first_rank
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.conversion import vlm_config, vlm_processor
@@ -25,6 +26,7 @@ from rl_lab.model.initialisation import calibrate_vision, smooth_numbers
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
+from rl_lab.model.sharding import is_sharded, whole
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from rl_lab.seeding import integer
@@ -45,7 +47,14 @@ class LanguageModel:
     """Of a policy: what its checkpoint holds for actions."""
 
     def save(self, folder: Path, info: CheckpointInfo, weights: dict[str, Tensor] | None = None) -> None:
-        """Write the checkpoint with what is now recorded beside it; `weights` in place of the model's own."""
+        """Write the checkpoint with what is now recorded beside it; `weights` in place of the model's own.
+
+        Of several ranks all must call it, and the first writes.
+        """
+        if is_sharded(self.model):
+            weights = whole(dict(self.model.state_dict()) if weights is None else weights)
+        if not is_first_rank():
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
         (self.actions or self.processor).save_pretrained(folder)

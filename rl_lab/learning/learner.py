@@ -1,21 +1,26 @@
 """The learner: one model, a step counter, and an optimizer and schedule per objective.
 
 It knows no method by name: an objective names the parameter groups it trains and turns a batch into a scalar.
+Where its process is one of several ranks (`rl_lab.learning.ranks`), the model is sharded over them and each computes
+the loss of its share of the rows; what a step does and what is saved are those of one process, up to rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from algos.host import send
 from algos.objective import Objective
 from rl_lab.learning.master_weights import adamw
+from rl_lab.learning.parts import Part, combine_parts, passes, read
+from rl_lab.learning.ranks import gather, num_ranks, shard_heads, share_moments
+from rl_lab.model.lora import Adapted
+from rl_lab.model.sharding import fill_unused_gradients, shard, share_like, whole, whole_tensor
 from rl_lab.seeding import torch_stream
 
 
@@ -99,29 +104,17 @@ class WeightAverage:
             parameters[name].copy_(value)
 
 
-def read(values: Iterable[Tensor], device: torch.device) -> list[float]:
-    """Numbers of scalars on the device or the host, in one transfer."""
-    return torch.stack([send(value.detach(), device).double() for value in values]).tolist()
-
-
-def combine(name: str, values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """A metric of a whole batch from those of its parts: counts add up, the rest are means by rows, minima, maxima."""
-    stacked = torch.stack([value.detach().float() for value in values])
-    if name.endswith(("/min", "/max")):
-        return stacked.amin() if name.endswith("/min") else stacked.amax()
-    if name.endswith("/tokens"):
-        return stacked.sum()
-    return (stacked * torch.tensor(shares, device=stacked.device)).sum()
-
-
 class Learner:
     """Owns a policy and steps it by objectives.
 
     On CPU the same seed and batches give the same bits; all randomness inside a step comes from a generator addressed
-    by (seed, objective, step).
+    by (seed, objective, step). Under several ranks all must call the same methods with equal arguments.
     """
 
     def __init__(self, policy: Any, *, seed: int) -> None:
+        """Shards the policy in place under several ranks."""
+        if num_ranks() > 1:
+            shard(policy.model if isinstance(policy, Adapted) else policy)
         self.policy = policy
         self.seed = seed
         self.tracks: dict[str, _Track] = {}
@@ -136,6 +129,8 @@ class Learner:
         unknown = set(objective.groups) - set(groups)
         if unknown:
             raise ValueError(f"{name} trains unknown parameter groups {sorted(unknown)}; there are {sorted(groups)}")
+        if num_ranks() > 1:
+            shard_heads(objective)
         parameters = [parameter for group in objective.groups for parameter in groups[group]]
         parameters += list(objective.parameters())
         options = {"lr": optimiser.lr, "betas": optimiser.betas, "weight_decay": optimiser.weight_decay}
@@ -176,7 +171,7 @@ class Learner:
         self._gradients(track, batch, rows_at_once)
         found = {
             group: torch.cat(
-                [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters]
+                [whole_tensor(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters]
             )
             for group, parameters in self.policy.parameter_groups().items()
             if group in track.groups
@@ -184,23 +179,45 @@ class Learner:
         track.adamw.zero_grad(set_to_none=True)
         return found
 
-    def _gradients(self, track: _Track, batch: Any, rows_at_once: int | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Backward pass of the loss, of a large batch in parts whose gradients add up to its own; loss and metrics."""
-        generator = torch_stream(self.seed, "flow", track.name, track.step)
-        if rows_at_once is None or len(batch) <= rows_at_once:
-            loss, metrics = track.objective.loss(self.policy, batch, generator)
-            loss.backward()
-            return loss, metrics
-        denominator = getattr(track.objective, "denominator", len)(batch)  # methods on text count tokens
+    def _gradients(self, track: _Track, batch: Any, rows_at_once: int | None) -> list[Part]:
+        """Backward pass of the loss, of a large batch in parts whose gradients add up to its own; their metrics."""
+        objective, generator = track.objective, torch_stream(self.seed, "flow", track.name, track.step)
+        mine = passes(len(batch), rows_at_once)
+        if len(mine) == 1 and num_ranks() == 1:
+            return [self._backward(objective, batch, generator, None)]
+        denominator = getattr(objective, "denominator", len)(batch)  # methods on text count tokens
+        if num_ranks() > 1:
+            # A rank whose rows show no picture has no gradient of vision weights, which the others have.
+            fill_unused_gradients(self.policy, getattr(batch, "visual", None) is not None)
+        if hasattr(objective, "draw"):
+            batch = objective.draw(self.policy, batch, generator)
         found = []
-        for rows in torch.arange(len(batch)).split(rows_at_once):
-            loss, metrics = track.objective.loss(self.policy, batch.select(rows), generator, denominator)
-            loss.backward()
-            found.append((loss.detach(), metrics, len(rows) / len(batch)))
-        return torch.stack([loss for loss, _, _ in found]).sum(), {
-            key: combine(key, [metrics[key] for _, metrics, _ in found], [share for _, _, share in found])
-            for key in found[0][1]
-        }
+        for rows in mine:
+            if len(rows):
+                found.append(self._backward(objective, batch.select(rows), generator, denominator))
+            else:  # its weights are shards that other ranks need, for any row
+                loss, _ = objective.loss(self.policy, batch.select(torch.arange(1)), generator, denominator)
+                (0.0 * loss).backward()
+        return found
+
+    def _backward(self, objective: Any, batch: Any, generator: torch.Generator, denominator: int | None) -> Part:
+        loss, metrics = objective.loss(self.policy, batch, generator, *([] if denominator is None else [denominator]))
+        (loss * num_ranks() if num_ranks() > 1 else loss).backward()  # sharded weights get the mean over ranks
+        values = {"loss": loss.detach(), **metrics}
+        if denominator is None:  # the whole batch
+            return Part(values, dict.fromkeys(values, 1))
+        count = getattr(objective, "metric_count", lambda name, part: len(part))
+        return Part(values, {name: count(name, batch) for name in values})
+
+    def _numbers(self, found: list[Part], grad_norm: Tensor) -> dict[str, float]:
+        """Metrics of the whole batch: those of all parts of all ranks, read from the device at once."""
+        tensors = [value for part in found for value in part.values.values()]
+        device = grad_norm.device
+        norm, *numbers = read([grad_norm, *tensors], device)
+        for part in found:
+            part.values = {name: numbers.pop(0) for name in part.values}
+        combined = combine_parts([part for rank in gather(found) for part in rank])
+        return {"loss": combined.pop("loss"), "grad_norm": norm, **combined}
 
     def step(self, name: str, batch: Any, rows_at_once: int | None = None) -> dict[str, float]:
         """One optimizer step of an objective; its metrics with `lr` and `grad_norm` added.
@@ -214,10 +231,9 @@ class Learner:
         self._activate(name)
         self.policy.train()
         track.adamw.zero_grad(set_to_none=True)
-        loss, metrics = self._gradients(track, batch, rows_at_once)
+        found = self._gradients(track, batch, rows_at_once)
         grad_norm = nn.utils.clip_grad_norm_(track.parameters, track.optimiser.grad_clip)
-        values = {"loss": loss, "grad_norm": grad_norm, **metrics}
-        numbers = dict(zip(values, read(values.values(), loss.device), strict=True))
+        numbers = self._numbers(found, whole_tensor(grad_norm))
         if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
             raise NonFiniteLossError(name, track.step, batch)
         lr = track.scale * track.optimiser.lr_at(track.step)
@@ -230,8 +246,11 @@ class Learner:
         return numbers | {"lr": lr}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed learner needs besides code and data: tensors and numbers only."""
-        return {
+        """Everything a resumed learner needs besides code and data: tensors and numbers only.
+
+        The same whatever the number of ranks: tensors are whole on the first, which is the one to save them.
+        """
+        state = {
             "policy": self.policy.state_dict(),
             "average": self.average.weights if self.average is not None else {},
             "tracks": {
@@ -245,13 +264,15 @@ class Learner:
                 for name, track in self.tracks.items()
             },
         }
+        return whole(state) if num_ranks() > 1 else state
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` with the same objectives added."""
+        """Continue from `state_dict()`, of any number of ranks, with the same objectives added."""
         self.roll_back(state)
         if self.average is not None:
-            self.average.weights = state["average"]
+            named = dict(self.policy.named_parameters())
+            self.average.weights = {name: share_like(value, named[name]) for name, value in state["average"].items()}
         for name, saved in state["tracks"].items():
             track = self.tracks[name]
             track.step, track.scale, track.frozen = saved["step"], saved["scale"], frozenset(saved["frozen"])
@@ -260,9 +281,10 @@ class Learner:
     @torch.no_grad()
     def roll_back(self, state: dict[str, Any]) -> None:
         """Weights and optimizers as they were in `state_dict()`; steps, rates and frozen groups as they are now."""
-        self.policy.load_state_dict(state["policy"])
+        weights = self.policy.state_dict()
+        self.policy.load_state_dict({name: share_like(value, weights[name]) for name, value in state["policy"].items()})
         for name, saved in state["tracks"].items():
             track = self.tracks[name]
-            track.adamw.load_state_dict(saved["adamw"])
+            track.adamw.load_state_dict(share_moments(saved["adamw"], track.parameters))
             for parameter, value in zip(track.objective.parameters(), saved["objective"], strict=True):
-                parameter.copy_(value)
+                parameter.copy_(share_like(value, parameter))

@@ -17,7 +17,9 @@ from algos.objective import Objective
 from rl_lab.action.datasets import Dataset
 from rl_lab.config.section import OptimiserConfig, ScheduleConfig
 from rl_lab.learning.learner import Learner, Optimiser
+from rl_lab.learning.ranks import num_ranks
 from rl_lab.model.lora import Adapted
+from rl_lab.model.sharding import join
 
 
 @dataclass
@@ -101,5 +103,7 @@ class Training:
         if self.learner.average is not None:
             self.learner.average.copy_into_policy()
         if isinstance(self.parts.model, Adapted):
+            if num_ranks() > 1:
+                join(self.parts.model.model)
             self.parts.model.merge()
         self.parts.save(folder)

@@ -4,16 +4,21 @@ Every rank keeps a part of each weight, its gradient and its optimizer state; th
 computes. Units are the decoder layers of all towers and the vision blocks. The query and key norms of a layer are units
 of their own: the action expert uses those of the language tower. What is in no layer (embeddings, merger,
 projections) is one unit that stays whole from the first call of a step to the end of its backward pass.
+
+What is saved is whole: `whole` gathers sharded tensors on the first rank, `share_like` gives a rank its part again.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rl_lab.model.mot import DecoderLayer
 from rl_lab.model.vision import VisionBlock
@@ -28,8 +33,9 @@ ENTRY_POINTS = (
     "token_logprobs",
     "next_tokens",
     "compare_tokens",
+    "losses",
 )
-"""Methods by which a model is called, beside `forward`; inside others its weights may be shards."""
+"""Methods by which a model or a head is called, beside `forward`; inside others its weights may be shards."""
 
 
 def shard(model: Model, mesh: DeviceMesh | None = None, *, compute_dtype: torch.dtype | None = None) -> Model:
@@ -52,3 +58,63 @@ def shard(model: Model, mesh: DeviceMesh | None = None, *, compute_dtype: torch.
         if hasattr(model, name):
             register_fsdp_forward_method(model, name)
     return model
+
+
+def fill_unused_gradients(model: Any, fill: bool) -> None:
+    """Whether a rank gives zeros for weights of a unit that its rows do not use; else no rank may use them either."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_reduce_scatter_unused_params(fill, recurse=False)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was called on the model, and `join` was not since."""
+    return isinstance(model, FSDPModule) and any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(value: Any) -> Any:
+    """A state (dicts and lists of tensors and plain values) with every sharded tensor whole, on the host.
+
+    All ranks must call it; those after the first get empty tensors in place of sharded ones.
+    """
+    return _map_tensors(value, _kept_by_the_first)
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """A tensor, gathered where it is sharded; all ranks must call it, and all get it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _kept_by_the_first(value: Tensor) -> Tensor:
+    if not isinstance(value, DTensor):
+        return value
+    found = value.full_tensor()
+    return found.cpu() if dist.get_rank() == 0 else found.new_empty(0, device="cpu")
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, dict):
+        return {key: _map_tensors(one, function) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_tensors(one, function) for one in value)
+    return function(value) if isinstance(value, Tensor) else value
+
+
+def share_like(value: Tensor, tensor: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, sharded as `tensor` is; the value itself where that is not sharded."""
+    if not isinstance(tensor, DTensor) or value.shape != tensor.shape:
+        return value
+    # Every rank has read the same file, so nothing is sent.
+    return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def join(model: nn.Module) -> None:
+    """Put whole weights in place of the shards, on every rank; the model can be saved or changed, but not run."""
+    known: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                if id(parameter) not in known:  # tied weights stay tied
+                    known[id(parameter)] = nn.Parameter(parameter.full_tensor(), parameter.requires_grad)
+                module.register_parameter(name, known[id(parameter)])

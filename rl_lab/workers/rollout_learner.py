@@ -15,6 +15,7 @@ import torch
 from rl_lab.language.training import Groups, OnlinePlan, OnlineTraining
 from rl_lab.learning.checkpoint import load_training_state, save_training_state
 from rl_lab.learning.learner import NonFiniteLossError
+from rl_lab.learning.ranks import is_first_rank
 from rl_lab.workers.weights import Snapshot
 
 POLL_S = 0.5
@@ -67,7 +68,8 @@ class RolloutLearner:
         try:
             metrics = self.training.learn(groups)
         except NonFiniteLossError as failure:
-            torch.save(asdict(failure.batch), bad_batch)
+            if is_first_rank():
+                torch.save(asdict(failure.batch), bad_batch)
             error = f"{failure}; the batch is in {bad_batch}"
         started = time.perf_counter()
         snapshot = self.training.publish()

@@ -15,6 +15,7 @@ import torch
 
 from rl_lab.learning.checkpoint import load_training_state, save_training_state
 from rl_lab.learning.learner import NonFiniteLossError
+from rl_lab.learning.ranks import is_first_rank
 from rl_lab.learning.saved_states import SavedStates
 from rl_lab.learning.training import Plan, Training
 
@@ -63,13 +64,16 @@ class LearnerWorker:
                 lines.append({"step": self.training.step, **metrics})
         except NonFiniteLossError as error:
             path = self.scratch / BAD_BATCH_FILE
-            torch.save(asdict(error.batch), path)
+            if is_first_rank():
+                torch.save(asdict(error.batch), path)
             return Slice(lines, f"{error}; the batch is in {path}")
         return Slice(lines)
 
     def save(self) -> None:
         """Save the state to continue from."""
         state = self.training.state_dict()
+        if not is_first_rank():
+            return
         SavedStates(self.scratch).save(self.step(), lambda folder: save_training_state(folder / STATE_FILE, state))
 
     def finish(self, folder: Path) -> None:

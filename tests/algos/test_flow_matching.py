@@ -86,7 +86,7 @@ def test_euler_converges_on_a_velocity_that_changes_with_time():
 
 def test_draws_of_a_row_are_neighbours_and_differ():
     policy = FakePolicy()
-    noise, time, rows = draw_flow(policy, 3, 2, generator(), torch.device("cpu"))
+    noise, time, rows = draw_flow(policy, flow_batch(3), 2, generator())
     assert rows.tolist() == [0, 0, 1, 1, 2, 2]
     assert noise.shape == (6, 2, 4) and len(time.unique()) == 6
 
