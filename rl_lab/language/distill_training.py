@@ -15,8 +15,9 @@ from algos.grpo_options import GRPOOptions
 from algos.rewarded_distillation import RewardedDistillation
 from algos.token_batch import RolloutBatch, ScoredRolloutBatch
 from rl_lab.config.distill import DistillConfig, ImitateConfig
-from rl_lab.language.training import Groups, OnlineTraining, TopScores, frozen_model
+from rl_lab.language.training import Groups, OnlineTraining, frozen_model
 from rl_lab.learning.training import optimiser
+from rl_lab.workers.rollout import TopScores
 
 
 @dataclass(frozen=True)

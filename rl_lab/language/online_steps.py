@@ -28,11 +28,11 @@ from rl_lab.language.grpo_state import Progress
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import load_chat_processor
 from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.language.training import Groups, TopScores
+from rl_lab.language.training import Groups
 from rl_lab.pool.store import PoolItem, PoolStore
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.rollout import Sampling
+from rl_lab.workers.rollout import Sampling, TopScores
 from rl_lab.workers.rollout_learner import Learned, Weights
 from rl_lab.workers.weights import Snapshot
 

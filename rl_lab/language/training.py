@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor
 
 from algos.cross_entropy import CrossEntropy
@@ -28,7 +27,7 @@ from rl_lab.learning.training import Parts, optimiser, trainable
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.lora import Adapted
 from rl_lab.seeding import integer, stream
-from rl_lab.workers.rollout import Completion, Prompt
+from rl_lab.workers.rollout import Completion, Prompt, TopScores
 from rl_lab.workers.weights import Snapshot, publish
 
 GROUPS = ("vision", "vlm")
@@ -105,16 +104,6 @@ class ColdStartPlan:
         )
         trained = trainable(start.model, settings, GROUPS, integer(self.seed, "lora"))
         return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info))
-
-
-@dataclass(frozen=True)
-class TopScores:
-    """What a teacher says about the T tokens of an answer."""
-
-    tokens: np.ndarray
-    """Its k most likely tokens at each place, the likeliest first, int32 [T, k]."""
-    logprobs: np.ndarray
-    """Their log-probabilities in the whole vocabulary, float32 [T, k]."""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,16 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class TopScores:
+    """What a model finds likely at the T tokens of an answer that it only reads."""
+
+    tokens: np.ndarray
+    """Its k most likely tokens at each place, the likeliest first, int32 [T, k]."""
+    logprobs: np.ndarray
+    """Their log-probabilities in the whole vocabulary at temperature 1, float32 [T, k]."""
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """How an engine is set up; the names are vLLM's where it has them."""
 
@@ -96,6 +106,8 @@ class EngineOptions:
     kv_cache_gib: float = 1.0
     seed: int = 0
     """Of samples whose prompt has no seed."""
+    max_logprobs: int = 20
+    """Most likely tokens that `score` can say at a place."""
 
 
 def load_vllm() -> Any:
@@ -152,6 +164,7 @@ class RolloutEngine:
             enable_prefix_caching=True,
             enforce_eager=True,
             logprobs_mode="processed_logprobs",
+            max_logprobs=options.max_logprobs,
         )
         self._ids, self._shapes = self._llm.apply_model(_ids_and_shapes)[0]
 
@@ -174,6 +187,22 @@ class RolloutEngine:
             raise RuntimeError("the engine failed in an earlier call and still holds its requests; start another one")
         answers = self._llm.generate(inputs, settings, use_tqdm=False)
         return [[self._completion(answer, output) for output in answer.outputs] for answer in answers]
+
+    def score(self, prompts: Sequence[Prompt], num_tokens: Sequence[int], top_k: int) -> list[TopScores]:
+        """The `top_k` most likely tokens at the last `num_tokens` of each prompt, an answer that somebody else wrote.
+
+        As the model itself has them: without temperature, and with the tokens that stand for patches. Errors as
+        `generate`; there must be room for one more token behind each prompt.
+        """
+        inputs = [self._input(prompt) for prompt in prompts]
+        settings = self._sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
+        if self.has_failed:
+            raise RuntimeError("the engine failed in an earlier call and still holds its requests; start another one")
+        outputs = self._llm.generate(inputs, settings, use_tqdm=False)
+        return [
+            _top_scores(output.prompt_logprobs[-number:], top_k)
+            for output, number in zip(outputs, num_tokens, strict=True)
+        ]
 
     @property
     def has_failed(self) -> bool:
@@ -235,6 +264,15 @@ class RolloutEngine:
         assert self._llm.reset_prefix_cache(), "caches cannot be reset while requests run"
         self._llm.llm_engine.engine_core.reset_encoder_cache()
         self._llm.reset_mm_cache()
+
+
+def _top_scores(places: Sequence[Mapping[int, Any]], top_k: int) -> TopScores:
+    """Of vLLM's log-probabilities by token, which hold the token that stands there as well."""
+    ranked = [sorted(known.items(), key=lambda entry: entry[1].rank)[:top_k] for known in places]
+    return TopScores(
+        np.array([[token for token, _ in row] for row in ranked], np.int32),
+        np.array([[entry.logprob for _, entry in row] for row in ranked], np.float32),
+    )
 
 
 def snapshot_tensors(files: Mapping[str, bytes]) -> dict[str, Tensor]:

@@ -8,11 +8,15 @@ holds to the bit, whichever worker answers, whatever it did before and however i
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rl_lab.workers.pool import BrokenWorkerError
-from rl_lab.workers.rollout import Completion, EngineOptions, Prompt, RolloutEngine, Sampling
+from rl_lab.workers.rollout import Completion, EngineOptions, Prompt, RolloutEngine, Sampling, TopScores
 from rl_lab.workers.weights import Snapshot
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,16 @@ class RolloutUnit:
 
     prompts: tuple[Prompt, ...]
     sampling: Sampling
+
+
+@dataclass(frozen=True)
+class ScoreUnit:
+    """Prompts with answers behind them that are read together, as fixed as a `RolloutUnit`."""
+
+    prompts: tuple[Prompt, ...]
+    num_tokens: tuple[int, ...]
+    """Of each answer."""
+    top_k: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,12 @@ class Rollout:
         generated = time.perf_counter()
         return Rollouts(completions, generated - updated, updated - started, started - began)
 
+    def score(self, unit: ScoreUnit, snapshot: Snapshot) -> list[TopScores]:
+        """What these weights find likely at the tokens of answers; errors as `generate`."""
+        engine = self._start(snapshot)
+        self._update(engine, snapshot)
+        return self._call(engine, lambda: engine.score(unit.prompts, unit.num_tokens, unit.top_k))
+
     def _start(self, snapshot: Snapshot) -> RolloutEngine:
         if self._engine is None:
             self._engine = RolloutEngine.from_snapshot(snapshot, self._options)
@@ -78,9 +98,13 @@ class Rollout:
             self._weights = snapshot.version, snapshot.digest
 
     def _answer(self, engine: RolloutEngine, unit: RolloutUnit) -> list[list[Completion]]:
+        return self._call(engine, lambda: engine.generate(unit.prompts, unit.sampling))
+
+    def _call(self, engine: RolloutEngine, call: Callable[[], Answer]) -> Answer:
+        """The engine's answer with nothing left of calls before."""
         try:
             engine.reset_caches()
-            return engine.generate(unit.prompts, unit.sampling)
+            return call()
         except Exception as error:
             if engine.has_failed:
                 raise BrokenWorkerError(f"has an engine that failed ({error})") from error

@@ -1,0 +1,161 @@
+"""The control of on-policy distillation: cross-entropy on the teacher's own answers, with the same examinations.
+
+Traces are taken in passes over all of them; what counts as a token is a token that was trained on, again in each pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from rewards.compose import Rewards
+from rl_lab.files import write_file, write_whole
+from rl_lab.json_lines import read_json_lines, write_json_lines
+from rl_lab.language.grpo_exam import HeldOutExam
+from rl_lab.language.grpo_state import HELD_OUT_FILE, LEARNER_FILE, PROGRESS_FILE, Progress
+from rl_lab.language.item_files import ItemFile
+from rl_lab.language.model import item_prompt, load_chat_processor
+from rl_lab.language.online_steps import BAD_BATCH_FILE, Learning
+from rl_lab.language.rft_training import INDEX_SCHEMA, TraceFile
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.language.token_batching import expanded_tokens
+from rl_lab.language.training import Groups, epoch_order
+from rl_lab.learning.saved_states import SavedStates
+from rl_lab.runner.stage_context import StageContext
+from rl_lab.seeding import integer
+from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.rollout import Completion
+
+INDEX_FILE = "traces.arrow"
+
+
+def index_traces(traces: Path, items: ItemFile, path: Path) -> None:
+    """All stored traces of a stage, whatever its selection says of them, as a file to be read by number."""
+    rows, store = items.rows_by_id(), RolloutStore(traces)
+
+    def write(file: Any) -> None:
+        with pa.ipc.new_file(file, INDEX_SCHEMA) as writer:
+            for step in store.steps():
+                found = store.read(steps=[step], columns=["item", "tokens"])
+                numbers = pa.array([rows[row["item"]] for row in found], pa.int64())
+                tokens = pa.array([row["tokens"] for row in found], pa.list_(pa.int32()))
+                writer.write_batch(pa.record_batch([numbers, tokens], schema=INDEX_SCHEMA))
+
+    write_file(path, write)
+
+
+class ImitateState:
+    """Where a run is: its learner and its counts, at its last saved state."""
+
+    def __init__(self, out: Path, scratch: Path, warn: Callable[[str], None]) -> None:
+        self.out, self.states, self.progress = out, SavedStates(scratch), Progress()
+        self.states.drop_damaged(warn)
+        if self.states.newest is not None:
+            self.progress = Progress(**json.loads((self.states.newest / PROGRESS_FILE).read_text()))
+
+    @property
+    def learner_state(self) -> Path | None:
+        """The learner's state; None before the first."""
+        return None if self.states.newest is None else self.states.newest / LEARNER_FILE
+
+    def save(self, save_learner: Callable[[Path], None]) -> None:
+        """Make this the state to continue from."""
+
+        def write(folder: Path) -> None:
+            save_learner(folder / LEARNER_FILE)
+            write_whole(folder / PROGRESS_FILE, json.dumps(asdict(self.progress)))
+
+        self.states.save(self.progress.step, write)
+
+    def forget_later(self) -> None:
+        """Drop short examinations after this state; they come again."""
+        path, step = self.out / HELD_OUT_FILE, self.progress.step
+        lines = read_json_lines(path, missing_ok=True)
+        write_json_lines(path, [line for line in lines if step and line["step"] <= step])
+
+
+class ImitateRun:
+    """One run: `run()` brings it from its last state to its end."""
+
+    def __init__(
+        self, context: StageContext, policy: Path, engines: WorkerPool, learner: Learning, state: ImitateState
+    ) -> None:
+        """`learner` stands at the state; `policy` is the checkpoint folder that the run began with."""
+        config = context.config
+        self.context, self.engines, self.learner, self.state = context, engines, learner, state
+        self.settings, self.processor, self.weights = config.imitate, load_chat_processor(policy), learner.publish()
+        self.items, index = ItemFile(context.inputs["questions"] / "train.arrow"), context.scratch / INDEX_FILE
+        if not index.exists():
+            index_traces(context.inputs["traces"], self.items, index)
+        self.traces = TraceFile(index)
+        seed = integer(context.seed, "imitate", *context.node.stream)
+        self.order = epoch_order(len(self.traces), self.settings.steps, self.settings.batch_size, seed)
+        self.rewards = Rewards(config.rewards)
+        self.exam = HeldOutExam(
+            ItemFile(context.inputs["questions"] / "held_out.arrow"),
+            self.processor,
+            self.rewards,
+            config.examine,
+            seed=integer(context.seed, "distill", *context.node.stream),  # the draws of distillation's examinations
+            prompts_per_call=4 * config.engine.prompts_per_call,
+            out=context.out,
+        )
+
+    def run(self) -> None:
+        """Learn from batch after batch. RuntimeError when the loss is not a number."""
+        progress, steps = self.state.progress, self.settings.steps
+        every = self.context.checkpoint_every(steps)
+        self.context.resume_from(progress.step if progress.step else -1)
+        self.state.forget_later()
+        try:
+            if progress.step == 0:
+                self.context.log(0, **self._examine(), weight_version=self.weights.version)
+            while progress.step < steps:
+                self._step()
+                self.context.progress(progress.step, steps, f"{progress.tokens} tokens")
+                if progress.step % every == 0:
+                    self.state.save(self.learner.save)
+            self.learner.finish(self.context.out)
+        finally:
+            self.rewards.close()
+
+    def _step(self) -> None:
+        progress, every = self.state.progress, self.settings.examine_every
+        groups = self._groups(self.order[progress.step])
+        learned, self.weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
+        if learned.error is not None:
+            raise RuntimeError(learned.error)
+        progress.step += 1
+        progress.batches += 1
+        progress.tokens += sum(len(answer.tokens) for row in groups.completions for answer in row)
+        line = learned.metrics | {"text/tokens_total": float(progress.tokens), "weight_version": self.weights.version}
+        if every and progress.step % every == 0:
+            line |= self._examine()
+        self.context.log(progress.step, **line)
+
+    def _groups(self, numbers: list[int]) -> Groups:
+        """These traces as groups of one."""
+        read = [self.traces[number] for number in numbers]
+        prompts = [item_prompt(self.items[row], self.processor) for row, _ in read]
+        answers = [
+            [
+                Completion(
+                    tuple(expanded_tokens(prompt, self.processor)), tuple(tokens), (0.0,) * len(tokens), 0, True, 0
+                )
+            ]
+            for prompt, (_, tokens) in zip(prompts, read, strict=True)
+        ]
+        return Groups(prompts, answers, torch.zeros(len(read), 1), torch.ones(len(read), 1, dtype=torch.bool))
+
+    def _completion(self, prompt: list[int], tokens: list[int]) -> Completion:
+        """A trace as an answer; cross-entropy does not ask how likely it was."""
+        return Completion(tuple(prompt), tuple(tokens), (0.0,) * len(tokens), 0, finished=True, num_cached_tokens=0)
+
+    def _examine(self) -> dict[str, float]:
+        return self.exam.examine(self.engines, self.weights, self.state.progress, self.context.check_stop)
