@@ -5,7 +5,8 @@ A field that a stage reads must be listed for it in `rl_lab.runner.graph.READS`,
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -40,6 +41,7 @@ from rl_lab.config.model import ModelConfig
 from rl_lab.config.pipeline import ENGINE_STAGES, Repeat, Stage, check_gates, check_order, is_pipeline, stage_names
 from rl_lab.config.rft import RFTConfig, TracesConfig
 from rl_lab.config.section import NonNegativeInt, PositiveFloat, Section
+from rl_lab.config.sweep import SweepConfig
 
 
 class EnvConfig(Section):
@@ -108,6 +110,9 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     examine: ExamineConfig = ExamineConfig()
     rewards: Rewards = RewardConfig()
+    truth: Rewards | None = None
+    """What examinations score by; None: by `rewards`. In a sweep that is the truth, and variants train on others."""
+    sweep: SweepConfig | None = None
     curriculum: Curriculum = CurriculumOptions(batch_size=BATCH_SIZE)
     """How the items of a step are chosen: options of `algos.curriculum_options`."""
     other_schemes: tuple[Literal["frontier", "uniform", "dynamic", "difficulty_pools"], ...] = ()
@@ -142,6 +147,21 @@ class RunConfig(Section):
     def schemes(self) -> tuple[str, ...]:
         """The curriculum scheme and those beside it, in the order in which they are reported."""
         return (self.curriculum.scheme, *self.other_schemes)
+
+    @property
+    def scoring(self) -> RewardConfig:
+        """What examinations score by."""
+        return self.rewards if self.truth is None else self.truth
+
+    @property
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """What is compared, by name, in the order of the report: sections in place of the run's own.
+
+        Curriculum schemes, or the rewards of a sweep.
+        """
+        if self.sweep is not None:
+            return {name: {"rewards": self.sweep.variants[name], "truth": self.scoring} for name in self.sweep.names}
+        return {name: {"curriculum": replace(self.curriculum, scheme=name)} for name in self.schemes}
 
     @property
     def learns_actions(self) -> bool:
@@ -243,6 +263,17 @@ class RunConfig(Section):
             raise ValueError(f"other_schemes: {list(self.other_schemes)} repeat a scheme of the run; name each once")
         if self.curriculum.mode == "stage" and self.other_schemes:
             raise ValueError("other_schemes: only mode online compares schemes, but curriculum.mode is stage")
+        return self
+
+    @model_validator(mode="after")
+    def _sweeps_one_thing(self) -> Self:
+        if self.sweep is None:
+            return self
+        if self.other_schemes:
+            raise ValueError("sweep: a run compares rewards or curricula; leave out other_schemes")
+        for stage in ("grpo", "examine"):
+            if stage not in self.stages:
+                raise ValueError(f"sweep: rewards are compared by training and examining; add {stage} to stages")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rewards.compose import Rewards
 from rl_lab.language.grpo_exam import HeldOutExam
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.online_steps import OnlineSteps
@@ -15,10 +16,12 @@ class OnlineRun:
         """`steps` stand at the last checkpoint; examinations come every so many batches, 0 for none."""
         self.context, self.steps, self.examine_every = context, steps, examine_every
         self.learner, self.state = steps.learner, steps.state
+        truth = context.config.truth
+        self.truth = steps.rewards if truth is None else Rewards(truth)
         self.exam = HeldOutExam(
             ItemFile(context.inputs["questions"] / "held_out.arrow"),
             steps.rollouts.questioner.processor,
-            steps.rewards,
+            self.truth,
             context.config.examine,
             seed=seed,
             prompts_per_call=4 * context.config.engine.prompts_per_call,
@@ -43,6 +46,7 @@ class OnlineRun:
             self.learner.finish(self.context.out)
             self.steps.pool.seal()
         finally:
+            self.truth.close()
             self.steps.close()
 
     def _step(self, batches: int) -> None:

@@ -122,7 +122,8 @@ class LanguageStages:
 
     def examine(self, context: StageContext) -> None:
         """Answers to all held-out questions, to the same over grey pictures, and the best constant answers."""
-        exam, rewards = context.config.examine, Rewards(context.config.rewards)
+        config = context.config
+        exam, rewards = config.examine, Rewards(config.truth or config.rewards)
         try:
             with engines(self.cluster, context) as pool:  # first, so that stages come by them in the order of the graph
                 items = _items(context, "held_out")

@@ -1,8 +1,8 @@
-"""Cold start and reinforcement learning by TRL's trainers, from checkpoint to checkpoint, in the stage's own thread."""
+"""Cold start, fine-tuning and reinforcement learning by TRL, from checkpoint to checkpoint, in the stage's thread."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +13,17 @@ import torch
 from algos.curriculum import Curriculum
 from algos.curriculum_options import CurriculumOptions
 from algos.grpo import group_advantages
+from algos.token_batch import TokenBatch
 from envs.spatial_qa.items import CATEGORIES
 from rewards.compose import Rewards
+from rl_lab.config.section import OptimiserConfig
 from rl_lab.language.answering import Answers, ask, collect, reward_means, scored_groups
 from rl_lab.language.groups import Answered
 from rl_lab.language.item_files import ItemFile, SolutionFile
-from rl_lab.language.model import answer_texts, load_chat_processor
+from rl_lab.language.model import LanguageModel, answer_texts, load_chat_processor, load_language_model
+from rl_lab.language.rft_training import RFTPlan
 from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.language.token_batching import chat_batch
 from rl_lab.language.training import ColdStartPlan
 from rl_lab.learning.training import optimiser
 from rl_lab.runner.stage_context import StageContext
@@ -31,19 +35,39 @@ from rl_lab.workers.weights import Snapshot
 
 def trl_cold_start(context: StageContext, plan: ColdStartPlan) -> None:
     """Imitation by TRL's `SFTTrainer`, which reads the rows in the order in which the Learner would."""
+    torch.set_num_threads(plan.settings.threads)
+    solutions, start = SolutionFile(plan.solutions), plan.start()
+
+    def batches(rows: list[int]) -> TokenBatch:
+        return chat_batch([solutions[row].chat() for row in rows], start.processor)
+
+    _trl_sft(context, plan.settings, start, batches, plan.order(len(solutions)))
+
+
+def trl_rft(context: StageContext, plan: RFTPlan) -> None:
+    """Fine-tuning on kept traces by TRL's `SFTTrainer`, which reads the tokens that the Learner would."""
+    torch.set_num_threads(plan.settings.threads)
+    start = load_language_model(plan.policy)
+    data = plan.data(start.processor)
+    _trl_sft(context, plan.settings, start, data.batch_of, data.order)
+
+
+def _trl_sft(
+    context: StageContext,
+    settings: OptimiserConfig,
+    start: LanguageModel,
+    batches: Callable[[list[int]], TokenBatch],
+    order: Sequence[Sequence[int]],
+) -> None:
     from rl_lab.trl_backend.sft import train_sft  # here, because it imports TRL
     from rl_lab.trl_backend.trainer import Settings
 
-    torch.set_num_threads(plan.settings.threads)
-    solutions = SolutionFile(plan.solutions)
-    settings = Settings(optimiser(plan.settings), gradient_checkpointing=plan.settings.gradient_checkpointing)
-    start = plan.start()
-
     def log(step: int, metrics: dict[str, float]) -> None:
         context.log(step, **metrics)
-        context.progress(step, plan.settings.steps, f"loss {metrics['loss']:.4g}")
+        context.progress(step, settings.steps, f"loss {metrics['loss']:.4g}")
 
-    train_sft(start, solutions, plan.order(len(solutions)), settings, context.out, log)
+    trl_settings = Settings(optimiser(settings), gradient_checkpointing=settings.gradient_checkpointing)
+    train_sft(start, batches, order, trl_settings, context.out, log)
 
 
 def fixed_order(options: CurriculumOptions, seed: int, categories: np.ndarray, steps: int) -> list[np.ndarray]:

@@ -63,7 +63,11 @@ class Executor:
         self._stop = threading.Event()
         self._ended: queue.Queue[tuple[Node, float, BaseException | None]] = queue.Queue()
         self._running: dict[str, threading.Thread] = {}
-        self._failure: tuple[Node, BaseException] | None = None
+        self._failures: list[tuple[Node, BaseException]] = []
+        self._keep_going = config.sweep is not None
+        """Whether a stage that fails leaves the others running: variants of a sweep do not need each other."""
+        self._missing = ("skipped", "failed") if self._keep_going else ("skipped",)
+        """States of a stage without which the run goes on."""
 
     def continue_from(self, rows: Sequence[Line]) -> list[str]:
         """Take over the rows of an interrupted run: what it had finished stays, the metrics of the rest are dropped.
@@ -95,7 +99,8 @@ class Executor:
 
     def run(self) -> None:
         """Run everything that is not done. Raises UserError or StageError for the first stage that failed, after the
-        others that were running have ended, and KeyboardInterrupt after a clean stop."""
+        others that were running have ended (in a sweep: all that did not need it, the report included), and
+        KeyboardInterrupt after a clean stop."""
         self._write_rows()
         try:
             while self._start_ready() or self._running:
@@ -107,8 +112,8 @@ class Executor:
         finally:
             with contextlib.suppress(OSError):  # else a full disk would hide why the run ends
                 self._write_rows()
-        if self._failure is not None:
-            self._raise_failure(*self._failure)
+        if self._failures:
+            self._raise_failure()
         shutil.rmtree(self.folder.path / "work", ignore_errors=True)
 
     def _start_ready(self) -> bool:
@@ -119,7 +124,7 @@ class Executor:
                 changed = True
                 self._skip(node)
         for node in self.nodes:
-            if self._failure is not None or len(self._running) >= self.config.workers.stages:
+            if len(self._running) >= self.config.workers.stages or (self._failures and not self._keep_going):
                 break
             if not self._is_ready(node):
                 continue
@@ -146,11 +151,11 @@ class Executor:
             return False
         busy = {self.hashes.get(name) for name in self._running}
         needed = [*node.inputs.values(), *([node.when[0]] if node.when else [])]
-        all_ended = all(self.rows[name]["status"] in ("done", "skipped") for name in needed)
+        all_ended = all(self.rows[name]["status"] in ("done", *self._missing) for name in needed)
         return all_ended and (node.kind == "report" or self.hashes[node.name] not in busy)
 
     def _is_left_out(self, node: Node) -> bool:
-        """Whether the node's gate went the other way, or what it reads was skipped.
+        """Whether the node's gate went the other way, or what it reads was skipped or failed.
 
         A join takes what there is, so it is left out only with all of its inputs, and a report never is.
         """
@@ -159,8 +164,8 @@ class Executor:
         if node.when is not None and self._outcome(node.when[0]) not in (None, node.when[1]):
             return True
         needed = [*node.inputs.values(), *([node.when[0]] if node.when else [])]
-        skipped = [self.rows[name]["status"] == "skipped" for name in needed]
-        return any(skipped) if node.kind != "join" else bool(skipped) and all(skipped)
+        missing = [self.rows[name]["status"] in self._missing for name in needed]
+        return any(missing) if node.kind != "join" else bool(missing) and all(missing)
 
     def _outcome(self, gate: str) -> bool | None:
         """Whether a gate was passed; None while nobody knows."""
@@ -174,8 +179,9 @@ class Executor:
     def _skip(self, node: Node) -> None:
         self.rows[node.name]["status"] = "skipped"
         self._write_rows()
+        failed = [name for name in node.inputs.values() if self.rows[name]["status"] == "failed"]
         why = "" if node.when is None else f", because {node.when[0]} was {'not ' if node.when[1] else ''}passed"
-        self.bars.say(f"{node.name}: skipped{why}")
+        self.bars.say(f"{node.name}: skipped{f', because {failed[0]} failed' if failed else why}")
 
     def _start(self, node: Node) -> None:
         self.rows[node.name]["status"] = "running"
@@ -202,7 +208,7 @@ class Executor:
             inputs={
                 role: self.store.path(self.hashes[name])
                 for role, name in node.inputs.items()
-                if self.rows[name]["status"] != "skipped"
+                if self.rows[name]["status"] not in self._missing
             },
             out=out,
             scratch=scratch,
@@ -238,9 +244,9 @@ class Executor:
             self._finish(node, round(seconds, 2))
             return
         self.rows[node.name]["status"] = "stopped" if isinstance(failure, StageStopped) else "failed"
-        if self.rows[node.name]["status"] == "failed" and self._failure is None:
-            self._failure = (node, failure)
-            self.bars.say(f"{node.name}: failed")
+        if self.rows[node.name]["status"] == "failed":
+            self._failures.append((node, failure))
+            self.bars.say(f"{node.name}: failed ({failure})")
         self._write_rows()
 
     def _finish(self, node: Node, seconds: float | None) -> None:
@@ -281,14 +287,19 @@ class Executor:
         for name in self._running:
             self.rows[name]["status"] = "stopped"
 
-    def _raise_failure(self, node: Node, failure: BaseException) -> None:
+    def _raise_failure(self) -> None:
+        """The first failure; the tracebacks of all are printed."""
+        troubles = [disk_error(failure, str(self.folder.path)) for _, failure in self._failures]
+        for (_, failure), trouble in zip(self._failures, troubles, strict=True):
+            if not isinstance(failure, UserError) and trouble is None:
+                traceback.print_exception(failure, file=sys.stderr)
+        node, failure = self._failures[0]
         if isinstance(failure, UserError):
             raise UserError(f"{node.name}: {failure}") from failure
-        trouble = disk_error(failure, str(self.folder.path))
-        if trouble is not None:
-            raise DiskError(f"{node.name}: {trouble}", trouble.exit_code) from failure
-        traceback.print_exception(failure, file=sys.stderr)
-        raise StageError(f"stage {node.name} failed: {failure}") from failure
+        if troubles[0] is not None:
+            raise DiskError(f"{node.name}: {troubles[0]}", troubles[0].exit_code) from failure
+        more = f" (and {len(self._failures) - 1} more)" if len(self._failures) > 1 else ""
+        raise StageError(f"stage {node.name} failed{more}: {failure}") from failure
 
     def _write_rows(self) -> None:
         self.folder.write_stages(list(self.rows.values()), self.store.root)

@@ -57,20 +57,18 @@ def _base_inputs(config: RunConfig) -> dict[str, str]:
     return questions | {"policy": "cold_start"} if "cold_start" in config.stages else questions
 
 
-def _curricula(config: RunConfig) -> Iterator[Node]:
-    """Every scheme and replicate, from the same base."""
+def _arms(config: RunConfig) -> Iterator[Node]:
+    """Every curriculum or reward and every replicate, from the same base."""
     inputs = _base_inputs(config)
-    for scheme in config.schemes:
+    for arm, sections in config.arms.items():
         for replicate in range(1, config.replicates + 1):
-            params = stage_params(config, "grpo") | {"replicate": replicate}
-            params["curriculum"] = params["curriculum"] | {"scheme": scheme}
-            name = f"{scheme}.{replicate}"
-            yield Node(f"{name}.grpo", "grpo", params, inputs, scheme, replicate=replicate)
+            own = config.model_copy(update=sections)
+            params = stage_params(own, "grpo") | {"replicate": replicate}
+            name, labels = f"{arm}.{replicate}", {"method": arm, "replicate": replicate}
+            yield Node(f"{name}.grpo", "grpo", params, inputs, sections=sections, **labels)
             if "examine" in config.stages:
                 trained = inputs | {"policy": f"{name}.grpo"}
-                yield Node(
-                    f"{name}.examine", "examine", stage_params(config, "examine"), trained, scheme, replicate=replicate
-                )
+                yield Node(f"{name}.examine", "examine", stage_params(config, "examine"), trained, **labels)
 
 
 def _stage(config: RunConfig, stage: Stage) -> Iterator[Node]:
@@ -88,7 +86,7 @@ def _stage(config: RunConfig, stage: Stage) -> Iterator[Node]:
     elif stage == "examine":
         yield Node("base.examine", "examine", stage_params(config, "examine"), _base_inputs(config))
     elif stage == "grpo":
-        yield from _curricula(config)
+        yield from _arms(config)
 
 
 def expand(config: RunConfig) -> list[Node]:

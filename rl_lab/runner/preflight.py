@@ -82,6 +82,26 @@ def _check_language(config: RunConfig) -> None:
             f"engine.max_model_len is {config.engine.max_model_len}, but answers may be {longest} tokens long and come "
             "behind a prompt; raise it, or lower grpo.max_completion_length or examine.max_tokens"
         )
+    if "rft" in config.stage_names:
+        _check_traces(config)
+
+
+def _check_traces(config: RunConfig) -> None:
+    """The engine, the judge and the questions that traces need are there."""
+    traces, judge = config.traces, config.rewards.judge
+    if traces.max_tokens >= config.engine.max_model_len:
+        raise UserError(
+            f"engine.max_model_len is {config.engine.max_model_len}, but traces may be {traces.max_tokens} tokens long "
+            "and come behind a prompt; raise it, or lower traces.max_tokens"
+        )
+    if traces.select.min_judge_score is not None and judge is None:
+        raise UserError(
+            f"traces.select.min_judge_score is {traces.select.min_judge_score:g}, but there is no judge to ask; give "
+            "rewards.judge, or leave min_judge_score out"
+        )
+    num_train = config.questions.train
+    if config.questions.train_file is None and (traces.items or 0) > num_train:
+        raise UserError(f"traces.items is {traces.items}, but questions.train is {num_train}; ask no more than there are")
 
 
 def _check_gl() -> None:

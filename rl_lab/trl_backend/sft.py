@@ -1,59 +1,73 @@
-"""Cold start with TRL's `SFTTrainer`: cross-entropy on the assistant's turns, written as a checkpoint folder."""
+"""Supervised training with TRL's `SFTTrainer`: cross-entropy on answers, written as a checkpoint folder."""
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
+from algos.token_batch import TokenBatch
 from rl_lab.language.model import LanguageModel
-from rl_lab.language.question_data import Conversation
-from rl_lab.model.chat import HunYuanVLMoTProcessor, answer_labels
+from rl_lab.model.chat import IGNORED
+from rl_lab.model.pictures import Pictures
 from rl_lab.trl_backend.trainer import Log, Settings, check_vlm, common_arguments, optimizers, own_config, train
 
 NAMES = {"text/cross_entropy": "loss"}
 
 
-class Conversations(Protocol):
-    """Conversations by row number: a list or a file."""
-
-    def __getitem__(self, row: int, /) -> Conversation: ...
+Batches = Callable[[list[int]], TokenBatch]
+"""The batch of rows by their numbers."""
 
 
 class Collator:
-    """Rows of a step to the model's inputs and labels.
+    """Numbers of a step's rows to the model's inputs and labels.
 
-    TRL's collator for images renders and pads in its own way; this one makes what `token_batching.chat_batch` makes.
+    TRL's collator for images renders and pads in its own way; here both backends read the same batch.
     """
 
-    def __init__(self, conversations: Conversations, processor: HunYuanVLMoTProcessor) -> None:
-        self.conversations, self.processor = conversations, processor
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
 
-    def __call__(self, rows: list[dict[str, int]]) -> dict[str, Any]:
-        made: Any = self.processor.apply_chat_template(
-            [self.conversations[row["row"]].chat() for row in rows],
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-        inputs = {name: made[name] for name in self.processor.model_input_names if name in made}
-        return inputs | {"labels": answer_labels(made)}
+    def __call__(self, rows: list[dict[str, int]]) -> dict[str, Tensor]:
+        return model_inputs(self.batches([row["row"] for row in rows]))
+
+
+def model_inputs(batch: TokenBatch) -> dict[str, Tensor]:
+    """A batch as the model's `forward` takes it, pictures once for each row that shows them."""
+    found = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask.long(),
+        "labels": torch.where(batch.completion_mask, batch.input_ids, IGNORED),
+    }
+    visual: Pictures | None = batch.visual
+    if visual is None:
+        return found
+    parts = visual.pixels.split([math.prod(grid) for grid in visual.grids])
+    for kind, suffix, is_video in (("image", "", False), ("video", "_videos", True)):
+        shown = [index for row in visual.shown for index in row if visual.is_video[index] == is_video]
+        if shown:
+            found[f"pixel_values{suffix}"] = torch.cat([parts[index] for index in shown])
+            found[f"{kind}_grid_thw"] = torch.tensor([visual.grids[index] for index in shown])
+    return found
 
 
 def train_sft(
     start: LanguageModel,
-    conversations: Conversations,
+    batches: Batches,
     order: Sequence[Sequence[int]],
     settings: Settings,
     output: Path,
     log: Log,
 ) -> None:
-    """Train a VLM, in place, on one batch of conversations a step and write its checkpoint to `output`.
+    """Train a VLM, in place, on one batch of rows a step and write its checkpoint to `output`.
 
     `order` lists the rows of each step, equally many, so that both backends can read the same. The loss is the mean
     over the answers' tokens of a step (TRL's `nll` with `assistant_only_loss`). ValueError for steps of different
@@ -75,7 +89,7 @@ def train_sft(
                 dataset_kwargs={"skip_prepare_dataset": True},
                 **common_arguments(settings, len(order), sizes.pop()),
             ),
-            data_collator=Collator(conversations, start.processor),
+            data_collator=Collator(batches),
             train_dataset=Dataset.from_dict({"row": [row for rows in order for row in rows]}),
             processing_class=start.processor,
             optimizers=optimizers(model, settings),

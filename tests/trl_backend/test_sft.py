@@ -33,13 +33,19 @@ def conversations() -> list[Conversation]:
     return [*made, Conversation("two", tuple({"role": role, "content": text} for role, text in turns), (), ())]
 
 
+def batches(folder: Path) -> Any:
+    """The batch of conversations by their numbers."""
+    processor, data = load_vlm(folder).processor, conversations()
+    return lambda rows: chat_batch([data[row].chat() for row in rows], processor)
+
+
 @pytest.mark.parametrize("groups", [("vision", "vlm"), ("vlm",)], ids="-".join)
 def test_losses_and_weights_are_the_learners(groups: tuple[str, ...], tmp_path: Path) -> None:
     folder, data = make_folder(tmp_path / "in"), conversations()
     optimiser = Optimiser(lr=2e-4, steps=3, warmup=1, weight_decay=0.1)
     told: dict[int, dict[str, float]] = {}
     settings = Settings(optimiser, groups, gradient_checkpointing=groups == ("vlm",))
-    train_sft(load_vlm(folder), data, ORDER, settings, tmp_path / "out", told.__setitem__)
+    train_sft(load_vlm(folder), batches(folder), ORDER, settings, tmp_path / "out", told.__setitem__)
 
     start = load_vlm(folder)
     model: Any = start.model
@@ -58,7 +64,7 @@ def test_losses_and_weights_are_the_learners(groups: tuple[str, ...], tmp_path: 
 def test_the_checkpoint_has_the_files_and_tensors_of_the_first(tmp_path: Path) -> None:
     folder, output = make_folder(tmp_path / "in"), tmp_path / "out"
     settings = Settings(Optimiser(lr=1e-4, steps=2))
-    train_sft(load_vlm(folder), conversations(), [[0], [1]], settings, output, lambda step, metrics: None)
+    train_sft(load_vlm(folder), batches(folder), [[0], [1]], settings, output, lambda step, metrics: None)
     names = {path.name for path in folder.iterdir()}
     assert {path.name for path in output.iterdir()} == names | {"lab.json"}
     for name in names - {"model.safetensors"}:
@@ -71,9 +77,9 @@ def test_what_it_cannot_train_is_told(tmp_path: Path) -> None:
     settings, log = Settings(Optimiser(lr=1e-4, steps=2)), lambda step, metrics: None
     start = load_vlm(make_folder(tmp_path / "in"))
     with pytest.raises(ValueError, match=r"steps have \[1, 2\] rows"):
-        train_sft(start, conversations(), [[0], [1, 2]], settings, tmp_path, log)
+        train_sft(start, batches(tmp_path / "in"), [[0], [1, 2]], settings, tmp_path, log)
     with pytest.raises(ValueError, match=r"unknown parameter groups \['expert'\]; there are \['vision', 'vlm'\]"):
-        train_sft(start, conversations(), [[0]], replace(settings, groups=("expert",)), tmp_path, log)
+        train_sft(start, batches(tmp_path / "in"), [[0]], replace(settings, groups=("expert",)), tmp_path, log)
     save_policy_of(make_vlm(), "nano", tmp_path / "policy")
     with pytest.raises(UserError, match="trains vision-language models, not policies"):
         load_vlm(tmp_path / "policy")
@@ -85,5 +91,5 @@ def test_a_loss_that_is_not_finite_writes_nothing(tmp_path: Path) -> None:
         start.model.get_input_embeddings().weight.fill_(float("nan"))
     settings = Settings(Optimiser(lr=1e-4, steps=2))
     with pytest.raises(RuntimeError, match="TRL: loss is nan at step 1; no checkpoint is written"):
-        train_sft(start, conversations(), [[0], [1]], settings, tmp_path / "out", lambda step, metrics: None)
+        train_sft(start, batches(tmp_path / "in"), [[0], [1]], settings, tmp_path / "out", lambda step, metrics: None)
     assert not (tmp_path / "out").exists()

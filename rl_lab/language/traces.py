@@ -1,0 +1,155 @@
+"""Traces of a model for every question of a pool: asked in fixed steps, scored, stored, and chosen from.
+
+A step is a fixed number of questions, whose answers follow from the run's seed, the question and the weights. It is
+written whole into the rollout store and never asked again; so a run that is killed asks for the missing steps only.
+In memory at a time: the step that is waited for, and as many behind it as keep the engines at work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from algos.curriculum_items import Array
+from algos.rft import band_reason
+from algos.rft_options import RFTOptions
+from rl_lab.config.rft import TracesConfig
+from rl_lab.errors import UserError
+from rl_lab.language.groups import Answered
+from rl_lab.language.grpo_line import reward_line
+from rl_lab.language.grpo_rollouts import Issued, Questioner
+from rl_lab.language.rft_selection import RFT_FILE, Judge, RFTSelection, RFTSummary
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.runner.stage_context import StageContext
+from rl_lab.seeding import integer, stream
+from rl_lab.workers.rollout_learner import Weights
+
+CALLS_PER_STEP = 16
+"""Calls of the engines, `engine.prompts_per_call` questions each, whose answers are stored together."""
+TIMES = ("seconds/generate", "seconds/score", "seconds/step", "idle/rollout")
+
+
+@dataclass(frozen=True)
+class TracePlan:
+    """Which questions are asked in which step; follows from the settings alone."""
+
+    numbers: Array
+    """Rows of the pool's file, int64, in the order in which they are asked."""
+    per_step: int
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the store, counted from 1."""
+        return math.ceil(len(self.numbers) / self.per_step)
+
+    def step(self, number: int) -> Array:
+        """The rows that a step asks."""
+        return self.numbers[(number - 1) * self.per_step : number * self.per_step]
+
+
+def trace_plan(pool_size: int, settings: TracesConfig, prompts_per_call: int, seed: int) -> TracePlan:
+    """All of the pool or as many as wanted, in an order drawn by the seed."""
+    order = stream(seed, "traces", "order").permutation(pool_size)
+    return TracePlan(order[: settings.items], CALLS_PER_STEP * prompts_per_call)
+
+
+class TraceSampler:
+    """Asks the steps that the store does not have, and stores them."""
+
+    def __init__(
+        self, context: StageContext, settings: TracesConfig, questioner: Questioner, weights: Weights, seed: int
+    ) -> None:
+        """`weights` write all traces; `seed` decides on the questions and their answers."""
+        self.context, self.settings, self.questioner, self.weights = context, settings, questioner, weights
+        self.seed, self.store = seed, RolloutStore(context.out)
+        per_call = questioner.prompts_per_call
+        self.plan = trace_plan(len(questioner.items), settings, per_call, seed)
+        self.ahead = math.ceil(questioner.engines.num_workers / CALLS_PER_STEP)
+
+    def run(self) -> None:
+        """Bring the store to its last step; a line of metrics for each."""
+        self._drop_damaged()
+        stored, num_steps = set(self.store.steps()), self.plan.num_steps
+        done = next((step for step in range(1, num_steps + 1) if step not in stored), num_steps + 1) - 1
+        first = max(done, 1)  # a kill may have come between a step's file and its line
+        self.context.resume_from(first - 1)
+        for issued in self._in_flight(range(first, num_steps + 1), stored):
+            self.questioner.clock.begin()
+            answered = self.questioner.answered(issued)
+            if issued.step not in stored:
+                zeros = torch.zeros(answered.scored.rewards.shape)  # nothing learns from these by an advantage
+                rows = answered.rollouts(zeros, self.questioner.processor)
+                self.store.write(issued.step, rows, answered.columns())
+            self.context.log(issued.step, **self._line(answered))
+            self.context.progress(issued.step, num_steps, f"{issued.step * self.plan.per_step} questions")
+
+    def _drop_damaged(self) -> None:
+        """Ask steps again whose file is damaged. UserError if the selection from them has begun."""
+        for step, words in self.store.damaged():
+            if (self.context.out / RFT_FILE).exists():
+                raise UserError(f"{words}, and traces were chosen from it; remove {self.context.out} and resume")
+            self.context.say(f"{words}; its questions are asked again")
+            self.store.path(step).unlink()
+
+    def _in_flight(self, steps: range, stored: set[int]) -> Iterator[Issued]:
+        """The steps in order, with the next ones asked before one is waited for."""
+        waiting: deque[Issued] = deque()
+        for step in steps:
+            waiting.append(self._issue(step, step in stored))
+            if len(waiting) > self.ahead:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _issue(self, step: int, is_stored: bool) -> Issued:
+        """Give a step's questions to the engines, or take its answers from the store."""
+        numbers = self.plan.step(step)
+        seeds = [integer(self.seed, "traces", number) for number in numbers.tolist()]
+        prompts = self.questioner.prompts(numbers, seeds)
+        rows = self.store.read(steps=[step]) if is_stored else []
+        answers = [] if is_stored else self.questioner.ask(prompts, self.weights)
+        return Issued(step, numbers, True, self.weights, prompts, answers, rows)
+
+    def _line(self, answered: Answered) -> dict[str, float]:
+        """Rewards, lengths and seconds of a step."""
+        flat = [answer for row in answered.answers for answer in row]
+        clock = self.questioner.clock.line(self.questioner.engines.num_workers)
+        return reward_line(answered) | {
+            "rollouts/tokens": float(answered.num_tokens),
+            "rollouts/length": answered.num_tokens / len(flat),
+            "rollouts/truncated": float(np.mean([not answer.finished for answer in flat])),
+            "traces/partial": partial_share(answered.scored.rewards, self.settings.select),
+            "weight_version": float(self.weights.version),
+            **{name: clock[name] for name in TIMES},
+        }
+
+
+def partial_share(rewards: Array, options: RFTOptions) -> float:
+    """Share of questions whose answers, rewards [P, G], are a partial success."""
+    rewarded = (~np.isnan(rewards)).sum(1).tolist()
+    correct = (rewards >= options.min_reward).sum(1).tolist()
+    return float(np.mean([band_reason(*counts, options) is None for counts in zip(correct, rewarded, strict=True)]))
+
+
+def select_traces(context: StageContext, options: RFTOptions, judge: Judge | None, step: int) -> RFTSummary:
+    """Choose from all stored traces of the stage; logs what became of them as the line of `step`."""
+
+    def tell(name: str, done: int, total: int) -> None:
+        context.progress(done, total, name)
+
+    summary = RFTSelection(context.out, options, judge).finish(tell)
+    context.log(
+        step,
+        **{
+            "traces/candidates": summary.candidates,
+            "traces/kept": summary.kept,
+            "traces/items": summary.items,
+            "traces/items_kept": summary.items_kept,
+        },
+        **{f"why_dropped/{reason}": count for reason, count in summary.dropped.items()},
+    )
+    return summary

@@ -1,0 +1,100 @@
+"""A reward sweep as a graph: what variants share, and that they do not need each other."""
+
+import pytest
+import yaml
+
+from rl_lab.config import load_config
+from rl_lab.errors import UserError
+from rl_lab.runner.executor import StageError
+from rl_lab.runner.expansion import expand
+from rl_lab.runner.graph import stage_hashes
+from rl_lab.runner.run_folder import RunFolder
+from tests.runner.files import EXPERIMENTS
+from tests.runner.test_executor import FakeStages, executor, statuses
+
+SWEEP = {
+    "baseline": "verifier",
+    "variants": {
+        "verifier": {},
+        "form": {"weights": {"answer": 1.0, "format": 1.0}},
+        "none": {"weights": {"format": 1}},
+    },
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**changes):
+        tree = yaml.safe_load((EXPERIMENTS / "frontier_smoke.yaml").read_text()) | {"sweep": SWEEP, "replicates": 2}
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump(tree | changes, sort_keys=False))
+        return path
+
+    return write
+
+
+class FakeSweep(FakeStages):
+    def functions(self):
+        kinds = ("questions", "cold_start", "examine", "grpo")
+        return dict.fromkeys(kinds, self.run) | {"report": self.report}
+
+
+def test_every_variant_is_trained_with_every_seed_from_one_base(write):
+    nodes = {node.name: node for node in expand(load_config(write()))}
+    trained = [name for name in nodes if name.endswith(".grpo")]
+    assert trained == [f"{name}.{seed}.grpo" for name in ("verifier", "form", "none") for seed in (1, 2)]
+    assert {nodes[name].inputs["policy"] for name in trained} == {"cold_start"}
+
+
+def test_variants_train_on_their_own_reward_and_are_examined_by_one(write):
+    config = load_config(write())
+    nodes = {node.name: node for node in expand(config)}
+    assert nodes["form.1.grpo"].params["rewards"]["weights"] == {"answer": 1.0, "format": 1.0}
+    assert nodes["form.1.grpo"].params["truth"]["weights"] == config.rewards.weights
+    assert nodes["form.1.examine"].params == nodes["verifier.1.examine"].params
+
+
+def test_another_variant_changes_the_hash_of_no_other_stage(write):
+    def hashes(**changes):
+        config = load_config(write(**changes))
+        return stage_hashes(expand(config), config.seed, {"code": "1"})
+
+    before = hashes()
+    variants = SWEEP["variants"] | {"form": {"weights": {"answer": 2.0, "format": 1.0}}}
+    after = hashes(sweep=SWEEP | {"variants": variants})
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {f"form.{seed}.{kind}" for seed in (1, 2) for kind in ("grpo", "examine")}
+
+
+def test_a_variant_that_fails_stops_no_other_and_runs_again_alone(tmp_path, write):
+    config, stages = load_config(write()), FakeSweep()
+    stages.fail_at = "form.1.grpo"
+    folder = RunFolder.create(tmp_path / "run", config.name)
+    with pytest.raises(StageError, match=r"form.1.grpo failed: no luck"):
+        executor(config, stages, folder, tmp_path / "store").run()
+    left = {name: status for name, status in statuses(folder).items() if status != "done"}
+    assert left == {"form.1.grpo": "failed", "form.1.examine": "skipped"}
+    assert (folder.path / "report.html").exists()
+
+    again = FakeSweep()
+    continued = executor(config, again, folder, tmp_path / "store")
+    continued.continue_from(folder.read_stages()[1])
+    continued.run()
+    assert again.ran == ["form.1.grpo", "form.1.examine"]
+    assert set(statuses(folder).values()) == {"done"}
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"sweep": SWEEP | {"baseline": "verify"}}, "baseline is 'verify', which is not one of verifier, form, none"),
+        ({"sweep": SWEEP | {"variants": {"verifier": {}}}}, "variants has only the baseline"),
+        ({"sweep": SWEEP | {"variants": {"verifier": {}, "a": {"wieghts": {}}}}}, "did you mean weights?"),
+        ({"other_schemes": ["uniform"]}, "leave out other_schemes"),
+        ({"stages": ["questions", "cold_start", "grpo"]}, "add examine to stages"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(write, changes, said):
+    with pytest.raises(UserError, match="sweep") as error:
+        load_config(write(**changes))
+    assert said in str(error.value)
