@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rewards.judge import MalformedVerdictError
 from rewards.reasoning import ReasoningJudge, Trace, reference_text
 from rl_lab.errors import UserError
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.rollout_store import Row
 
 SILENT = 8
-"""If it scores none of at least so many traces, the judge is taken to be out of order and not the traces."""
+"""If it scores none of at least so many traces, the judge is taken to be out of order and not the traces; of fewer, if
+it has not scored any yet and no reply of it was there to be read."""
 
 
 class TraceJudge:
@@ -19,6 +21,7 @@ class TraceJudge:
     def __init__(self, judge: ReasoningJudge, items: ItemFile) -> None:
         self.judge, self.items = judge, items
         self._rows = items.rows_by_id()
+        self._works = False
 
     def __call__(self, rows: Sequence[Row]) -> list[float | None]:
         """A score in 0..1 for each trace, None where a call failed.
@@ -26,11 +29,14 @@ class TraceJudge:
         UserError where the judge is out of order: dropping every trace as unjudged would look like a result.
         """
         scores, failures = self.judge([self._trace(row) for row in rows])
-        if len(rows) >= SILENT and all(score is None for score in scores):
+        silent = all(score is None for score in scores)
+        replied = any(failure.detail.startswith(MalformedVerdictError.__name__) for failure in failures)
+        if silent and (len(rows) >= SILENT or not self._works and not replied):
             raise UserError(
                 f"the judge scored none of {len(rows)} traces, the first for: {failures[0].detail}; mend rewards.judge "
                 "or its server, and resume"
             )
+        self._works |= not silent
         return scores
 
     def _trace(self, row: Row) -> Trace:

@@ -16,7 +16,7 @@ from algos.rft import REASONS, candidate, select
 from algos.rft_options import RFTOptions
 from rl_lab.errors import UserError
 from rl_lab.language import rft_kept, rft_selection
-from rl_lab.language.rft_kept import KEPT_FILE, read_kept
+from rl_lab.language.rft_kept import read_kept
 from rl_lab.language.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.language.rollout_store import Rollout, RolloutStore
 
