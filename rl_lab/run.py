@@ -1,4 +1,4 @@
-"""python -m rl_lab.run FILE [key=value ...] [--run-dir DIR] [--resume DIR] [--dry-run]
+"""python -m rl_lab.run FILE [key=value ...] [--run-dir DIR] [--resume DIR] [--dry-run] [--address HOST:PORT]
 
 Runs an experiment: loads and checks its file, expands it into stages, reuses the stored ones and runs the others.
 The first and the last line printed is the run folder. Exit code: 0 done, 1 failure, 2 bad input, 130 stopped.
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from rl_lab.runner.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder
 from rl_lab.runner.stage_context import Stage
 from rl_lab.runner.store import Store, code_versions
 from rl_lab.runner.tracking import Tracker
+from rl_lab.workers.bundles import placement_table
 
 STORE = Path("runs") / ".stages"
 StageFactory = Callable[[RunConfig], contextlib.AbstractContextManager[Mapping[str, Stage]]]
@@ -39,6 +41,9 @@ def _parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--run-dir", type=Path, help="new folder for this run; default runs/NAME-TIMESTAMP")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
     parser.add_argument("--dry-run", action="store_true", help="print config, plan and estimated cost; write nothing")
+    parser.add_argument(
+        "--address", help="run on the Ray cluster at this address (as RAY_ADDRESS); auto: the local one"
+    )
     options = parser.parse_intermixed_args(arguments)
     has_file = bool(options.arguments) and "=" not in options.arguments[0]
     options.file = Path(options.arguments[0]) if has_file else None
@@ -64,8 +69,8 @@ def _load(options: Any) -> RunConfig:
 
 
 @contextlib.contextmanager
-def real_stages(config: RunConfig) -> Iterator[Mapping[str, Stage]]:
-    """The stage functions with their Ray cluster, which is shut down at the end."""
+def real_stages(config: RunConfig, *folders: Path) -> Iterator[Mapping[str, Stage]]:
+    """The stage functions with their Ray cluster, which is shut down at the end. All machines must see the folders."""
     # A stage that is still busy when the run has been stopped must not start a Ray of its own.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     from rl_lab.runner.stages import stage_functions
@@ -73,6 +78,7 @@ def real_stages(config: RunConfig) -> Iterator[Mapping[str, Stage]]:
 
     cluster = Cluster(config.workers, config.placement)
     try:
+        cluster.check_folders(folders)
         yield stage_functions(cluster)
     finally:
         cluster.close()
@@ -81,11 +87,14 @@ def real_stages(config: RunConfig) -> Iterator[Mapping[str, Stage]]:
 def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_stages) -> int:
     """Run the command; tests give other `stages`. Returns the exit code."""
     options = _parse(arguments)
+    if options.address:
+        os.environ["RAY_ADDRESS"] = options.address
     config = _load(options)
     check_machine(config)
     if options.dry_run:
         nodes = expand(config)
         print(dump_config(config))
+        print(placement_table(config))
         print(plan_table(config, nodes, stage_hashes(nodes, config.seed, code_versions()), Store(STORE)))
         _warn(warnings(config))
         return 0
@@ -145,7 +154,8 @@ def _run(folder: RunFolder, config: RunConfig, stages: StageFactory, *, resumed:
     rows, store = _begin(folder, config, resumed=resumed)
     nodes, versions = expand(config), code_versions()
     hashes = stage_hashes(nodes, config.seed, versions)
-    with stages(config) as functions, Tracker(config, folder.path) as tracker, _stops_on_signals():
+    make = partial(real_stages, config, folder.path, store.root) if stages is real_stages else partial(stages, config)
+    with make() as functions, Tracker(config, folder.path) as tracker, _stops_on_signals():
         executor = Executor(config, nodes, hashes, versions, functions, store, folder, tracker.log)
         changed = executor.continue_from(rows)
         if changed:

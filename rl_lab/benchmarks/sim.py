@@ -22,6 +22,7 @@ from envs.tabletop import snapshot
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import SUBSTEPS, compile_scene
 from envs.tabletop.tasks import TASKS
+from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
@@ -118,7 +119,7 @@ def row(name: str, value: float, unit: str, ratio: float | None = None, baseline
 def worker_seconds(episodes: int = 4, rounds: int = 3) -> tuple[float, float]:
     """Wall seconds of a unit of demonstrations in this process and in a Ray worker, medians of rounds in turn."""
     unit = Unit(EnvSpec("tabletop", TASK, "clean", IMAGE_SIZE), tuple(range(episodes)), run_seed=0)
-    local, cluster = Simulation(), Cluster(WorkersConfig(simulation=1), "cpu")
+    local, cluster = Simulation(), Cluster(WorkersConfig(simulation=1), Placement(device="cpu"))
     try:
         with cluster.simulation_pool() as pool:
             kinds = {

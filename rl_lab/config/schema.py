@@ -39,6 +39,7 @@ from rl_lab.config.language import (
 )
 from rl_lab.config.model import ModelConfig
 from rl_lab.config.pipeline import ENGINE_STAGES, Repeat, Stage, check_gates, check_order, is_pipeline, stage_names
+from rl_lab.config.placement import Placement, PlacementBlock
 from rl_lab.config.rft import RFTConfig, TracesConfig
 from rl_lab.config.section import NonNegativeInt, PositiveFloat, Section
 from rl_lab.config.sweep import SweepConfig
@@ -128,8 +129,8 @@ class RunConfig(Section):
     distill: DistillConfig = DistillConfig()
     imitate: ImitateConfig = ImitateConfig()
     joint: JointConfig = JointConfig()
-    placement: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where the learner runs; auto: the GPU if torch sees one."""
+    placement: PlacementBlock = Placement()
+    """Where processes run: auto, cpu or gpu for the learner's device, or a block; auto: the GPU if torch sees one."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     checkpoint_every: PositiveInt | None = None
     """Optimiser steps between the states from which a killed run continues; None: ten a stage, and one in 200 steps."""

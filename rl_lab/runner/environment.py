@@ -59,8 +59,8 @@ def devices() -> dict[str, Any]:
 def substitutions(config: RunConfig, gpus: list[str]) -> list[dict[str, str]]:
     """What stands in for what, as {wanted, used, why}; the report opens with it."""
     rows = []
-    if config.placement == "cpu" or not gpus:
-        why = "placement is cpu" if config.placement == "cpu" else "torch sees no GPU"
+    if config.placement.device == "cpu" or not gpus:
+        why = "placement is cpu" if config.placement.device == "cpu" else "torch sees no GPU"
         rows.append({"wanted": "GPU", "used": "CPU", "why": why})
     if config.learns_actions and config.env.backend == "tabletop":
         why = (

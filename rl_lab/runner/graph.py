@@ -45,6 +45,11 @@ READS: dict[str, tuple[str, ...]] = {
 }
 """Sections of the configuration that a stage of each kind may read; they enter its hash."""
 
+LEARNS = frozenset(
+    ("sft", "optimise", "cold_start", "grpo", "rft", "distill", "imitate", "teacher", "warm_start", "joint")
+)
+"""Kinds of stages with a learner. Another number of its ranks gives other rounding, so the hash covers it."""
+
 RUNTIME = ("workers", "placement", "checkpoint_every")
 """Sections that every stage may read and no hash covers: they must not change any result."""
 
@@ -87,6 +92,8 @@ class Node:
 def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
     """The sections that a stage reads, with the content of files in place of their paths."""
     params = config.model_dump(mode="json", include=set(READS[kind]))
+    if kind in LEARNS and config.placement.ranks > 1:
+        params["ranks"] = config.placement.ranks
     if params.get("model", {}).get("path"):
         params["model"] = params["model"] | {"preset": None, "path": tree_digest(Path(config.model.path or ""))}
     if "questions" in params:

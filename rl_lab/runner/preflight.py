@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from rl_lab.config.pipeline import ENGINE_STAGES
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError
 from rl_lab.language.question_data import has_open_questions
+from rl_lab.workers.bundles import bundles, lacking
 
 
 def check_machine(config: RunConfig) -> None:
@@ -116,10 +119,29 @@ def _check_gl() -> None:
 def _check_placement(config: RunConfig) -> None:
     import torch
 
-    if config.placement == "gpu" and not torch.cuda.is_available():
+    if config.placement.device == "gpu" and "RAY_ADDRESS" not in os.environ and not torch.cuda.is_available():
         raise UserError(
             "placement is gpu but torch sees none; use placement=auto or install torch's CUDA build and a driver"
         )
+    check_resources(config, _nodes())
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Resources of this machine, or of those of the cluster that RAY_ADDRESS names."""
+    import torch
+
+    if "RAY_ADDRESS" not in os.environ:
+        return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
+    from rl_lab.workers.cluster import cluster_nodes  # here, because a run on this machine has no Ray yet
+
+    return cluster_nodes()
+
+
+def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+    """UserError if the machines do not have what the placement reserves."""
+    shortage = lacking(bundles(config.placement, config.workers), nodes, config.placement.strategy)
+    if shortage is not None:
+        raise UserError(shortage)
 
 
 def warnings(config: RunConfig) -> list[str]:

@@ -1,27 +1,34 @@
 """Ray for one run: started with it, shared by all stages, shut down with it.
 
-Workers and learners take turns, so each asks for half a core: a laptop with two cores holds two of each kind.
-Set RAY_ADDRESS to use a running cluster instead of starting one.
+Workers and learners take turns, so each asks for half a core: a laptop with two cores holds two of each kind. A kind
+that the placement names has its resources reserved. Set RAY_ADDRESS to use a running cluster instead of starting one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
+from rl_lab.errors import UserError
 from rl_lab.joint.training import JointPlan
 from rl_lab.language.training import OnlinePlan
 from rl_lab.learning.training import Plan
+from rl_lab.workers.bundles import bundles, lacking, resources
 from rl_lab.workers.inference import Inference
 from rl_lab.workers.joint_learner import JointLearner
 from rl_lab.workers.pool import WorkerPool, warn_on_stderr
+from rl_lab.workers.ranks import group_class
 from rl_lab.workers.rollout import ENVIRONMENT as ENGINE_ENVIRONMENT
 from rl_lab.workers.rollout import EngineOptions
 from rl_lab.workers.rollout_learner import RolloutLearner
@@ -44,8 +51,10 @@ class Cluster:
     Make it in the main thread: Ray's processes end with the thread that started them.
     """
 
-    def __init__(self, workers: WorkersConfig, placement: str) -> None:
+    def __init__(self, workers: WorkersConfig, placement: Placement) -> None:
         self.workers, self.placement = workers, placement
+        self._groups: dict[str, PlacementGroup] = {}
+        """What is reserved for the kinds of workers."""
         self._simulations: WorkerPool | None = None
         self._rollouts: tuple[EngineOptions, WorkerPool] | None = None
         self._simulation_lock, self._rollout_lock = threading.Lock(), threading.Lock()
@@ -57,6 +66,7 @@ class Cluster:
             # Loopback only, so token authentication (which writes a file into the user's home) has nothing to protect.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             needed = ACTOR_CPUS * (self.workers.simulation + self.workers.rollout + 3)
+            needed += sum(one.count * one.resources["CPU"] for one in bundles(self.placement, self.workers))
             options |= {
                 "num_cpus": max(os.cpu_count() or 1, int(needed + 1)),
                 "include_dashboard": False,
@@ -66,7 +76,11 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(**options)
-        self._num_gpus = int(ray.cluster_resources().get("GPU", 0)) if self.placement != "cpu" else 0
+        shortage = lacking(bundles(self.placement, self.workers), _resources_of_nodes(), self.placement.strategy)
+        if shortage is not None:
+            ray.shutdown()
+            raise UserError(shortage)
+        self._num_gpus = int(ray.cluster_resources().get("GPU", 0)) if self.placement.device != "cpu" else 0
         self._on_gpu = self._num_gpus >= 1
         self._device = "cuda" if self._on_gpu else "cpu"
 
@@ -76,7 +90,7 @@ class Cluster:
         with self._simulation_lock:
             if self._simulations is None:
                 inference = self._inference() if self.workers.policy == "shared" else None
-                actor = ray.remote(Simulation).options(num_cpus=ACTOR_CPUS)
+                actor = ray.remote(Simulation).options(**self._resources("simulators", 0.0))
                 self._simulations = WorkerPool("simulation", self.workers.simulation, lambda: actor.remote(inference))
             with _lent(self._simulations, warn):
                 yield self._simulations
@@ -102,8 +116,7 @@ class Cluster:
     def _start_rollouts(self, options: EngineOptions) -> WorkerPool:
         threads = str(self.workers.rollout_threads)
         actor = ray.remote(Rollout).options(
-            num_cpus=ACTOR_CPUS,
-            num_gpus=self._rollout_gpus(),
+            **self._resources("engines", self._rollout_gpus()),
             runtime_env={"env_vars": _ENVIRONMENT | ENGINE_ENVIRONMENT | {"OMP_NUM_THREADS": threads}},
         )
         return WorkerPool(
@@ -130,20 +143,45 @@ class Cluster:
         """Put a value into the object store once, for any number of calls."""
         return ray.put(value)
 
+    def _resources(self, kind: str, gpus: float) -> dict[str, Any]:
+        """Options of a worker's actor: its place among what is reserved for its kind, or half a core and `gpus`."""
+        named = self.placement.named.get(kind)
+        if named is None:
+            return {"num_cpus": ACTOR_CPUS, "num_gpus": gpus}
+        if kind not in self._groups:
+            bundle = next(one for one in bundles(self.placement, self.workers) if one.kind == kind)
+            self._groups[kind] = placement_group([bundle.resources] * bundle.count, self.placement.strategy)
+        place = PlacementGroupSchedulingStrategy(self._groups[kind])
+        return {"num_cpus": named.cpus, "num_gpus": named.gpus, "scheduling_strategy": place}
+
+    def _learner(self, member: type, *arguments: Any) -> Any:
+        """Start a learner: an actor of its own, or one in front of its ranks; `ray.kill` ends it with all of them."""
+        place = self.placement.learner
+        if place is None:
+            actor = ray.remote(member).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
+            return actor.remote(*arguments, self._device)
+        given = [ray.put(argument) for argument in (*arguments, "cuda" if place.gpus else "cpu")]
+        bundle = resources(place.cpus, place.gpus)
+        front = ray.remote(group_class(member)).options(num_cpus=0)
+        return front.remote(member, given, place.ranks, bundle, self.placement.strategy)
+
+    def check_folders(self, folders: Iterable[Path]) -> None:
+        """UserError if a machine of a cluster that was there before cannot see the files of the run."""
+        if "RAY_ADDRESS" in os.environ:
+            for folder in folders:
+                _check_shared(folder.absolute())
+
     def learner(self, plan: Plan, scratch: Path) -> Any:
         """Start a `LearnerWorker`, on a GPU if there is one and the placement is not cpu; end it with `ray.kill`."""
-        actor = ray.remote(LearnerWorker).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
-        return actor.remote(plan, scratch, self._device)
+        return self._learner(LearnerWorker, plan, scratch)
 
     def rollout_learner(self, plan: OnlinePlan, state: Path | None) -> Any:
         """Start a `RolloutLearner` where a learner runs, from a saved state if there is one; end it with `ray.kill`."""
-        actor = ray.remote(RolloutLearner).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
-        return actor.remote(plan, state, self._device)
+        return self._learner(RolloutLearner, plan, state)
 
     def joint_learner(self, plan: JointPlan, state: Path | None) -> Any:
         """Start a `JointLearner` where a learner runs, from a saved state if there is one; end it with `ray.kill`."""
-        actor = ray.remote(JointLearner).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
-        return actor.remote(plan, state, self._device)
+        return self._learner(JointLearner, plan, state)
 
     def close(self) -> None:
         """End the pools and shut Ray down, with all its actors."""
@@ -152,6 +190,46 @@ class Cluster:
             if pool is not None:
                 pool.close()
         ray.shutdown()
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """Resources of the machines of the cluster at RAY_ADDRESS; UserError if it does not answer."""
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no Ray cluster answers at {os.environ['RAY_ADDRESS']} ({reason}); start one there") from error
+    try:
+        return _resources_of_nodes()
+    finally:
+        ray.shutdown()
+
+
+def _resources_of_nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _check_shared(folder: Path) -> None:
+    """Every machine reads a file that this one has just written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".seen-") as sign:
+        sign.write(folder.as_posix())
+        sign.flush()
+        look = ray.remote(num_cpus=0)(_reads)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        seen = ray.get([look.options(scheduling_strategy=place).remote(Path(sign.name)) for place in there])
+    for node, text in zip(nodes, seen, strict=True):
+        if text != folder.as_posix():
+            raise UserError(
+                f"machine {node['NodeManagerAddress']} of the Ray cluster cannot see {folder}; start the run in a "
+                "folder on a disk that all machines have at the same path, with --run-dir there too"
+            )
+
+
+def _reads(path: Path) -> str | None:
+    """The text of a file; None where there is no such file."""
+    return path.read_text() if path.is_file() else None
 
 
 @contextlib.contextmanager

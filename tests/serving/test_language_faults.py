@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.workers.cluster import Cluster
 from tests.serving.language_runs import (
@@ -39,7 +40,7 @@ STALE = (*RUN, "rl.staleness=1")
 def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        cluster = Cluster(WorkersConfig(simulation=1, rollout=2, rollout_threads=1), "cpu")
+        cluster = Cluster(WorkersConfig(simulation=1, rollout=2, rollout_threads=1), Placement(device="cpu"))
         yield cluster
         cluster.close()
 

@@ -11,6 +11,7 @@ from concurrent.futures import wait
 import pytest
 import ray
 
+from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.rollout import Prompt, Sampling
@@ -31,7 +32,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         workers = WorkersConfig(rollout=2, rollout_threads=1, rollout_timeout_s=TIMEOUT_S)
-        cluster = Cluster(workers, "cpu")
+        cluster = Cluster(workers, Placement(device="cpu"))
         yield cluster
         cluster.close()
 

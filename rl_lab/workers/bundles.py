@@ -1,0 +1,102 @@
+"""What the processes of a run ask of machines, as a table and against what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rl_lab.config.placement import Placement
+from rl_lab.config.schema import RunConfig, WorkersConfig
+
+Node = Mapping[str, float]
+"""Resources of one machine under Ray's names, CPU and GPU."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Resources that come together for each process of a kind."""
+
+    kind: str
+    count: int
+    resources: dict[str, float]
+    actors: str
+    """What runs in it."""
+
+
+def bundles(placement: Placement, workers: WorkersConfig) -> list[Bundle]:
+    """What is reserved, the largest first: where several fit, the large ones choose."""
+    actors = {
+        "learner": (
+            placement.ranks,
+            "a rank of the learner, one group at a time" if placement.ranks > 1 else "learner",
+        ),
+        "engines": (workers.rollout, "vLLM engine"),
+        "teachers": (workers.rollout, "vLLM engine of a teacher"),
+        "simulators": (workers.simulation, "simulation worker"),
+    }
+    found = [
+        Bundle(name, actors[name][0], resources(kind.cpus, kind.gpus), actors[name][1])
+        for name, kind in placement.named.items()
+    ]
+    return sorted(found, key=lambda bundle: (-bundle.resources.get("GPU", 0.0), -bundle.resources["CPU"]))
+
+
+def resources(cpus: float, gpus: float) -> dict[str, float]:
+    """Under Ray's names."""
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+
+def in_words(amounts: Node) -> str:
+    """Such as `2 CPU, 1 GPU`."""
+    return ", ".join(f"{amounts.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+
+
+def lacking(wanted: Sequence[Bundle], nodes: Sequence[Node], strategy: str) -> str | None:
+    """One line if these bundles do not fit on the machines; each must be on one machine as a whole.
+
+    A kind with STRICT_PACK needs one machine for all, with STRICT_SPREAD as many machines as bundles.
+    """
+    free = [dict(node) for node in nodes]
+    for bundle in wanted:
+        places = _fit(bundle, free, strategy)
+        if places is None:
+            total = {name: sum(one.count * one.resources.get(name, 0) for one in wanted) for name in ("CPU", "GPU")}
+            there = "; ".join(in_words(node) for node in nodes) or "none"
+            return (
+                f"placement asks for {bundle.count} x ({in_words(bundle.resources)}) for {bundle.kind} ({strategy}), "
+                f"{in_words(total)} in all, but the machines have: {there}; ask for less or give more machines"
+            )
+    return None
+
+
+def _fit(bundle: Bundle, free: list[dict[str, float]], strategy: str) -> list[int] | None:
+    """Machines for each of the bundles, taken off what is free; None if they do not fit."""
+    places: list[int] = []
+    for _ in range(bundle.count):
+        allowed = [
+            number
+            for number, node in enumerate(free)
+            if all(node.get(name, 0) >= amount for name, amount in bundle.resources.items())
+            and not (strategy == "STRICT_SPREAD" and number in places)
+            and not (strategy == "STRICT_PACK" and places and number != places[0])
+        ]
+        if not allowed:
+            return None
+        if strategy == "STRICT_PACK" and not places:  # the machine with most room, as all must go there
+            allowed.sort(key=lambda number: -min(free[number].get(n, 0) / a for n, a in bundle.resources.items()))
+        places.append(allowed[0])
+        for name, amount in bundle.resources.items():
+            free[allowed[0]][name] -= amount
+    return places
+
+
+def placement_table(config: RunConfig) -> str:
+    """One row a bundle: kind, how many, resources of each, what runs there; then what shares the rest."""
+    rows = [
+        f"  {bundle.kind:12} {bundle.count:3} x ({in_words(bundle.resources)})  {bundle.actors}"
+        for bundle in bundles(config.placement, config.workers)
+    ]
+    others = [name for name in ("learner", "engines", "simulators") if name not in config.placement.named]
+    shared = f"  not reserved: {', '.join(others)}, on device {config.placement.device}" if others else ""
+    strategy = f"placement ({config.placement.strategy})" if rows else "placement"
+    return "\n".join(line for line in (strategy, *rows, shared) if line)

@@ -1,0 +1,84 @@
+"""What a placement asks for, beside what machines have; what it changes of a run."""
+
+import pytest
+
+from rl_lab.config.load import resolve_config
+from rl_lab.errors import UserError
+from rl_lab.runner.expansion import expand
+from rl_lab.runner.graph import LEARNS, READS
+from rl_lab.runner.preflight import check_resources
+from rl_lab.workers.bundles import bundles, lacking, placement_table
+
+BASE = {"name": "small", "stages": ["demos", "sft", "evaluate"], "env": {"backend": "tabletop"}}
+
+
+def config(placement=None, **changes):
+    block = {} if placement is None else {"placement": placement}
+    return resolve_config(BASE | block | changes, "a test")
+
+
+def test_a_device_alone_reserves_nothing():
+    for name in ("auto", "cpu"):
+        run = config(name)
+        assert run.placement.device == name and not bundles(run.placement, run.workers)
+    assert "not reserved: learner, engines, teachers, simulators" in placement_table(config())
+
+
+def test_a_block_becomes_a_table_of_bundles():
+    run = config({"learner": {"ranks": 2, "gpus": 1, "cpus": 4}, "engines": {"gpus": 0.5}}, workers={"rollout": 3})
+    lines = placement_table(run).splitlines()
+    assert lines[0] == "placement (PACK)"
+    assert lines[1].split()[:8] == ["learner", "2", "x", "(4", "CPU,", "1", "GPU)", "a"]
+    assert lines[2].split()[:7] == ["engines", "3", "x", "(0.5", "CPU,", "0.5", "GPU)"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "nodes", "fits"),
+    [
+        ("PACK", [(8, 2)], True),
+        ("PACK", [(8, 1), (8, 1)], True),
+        ("PACK", [(8, 1)], False),
+        ("PACK", [(1, 2), (8, 0)], False),  # no machine has both cores and GPU of a rank
+        ("STRICT_PACK", [(8, 1), (8, 1)], False),
+        ("STRICT_PACK", [(8, 1), (8, 2)], True),
+        ("STRICT_SPREAD", [(8, 2)], False),
+        ("STRICT_SPREAD", [(8, 1), (8, 1)], True),
+    ],
+)
+def test_bundles_must_fit_on_machines(strategy, nodes, fits):
+    run = config({"learner": {"ranks": 2, "gpus": 1, "cpus": 4}, "strategy": strategy})
+    there = [{"CPU": float(cpu), "GPU": float(gpu)} for cpu, gpu in nodes]
+    assert (lacking(bundles(run.placement, run.workers), there, strategy) is None) == fits
+
+
+def test_what_is_asked_and_what_there_is_stand_in_one_line():
+    run = config({"learner": {"ranks": 2, "gpus": 1}, "simulators": {"cpus": 4}})
+    with pytest.raises(UserError) as caught:
+        check_resources(run, [{"CPU": 2.0, "GPU": 0.0}])
+    text = str(caught.value)
+    assert "2 x (0.5 CPU, 1 GPU) for learner" in text and "have: 2 CPU, 0 GPU" in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"learner": {"ranks": 2, "gpus": 0.5}}, "two ranks cannot share one"),
+        ({"device": "cpu", "engines": {"gpus": 1}}, "device is cpu"),
+        ({"lerner": {"ranks": 2}}, "lerner"),
+        ("tpu", "placement"),
+        ({"learner": {"ranks": 0}}, "ranks"),
+    ],
+)
+def test_impossible_blocks_are_refused(block, said):
+    with pytest.raises(UserError, match=said):
+        config(block)
+
+
+def test_ranks_are_part_of_what_is_learned_and_of_nothing_else():
+    params = {}
+    for ranks in (1, 2):
+        nodes = expand(config({"learner": {"ranks": ranks}, "simulators": {"cpus": 0.1 * ranks}}))
+        params[ranks] = {node.name: node.params for node in nodes}
+    changed = {name for name in params[1] if params[1][name] != params[2][name]}
+    assert changed == {"sft"} and params[2]["sft"]["ranks"] == 2
+    assert READS.keys() >= LEARNS
