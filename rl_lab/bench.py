@@ -20,6 +20,7 @@ BENCHMARKS = {
     "model": "rl_lab.benchmarks.model",
     "pool": "rl_lab.benchmarks.pool",
     "rollout": "rl_lab.benchmarks.rollout",
+    "scaling": "rl_lab.benchmarks.scaling",
     "rft": "rl_lab.benchmarks.rft",
 }
 """Each module has `run(**options) -> list[dict]`, one dict a row of its table."""
