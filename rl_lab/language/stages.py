@@ -22,6 +22,7 @@ from rl_lab.files import write_whole
 from rl_lab.json_lines import write_json_lines
 from rl_lab.language.answering import Scored, ask, collect, judge_agreement, plain, score
 from rl_lab.language.engines import engines, policy_folder
+from rl_lab.language.gates import DEVELOPMENT_FILE
 from rl_lab.language.grpo_run import GRPORun
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import ItemFile, Row, conversation_row, item_row, write_rows
@@ -131,6 +132,8 @@ class LanguageStages:
                 seen = examiner.answers(items, exam.samples, "seen")
                 context.log(0, **judge_agreement(examiner.scored))
                 unseen = examiner.answers([blank(item) for item in items], exam.blank_samples, "blank")
+                if context.node.params.get("development"):
+                    self._answer_development(context, examiner)
             constants = _constant_scores(items, _items(context, "train", CONSTANTS_FROM), rewards)
         finally:
             rewards.close()
@@ -141,6 +144,13 @@ class LanguageStages:
             for item, row, other, constant in zip(items, seen, unseen, constants, strict=True)
         ]
         write_json_lines(context.out / "results.jsonl", rows)
+
+    def _answer_development(self, context: StageContext, examiner: Examiner) -> None:
+        """Answers for the gates that compare this model with another."""
+        items = _items(context, "development")
+        rows = examiner.answers(items, context.config.examine.samples, "development")
+        named = [{"item": item.id, "category": item.category} | row for item, row in zip(items, rows, strict=True)]
+        write_json_lines(context.out / DEVELOPMENT_FILE, named)
 
     def grpo(self, context: StageContext) -> None:
         """Reinforcement learning in a learner process; if that dies, it goes on from the last checkpoint."""
@@ -184,7 +194,11 @@ class Examiner:
         rows: list[dict[str, Any]] = []
         size = 4 * config.engine.prompts_per_call
         batches = [(start, items[start : start + size]) for start in range(0, len(items), size)]
-        asked = [ask(self.engines, self._prompts(some, start), sampling, self.weights, size) for start, some in batches]
+        names = ("development",) if name == "development" else ()
+        asked = [
+            ask(self.engines, self._prompts(some, start, *names), sampling, self.weights, size)
+            for start, some in batches
+        ]
         for (_, some), batch in zip(batches, asked, strict=True):
             answers, _ = collect(self.engines, batch, self.context.check_stop)
             texts = [answer_texts(row, self.processor) for row in answers]
@@ -202,9 +216,9 @@ class Examiner:
             self.context.progress(len(rows), len(items), name)
         return rows
 
-    def _prompts(self, items: Sequence[Item], first: int) -> list[Any]:
-        """Prompts whose samples depend on the run's seed and the item's place."""
-        seed = partial(integer, self.context.seed, "examine")
+    def _prompts(self, items: Sequence[Item], first: int, *names: str) -> list[Any]:
+        """Prompts whose samples depend on the run's seed, the names and the item's place."""
+        seed = partial(integer, self.context.seed, "examine", *names)
         return [item_prompt(item, self.processor, seed(first + place)) for place, item in enumerate(items)]
 
 

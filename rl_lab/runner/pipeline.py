@@ -19,7 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rl_lab.config.model import ModelConfig
 from rl_lab.config.pipeline import Gate, Step, steps
 from rl_lab.config.schema import RunConfig
 from rl_lab.runner.graph import Node, stage_params
@@ -138,20 +137,15 @@ class _Chain:
     def teacher_sections(self) -> dict[str, Any]:
         """What the teacher has of its own."""
         teacher = self.config.teacher
-        model = teacher.model if teacher.path is None else ModelConfig(path=teacher.path)
-        return {"model": model, "cold_start": teacher.cold_start}
+        return {"model": teacher.model} | ({} if teacher.training is None else {"cold_start": teacher.training})
 
     def make_teacher(self, step: Step) -> None:
-        """Another base, with sizes and settings of its own, or the checkpoint of the config; not part of the chain."""
+        """Another base, with sizes and settings of its own, or a checkpoint as it is; not part of the chain."""
         self.teacher = self.newest = Model(TEACHER, TEACHER)
-        labels = self.labels(self.teacher, None)
-        if self.config.teacher.path is not None:
-            params = {"model": stage_params(self.teacher_config(), "teacher")["model"]}
-            self.add(TEACHER, "teacher", {}, params=params, **labels)
-            return
-        params = stage_params(self.teacher_config(), "cold_start")
-        inputs = {"questions": "questions"}
-        self.add(TEACHER, "cold_start", inputs, params=params, sections=self.teacher_sections(), **labels)
+        kind = "teacher" if self.config.teacher.training is None else "cold_start"
+        params, sections = stage_params(self.teacher_config(), kind), self.teacher_sections()
+        inputs = {} if kind == "teacher" else {"questions": "questions"}
+        self.add(TEACHER, kind, inputs, params=params, sections=sections, **self.labels(self.teacher, None))
 
     def imitate(self, step: Step) -> None:
         """Fine-tuning on the teacher's traces, from where distill starts; not part of the chain."""
