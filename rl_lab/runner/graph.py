@@ -96,6 +96,9 @@ def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
         params["ranks"] = config.placement.ranks
     if params.get("model", {}).get("path"):
         params["model"] = params["model"] | {"preset": None, "path": tree_digest(Path(config.model.path or ""))}
+    if config.demos.files is not None and "demos" in params:
+        paths = [recording_digest(Path(path)) for path in config.demos.files.paths] if kind == "demos" else []
+        params["demos"]["files"] |= {"paths": paths}  # other stages have it by their input
     if "questions" in params:
         if not config.questions.development:
             del params["questions"]["development"], params["questions"]["development_file"]
@@ -103,12 +106,14 @@ def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
     return params
 
 
-    if config.demos.files is not None and "demos" in params:
-        paths = [recording_digest(Path(path)) for path in config.demos.files.paths] if kind == "demos" else []
-        params["demos"]["files"] |= {"paths": paths}  # other stages have it by their input
 def source_digest(path: Path) -> str:
     """SHA-256 over the contents of a source of questions and of the pictures that it names."""
     return hashlib.sha256("".join(map(file_digest, source_files(path))).encode()).hexdigest()
+
+
+def recording_digest(path: Path) -> str:
+    """SHA-256 over the contents of a file of demonstrations, or of all files of a folder."""
+    return tree_digest(path) if path.is_dir() else file_digest(path)
 
 
 def file_digest(path: Path) -> str:
@@ -118,11 +123,6 @@ def file_digest(path: Path) -> str:
 
 def tree_digest(root: Path, suffixes: tuple[str, ...] = ()) -> str:
     """SHA-256 over relative names and contents of the files under a folder (with these suffixes, or all)."""
-def recording_digest(path: Path) -> str:
-    """SHA-256 over the contents of a file of demonstrations, or of all files of a folder."""
-    return tree_digest(path) if path.is_dir() else file_digest(path)
-
-
     digest = hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         if not suffixes or path.suffix in suffixes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from rl_lab.config.action import FilesConfig
 from rl_lab.config.schema import RunConfig
 from rl_lab.runner import joint_costs
-from rl_lab.config.action import FilesConfig
 from rl_lab.runner.graph import Node
 from rl_lab.runner.store import Store
 
@@ -33,10 +34,10 @@ PRESET_FACTOR = {"nano": 1, "small": 6, "mini": 25, "mot-2b": 1000}
 def units(node: Node, config: RunConfig) -> tuple[int, str]:
     """How many units of work a stage is, and what they are."""
     questions, exam = config.questions, config.examine
-    if node.kind in ("demos", "evaluate"):
-        episodes = config.demos.episodes if node.kind == "demos" else config.eval.episodes
     if node.kind == "demos" and config.demos.files is not None:
         return _num_recorded(config.demos.files), "episodes"
+    if node.kind in ("demos", "evaluate"):
+        episodes = config.demos.episodes if node.kind == "demos" else config.eval.episodes
         return episodes * len(config.env.tasks) * len(config.env.variants), "episodes"
     if node.kind == "questions":
         return questions.train + questions.cold_start + questions.held_out + questions.development, "questions"
@@ -52,10 +53,6 @@ def units(node: Node, config: RunConfig) -> tuple[int, str]:
     return (config.collect.pairs, "pairs") if node.kind == "collect" else (_training(node, config).steps, "steps")
 
 
-def _training(node: Node, config: RunConfig) -> Any:
-    """The section with the steps of a stage that trains."""
-    name = "rl" if node.kind == "grpo" else node.kind
-    return node.sections.get(name, getattr(config, name))
 def _num_recorded(files: FilesConfig) -> int:
     """Episodes in the files of demonstrations."""
     from rl_lab.formats.recordings import find_recordings  # here, because it imports the readers of all formats
@@ -64,6 +61,10 @@ def _num_recorded(files: FilesConfig) -> int:
     return len(find_recordings(paths, image_size=1, save_freq=files.save_freq, split=files.instructions)[0])
 
 
+def _training(node: Node, config: RunConfig) -> Any:
+    """The section with the steps of a stage that trains."""
+    name = "rl" if node.kind == "grpo" else node.kind
+    return node.sections.get(name, getattr(config, name))
 
 
 def _seconds_per_unit(node: Node, config: RunConfig) -> float:
