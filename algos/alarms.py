@@ -1,4 +1,4 @@
-"""Limits and alarms of preference training: how far the proximal term lets losses fall, and when training goes wrong.
+"""Limits and alarms of training: how far the proximal term lets losses fall, and when training goes wrong.
 
 Implicit accuracy is no alarm: it is close to 1 in runs that collapse too. Flow losses beside the reference's are,
 because policy and reference are measured on the same noise.
@@ -109,4 +109,20 @@ def cap_alarm(
     return (
         f"cap: the flow loss of winners stays at {loss:.4g} beside the reference's {reference:.4g} over the last "
         f"{window} steps, and {100 * capped:.0f} % of them are no longer pulled down; lower beta * lambda_pro"
+    )
+
+
+def truncation_alarm(history: Sequence[Metrics], window: int = 10, limit: float = 0.9) -> str | None:
+    """Says when a policy no longer ends its answers (length collapse), else None.
+
+    Fires if, over the last `window` steps, at least `limit` of the answers were cut off at the length limit. Their
+    rewards then come from answers that are not finished, and what they teach is to go on writing.
+    """
+    truncated = _recent_mean(history, "rollouts/truncated", window)
+    if truncated is None or truncated < limit:
+        return None
+    began = next(float(step["rollouts/truncated"]) for step in history if "rollouts/truncated" in step)
+    return (
+        f"length collapse: {100 * truncated:.0f} % of the answers of the last {window} steps were cut off at the limit, "
+        f"{100 * began:.0f} % at the beginning; raise the limit, lower the learning rate or reward short answers"
     )

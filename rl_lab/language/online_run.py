@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from algos.alarms import truncation_alarm
 from rewards.compose import Rewards
 from rl_lab.language.grpo_exam import HeldOutExam
 from rl_lab.language.item_files import ItemFile
@@ -16,6 +19,8 @@ class OnlineRun:
         """`steps` stand at the last checkpoint; examinations come every so many batches, 0 for none."""
         self.context, self.steps, self.examine_every = context, steps, examine_every
         self.learner, self.state = steps.learner, steps.state
+        self._history: list[dict[str, Any]] = []
+        """Lines of the run so far."""
         truth = context.config.truth
         self.truth = steps.rewards if truth is None else Rewards(truth)
         self.exam = HeldOutExam(
@@ -32,7 +37,7 @@ class OnlineRun:
         """Learn from batch after batch; errors as `OnlineSteps.step`."""
         progress, steps = self.state.progress, self.steps.method.steps
         every = self.context.checkpoint_every(steps)
-        self.context.resume_from(progress.step if progress.step else -1)
+        self._history += self.context.resume_from(progress.step if progress.step else -1)
         self.state.forget_later()
         try:
             if progress.step == 0:
@@ -58,7 +63,17 @@ class OnlineRun:
         if progress.batches > batches and every and progress.batches % every == 0:
             line |= self._examine()
         self.context.log(progress.step, **line)
+        self._history.append(line)
+        self._raise_alarm(progress.step)
         self.steps.check_mismatch(line)
+
+    def _raise_alarm(self, step: int) -> None:
+        """Say once in a run that answers no longer end."""
+        alarm = None if any("alarm" in line for line in self._history) else truncation_alarm(self._history)
+        if alarm is not None:
+            self.context.say(f"step {step}: {alarm}")
+            self._history.append({"alarm": alarm})
+            self.context.log(step, alarm=alarm)
 
     def _examine(self) -> dict[str, float]:
         steps = self.steps

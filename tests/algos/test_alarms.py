@@ -1,8 +1,9 @@
 """Alarms: planted failures they must catch, healthy runs they must not."""
 
+import numpy as np
 import pytest
 
-from algos.alarms import cap_alarm, collapse_alarm
+from algos.alarms import cap_alarm, collapse_alarm, truncation_alarm
 from tests.algos.toy_training import train
 
 
@@ -49,3 +50,26 @@ def test_an_alarm_waits_for_a_full_window_of_steps_that_log_its_metrics():
 def test_the_margin_of_the_collapse_alarm_is_relative_to_the_reference():
     history = steps(50, **{"flow/identical": 0.115, "flow/identical_reference": 0.1})
     assert collapse_alarm(history, margin=0.2) is None and collapse_alarm(history, margin=0.1) is not None
+
+
+def truncated(*shares):
+    return [{"rollouts/truncated": share} for share in shares]
+
+
+def test_answers_that_no_longer_end_are_caught_while_it_happens():
+    rising = truncated(*np.linspace(0.02, 1.0, 30), *[1.0] * 10)
+    fired = [end for end in range(1, 41) if truncation_alarm(rising[:end]) is not None]
+    assert fired == list(range(32, 41)), "the second step in which no answer ended"
+    message = truncation_alarm(rising)
+    assert message is not None and message.startswith("length collapse: 100 % of the answers")
+    assert "2 % at the beginning" in message
+
+
+def test_answers_that_end_raise_no_alarm_also_where_one_step_does_not():
+    steady = truncated(*[0.3, 0.5, 0.2, 0.4] * 10)
+    assert all(truncation_alarm(steady[:end]) is None for end in range(41))
+    assert truncation_alarm([*steady, *truncated(1.0, 1.0, 1.0), *steady[:7]]) is None
+
+
+def test_the_length_alarm_waits_for_a_full_window():
+    assert truncation_alarm(truncated(*[1.0] * 9)) is None and truncation_alarm(truncated(*[1.0] * 10)) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from rl_lab.language.answering import Scored
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.pool.edits import give_edits
 from rl_lab.pool.store import connect
-from tests.language.builders import FakeRun, Killed, make_item
+from tests.language.builders import FakeEngines, FakeRun, Killed, make_item
 from tests.pool.test_store import content
 
 
@@ -285,3 +286,26 @@ def test_items_of_the_pool_show_their_question(make):
     with closing(connect(run.out / "pool.sqlite")) as db:
         rows = dict(db.execute("SELECT id, content FROM items"))
     assert make_item(3).prompt in rows["item-3"] and "solution" not in rows["item-3"]
+
+
+def test_answers_that_no_longer_end_raise_one_alarm_also_where_the_run_was_killed(make, capsys, monkeypatch):
+    answer = FakeEngines._answer
+
+    def unfinished(engines, item, prompt, draw, version):
+        return replace(answer(engines, item, prompt, draw, version), finished=version < 3)
+
+    monkeypatch.setattr(FakeEngines, "_answer", unfinished)
+    unbroken = make("unbroken", "rl.steps=14").start()
+    alarms = [line for line in unbroken.metrics() if "alarm" in line]
+    assert [line["step"] for line in alarms] == [11] and alarms[0]["alarm"].startswith("length collapse: 9")
+    assert capsys.readouterr().err.count("length collapse") == 1
+    broken = make("broken", "rl.steps=14")
+    for step in (10, 13):
+        broken.kill_at = step
+        with pytest.raises(Killed):
+            broken.start()
+    assert broken.start().metrics() == unbroken.metrics()
+
+
+def test_answers_that_end_raise_no_alarm(make):
+    assert not [line for line in make("run", "rl.steps=12").start().metrics() if "alarm" in line]
