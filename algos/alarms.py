@@ -123,6 +123,6 @@ def truncation_alarm(history: Sequence[Metrics], window: int = 10, limit: float 
         return None
     began = next(float(step["rollouts/truncated"]) for step in history if "rollouts/truncated" in step)
     return (
-        f"length collapse: {100 * truncated:.0f} % of the answers of the last {window} steps were cut off at the limit, "
-        f"{100 * began:.0f} % at the beginning; raise the limit, lower the learning rate or reward short answers"
+        f"length collapse: {100 * truncated:.0f} % of the answers of the last {window} steps were cut off at the "
+        f"limit, {100 * began:.0f} % at the beginning; raise it, lower the learning rate or reward short answers"
     )
