@@ -172,7 +172,7 @@ class FlowPROStep:
 
     def collect(self, episodes: int) -> int:
         """Collect from so many episodes; control steps of policy and corrector."""
-        found = self.simulation.collect(self._unit(episodes), self.snapshot, ROLLBACK, "expert")
+        found = self.simulation.collect(self._unit(episodes), self.snapshot, ROLLBACK, "scripted_expert")
         return found.counts["policy_steps"] + found.counts["corrector_steps"]
 
     def optimise(self, rows: int) -> None:
