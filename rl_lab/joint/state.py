@@ -14,7 +14,7 @@ from rl_lab.json_lines import append_json_line, read_json_lines, write_json_line
 from rl_lab.language.grpo_state import LEARNER_FILE, Progress
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.learning.saved_states import SavedStates
-from rl_lab.pool.store import POOL_FILE, PoolStore
+from rl_lab.pool.store import POOL_FILE, PoolStore, remove_pool
 from rl_lab.workers.weights import Snapshot, publish, pull
 
 STATE_FILE = "state.json"
@@ -45,8 +45,10 @@ class JointState:
     def __init__(self, out: Path, scratch: Path, warn: Callable[[str], None]) -> None:
         """At the last state that is whole and that the stored rollouts lead to; `warn` is told of what is not."""
         self.out, self.states, self.good = out, SavedStates(scratch / "states"), SavedStates(scratch / "good")
+        self._warn = warn
         self.states.drop_damaged(warn)
         self._drop_damaged_rollouts(warn)
+        self._drop_without_good()
         self.progress, self.counts = Progress(), Counts()
         self.guard: dict[str, Any] | None = None
         self._newest = self.states.newest
@@ -54,6 +56,7 @@ class JointState:
             saved = json.loads((self._newest / STATE_FILE).read_text())
             self.progress, self.counts = Progress(**saved["language"]), Counts(**saved["counts"])
             self.guard = saved["guard"]
+        self.good.drop_from(self.counts.turn + 1)  # of an examination that comes again
 
     def _drop_damaged_rollouts(self, warn: Callable[[str], None]) -> None:
         """What a damaged file held is asked again, from a state before it."""
@@ -66,6 +69,16 @@ class JointState:
                 if saved["language"]["step"] >= step:
                     self.states.drop_from(turn)
                     break
+
+    def _drop_without_good(self) -> None:
+        """States are of use only as long as what their guard would roll back to is there."""
+        self.good.drop_damaged(self._warn)
+        for turn in reversed(self.states.steps()):
+            guard = json.loads((self.states.path(turn) / STATE_FILE).read_text())["guard"] or {}
+            if guard.get("good") in (None, *self.good.steps()):
+                return
+            self._warn(f"what the guard would roll back to at turn {turn} is lost; going on from before it")
+            self.states.drop_from(turn)
 
     @property
     def learner_state(self) -> Path | None:
@@ -82,9 +95,8 @@ class JointState:
         """The pool as it was at the last checkpoint, or a new one, which is kept as checkpoint 0."""
         path = self.out / POOL_FILE
         if self._newest is not None:
-            return PoolStore.restore(self._newest, path)
-        for suffix in ("", "-wal", "-shm"):  # of a pool whose states are all lost
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+            return PoolStore.restore(self._newest, path, self._warn)
+        remove_pool(path)  # of states that are all lost
         pool = create(path)
         self.save(pool, lambda folder: None, [])
         return pool
@@ -95,11 +107,10 @@ class JointState:
         return publish(_weights(self._newest, version), version)
 
     def forget_later(self) -> None:
-        """Drop what the files say about turns after the last checkpoint; they come again."""
+        """Put back what the files said at the last checkpoint; later turns come again."""
+        saved = self._newest if self.counts.turn else None  # the state of turn 0 comes before its examination
         for name in (EXAMS_FILE, GUARD_FILE):
-            lines = read_json_lines(self.out / name, missing_ok=True)
-            kept = [line for line in lines if self.counts.turn and line["turn"] <= self.counts.turn]
-            write_json_lines(self.out / name, kept)
+            write_json_lines(self.out / name, [] if saved is None else read_json_lines(saved / name))
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """A line of one of the files."""
@@ -117,6 +128,8 @@ class JointState:
             for snapshot in older:
                 pull(snapshot, _weights(folder, snapshot.version))
             pool.checkpoint(folder)
+            for name in (EXAMS_FILE, GUARD_FILE):
+                write_json_lines(folder / name, read_json_lines(self.out / name, missing_ok=True))
             content = {"language": asdict(self.progress), "counts": asdict(self.counts), "guard": self.guard}
             write_whole(folder / STATE_FILE, json.dumps(content))
 
