@@ -10,6 +10,8 @@ from typing import Any
 
 from algos.alarms import cap_warning
 from algos.methods import find_method
+from rewards.compose import Rewards
+from rl_lab.config.action import FilesConfig
 from rl_lab.config.model import ModelConfig
 from rl_lab.config.pipeline import ENGINE_STAGES
 from rl_lab.config.schema import RunConfig
@@ -28,26 +30,51 @@ def check_machine(config: RunConfig) -> None:
     _check_gl()
 
 
-def _sizes(model: ModelConfig) -> Any:
-    """The `HyVLAConfig` of the preset or the checkpoint."""
-    from rl_lab.model.config import HyVLAConfig
-    from rl_lab.model.presets import preset_config
+def _sizes(model: ModelConfig) -> tuple[Any, int]:
+    """The `HyVLAConfig` that SFT starts from, and the commands of its chunks."""
+    from rl_lab.action.starting import num_commands, sized_config  # here, because they import the model
 
-    if model.path is None:
-        return preset_config(model.preset)
-    for name in ("config.json", "model.safetensors"):
-        if not (Path(model.path) / name).is_file():
+    for name in ("config.json", "model.safetensors") if model.path is not None else ():
+        if not (Path(model.path or "") / name).is_file():
             raise UserError(f"model.path: {model.path} is no checkpoint folder: {name} is missing")
     try:
-        return HyVLAConfig.from_pretrained(model.path)
+        return sized_config(model), num_commands(model)
     except (ValueError, OSError, TypeError) as error:
-        raise UserError(f"model.path: {model.path} does not fit: {error}") from error
+        where = "model" if model.path is None else f"model.path: {model.path} does not fit"
+        raise UserError(f"{where}: {error}") from error
+
+
+def _check_files(files: FilesConfig, image_size: int) -> None:
+    """There are episodes in every file and folder, all of one rate."""
+    from rl_lab.formats.recordings import find_recordings
+
+    paths = [Path(path) for path in files.paths]
+    try:
+        find_recordings(paths, image_size=image_size, save_freq=files.save_freq, split=files.instructions)
+    except UserError as error:
+        raise UserError(f"demos.files: {error}") from error
+
+
+def _check_rounds_see_one_frame(config: RunConfig) -> None:
+    """Pairs have no past frames: a policy that needs them cannot learn from them."""
+    from rl_lab.learning.checkpoint import read_info
+
+    if config.num_rounds and config.model.path is not None:
+        info = read_info(Path(config.model.path))
+        if info.history > 1 or info.first_slot != "next":
+            raise UserError(
+                f"model.path: {config.model.path} sees {info.history} frames and its chunks begin with the "
+                f"{info.first_slot} pose; rounds work with 1 and next only: leave the repeated stages out"
+            )
 
 
 def _check_model(config: RunConfig) -> None:
     """The sizes of the model fit what the stages do with it."""
-    sizes = _sizes(config.model)
-    chunk, rollback = sizes.n_action_steps, config.collect.rollback_steps
+    sizes, chunk = _sizes(config.model)
+    rollback = config.collect.rollback_steps
+    _check_rounds_see_one_frame(config)
+    if config.demos.files is not None:
+        _check_files(config.demos.files, sizes.image_size)
     if config.env.image_size != sizes.image_size:
         wanted = f"env.image_size is {config.env.image_size} but the model takes {sizes.image_size} pixels"
         raise UserError(f"{wanted}; set env.image_size={sizes.image_size}")

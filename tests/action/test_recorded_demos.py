@@ -1,8 +1,11 @@
 """SFT on files of RoboTwin and LeRobot: what it sees, what it refuses, and a policy that then acts."""
 
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,10 +15,12 @@ from algos.chunks import Timing
 from envs.robotwin.env import fit
 from rl_lab.action.batching import fit_processor
 from rl_lab.action.buffers import read_episodes, write_episodes
+from rl_lab.action.recorded_demos import record_demos
 from rl_lab.action.starting import num_commands, sized_config, starting_policy
 from rl_lab.action.streaming import DemonstrationStream
 from rl_lab.action.training import SFTPlan
-from rl_lab.config.action import SFTConfig
+from rl_lab.config import resolve_config
+from rl_lab.config.action import DemosConfig, FilesConfig, SFTConfig
 from rl_lab.config.model import MemoryConfig, ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.formats.lerobot_write import write_lerobot
@@ -23,6 +28,7 @@ from rl_lab.formats.recordings import find_recordings
 from rl_lab.formats.robotwin import read_robotwin
 from rl_lab.learning.checkpoint import read_info
 from rl_lab.learning.training import Training
+from rl_lab.runner.graph import stage_params
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from rl_lab.workers.weights import publish
 from tests.formats.robotwin_files import write_classic, write_trajectory
@@ -171,6 +177,63 @@ def test_a_trained_policy_keeps_its_statistics_and_time_unless_asked(demos, tmp_
 def test_a_tower_without_a_block_where_frames_meet_is_refused():
     with pytest.raises(ValueError, match="model.memory.layer_stride=2"):
         sized_config(ModelConfig(memory=MemoryConfig()))
+
+
+class Here:
+    """The cluster's simulation workers, in this process."""
+
+    def simulation_pool(self):
+        return nullcontext(self)
+
+    def map(self, submit, units, check_stop):
+        check_stop()
+        actor = SimpleNamespace(read_recordings=SimpleNamespace(remote=Simulation().read_recordings))
+        return [submit(actor, unit) for unit in units]
+
+
+def record(raw, out, said, **options):
+    files = FilesConfig(paths=(str(raw),), **options)
+    config = SimpleNamespace(demos=DemosConfig(files=files), env=SimpleNamespace(image_size=64))
+    context = SimpleNamespace(
+        config=config, out=out, say=said.append, progress=lambda *_: None, check_stop=lambda: None
+    )
+    out.mkdir()
+    record_demos(Here(), context)
+
+
+def test_the_stage_names_every_problem_and_skips_only_when_asked(raw, tmp_path):
+    for number in (1, 2):
+        with h5py.File(raw / f"handover_block/demo_clean/data/episode{number}.hdf5", "r+") as file:
+            file["endpose/left_endpose"][3] = np.nan
+    said = []
+    with pytest.raises(UserError, match="2 of 3 episodes are broken, the first: .*episode1.hdf5, frame 3.*skip_broken"):
+        record(raw, tmp_path / "stopped", said)
+    assert len(said) == 2 and "episode2.hdf5, frame 3: pose is not finite" in said[1]
+    record(raw, tmp_path / "skipped", said, skip_broken=True)
+    assert len(read_episodes(tmp_path / "skipped")) == 1
+    assert len((tmp_path / "skipped/problems.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_contents_of_the_files_decide_the_hash_of_the_stage_and_their_names_do_not(raw, tmp_path):
+    def params(folder, kind="demos"):
+        config = resolve_config(
+            {
+                "name": "x",
+                "stages": ["demos", "sft"],
+                "sft": {"probe_weight": 0.0},
+                "demos": {"files": {"paths": [str(folder)]}},
+                "env": {"backend": "tabletop"},
+            },
+            "here",
+        )
+        return stage_params(config, kind)["demos"]
+
+    before = params(raw)
+    copy = shutil.copytree(raw, tmp_path / "copy")
+    assert params(copy) == before and params(copy, "sft") == params(raw, "sft")
+    with h5py.File(copy / "handover_block/demo_clean/data/episode1.hdf5", "r+") as file:
+        file["endpose/left_endpose"][3] += 0.001
+    assert params(copy) != before
 
 
 RUN = """

@@ -27,7 +27,7 @@ def records(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     write_episodes(folder / "demos", [episode(1), episode(2)])
     write_pairs(folder / "pairs", [pair(1), pair(2)])
-    plan = SFTPlan(ModelConfig(), SFTConfig(**STEPS), folder / "demos", seed=0)
+    plan = SFTPlan(ModelConfig(), SFTConfig(**STEPS), folder / "demos", stride=1, seed=0)
     run(plan, folder / "sft")
     return folder
 
@@ -50,6 +50,7 @@ def optimise_plan(records: Path, policy: str = "sft", **changes) -> OptimisePlan
         policy=records / policy,
         sft=records / "sft",
         demos=records / "demos",
+        stride=1,
         pairs=(records / "pairs",),
         seed=0,
     )
@@ -109,14 +110,14 @@ def test_other_methods_train_adapters_too(records, tmp_path, method):
 
 def test_imitation_adapts_a_checkpoint(records, tmp_path):
     settings = SFTConfig(**STEPS, lora=LORA, ema=0.0)
-    plan = SFTPlan(ModelConfig(path=str(records / "sft")), settings, records / "demos", seed=0)
+    plan = SFTPlan(ModelConfig(path=str(records / "sft")), settings, records / "demos", stride=1, seed=0)
     run(plan, tmp_path / "adapted")
     assert changed(records / "sft", tmp_path / "adapted")
 
 
 def test_a_bfloat16_policy_with_recomputed_activations_goes_through_both_stages(records, tmp_path):
     settings = SFTConfig(**STEPS, gradient_checkpointing=True, ema_start=2)
-    plan = SFTPlan(ModelConfig(dtype="bfloat16"), settings, records / "demos", seed=0)
+    plan = SFTPlan(ModelConfig(dtype="bfloat16"), settings, records / "demos", stride=1, seed=0)
     run(plan, tmp_path / "sft")
     assert {value.dtype for value in weights(tmp_path / "sft").values()} == {torch.bfloat16}
     settings = OptimiseConfig(**STEPS, train=("vision", "vlm", "expert"), gradient_checkpointing=True, lora=LORA)

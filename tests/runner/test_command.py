@@ -16,8 +16,11 @@ from tests.runner.files import EXPERIMENTS, write_small
 from tests.runner.test_executor import FakeStages
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDS_FILES = {"frontier_rl_paper"}
-"""Experiments on files that only their user has."""
+NEEDS_FILES = {
+    "frontier_rl_paper": "questions.train_file: there is no",
+    "sft_robotwin": "demos.files: there is no data/handover_block/demo_clean",
+}
+"""Experiments on files that only their user has, and what is said without them."""
 SLOW_RUN = """
 import sys
 from contextlib import nullcontext
@@ -79,7 +82,7 @@ def test_a_dry_run_of_every_experiment_prints_config_plan_and_cost_and_writes_no
 @pytest.mark.parametrize("name", sorted(NEEDS_FILES))
 def test_an_experiment_on_files_that_are_not_there_names_the_first(home, monkeypatch, name):
     monkeypatch.setattr(preflight, "has_vllm", lambda: True)
-    with pytest.raises(UserError, match="questions.train_file: there is no"):
+    with pytest.raises(UserError, match=NEEDS_FILES[name]):
         main(str(EXPERIMENTS / f"{name}.yaml"), "--dry-run")
     assert written(home) == []
 
