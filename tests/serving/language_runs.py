@@ -115,12 +115,11 @@ def assert_same_run(path: Path, expected: Path) -> None:
     weights, wanted = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert all(np.array_equal(weights[name], wanted[name]) for name in weights | wanted)
     assert lines(path) == lines(expected)
-    assert_counted_once(path)
+    assert_counted_once(one)
 
 
-def assert_counted_once(path: Path) -> None:
+def assert_counted_once(folder: Path) -> None:
     """Every selected item has one group of rollouts, and the pool one observation of its rewards; nothing else does."""
-    folder = path / "grpo" / NODE
     rows = RolloutStore(folder).read()
     assert rows and all(row["tokens"] and len(row["logprobs"]) == len(row["tokens"]) for row in rows)
     pool = content(folder / "pool.sqlite")

@@ -33,7 +33,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
 pytestmark = pytest.mark.slow
 
 RUN = (str(SMOKE), *TRAINING, "--run-dir", "run")
-STALE = (*RUN, "rl.staleness=1")
+STALE = {staleness: (*RUN, f"rl.staleness={staleness}") for staleness in (1, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +56,6 @@ def unbroken(cluster, tmp_path_factory):
 @pytest.fixture
 def folder(unbroken, tmp_path):
     return with_stages(unbroken, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def unbroken_stale(cluster, unbroken, tmp_path_factory):
-    folder = with_stages(unbroken, tmp_path_factory.mktemp("stale"))
-    assert here(cluster, folder, *STALE) == 0
-    return folder
 
 
 def kill(title, path, after):
@@ -109,10 +102,11 @@ def test_a_run_stopped_by_sigterm_is_resumed(cluster, unbroken, folder):
     assert_same_run(path, unbroken / "run")
 
 
-def test_with_rollouts_ahead_of_the_learner_nothing_is_lost_or_counted_twice(
-    cluster, unbroken_stale, unbroken, tmp_path
-):
-    folder = with_stages(unbroken, tmp_path)
+@pytest.mark.parametrize("staleness", STALE)
+def test_with_rollouts_ahead_of_the_learner_nothing_is_lost_or_counted_twice(cluster, unbroken, tmp_path, staleness):
+    """Every selected item is answered once in the store and observed once by the pool: see `assert_counted_once`."""
+    expected, folder = (with_stages(unbroken, tmp_path / name) for name in ("expected", "folder"))
+    assert here(cluster, expected, *STALE[staleness]) == 0
     path = folder / "run"
 
     def trouble():
@@ -122,9 +116,9 @@ def test_with_rollouts_ahead_of_the_learner_nothing_is_lost_or_counted_twice(
         os.kill(os.getpid(), signal.SIGTERM)
 
     with meanwhile(trouble):
-        assert here(cluster, folder, *STALE) == 130
+        assert here(cluster, folder, *STALE[staleness]) == 130
     assert here(cluster, folder, "--resume", "run") == 0
-    assert_same_run(path, unbroken_stale / "run")
+    assert_same_run(path, expected / "run")
 
 
 def test_a_driver_killed_at_random_moments_is_resumed_with_one_engine_to_the_bits_of_two(unbroken, folder):

@@ -131,7 +131,7 @@ def test_examinations_have_every_question_with_its_controls(done):
 
 
 def test_pool_and_rollouts_say_the_same(done, lines):
-    assert_counted_once(done.path)
+    assert_counted_once(done.path / "grpo" / NODE)
     rows = RolloutStore(done.node).read()
     for line in lines[1:]:
         step = [row for row in rows if row["step"] == line["step"]]
