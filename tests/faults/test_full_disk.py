@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ray.exceptions import RayTaskError
@@ -19,6 +20,7 @@ from rl_lab.disk_errors import DiskError, disk_error
 from rl_lab.errors import run_command as exit_with
 from rl_lab.files import write_file, write_folder
 from rl_lab.language import grpo_state, rollout_store
+from rl_lab.language.model import load_language_model
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.learning.checkpoint import save_training_state
 from rl_lab.learning.saved_states import SavedStates
@@ -304,3 +306,22 @@ def test_rollouts_that_did_not_fit_are_not_there(disk):
         store.write(1, [])
     free(disk)
     assert store.steps() == []
+
+
+def test_a_checkpoint_that_does_not_fit_is_known_as_a_full_disk(disk, policy):
+    model = load_language_model(policy)
+    fill(disk, leave=1 << 20)
+    with pytest.raises(Exception) as failure:  # noqa: PT011 - of whatever library
+        model.save(disk / "checkpoint", model.info)
+    assert "no space is left on the disk" in str(disk_error(failure.value, "run")), repr(failure.value)
+    free(disk)
+    model.save(disk / "checkpoint", model.info)
+    assert load_language_model(disk / "checkpoint").info == model.info
+
+
+def test_pairs_that_do_not_fit_are_known_as_a_full_disk(disk):
+    fill(disk, leave=1 << 16)
+    arrays = {"images": np.random.default_rng(0).integers(0, 256, 1 << 20, dtype=np.uint8)}
+    with pytest.raises(OSError) as failure:
+        np.savez_compressed(disk / "pair-0000.npz", **arrays)
+    assert "no space is left on the disk" in str(disk_error(failure.value, "run"))
