@@ -6,7 +6,8 @@
     diff RUN_A RUN_B          two pools                                html RUN          one self-contained page
 
 RUN is a run folder, live or finished; of a run with several pools, RUN/grpo/NODE. RUN@STEP is its checkpoint at that
-step. Pins and retirements need a run that goes on.
+step. Pins and retirements need a run that goes on. Of traces that were sampled for fine-tuning, RUN/rft/NODE, show and
+why say which were kept and why others were dropped.
 Exit code: 0 done, 2 bad input.
 """
 
@@ -23,6 +24,7 @@ from rl_lab.pool.edits import give_edits
 from rl_lab.pool.show import export, show
 from rl_lab.pool.store import connect, transaction
 from rl_lab.pool.tables import difference, history, listing
+from rl_lab.pool.traces import explain_traces, show_traces, trace_folder
 from rl_lab.pool.view import SORTS, Filter, PoolView
 from rl_lab.pool.why import explain
 from rl_lab.reports.pool_page import write_page
@@ -53,6 +55,9 @@ def _ls(options: Options) -> str:
 
 
 def _show(options: Options) -> str:
+    traces = trace_folder(options.run)
+    if traces is not None:
+        return show_traces(traces, options.item, options.rollouts)
     with closing(PoolView(options.run)) as view:
         return show(view, options.item, options.rollouts, options.images or view.place.run / "pool_images")
 
@@ -66,6 +71,9 @@ def _why(options: Options) -> str:
     item, _, step = options.item.rpartition("@")
     if not item or not step.isdigit():
         raise UserError(f"{options.item!r} is not ITEM@STEP; write for example {options.item.split('@')[0]}@12")
+    traces = trace_folder(options.run)
+    if traces is not None:
+        return "\n".join(explain_traces(traces, item, int(step)))
     with closing(PoolView(options.run)) as view:
         return "\n".join(explain(view, item, int(step)))
 
