@@ -65,6 +65,12 @@ def pool_line(band_counts: Array, observations: Sequence[Observation]) -> dict[s
     return line | {f"pool_flow/{BANDS[i]}>{BANDS[j]}": float(flow[i, j]) for i, j in moved}
 
 
+def group_spread(rewards: Array) -> float:
+    """Mean over groups of the standard deviation of their known rewards; rewards [P, G], NaN where a call failed."""
+    known = rewards[~np.isnan(rewards).all(1)]
+    return float(np.nanstd(known, axis=1).mean()) if len(known) else 0.0
+
+
 def rollout_line(answered: Answered, signal: Array, num_first: int, version: int) -> dict[str, float]:
     """`rollouts/..` of a step whose first round asked `num_first` items, with weights of `version` at the learner."""
     flat = [answer for row in answered.answers for answer in row]
@@ -72,6 +78,7 @@ def rollout_line(answered: Answered, signal: Array, num_first: int, version: int
         "rollouts/groups": float(len(answered.items)),
         "rollouts/refilled": float(len(answered.items) - num_first),
         "rollouts/signal": float(signal.mean()),
+        "rollouts/spread": group_spread(answered.scored.rewards),
         "rollouts/tokens": float(answered.num_tokens),
         "rollouts/length": answered.num_tokens / len(flat),
         "rollouts/truncated": float(np.mean([not answer.finished for answer in flat])),

@@ -70,6 +70,7 @@ DEFINITIONS = {
     "rollouts/tokens": "Completion tokens generated in the step.",
     "rollouts/tokens_total": "Completion tokens generated for training so far.",
     "rollouts/length": "Tokens of an answer, mean.",
+    "rollouts/spread": "Standard deviation of the rewards in a group, mean over groups; GRPO learns from nothing else.",
     "rollouts/truncated": "Share of answers cut off at the length limit.",
     "rollouts/staleness": "Weight versions by which the weights that sampled an answer are behind, mean.",
     "traces/partial": "Share of the step's questions that some, but not all, of their traces answer correctly.",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rewards.functions import source_file
 from rl_lab.config.action import ObjectiveConfig
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
@@ -92,6 +93,9 @@ class Node:
 def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
     """The sections that a stage reads, with the content of files in place of their paths."""
     params = config.model_dump(mode="json", include=set(READS[kind]))
+    for name in ("rewards", "truth"):
+        functions = (params.get(name) or {}).get("functions", {})
+        functions |= {key: [source, file_digest(source_file(source))] for key, source in functions.items()}
     if kind in LEARNS and config.placement.ranks > 1:
         params["ranks"] = config.placement.ranks
     if params.get("model", {}).get("path"):

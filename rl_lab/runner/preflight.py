@@ -103,10 +103,12 @@ def _check_language(config: RunConfig) -> None:
             raise UserError(f"questions.{name}_file: there is no {path}; give a JSONL or Parquet file")
         if name != "cold_start" and config.rewards.judge is None and has_open_questions(path):
             raise UserError(f"questions.{name}_file: {path} has open questions; give rewards.judge, which scores them")
+    _check_rewards(config)
     folder = config.model.path
     if folder is not None and not (Path(folder) / "config.json").is_file():
         raise UserError(f"model.path: {folder} is no checkpoint folder: config.json is missing")
-    longest = max(config.grpo.max_completion_length, config.examine.max_tokens)
+    answers = config.grpo.max_completion_length if "grpo" in config.stage_names else 0
+    longest = max(answers, config.examine.max_tokens)
     if needs_engines and longest >= config.engine.max_model_len:
         raise UserError(
             f"engine.max_model_len is {config.engine.max_model_len}, but answers may be {longest} tokens long and come "
@@ -114,6 +116,18 @@ def _check_language(config: RunConfig) -> None:
         )
     if "rft" in config.stage_names:
         _check_traces(config)
+
+
+def _check_rewards(config: RunConfig) -> None:
+    """Every weight has its reward, and every function that is named can be found."""
+    variants = config.sweep.variants if config.sweep is not None else {}
+    named = {"rewards": config.rewards, "truth": config.truth}
+    named |= {f"sweep.variants.{name}": rewards for name, rewards in variants.items()}
+    for where, rewards in named.items():
+        try:
+            Rewards(rewards).close()
+        except ValueError as error:
+            raise UserError(f"{where}.{error}") from error
 
 
 def _check_traces(config: RunConfig) -> None:

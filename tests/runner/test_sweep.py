@@ -5,6 +5,7 @@ import yaml
 
 from rl_lab.config import load_config
 from rl_lab.errors import UserError
+from rl_lab.runner import preflight
 from rl_lab.runner.executor import StageError
 from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import stage_hashes
@@ -82,6 +83,28 @@ def test_a_variant_that_fails_stops_no_other_and_runs_again_alone(tmp_path, writ
     continued.run()
     assert again.ran == ["form.1.grpo", "form.1.examine"]
     assert set(statuses(folder).values()) == {"done"}
+
+
+def test_a_function_that_changes_changes_the_hash(tmp_path, write):
+    mine = tmp_path / "mine.py"
+    sweep = SWEEP | {"variants": {"verifier": {}, "mine": {"weights": {"mine": 1}, "functions": {"mine": f"{mine}:f"}}}}
+
+    def hashes(value):
+        mine.write_text(f"def f(prompts, completions, **columns):\n    return [{value}] * len(completions)\n")
+        config = load_config(write(sweep=sweep))
+        return stage_hashes(expand(config), config.seed, {"code": "1"})
+
+    before, after = hashes(0.1), hashes(0.2)
+    assert {name for name in before if before[name] != after[name]} == {
+        f"mine.{seed}.{kind}" for seed in (1, 2) for kind in ("grpo", "examine")
+    }
+
+
+def test_a_variant_whose_function_is_not_there_is_named_before_the_start(write, monkeypatch):
+    monkeypatch.setattr(preflight, "has_vllm", lambda: True)
+    variants = {"verifier": {}, "mine": {"weights": {"mine": 1}, "functions": {"mine": "nowhere.py:f"}}}
+    with pytest.raises(UserError, match=r"sweep.variants.mine.functions.mine: 'nowhere.py:f': there is no file"):
+        preflight.check_machine(load_config(write(sweep=SWEEP | {"variants": variants})))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,179 @@
+"""What distillation was worth: the gap to the teacher, how much of it the student makes up, and for how many tokens.
+
+Everything is paired on the held-out questions. `recovered` = (distilled - student) / (teacher - student); its interval
+resamples the questions and repeats the whole quotient. Tokens are completion tokens that were learned from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from rl_lab.reports.budgets import Curve, make_curve
+from rl_lab.reports.examinations import Examination, Training, read_training, reward_table
+from rl_lab.reports.replicates import (
+    Array,
+    first_reach,
+    mean_interval,
+    percentile_interval,
+    plain_mean,
+    resampled_means,
+)
+from rl_lab.reports.rundir import RunFolder
+from rl_lab.reports.verdict import Row
+
+TEACHER, DISTILL, IMITATE, STUDENT = "teacher", "distill", "imitate", "student"
+LEAST_GAP = 0.15
+"""Points that a teacher must be ahead by, for its student to have something to learn."""
+WANTED_SHARE = 0.8
+"""Of the gap, to be recovered ..."""
+WANTED_TOKENS = 0.5
+"""... with at most this share of the tokens that imitation needs for it."""
+TARGETS = (0.5, 0.8, 0.9)
+"""Shares of the gap whose tokens are compared."""
+METHOD = (
+    "rewards are means over the sampled answers to a held-out question; differences are paired on questions; 95 % "
+    "intervals by bootstrap over questions (2,000 resamples), the quotient of two differences included. Tokens to a "
+    "share of the gap: first passage of the curve of short examinations (one answer a question), linear between them"
+)
+
+
+def student_of(run: RunFolder) -> Examination | None:
+    """The examination of the model that distillation starts from: the last of the chain before it."""
+    before: list[str] = []
+    for stage in run.stages:
+        if stage["name"] == DISTILL:
+            break
+        if stage.get("kind") == "examine" and stage.get("method") != TEACHER:
+            before.append(stage["name"])
+    found = [e for e in run.examinations if e.node in before]
+    return max(found, key=lambda e: before.index(e.node), default=None)
+
+
+def examined(run: RunFolder) -> dict[str, Examination]:
+    """The examinations of student, teacher, distilled and imitating model, of those that there are."""
+    named = {e.scheme: e for e in run.examinations if e.scheme in (TEACHER, DISTILL, IMITATE)}
+    student = student_of(run)
+    return named if student is None else {STUDENT: student} | named
+
+
+def trainings(run: RunFolder) -> list[Training]:
+    """Short examinations of both ways to learn from the teacher."""
+    found = [t for t in run.trainings if t.scheme == DISTILL and len(t.steps)]
+    folder = run.path / "checkpoints" / IMITATE
+    if (folder / "held_out.jsonl").is_file():
+        found.append(Training(IMITATE, IMITATE, 1, folder, *read_training(folder / "held_out.jsonl")))
+    return found
+
+
+def reward_curves(run: RunFolder) -> list[Curve]:
+    """Held-out reward over tokens of both."""
+    made = [make_curve([training], "tokens") for training in trainings(run)]
+    return [curve for curve in made if curve is not None]
+
+
+def quotient(above: Array, below: Array) -> Row:
+    """Of two paired differences [n, 1], with an interval; None where a resample divides by 0."""
+    n, value = len(above), plain_mean(above) / plain_mean(below)
+    interval = percentile_interval(value, resampled_means(above) / resampled_means(below))
+    return {"n": n, **{name: _finite(number) for name, number in asdict(interval).items()}}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def tokens_to(curve: Curve, start: float, gap: float, share: float) -> float | None:
+    """Tokens at which a curve has this share of the gap above the student; None: never."""
+    target = np.array([start + share * gap])
+    return _finite(float(first_reach(curve.places, curve.means[None, :], target)[0]))
+
+
+def token_rows(curves: Sequence[Curve], start: float, gap: float) -> list[Row]:
+    """Tokens to each target of each way to learn, and what each spent."""
+    return [
+        {"model": curve.scheme, "spent": float(curve.places[-1])}
+        | {"reached": [{"share": share, "tokens": tokens_to(curve, start, gap, share)} for share in TARGETS]}
+        for curve in curves
+    ]
+
+
+def stage_seconds(run: RunFolder) -> dict[str, float]:
+    """Seconds of the teacher's stages, the student's with distillation, and the control's, stored ones included."""
+    sums = {TEACHER: 0.0, STUDENT: 0.0, IMITATE: 0.0, "questions": 0.0}
+    for stage in run.stages:
+        method, kind = stage.get("method"), stage.get("kind")
+        owner = "questions" if kind == "questions" else method if method in (TEACHER, IMITATE) else STUDENT
+        if kind != "report":
+            sums[owner] += stage.get("seconds") or 0.0
+    return sums
+
+
+def distillation_summary(run: RunFolder) -> Row | None:
+    """Numbers and verdict; None without examinations of a student and its teacher."""
+    found = examined(run)
+    if not {STUDENT, TEACHER} <= found.keys():
+        return None
+    items = [item.item for item in found[STUDENT].items]
+    rewards = {name: reward_table([e], items, lambda item: item.reward) for name, e in found.items()}
+    gap = rewards[TEACHER] - rewards[STUDENT]
+    row: Row = {
+        "rewards": {name: {"n": len(items), **asdict(mean_interval(values))} for name, values in rewards.items()},
+        "gap": {"n": len(items), **asdict(mean_interval(gap))},
+        "recovered": {
+            name: quotient(rewards[name] - rewards[STUDENT], gap) for name in (DISTILL, IMITATE) if name in rewards
+        },
+        "seconds": stage_seconds(run),
+        "method": METHOD,
+    }
+    if {DISTILL, IMITATE} <= rewards.keys():
+        difference = rewards[DISTILL] - rewards[IMITATE]
+        row["distill_over_imitate"] = {"n": len(items), **asdict(mean_interval(difference))}
+    start, height = plain_mean(rewards[STUDENT]), plain_mean(gap)
+    row["tokens"] = token_rows(reward_curves(run), start, height)
+    return row | {"verdict": distillation_verdict(row)}
+
+
+def has_gap(row: Row) -> bool:
+    """Whether the teacher is ahead by enough, and surely."""
+    return row["gap"]["value"] >= LEAST_GAP and row["gap"]["low"] > 0
+
+
+def distillation_verdict(row: Row) -> list[str]:
+    """Sentences: the gap, what was recovered, and at how many tokens."""
+    gap = row["gap"]
+    size = f"{100 * gap['value']:.1f} points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}], n = {gap['n']}"
+    if not has_gap(row):
+        return [
+            f"There is no gap to recover: the teacher is ahead of the student by {size}; at least 15 are asked for."
+        ]
+    lines = [f"The teacher is ahead of the student by {size}."]
+    for name, found in row["recovered"].items():
+        lines.append(f"{name} recovers {_percent(found)} of the gap.")
+    return lines + _token_lines(row)
+
+
+def _percent(row: Row) -> str:
+    ends = ["unbounded" if row[end] is None else f"{100 * row[end]:.0f}" for end in ("low", "high")]
+    return f"{100 * (row['value'] or 0):.0f} % [{ends[0]}, {ends[1]}]"
+
+
+def _token_lines(row: Row) -> list[str]:
+    """Tokens of both to 80 % of the gap, where both were examined."""
+    reached = {
+        entry["model"]: next(point["tokens"] for point in entry["reached"] if point["share"] == WANTED_SHARE)
+        for entry in row["tokens"]
+    }
+    spent = {entry["model"]: entry["spent"] for entry in row["tokens"]}
+    if not {DISTILL, IMITATE} <= reached.keys():
+        return []
+    own, other = reached[DISTILL], reached[IMITATE]
+    share = f"{100 * WANTED_SHARE:.0f} % of the gap"
+    if own is None:
+        return [f"distill does not reach {share} within its {spent[DISTILL]:,.0f} tokens."]
+    if other is None:
+        return [f"distill reaches {share} after {own:,.0f} tokens, imitate not within {spent[IMITATE]:,.0f}."]
+    return [f"distill reaches {share} after {own:,.0f} tokens, {100 * own / other:.0f} % of imitate's {other:,.0f}."]

@@ -1,0 +1,194 @@
+"""`sweep.html`: which reward to train on, and how sure one can be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl_lab.files import write_whole
+from rl_lab.json_lines import read_json_lines
+from rl_lab.language.item_files import ItemFile
+from rl_lab.reports.document import document
+from rl_lab.reports.examinations import EXAMINATIONS
+from rl_lab.reports.held_out import of_scheme
+from rl_lab.reports.held_out_page import difference_text, mean_text, minus
+from rl_lab.reports.held_out_verdict import reward, signed
+from rl_lab.reports.markup import Markup, details, join, note, section, table, tag
+from rl_lab.reports.pictures import Pictures
+from rl_lab.reports.rundir import RunFolder
+from rl_lab.reports.schemes_page import reward_charts
+from rl_lab.reports.sweep import sweep_summary
+from rl_lab.reports.sweep_verdict import EFFECT
+from rl_lab.reports.verdict import Row
+
+FLIPS = 3
+"""Shown of each direction and variant."""
+IMAGE_BUDGET_BYTES = 1_000_000
+ANSWER_LETTERS = 160
+STANDINGS = {"better": "above", "worse": "below", "not distinguishable": "open"}
+
+
+def write_sweep(run: RunFolder) -> None:
+    """Write `sweep.json` and `sweep.html` of a run, each whole or not at all."""
+    summary = sweep_summary(run)
+    write_whole(run.path / "sweep.json", json.dumps(summary, indent=1) + "\n")
+    write_whole(run.path / "sweep.html", build_sweep(run, summary))
+
+
+def build_sweep(run: RunFolder, summary: Row) -> str:
+    """The page as HTML."""
+    body = [
+        tag("h1", f"{run.name}: which reward?"),
+        tag("p", f"Every variant trains on its own reward and is judged by one truth. {_basis(summary)}", css="lead"),
+        verdicts(summary),
+        scores(summary),
+        curves(run),
+        categories(summary),
+        alarms(summary),
+        flips_section(run, summary),
+        settings(summary),
+    ]
+    return document(f"{run.name}: sweep", body, styles=["browser.css"])
+
+
+def _basis(summary: Row) -> str:
+    seeds = summary["replicates"]
+    return f"Unit of analysis: {summary['unit']}, {seeds} training seed{'s' if seeds > 1 else ''} a variant."
+
+
+def verdicts(summary: Row) -> Markup:
+    """A line a variant, and what the sweep could be expected to show."""
+    lines = []
+    for row in summary["variants"]:
+        if row["variant"] == summary["baseline"]:
+            continue
+        standing = (row["verdict"] or {}).get("standing", "")
+        lines.append(tag("li", minus(row["sentence"]), css=STANDINGS.get(standing) or None))
+    return section("verdicts", "Verdicts", tag("ul", *lines), note(power_text(summary["expected"])))
+
+
+def power_text(expected: Row | None) -> str:
+    """What was known before the start."""
+    if expected is None:
+        return "How much training seeds differ was not known before the sweep."
+    needed = expected["seeds_needed"]
+    more = f"{needed} training seeds" if needed else "more held-out items"
+    return (
+        f"Known before the start ({expected['source']}): with {expected['n']} items and {expected['replicates']} "
+        f"training seeds a difference of {expected['detectable']:.3f} is found in 4 of 5 sweeps; "
+        f"{expected['effect']:g} needs {more}."
+    )
+
+
+def scores(summary: Row) -> Markup:
+    """Truth of every variant, and its difference to the baseline."""
+    rows = []
+    for row in summary["variants"]:
+        mean, verdict = row["reward"], row.get("verdict")
+        seeds = "" if mean is None else mean["replicates"]
+        cells = [row["variant"], seeds, mean_text(mean)]
+        if verdict is None:
+            rows.append([*cells, "baseline" if row["variant"] == summary["baseline"] else "no result", "", "", ""])
+            continue
+        difference = verdict["difference"] | {"n": verdict["n"], "replicates": verdict["seeds"]}
+        detectable = "" if verdict["detectable"] is None else reward(verdict["detectable"])
+        rows.append([*cells, difference_text(difference), verdict["scope"], detectable, verdict["seeds_needed"] or ""])
+    head = [
+        "Trained on",
+        "Seeds",
+        "Held-out truth",
+        f"Over {summary['baseline']}",
+        "Holds for",
+        "Detectable",
+        f"Seeds for {EFFECT:g}",
+    ]
+    reading = (
+        "Held-out truth: 95 % interval. Over the baseline: paired by item and training seed, at a level at which all "
+        "intervals of the sweep hold together in 95 of 100 sweeps (Bonferroni). Holds for: what the difference's "
+        "interval covers. Detectable: the difference that such a sweep finds in 4 of 5 cases."
+    )
+    return section("scores", "Held-out truth", table(head, rows, css="numbers stacked"), note(reading))
+
+
+def curves(run: RunFolder) -> Markup:
+    """The truth while training."""
+    charts = reward_charts(run)
+    text = "Mean over training seeds of one sampled answer to each held-out question; area: 95 % interval."
+    return section("curves", "Held-out truth while training", charts, note(text)) if charts else Markup("")
+
+
+def categories(summary: Row) -> Markup:
+    """Differences to the baseline by category."""
+    rows = [row for row in summary["variants"] if row.get("categories")]
+    names = list(dict.fromkeys(name for row in rows for name in row["categories"]))
+    if not names:
+        return Markup("")
+    body = [[row["variant"], *(difference_text(row["categories"].get(name)) for name in names)] for row in rows]
+    remark = "Not corrected for the number of categories: of twenty such intervals one excludes 0 by chance."
+    return section(
+        "categories", "By category", table(["Trained on", *names], body, css="numbers stacked"), note(remark)
+    )
+
+
+def alarms(summary: Row) -> Markup:
+    """What the detectors of reward hacking found."""
+    lines = [
+        tag("li", tag("b", row["variant"]), f": {text}")
+        for row in summary["variants"]
+        for text in [*row["alarms"], *(f"{name} failed" for name in row["failed"])]
+    ]
+    clean = note("No detector of reward hacking fired: proxy against truth, dominance, length, format, spread.")
+    return section("alarms", "Reward hacking", tag("ul", *lines) if lines else clean)
+
+
+def flips_section(run: RunFolder, summary: Row) -> Markup:
+    """Held-out questions that pass under a variant and not under the baseline, and the reverse."""
+    questions = _questions(run)
+    if questions is None:
+        return Markup("")
+    pictures, parts = Pictures(IMAGE_BUDGET_BYTES), []
+    for row in summary["variants"]:
+        found = row.get("flips") or []
+        for title, chosen in (
+            ("gained", [flip for flip in found if flip["variant"] > flip["baseline"]]),
+            ("lost", [flip for flip in found if flip["variant"] < flip["baseline"]]),
+        ):
+            shown = [_flip(run, questions, pictures, row["variant"], summary["baseline"], f) for f in chosen[:FLIPS]]
+            if shown:
+                parts.append(details(f"{row['variant']}: {len(chosen)} {title}", *shown))
+    reading = "Questions whose mean reward crosses the pass threshold, averaged over training seeds; answers of seed 1."
+    return section("flips", "Questions that flip", note(reading, *pictures.problems()), *parts) if parts else Markup("")
+
+
+def _questions(run: RunFolder) -> ItemFile | None:
+    path = run.path / "questions" / "questions" / "held_out.arrow"
+    return ItemFile(path) if path.exists() else None
+
+
+def _flip(run: RunFolder, questions: ItemFile, pictures: Pictures, variant: str, baseline: str, flip: Row) -> Markup:
+    place = questions.rows_by_id()[flip["item"]]
+    record = questions.record(place)
+    images = [tag("img", src=uri, alt="the question's picture") for uri in pictures.encode(questions.pngs(place))]
+    sides = [
+        tag("p", tag("b", f"{name} ({signed(flip[key])}): "), _answer(run, name, flip["item"]))
+        for name, key in ((variant, "variant"), (baseline, "baseline"))
+    ]
+    answer = json.dumps(record["answer"])
+    truth = tag("p", tag("b", "truth: "), answer[:ANSWER_LETTERS])
+    return tag("article", *images, tag("div", tag("p", record["prompt"]), truth, *sides), css="flip")
+
+
+def _answer(run: RunFolder, name: str, item: str) -> str:
+    """First answer of the first training seed."""
+    for examination in of_scheme(run, name)[:1]:
+        for row in read_json_lines(run.path / EXAMINATIONS / Path(examination.node) / "results.jsonl"):
+            if row["item"] == item:
+                return str(row["answers"][0])[:ANSWER_LETTERS]
+    return ""
+
+
+def settings(summary: Row) -> Markup:
+    """The reward section of every variant."""
+    rows: Sequence[Sequence[str]] = [[row["variant"], json.dumps(row["rewards"])] for row in summary["variants"]]
+    return join([details("The variants' rewards", table(["Variant", "rewards"], rows))])

@@ -1,0 +1,100 @@
+"""`sweep.html` and `sweep.json` of an invented sweep."""
+
+import json
+
+import pytest
+import yaml
+
+from rl_lab.reports.page import write_report
+from rl_lab.reports.sweep_alarms import Course, course_alarms
+from tests.reports.synthetic_language import build_language_run
+
+SPREAD = {"items": 0.05, "seeds": 0.02, "rest": 0.2, "n": 300, "replicates": 3, "source": "three earlier seeds"}
+GAINS = {"verifier": 0.05, "judge": 0.35, "form": 0.05, "none": 0.0}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Run folder of a sweep in which one variant of four failed with one seed."""
+    path = build_language_run(tmp_path_factory.mktemp("sweep") / "run", schemes=GAINS, items=120)
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    config |= {"sweep": {"baseline": "verifier", "variants": {name: {} for name in GAINS}, "spread": SPREAD}}
+    config |= {"questions": {"held_out": 120}}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    stages = json.loads((path / "stages.json").read_text())
+    failed = next(row for row in stages["nodes"] if row["name"] == "none.3.grpo")
+    failed["status"] = "failed"
+    (path / "examinations" / "none.3.examine" / "results.jsonl").unlink()
+    (path / "stages.json").write_text(json.dumps(stages))
+    write_report(path)
+    return path
+
+
+def rows(path):
+    return {row["variant"]: row for row in json.loads((path / "sweep.json").read_text())["variants"]}
+
+
+def test_a_clear_gain_is_named_and_an_equal_reward_is_not(sweep):
+    found = rows(sweep)
+    assert found["judge"]["verdict"]["standing"] == "better"
+    assert found["form"]["verdict"]["standing"] == "not distinguishable"
+    assert "verdict" not in found["verifier"]
+
+
+def test_intervals_are_corrected_for_the_three_comparisons(sweep):
+    assert rows(sweep)["form"]["verdict"]["level"] == pytest.approx(1 - 0.05 / 3)
+
+
+def test_a_failed_seed_is_named_and_the_others_count(sweep):
+    row = rows(sweep)["none"]
+    assert row["failed"] == ["none.3.grpo"]
+    assert row["verdict"]["seeds"] == 2
+    assert row["verdict"]["scope"] == "items only"
+
+
+def test_what_could_be_expected_is_said(sweep):
+    expected = json.loads((sweep / "sweep.json").read_text())["expected"]
+    assert expected["seeds_needed"] > 3
+    assert "Known before the start (three earlier seeds)" in (sweep / "sweep.html").read_text()
+
+
+def test_flips_cross_the_threshold(sweep):
+    flips = rows(sweep)["judge"]["flips"]
+    assert flips
+    assert all((flip["variant"] >= 0.5) != (flip["baseline"] >= 0.5) for flip in flips)
+
+
+def test_the_page_has_a_line_a_variant(sweep):
+    page = (sweep / "sweep.html").read_text()
+    assert "judge: better than verifier by" in page
+    assert "form: not distinguishable from verifier" in page
+    assert "none.3.grpo failed" in page
+
+
+def test_a_run_that_sweeps_nothing_has_no_such_page(tmp_path):
+    path = build_language_run(tmp_path / "run", schemes={"frontier": 0.1}, replicates=1, items=20, steps=10)
+    write_report(path)
+    assert not (path / "sweep.html").exists()
+
+
+RISING = [0.3 + 0.01 * step for step in range(40)]
+STEADY = [0.5] * 40
+
+
+def test_a_hacked_course_raises_its_alarms_and_a_clean_one_none():
+    hacked = Course(
+        reward=RISING,
+        truth_high=0.01,
+        length=[20 + 2 * step for step in range(40)],
+        format=STEADY,
+        spread=[0.3] * 20 + [0.01] * 20,
+        parts={"answer": [0.0, 1.0] * 20, "bonus": [0.0, 9.0, 0.0, 0.0] * 10},
+    )
+    found = course_alarms(hacked, {"answer": 1.0, "bonus": 1.0})
+    assert len(found) == 4
+    clean = Course(reward=RISING, truth_high=0.2, length=STEADY, format=STEADY, spread=STEADY)
+    assert course_alarms(clean, {"answer": 1.0}) == []
+
+
+def test_a_course_without_examinations_says_nothing_of_the_truth():
+    assert course_alarms(Course(reward=RISING, truth_high=None, length=[1, 50] * 20), {"answer": 1.0}) == []
