@@ -21,6 +21,8 @@ class DistillConfig(ScheduleConfig):
     `divergence` to `average` are options of `algos.distillation_options`.
     """
 
+    replicate: PositiveInt = 1
+    """1, 2, ...: another one has other random streams, with the same student, teacher and traces."""
     steps: PositiveInt = 150
     """Batches of answers, one optimiser step each."""
     lr: PositiveFloat = 3e-4
@@ -95,6 +97,8 @@ class TeacherConfig(Section):
 class ImitateConfig(ScheduleConfig):
     """The control: cross-entropy on the teacher's own answers, from the same student."""
 
+    replicate: PositiveInt = 1
+    """1, 2, ...: another one has other random streams, with the same student, teacher and traces."""
     steps: PositiveInt = 300
     """Optimiser steps, on `batch_size` answers each."""
     lr: PositiveFloat = 3e-4

@@ -46,7 +46,8 @@ class DistillRun(OnlineRun):
         teacher: TeacherReads | None = None,
     ) -> None:
         """`learner` stands at the last checkpoint. `teacher` None: it lies beside the student in the learner."""
-        settings, seed = context.config.distill, integer(context.seed, "distill", *context.node.stream)
+        settings = context.config.distill
+        seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
         method = distill_method(settings, context.config.grpo.scale_rewards)
         state = RunState(context.out, context.scratch, context.say)
         steps = OnlineSteps(context, policy, engines, learner, state, method, seed=seed, teacher=teacher)

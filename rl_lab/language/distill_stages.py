@@ -20,8 +20,10 @@ from rl_lab.seeding import integer
 from rl_lab.workers.cluster import Cluster
 
 
-def reward_options(options: GRPOOptions, settings: DistillConfig) -> GRPOOptions:
-    """Of the GRPO loss beside a divergence: the run's, for answers as distillation samples them, one step on each."""
+def reward_options(options: GRPOOptions, settings: DistillConfig) -> GRPOOptions | None:
+    """Of the GRPO loss beside a divergence, None for none: the run's, on answers as distillation samples them."""
+    if not settings.reward_weight:
+        return None
     return replace(
         options,
         num_generations=settings.num_generations,
@@ -50,7 +52,7 @@ class DistillStages:
         beside = settings.scored_by == "learner"
         if beside:
             check_same_patches(student, reader)
-        seed = integer(context.seed, "distill", *context.node.stream)
+        seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
         rewards = reward_options(config.grpo, settings)
         plan = DistillPlan(policy, teacher if beside else None, settings, rewards, seed)
         with ExitStack() as stack:
@@ -70,7 +72,8 @@ class DistillStages:
     def imitate(self, context: StageContext) -> None:
         """Cross-entropy on the teacher's answers."""
         policy, settings = policy_folder(context), context.config.imitate
-        plan = ImitatePlan(policy, settings, integer(context.seed, "imitate", *context.node.stream))
+        seed = integer(context.seed, "imitate", *context.node.stream, settings.replicate)
+        plan = ImitatePlan(policy, settings, seed)
 
         def state() -> ImitateState:
             return ImitateState(context.out, context.scratch, context.say)

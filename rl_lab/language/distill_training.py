@@ -28,8 +28,8 @@ class DistillPlan:
     teacher: Path | None
     """Checkpoint of the teacher that lies beside the student; None: engines hold it, and groups bring what it says."""
     settings: DistillConfig
-    rewards: GRPOOptions
-    """Of the GRPO loss that is added, with `distill.reward_weight` above 0."""
+    rewards: GRPOOptions | None
+    """Of the GRPO loss that is added with `distill.reward_weight`; None: none is."""
     seed: int
 
     def build(self, device: str) -> DistillTraining:
@@ -46,7 +46,7 @@ class DistillTraining(OnlineTraining):
         self.plan = plan
         teacher = None if plan.teacher is None else frozen_model(plan.teacher, device)
         objective: Any = Distillation(settings.options(), groups=settings.train, teacher=teacher)
-        if settings.reward_weight:
+        if plan.rewards is not None:
             reference = frozen_model(plan.policy, device) if plan.rewards.beta else None
             grpo = GRPO(plan.rewards, groups=settings.train, reference=reference)
             objective = RewardedDistillation(objective, grpo, settings.reward_weight)

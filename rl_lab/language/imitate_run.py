@@ -94,7 +94,8 @@ class ImitateRun:
         if not index.exists():
             index_traces(context.inputs["traces"], self.items, index)
         self.traces = TraceFile(index)
-        seed = integer(context.seed, "imitate", *context.node.stream)
+        names = (*context.node.stream, self.settings.replicate)
+        seed = integer(context.seed, "imitate", *names)
         self.order = epoch_order(len(self.traces), self.settings.steps, self.settings.batch_size, seed)
         self.rewards = Rewards(config.rewards)
         self.exam = HeldOutExam(
@@ -102,7 +103,7 @@ class ImitateRun:
             self.processor,
             self.rewards,
             config.examine,
-            seed=integer(context.seed, "distill", *context.node.stream),  # the draws of distillation's examinations
+            seed=integer(context.seed, "distill", *names),  # the draws of distillation's examinations
             prompts_per_call=4 * config.engine.prompts_per_call,
             out=context.out,
         )

@@ -15,18 +15,18 @@ from rl_lab.reports.rundir import RunFolder, label
 from rl_lab.reports.verdict import Row, find
 
 
-def _series(curve: Curve, css: str) -> Series:
+def curve_series(curve: Curve, css: str, name: str | None = None) -> Series:
     """The mean with its 95 % band."""
     low, high = np.quantile(curve.resamples, [0.025, 0.975], axis=0)
     x, y = curve.places.tolist(), curve.means.tolist()
-    return Series(label(curve.scheme), x, y, css, band=(low.tolist(), high.tolist()))
+    return Series(name or label(curve.scheme), x, y, css, band=(low.tolist(), high.tolist()))
 
 
 def reward_charts(run: RunFolder) -> Markup:
     """Held-out reward against steps and against tokens."""
     css, charts = scheme_colours(run.schemes), []
     for axis, name in (("steps", "optimiser step"), ("tokens", "completion tokens generated for training")):
-        series = [_series(curve, css[curve.scheme]) for curve in curves(run, axis)]
+        series = [curve_series(curve, css[curve.scheme]) for curve in curves(run, axis)]
         charts.append(chart(f"Held-out reward over {axis}", series, Axis(name), Axis("reward")))
     return tag("div", *charts, css="charts") if any(charts) else Markup("")
 
