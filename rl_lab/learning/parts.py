@@ -63,4 +63,8 @@ def combine_parts(parts: Sequence[Part]) -> dict[str, float]:
     for name in names:
         having = [part for part in parts if name in part.values]
         found[name] = combine(name, [part.values[name] for part in having], [part.counts[name] for part in having])
+    if len(parts) > 1:
+        total = math.fsum(value for name, value in found.items() if name.startswith("gradient/"))
+        for name in [name for name in found if name.startswith("gradient_share/")]:
+            found[name] = found[name.replace("gradient_share/", "gradient/")] / max(total, 1e-12)
     return found

@@ -18,7 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from rl_lab.model.mot import LanguageModel
 from rl_lab.model.packing import Layout, build_layout, text_layout
 from rl_lab.model.routing import Past, continuation_mask, run_packed
-from rl_lab.model.sizes import TowerSizes, VisionSizes
+from rl_lab.model.sharding import is_sharded
+from rl_lab.model.sizes import MERGE, TowerSizes, VisionSizes
 from rl_lab.model.vision import VisionTower, Visual
 
 
@@ -42,16 +43,28 @@ class VisionLanguageModel(nn.Module):
         self.special_token_ids = dict(special_token_ids or {})
 
     def embed(self, input_ids: Tensor, layout: Layout, pixels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Embedded patches [Tv, D] and text [Tt, D] of ids [B, S] and pixels [N, 3 * p * p], images before videos."""
+        """Embedded patches [Tv, D] and text [Tt, D] of ids [B, S] and pixels [N, 3 * p * p], images before videos.
+
+        Pixels that hold no patch are those of rows without pictures, in a batch that has some elsewhere.
+        """
         tokens = input_ids.flatten()
         if layout.source.place is not None:
             tokens = tokens.index_select(0, layout.source.place)
         table = self.language_model.model.embed_tokens
         text = table(tokens[layout.num_patches :])
-        if pixels is None:
+        if pixels is not None and not len(pixels) and is_sharded(self.visual.vision_tower.blocks[0]):
+            text = text + self._unseen(text)
+        if pixels is None or not len(pixels):
             return text[:0], text
         vision = self.visual.encode_patches(pixels.to(text.dtype), layout.grids)
         return (vision if layout.patch_order is None else vision.index_select(0, layout.patch_order)), text
+
+    def _unseen(self, text: Tensor) -> Tensor:
+        """0, by way of the vision tower, whose weights are shards: ranks whose rows show pictures wait there for this
+        one. Added to what enters the layers, so that these have a gradient on all ranks or on none."""
+        weight = self.visual.vision_tower.patch_embed.proj.weight
+        patches = text.new_zeros(MERGE**2, weight[0].numel())
+        return 0.0 * self.visual.encode_patches(patches, [(MERGE, MERGE)]).sum()
 
     def run(
         self,

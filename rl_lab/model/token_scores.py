@@ -17,8 +17,6 @@ from algos.token_batch import TokenBatch
 from rl_lab.model.backbone import VisionLanguageModel
 from rl_lab.model.packing import Layout
 from rl_lab.model.pictures import batch_layout
-from rl_lab.model.sharding import is_sharded
-from rl_lab.model.sizes import MERGE
 from rl_lab.model.vlm_config import VISUAL_ROLES
 
 LOGITS_AT_ONCE = 2**26
@@ -85,23 +83,10 @@ def residual_before(model: VisionLanguageModel, batch: TokenBatch) -> tuple[Tens
         raise ValueError("completion_mask marks padding or the first token of a row; mark tokens after the prompt")
     device = model.language_model.lm_head.weight.device
     layout, input_ids = batch_layout(batch, model.special_token_ids).to(device), send(batch.input_ids, device)
-    if batch.visual is None or layout.num_patches:
-        hidden = model.run(input_ids, layout, None if batch.visual is None else batch.visual.pixels)
-    else:
-        zero = meet_other_ranks(model, device)
-        hidden = model.run(input_ids, layout)
-        hidden = hidden if zero is None else hidden + zero
+    pixels = None if batch.visual is None else batch.visual.pixels
+    hidden = model.run(input_ids, layout, pixels if pixels is None or layout.num_patches else pixels[:0])
     places = indices(batch.completion_mask, device)
     return hidden[token_before(layout, places)], input_ids.flatten()[places], places
-
-
-def meet_other_ranks(model: VisionLanguageModel, device: torch.device) -> Tensor | None:
-    """0, by way of a vision tower whose weights are shards: ranks whose rows show pictures wait for this one there."""
-    if not is_sharded(model.visual.vision_tower.blocks[0]):
-        return None
-    weight = model.visual.vision_tower.patch_embed.proj.weight
-    patches = torch.zeros(MERGE**2, weight[0].numel(), dtype=weight.dtype, device=device)
-    return 0.0 * model.visual.encode_patches(patches, [(MERGE, MERGE)]).sum()
 
 
 def in_rows(batch: TokenBatch, places: Tensor, values: Tensor) -> Tensor:

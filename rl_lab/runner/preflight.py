@@ -164,6 +164,12 @@ def _check_placement(config: RunConfig) -> None:
         raise UserError(
             "placement is gpu but torch sees none; use placement=auto or install torch's CUDA build and a driver"
         )
+    for name in ("cold_start", "rl", "rft"):
+        if config.placement.ranks > 1 and getattr(getattr(config, name), "backend", "lab") == "trl":
+            raise UserError(
+                f"placement.learner.ranks is {config.placement.ranks} but {name}.backend is trl, which trains in one "
+                "process; set one of them back"
+            )
     check_resources(config, _nodes())
 
 
@@ -180,7 +186,9 @@ def _nodes() -> list[dict[str, float]]:
 
 def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
     """UserError if the machines do not have what the placement reserves."""
-    shortage = lacking(bundles(config.placement, config.workers), nodes, config.placement.strategy)
+    shared = "RAY_ADDRESS" in os.environ  # on this machine what is not reserved takes turns on its cores
+    asked = bundles(config.placement, config.workers, shared=shared)
+    shortage = lacking(asked, nodes, config.placement.strategy)
     if shortage is not None:
         raise UserError(shortage)
 

@@ -23,8 +23,13 @@ class Bundle:
     """What runs in it."""
 
 
-def bundles(placement: Placement, workers: WorkersConfig) -> list[Bundle]:
-    """What is reserved, the largest first: where several fit, the large ones choose."""
+ACTOR_CPUS = 0.5
+"""Of what is not reserved: workers and learners take turns, so a laptop with two cores holds two of each kind."""
+
+
+def bundles(placement: Placement, workers: WorkersConfig, *, shared: bool = False) -> list[Bundle]:
+    """What is reserved, the largest first: where several fit, the large ones choose. With `shared` also what the kinds
+    that are not named take, without their GPUs, of which they take what is left."""
     actors = {
         "learner": (
             placement.ranks,
@@ -38,6 +43,9 @@ def bundles(placement: Placement, workers: WorkersConfig) -> list[Bundle]:
         Bundle(name, actors[name][0], resources(kind.cpus, kind.gpus), actors[name][1])
         for name, kind in placement.named.items()
     ]
+    if shared:
+        others = [name for name in ("learner", "engines", "simulators") if name not in placement.named]
+        found += [Bundle(name, actors[name][0], resources(ACTOR_CPUS, 0.0), actors[name][1]) for name in others]
     return sorted(found, key=lambda bundle: (-bundle.resources.get("GPU", 0.0), -bundle.resources["CPU"]))
 
 

@@ -24,7 +24,7 @@ from rl_lab.errors import UserError
 from rl_lab.joint.training import JointPlan
 from rl_lab.language.training import OnlinePlan
 from rl_lab.learning.training import Plan
-from rl_lab.workers.bundles import bundles, lacking, resources
+from rl_lab.workers.bundles import ACTOR_CPUS, bundles, lacking, resources
 from rl_lab.workers.inference import Inference
 from rl_lab.workers.joint_learner import JointLearner
 from rl_lab.workers.pool import WorkerPool, warn_on_stderr
@@ -36,7 +36,6 @@ from rl_lab.workers.rollout_worker import Rollout
 from rl_lab.workers.simulation import Simulation
 from rl_lab.workers.training import LearnerWorker
 
-ACTOR_CPUS = 0.5
 LEARNER_GPUS, INFERENCE_GPUS = 0.9, 0.1
 """A learner has a GPU to itself, but for what acts or answers in the same run."""
 INFERENCE_RESTARTS = 20
@@ -76,7 +75,8 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(**options)
-        shortage = lacking(bundles(self.placement, self.workers), _resources_of_nodes(), self.placement.strategy)
+        asked = bundles(self.placement, self.workers, shared=True)
+        shortage = lacking(asked, _resources_of_nodes(), self.placement.strategy)
         if shortage is not None:
             ray.shutdown()
             raise UserError(shortage)

@@ -6,7 +6,7 @@ from rl_lab.config.load import resolve_config
 from rl_lab.errors import UserError
 from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import LEARNS, READS
-from rl_lab.runner.preflight import check_resources
+from rl_lab.runner.preflight import check_machine, check_resources
 from rl_lab.workers.bundles import bundles, lacking, placement_table
 
 BASE = {"name": "small", "stages": ["demos", "sft", "evaluate"], "env": {"backend": "tabletop"}}
@@ -21,7 +21,7 @@ def test_a_device_alone_reserves_nothing():
     for name in ("auto", "cpu"):
         run = config(name)
         assert run.placement.device == name and not bundles(run.placement, run.workers)
-    assert "not reserved: learner, engines, teachers, simulators" in placement_table(config())
+    assert "not reserved: learner, engines, simulators" in placement_table(config())
 
 
 def test_a_block_becomes_a_table_of_bundles():
@@ -57,6 +57,12 @@ def test_what_is_asked_and_what_there_is_stand_in_one_line():
         check_resources(run, [{"CPU": 2.0, "GPU": 0.0}])
     text = str(caught.value)
     assert "2 x (0.5 CPU, 1 GPU) for learner" in text and "have: 2 CPU, 0 GPU" in text and "\n" not in text
+
+
+def test_trl_trains_in_one_process():
+    run = config({"learner": {"ranks": 2}}, rl={"backend": "trl"})
+    with pytest.raises(UserError, match="ranks is 2 but rl.backend is trl"):
+        check_machine(run)
 
 
 @pytest.mark.parametrize(

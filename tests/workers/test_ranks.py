@@ -45,6 +45,7 @@ def cluster():
     placement = Placement(learner=LearnerPlacement(ranks=2, cpus=0.5))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_raylet_start_wait_time_s", "300")  # on a machine with much else to do
         made = Cluster(WorkersConfig(simulation=1, rollout=1), placement)
         yield made
         made.close()
@@ -59,12 +60,12 @@ def test_a_group_answers_as_one_actor_and_is_replaced_when_a_rank_is_killed(clus
     ray.get(group.add.remote(5))
     os.kill(ray.get(group.rank_processes.remote())[1], signal.SIGKILL)
     with pytest.raises(RayActorError):
-        ray.get(group.add.remote(1), timeout=60)
+        ray.get(group.add.remote(1), timeout=300)
 
     group = cluster._learner(Member, tmp_path / "state.pt")
     assert ray.get(group.add.remote(1)) == (8, [0, 1]), "it goes on from what was saved"
     with pytest.raises(UserError, match="do something else"):
-        ray.get(group.fail.remote(0), timeout=60)
+        ray.get(group.fail.remote(0), timeout=300)
     processes = ray.get(group.rank_processes.remote())
     ray.kill(group)
     _wait_until_gone(processes)
@@ -72,7 +73,7 @@ def test_a_group_answers_as_one_actor_and_is_replaced_when_a_rank_is_killed(clus
 
 def _wait_until_gone(processes: list[int]) -> None:
     """Ranks end with their front."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while any(Path(f"/proc/{process}").exists() for process in processes):
         assert time.monotonic() < deadline, "a rank outlives its group"
         time.sleep(0.2)
