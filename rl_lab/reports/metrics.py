@@ -86,6 +86,12 @@ DEFINITIONS = {
     "seconds/step": "Seconds of the whole step; phases that overlap add up to more.",
     "idle/rollout": "Share of the step in which the engines waited.",
     "idle/learner": "Share of the step in which the learner waited.",
+    "idle/engines": "Share of the turn in which an engine had nothing to do.",
+    "idle/simulators": "Share of the turn in which a simulation worker had nothing to do.",
+    "seconds/turn": "Seconds of a turn of joint training: waiting for its batch, learning, publishing.",
+    "seconds/examine": "Seconds of a short examination of both skills.",
+    "rpro/round": "Round of pairs that the turn learned from.",
+    "rpro/steps": "Steps of RPRO that are done.",
     "held_out/reward": "Mean reward of one sampled answer to each held-out item.",
 }
 """NAME -> formula or meaning in one line."""
@@ -104,15 +110,23 @@ FAMILIES = {
     "pool_flow/": "Items that the step moved from one band to the other.",
     "held_out/pass@": "Chance that one of this many answers to a held-out item passes.",
     "held_out_category/": "Mean reward of one sampled answer to each held-out item of this category.",
+    "cosine/": "Cosine of GRPO's and RPRO's gradient on what both train of this group, each on its newest batch.",
+    "drift/": "||w - w_0|| / ||w_0|| over all weights of this group, w_0 the weights at the start.",
+    "skill/": "Mean score of a short examination: reward on development questions, success on development episodes.",
+    "turns/": "Turns of this objective that are done.",
 }
 """First part of families of names (`gradient_share/preference`, `rows/demonstrations`, ...) -> meaning."""
 
 
 def define(name: str) -> str | None:
-    """The one-line definition of a metric, None for a name nobody defined."""
-    if name in DEFINITIONS:
-        return DEFINITIONS[name]
-    return next((text for family, text in FAMILIES.items() if name.startswith(family)), None)
+    """The one-line definition of a metric, None for one that nobody defined; the objective may stand before it."""
+    for known in (name, name.removeprefix("grpo/").removeprefix("rpro/")):
+        if known in DEFINITIONS:
+            return DEFINITIONS[known]
+        found = next((text for family, text in FAMILIES.items() if known.startswith(family)), None)
+        if found is not None:
+            return found
+    return None
 
 
 def read_metrics(path: Path) -> list[Record]:

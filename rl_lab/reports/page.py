@@ -11,6 +11,7 @@ from rl_lab.reports.curves import learning_curves, rewards
 from rl_lab.reports.document import document
 from rl_lab.reports.failures import failure_modes
 from rl_lab.reports.held_out_page import held_out_section, held_out_tiles
+from rl_lab.reports.joint_page import joint_section
 from rl_lab.reports.language_curves import language_curves
 from rl_lab.reports.markup import Markup, join, tag
 from rl_lab.reports.overview import header, incomplete, substitutions, tiles, verdict_box
@@ -53,7 +54,9 @@ def language_sections(run: RunFolder, summary: Row) -> Sections:
 
 def build_page(run: RunFolder, summary: Row) -> str:
     """The report of a run as HTML."""
-    sections: Sections = episode_sections(run, summary) if run.on_episodes else {}
+    sections: Sections = {"joint": ("Interference", joint_section(run.joint, summary))}
+    if run.on_episodes:
+        sections |= episode_sections(run, summary)
     if run.on_language:
         sections |= language_sections(run, summary)
     sections |= {"alarms": ("Alarms", alarms(run)), "stages": ("Stages", stages(run)), "setup": ("Setup", setup(run))}

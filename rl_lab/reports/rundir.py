@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rl_lab.reports.examinations import (
     read_examination,
     read_training,
 )
+from rl_lab.reports.joint_data import FOLDER, Arm, read_arm
 from rl_lab.reports.metrics import read_metrics
 
 BASE = "base"
@@ -123,6 +125,8 @@ class RunFolder:
     videos: list[tuple[Path, list[Record]]] = field(default_factory=list)
     examinations: list[Examination] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
+    joint: list[Arm] = field(default_factory=list)
+    """Arms of joint training."""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -202,6 +206,7 @@ def load_run(path: Path) -> RunFolder:
     run.pairs = _pair_sets(run)
     run.examinations = _examinations(run)
     run.trainings = _trainings(run)
+    run.joint = _arms(run)
     run.videos = [
         (folder, index)
         for folder in _folders(path / "videos")
@@ -289,6 +294,14 @@ def _trainings(run: RunFolder) -> list[Training]:
     for node, scheme, replicate, path in _in_stage_order(run, TRAININGS):
         curve = _part(run, path / "held_out.jsonl", read_training, tuple) or read_training(path / "none")
         found.append(Training(node, scheme, replicate, path, *curve))
+    return found
+
+
+def _arms(run: RunFolder) -> list[Arm]:
+    found = []
+    for node, arm, _, path in _in_stage_order(run, FOLDER):
+        read = _part(run, path, partial(read_arm, node, arm, metrics=run.metrics), Arm)
+        found += [] if read is None else [read]
     return found
 
 

@@ -6,6 +6,7 @@ from rl_lab.reports.budgets import REACH_METHOD, at_equal_budget, tokens_needed
 from rl_lab.reports.compare import episode_summary
 from rl_lab.reports.held_out import differences, num_samples, pass_threshold, policies
 from rl_lab.reports.held_out_verdict import held_out_verdict
+from rl_lab.reports.joint import joint_summary, joint_verdict
 from rl_lab.reports.replicates import METHOD
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.verdict import Row
@@ -25,6 +26,9 @@ def summarise(run: RunFolder) -> Row:
         if wanted:
             found = part(run)
             summary |= found | {"verdict": summary["verdict"] + found["verdict"]}
+    if run.joint:
+        joint = joint_summary(run.joint, summary)
+        summary |= {"joint": joint, "verdict": joint_verdict(joint)}
     return summary
 
 

@@ -235,7 +235,7 @@ def test_a_warm_start_interleaves_both_imitations_and_leaves_a_policy(demos, que
     while training.step < 10:
         turns.append(training.turn)
         lines.append(training.run_step())
-    assert "".join(turn[0] for turn in turns) == "lallallall"
+    assert "".join(turn[0] for turn in turns) == "lalallalal"
     assert turns.count(ACTIONS) == 4 and all("loss" in line for line in lines)
     assert {"text/cross_entropy"} <= set(lines[turns.index(LANGUAGE)])
     assert {"flow/loss", "flow/probe"} <= set(lines[turns.index(ACTIONS)])

@@ -1,0 +1,217 @@
+"""The section of a report on joint training: interference, both skills over time, cosines, drift, time, the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rl_lab.reports.held_out_page import difference_text, mean_text, minus
+from rl_lab.reports.joint import ALONE, GROUPS, WORKERS, exam_rows
+from rl_lab.reports.joint_data import Arm
+from rl_lab.reports.markup import Markup, details, join, note, section, table, tag
+from rl_lab.reports.overview import duration, percent
+from rl_lab.reports.plots import Axis, Series, chart, number
+from rl_lab.reports.results import gain_text
+from rl_lab.reports.rundir import BASE, label
+from rl_lab.reports.verdict import OVERALL, Row, find
+
+COLOURS = ("c0", "c1", "c2", "c3")
+SKILL_TITLES = {"language": "Reward on development questions", "actions": "Success on development episodes (%)"}
+
+
+def joint_section(arms: Sequence[Arm], summary: Row) -> Markup:
+    """Everything that was measured of joint training; or nothing without an arm."""
+    if not arms:
+        return Markup("")
+    joint = summary["joint"]
+    reading = (
+        "Held-out questions and held-out episodes, paired over the same ones; blue and red: the interval excludes 0. "
+        "`alone`: the same steps of the skill's own objective with nothing else; sequence: one part after the other. "
+        "All arms start from the same policy and have the same batches of GRPO and steps of RPRO."
+    )
+    return section(
+        "joint",
+        "One model, two learners",
+        interference_table(summary, joint),
+        note(reading),
+        skill_charts(arms),
+        guard_table(joint),
+        tag("div", *cosine_charts(arms), *drift_charts(arms), css="charts"),
+        cosine_table(joint),
+        times_table(joint),
+        details("Training signals of both objectives", tag("div", *signal_charts(arms), css="charts")),
+    )
+
+
+def _css(arms: Sequence[Arm]) -> dict[str, str]:
+    return {arm.name: COLOURS[place % len(COLOURS)] for place, arm in enumerate(arms)}
+
+
+def interference_table(summary: Row, joint: Row) -> Markup:
+    """One row a model: both held-out skills, and paired differences to the base, to the skill alone, to sequence."""
+    head = ["Model", "Reward", "over base", "over GRPO alone", "over sequence"]
+    head += ["Success", "over base", "over RPRO alone", "over sequence"]
+    rows = []
+    for name in (BASE, *joint["arms"]):
+        reward = find(summary.get("held_out", []), scope=OVERALL, scheme=name)
+        success = find(summary.get("scores", []), scope=OVERALL, method=name)
+        cells = [mean_text(reward and reward["reward"])]
+        cells += [difference_text(_difference(joint, name, over, "language")) for over in _overs("language")]
+        cells.append(_rate(success))
+        cells += [gain_text(_difference(joint, name, over, "actions")) for over in _overs("actions")]
+        rows.append([label(name), *cells])
+    return table(head, rows, f"Interference ({_counts(summary)})", css="numbers stacked")
+
+
+def _overs(skill: str) -> tuple[str, str, str]:
+    return BASE, ALONE[skill], "sequence"
+
+
+def _difference(joint: Row, name: str, over: str, skill: str) -> Row | None:
+    row = find(joint["interference"], arm=name, over=over)
+    return None if row is None else row[skill]
+
+
+def _rate(row: Row | None) -> Markup | str:
+    if row is None:
+        return ""
+    ends = f" {100 * row['low']:.0f} to {percent(row['high'])}"
+    return tag("span", tag("b", percent(row["rate"])), tag("span", ends, css="ci"))
+
+
+def _counts(summary: Row) -> str:
+    """How many questions and episodes the table rests on."""
+    reward = find(summary.get("held_out", []), scope=OVERALL)
+    success = find(summary.get("scores", []), scope=OVERALL)
+    parts = [f"{reward['reward']['n']} questions" if reward and reward["reward"] else ""]
+    parts.append(f"{success['n']} episodes" if success else "")
+    return ", ".join(part for part in parts if part) or "nothing was measured yet"
+
+
+def skill_charts(arms: Sequence[Arm]) -> Markup:
+    """Both skills over the turns of each arm, with 95 % intervals."""
+    charts = []
+    for skill, title in SKILL_TITLES.items():
+        scale = 100 if skill == "actions" else 1
+        series = []
+        for arm, css in zip(arms, _css(arms).values(), strict=True):
+            rows = [(row["turn"], row[skill]) for row in exam_rows(arm) if row[skill] is not None]
+            columns = {key: [scale * value[key] for _, value in rows] for key in ("value", "low", "high")}
+            texts = [f"{label(arm.name)}, turn {turn}: {value['value']:.3f} (n = {value['n']})" for turn, value in rows]
+            series.append(
+                Series(
+                    label(arm.name),
+                    [turn for turn, _ in rows],
+                    columns["value"],
+                    css,
+                    low=columns["low"],
+                    high=columns["high"],
+                    labels=texts,
+                )
+            )
+        charts.append(chart(title, series, Axis("turn of the learner"), Axis(skill)))
+    return tag("div", *charts, css="charts")
+
+
+def _series(arm: Arm, metric: str, name: str, css: str) -> Series:
+    found = [(line["step"], line[metric]) for line in arm.lines if line.get(metric) is not None]
+    return Series(name, [step for step, _ in found], [value for _, value in found], css)
+
+
+def cosine_charts(arms: Sequence[Arm]) -> list[Markup]:
+    """Cosine of both objectives' gradients on what they share, of the arms in which both have one."""
+    charts = []
+    for arm in arms:
+        lines = [
+            _series(arm, f"cosine/{group}", group, css)
+            for group, css in zip(("vision", "vlm", "shared"), COLOURS, strict=False)
+        ]
+        title = f"Cosine of GRPO's and RPRO's gradient, {label(arm.name)}"
+        charts.append(chart(title, lines, Axis("turn of the learner"), Axis("cosine")))
+    return [drawn for drawn in charts if drawn]
+
+
+def drift_charts(arms: Sequence[Arm]) -> list[Markup]:
+    """How far each group of parameters is from the start."""
+    css = _css(arms)
+    return [
+        chart(
+            f"Drift from the start: {group}",
+            [_series(arm, f"drift/{group}", label(arm.name), css[arm.name]) for arm in arms],
+            Axis("turn of the learner"),
+            Axis("relative distance"),
+        )
+        for group in GROUPS
+    ]
+
+
+def signal_charts(arms: Sequence[Arm]) -> list[Markup]:
+    """What each objective sees of itself."""
+    css = _css(arms)
+    shown = {
+        "grpo/reward/mean": ("Reward of sampled answers", "reward"),
+        "grpo/rollouts/staleness": ("Staleness of sampled answers", "weight versions"),
+        "grpo/entropy": ("Entropy", "nats"),
+        "grpo/mismatch/mean": ("Mismatch of trainer and engine", "nats"),
+        "rpro/reward/margin": ("RPRO's margin of implicit rewards", "reward"),
+        "rpro/flow/winner": ("Flow-matching loss of winners", "loss"),
+    }
+    return [
+        chart(title, [_series(arm, name, label(arm.name), css[arm.name]) for arm in arms], Axis("turn"), Axis(unit))
+        for name, (title, unit) in shown.items()
+    ]
+
+
+def cosine_table(joint: Row) -> Markup:
+    """Mean cosines, and how often the objectives pulled against each other."""
+    rows = [
+        [f"{label(arm)}: {row['group']}", row["n"], minus(f"{row['mean']:+.3f}"), f"{row['negative']} of {row['n']}"]
+        for arm, found in joint["cosines"].items()
+        for row in found
+    ]
+    return table(["Gradient cosine", "Times", "Mean", "Below 0"], rows, css="numbers") if rows else Markup("")
+
+
+def times_table(joint: Row) -> Markup:
+    """Steps of each part, and the share of the turns in which each kind of worker had nothing to do."""
+    head = [
+        "Arm",
+        "GRPO batches",
+        "RPRO steps",
+        "Turns took",
+        *(f"{worker} idle" for worker in WORKERS),
+        "Examinations",
+    ]
+    head += [f"Drift: {group}" for group in GROUPS]
+    rows = []
+    for row in joint["times"]:
+        idle = ["" if row["idle"][worker] is None else percent(row["idle"][worker]) for worker in WORKERS]
+        far = [number(joint["drift"][row["arm"]].get(group, 0.0)) for group in GROUPS]
+        took = [duration(row["seconds"]), *idle, duration(row["examining_seconds"])]
+        rows.append([label(row["arm"]), row["batches"], f"{row['steps']:.0f}", *took, *far])
+    reading = (
+        "Idle: share of the turns' time without work, examinations left out. The learner waits while a batch is not "
+        "there; engines and simulators have nothing to do once what the next turns need is prepared."
+    )
+    return join([table(head, rows, "Time and drift", css="numbers"), note(reading)])
+
+
+def guard_table(joint: Row) -> Markup:
+    """What the guard found and did."""
+    events = joint["guard"].get("together")
+    if events is None:
+        return Markup("")
+    if not events:
+        return note("The guard found no harm of one objective to the other's skill.")
+    rows = [
+        [
+            f"turn {event['turn']}",
+            event["skill"],
+            minus(f"{event['difference']:+.3f} (at least {event['bound']:+.3f}, n = {event['n']})"),
+            minus(f"{event['given_back']:+.3f}"),
+            event["objective"],
+            event["action"].replace("_", " "),
+        ]
+        for event in events
+    ]
+    head = ["When", "Skill", "Change", "Without the other's moves", "Blamed", "Done"]
+    return join([table(head, rows, "The guard", css="numbers"), *(note(event["text"]) for event in events)])
