@@ -106,8 +106,6 @@ def check_stages(stages: Sequence[Any], has_base: bool) -> None:
 def check_settings(config: Any) -> None:
     """ValueError for settings of a joint run that cannot work together."""
     joint = config.joint
-    if config.workers.rollout < 1:
-        raise ValueError("workers.rollout is 0, but joint needs an engine; give at least 1")
     if config.questions.development < 2 and config.questions.development_file is None:
         raise ValueError(
             f"questions.development is {config.questions.development}, but joint examines on questions of its own, so "

@@ -24,7 +24,7 @@ PIPELINE_STAGES = ("rft", "gate", "teacher", "distill", "imitate")
 """Stages that make a run on language a pipeline."""
 TRAINING = ("grpo", "rft", "distill")
 """Stages that take the newest model of the chain and make the next."""
-ENGINE_STAGES = ("examine", "grpo", "rft", "distill", "imitate")
+ENGINE_STAGES = ("examine", "grpo", "rft", "distill", "imitate", "joint")
 """Stages that sample answers."""
 ACTION_ROUNDS = (("collect", "optimise"), ("collect", "optimise", "evaluate"))
 BranchStage = Literal["grpo", "rft", "examine"]

@@ -209,6 +209,11 @@ class RunConfig(Section):
         blocks = (stage for stage in self.stages if isinstance(stage, Repeat) and not stage.on_language)
         return next((block.repeat for block in blocks), 0)
 
+    @property
+    def collects_pairs(self) -> bool:
+        """Whether any stage corrects the policy's failures."""
+        return self.num_rounds > 0 or self.is_joint
+
     @model_validator(mode="after")
     def _stages_follow(self) -> Self:
         """Each stage finds what it needs before it."""

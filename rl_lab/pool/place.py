@@ -1,4 +1,4 @@
-"""Where the curriculum pools of a run lie: RUN/pool.sqlite, or RUN/grpo/NODE/pool.sqlite for each node that trains.
+"""Where the curriculum pools of a run lie: RUN/pool.sqlite, or RUN/{grpo,joint}/NODE/pool.sqlite of nodes that train.
 
 Beside a pool are its `rollouts/` and, under `checkpoints/step-N/`, its copies. What the pool commands write goes into
 the run folder: a node's folder is read-only once the node is done.
@@ -13,8 +13,8 @@ from pathlib import Path
 from rl_lab.errors import UserError
 from rl_lab.pool.store import POOL_FILE
 
-NODES = "grpo"
-"""Folder of a run that holds one folder for each node with a pool."""
+NODES = ("grpo", "joint")
+"""Folders of a run that hold one folder for each node with a pool."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class PoolPlace:
 
 def pool_folders(run: Path) -> list[Path]:
     """Folders of a run that hold a pool."""
-    return [path.parent for path in (run / POOL_FILE, *sorted(run.glob(f"{NODES}/*/{POOL_FILE}"))) if path.is_file()]
+    nodes = (path for folder in NODES for path in sorted(run.glob(f"{folder}/*/{POOL_FILE}")))
+    return [path.parent for path in (run / POOL_FILE, *nodes) if path.is_file()]
 
 
 def locate(text: str) -> PoolPlace:
@@ -68,7 +69,7 @@ def locate(text: str) -> PoolPlace:
 def _run_of(folder: Path) -> Path:
     """The run folder of a folder with a pool. By names, because a live node's folder is a link to somewhere else."""
     whole = folder if len(folder.parts) > 2 else folder.absolute()
-    return whole.parent.parent if whole.parent.name == NODES else folder
+    return whole.parent.parent if whole.parent.name in NODES else folder
 
 
 def _only_pool(given: Path, suffix: str) -> Path:

@@ -76,7 +76,7 @@ def substitutions(config: RunConfig, gpus: list[str]) -> list[dict[str, str]]:
     if config.learns_actions and config.sft.probe_weight > 0:
         why = "an auxiliary loss on simulator ground truth in SFT; at evaluation the policy has images only"
         rows.append({"wanted": "spatial pre-training of the vision tower", "used": "privileged probe loss", "why": why})
-    if config.num_rounds:
+    if config.collects_pairs:
         why = "failures are detected, and corrected by the scripted expert, from simulator ground truth"
         rows.append({"wanted": "human operator", "used": "detector and expert that read simulator truth", "why": why})
     return rows

@@ -59,7 +59,7 @@ def _check_rounds_see_one_frame(config: RunConfig) -> None:
     """Pairs have no past frames: a policy that needs them cannot learn from them."""
     from rl_lab.learning.checkpoint import read_info
 
-    if config.num_rounds and config.model.path is not None:
+    if config.collects_pairs and config.model.path is not None:
         info = read_info(Path(config.model.path))
         if info.history > 1 or info.first_slot != "next":
             raise UserError(
@@ -81,7 +81,7 @@ def _check_model(config: RunConfig) -> None:
     for key, execute in (("collect", config.collect.execute), ("eval", config.eval.execute)):
         if execute > chunk:
             raise UserError(f"{key}.execute is {execute} but chunk_size is {chunk}; execute at most chunk_size steps")
-    if config.num_rounds and rollback[0] < chunk:
+    if config.collects_pairs and rollback[0] < chunk:
         short = f"collect.rollback_steps starts at {rollback[0]} but chunk_size is {chunk}"
         raise UserError(f"{short}: such losers have no state with a whole chunk after it; start at {chunk} or more")
 
