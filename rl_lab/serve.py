@@ -1,0 +1,65 @@
+"""python -m rl_lab.serve CKPT [--port 8765] [--seed 0] [--device auto]
+
+Answers observations with chunks of actions on a port of this machine, until Ctrl-C; the protocol stands in
+`rl_lab.workers.serving`. The client for RoboTwin's own evaluation is one file, envs/robotwin/deploy_policy.py (see
+docs/robotwin.md). The first line printed is the address. Exit code: 0 ended by Ctrl-C or SIGTERM, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl_lab.errors import CommandParser, UserError, run_command
+
+DEFAULT_PORT = 8765
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 65536:
+        raise ValueError
+    return number
+
+
+_port.__name__ = "port number"
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Path, int, int, str]:
+    parser = CommandParser(prog="python -m rl_lab.serve", description="Serve a policy on a port of this machine.")
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint folder")
+    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes a free one")
+    parser.add_argument("--seed", type=int, default=0, help="of the policy's noise")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    options = parser.parse_args(arguments)
+    return options.checkpoint, options.port, options.seed, options.device
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; UserError for bad input."""
+    folder, port, seed, device = _parse(arguments)
+    import torch
+
+    from rl_lab.workers.serving import ADDRESS, PolicyServer, PolicyService
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no GPU; use --device auto")
+    chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    service = PolicyService(folder, seed=seed, device=chosen)
+    try:
+        server = PolicyServer(service, port)
+    except OSError as error:
+        raise UserError(f"port {port} cannot be used: {error.strerror}; give another --port, or 0") from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with server:
+        print(f"{ADDRESS}:{server.port}", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return 0
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

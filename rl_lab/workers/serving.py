@@ -1,0 +1,170 @@
+"""A policy behind a socket on this machine: observations in, chunks of actions out. Protocol version 1.
+
+Frames are those of `envs.robotwin.protocol` (JSON with arrays beside it, no pickle); a client asks {"id", "method",
+"params"} and gets {"id", "result"} or {"id", "error": {"kind", "message", "detail"}}. Methods:
+
+hello {version}  -> {version, action: "ee", commands: H, memory: {frames: K, interval}, image_size, weight_version}
+act {images, pose, instruction, key}  -> {chunk: float64 [H, 16]}
+
+`images` are uint8 [3, H, W, 3] or [3, K, H, W, 3], cameras head, left, right, the present frame last, those from before
+the episode black; any size: they are scaled to fit and centred on black. `pose` is the measured `ee` pose, [16]. `key`
+[episode, decision] addresses the policy's noise: equal requests give equal chunks, in any order, from any client. Kinds
+of errors: "protocol" (no message of this version), "bad_request" (the client's mistake), "server" (ours; see detail).
+"""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.robotwin import protocol
+from envs.robotwin.env import fit
+from envs.rollout import Decision
+from envs.types import ARMS, CAMERAS, EE_DIM
+from rl_lab.errors import UserError
+from rl_lab.formats.checks import pose_problems
+from rl_lab.workers.policy import LocalPolicy
+
+VERSION = 1
+ADDRESS = "127.0.0.1"
+
+
+class RequestError(ValueError):
+    """A request that is refused; `kind` as in the protocol."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def _checked_images(images: Any, frames: int) -> np.ndarray:
+    """Views as uint8 [3, K, H, W, 3]."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        raise RequestError("bad_request", f"images must be a uint8 array, not {getattr(images, 'dtype', type(images))}")
+    views = images[:, None] if images.ndim == 4 else images
+    expected = f"[3, {frames}, H, W, 3]" + (" or [3, H, W, 3]" if frames == 1 else "")
+    if views.ndim != 5 or views.shape[:2] != (len(CAMERAS), frames) or views.shape[-1] != 3 or 0 in views.shape:
+        raise RequestError("bad_request", f"images have shape {list(images.shape)}; expected {expected}")
+    return views
+
+
+def _decision(params: dict[str, Any], frames: int, image_size: int) -> Decision:
+    """A request's observation; RequestError that names what is wrong with it."""
+    missing = {"images", "pose", "instruction", "key"} - params.keys()
+    if missing:
+        raise RequestError("bad_request", f"act has no {sorted(missing)[0]}")
+    pose, key = params["pose"], params["key"]
+    if not isinstance(pose, np.ndarray) or pose.shape != (EE_DIM,):
+        raise RequestError("bad_request", f"pose must be an array of {EE_DIM} numbers: xyz, wxyz, gripper of two arms")
+    problems = pose_problems("act", "pose", pose.astype(np.float64)[None])
+    if problems:
+        raise RequestError("bad_request", problems[0].text)
+    if not isinstance(params["instruction"], str) or not params["instruction"].strip():
+        raise RequestError("bad_request", "instruction must be a text that is not empty")
+    if not isinstance(key, list) or len(key) != 2 or not all(type(number) is int for number in key):
+        raise RequestError("bad_request", f"key must be [episode, decision], two whole numbers, not {key!r}")
+    views = _checked_images(params["images"], frames)
+    if views.shape[2:4] != (image_size, image_size):
+        views = np.stack([[fit(image, image_size) for image in camera] for camera in views])
+    arms = pose.astype(np.float64).reshape(2, 8)
+    endpose = {f"{arm}_endpose": part[:7] for arm, part in zip(ARMS, arms, strict=True)}
+    endpose |= {f"{arm}_gripper": part[7] for arm, part in zip(ARMS, arms, strict=True)}
+    now = {camera: {"rgb": view[-1]} for camera, view in zip(CAMERAS, views, strict=True)}
+    observation = {"observation": now, "endpose": endpose, "instruction": params["instruction"]}
+    past = views[:, :-1].swapaxes(0, 1) if frames > 1 else None
+    return Decision(observation, (key[0], key[1]), past)
+
+
+class PolicyService:
+    """Answers requests with one policy, one at a time."""
+
+    def __init__(self, folder: Path, *, seed: int, device: str) -> None:
+        self.policy = LocalPolicy(folder, seed=seed, device=device)
+        if not self.policy.processor.has_stats:
+            raise UserError(f"{folder} has no normalisation statistics: such a policy cannot act; train it first")
+        self._lock = threading.Lock()
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a message; errors are answers too."""
+        number, method, params = request.get("id"), request.get("method"), request.get("params")
+        methods = {"hello": self.hello, "act": self.act}
+        try:
+            if method not in methods or not isinstance(params, dict):
+                raise RequestError("protocol", f"unknown method {method!r}; this server has {', '.join(methods)}")
+            return {"id": number, "result": methods[method](params)}
+        except RequestError as error:
+            return {"id": number, "error": {"kind": error.kind, "message": str(error), "detail": ""}}
+        except Exception as error:  # a client must hear of it, whatever it is
+            message = f"{method} failed: {type(error).__name__}: {error}"
+            problem = {"kind": "server", "message": " ".join(message.split()), "detail": traceback.format_exc()}
+            return {"id": number, "error": problem}
+
+    def hello(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What this policy is."""
+        if params.get("version") != VERSION:
+            text = f"the client speaks version {params.get('version')}, this server {VERSION}; copy the client again"
+            raise RequestError("protocol", text)
+        info, processor = self.policy.info, self.policy.processor
+        return {
+            "version": VERSION,
+            "action": "ee",
+            "commands": processor.num_commands,
+            "memory": {"frames": info.history, "interval": info.history_interval},
+            "image_size": processor.config.image_size,
+            "weight_version": info.weight_version,
+        }
+
+    def act(self, params: dict[str, Any]) -> dict[str, Any]:
+        """A chunk of commands for an observation."""
+        decision = _decision(params, self.policy.info.history, self.policy.processor.config.image_size)
+        with self._lock:
+            return {"chunk": self.policy.act([decision])[0]}
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    """One client; frames that are none end its connection, after saying so."""
+
+    server: PolicyServer
+
+    def handle(self) -> None:
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            try:
+                request = protocol.read(self.request.recv)
+            except (EOFError, OSError):
+                return
+            except protocol.ProtocolError as error:
+                problem = {"kind": "protocol", "message": str(error), "detail": ""}
+                self._send({"id": None, "error": problem})
+                return
+            if not self._send(self.server.service.answer(request)):
+                return
+
+    def _send(self, answer: dict[str, Any]) -> bool:
+        try:
+            self.request.sendall(protocol.encode(answer))
+        except OSError:  # the client has gone
+            return False
+        return True
+
+
+class PolicyServer(socketserver.ThreadingTCPServer):
+    """Serves a policy on a port of this machine; 0 takes a free one."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, service: PolicyService, port: int) -> None:
+        self.service = service
+        super().__init__((ADDRESS, port), _Handler)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.server_address[1])

@@ -1,0 +1,96 @@
+"""lerobot's own loader opens our exports and shows the same numbers. Slow: it makes an environment of several GB.
+
+With RL_LAB_LEROBOT_PYTHON, the interpreter of an environment that has lerobot 0.4.4, none is made.
+"""
+
+import os
+import subprocess
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rl_lab.formats import lerobot_schema as schema
+from rl_lab.formats.lerobot_read import read_lerobot
+from rl_lab.formats.lerobot_write import correction, write_lerobot
+from rl_lab.formats.robotwin import control_hz, read_robotwin
+from tests.formats.robotwin_files import write_classic
+from tests.records import episode, pair
+
+LEROBOT = "lerobot==0.4.4"
+LOAD = """
+import sys
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+folder, out, keys = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
+data = LeRobotDataset("local/set", root=folder, video_backend="pyav")
+ahead = {"action": [0.0, 1 / data.fps, 2 / data.fps]}
+chunks = LeRobotDataset("local/set", root=folder, video_backend="pyav", delta_timestamps=ahead)
+frames = [data[number] for number in range(len(data))]
+found = {name: np.stack([np.asarray(frame[name]) for frame in frames]) for name in keys}
+found["task"] = np.array([frame["task"] for frame in frames])
+found["chunk"] = np.stack([np.asarray(chunks[number]["action"]) for number in range(len(chunks))])
+found["fps"], found["episodes"] = np.array(float(data.fps)), np.array(data.num_episodes)
+found["mean"] = np.asarray(data.meta.stats["action"]["mean"])
+np.savez(out, **found)
+"""
+KEYS = [schema.STATE, schema.ACTION, "timestamp", "episode_index", "frame_index", *schema.VIDEO_KEYS]
+
+
+@pytest.fixture(scope="module")
+def lerobot_python(tmp_path_factory) -> str:
+    given = os.environ.get("RL_LAB_LEROBOT_PYTHON")
+    if given:
+        return given
+    folder = tmp_path_factory.mktemp("lerobot")
+    venv.create(folder, with_pip=True)
+    python = str(folder / "bin/python")
+    done = subprocess.run([python, "-m", "pip", "install", "-q", LEROBOT], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip cannot install {LEROBOT} here: {done.stderr.strip().splitlines()[-1]}")
+    return python
+
+
+def load(python: str, folder: Path, tmp_path: Path) -> dict[str, np.ndarray]:
+    """What lerobot's loader reads from a dataset, frame by frame."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = clean | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
+    command = [python, "-c", LOAD, str(folder), str(tmp_path / "found.npz"), ",".join(KEYS)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "found.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["demonstrations", "robotwin", "corrections"])
+def test_lerobots_loader_reads_what_we_wrote(lerobot_python, tmp_path, kind):
+    if kind == "demonstrations":
+        written, hz = [episode(1), episode(2, steps=9)], 12.5
+    elif kind == "robotwin":
+        for number in range(2):
+            write_classic(tmp_path / "raw", number)
+        written, hz = list(read_robotwin(tmp_path / "raw", image_size=64)), control_hz()
+    else:
+        written, hz = [correction(pair(1)), correction(pair(2))], 12.5
+    write_lerobot(tmp_path / "set", written, hz)
+    found = load(lerobot_python, tmp_path / "set", tmp_path)
+    ours = list(read_lerobot(tmp_path / "set"))
+
+    lengths = [each.num_steps for each in written]
+    assert found["episodes"] == len(written) and found["fps"] == pytest.approx(hz)
+    assert found["episode_index"].tolist() == np.repeat(range(len(written)), lengths).tolist()
+    assert found["task"].tolist() == [each.instruction for each in written for _ in range(each.num_steps)]
+    actions = np.concatenate([each.actions for each in written])
+    np.testing.assert_allclose(found["action"], actions, atol=1e-6)
+    np.testing.assert_allclose(found["mean"], actions.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found[schema.STATE], np.concatenate([each.poses[:-1] for each in written]), atol=1e-6)
+    np.testing.assert_allclose(found["timestamp"], found["frame_index"] / hz, rtol=1e-6)
+    for start, each in zip(np.cumsum([0, *lengths]), written, strict=False):
+        rows = np.minimum(np.arange(each.num_steps)[:, None] + np.arange(3), each.num_steps - 1)
+        np.testing.assert_allclose(found["chunk"][start : start + each.num_steps], each.actions[rows], atol=1e-6)
+    for camera, key in enumerate(schema.VIDEO_KEYS):
+        shown = np.moveaxis(found[key], 1, -1) * 255
+        read = np.concatenate([each.images[:, camera] for each in ours])
+        assert np.abs(shown - read).max() <= 3, "lerobot decodes to RGB in its own way, so by up to a few levels"

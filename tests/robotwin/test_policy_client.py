@@ -1,0 +1,261 @@
+"""A served policy acts in RoboTwin's own evaluation as it does here, through a client that needs numpy alone."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.robotwin import protocol
+from envs.rollout import Decision
+from envs.types import CAMERAS
+from rl_lab.action.batching import fit_processor
+from rl_lab.action.starting import starting_policy
+from rl_lab.config.model import MemoryConfig, ModelConfig
+from rl_lab.learning.checkpoint import save_policy
+from rl_lab.workers.policy import LocalPolicy
+from rl_lab.workers.serving import PolicyServer, PolicyService
+from tests.records import episode, poses
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENT = ROOT / "envs/robotwin/deploy_policy.py"
+MODEL = ModelConfig(
+    chunk_size=6, absolute_half=True, first_slot="current", memory=MemoryConfig(frames=3, interval=2, layer_stride=1)
+)
+STEPS, EXECUTE = 7, 3
+PATH = poses(STEPS, 1)
+
+EVALUATION = """
+import sys, types
+import numpy as np
+path, port, execute, out, kind = sys.argv[1:]
+before = set(sys.modules)
+module = types.ModuleType("rl_lab_policy")
+exec(compile(open(path).read(), path, "exec"), module.__dict__)
+poses = np.load(out + "/poses.npy")
+
+class Env:
+    def __init__(self):
+        self.actions = []
+    def get_instruction(self):
+        return "Hand it over."
+    def get_obs(self):
+        step = len(self.actions)
+        views = {c: {"rgb": np.full((64, 64, 3), 9 * step + k, np.uint8)} for k, c in enumerate(module.CAMERAS)}
+        ends = {}
+        for arm, start in (("left", 0), ("right", 8)):
+            ends[arm + "_endpose"], ends[arm + "_gripper"] = poses[step, start:start + 7], poses[step, start + 7]
+        return {"observation": views, "endpose": ends, "joint_action": {}}
+    def take_action(self, action, action_type):
+        assert action_type == "ee"
+        self.actions.append(np.asarray(action))
+
+def xpl(observation, env):
+    state = {}
+    for arm in ("left", "right"):
+        state[arm + "_ee_pose"] = observation["endpose"][arm + "_endpose"]
+        state[arm + "_ee_joint_state"] = np.array([observation["endpose"][arm + "_gripper"]])
+    views = zip(module.XPL_CAMERAS, module.CAMERAS)
+    vision = {x: {"color": observation["observation"][c]["rgb"]} for x, c in views}
+    return {"state": state, "vision": vision, "instruction": env.get_instruction()}
+
+episodes = []
+config = {"port": int(port), "rl_lab_port": int(port), "execute": int(execute), "task_name": "handover_block"}
+model = module.get_model(config) if kind == "classic" else module.Model(config)
+for _ in range(2):
+    env = Env()
+    if kind == "classic":
+        module.reset_model(model)
+    else:
+        model.reset()
+    while len(env.actions) < len(poses) - 1:
+        observation = env.get_obs()
+        if kind == "classic":
+            module.eval(env, model, observation)
+        else:
+            model.update_obs(xpl(observation, env))
+            (action,) = model.get_action()
+            assert action["action_type"] == "ee"
+            parts = [action[a + k] for a in ("left", "right") for k in ("_ee_pose", "_ee_joint_state")]
+            env.take_action(np.concatenate(parts), "ee")
+    episodes.append(env.actions)
+np.save(out + "/actions.npy", np.array(episodes))
+foreign = {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"numpy", "__main__"}
+print(sorted(foreign - {name.split(".")[0] for name in before}))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    start = starting_policy(MODEL, seed=0, stride=1)
+    processor = fit_processor(start.policy.config, [episode(1), episode(2)], start.timing)
+    save_policy(folder, start.policy, processor, start.info)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def port(checkpoint):
+    """A server of this process, for what needs none of its own."""
+    with PolicyServer(PolicyService(checkpoint, seed=0, device="cpu"), 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.port
+        server.shutdown()
+
+
+def client():
+    spec = importlib.util.spec_from_file_location("rl_lab_policy", CLIENT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def views(step):
+    return np.stack([np.full((64, 64, 3), 9 * step + camera, np.uint8) for camera in range(3)])
+
+
+def expected(checkpoint):
+    """Both episodes of the evaluation, by the policy in this process."""
+    policy = LocalPolicy(checkpoint, seed=0)
+    episodes = []
+    for number in (1, 2):
+        actions = []
+        for decision, step in enumerate(range(0, STEPS, EXECUTE)):
+            pose = PATH[step].reshape(2, 8)
+            endpose = {f"{arm}_endpose": part[:7] for arm, part in zip(("left", "right"), pose, strict=True)}
+            endpose |= {f"{arm}_gripper": part[7] for arm, part in zip(("left", "right"), pose, strict=True)}
+            shown = {name: {"rgb": view} for name, view in zip(CAMERAS, views(step), strict=True)}
+            observation = {"observation": shown, "endpose": endpose, "instruction": "Hand it over."}
+            past = np.stack([views(seen) if seen >= 0 else 0 * views(0) for seen in (step - 4, step - 2)])
+            actions += list(policy.act([Decision(observation, (number, decision), past)])[0][:EXECUTE])
+        episodes.append(actions[:STEPS])
+    return np.array(episodes)
+
+
+def only_numpy(folder):
+    """A place from which an interpreter without site-packages finds numpy and nothing else."""
+    package = Path(np.__file__).parent
+    for source in (package, package.parent / "numpy.libs"):
+        if source.exists():
+            (folder / source.name).symlink_to(source)
+    return {"PYTHONPATH": str(folder), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+
+
+def evaluate(port, kind, tmp_path):
+    (tmp_path / "packages").mkdir()
+    np.save(tmp_path / "poses.npy", PATH)
+    command = [sys.executable, "-S", "-c", EVALUATION, str(CLIENT), str(port), str(EXECUTE), str(tmp_path), kind]
+    environment = only_numpy(tmp_path / "packages")
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]", "the client imports numpy and the standard library only"
+    return np.load(tmp_path / "actions.npy")
+
+
+@pytest.mark.parametrize("kind", ["classic", "xpolicylab"])
+def test_both_evaluations_of_robotwin_get_the_actions_of_the_policy_here(checkpoint, port, tmp_path, kind):
+    np.testing.assert_array_equal(evaluate(port, kind, tmp_path), expected(checkpoint))
+
+
+def test_the_command_serves_and_ends_and_a_client_says_when_it_is_gone(checkpoint, tmp_path):
+    command = [sys.executable, "-m", "rl_lab.serve", str(checkpoint), "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            address, port = server.stdout.readline().strip().split(":")
+            assert address == "127.0.0.1"
+            policy = client().Policy(port=int(port), execute=EXECUTE)
+            first = policy.action(views(0), PATH[0], "Hand it over.")
+            assert first.shape == (16,) and np.isfinite(first).all()
+            server.terminate()
+            assert server.wait(300) == 0
+            policy.queue = []
+            with pytest.raises(RuntimeError, match=r"no answer .* is `python -m rl_lab.serve CKPT --port \d+` running"):
+                policy.action(views(1), PATH[1], "Hand it over.")
+        finally:
+            server.kill()
+
+
+def test_a_server_that_hangs_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(RuntimeError, match="within 0.3 s"):
+        client().Policy(port=silent.getsockname()[1], timeout_s=0.3)
+
+
+def test_a_broken_connection_is_opened_again(port):
+    policy = client().Policy(port=port, execute=EXECUTE)
+    first = policy.action(views(0), PATH[0], "Hand it over.")
+    policy.connection.socket.shutdown(socket.SHUT_RDWR)
+    policy.reset()
+    policy.episode = 0
+    np.testing.assert_array_equal(policy.action(views(0), PATH[0], "Hand it over."), first)
+
+
+GOOD = {"images": np.zeros((3, 3, 64, 64, 3), np.uint8), "pose": PATH[0], "instruction": "Go.", "key": [0, 0]}
+BAD = {
+    "no memory": ({"images": np.zeros((3, 64, 64, 3), np.uint8)}, r"images have shape \[3, 64, 64, 3\]; expected"),
+    "floats": ({"images": np.zeros((3, 3, 64, 64, 3))}, "images must be a uint8 array, not float64"),
+    "qpos": ({"pose": np.zeros(14)}, "pose must be an array of 16 numbers"),
+    "nan": ({"pose": np.full(16, np.nan)}, "pose is not finite"),
+    "quaternion": ({"pose": 3 * PATH[0]}, "quaternion of norm 3.000"),
+    "no text": ({"instruction": " "}, "instruction must be a text"),
+    "key": ({"key": [0, 1.5]}, r"key must be \[episode, decision\]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_observation_is_one_line_and_the_connection_goes_on(port, name):
+    change, words = BAD[name]
+    connection = client().Connection(port, 60)
+    with pytest.raises(RuntimeError, match=words) as caught:
+        connection.ask("act", **(GOOD | change))
+    assert "\n" not in str(caught.value)
+    assert connection.ask("act", **GOOD)["chunk"].shape == (6, 16)
+
+
+def test_images_of_a_camera_are_scaled_as_the_simulators_are(port):
+    connection = client().Connection(port, 60)
+    wide = np.zeros((3, 3, 48, 64, 3), np.uint8) + 90
+    square = np.zeros((3, 3, 64, 64, 3), np.uint8)
+    square[:, :, 8:56] = 90
+    asked = [connection.ask("act", **(GOOD | {"images": images}))["chunk"] for images in (wide, square)]
+    np.testing.assert_array_equal(*asked)
+
+
+def test_other_versions_methods_and_bytes_are_refused(port):
+    connection = client().Connection(port, 60)
+    with pytest.raises(RuntimeError, match="the client speaks version 9, this server 1"):
+        connection.ask("hello", version=9)
+    with pytest.raises(RuntimeError, match="unknown method 'reset'; this server has hello, act"):
+        connection.ask("reset")
+    with socket.create_connection(("127.0.0.1", port), 60) as other:
+        other.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        answer = protocol.read(other.recv)
+        assert answer["error"]["kind"] == "protocol" and other.recv(1) == b""
+
+
+def test_the_clients_frames_are_those_of_the_protocol():
+    message = {"id": 1, "params": {"a": np.arange(6.0).reshape(2, 3), "b": [1, "x", None], "c": np.zeros(2, np.uint8)}}
+    read = protocol.loads(client().encode(message))
+    np.testing.assert_array_equal(read["params"]["a"], message["params"]["a"])
+    assert read["params"]["b"] == [1, "x", None] and read["params"]["c"].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "no checkpoint in nowhere"),
+        (["{}", "--port", "99999"], "port"),
+        (["{}", "--device", "tpu"], "device"),
+    ],
+)
+def test_bad_input_of_the_command_is_one_line(checkpoint, arguments, words):
+    from rl_lab.errors import UserError
+    from rl_lab.serve import main
+
+    with pytest.raises(UserError, match=words) as caught:
+        main([text.format(checkpoint) for text in arguments])
+    assert "\n" not in str(caught.value)
