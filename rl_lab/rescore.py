@@ -1,0 +1,122 @@
+"""python -m rl_lab.rescore RUN --reward FILE|VARIANT [--node NODE]
+
+Scores the stored rollouts of a run under another reward, without generating anything: how far the two rewards agree on
+the order of the answers, and which answers flip. The reward is the section `rewards` of a YAML file, or a variant of
+the run's own sweep. Writes rescored-NAME.json into the run folder and prints its table.
+Exit code: 0 done, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rewards.compose import Rewards
+from rewards.config import RewardConfig, read_config
+from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.files import write_whole
+from rl_lab.language.item_files import ItemFile
+from rl_lab.language.rescoring import Agreement, rescore
+from rl_lab.runner.run_folder import CONFIG_FILE
+
+FLIPS_SHOWN = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; UserError for bad input."""
+    parser = CommandParser(prog="python -m rl_lab.rescore", description="Score stored rollouts under another reward.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("--reward", required=True, metavar="FILE|VARIANT", help="YAML with `rewards`, or a variant")
+    parser.add_argument("--node", help="one training of the run; all without it")
+    options = parser.parse_args(arguments)
+    config = _config(options.run)
+    name, settings = _reward(options.reward, config)
+    questions = options.run / "questions" / "questions" / "train.arrow"
+    if not questions.is_file():
+        raise UserError(f"{options.run} has no questions/questions/train.arrow, so its answers cannot be scored again")
+    threshold = config.get("examine", {}).get("pass_threshold", 0.5)
+    rewards = _checked(settings, options.reward)
+    try:
+        found = {
+            node.name: rescore(node, ItemFile(questions), rewards, threshold)
+            for node in _trainings(options.run, options.node)
+        }
+    finally:
+        rewards.close()
+    target = options.run / f"rescored-{name}.json"
+    write_whole(target, json.dumps({node: one.as_row() for node, one in found.items()}, indent=1) + "\n")
+    print("\n".join([*(line for node, one in found.items() for line in _lines(node, one)), str(target)]))
+    return 0
+
+
+def _config(run: Path) -> dict[str, Any]:
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"no run folder at {run}: {CONFIG_FILE} is missing; a run prints its path in its first line")
+    return yaml.safe_load(path.read_text())
+
+
+def _reward(given: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and section of the new reward."""
+    variants = (config.get("sweep") or {}).get("variants", {})
+    if given in variants:
+        return given, variants[given]
+    path = Path(given)
+    if not path.is_file():
+        known = f"; variants of the run: {', '.join(variants)}" if variants else ""
+        raise UserError(f"--reward {given} is neither a file nor a variant of the run's sweep{known}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("rewards"), dict):
+        raise UserError(f"{path} has no section `rewards`; write it as in an experiment's file")
+    return path.stem, tree["rewards"]
+
+
+def _checked(settings: dict[str, Any], given: str) -> Rewards:
+    try:
+        return Rewards(read_config(RewardConfig, settings))
+    except ValueError as error:
+        raise UserError(f"{given}: {error}") from error
+
+
+def _trainings(run: Path, node: str | None) -> list[Path]:
+    """Folders of the trainings that answered questions."""
+    found = sorted(path for path in (run / "grpo").glob("*") if (path / "rollouts").is_dir())
+    if not found:
+        raise UserError(f"{run} has no stored rollouts; give a run that trained on answers")
+    if node is None:
+        return found
+    chosen = [path for path in found if path.name == node]
+    if not chosen:
+        raise UserError(f"{run} has no training {node}; there are {', '.join(path.name for path in found)}")
+    return chosen
+
+
+def _number(value: float | None) -> str:
+    return "constant" if value is None else f"{value:+.2f}"
+
+
+def _lines(node: str, found: Agreement) -> list[str]:
+    """What the terminal shows of one training."""
+    lines = [
+        f"{node}: {found.answers} answers in {found.groups} groups"
+        + (f" ({found.unscored} more have a reward under one only)" if found.unscored else ""),
+        f"  rank agreement: {_number(found.rank_correlation)} over all answers (Spearman), "
+        f"{_number(found.group_correlation)} within groups (Kendall)",
+        f"  another best answer in {100 * found.best_changed:.0f} % of the groups; "
+        f"{found.gained} answers pass that did not, {found.lost} no longer pass",
+    ]
+    for flip in found.flips[:FLIPS_SHOWN]:
+        text = " ".join(flip.completion.split())[:60]
+        lines.append(f"    {flip.item} step {flip.step} sample {flip.sample}: {flip.old:.2f} -> {flip.new:.2f}  {text}")
+    return lines
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,102 @@
+"""Stored answers under another reward, from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from rl_lab.errors import UserError
+from rl_lab.language.item_files import item_row, write_rows
+from rl_lab.language.rollout_store import Rollout, RolloutStore
+from rl_lab.rescore import main
+from tests.language.builders import make_item
+
+
+def rollout(item, group, sample, text, reward):
+    return Rollout(
+        item=item.id,
+        group=group,
+        sample=sample,
+        prompt=item.prompt,
+        prompt_tokens=[1],
+        completion=text,
+        tokens=[2, 3],
+        token_texts=["a", "b"],
+        logprobs=[-0.1, -0.2],
+        weight_version=1,
+        finished=True,
+        rewards={"answer": reward},
+        reward=reward,
+        advantage=0.0,
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two groups of two answers: by the stored reward the first is right; by length the second."""
+    folder = tmp_path / "run"
+    items = [make_item(0), make_item(1)]
+    (folder / "questions" / "questions").mkdir(parents=True)
+    write_rows(folder / "questions" / "questions" / "train.arrow", map(item_row, items))
+    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.proxies:short"}}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"sweep": sweep, "examine": {"pass_threshold": 0.6}}))
+    store = RolloutStore(folder / "grpo" / "verifier.1.grpo")
+    for step, item in enumerate(items, 1):
+        rows = [rollout(item, 0, 0, "word " * 40, 1.0), rollout(item, 0, 1, "word", 0.0), rollout(item, 0, 2, "", None)]
+        store.write(step, rows)
+    return folder
+
+
+def result(run, name="short"):
+    (found,) = json.loads((run / f"rescored-{name}.json").read_text()).values()
+    return found
+
+
+def test_a_reward_that_turns_the_order_around_says_so(run, capsys):
+    assert main([str(run), "--reward", "short"]) == 0
+    found = result(run)
+    assert (found["answers"], found["unscored"], found["groups"]) == (4, 2, 2)
+    assert (found["rank_correlation"], found["group_correlation"]) == (pytest.approx(-1), pytest.approx(-1))
+    assert (found["best_changed"], found["gained"], found["lost"]) == (1.0, 2, 2)
+    assert {flip["sample"] for flip in found["flips"]} == {0, 1}
+    assert "another best answer in 100 % of the groups" in capsys.readouterr().out
+
+
+def test_the_same_order_agrees_and_flips_nothing(run, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "def long(prompts, completions, **columns):\n    return [float(len(t.split()) > 9) for t in completions]\n"
+    )
+    reward = tmp_path / "long.yaml"
+    reward.write_text(yaml.safe_dump({"rewards": {"weights": {"l": 1.0}, "functions": {"l": f"{mine}:long"}}}))
+    main([str(run), "--reward", str(reward), "--node", "verifier.1.grpo"])
+    found = result(run, "long")
+    assert (found["group_correlation"], found["best_changed"], found["flips"]) == (pytest.approx(1), 0.0, [])
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--reward", "judge"], "neither a file nor a variant of the run's sweep; variants of the run: short"),
+        (["--reward", "short", "--node", "uniform.1.grpo"], "there are verifier.1.grpo"),
+    ],
+)
+def test_what_is_not_there_is_said(run, arguments, said):
+    with pytest.raises(UserError) as error:
+        main([str(run), *arguments])
+    assert said in str(error.value)
+
+
+def test_a_reward_that_cannot_work_names_its_key(run, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("rewards: {wieghts: {}}")
+    with pytest.raises(UserError, match=r"bad.yaml: rewards.wieghts is not a known key; did you mean weights\?"):
+        main([str(run), "--reward", str(path)])
+    assert not list(run.glob("rescored-*"))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run folder at"):
+        main([str(tmp_path), "--reward", "short"])
