@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from envs.rollback import Corrector, RollbackConfig, intervened_rollout, scripted_expert
-from envs.rollout import demonstrate, policy_rollout, run_lockstep
+from envs.rollout import Memory, demonstrate, policy_rollout, run_lockstep
 from tests.envs.toy import STEP, ToyEnv
 
 CONFIG = RollbackConfig(execute=4)
@@ -49,6 +49,32 @@ def test_a_good_policy_succeeds_and_renders_only_at_decisions():
     assert episode.num_steps == len(episode.actions) == len(episode.poses) - 1
     assert env.rendered == len(episode.images) == 13
     assert episode.frame_steps.tolist() == list(range(0, 52, 4))
+
+
+@pytest.mark.parametrize(("frames", "interval", "execute"), [(3, 5, 7), (6, 5, 7), (2, 4, 4), (4, 1, 3)])
+def test_a_policy_with_memory_sees_the_frames_of_the_right_steps(frames, interval, execute):
+    """The brightness of the toy's pictures is its x, which grows by the same amount in every step."""
+    env, seen = ToyEnv(), []
+
+    def shade(step):
+        return int(200 * np.clip(step * STEP, 0, 1)) if step >= 0 else 0
+
+    def act(decisions):
+        seen.append((env.step_count, decisions[0].past[:, 0, 0, 0, 0].tolist()))
+        return forward(decisions)
+
+    run_lockstep([policy_rollout(env, 5, execute=execute, memory=Memory(frames, interval))], act)
+    assert [step for step, _ in seen] == list(range(0, env.step_count, execute))
+    for step, shades in seen:
+        wanted = [shade(step - interval * back) for back in range(frames - 1, 0, -1)]
+        assert np.abs(np.subtract(shades, wanted)).max() <= 1
+
+
+def test_only_frames_that_will_be_seen_are_rendered():
+    env = ToyEnv()
+    env.rendered = 0
+    run_lockstep([policy_rollout(env, 5, execute=4, memory=Memory(3, 4))], forward)
+    assert env.rendered == 13, "frames four steps apart are those of the decisions"
 
 
 def test_lockstep_results_keep_the_order_of_the_rollouts():
