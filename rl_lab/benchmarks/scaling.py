@@ -111,7 +111,8 @@ class GRPOStep:
 
     def round(self) -> dict[str, float]:
         """Seconds of the calibration's calls, then of a step that is `factor` times as large, and its prediction."""
-        sizes, spent, kept = self.sizes, {}, {}
+        sizes, spent = self.sizes, dict[str, float]()
+        kept: dict[str, Any] = {}
 
         def timed(name: str, call: Callable[[], Any]) -> None:
             spent[name] = seconds(lambda: kept.__setitem__(name, call()), "cpu")
@@ -120,7 +121,7 @@ class GRPOStep:
         timed("learn", lambda: self.training.learn(kept["generate"]))
         timed("publish", self.training.publish)
         timed("load", lambda: self.engine.update(kept["publish"]))
-        size = sum(map(len, kept["publish"].files.values()))
+        size = sum(len(content) for content in kept["publish"].files.values())
         tokens = sizes.answers * sizes.new_tokens
         rates = {
             "engine, tokens/s": tokens / spent["generate"],
@@ -181,7 +182,7 @@ class FlowPROStep:
 
     def round(self) -> dict[str, float]:
         """As `GRPOStep.round`."""
-        sizes, spent, steps = self.sizes, {}, {}
+        sizes, spent, steps = self.sizes, dict[str, float](), dict[str, int]()
         kinds = {"collect": sizes.episodes, "FlowPRO collection": sizes.factor * sizes.episodes}
         for name, episodes in kinds.items():
             spent[name] = seconds(lambda name=name, n=episodes: steps.__setitem__(name, self.collect(n)), "cpu")  # type: ignore[misc]
@@ -226,7 +227,7 @@ def run(
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     sizes = Sizes(answers=answers, new_tokens=new_tokens, rows=rows, episodes=episodes, factor=factor)
-    kinds = {"grpo": GRPOStep, "flowpro": FlowPROStep}
+    kinds: dict[str, Any] = {"grpo": GRPOStep, "flowpro": FlowPROStep}
     table: list[dict[str, Any]] = []
     for part in parts:
         with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ that the placement names has its resources reserved. Set RAY_ADDRESS to use a ru
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import threading
@@ -158,11 +159,11 @@ class Cluster:
         """Start a learner: an actor of its own, or one in front of its ranks; `ray.kill` ends it with all of them."""
         place = self.placement.learner
         if place is None:
-            actor = ray.remote(member).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
+            actor: Any = ray.remote(member).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
             return actor.remote(*arguments, self._device)
         given = [ray.put(argument) for argument in (*arguments, "cuda" if place.gpus else "cpu")]
         bundle = resources(place.cpus, place.gpus)
-        front = ray.remote(group_class(member)).options(num_cpus=0)
+        front: Any = ray.remote(group_class(member)).options(num_cpus=0)
         return front.remote(member, given, place.ranks, bundle, self.placement.strategy)
 
     def check_folders(self, folders: Iterable[Path]) -> None:
@@ -195,7 +196,7 @@ class Cluster:
 def cluster_nodes() -> list[dict[str, float]]:
     """Resources of the machines of the cluster at RAY_ADDRESS; UserError if it does not answer."""
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"no Ray cluster answers at {os.environ['RAY_ADDRESS']} ({reason}); start one there") from error

@@ -49,8 +49,9 @@ class Rank:
         if self._store is None:
             self._store = dist.TCPStore(*rendezvous, self._count, is_master=False, timeout=JOIN_LIMIT)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        options = {"rank": self._number, "world_size": self._count, "timeout": JOIN_LIMIT}
-        dist.init_process_group(backend, store=self._store, **options)
+        dist.init_process_group(
+            backend, store=self._store, rank=self._number, world_size=self._count, timeout=JOIN_LIMIT
+        )
         self._made = self._member(*ray.get(self._arguments))
 
     def call(self, method: str, arguments: list[Any]) -> Any:
@@ -75,7 +76,7 @@ class _Front:
         strategy: str,
     ) -> None:
         group = placement_group([dict(resources)] * count, strategy)
-        self._ranks = [
+        self._ranks: list[Any] = [
             ray.remote(Rank)
             .options(
                 num_cpus=resources["CPU"],
@@ -101,7 +102,7 @@ class _Front:
 
     def _wait(self, references: list[ray.ObjectRef]) -> Any:
         """The first rank's answer; the error of the first rank that has one; the end of this process if one died."""
-        pending, errors = list(references), {}
+        pending, errors = list(references), dict[int, RayTaskError]()
         while pending:
             done, pending = ray.wait(pending, timeout=LAST_WORDS_S if errors else None)
             if not done:

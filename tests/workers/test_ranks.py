@@ -4,75 +4,80 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from rl_lab.config.placement import LearnerPlacement, Placement
-from rl_lab.config.schema import WorkersConfig
 from rl_lab.errors import UserError
-from rl_lab.learning.checkpoint import load_training_state, save_training_state
-from rl_lab.learning.ranks import gather, num_ranks, this_rank
-from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.ranks import group_class
 
 
 class Member:
     """Counts together with the other ranks, and goes on from a saved count."""
 
-    def __init__(self, state: Path, device: str) -> None:
+    def __init__(self, state: Path) -> None:
         self.state = state
-        self.count = load_training_state(state)["count"] if state.exists() else 0
+        self.count = int(state.read_text()) if state.exists() else 0
 
     def add(self, number: int) -> tuple[int, list[int]]:
-        self.count += sum(gather(number))
-        return self.count, gather(this_rank())
+        import torch.distributed as dist  # here, so that only the ranks import torch
+
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, (dist.get_rank(), number))
+        self.count += sum(number for _, number in found)
+        return self.count, [rank for rank, _ in found]
 
     def save(self) -> None:
-        save_training_state(self.state, {"count": self.count})
+        import torch.distributed as dist
+
+        if dist.get_rank() == 0:
+            self.state.write_text(str(self.count))
 
     def fail(self, rank: int) -> None:
-        if this_rank() == rank:
-            raise UserError("cannot do that; do something else")
-        gather(0)
+        import torch.distributed as dist
 
-    def size(self) -> int:
-        return num_ranks()
+        if dist.get_rank() == rank:
+            raise UserError("cannot do that; do something else")
+        self.add(0)
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    placement = Placement(learner=LearnerPlacement(ranks=2, cpus=0.5))
+    variables = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("RAY_raylet_start_wait_time_s", "300")  # on a machine with much else to do
-        made = Cluster(WorkersConfig(simulation=1, rollout=1), placement)
-        yield made
-        made.close()
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
-def test_a_group_answers_as_one_actor_and_is_replaced_when_a_rank_is_killed(cluster, tmp_path):
-    group = cluster._learner(Member, tmp_path / "state.pt")
-    assert ray.get(group.size.remote()) == 2
+def start(state: Path) -> Any:
+    """A group of two, as `rl_lab.workers.cluster` starts it."""
+    front = ray.remote(group_class(Member)).options(num_cpus=0)
+    return front.remote(Member, [ray.put(state)], 2, {"CPU": 0.5}, "PACK")
+
+
+def test_a_group_answers_as_one_actor_and_goes_on_from_its_state_when_a_rank_is_killed(cluster, tmp_path):
+    state = tmp_path / "count"
+    group = start(state)
     count, ranks = group.add.options(num_returns=2).remote(3)
     assert ray.get([count, ranks]) == [6, [0, 1]]
     ray.get(group.save.remote())
-    ray.get(group.add.remote(5))
+    assert ray.get(group.add.remote(5)) == (16, [0, 1])
     os.kill(ray.get(group.rank_processes.remote())[1], signal.SIGKILL)
     with pytest.raises(RayActorError):
         ray.get(group.add.remote(1), timeout=300)
 
-    group = cluster._learner(Member, tmp_path / "state.pt")
+    group = start(state)
     assert ray.get(group.add.remote(1)) == (8, [0, 1]), "it goes on from what was saved"
     with pytest.raises(UserError, match="do something else"):
         ray.get(group.fail.remote(0), timeout=300)
     processes = ray.get(group.rank_processes.remote())
     ray.kill(group)
-    _wait_until_gone(processes)
-
-
-def _wait_until_gone(processes: list[int]) -> None:
-    """Ranks end with their front."""
     deadline = time.monotonic() + 120
     while any(Path(f"/proc/{process}").exists() for process in processes):
         assert time.monotonic() < deadline, "a rank outlives its group"
