@@ -38,8 +38,11 @@ def header(run: RunFolder, summary: Row) -> Markup:
     """Name, method, seed, commit, time, and a link to the alarms if there are any."""
     commit = run.environment.get("commit")
     facts = [
-        f"method {label(summary['method'])}" if summary.get("method") else "",
-        f"curriculum {', '.join(map(label, summary['schemes']))}" if summary.get("schemes") else "",
+        f"arms {', '.join(map(label, summary['joint']['arms']))}" if "joint" in summary else "",
+        f"method {label(summary['method'])}" if summary.get("method") and "joint" not in summary else "",
+        f"curriculum {', '.join(map(label, summary['schemes']))}"
+        if summary.get("schemes") and "joint" not in summary
+        else "",
         f"training seed {run.seed}",
         f"commit {str(commit)[:12]}" if commit else "",
         f"stages add up to {duration(summary['computed_seconds'])}",

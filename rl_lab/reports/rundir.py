@@ -46,6 +46,8 @@ LABELS = {
     "dagger_buffered": "DAgger-Buffered",
     "dagger_buffered_si": "DAgger-Buffered + SI",
     "advantage_conditioned": "advantage-conditioned",
+    "grpo_alone": "GRPO alone",
+    "rpro_alone": "RPRO alone",
 }
 
 
@@ -203,10 +205,10 @@ def load_run(path: Path) -> RunFolder:
     run.stages = _stages(_part(run, path / "stages.json", _read_json, dict) or {})
     run.metrics = _part(run, path / "metrics.jsonl", read_metrics, list) or []
     run.evaluations = _evaluations(run)
-    run.pairs = _pair_sets(run)
     run.examinations = _examinations(run)
     run.trainings = _trainings(run)
     run.joint = _arms(run)
+    run.pairs = _pair_sets(run)
     run.videos = [
         (folder, index)
         for folder in _folders(path / "videos")
@@ -313,4 +315,14 @@ def _pair_sets(run: RunFolder) -> list[PairSet]:
         counts = _part(run, path / "collection.json", _read_json, dict) or {}
         if index or counts:
             found.append(PairSet(node, method, round_, path, index, counts, hashes.get(node)))
+    return found + [pairs for arm in run.joint for pairs in _arm_pairs(run, arm)]
+
+
+def _arm_pairs(run: RunFolder, arm: Arm) -> list[PairSet]:
+    """The rounds of pairs of an arm of joint training; those of the same weights are the same pairs."""
+    found = []
+    for number, path in enumerate(_folders(arm.folder / "pairs"), start=1):
+        index = _part(run, path / "index.jsonl", read_json_lines, list) or []
+        counts = _part(run, path / "collection.json", _read_json, dict) or {}
+        found.append(PairSet(f"{arm.node}.{path.name}", arm.name, number, path, index, counts, counts.get("digest")))
     return found
