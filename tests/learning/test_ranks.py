@@ -166,7 +166,7 @@ def assert_states_close(state, expected, path: str = "") -> None:
     elif isinstance(expected, torch.Tensor):
         # AdamW divides by the root of the second moment: where a gradient is a rounding error, so is its step's sign.
         off = ~torch.isclose(state, expected, rtol=1e-4, atol=2e-5)
-        assert off.sum() <= 1e-4 * off.numel(), f"{path}: {off.sum()} of {off.numel()}"
+        assert off.sum() <= 2 + 1e-4 * off.numel(), f"{path}: {off.sum()} of {off.numel()}"
         torch.testing.assert_close(state, expected, rtol=1e-4, atol=OPTIMISER.lr, msg=lambda text: f"{path}: {text}")
     else:
         assert state == expected, path
