@@ -111,7 +111,8 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
             trouble = disk_error(error, str(folder.path))
             if trouble is None:
                 raise
-            hint = f"then continue with: python -m rl_lab.run --resume {folder.path}"
+            began = (folder.path / CONFIG_FILE).is_file()
+            hint = f"then continue with: python -m rl_lab.run --resume {folder.path}" if began else "then start again"
             raise DiskError(f"{trouble}, {hint}", trouble.exit_code) from error
         if code != 0:
             print(f"continue with: python -m rl_lab.run --resume {folder.path}", file=sys.stderr)

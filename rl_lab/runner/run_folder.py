@@ -88,7 +88,7 @@ class RunFolder:
             path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
             while path.exists():
                 path = path.with_name(f"{path.name}-2")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not inside.name.startswith(".") for inside in path.iterdir())):
             raise UserError(f"{path} is already used; continue it with --resume {path} or give another --run-dir")
         try:
             path.mkdir(parents=True, exist_ok=True)

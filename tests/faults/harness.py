@@ -90,9 +90,9 @@ def titles(pid: int) -> dict[int, str]:
 class Run:
     """`python -m rl_lab.run` in a session and a working directory of its own, and so with a store of its own."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, log: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path, self.log = folder, folder / "run", folder / "log.txt"
+        self.folder, self.path, self.log = folder, folder / "run", log or folder / "log.txt"
         self.arguments = [*arguments, "--run-dir", "run"]
         self._start(self.arguments)
 

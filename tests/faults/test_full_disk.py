@@ -325,3 +325,15 @@ def test_pairs_that_do_not_fit_are_known_as_a_full_disk(disk):
     with pytest.raises(OSError) as failure:
         np.savez_compressed(disk / "pair-0000.npz", **arrays)
     assert "no space is left on the disk" in str(disk_error(failure.value, "run"))
+
+
+def test_a_run_that_could_not_even_write_its_config_starts_again_in_the_same_folder(disk, monkeypatch, capsys):
+    monkeypatch.chdir(disk)
+    write_small(disk)
+    (disk / "runs" / ".stages").mkdir(parents=True)
+    (disk / "run").mkdir()
+    fill(disk)
+    assert command("small.yaml", "--run-dir", "run", "stages=[demos]") == 1
+    assert "no space is left on the disk; free some, then start again" in only_error(capsys.readouterr().err)
+    free(disk)
+    assert command("small.yaml", "--run-dir", "run", "stages=[demos]") == 0
