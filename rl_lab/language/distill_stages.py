@@ -14,7 +14,8 @@ from rl_lab.language.grpo_state import RunState
 from rl_lab.language.imitate_run import ImitateRun, ImitateState
 from rl_lab.language.model import load_chat_processor
 from rl_lab.language.online_stage import with_learner
-from rl_lab.language.teacher import TeacherEngines, check_same_patches, check_same_text, teacher_engines
+from rl_lab.language.teacher import TeacherEngines, teacher_engines
+from rl_lab.language.teacher_checks import check_same_patches, check_same_text
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.cluster import Cluster

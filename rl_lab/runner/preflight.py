@@ -107,15 +107,21 @@ def _check_language(config: RunConfig) -> None:
     folder = config.model.path
     if folder is not None and not (Path(folder) / "config.json").is_file():
         raise UserError(f"model.path: {folder} is no checkpoint folder: config.json is missing")
-    answers = config.grpo.max_completion_length if "grpo" in config.stage_names else 0
-    longest = max(answers, config.examine.max_tokens)
+    lengths = {"grpo": config.grpo.max_completion_length, "distill": config.distill.max_completion_length}
+    longest = max(
+        config.examine.max_tokens, *(length * (kind in config.stage_names) for kind, length in lengths.items())
+    )
     if needs_engines and longest >= config.engine.max_model_len:
         raise UserError(
             f"engine.max_model_len is {config.engine.max_model_len}, but answers may be {longest} tokens long and come "
-            "behind a prompt; raise it, or lower grpo.max_completion_length or examine.max_tokens"
+            "behind a prompt; raise it, or lower max_completion_length of grpo or distill, or examine.max_tokens"
         )
     if "rft" in config.stage_names:
         _check_traces(config)
+    if "teacher" in config.stage_names:
+        from rl_lab.language.teacher_checks import check_teacher  # here, because it imports the model
+
+        check_teacher(config)
 
 
 def _check_rewards(config: RunConfig) -> None:
@@ -145,7 +151,9 @@ def _check_traces(config: RunConfig) -> None:
         )
     num_train = config.questions.train
     if config.questions.train_file is None and (traces.items or 0) > num_train:
-        raise UserError(f"traces.items is {traces.items}, but questions.train is {num_train}; ask no more than there are")
+        raise UserError(
+            f"traces.items is {traces.items}, but questions.train is {num_train}; ask no more than there are"
+        )
 
 
 def _check_gl() -> None:
