@@ -30,7 +30,8 @@ def write_kept(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
     def write(file: BinaryIO) -> None:
         with pq.ParquetWriter(file, KEPT_SCHEMA, compression="zstd") as writer:
             for group in _gathered(batches):
-                writer.write_table(pa.Table.from_batches(group, KEPT_SCHEMA), row_group_size=ROW_GROUP)
+                table = pa.Table.from_batches(group, KEPT_SCHEMA)
+                writer.write_table(table, row_group_size=table.num_rows)
 
     write_file(path, write)
 

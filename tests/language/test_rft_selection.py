@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from algos.rft import REASONS, candidate, select
 from algos.rft_options import RFTOptions
 from rl_lab.errors import UserError
 from rl_lab.language import rft_kept, rft_selection
-from rl_lab.language.rft_kept import read_kept
+from rl_lab.language.rft_kept import KEPT_FILE, read_kept
 from rl_lab.language.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.language.rollout_store import Rollout, RolloutStore
 
@@ -226,6 +227,23 @@ def test_a_selection_is_not_taken_up_with_other_options(tmp_path):
     with pytest.raises(UserError) as error:
         RFTSelection(tmp_path, RFTOptions())
     assert "other options" in one_line(error)
+
+
+def test_a_second_selection_of_other_steps_is_refused(tmp_path):
+    write_run(tmp_path)
+    RFTSelection(tmp_path, OPTIONS, steps=[1, 3]).finish()
+    with pytest.raises(UserError) as error:
+        RFTSelection(tmp_path, OPTIONS, steps=[1, 2, 4])
+    assert "is a selection from 2 steps, 1 to 3, not from these 3, 1 to 4" in one_line(error)
+
+
+def test_kept_traces_lie_in_large_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(rft_kept, "ROW_GROUP", 16)
+    write_run(tmp_path)
+    kept = RFTSelection(tmp_path, OPTIONS).finish().kept
+    file = pq.ParquetFile(tmp_path / KEPT_FILE)
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert sum(sizes) == kept > 32 and len(sizes) > 1 and all(size >= 16 for size in sizes[:-1])
 
 
 def test_a_judge_that_forgets_a_trace_is_an_error(tmp_path):
