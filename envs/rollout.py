@@ -27,7 +27,7 @@ class Memory:
     """Control steps between two of them."""
 
     def is_needed(self, step: int, execute: int) -> bool:
-        """Whether a policy that decides at steps 0, `execute`, 2 `execute`, ... will look at this step, then or later."""
+        """Whether a policy that decides at steps 0, `execute`, 2 `execute`, ... looks at this step, then or later."""
         return any((step + back * self.interval) % execute == 0 for back in range(self.frames))
 
 
