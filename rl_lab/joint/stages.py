@@ -11,7 +11,7 @@ from rl_lab.joint.state import JointState
 from rl_lab.joint.training import JointPlan
 from rl_lab.joint.warm_start import WarmStartPlan
 from rl_lab.language.engines import engines, policy_folder
-from rl_lab.learning.stage import LEARNER_RESTARTS, train
+from rl_lab.learning.stage import LEARNER_RESTARTS, tell_of_death, train
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.cluster import Cluster
@@ -46,9 +46,8 @@ class JointStages:
                 try:
                     JointRun(context, policy, answering, simulations, handle, state).run()
                     return
-                except RayActorError:
-                    if attempt == LEARNER_RESTARTS:
-                        raise
+                except RayActorError as error:
+                    tell_of_death(context, error, is_last=attempt == LEARNER_RESTARTS)
                 finally:
                     answering.cancel()
                     simulations.cancel()

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from rl_lab.language.training import OnlinePlan
-from rl_lab.learning.stage import LEARNER_RESTARTS
+from rl_lab.learning.stage import LEARNER_RESTARTS, tell_of_death
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.rollout_learner import LearnerHandle
@@ -30,9 +30,8 @@ def with_learner(
         try:
             run(LearnerHandle(learner, context.check_stop))
             return
-        except RayActorError:
-            if attempt == LEARNER_RESTARTS:
-                raise
+        except RayActorError as error:
+            tell_of_death(context, error, is_last=attempt == LEARNER_RESTARTS)
         finally:
             cancel()
             ray.kill(learner)

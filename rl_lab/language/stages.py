@@ -31,7 +31,7 @@ from rl_lab.language.question_data import SHOWN_ROWS, QuestionData, read_questio
 from rl_lab.language.training import ColdStartPlan, GRPOPlan
 from rl_lab.language.trl_stages import trl_cold_start, trl_grpo
 from rl_lab.learning.checkpoint import published
-from rl_lab.learning.stage import LEARNER_RESTARTS, train
+from rl_lab.learning.stage import LEARNER_RESTARTS, tell_of_death, train
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.seeding import integer
@@ -168,9 +168,8 @@ class LanguageStages:
                 try:
                     GRPORun(context, policy, pool, LearnerHandle(learner, context.check_stop)).run()
                     return
-                except RayActorError:
-                    if attempt == LEARNER_RESTARTS:
-                        raise
+                except RayActorError as error:
+                    tell_of_death(context, error, is_last=attempt == LEARNER_RESTARTS)
                 finally:
                     pool.cancel()
                     ray.kill(learner)

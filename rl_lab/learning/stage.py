@@ -16,6 +16,13 @@ from rl_lab.workers.cluster import Cluster
 LEARNER_RESTARTS = 3
 
 
+def tell_of_death(context: StageContext, error: RayActorError, *, is_last: bool) -> None:
+    """Say that the learner's process is gone and what follows; raise the error where nothing does any more."""
+    if is_last:
+        raise error
+    context.say("the learner died; a new one goes on from the last saved state")
+
+
 def train(cluster: Cluster, context: StageContext, plan: Plan) -> None:
     """Run a plan in a learner process, which is replaced if it dies."""
     SavedStates(context.scratch).drop_damaged(context.say)
@@ -25,9 +32,8 @@ def train(cluster: Cluster, context: StageContext, plan: Plan) -> None:
             _run_slices(context, worker, plan.settings.steps)
             ray.get(worker.finish.remote(context.out))
             return
-        except RayActorError:
-            if attempt == LEARNER_RESTARTS:
-                raise
+        except RayActorError as error:
+            tell_of_death(context, error, is_last=attempt == LEARNER_RESTARTS)
         finally:
             ray.kill(worker)
 
