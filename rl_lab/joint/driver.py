@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rl_lab.joint.exams import SkillExams
-from rl_lab.joint.feeds import ActionFeed, JointLearning, LanguageFeed
+from rl_lab.joint.feeds import ActionFeed, Feed, JointLearning, LanguageFeed
 from rl_lab.joint.guard import Exam, Guard, Harm, mean
 from rl_lab.joint.schedule import Schedule
 from rl_lab.joint.state import EXAMS_FILE, GUARD_FILE, JointState
@@ -62,7 +62,7 @@ class JointRun:
         self.steps = GRPOSteps(context, policy, engines, learner, state, scheme=scheme, seed=seed)
         self.weights = self.steps.weights
         self.language, self.actions = LanguageFeed(self.steps), ActionFeed(context, simulations, learner, state)
-        self.feeds = {"grpo": self.language, "rpro": self.actions}
+        self.feeds: dict[str, Feed] = {"grpo": self.language, "rpro": self.actions}
         self.exams = SkillExams(
             ItemFile(context.inputs["questions"] / "development.arrow"),
             self.steps.rollouts.questioner.processor,

@@ -51,6 +51,20 @@ class JointLearning(Learning, Protocol):
         """Weights and optimizers of a saved state, and a lower rate."""
 
 
+class Feed(Protocol):
+    """What an objective learns from."""
+
+    def prepare(self, weights: Weights) -> None:
+        """Begin what the next turn needs, with these weights, unless that has begun."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next turn's batch is there."""
+
+    def turn(self, weights: Weights) -> tuple[dict[str, float], Weights]:
+        """Take the turn: metrics, and the weights after it."""
+
+
 class LanguageFeed:
     """Groups of answers: the next batch is asked right after the one before is learned."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 from ray.exceptions import RayActorError
 
@@ -32,7 +34,7 @@ class JointStages:
         """Imitation of worked solutions and of demonstrations, interleaved."""
         config, inputs = context.config, context.inputs
         actions = SFTPlan(config.model, config.sft, inputs["demos"], config.demos.stride, context.seed)
-        plan = WarmStartPlan(actions, config.cold_start, inputs["questions"] / "cold_start.arrow")
+        plan: Any = WarmStartPlan(actions, config.cold_start, inputs["questions"] / "cold_start.arrow")
         train(self.cluster, context, plan)
 
     def joint(self, context: StageContext) -> None:

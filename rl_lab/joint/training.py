@@ -22,7 +22,7 @@ from algos.grpo_options import GRPOOptions
 from algos.methods import find_method
 from rl_lab.action.batching import demonstrations
 from rl_lab.action.buffers import read_episodes, read_pairs
-from rl_lab.action.datasets import StateData, TrajectoryData, encode_rows, preference_data
+from rl_lab.action.datasets import Dataset, encode_rows, preference_data
 from rl_lab.config.action import BuffersConfig, ObjectiveConfig, OptimiseConfig
 from rl_lab.config.language import RLConfig
 from rl_lab.errors import UserError
@@ -77,7 +77,7 @@ class JointTraining:
         if plan.rl.gradient_checkpointing or plan.optimise.gradient_checkpointing:
             self.policy.gradient_checkpointing_enable()
         self.reference: HyVLAPolicy = load_policy(plan.policy)[0].eval().requires_grad_(False)
-        self.reference.to(device)  # type: ignore[arg-type]
+        self.reference.to(device)
         self.digest = publish(plan.policy, 0).digest
         self.learner = Learner(self.policy, seed=plan.seed)
         self._add_objectives()
@@ -85,7 +85,7 @@ class JointTraining:
         self.moves = Moves([parameter for group in SHARED for parameter in groups[group]])
         self.changes = 0
         """Calls that changed weights: the version counts on by them."""
-        self._data: tuple[int, StateData | TrajectoryData] | None = None
+        self._data: tuple[int, Dataset] | None = None
         """Round of the newest pairs, and its rows."""
 
     def _add_objectives(self) -> None:
@@ -151,7 +151,7 @@ class JointTraining:
         assert processor is not None
         timing = Timing(processor.num_commands, plan.stride, self.start.info.first_slot)
         pairs = [found for folder in rounds if (found := read_pairs(folder))]
-        data = preference_data(
+        data: Dataset = preference_data(
             METHOD,
             pairs,
             demonstrations(read_episodes(plan.demos), timing),

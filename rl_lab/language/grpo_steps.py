@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rl_lab.language.grpo_state import RunState
-from rl_lab.language.online_steps import Learning, OnlineMethod, OnlineSteps
+from rl_lab.language.online_steps import Learning, OnlineMethod, OnlineSteps, StepsState
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.rollout import Sampling
@@ -21,7 +20,7 @@ class GRPOSteps(OnlineSteps):
         policy: Path,
         engines: WorkerPool,
         learner: Learning,
-        state: RunState,
+        state: StepsState,
         *,
         scheme: str,
         seed: int,
