@@ -64,7 +64,7 @@ class JointRun:
         self.language, self.actions = LanguageFeed(self.steps), ActionFeed(context, simulations, learner, state)
         self.feeds: dict[str, Feed] = {"grpo": self.language, "rpro": self.actions}
         self.exams = SkillExams(
-            ItemFile(context.inputs["questions"] / "development.arrow"),
+            ItemFile(context.inputs["development"] / "development.arrow"),
             self.steps.rollouts.questioner.processor,
             self.steps.rewards,
             engines,

@@ -1,4 +1,5 @@
-"""A joint run as nodes: warm_start, base.examine, base.evaluate; then of every arm its joint, examine and evaluate.
+"""A joint run as nodes: demos, questions, development (questions of the short examinations), warm_start, base.examine,
+base.evaluate; then of every arm its joint, examine and evaluate.
 
 Arms: together; sequence; grpo_alone and rpro_alone (`isolated`). All start from the same policy with the same budgets.
 """
@@ -21,7 +22,7 @@ def arms(config: RunConfig) -> list[str]:
 def joint_nodes(config: RunConfig) -> Iterator[Node]:
     """The nodes of a joint run, every node after its inputs."""
     policy = {"policy": "warm_start"} if "warm_start" in config.stages else {}
-    for stage in ("demos", "questions"):
+    for stage in ("demos", "questions", "development"):
         yield Node(stage, stage, stage_params(config, stage))
     if policy:
         both = {"demos": "demos", "questions": "questions"}
@@ -31,7 +32,7 @@ def joint_nodes(config: RunConfig) -> Iterator[Node]:
         objective = config.objective("rpro")
         params = stage_params(config, "joint") | {"arm": arm, "objective": objective.model_dump(mode="json")}
         del params["joint"]["arms"]
-        inputs = {"demos": "demos", "questions": "questions", **policy}
+        inputs = {role: role for role in ("demos", "questions", "development")} | policy
         yield Node(f"{arm}.joint", "joint", params, inputs, arm, round=1, replicate=1, objective=objective)
         yield from _measured(config, arm, {"policy": f"{arm}.joint"}, 1)
 

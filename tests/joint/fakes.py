@@ -253,7 +253,7 @@ class FakeJoint:
             folder.mkdir(parents=True, exist_ok=True)
         folder = RunFolder(self.path)
         folder.keep_metrics(lambda line: False)
-        inputs = {"questions": self.questions, "demos": self.questions}
+        inputs = {role: self.questions for role in ("questions", "development", "demos")}
         return StageContext(
             node=node,
             config=StageConfig(config, "joint"),

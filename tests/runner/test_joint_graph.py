@@ -37,12 +37,12 @@ def hashes(config, seed=0):
 def test_every_arm_starts_from_the_warm_start_and_both_skills_are_measured(load):
     nodes = {node.name: node for node in expand(load())}
     arms = ["together", "sequence", "grpo_alone", "rpro_alone"]
-    assert list(nodes)[:5] == ["demos", "questions", "warm_start", "base.examine", "base.evaluate"]
-    assert list(nodes)[5:] == [f"{arm}.{kind}" for arm in arms for kind in ("joint", "examine", "evaluate")] + [
+    assert list(nodes)[:6] == ["demos", "questions", "development", "warm_start", "base.examine", "base.evaluate"]
+    assert list(nodes)[6:] == [f"{arm}.{kind}" for arm in arms for kind in ("joint", "examine", "evaluate")] + [
         "report"
     ]
     for arm in arms:
-        start = {"demos": "demos", "questions": "questions", "policy": "warm_start"}
+        start = {role: role for role in ("demos", "questions", "development")} | {"policy": "warm_start"}
         assert nodes[f"{arm}.joint"].inputs == start and nodes[f"{arm}.joint"].params["arm"] == arm
         assert nodes[f"{arm}.examine"].inputs["policy"] == nodes[f"{arm}.evaluate"].inputs["policy"] == f"{arm}.joint"
 
