@@ -8,6 +8,7 @@ from pathlib import Path
 from rl_lab.files import write_whole
 from rl_lab.reports.appendix import alarms, setup, stages
 from rl_lab.reports.curves import learning_curves, rewards
+from rl_lab.reports.distillation_page import distillation_section
 from rl_lab.reports.document import document
 from rl_lab.reports.failures import failure_modes
 from rl_lab.reports.held_out_page import held_out_section, held_out_tiles
@@ -16,16 +17,22 @@ from rl_lab.reports.language_curves import language_curves
 from rl_lab.reports.markup import Markup, join, tag
 from rl_lab.reports.overview import header, incomplete, substitutions, tiles, verdict_box
 from rl_lab.reports.pairs import pair_browser
+from rl_lab.reports.pipeline import provenance
+from rl_lab.reports.pipeline_page import pipeline_section, pipeline_tiles
 from rl_lab.reports.results import results
+from rl_lab.reports.rft_page import rft_section
 from rl_lab.reports.rollouts_page import rollouts_section
 from rl_lab.reports.rundir import RunFolder, load_run
 from rl_lab.reports.schemes_page import schemes_section
 from rl_lab.reports.summary import summarise
+from rl_lab.reports.sweep import is_sweep
+from rl_lab.reports.sweep_page import write_sweep
 from rl_lab.reports.verdict import Row
 from rl_lab.reports.videos import videos
 
 SCRIPTS = {"pairs": ("page.js",), "rollouts": ("browser.js", "rollouts_page.js")}
 """Scripts by the section that they work for."""
+PROVENANCE_FILE = "provenance.json"
 Sections = dict[str, tuple[str, Markup]]
 """Anchor -> name in the navigation and section; empty ones are left out."""
 
@@ -44,12 +51,19 @@ def episode_sections(run: RunFolder, summary: Row) -> Sections:
 
 def language_sections(run: RunFolder, summary: Row) -> Sections:
     """What a run on questions and answers shows."""
-    return {
+    chain = {"pipeline": ("Chain", pipeline_section(summary["pipeline"]))} if "pipeline" in summary else {}
+    return chain | {
+        "distillation": ("Distillation", distillation_section(run, summary.get("distillation"))),
         "held-out": ("Held-out", held_out_section(summary)),
         "schemes": ("Training", schemes_section(run, summary)),
         "training": ("Curves", language_curves(run)),
+        "traces": ("Traces", rft_section(run)),
         "rollouts": ("Rollouts", rollouts_section(run)),
     }
+
+
+def _language_tiles(summary: Row) -> Markup:
+    return pipeline_tiles(summary["pipeline"]) if "pipeline" in summary else held_out_tiles(summary)
 
 
 def build_page(run: RunFolder, summary: Row) -> str:
@@ -62,7 +76,7 @@ def build_page(run: RunFolder, summary: Row) -> str:
     sections |= {"alarms": ("Alarms", alarms(run)), "stages": ("Stages", stages(run)), "setup": ("Setup", setup(run))}
     shown = {anchor: part for anchor, part in sections.items() if part[1]}
     links = [tag("a", name, href=f"#{anchor}") for anchor, (name, _) in shown.items()]
-    numbers = [tiles(summary) if run.on_episodes else "", held_out_tiles(summary) if run.on_language else ""]
+    numbers = [tiles(summary) if run.on_episodes else "", _language_tiles(summary) if run.on_language else ""]
     # After the sections: they add what they could not read to the problems.
     top = [header(run, summary), substitutions(run), incomplete(run), verdict_box(summary), *numbers]
     scripts = [script for anchor in shown for script in SCRIPTS.get(anchor, ())]
@@ -74,11 +88,17 @@ def build_page(run: RunFolder, summary: Row) -> str:
 def write_report(run_dir: Path) -> tuple[Row, Path]:
     """Write `summary.json` and `report.html` of a run folder, each whole or not at all; returns summary and page path.
 
+    Of a sweep also `sweep.json` and `sweep.html`, of a pipeline `provenance.json`.
+
     UserError if there is no run folder; whatever else is missing, the page says so.
     """
     run = load_run(Path(run_dir))
     summary = summarise(run)
     path = run.path / "report.html"
     write_whole(run.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+    if "pipeline" in summary:
+        write_whole(run.path / PROVENANCE_FILE, json.dumps(provenance(run), indent=1) + "\n")
     write_whole(path, build_page(run, summary))
+    if is_sweep(run):
+        write_sweep(run)
     return summary, path
