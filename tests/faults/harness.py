@@ -162,7 +162,7 @@ class Run:
 
 WORKERS = {
     **dict.fromkeys(("demos", "evaluate", "collect", "questions"), {"simulation"}),
-    **dict.fromkeys(("sft", "optimise", "cold_start", "rft", "imitate"), {"learner"}),
+    **dict.fromkeys(("sft", "optimise", "cold_start", "warm_start", "rft", "imitate"), {"learner"}),
     **dict.fromkeys(("examine", "traces"), {"engine"}),
     **dict.fromkeys(("grpo", "distill"), {"engine", "learner"}),
     "joint": {"engine", "learner", "simulation"},
