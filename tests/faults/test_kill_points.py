@@ -22,7 +22,7 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None, int]] = {
     "flowpro_smoke": (("env.backend=tabletop",), None, 10),
     "frontier_smoke": (("grpo.beta=0.05", "rl.steps=8"), None, 9),
     "self_evolving_smoke": ((), ("traces", "rft", "gate", "distill", "imitate", "join"), 4),
-    "joint_smoke": ((), ("warm_start", "joint"), 4),
+    "joint_smoke": (("joint.arms=[together]",), ("warm_start", "joint"), 4),
 }
 """Overrides; kinds of stages (None: all), so that each is killed in one run; kill points that must be met."""
 REFERENCES = {"flowpro_smoke": "flow/identical_reference", "frontier_smoke": "kl"}
