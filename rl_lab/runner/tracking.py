@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import sys
@@ -71,6 +72,8 @@ def _start(config: RunConfig, folder: Path) -> Any:
     os.environ.setdefault("WANDB_CONFIG_DIR", str(folder / "wandb"))
     import wandb
 
+    # On a full disk each line of wandb's own log would print a traceback.
+    logging.raiseExceptions = False
     return wandb.init(
         project="rl-lab",
         name=folder.name,
