@@ -117,6 +117,8 @@ def test_an_engine_that_would_give_wrong_numbers_is_refused_by_the_name_of_its_s
         ("model.action_time_mlp_in.bias", None),
         ("model.state_proj.weight", None),
         ("model.visual.vision_tower.attn_pool.x", None),
+        ("action_mean", None),
+        ("qpos_std", None),
     ],
 )
 def test_tensors_of_a_policy_and_of_a_vlm_have_one_name(name, served):
