@@ -76,10 +76,12 @@ def reward_curves(run: RunFolder) -> list[Curve]:
 
 
 def quotient(above: Array, below: Array) -> Row:
-    """Of two paired differences [n, 1], with an interval; None where a resample divides by 0."""
-    n, value = len(above), plain_mean(above) / plain_mean(below)
-    interval = percentile_interval(value, resampled_means(above) / resampled_means(below))
-    return {"n": n, **{name: _finite(number) for name, number in asdict(interval).items()}}
+    """Of two paired differences [n, 1], with an interval; None for what a division by 0 leaves without a number."""
+    ends = (resampled_means(above), resampled_means(below))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(np.divide(plain_mean(above), plain_mean(below)))
+        interval = percentile_interval(value, ends[0] / ends[1])
+    return {"n": len(above), **{name: _finite(number) for name, number in asdict(interval).items()}}
 
 
 def _finite(value: float) -> float | None:

@@ -113,6 +113,7 @@ def test_a_quotient_that_resamples_divide_by_nothing_has_no_end():
     above, below = np.array([[0.1], [0.2]]), np.array([[0.0], [1.0]])
     row = quotient(above, below)
     assert row["value"] == pytest.approx(0.3) and row["high"] is None
+    assert quotient(above, np.zeros((2, 1)))["value"] is None
 
 
 def test_a_run_without_a_teacher_has_no_such_section(make, tmp_path):
