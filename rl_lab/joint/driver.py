@@ -81,7 +81,7 @@ class JointRun:
 
     def run(self) -> None:
         """Turn after turn. RuntimeError when a loss is not a number, when trainer and engines disagree by more than
-        the limit, and when there is no pair to begin with."""
+        the limit about answers by the newest weights, and when there is no pair to begin with."""
         self.context.resume_from(self.counts.turn if self.counts.turn else -1)
         self.state.forget_later()
         try:
@@ -132,7 +132,7 @@ class JointRun:
         if examined:
             line |= self._examine()
         self.context.log(turn, part=part, weight_version=version, **line)
-        if part == "grpo":
+        if metrics.get("rollouts/staleness") == 0:  # else RPRO has moved the weights since the engines answered
             self.steps.check_mismatch(metrics)
         if examined or turn % self.context.checkpoint_every(self.schedule.total) == 0:
             self._save()

@@ -184,6 +184,12 @@ def test_a_guarded_run_killed_after_any_turn_ends_as_the_unbroken_one(make):
         assert outcome(run.start()) == whole, f"killed after turn {turn}"
 
 
+def test_engines_that_disagree_stop_a_run_but_answers_from_before_a_turn_of_rpro_may_differ(make):
+    make("stale").start(mismatch=5.0)
+    with pytest.raises(RuntimeError, match="differ by 5 on average"):
+        make("fresh", "joint.lead=1").start(mismatch=5.0)
+
+
 def test_a_sequence_collects_its_pairs_with_what_came_before(make):
     run = make("run", arm="sequence").start()
     assert [line["part"] for line in run.metrics() if line["step"]] == ["grpo"] * 4 + ["rpro"] * 6
