@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -65,6 +65,7 @@ class LanguageStages:
         """Stage functions by node kind."""
         return {
             "questions": self.questions,
+            "development": self.development,
             "cold_start": self.cold_start,
             "examine": self.examine,
             "grpo": self.grpo,
@@ -79,8 +80,16 @@ class LanguageStages:
             "cold_start": ("train", offset + COLD_START_OFFSET, config.cold_start),
             "held_out": (config.split, 0, config.held_out),
         }
-        if config.development or config.development_file:
-            wanted["development"] = ("train", DEVELOPMENT_OFFSET, config.development)
+        self._write_sets(context, wanted)
+
+    def development(self, context: StageContext) -> None:
+        """The questions that gates decide on: new scenes of the families of training."""
+        wanted = {"development": ("train", DEVELOPMENT_OFFSET, context.config.questions.development)}
+        self._write_sets(context, wanted)
+
+    def _write_sets(self, context: StageContext, wanted: Mapping[str, tuple[str, int, int]]) -> None:
+        """Sets by name: split, its first seed, number of questions."""
+        config = context.config.questions
         counts: dict[str, Any] = {}
         for name, (split, start, number) in wanted.items():
             path = context.out / f"{name}.arrow"
@@ -132,7 +141,7 @@ class LanguageStages:
                 seen = examiner.answers(items, exam.samples, "seen")
                 context.log(0, **judge_agreement(examiner.scored))
                 unseen = examiner.answers([blank(item) for item in items], exam.blank_samples, "blank")
-                if context.node.params.get("development"):
+                if "development" in context.inputs:
                     self._answer_development(context, examiner)
             constants = _constant_scores(items, _items(context, "train", CONSTANTS_FROM), rewards)
         finally:
@@ -147,7 +156,7 @@ class LanguageStages:
 
     def _answer_development(self, context: StageContext, examiner: Examiner) -> None:
         """Answers for the gates that compare this model with another."""
-        items = _items(context, "development")
+        items = _items(context, "development", role="development")
         rows = examiner.answers(items, context.config.examine.samples, "development")
         named = [{"item": item.id, "category": item.category} | row for item, row in zip(items, rows, strict=True)]
         write_json_lines(context.out / DEVELOPMENT_FILE, named)
@@ -221,9 +230,9 @@ class Examiner:
         return [item_prompt(item, self.processor, seed(first + place)) for place, item in enumerate(items)]
 
 
-def _items(context: StageContext, name: str, most: int | None = None) -> list[Item]:
+def _items(context: StageContext, name: str, most: int | None = None, role: str = "questions") -> list[Item]:
     """The items of a set, or the first of them."""
-    file = ItemFile(context.inputs["questions"] / f"{name}.arrow")
+    file = ItemFile(context.inputs[role] / f"{name}.arrow")
     return [file[row] for row in range(len(file) if most is None else min(len(file), most))]
 
 

@@ -93,7 +93,8 @@ def difference_table(summary: Row) -> Markup:
     rows = [row for row in summary["held_out_differences"] if row["scope"] == OVERALL]
     if not rows:
         return Markup("")
-    overs = [over for over in (BASE, BLANK, CONSTANT, *summary["schemes"]) if any(r["over"] == over for r in rows)]
+    others = [] if "pipeline" in summary else summary["schemes"]  # a chain is compared in its own section
+    overs = [over for over in (BASE, BLANK, CONSTANT, *others) if any(r["over"] == over for r in rows)]
     body = [
         [label(scheme), *(difference_text(find(rows, scheme=scheme, over=over)) for over in overs)]
         for scheme in dict.fromkeys(row["scheme"] for row in rows)

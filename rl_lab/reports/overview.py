@@ -41,7 +41,7 @@ def header(run: RunFolder, summary: Row) -> Markup:
         f"arms {', '.join(map(label, summary['joint']['arms']))}" if "joint" in summary else "",
         f"method {label(summary['method'])}" if summary.get("method") and "joint" not in summary else "",
         f"curriculum {', '.join(map(label, summary['schemes']))}"
-        if summary.get("schemes") and "joint" not in summary
+        if summary.get("schemes") and not {"pipeline", "joint"} & summary.keys()
         else "",
         f"training seed {run.seed}",
         f"commit {str(commit)[:12]}" if commit else "",

@@ -178,9 +178,9 @@ class RunFolder:
 
     @property
     def unfinished(self) -> list[str]:
-        """Stages other than the report that did not end, as `name (status)`."""
+        """Stages other than the report that neither ended nor were skipped, as `name (status)`."""
         stages = (s for s in self.stages if s.get("kind") != "report")
-        return [f"{s['name']} ({s.get('status')})" for s in stages if s.get("status") != "done"]
+        return [f"{s['name']} ({s.get('status')})" for s in stages if s.get("status") not in ("done", "skipped")]
 
     @property
     def computed_seconds(self) -> float:
@@ -249,13 +249,13 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _in_stage_order(run: RunFolder, folder: str) -> list[tuple[str, str, int, Path]]:
-    """Node name, method, round and path of each subfolder, ordered as in `stages.json`."""
+    """Node name, method, replicate or else round, and path of each subfolder, ordered as in `stages.json`."""
     stages = {s["name"]: (i, s) for i, s in enumerate(run.stages)}
     found = []
     for path in _folders(run.path / folder):
         position, stage = stages.get(path.name, (len(stages), {}))
         method, round_ = parse_node(path.name)
-        method, round_ = stage.get("method") or method, int(stage.get("round") or round_)
+        method, round_ = stage.get("method") or method, int(stage.get("replicate") or stage.get("round") or round_)
         found.append((method != BASE, position, round_, path.name, method, path))
     return [(name, method, round_, path) for _, _, round_, name, method, path in sorted(found)]
 

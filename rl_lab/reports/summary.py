@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from rl_lab.reports.budgets import REACH_METHOD, at_equal_budget, tokens_needed
 from rl_lab.reports.compare import episode_summary
+from rl_lab.reports.distillation import distillation_summary
 from rl_lab.reports.held_out import differences, num_samples, pass_threshold, policies
 from rl_lab.reports.held_out_verdict import held_out_verdict
 from rl_lab.reports.joint import joint_summary, joint_verdict
+from rl_lab.reports.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by
 from rl_lab.reports.replicates import METHOD
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.verdict import Row
@@ -34,7 +36,7 @@ def summarise(run: RunFolder) -> Row:
 
 def language_summary(run: RunFolder) -> Row:
     """Held-out rewards, paired differences, equal budgets, tokens needed, and verdict of a run on language."""
-    summary = {
+    summary: Row = {
         "schemes": run.schemes,
         "samples": num_samples(run),
         "pass_threshold": pass_threshold(run),
@@ -45,4 +47,12 @@ def language_summary(run: RunFolder) -> Row:
         "tokens_needed": tokens_needed(run),
         "held_out_intervals": {"rewards and differences": METHOD, "tokens needed": REACH_METHOD},
     }
-    return summary | {"verdict": held_out_verdict(summary)}
+    if is_pipeline(run):
+        rows = pipeline_rows(run, summary)
+        summary |= {"pipeline": rows, "verdict": pipeline_verdict(rows, stopped_by(run))}
+    else:
+        summary |= {"verdict": held_out_verdict(summary)}
+    distilled = distillation_summary(run)
+    if distilled is not None:
+        summary |= {"distillation": distilled, "verdict": [*summary["verdict"], *distilled["verdict"]]}
+    return summary

@@ -71,8 +71,23 @@ def held_out_lines(summary: Row) -> list[str]:
     return [columns(head, rows)] if rows else []
 
 
+def pipeline_lines(summary: Row) -> list[str]:
+    """The chain of models: what each was made from, what it gained over the one before, what its gate said."""
+    rows = []
+    for row in summary["pipeline"]:
+        gate = "" if row["gate"] is None else "passed" if row["gate"]["passed"] else f"{row['goes_on']} goes on"
+        gate = row["status"] if row["status"] != "done" else gate
+        gain = f"{row['before']}: {reward_cell(row['over_before'])}" if row["over_before"] else ""
+        tokens, seconds = row["tokens_sampled"] or row["tokens_imitated"], f"{row['seconds']:.0f} s"
+        cells = [row["model"], row["from_model"] or "", reward_cell(row["held_out"]), gain]
+        rows.append([*cells, f"{tokens:,}" if tokens else "", seconds, gate])
+    head = ["model", "from", "held-out reward", "over the one before", "tokens", "time", "gate"]
+    return [columns(head, rows, left=2)]
+
+
 def summary_lines(summary: Row) -> str:
     """The tables of a run and its verdict."""
     tables = episode_lines(summary) if "scores" in summary else []
+    tables += pipeline_lines(summary) if "pipeline" in summary else []
     tables += held_out_lines(summary) if "held_out" in summary else []
     return "\n\n".join([*tables, "\n".join(summary["verdict"])])

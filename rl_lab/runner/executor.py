@@ -56,6 +56,7 @@ class Executor:
             node.name: {
                 **{"name": node.name, "kind": node.kind, "method": node.method, "round": node.round},
                 **({} if node.replicate is None else {"replicate": node.replicate}),
+                **({} if node.kind == "report" else {"inputs": node.inputs}),
                 **{"hash": hashes.get(node.name), "status": "pending", "seconds": None, "reused": None},
             }
             for node in nodes

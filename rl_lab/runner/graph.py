@@ -28,6 +28,7 @@ READS: dict[str, tuple[str, ...]] = {
     "collect": ("env", "collect"),
     "optimise": ("env", "demos", "optimise"),
     "questions": ("questions",),
+    "development": ("questions",),
     "cold_start": ("model", "cold_start"),
     "examine": ("model", "engine", "examine", "rewards", "truth"),
     "grpo": ("model", "engine", "grpo", "rl", "curriculum", "rewards", "truth", "examine"),
@@ -104,10 +105,17 @@ def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
         paths = [recording_digest(Path(path)) for path in config.demos.files.paths] if kind == "demos" else []
         params["demos"]["files"] |= {"paths": paths}  # other stages have it by their input
     if "questions" in params:
-        if not config.questions.development:
-            del params["questions"]["development"], params["questions"]["development_file"]
-        params["questions"] |= {f"{name}_file": source_digest(path) for name, path in config.questions.files().items()}
+        digests = {f"{name}_file": source_digest(path) for name, path in config.questions.files().items()}
+        params["questions"] = _questions(params["questions"] | digests, of_gates=kind == "development")
     return params
+
+
+def _questions(params: dict[str, Any], *, of_gates: bool) -> dict[str, Any]:
+    """Of the settings of questions those of the gates' set, or of the others: a gate more makes no other set anew."""
+    gates = ("development", "development_file")
+    others = ("train", "cold_start", "held_out", "split", "train_file", "cold_start_file", "held_out_file")
+    left_out = others if of_gates else gates
+    return {name: value for name, value in params.items() if name not in left_out}
 
 
 def source_digest(path: Path) -> str:

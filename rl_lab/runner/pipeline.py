@@ -3,7 +3,7 @@
 A model has the name of the stage that makes it: base, grpo, or grpo.2 in the second cycle, rft, teacher, distill,
 imitate.
 
-    base          questions, cold_start, base.examine
+    base          questions, development (questions for the gates), cold_start, base.examine
     grpo.1        grpo.1, grpo.1.examine, grpo.1.gate
     rft.1         rft.1.traces, rft.1, rft.1.examine, rft.1.gate
     teacher       teacher, teacher.examine
@@ -191,15 +191,22 @@ class _Chain:
         self.head = self.newest = self.reference = Model(passed.name, node.name, node.name)
 
 
-def _with_development(nodes: list[Node]) -> list[Node]:
-    """Examinations that a gate compares also answer the development questions."""
+def _with_development(nodes: list[Node], config: RunConfig) -> list[Node]:
+    """With gates, further questions; the examinations that a gate compares answer them too."""
     roles = ("before", "after", "failed_examined")
     compared = {name for node in nodes for role, name in node.inputs.items() if role in roles}
+    if not compared:
+        return nodes
+    further = Node("development", "development", stage_params(config, "development"))
     return [
-        replace(node, params=node.params | {"development": True})
-        if node.kind == "examine" and node.name in compared
-        else node
-        for node in nodes
+        nodes[0],
+        further,
+        *(
+            replace(node, inputs=node.inputs | {"development": further.name})
+            if node.kind == "examine" and node.name in compared
+            else node
+            for node in nodes[1:]
+        ),
     ]
 
 
@@ -208,4 +215,4 @@ def pipeline_nodes(config: RunConfig) -> list[Node]:
     chain = _Chain(config)
     for step in steps(config.stages):
         chain.take(step)
-    return _with_development(chain.nodes)
+    return _with_development(chain.nodes, config)

@@ -15,7 +15,7 @@ from rl_lab.runner.store import Store
 CORES = 2
 """The estimate is for a machine with so many."""
 SECONDS_PER_UNIT = {"demos": 0.25, "collect": 1.0, "evaluate": 0.2, "report": 15.0, "questions": 0.015, "examine": 0.03}
-SECONDS_PER_UNIT |= {"traces": 0.01, "gate": 1.0, "join": 1.0, "teacher": 1.0}
+SECONDS_PER_UNIT |= {"development": 0.015, "traces": 0.01, "gate": 1.0, "join": 1.0, "teacher": 1.0}
 """An expert episode, a preference pair, a policy episode, the page, a question, an answer (at an examination in groups
 of few); an answer in large groups, a decision, a copy."""
 SECONDS_PER_ROW = {"sft": 0.005, "optimise": 0.0065, "cold_start": 0.006, "grpo": 0.012}
@@ -40,9 +40,11 @@ def units(node: Node, config: RunConfig) -> tuple[int, str]:
         episodes = config.demos.episodes if node.kind == "demos" else config.eval.episodes
         return episodes * len(config.env.tasks) * len(config.env.variants), "episodes"
     if node.kind == "questions":
-        return questions.train + questions.cold_start + questions.held_out + questions.development, "questions"
+        return questions.train + questions.cold_start + questions.held_out, "questions"
+    if node.kind == "development":
+        return questions.development, "questions"
     if node.kind == "examine":
-        development = questions.development * exam.samples * bool(node.params.get("development"))
+        development = questions.development * exam.samples * ("development" in node.inputs)
         return questions.held_out * (exam.samples + exam.blank_samples) + development, "answers"
     if node.kind == "traces":
         return (config.traces.items or questions.train) * config.traces.samples, "answers"
@@ -82,7 +84,7 @@ def _seconds_per_unit(node: Node, config: RunConfig) -> float:
 def seconds(node: Node, config: RunConfig) -> float:
     """Rough wall time of a stage."""
     model = node.sections.get("model", config.model)
-    factor = PRESET_FACTOR[model.preset] if node.kind not in ("demos", "questions", *ONE) else 1
+    factor = PRESET_FACTOR[model.preset] if node.kind not in ("demos", "questions", "development", *ONE) else 1
     if node.kind in joint_costs.KINDS:
         work = joint_costs.joint_seconds(node, config, SECONDS_PER_UNIT, SECONDS_PER_ROW)
     else:

@@ -31,6 +31,7 @@ OUTPUT_FOLDERS = {
     "collect": "pairs",
     "evaluate": "episodes",
     "questions": "questions",
+    "development": "questions",
     "cold_start": "checkpoints",
     "examine": "examinations",
     "grpo": "grpo",

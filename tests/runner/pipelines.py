@@ -28,7 +28,7 @@ FRONT = "questions, cold_start, examine"
 CYCLE = "{repeat: 2, of: [grpo, examine, gate, rft, examine, gate]}"
 WHOLE = f"[{FRONT}, {CYCLE}, teacher, examine, distill, examine, imitate, examine]"
 NUM_QUESTIONS = 20
-KINDS = ("questions", "cold_start", "grpo", "traces", "rft", "distill", "imitate")
+KINDS = ("questions", "development", "cold_start", "grpo", "traces", "rft", "distill", "imitate")
 
 
 def pipeline(folder: Path, stages: str, *overrides: str) -> RunConfig:
@@ -58,15 +58,20 @@ class FakeModels:
         model = {"name": context.node.name, "skill": skill + self.gains.get(context.node.name, 0.0)}
         (context.out / "config.json").write_text(json.dumps(model))
         (context.out / "model.safetensors").write_text(context.node.name)
+        (context.out / "lab.json").write_text(json.dumps({"weight_version": 3, "steps": 20}))
+        if context.node.kind in ("grpo", "traces", "distill"):
+            for step in (1, 2):
+                context.log(step, **{"rollouts/tokens": 1000.0})
         (context.out / "pool.sqlite").write_text("not a file of the model")
 
     def examine(self, context: StageContext) -> None:
         """Answer with the model's skill, a little more or less from question to question."""
         self._enter(context)
         skill = json.loads((context.inputs["policy"] / "config.json").read_text())["skill"]
-        rows = [{"item": f"q{i}", "rewards": [skill + 0.01 * (i % 3)]} for i in range(NUM_QUESTIONS)]
+        other = {"category": "count", "blank": [0.1], "constant": 0.2}
+        rows = [{"item": f"q{i}", "rewards": [skill + 0.01 * (i % 3)]} | other for i in range(NUM_QUESTIONS)]
         write_json_lines(context.out / "results.jsonl", rows)
-        if context.node.params.get("development"):
+        if "development" in context.inputs:
             write_json_lines(context.out / DEVELOPMENT_FILE, rows)
 
     def _enter(self, context: StageContext) -> None:

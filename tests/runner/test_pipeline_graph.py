@@ -28,7 +28,7 @@ def hashes(config: RunConfig) -> dict[str, str]:
 
 def test_a_pipeline_is_one_chain_of_models_with_examinations_and_gates(tmp_path):
     assert list(nodes(pipeline(tmp_path, WHOLE))) == [
-        *("questions", "cold_start", "base.examine"),
+        *("questions", "development", "cold_start", "base.examine"),
         *("grpo.1", "grpo.1.examine", "grpo.1.gate", "rft.1.traces", "rft.1", "rft.1.examine", "rft.1.gate"),
         *("grpo.2", "grpo.2.examine", "grpo.2.gate", "rft.2.traces", "rft.2", "rft.2.examine", "rft.2.gate"),
         *("teacher", "teacher.examine", "distill", "distill.examine"),
@@ -127,7 +127,8 @@ def test_another_branch_draws_from_streams_of_its_own(tmp_path):
 
 def test_only_examinations_that_a_gate_compares_answer_the_development_questions(tmp_path):
     found = nodes(pipeline(tmp_path, WHOLE))
-    developed = [name for name, node in found.items() if node.params.get("development")]
+    developed = [name for name, node in found.items() if node.kind == "examine" and "development" in node.inputs]
+    assert not any("development" in node.inputs for node in nodes(pipeline(tmp_path, f"[{FRONT}, rft]")).values())
     assert developed == ["base.examine", "grpo.1.examine", "rft.1.examine", "grpo.2.examine", "rft.2.examine"]
 
 
@@ -156,7 +157,7 @@ def test_another_branch_starts_from_the_model_before_and_meets_the_first_one_in_
         **{"passed": "grpo.gate", "failed": "grpo.else.rft", "failed_examined": "grpo.else.rft.examine"}
     }
     assert found["distill"].inputs["policy"] == "grpo.join"
-    assert found["grpo.else.rft.examine"].params["development"]
+    assert found["grpo.else.rft.examine"].inputs["development"] == "development"
 
 
 def test_the_front_of_a_pipeline_has_the_same_hashes_whatever_follows(tmp_path):
@@ -181,9 +182,14 @@ def test_a_gates_settings_change_the_gate_and_what_follows(tmp_path):
     assert {name for name in first if first[name] != second[name]} == {"grpo.gate", "rft.traces", "rft"}
 
 
-def test_development_questions_change_no_hash_of_runs_that_have_none(tmp_path):
-    params = nodes(pipeline(tmp_path, f"[{FRONT}, grpo]", "questions.development=0"))["questions"].params
-    assert "development" not in params["questions"]
+def test_a_gate_makes_no_other_set_of_questions_and_no_training_anew(tmp_path):
+    without = hashes(pipeline(tmp_path, f"[{FRONT}, grpo, rft, examine]", "questions.development=0"))
+    gated = hashes(pipeline(tmp_path, f"[{FRONT}, grpo, rft, examine, gate]"))
+    assert {name for name in without if without[name] != gated[name]} == {"base.examine", "rft.examine"}
+    more = hashes(pipeline(tmp_path, f"[{FRONT}, grpo, rft, examine, gate]", "questions.development=30"))
+    changed = {name for name in more if more[name] != gated[name]}
+    assert changed == {"development", "base.examine", "rft.examine", "rft.gate"}
+    assert gated["development"] == hashes(pipeline(tmp_path, WHOLE, "questions.train=99"))["development"]
 
 
 def test_a_checkpoint_of_ones_own_can_be_the_base(tmp_path):
