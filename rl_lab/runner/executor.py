@@ -107,9 +107,13 @@ class Executor:
             while self._start_ready() or self._running:
                 if self._running:
                     self._wait()
-        except (KeyboardInterrupt, Exception):  # the latter where the run folder or the store cannot be written
+        except KeyboardInterrupt:
             self._stop_stages()
             raise
+        except Exception:  # the run folder or the store cannot be written
+            self._stop_stages()
+            if not self._failures:  # else the same has ended a stage, which says more about it
+                raise
         finally:
             with contextlib.suppress(OSError):  # else a full disk would hide why the run ends
                 self._write_rows()

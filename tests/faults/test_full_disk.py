@@ -143,6 +143,7 @@ def test_the_command_ends_with_one_line_keeps_what_is_finished_and_resumes(
     assert command("small.yaml", "--run-dir", "run", "workers.stages=1", stages=stages) == 1
     line = only_error(capsys.readouterr().err)
     assert "no space is left on the disk; free some, then continue with: python -m rl_lab.run --resume run" in line
+    assert moment == "when it is stored" or f"error: {node}: " in line
     done = {path.name for path in (disk / "runs" / ".stages").iterdir()}
     free(disk)
     again = FakeStages()
