@@ -15,10 +15,20 @@ from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator
 from rl_lab.config.section import Section
 
 StageName = Literal[
-    *("demos", "sft", "evaluate"),
-    *("questions", "cold_start", "examine", "grpo"),
-    *("rft", "gate", "teacher", "distill", "imitate"),
-    *("warm_start", "joint"),
+    "demos",
+    "sft",
+    "evaluate",
+    "questions",
+    "cold_start",
+    "examine",
+    "grpo",
+    "rft",
+    "gate",
+    "teacher",
+    "distill",
+    "imitate",
+    "warm_start",
+    "joint",
 ]
 PIPELINE_STAGES = ("rft", "gate", "teacher", "distill", "imitate")
 """Stages that make a run on language a pipeline."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from algos.methods import ALIASES, Method, find_method
-from rl_lab.config.pipeline import Repeat, Stage
+from rl_lab.config.pipeline import GateStage, Repeat, Stage
 from rl_lab.config.schema import RunConfig
 from rl_lab.runner.graph import Node, stage_params
 from rl_lab.runner.joint_graph import joint_nodes
 from rl_lab.runner.pipeline import pipeline_nodes
 
 
-def _round(config: RunConfig, of: Sequence[str], method: str, number: int, policy: str, pairs: list[str]) -> list[Node]:
+def _round(config: RunConfig, of: Sequence[Any], method: str, number: int, policy: str, pairs: list[str]) -> list[Node]:
     """The nodes of one round of one method; appends its pairs to `pairs`."""
     nodes = []
     if find_method(method).needs_collection:
@@ -64,7 +65,8 @@ def _arms(config: RunConfig) -> Iterator[Node]:
         for replicate in range(1, config.replicates + 1):
             own = config.model_copy(update=sections)
             params = stage_params(own, "grpo") | {"replicate": replicate}
-            name, labels = f"{arm}.{replicate}", {"method": arm, "replicate": replicate}
+            name = f"{arm}.{replicate}"
+            labels: dict[str, Any] = {"method": arm, "replicate": replicate}
             yield Node(f"{name}.grpo", "grpo", params, inputs, sections=sections, **labels)
             if "examine" in config.stages:
                 trained = inputs | {"policy": f"{name}.grpo"}
@@ -75,6 +77,8 @@ def _stage(config: RunConfig, stage: Stage) -> Iterator[Node]:
     """The nodes that an entry of `stages` stands for."""
     if isinstance(stage, Repeat):
         yield from _rounds(config, stage)
+    elif isinstance(stage, GateStage):
+        raise AssertionError("a run with a gate is a pipeline")
     elif stage in ("demos", "questions"):
         yield Node(stage, stage, stage_params(config, stage))
     elif stage == "sft":

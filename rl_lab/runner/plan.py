@@ -83,7 +83,7 @@ def _seconds_per_unit(node: Node, config: RunConfig) -> float:
 
 def seconds(node: Node, config: RunConfig) -> float:
     """Rough wall time of a stage."""
-    model = node.sections.get("model", config.model)
+    model: Any = node.sections.get("model", config.model)
     factor = PRESET_FACTOR[model.preset] if node.kind not in ("demos", "questions", "development", *ONE) else 1
     if node.kind in joint_costs.KINDS:
         work = joint_costs.joint_seconds(node, config, SECONDS_PER_UNIT, SECONDS_PER_ROW)
