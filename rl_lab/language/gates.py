@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -127,8 +126,8 @@ class GateStages:
         """Compare two examinations; the output is the decision, and the model that goes on with its answers."""
         inputs = context.inputs
         gate = Gate.model_validate_json(json.dumps(context.node.params["gate"]))
-        sides: list[list[Any]] = [read_json_lines(inputs[name] / DEVELOPMENT_FILE) for name in ("before", "after")]
-        decision = decide(*sides, gate)
+        before, after = (read_json_lines(inputs[name] / DEVELOPMENT_FILE) for name in ("before", "after"))
+        decision = decide(before, after, gate)
         chosen = "after" if decision.passed else "before"
         policy = inputs.get(f"policy_{chosen}") or Path(context.config.model.path)
         _take(policy, inputs[chosen], context.out)
