@@ -192,7 +192,7 @@ def _moment(stage: Seen, process: str, draw: np.random.Generator) -> KillPoint:
     if stage.lines >= 3:
         lines = int(draw.integers(1, stage.lines))
         return KillPoint(stage.node, stage.kind, process, lines, round(float(draw.uniform(0, min(per_line, 1.0))), 2))
-    return KillPoint(stage.node, stage.kind, process, 0, round(float(draw.uniform(0.05, 0.6)) * stage.seconds, 2))
+    return KillPoint(stage.node, stage.kind, process, 0, round(float(draw.uniform(0.05, 0.4)) * stage.seconds, 2))
 
 
 def kill(run: Run, points: Iterable[KillPoint]) -> tuple[list[KillPoint], list[KillPoint]]:

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None, int]] = {
-    "flowpro_smoke": (("env.backend=tabletop",), None, 10),
-    "frontier_smoke": (("grpo.beta=0.05", "rl.steps=8"), None, 9),
+    "flowpro_smoke": (("env.backend=tabletop",), None, 8),
+    "frontier_smoke": (("grpo.beta=0.05", "rl.steps=8"), None, 8),
     "self_evolving_smoke": ((), ("traces", "rft", "gate", "distill", "imitate", "join"), 4),
     "joint_smoke": (("joint.arms=[together]",), ("warm_start", "joint"), 4),
 }
