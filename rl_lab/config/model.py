@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from algos.chunks import FirstSlot
 from pydantic import Field, PositiveInt
 
+from algos.chunks import FirstSlot
 from rl_lab.config.section import Fraction, Section
 
 

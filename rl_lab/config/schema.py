@@ -297,17 +297,6 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _methods_exist(self) -> Self:
-        for key, names in (("method", (self.method,)), ("controls", self.controls), ("objectives", self.objectives)):
-            for name in names:
-                try:
-                    find_method(name)
-                except ValueError as error:
-                    raise ValueError(f"{key}: {error}") from error
-        if len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"controls: {list(self.controls)} repeat a method of the run; name each once")
-        return self
-    @model_validator(mode="after")
     def _files_have_no_truth(self) -> Self:
         if self.demos.files is not None and self.sft.probe_weight > 0:
             raise ValueError(
@@ -322,4 +311,16 @@ class RunConfig(Section):
                 "model: rounds collect pairs without past frames; leave out memory and first_slot, or the repeated "
                 "stages"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _methods_exist(self) -> Self:
+        for key, names in (("method", (self.method,)), ("controls", self.controls), ("objectives", self.objectives)):
+            for name in names:
+                try:
+                    find_method(name)
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from error
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"controls: {list(self.controls)} repeat a method of the run; name each once")
         return self

@@ -114,21 +114,37 @@ class Cluster:
             with _lent(self._rollouts[1], warn):
                 yield self._rollouts[1]
 
-    def _start_rollouts(self, options: EngineOptions) -> WorkerPool:
+    @contextlib.contextmanager
+    def teacher_pool(
+        self, options: EngineOptions, warn: Callable[[str], None] = warn_on_stderr
+    ) -> Iterator[WorkerPool]:
+        """`Rollout` workers beside those of `rollout_pool`, as many, that end with the stage."""
+        pool = self._start_rollouts(options, beside=True)
+        pool.warn = warn
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+    def _start_rollouts(self, options: EngineOptions, *, beside: bool = False) -> WorkerPool:
         threads = str(self.workers.rollout_threads)
         actor = ray.remote(Rollout).options(
-            **self._resources("engines", self._rollout_gpus()),
+            **self._resources("teachers" if beside else "engines", self._rollout_gpus(beside)),
             runtime_env={"env_vars": _ENVIRONMENT | ENGINE_ENVIRONMENT | {"OMP_NUM_THREADS": threads}},
         )
         return WorkerPool(
-            "rollout", self.workers.rollout, lambda: actor.remote(options), timeout_s=self.workers.rollout_timeout_s
+            "teacher" if beside else "rollout",
+            self.workers.rollout,
+            lambda: actor.remote(options),
+            timeout_s=self.workers.rollout_timeout_s,
         )
 
-    def _rollout_gpus(self) -> float:
+    def _rollout_gpus(self, beside: bool) -> float:
         """Of one engine: a GPU of its own where there is one for each beside the learner's, else all share what the
-        learner leaves of its GPU."""
+        learner leaves of its GPU, half of which is for a teacher's engines."""
         count = self.workers.rollout
-        return self._on_gpu * (1.0 if self._num_gpus > count else (1 - LEARNER_GPUS) / count)
+        own = self._num_gpus > count * (2 if beside else 1)
+        return self._on_gpu * (1.0 if own else (1 - LEARNER_GPUS) / 2 / count)
 
     def _inference(self) -> Any:
         """The actor that all simulation workers act with; Ray starts it again if it dies."""
