@@ -83,3 +83,6 @@ class ScoredRolloutBatch(RolloutBatch, DistillationBatch):
     """Sampled answers with their advantages and with what a teacher says about them."""
 
     stays_on_host = RolloutBatch.stays_on_host | DistillationBatch.stays_on_host
+
+    weight_version: Tensor
+    """As of a `RolloutBatch`: always known."""

@@ -51,4 +51,4 @@ class DistillRun(OnlineRun):
         method = distill_method(settings, context.config.grpo.scale_rewards)
         state = RunState(context.out, context.scratch, context.say)
         steps = OnlineSteps(context, policy, engines, learner, state, method, seed=seed, teacher=teacher)
-        super().__init__(context, steps, settings.examine_every, seed)
+        super().__init__(context, steps, state, settings.examine_every, seed)

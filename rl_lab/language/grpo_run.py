@@ -22,4 +22,4 @@ class GRPORun(OnlineRun):
         scheme = context.node.params["curriculum"]["scheme"]
         state = RunState(context.out, context.scratch, context.say)
         steps = GRPOSteps(context, policy, engines, learner, state, scheme=scheme, seed=seed)
-        super().__init__(context, steps, context.config.rl.examine_every, seed)
+        super().__init__(context, steps, state, context.config.rl.examine_every, seed)

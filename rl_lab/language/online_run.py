@@ -7,6 +7,7 @@ from typing import Any
 from algos.alarms import truncation_alarm
 from rewards.compose import Rewards
 from rl_lab.language.grpo_exam import HeldOutExam
+from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.online_steps import OnlineSteps
 from rl_lab.runner.stage_context import StageContext
@@ -15,10 +16,12 @@ from rl_lab.runner.stage_context import StageContext
 class OnlineRun:
     """One run: `run()` brings it from its last checkpoint to its end."""
 
-    def __init__(self, context: StageContext, steps: OnlineSteps, examine_every: int, seed: int) -> None:
-        """`steps` stand at the last checkpoint; examinations come every so many batches, 0 for none."""
+    def __init__(
+        self, context: StageContext, steps: OnlineSteps, state: RunState, examine_every: int, seed: int
+    ) -> None:
+        """`steps` and their `state` stand at the last checkpoint; examined every so many batches, 0 for never."""
         self.context, self.steps, self.examine_every = context, steps, examine_every
-        self.learner, self.state = steps.learner, steps.state
+        self.learner, self.state = steps.learner, state
         self._history: list[dict[str, Any]] = []
         """Lines of the run so far."""
         truth = context.config.truth

@@ -49,7 +49,7 @@ def training_nodes(run: RunFolder) -> dict[str, list[str]]:
     Trainings with replicates are no rounds of one another; see `language_curves`.
     """
     found: dict[str, dict[str, int]] = {}
-    replicates = {training.node for training in [*run.trainings, *run.joint]}
+    replicates = {training.node for training in run.trainings} | {arm.node for arm in run.joint}
     for record in run.metrics:
         node = record.get("node")
         if node and node not in replicates and "alarm" not in record and record.get("step") is not None:

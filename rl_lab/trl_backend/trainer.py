@@ -80,7 +80,7 @@ def optimizers(model: Any, settings: Settings) -> tuple[torch.optim.Optimizer, t
         for parameter in parameters:
             parameter.requires_grad_(name in settings.groups)
     trained = [parameter for name in settings.groups for parameter in groups[name]]
-    options = {"lr": optimiser.lr, "betas": optimiser.betas, "weight_decay": optimiser.weight_decay}
+    options: dict[str, Any] = {"lr": optimiser.lr, "betas": optimiser.betas, "weight_decay": optimiser.weight_decay}
     optimizer = adamw(trained, **options)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, replace(optimiser, lr=1.0).lr_at)
 
