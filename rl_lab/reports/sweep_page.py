@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rl_lab.files import write_whole
 from rl_lab.json_lines import read_json_lines
-from rl_lab.language.item_files import ItemFile
 from rl_lab.reports.document import document
 from rl_lab.reports.examinations import EXAMINATIONS
 from rl_lab.reports.held_out import of_scheme
@@ -21,6 +21,9 @@ from rl_lab.reports.schemes_page import reward_charts
 from rl_lab.reports.sweep import sweep_summary
 from rl_lab.reports.sweep_verdict import EFFECT
 from rl_lab.reports.verdict import Row
+
+if TYPE_CHECKING:
+    from rl_lab.language.item_files import ItemFile
 
 FLIPS = 3
 """Shown of each direction and variant."""
@@ -162,6 +165,8 @@ def flips_section(run: RunFolder, summary: Row) -> Markup:
 
 
 def _questions(run: RunFolder) -> ItemFile | None:
+    from rl_lab.language.item_files import ItemFile  # here, because it imports the simulator
+
     path = run.path / "questions" / "questions" / "held_out.arrow"
     return ItemFile(path) if path.exists() else None
 

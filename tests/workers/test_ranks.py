@@ -61,6 +61,7 @@ def start(state: Path) -> Any:
     return front.remote(Member, [ray.put(state)], 2, {"CPU": 0.5}, "PACK")
 
 
+@pytest.mark.slow
 def test_a_group_answers_as_one_actor_and_goes_on_from_its_state_when_a_rank_is_killed(cluster, tmp_path):
     state = tmp_path / "count"
     group = start(state)
@@ -74,9 +75,9 @@ def test_a_group_answers_as_one_actor_and_goes_on_from_its_state_when_a_rank_is_
 
     group = start(state)
     assert ray.get(group.add.remote(1)) == (8, [0, 1]), "it goes on from what was saved"
+    processes = ray.get(group.rank_processes.remote())
     with pytest.raises(UserError, match="do something else"):
         ray.get(group.fail.remote(0), timeout=300)
-    processes = ray.get(group.rank_processes.remote())
     ray.kill(group)
     deadline = time.monotonic() + 120
     while any(Path(f"/proc/{process}").exists() for process in processes):
