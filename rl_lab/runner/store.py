@@ -56,10 +56,10 @@ class Store:
         return self.root / digest
 
     def check_writable(self) -> None:
-        """UserError where no stage could be stored."""
+        """UserError where no stage could be stored. Leaves nothing behind: the run may yet be refused."""
+        there = next(path for path in (self.root, *self.root.parents) if path.is_dir())
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
+            with tempfile.TemporaryFile(dir=there):
                 pass
         except OSError as error:
             raise UserError(

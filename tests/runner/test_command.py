@@ -74,7 +74,7 @@ def test_a_dry_run_of_every_experiment_prints_config_plan_and_cost_and_writes_no
     assert main(str(path), "--dry-run") == 0
     text = capsys.readouterr().out
     assert f"name: {path.stem}" in text
-    assert re.search(r"(sft|cold_start) +[0-9a-f]{12} +\d+ steps +[\d.]+ min", text)
+    assert re.search(r"(sft|cold_start|warm_start) +[0-9a-f]{12} +\d+ steps +[\d.]+ min", text)
     assert "min on two CPU cores" in text
     assert written(home) == []
 

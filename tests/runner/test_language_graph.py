@@ -162,7 +162,7 @@ def vllm(monkeypatch):
         ("questions.train_file=nowhere.jsonl", ("questions.train_file", "nowhere.jsonl")),
         ("questions.held_out_file=nowhere.jsonl", ("questions.held_out_file", "nowhere.jsonl")),
         ("model.path=nowhere", ("model.path: nowhere is no checkpoint folder", "config.json is missing")),
-        ("engine.max_model_len=256", ("engine.max_model_len is 256", "512 tokens", "grpo.max_completion_length")),
+        ("engine.max_model_len=256", ("engine.max_model_len is 256", "512 tokens", "max_completion_length of grpo")),
         ("grpo.max_completion_length=2000", ("engine.max_model_len is 1024", "2000 tokens")),
         ("examine.max_tokens=1024", ("engine.max_model_len is 1024", "examine.max_tokens")),
     ],
