@@ -115,6 +115,7 @@ def unbroken(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_killed_simulation_worker_is_replaced_and_no_pair_is_lost_or_doubled(tmp_path, unbroken):
     run = Run(tmp_path, "tiny.yaml", "--run-dir", "run")
     workers: list[int] = []
@@ -129,6 +130,7 @@ def test_a_killed_simulation_worker_is_replaced_and_no_pair_is_lost_or_doubled(t
     assert_same_results(run, unbroken)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_stage_after_stage_resumes_to_the_bits_of_the_unbroken_run(tmp_path, unbroken):
     run = Run(tmp_path, "tiny.yaml", "--run-dir", "run")
     moments = {

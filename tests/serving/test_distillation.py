@@ -88,6 +88,7 @@ def done(tmp_path_factory) -> Path:
     return run.path
 
 
+@pytest.mark.slow
 def test_every_stage_runs_with_a_teacher_in_an_engine_and_rewards(done):
     nodes = json.loads((done / "stages.json").read_text())["nodes"]
     assert {node["status"] for node in nodes} == {"done"}
@@ -102,6 +103,7 @@ def test_every_stage_runs_with_a_teacher_in_an_engine_and_rewards(done):
     assert all(len(row[TOKENS]) == 8 * len(row["tokens"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_the_report_has_gap_tokens_and_seconds(done):
     summary = json.loads((done / "summary.json").read_text())["distillation"]
     assert set(summary["rewards"]) == {"student", "teacher", "distill", "imitate"}
