@@ -144,7 +144,7 @@ def test_the_command_ends_with_one_line_keeps_what_is_finished_and_resumes(
     line = only_error(capsys.readouterr().err)
     assert "no space is left on the disk; free some, then continue with: python -m rl_lab.run --resume run" in line
     assert moment == "when it is stored" or f"error: {node}: " in line
-    done = {path.name for path in (disk / "runs" / ".stages").iterdir()}
+    done = {path.name for path in (disk / "runs").glob(".stages/*")}
     free(disk)
     again = FakeStages()
     assert command("--resume", "run", stages=again) == 0
