@@ -251,7 +251,7 @@ class Executor:
         self.rows[node.name]["status"] = "stopped" if isinstance(failure, StageStopped) else "failed"
         if self.rows[node.name]["status"] == "failed":
             self._failures.append((node, failure))
-            self.bars.say(f"{node.name}: failed ({failure})")
+            self.bars.say(f"{node.name}: failed ({self._reason(failure)})")
         self._write_rows()
 
     def _finish(self, node: Node, seconds: float | None) -> None:
@@ -291,6 +291,11 @@ class Executor:
                 self._wait()
         for name in self._running:
             self.rows[name]["status"] = "stopped"
+
+    def _reason(self, failure: BaseException) -> str:
+        """One line; what a worker raised comes with its traceback, which is printed at the end."""
+        trouble = disk_error(failure, str(self.folder.path))
+        return " ".join(str(trouble or getattr(failure, "cause", None) or failure).split())
 
     def _raise_failure(self) -> None:
         """The first failure; the tracebacks of all are printed."""

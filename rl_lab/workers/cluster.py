@@ -68,6 +68,7 @@ class Cluster:
             needed = ACTOR_CPUS * (self.workers.simulation + self.workers.rollout + 3)
             needed += sum(one.count * one.resources["CPU"] for one in bundles(self.placement, self.workers))
             options |= {
+                "address": "local",  # else Ray joins whatever somebody has started on this machine
                 "num_cpus": max(os.cpu_count() or 1, int(needed + 1)),
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -27,11 +28,11 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int = 0) -> None:
-    """Take all space of a disk but `leave` bytes."""
-    state = os.statvfs(disk)
-    free = state.f_bavail * state.f_frsize - leave
+    """Take all space of a disk but `leave` bytes, also while others write to it."""
     with open(disk / FILLER, "ab") as file:
-        os.posix_fallocate(file.fileno(), file.tell(), max(free, 1))
+        while (free := os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - leave) > 0:
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free)
 
 
 def free(disk: Path) -> None:

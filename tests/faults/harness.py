@@ -190,7 +190,7 @@ def _moment(stage: Seen, process: str, draw: np.random.Generator) -> KillPoint:
     """Some way into the stage: behind one of its lines, where it writes several, else after a share of its time."""
     per_line = stage.seconds / max(stage.lines, 1)
     if stage.lines >= 3:
-        lines = int(draw.integers(1, stage.lines))
+        lines = int(draw.integers(1, max(2, 2 * stage.lines // 3)))
         return KillPoint(stage.node, stage.kind, process, lines, round(float(draw.uniform(0, min(per_line, 1.0))), 2))
     return KillPoint(stage.node, stage.kind, process, 0, round(float(draw.uniform(0.05, 0.4)) * stage.seconds, 2))
 
