@@ -7,6 +7,7 @@ import pytest
 
 from rl_lab.config import RunConfig, load_config
 from rl_lab.errors import UserError
+from rl_lab.files import write_whole
 from rl_lab.json_lines import read_json_lines
 from rl_lab.runner.executor import Executor, StageError
 from rl_lab.runner.expansion import expand
@@ -42,7 +43,7 @@ class FakeStages:
             for step in range(first, self.steps + 1):
                 time.sleep(0.005)
                 context.log(step, loss=1.0 / step)
-                done.write_text(str(step))
+                write_whole(done, str(step))  # a kill may come between any two instructions
                 if self.fail_at == context.node.name and step == 2:
                     raise self.failure
                 context.progress(step, self.steps)
