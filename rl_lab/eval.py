@@ -56,7 +56,7 @@ def evaluate(folder: Path, config: RunConfig) -> list[dict[str, Any]]:
 
     units = evaluation_units(config, config.seed)
     rows: list[dict[str, Any]] = []
-    cluster = Cluster(config.workers, config.placement)
+    cluster = Cluster(config.workers_needed, config.placement)
     try:
         snapshot = cluster.share(publish(folder, read_info(folder).weight_version))
         with cluster.simulation_pool() as pool, tqdm(total=sum(len(unit.seeds) for unit in units)) as bar:

@@ -76,7 +76,7 @@ def real_stages(config: RunConfig, *folders: Path) -> Iterator[Mapping[str, Stag
     from rl_lab.runner.stages import stage_functions
     from rl_lab.workers.cluster import Cluster  # here, because --help and --dry-run need no Ray
 
-    cluster = Cluster(config.workers, config.placement)
+    cluster = Cluster(config.workers_needed, config.placement)
     try:
         cluster.check_folders(folders)
         yield stage_functions(cluster)

@@ -180,6 +180,12 @@ class RunConfig(Section):
         return stage_names(self.stages)
 
     @property
+    def workers_needed(self) -> WorkersConfig:
+        """The workers that the stages use: no engines where nothing answers questions."""
+        answers = self.stage_names & set(ENGINE_STAGES)
+        return self.workers if answers else self.workers.model_copy(update={"rollout": 0})
+
+    @property
     def is_pipeline(self) -> bool:
         """Whether the run trains one chain of models, instead of holding curricula against each other."""
         return is_pipeline(self.stages)

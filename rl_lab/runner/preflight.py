@@ -195,7 +195,7 @@ def _nodes() -> list[dict[str, float]]:
 def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
     """UserError if the machines do not have what the placement reserves."""
     shared = "RAY_ADDRESS" in os.environ  # on this machine what is not reserved takes turns on its cores
-    asked = bundles(config.placement, config.workers, shared=shared)
+    asked = bundles(config.placement, config.workers_needed, shared=shared)
     shortage = lacking(asked, nodes, config.placement.strategy)
     if shortage is not None:
         raise UserError(shortage)

@@ -29,7 +29,8 @@ ACTOR_CPUS = 0.5
 
 def bundles(placement: Placement, workers: WorkersConfig, *, shared: bool = False) -> list[Bundle]:
     """What is reserved, the largest first: where several fit, the large ones choose. With `shared` also what the kinds
-    that are not named take, without their GPUs, of which they take what is left."""
+    that are not named take, without their GPUs, of which they take what is left. Kinds without processes are left
+    out."""
     actors = {
         "learner": (
             placement.ranks,
@@ -46,6 +47,7 @@ def bundles(placement: Placement, workers: WorkersConfig, *, shared: bool = Fals
     if shared:
         others = [name for name in ("learner", "engines", "simulators") if name not in placement.named]
         found += [Bundle(name, actors[name][0], resources(ACTOR_CPUS, 0.0), actors[name][1]) for name in others]
+    found = [bundle for bundle in found if bundle.count]
     return sorted(found, key=lambda bundle: (-bundle.resources.get("GPU", 0.0), -bundle.resources["CPU"]))
 
 
@@ -102,9 +104,10 @@ def placement_table(config: RunConfig) -> str:
     """One row a bundle: kind, how many, resources of each, what runs there; then what shares the rest."""
     rows = [
         f"  {bundle.kind:12} {bundle.count:3} x ({in_words(bundle.resources)})  {bundle.actors}"
-        for bundle in bundles(config.placement, config.workers)
+        for bundle in bundles(config.placement, config.workers_needed)
     ]
-    others = [name for name in ("learner", "engines", "simulators") if name not in config.placement.named]
+    needed = {"learner": True, "engines": config.workers_needed.rollout > 0, "simulators": True}
+    others = [name for name in needed if needed[name] and name not in config.placement.named]
     shared = f"  not reserved: {', '.join(others)}, on device {config.placement.device}" if others else ""
     strategy = f"placement ({config.placement.strategy})" if rows else "placement"
     return "\n".join(line for line in (strategy, *rows, shared) if line)

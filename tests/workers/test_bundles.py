@@ -10,6 +10,7 @@ from rl_lab.runner.preflight import check_machine, check_resources
 from rl_lab.workers.bundles import bundles, lacking, placement_table
 
 BASE = {"name": "small", "stages": ["demos", "sft", "evaluate"], "env": {"backend": "tabletop"}}
+ANSWERING = ["questions", "cold_start", "examine", "grpo"]
 
 
 def config(placement=None, **changes):
@@ -21,15 +22,24 @@ def test_a_device_alone_reserves_nothing():
     for name in ("auto", "cpu"):
         run = config(name)
         assert run.placement.device == name and not bundles(run.placement, run.workers)
-    assert "not reserved: learner, engines, simulators" in placement_table(config())
+    assert "not reserved: learner, simulators" in placement_table(config())
 
 
 def test_a_block_becomes_a_table_of_bundles():
-    run = config({"learner": {"ranks": 2, "gpus": 1, "cpus": 4}, "engines": {"gpus": 0.5}}, workers={"rollout": 3})
+    block = {"learner": {"ranks": 2, "gpus": 1, "cpus": 4}, "engines": {"gpus": 0.5}}
+    run = config(block, workers={"rollout": 3}, stages=ANSWERING)
     lines = placement_table(run).splitlines()
     assert lines[0] == "placement (PACK)"
     assert lines[1].split()[:8] == ["learner", "2", "x", "(4", "CPU,", "1", "GPU)", "a"]
     assert lines[2].split()[:7] == ["engines", "3", "x", "(0.5", "CPU,", "0.5", "GPU)"]
+
+
+def test_engines_take_room_only_where_questions_are_answered():
+    block, one_machine = {"engines": {"cpus": 8}}, [{"CPU": 2.0, "GPU": 0.0}]
+    assert "engines" not in placement_table(config(block))
+    check_resources(config(block), one_machine)
+    with pytest.raises(UserError, match="for engines"):
+        check_resources(config(block, stages=ANSWERING), one_machine)
 
 
 @pytest.mark.parametrize(
