@@ -157,11 +157,12 @@ def policy_rollout(
     memory: Memory = NO_MEMORY,
     weight_version: int = 0,
     on_step: Callable[[BimanualEnv], None] | None = None,
+    record_end: bool = False,
 ) -> Rollout[Episode]:
     """One episode of a policy that executes the first `execute` commands of each chunk.
 
-    Rendered are the steps at which it decides or to which its memory looks back; `on_step` (a video recorder) sees the
-    environment after every control step.
+    Rendered are the steps at which it decides or to which its memory looks back, with `record_end` also the state in
+    which the episode ends; `on_step` (a video recorder) sees the environment after every control step.
     """
     observation, _ = env.reset(seed=seed)
     recorder, seen = EpisodeRecorder(env), SeenFrames(memory)
@@ -176,6 +177,8 @@ def policy_rollout(
             if on_step is not None:
                 on_step(env)
             if finished(env):
+                if record_end:
+                    recorder.frame(env.observe())
                 return recorder.episode(seed, weight_version)
             if taken < execute and memory.is_needed(env.step_count, execute):
                 seen.add(env.step_count, camera_images(env.observe()))

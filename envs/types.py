@@ -109,6 +109,44 @@ class PreferencePair:
     start_digest: str
     """SHA-256 of the simulator snapshot from which both segments were run."""
     weight_version: int
+    origin: str = "intervention"
+    """intervention, or ranked: the best and the worst of several chunks that the policy sampled in one state."""
+    reward: str | None = None
+    """What ranked the chunks."""
+    reward_gap: float | None = None
+    """Reward of the winner minus that of the loser, in standard deviations within states."""
+
+
+@dataclass
+class Candidates:
+    """Several chunks that a policy sampled in one state, each run from there in the simulator. N chunks, H commands."""
+
+    task: str
+    variant: str
+    seed: int
+    instruction: str
+    step: int
+    """Control step of the state."""
+    start_digest: str
+    """SHA-256 of the simulator snapshot from which all of them were run."""
+    weight_version: int
+    poses: np.ndarray
+    """Measured `ee` poses, float64 [N, H + 1, 16]; row 0 is the state's."""
+    actions: np.ndarray
+    """The chunks as commanded, float64 [N, H, 16]."""
+    images: np.ndarray
+    """uint8 [N, H, 3, S, S, 3], the observation before each command."""
+    after: np.ndarray
+    """uint8 [N, 3, S, S, 3], after the chunk and what the policy did next."""
+    expert: np.ndarray
+    """Commands of the scripted expert from the state on, float64 [H, 16]."""
+    progress: np.ndarray
+    """Simulator truth at `after`, float64 [N]; for reports only."""
+    success: np.ndarray
+    """Simulator truth at `after`, bool [N]; for reports only."""
+
+    def __len__(self) -> int:
+        return len(self.actions)
 
 
 class BimanualEnv(Protocol):

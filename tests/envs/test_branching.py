@@ -1,0 +1,55 @@
+"""Several chunks from one state, on the toy environment."""
+
+import numpy as np
+
+from envs.branching import BranchConfig, branched_rollout
+from envs.rollout import policy_rollout, run_lockstep
+from tests.envs.test_rollback import HORIZON, forward, move
+from tests.envs.toy import STEP, ToyEnv
+
+CONFIG = BranchConfig(execute=4, states=2, samples=3, decisions=1)
+
+
+def branch(act, config=CONFIG, seed=3):
+    env = ToyEnv()
+    rollout = branched_rollout(env, seed, config=config, generator=np.random.default_rng(0), weight_version=7)
+    return env, run_lockstep([rollout], act)[0]
+
+
+def noisy(decisions):
+    """Speed by the noise that the decision addresses."""
+    return np.stack([move((STEP * np.random.default_rng(one.key).uniform(0.2, 1), 0.0), one) for one in decisions])
+
+
+def test_all_chunks_of_a_state_start_there_and_lead_to_their_own_ends():
+    env, found = branch(noisy)
+    assert [len(one) for one in found] == [3, 3]
+    for one in found:
+        assert one.actions.shape == (3, HORIZON, 16) and one.poses.shape == (3, HORIZON + 1, 16)
+        assert (one.poses[:, 0] == one.poses[0, 0]).all() and (one.images[:, 0] == one.images[0, 0]).all()
+        assert len(set(one.progress)) == 3
+        reached = one.poses[:, -1, 0]
+        assert (one.progress > reached).all()  # the decision behind the chunk went on
+        assert one.weight_version == 7
+
+
+def test_states_lie_on_the_episode_that_the_policy_runs_anyway():
+    _, found = branch(noisy)
+    (episode,) = run_lockstep([policy_rollout(ToyEnv(), 3, execute=4)], noisy)
+    for one in found:
+        place = episode.frame_steps.tolist().index(one.step)
+        assert (episode.poses[one.step] == one.poses[0, 0]).all()
+        assert (episode.images[place] == one.images[0, 0]).all()
+
+
+def test_the_experts_commands_start_in_the_state():
+    _, found = branch(forward)
+    for one in found:
+        assert (np.diff(np.append(one.poses[0, 0, 0], one.expert[:, 0])) > 0).all()
+        assert one.expert.shape == (HORIZON, 16)
+
+
+def test_a_success_on_the_way_is_seen():
+    _, found = branch(forward, BranchConfig(execute=4, states=99, samples=1, decisions=0))
+    assert [one.success[0] for one in found] == [one.step + HORIZON >= 50 for one in found]
+    assert found[-1].progress[0] == 1
