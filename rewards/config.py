@@ -97,7 +97,7 @@ class JudgeConfig:
     """An OpenAI-compatible endpoint that scores open answers; `rewards.judge.Judge`."""
 
     base_url: str
-    """As OpenAI clients take it, with the version: `http://host:port/v1`."""
+    """As OpenAI clients take it, with the version: `http://host:port/v1`; or `$NAME`, an environment variable."""
     model: str
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; None sends no key."""
@@ -120,8 +120,8 @@ class JudgeConfig:
         _check(self, ("temperature", "retries", "backoff_s"))
         _check(self, ("timeout_s", "batch_timeout_s"), above=True)
         _check(self, ("max_tokens", "concurrency"), low=1)
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url is {self.base_url!r}; it must start with http:// or https://")
+        if not self.base_url.startswith(("http://", "https://", "$")):
+            raise ValueError(f"base_url is {self.base_url!r}; it must start with http:// or https://, or be $NAME")
 
 
 @dataclass(frozen=True)

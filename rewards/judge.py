@@ -111,7 +111,10 @@ class Judge:
 
     @property
     def _url(self) -> str:
-        return f"{self.config.base_url.rstrip('/')}/chat/completions"
+        base = self.config.base_url
+        if base.startswith("$") and not (base := os.environ.get(base[1:], "")):
+            raise RuntimeError(f"the judge's address is not in the environment variable {self.config.base_url[1:]}")
+        return f"{base.rstrip('/')}/chat/completions"
 
     def _headers(self) -> dict[str, str]:
         if self.config.api_key_env is None:

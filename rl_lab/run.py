@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.config import RunConfig, dump_config, load_config
+from rl_lab.config.judge import JUDGE_URL
 from rl_lab.disk_errors import DiskError, disk_error
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.runner.environment import describe
@@ -79,6 +80,8 @@ def real_stages(config: RunConfig, *folders: Path) -> Iterator[Mapping[str, Stag
     cluster = Cluster(config.workers_needed, config.placement)
     try:
         cluster.check_folders(folders)
+        if config.judge is not None:
+            os.environ[JUDGE_URL] = cluster.serve_judge(config.judge)
         yield stage_functions(cluster)
     finally:
         cluster.close()

@@ -47,6 +47,8 @@ class Placement(Section):
     """vLLM engines, `workers.rollout` of them."""
     teachers: ProcessPlacement | None = None
     """Engines of a teacher that scores answers, as many again."""
+    judges: ProcessPlacement | None = None
+    """The model of the section `judge`, which the run serves itself."""
     simulators: ProcessPlacement | None = None
     """Simulation workers, `workers.simulation` of them."""
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
@@ -64,6 +66,7 @@ class Placement(Section):
             "learner": self.learner,
             "engines": self.engines,
             "teachers": self.teachers,
+            "judges": self.judges,
             "simulators": self.simulators,
         }
         return {name: kind for name, kind in kinds.items() if kind is not None}

@@ -26,6 +26,7 @@ from rl_lab.config.action import (
 )
 from rl_lab.config.distill import DistillConfig, ImitateConfig, TeacherConfig
 from rl_lab.config.joint import JointConfig, check_settings, check_stages
+from rl_lab.config.judge import JudgeServerConfig
 from rl_lab.config.language import (
     BATCH_SIZE,
     GRPO,
@@ -38,6 +39,7 @@ from rl_lab.config.language import (
     RLConfig,
 )
 from rl_lab.config.model import ModelConfig
+from rl_lab.config.outcome import OutcomeConfig
 from rl_lab.config.pipeline import ENGINE_STAGES, Repeat, Stage, check_gates, check_order, is_pipeline, stage_names
 from rl_lab.config.placement import Placement, PlacementBlock
 from rl_lab.config.rft import RFTConfig, TracesConfig
@@ -111,6 +113,8 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     examine: ExamineConfig = ExamineConfig()
     rewards: Rewards = RewardConfig()
+    judge: JudgeServerConfig | None = None
+    """A judge that the run serves itself, for `rewards.judge`."""
     truth: Rewards | None = None
     """What examinations score by; None: by `rewards`. In a sweep that is the truth, and variants train on others."""
     sweep: SweepConfig | None = None
@@ -128,6 +132,7 @@ class RunConfig(Section):
     teacher: TeacherConfig = TeacherConfig()
     distill: DistillConfig = DistillConfig()
     imitate: ImitateConfig = ImitateConfig()
+    outcome: OutcomeConfig = OutcomeConfig()
     joint: JointConfig = JointConfig()
     placement: PlacementBlock = Placement()
     """Where processes run: auto, cpu or gpu for the learner's device, or a block; auto: the GPU if torch sees one."""
@@ -172,7 +177,7 @@ class RunConfig(Section):
     @property
     def learns_language(self) -> bool:
         """Whether any stage is of the language side."""
-        return "questions" in self.stages
+        return bool({"questions", "outcome_model"} & self.stage_names)
 
     @property
     def stage_names(self) -> set[str]:
@@ -180,10 +185,15 @@ class RunConfig(Section):
         return stage_names(self.stages)
 
     @property
+    def engine_stages(self) -> set[str]:
+        """Names of the stages that sample answers."""
+        samples = {"outcome_model"} if self.outcome.run is None else set()
+        return self.stage_names & {*ENGINE_STAGES, *samples}
+
+    @property
     def workers_needed(self) -> WorkersConfig:
         """The workers that the stages use: no engines where nothing answers questions."""
-        answers = self.stage_names & set(ENGINE_STAGES)
-        return self.workers if answers else self.workers.model_copy(update={"rollout": 0})
+        return self.workers if self.engine_stages else self.workers.model_copy(update={"rollout": 0})
 
     @property
     def is_pipeline(self) -> bool:
@@ -228,10 +238,10 @@ class RunConfig(Section):
         if self.is_joint:
             check_stages(self.stages, has_base=self.model.path is not None)
         elif self.is_pipeline:
-            check_order(self.stages, has_base=self.model.path is not None)
+            check_order(self.stages, self.model.path is not None, has_answers=self.outcome.run is not None)
         else:
             self._check_comparison()
-        for name in sorted(self.stage_names & set(ENGINE_STAGES)):
+        for name in sorted(self.engine_stages):
             if self.workers.rollout < 1:
                 raise ValueError(f"workers.rollout is 0, but {name} needs an engine; give at least 1")
         return self
@@ -292,6 +302,12 @@ class RunConfig(Section):
     def _trl_reads_an_order(self) -> Self:
         if self.rl.backend == "trl" and self.curriculum.mode == "stage":
             raise ValueError("rl.backend is trl, which cannot keep what a probe finds; set curriculum.mode to online")
+        return self
+
+    @model_validator(mode="after")
+    def _judges_are_served(self) -> Self:
+        if self.placement.judges is not None and self.judge is None:
+            raise ValueError("placement.judges has no judge to place: give judge.path, a model for the run to serve")
         return self
 
     @model_validator(mode="after")

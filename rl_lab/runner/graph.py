@@ -20,6 +20,7 @@ from rl_lab.config.action import ObjectiveConfig
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
 from rl_lab.language.question_data import source_files
+from rl_lab.language.rollout_store import FOLDER, QUESTIONS_FILE, stores
 
 READS: dict[str, tuple[str, ...]] = {
     "demos": ("env", "demos"),
@@ -36,6 +37,9 @@ READS: dict[str, tuple[str, ...]] = {
     "rft": ("model", "rft"),
     "distill": ("model", "engine", "grpo", "distill", "rewards", "truth", "examine"),
     "imitate": ("model", "engine", "imitate", "rewards", "examine"),
+    "outcome_labels": ("outcome",),
+    "outcome_member": ("model", "outcome"),
+    "outcome_model": ("outcome",),
     "teacher": ("model",),
     "gate": ("model",),
     "join": (),
@@ -48,7 +52,10 @@ READS: dict[str, tuple[str, ...]] = {
 """Sections of the configuration that a stage of each kind may read; they enter its hash."""
 
 LEARNS = frozenset(
-    ("sft", "optimise", "cold_start", "grpo", "rft", "distill", "imitate", "teacher", "warm_start", "joint")
+    (
+        *("sft", "optimise", "cold_start", "grpo", "rft", "distill", "imitate", "outcome_member"),
+        *("teacher", "warm_start", "joint"),
+    )
 )
 """Kinds of stages with a learner. Another number of its ranks gives other rounding, so the hash covers it."""
 
@@ -97,6 +104,12 @@ def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
     for name in ("rewards", "truth"):
         functions = (params.get(name) or {}).get("functions", {})
         functions |= {key: [source, file_digest(source_file(source))] for key, source in functions.items()}
+        for model in (params.get(name) or {}).get("models", {}).values():
+            model["path"] = tree_digest(Path(model["path"]))
+    if params.get("outcome", {}).get("run"):
+        params["outcome"]["run"] = answers_digest(Path(params["outcome"]["run"]))
+    if config.judge is not None and "rewards" in READS[kind]:
+        params["judge"] = tree_digest(Path(config.judge.path))
     if kind in LEARNS and config.placement.ranks > 1:
         params["ranks"] = config.placement.ranks
     if params.get("model", {}).get("path"):
@@ -121,6 +134,13 @@ def _questions(params: dict[str, Any], *, of_gates: bool) -> dict[str, Any]:
 def source_digest(path: Path) -> str:
     """SHA-256 over the contents of a source of questions and of the pictures that it names."""
     return hashlib.sha256("".join(map(file_digest, source_files(path))).encode()).hexdigest()
+
+
+def answers_digest(run: Path) -> str:
+    """SHA-256 over a run's stored answers and their questions; of a folder without any, of nothing."""
+    digests = [tree_digest(store / FOLDER) for store in stores(run)]
+    digests += [file_digest(path) for path in (run / QUESTIONS_FILE,) if path.is_file()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def recording_digest(path: Path) -> str:

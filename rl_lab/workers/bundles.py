@@ -38,6 +38,7 @@ def bundles(placement: Placement, workers: WorkersConfig, *, shared: bool = Fals
         ),
         "engines": (workers.rollout, "vLLM engine"),
         "teachers": (workers.rollout, "vLLM engine of a teacher"),
+        "judges": (1, "vLLM server of the judge"),
         "simulators": (workers.simulation, "simulation worker"),
     }
     found = [

@@ -19,6 +19,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rl_lab.config.judge import JudgeServerConfig
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.errors import UserError
@@ -28,6 +29,7 @@ from rl_lab.learning.training import Plan
 from rl_lab.workers.bundles import ACTOR_CPUS, bundles, lacking, resources
 from rl_lab.workers.inference import Inference
 from rl_lab.workers.joint_learner import JointLearner
+from rl_lab.workers.judge_server import JudgeServer
 from rl_lab.workers.pool import WorkerPool, warn_on_stderr
 from rl_lab.workers.ranks import group_class
 from rl_lab.workers.rollout import ENVIRONMENT as ENGINE_ENVIRONMENT
@@ -55,6 +57,8 @@ class Cluster:
         self.workers, self.placement = workers, placement
         self._groups: dict[str, PlacementGroup] = {}
         """What is reserved for the kinds of workers."""
+        self._judge: Any = None
+        """The actor of the run's own judge; it ends when nobody holds it."""
         self._simulations: WorkerPool | None = None
         self._rollouts: tuple[EngineOptions, WorkerPool] | None = None
         self._simulation_lock, self._rollout_lock = threading.Lock(), threading.Lock()
@@ -182,6 +186,15 @@ class Cluster:
         bundle = resources(place.cpus, place.gpus)
         front: Any = ray.remote(group_class(member)).options(num_cpus=0)
         return front.remote(member, given, place.ranks, bundle, self.placement.strategy)
+
+    def serve_judge(self, settings: JudgeServerConfig) -> str:
+        """Start the run's own judge; its address, once it answers. UserError if it does not start."""
+        gpus = self._on_gpu * (1 - LEARNER_GPUS) / 2
+        self._judge = ray.remote(JudgeServer).options(**self._resources("judges", gpus)).remote(settings)
+        try:
+            return ray.get(self._judge.address.remote())
+        except ray.exceptions.RayTaskError as error:
+            raise UserError(f"judge: {error.cause}") from error
 
     def check_folders(self, folders: Iterable[Path]) -> None:
         """UserError if a machine of a cluster that was there before cannot see the files of the run."""

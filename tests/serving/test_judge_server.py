@@ -1,0 +1,64 @@
+"""A judge that the run serves itself: placed, asked, restarted where it was, gone with the cluster."""
+
+import os
+import time
+import urllib.request
+
+import psutil
+import pytest
+
+from rewards.config import JudgeConfig
+from rewards.judge import Judge, Question
+from rl_lab.config.judge import JUDGE_MODEL, JUDGE_URL, JudgeServerConfig
+from rl_lab.config.placement import Placement
+from rl_lab.config.schema import WorkersConfig
+from rl_lab.errors import UserError
+from rl_lab.workers.cluster import Cluster
+
+pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
+
+
+def servers():
+    """Processes of `vllm serve` that this test's actor began, by port."""
+    return [one for one in psutil.process_iter(["cmdline"]) if "--served-model-name" in (one.info["cmdline"] or [])]
+
+
+def answers(address):
+    try:
+        with urllib.request.urlopen(address.replace("/v1", "/health"), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds=180):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_a_run_serves_its_judge_and_starts_it_again(folder, tmp_path, monkeypatch):
+    placement = Placement.model_validate({"device": "cpu", "judges": {"cpus": 0.5}})
+    cluster = Cluster(WorkersConfig(simulation=1), placement)
+    try:
+        with pytest.raises(UserError, match="judge: the judge of .* ended"):
+            cluster.serve_judge(JudgeServerConfig(path=str(tmp_path)))
+        settings = JudgeServerConfig(path=str(folder), max_model_len=1024, kv_cache_gib=0.25)
+        address = cluster.serve_judge(settings)
+        monkeypatch.setenv(JUDGE_URL, address)
+        judge = Judge(JudgeConfig(f"${JUDGE_URL}", JUDGE_MODEL, max_tokens=400, timeout_s=120))
+        rewards, _, failures = judge([Question("How many blocks are red?", "two", "two")] * 4)
+        # Random weights have no opinion, but the server holds them to the form of a verdict.
+        assert any(reward is not None and 0 <= reward <= 1 for reward in rewards), failures
+        first = servers()
+        first[0].kill()
+        wait_until(lambda: not answers(address))
+        wait_until(lambda: answers(address))
+    finally:
+        cluster.close()
+    wait_until(lambda: not servers())
+    monkeypatch.delenv(JUDGE_URL)
+    with_reason = Judge(JudgeConfig(f"${JUDGE_URL}", JUDGE_MODEL, retries=0))([Question("a", "b", "c")])[2]
+    assert JUDGE_URL in str(with_reason[0]) and os.environ.get(JUDGE_URL) is None
