@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rl_lab.digests import file_digest
 from rl_lab.language.model import checkpoint_dtype
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.cluster import Cluster
@@ -24,5 +25,6 @@ def engines(cluster: Cluster, context: StageContext) -> Iterator[WorkerPool]:
     settings = context.config.engine.model_dump(exclude={"prompts_per_call"})
     if settings["dtype"] == "auto":
         settings["dtype"] = checkpoint_dtype(policy_folder(context))  # vLLM's own "auto" computes float32 in bfloat16
-    with cluster.rollout_pool(EngineOptions(**settings), context.say) as pool:
+    sizes = file_digest(policy_folder(context) / "config.json")
+    with cluster.rollout_pool(EngineOptions(**settings, model=sizes), context.say) as pool:
         yield pool

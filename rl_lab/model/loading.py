@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -144,8 +144,12 @@ def complete_config(config: HyVLAConfig, folder: Path, shapes: Shapes) -> HyVLAC
     return completed
 
 
+NAMED = 12
+"""Tensors that a message lists of each kind of trouble."""
+
+
 def check_fit(found: Shapes, expected: Shapes, tied: tuple[str, str]) -> None:
-    """ValueError listing missing, unexpected and wrongly shaped tensors. One name of the tied embedding is enough."""
+    """ValueError naming missing, unexpected and wrongly shaped tensors. One name of the tied embedding is enough."""
     found = {key: shape for key, shape in found.items() if not any(re.search(rule, key) for rule in IGNORED_KEYS)}
     missing = sorted(expected.keys() - found.keys())
     if any(name in found for name in tied):
@@ -159,9 +163,15 @@ def check_fit(found: Shapes, expected: Shapes, tied: tuple[str, str]) -> None:
             if found.get(key, shape) != shape
         ],
     }
-    lines = [f"{len(keys)} tensors {what}: {', '.join(keys)}" for what, keys in problems.items() if keys]
+    lines = [f"{len(keys)} tensors {what}: {_named(keys)}" for what, keys in problems.items() if keys]
     if lines:
         raise ValueError("weights do not fit the model; " + "; ".join(lines))
+
+
+def _named(keys: Sequence[str]) -> str:
+    """The first of them, and how many more there are: another model's weights differ in every tensor."""
+    more = len(keys) - NAMED
+    return ", ".join(keys[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_tied(model: nn.Module, tied: tuple[str, str]) -> None:

@@ -108,6 +108,8 @@ class EngineOptions:
     """Of samples whose prompt has no seed."""
     max_logprobs: int = 20
     """Most likely tokens that `score` can say at a place."""
+    model: str = ""
+    """Digest of the model's sizes (config.json), which an engine has for life: a pool with others starts anew."""
 
 
 def load_vllm() -> Any:

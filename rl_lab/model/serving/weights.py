@@ -50,7 +50,7 @@ def expected_shapes(model: nn.Module) -> Shapes:
 def load_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
     """Copy tensors into the model's parameters and return the names of those that were set.
 
-    ValueError, naming all of them, for tensors that are missing, unexpected or of another shape; the tensors that do
+    ValueError, naming them, for tensors that are missing, unexpected or of another shape; the tensors that do
     fit are copied then, so check a live model's update before (`served_shapes` and `check_fit`).
     """
     parameters = dict(model.named_parameters())
