@@ -2,6 +2,7 @@
 
 import pytest
 
+from rl_lab.config.judge import JUDGE_MODEL, JUDGE_URL
 from rl_lab.config.load import resolve_config
 from rl_lab.errors import UserError
 from rl_lab.runner.expansion import expand
@@ -67,6 +68,34 @@ def test_what_is_asked_and_what_there_is_stand_in_one_line():
         check_resources(run, [{"CPU": 2.0, "GPU": 0.0}])
     text = str(caught.value)
     assert "2 x (0.5 CPU, 1 GPU) for learner" in text and "have: 2 CPU, 0 GPU" in text and "\n" not in text
+
+
+def test_a_judge_of_the_run_is_placed_and_part_of_what_is_scored(tmp_path):
+    asks = {"judge": {"base_url": f"${JUDGE_URL}", "model": JUDGE_MODEL}}
+    for content in ("{1}", "{2}"):
+        folder = tmp_path / content[1]
+        folder.mkdir()
+        (folder / "config.json").write_text(content)
+    runs = [
+        config({"judges": {"gpus": 1}}, stages=ANSWERING, rewards=asks, judge={"path": str(tmp_path / name)})
+        for name in ("1", "2")
+    ]
+    assert "judges" in placement_table(runs[0]) and "1 x (0.5 CPU, 1 GPU)" in placement_table(runs[0])
+    first, second = ({node.name: node.params for node in expand(run)} for run in runs)
+    assert {name for name in first if first[name] != second[name]} == {"base.examine", "frontier.1.grpo"} | {
+        "frontier.1.examine"
+    }
+
+
+def test_a_judge_that_is_not_there_or_not_asked_is_refused(tmp_path):
+    with pytest.raises(UserError, match="placement.judges has no judge to place"):
+        config({"judges": {"gpus": 1}}, stages=ANSWERING)
+    with pytest.raises(UserError, match="judge.path: .* is no model's folder"):
+        check_machine(config(stages=ANSWERING, judge={"path": str(tmp_path)}))
+    (tmp_path / "config.json").write_text("{}")
+    pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
+    with pytest.raises(UserError, match=r"nobody asks it; give rewards.judge: {base_url: \$RL_LAB_JUDGE_URL"):
+        check_machine(config(stages=ANSWERING, judge={"path": str(tmp_path)}))
 
 
 def test_trl_trains_in_one_process():
