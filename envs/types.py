@@ -34,12 +34,16 @@ def ee_pose(observation: Observation) -> np.ndarray:
     return np.concatenate(parts).astype(np.float64)
 
 
+class ExpertUnavailableError(RuntimeError):
+    """The scripted expert has no action for the present state."""
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """What simulator truth says about an episode now; detectors may read it, policies never."""
 
     progress: float
-    """Task progress in [0, 1]; rises when the expert acts, 1 at success."""
+    """Task progress in [0, 1]; rises when the expert acts, 1 at success. NaN where it is not known."""
     stage: int
     """Number of the task's sub-goals reached (0 at reset)."""
     failure: str | None
@@ -154,6 +158,8 @@ class BimanualEnv(Protocol):
 
     exact_restore: bool
     """`load(save())` continues bit for bit."""
+    restore_method: str
+    """"simulator": `load` sets the state. "replay": it repeats the episode from its seed, step by step."""
     expert_from_any_state: bool
     """`expert_action` works in every recoverable state, not only after `reset`."""
     task: str
@@ -175,7 +181,7 @@ class BimanualEnv(Protocol):
         """Measured poses of both arms, float64 [16], without rendering."""
 
     def expert_action(self) -> np.ndarray:
-        """The scripted expert's `ee` action for the current state, [16]."""
+        """The scripted expert's `ee` action for the current state, [16]; ExpertUnavailableError if it has none."""
 
     def diagnose(self) -> Diagnosis: ...
 

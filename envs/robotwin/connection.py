@@ -203,6 +203,52 @@ class Connection:
         return f"RoboTwin {how} during {method}.\n{tail}".strip()
 
 
+class RoboTwinServer:
+    """A server that is started when it is first needed, and again after it died. Environments may take turns on it:
+    it has one scene, that of the last one that began or loaded an episode."""
+
+    def __init__(self, robotwin: RoboTwin, restarts: int = 1) -> None:
+        self.robotwin, self.restarts = robotwin, restarts
+        self.num_starts = 0
+        """Servers started so far: one more for every crash or hang that was survived."""
+        self._connection: Connection | None = None
+        self._owner: object = None
+
+    @property
+    def connection(self) -> Connection:
+        """The live connection; starts a server if there is none."""
+        if self._connection is None or not self._connection.is_alive:
+            if self._connection is not None:
+                self._connection.kill()
+            self._connection = Connection(self.robotwin)
+            self.num_starts += 1
+        return self._connection
+
+    def begin(self, owner: object, method: str, **params: Any) -> dict:
+        """Ask what needs no earlier scene, once more for each of `restarts` deaths; the scene is then the owner's."""
+        self._owner = owner
+        for _ in range(self.restarts):
+            try:
+                return self.connection.ask(method, **params)
+            except ServerDiedError:
+                continue
+        return self.connection.ask(method, **params)
+
+    def ask(self, owner: object, method: str, **params: Any) -> dict:
+        """Ask something about the owner's scene."""
+        if self._connection is None:
+            raise RuntimeError("call reset(seed=...) first")
+        if self._owner is not owner:
+            raise RuntimeError("another environment has used this RoboTwin server since; reset or load first")
+        return self._connection.ask(method, **params)
+
+    def close(self) -> None:
+        """End the server."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
 def server_environment() -> dict[str, str]:
     """Our environment without what makes another interpreter import our modules."""
     drop = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}

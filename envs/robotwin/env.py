@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
 from envs import se3
+from envs.bimanual import Bimanual, check_choice
 from envs.robotwin import layout, protocol
-from envs.robotwin.connection import Connection, RoboTwin, RoboTwinError, SeedRejectedError, ServerDiedError
-from envs.types import ARMS, CAMERAS, EE_DIM, QPOS_DIM, Diagnosis, Observation
+from envs.robotwin.connection import RoboTwin, RoboTwinError, RoboTwinServer, SeedRejectedError, ServerDiedError
+from envs.robotwin.progress import ExpertPath
+from envs.types import ARMS, CAMERAS, QPOS_DIM, Diagnosis, ExpertUnavailableError, Observation
 from envs.types import ee_pose as ee_pose_of
 
 UNLISTED_STEP_LIMIT = 1000
 """RoboTwin's limit for a task that its table does not name."""
 ARM_QPOS = QPOS_DIM // 2
-
-
-class ExpertUnavailableError(RuntimeError):
-    """RoboTwin's scripted expert cannot say what to do here: it starts from the initial scene only."""
+SETTLE_STEPS = 8
+"""The expert's last pose is held for so many steps before it is out of ideas."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,14 @@ class RestoreError:
         return self.pose == 0.0 and self.joints == 0.0 and self.same_success
 
 
-class RoboTwinEnv(gymnasium.Env):
+class RoboTwinEnv(Bimanual):
     """One task and task config (`variant`: demo_clean, demo_randomized, ...) of the user's RoboTwin checkout.
 
     The server starts with the first `reset` or `load`, and again when it crashed or hung: those two methods survive a
-    crash, all others raise `ServerDiedError`. `image_size` is the side to which the views are scaled and padded, None
-    for state-only observations, "native" for the camera's own. With `screen`, `reset` runs RoboTwin's expert first, as
-    its evaluation does: seeds on which it fails raise `SeedRejectedError`; its report fills the instruction's slots.
+    crash, all others raise `ServerDiedError`. Environments that are used in turn may share one `server`. `image_size`
+    is the side to which the views are scaled and padded, None for state-only observations, "native" for the camera's
+    own. With `screen`, `reset` runs RoboTwin's expert first, as its evaluation does: seeds on which it fails raise
+    `SeedRejectedError`; its report fills the instruction's slots, and its path measures progress.
 
     Steps take a varying number of physics steps. RoboTwin does nothing after success or at the step limit, and passes
     over plans that fail: `info` says `executed` and names the `skipped` arms. Grippers in observations are commands;
@@ -59,6 +59,7 @@ class RoboTwinEnv(gymnasium.Env):
 
     metadata = {"render_modes": []}
     expert_from_any_state = False
+    """It is planned anew from any state, but may find no way."""
 
     def __init__(
         self,
@@ -68,69 +69,45 @@ class RoboTwinEnv(gymnasium.Env):
         action_type: str = "ee",
         instruction_split: str = "seen",
         screen: bool = True,
-        robotwin: RoboTwin | None = None,
-        restarts: int = 1,
+        server: RoboTwinServer | None = None,
         seeds_tried: int = 50,
     ) -> None:
-        self.robotwin = robotwin or RoboTwin.from_environment()
-        self.layout = layout.detect(self.robotwin.root)
-        _check_choice("task", task, self.layout.tasks())
-        _check_choice("variant", variant, self.layout.task_configs())
-        _check_choice("action_type", action_type, ("ee", "qpos"))
-        _check_choice("instruction_split", instruction_split, ("seen", "unseen"))
+        self.server = server or RoboTwinServer(RoboTwin.from_environment())
+        self.layout = layout.detect(self.server.robotwin.root)
+        check_choice("task", task, self.layout.tasks())
+        check_choice("variant", variant, self.layout.task_configs())
+        check_choice("action_type", action_type, ("ee", "qpos"))
+        check_choice("instruction_split", instruction_split, ("seen", "unseen"))
         if isinstance(image_size, str):
-            _check_choice("image_size", image_size, ("native",))
+            check_choice("image_size", image_size, ("native",))
         elif image_size is not None and image_size < 8:
             raise ValueError(f"image_size is {image_size}; use at least 8 pixels, 'native' or None")
         self.task, self.variant, self.image_size, self.action_type = task, variant, image_size, action_type
-        self.instruction_split, self.screen, self.restarts, self.seeds_tried = (
-            instruction_split,
-            screen,
-            restarts,
-            seeds_tried,
-        )
+        self.instruction_split, self.screen, self.seeds_tried = instruction_split, screen, seeds_tried
         self.step_limit = self.layout.step_limits().get(task, UNLISTED_STEP_LIMIT)
         self.action_space = _action_space(action_type)
-        self.step_count, self.success, self.instruction = 0, False, ""
-        self.scene_seed: int | None = None
         self.exact_restore = False
         """Whether `measure_restore` found no difference here; not taken for granted."""
-        self.num_starts = 0
-        """Servers started so far: one more for every crash or hang that was survived."""
-        self._connection: Connection | None = None
+        self.restore_method = "simulator"
+        """"replay" where only the actions since the reset bring a state back."""
         self._step_info: dict[str, Any] = {}
+        self._scene: dict[str, Any] = {}
+        self._path: ExpertPath | None = None
         self._plan: np.ndarray | None = None
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
-        """Start the episode that `seed` names; without one, the next seed of the stream that RoboTwin accepts."""
-        super().reset(seed=seed)
-        if seed is not None:
-            self._start(int(seed))
-        else:
-            self._start_any()
-        return self.observe(self.image_size is not None), self._info()
-
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
-        """`advance`, then `observe`; reward 1 in the step that first succeeds, which terminates the episode."""
-        before = self.success
-        self.advance(action)
-        truncated = self.step_count >= self.step_limit and not self.success
-        observation = self.observe(self.image_size is not None)
-        return observation, float(self.success and not before), self.success, truncated, self._info()
+        self._plan_start = 0
 
     def advance(self, action: np.ndarray) -> None:
         """One `take_action` without rendering; ValueError for a wrong shape or a number that is not finite."""
         array = self._checked(action)
-        result = self._ask("step", action=array, action_type=self.action_type)
-        if self._plan is not None and not self._follows_plan(array):
+        if self._plan is not None and not np.array_equal(array, self._checked(self._planned())):
             self._plan = None
-        self.step_count, self.success = result["step_count"], result["success"]
+        result = self._ask("step", action=array, action_type=self.action_type)
+        self._read_state(result)
         self._step_info = {key: result[key] for key in ("executed", "skipped", "physics_steps")}
 
     def observe(self, images: bool = True) -> Observation:
         """RoboTwin's observation dict; arms and grippers report commands, endpose the measured tool."""
-        if images and self.image_size is None:
-            raise ValueError("this environment has image_size=None; construct it with a size to observe images")
+        self._check_views(images)
         result = self._ask("observe", images=images)
         self._step_info["measured"] = result["measured"]
         return self._observation(result)
@@ -140,33 +117,34 @@ class RoboTwinEnv(gymnasium.Env):
         return ee_pose_of(self._ask("observe", images=False))
 
     def expert_action(self) -> np.ndarray:
-        """The scripted expert's action, while the episode follows the expert from its first step.
+        """The scripted expert's action for the present state.
 
-        RoboTwin's expert is open-loop. It is played once from the initial scene, which is put back; its recorded poses
-        are the actions. ExpertUnavailableError after any other action, or after `load` in mid-episode.
+        RoboTwin's expert is an open-loop plan. It is played once from here, the scene is put back, and its recorded
+        poses are the actions until another one is taken. ExpertUnavailableError where it does not succeed from here, or
+        where its actions did not.
         """
-        if self.step_count == 0 and self._plan is None:
-            self._plan = self._expert_plan()
         if self._plan is None:
-            raise ExpertUnavailableError(
-                f"RoboTwin's expert plans from the initial scene only, and step {self.step_count} left its path; use a "
-                "teacher policy or recorded corrections here"
-            )
-        return self._plan[min(self.step_count, len(self._plan) - 1)].copy()
+            self._plan, self._plan_start = self._expert_plan(), self.step_count
+        if self.step_count - self._plan_start >= len(self._plan) + SETTLE_STEPS:
+            raise ExpertUnavailableError("RoboTwin's expert succeeded, but a policy's steps along its path did not")
+        return self._planned().copy()
 
     def expert_demonstration(self, images: bool = False) -> tuple[list[Observation], bool]:
-        """RoboTwin's own demonstration from the initial scene, a frame every `save_freq` physics steps, and whether it
-        was planned and succeeded. The scene is put back."""
+        """RoboTwin's own demonstration from here, a frame every `save_freq` physics steps, and whether it succeeded.
+        The scene is put back."""
         result = self._ask("expert", record="images" if images else "state")
-        return [self._observation(frame) for frame in result["frames"]], result["planned"] and result["success"]
+        return [self._observation(frame) for frame in result["frames"]], result["success"]
 
     def success_now(self) -> bool:
         """Whether the present scene satisfies the task; `success` is latched by every physics step before."""
         return self._ask("success")["success_now"]
 
     def diagnose(self) -> Diagnosis:
-        """Success alone: RoboTwin tells neither progress nor irreversible failures."""
-        return Diagnosis(progress=float(self.success), stage=int(self.success), failure=None)
+        """Progress along the expert's own path (see `envs.robotwin.progress`), NaN where the seed was not screened."""
+        if self.success or self._path is None:
+            return Diagnosis(1.0 if self.success else np.nan, int(self.success), None)
+        failure = "dropped" if self._path.has_dropped(self._scene) else None
+        return Diagnosis(self._path.progress(self._scene), 0, failure)
 
     def truth(self) -> np.ndarray:
         """Nothing: RoboTwin names no ground truth, float32 [0]."""
@@ -182,14 +160,10 @@ class RoboTwinEnv(gymnasium.Env):
             identity = protocol.loads(snapshot)["identity"]
         except (protocol.ProtocolError, KeyError) as error:
             raise ValueError(f"this is not a snapshot that RoboTwinEnv.save returned: {error}") from None
-        if (identity["task"], identity["config"]) != (self.task, self.variant):
-            raise ValueError(
-                f"snapshot is of {identity['task']} ({identity['config']}), this environment is {self.task} "
-                f"({self.variant}); load it into an environment of the same task and variant"
-            )
-        result = self._retried("restore", snapshot=snapshot)
-        if identity["seed"] != self.scene_seed or result["step_count"] > 0:
-            self._plan = None
+        self._check_owner((identity["task"], identity["config"]))
+        if identity["seed"] != self.scene_seed:
+            self._path = None
+        result = self.server.begin(self, "restore", snapshot=snapshot)
         self._begin(identity["seed"], result)
 
     def measure_restore(self, actions: np.ndarray) -> RestoreError:
@@ -198,7 +172,6 @@ class RoboTwinEnv(gymnasium.Env):
         Sets `exact_restore`. Contacts may differ where free motion does not: measure in the states that count.
         """
         start = self.save()
-        method = self._restore_method
         runs = []
         for _ in range(2):
             self.load(start)
@@ -212,76 +185,55 @@ class RoboTwinEnv(gymnasium.Env):
         self.load(start)
         (poses_a, joints_a, success_a), (poses_b, joints_b, success_b) = runs
         pose, joint = _largest(poses_a - poses_b), _largest(joints_a - joints_b)
-        error = RestoreError(method, len(actions), pose, joint, success_a == success_b)
+        error = RestoreError(self.restore_method, len(actions), pose, joint, success_a == success_b)
         self.exact_restore = error.is_zero
         return error
 
     @property
     def capabilities(self) -> dict[str, Any]:
         """What the server declared: action types, restore methods, and versions."""
-        hello = self._live().hello
+        hello = self.server.connection.hello
         return {**hello["capabilities"], "layout": hello["layout"], "versions": hello["versions"]}
 
     def close(self) -> None:
         """End the server."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self.server.close()
 
-    def _start(self, seed: int) -> None:
-        result = self._retried(
-            "reset",
-            task=self.task,
-            config=self.variant,
-            seed=seed,
-            instruction=self.instruction_split,
-            screen=self.screen,
-        )
+    def _start(self, seed: int | None) -> None:
+        if seed is not None:
+            return self._start_seed(seed)
+        for _ in range(self.seeds_tried):
+            try:
+                return self._start_seed(int(self.np_random.integers(2**31)))
+            except SeedRejectedError as error:
+                last = error
+        raise RuntimeError(f"RoboTwin rejected {self.seeds_tried} seeds of {self.task} ({self.variant}); last: {last}")
+
+    def _start_seed(self, seed: int) -> None:
+        split, screen = self.instruction_split, self.screen
+        names = {"task": self.task, "config": self.variant}
+        result = self.server.begin(self, "reset", **names, seed=seed, instruction=split, screen=screen)
         if self.action_type == "qpos" and result["qpos_dim"] != QPOS_DIM:
             raise ValueError(
                 f"the embodiment of {self.variant} has {result['qpos_dim']} qpos numbers, not {QPOS_DIM} "
                 "(aloha-agilex); use action_type='ee', or a config with that embodiment"
             )
-        self._plan = None
+        self._path = ExpertPath.of(result["expert_path"])
         self._begin(seed, result)
 
-    def _start_any(self) -> None:
-        for _ in range(self.seeds_tried):
-            try:
-                return self._start(int(self.np_random.integers(2**31)))
-            except SeedRejectedError as error:
-                last = error
-        raise RuntimeError(f"RoboTwin rejected {self.seeds_tried} seeds of {self.task} ({self.variant}); last: {last}")
-
     def _begin(self, seed: int, result: dict) -> None:
-        self.scene_seed, self.step_count, self.success = seed, result["step_count"], result["success"]
-        self.instruction, self.step_limit = result["instruction"], result["step_limit"]
-        self._restore_method, self._step_info = result["restore_method"], {}
+        self.scene_seed, self.instruction, self.step_limit = seed, result["instruction"], result["step_limit"]
+        self.restore_method, self._step_info, self._plan = result["restore_method"], {}, None
+        self._read_state(result)
 
-    def _live(self) -> Connection:
-        if self._connection is None or not self._connection.is_alive:
-            if self._connection is not None:
-                self._connection.kill()
-            self._connection = Connection(self.robotwin)
-            self.num_starts += 1
-        return self._connection
-
-    def _retried(self, method: str, **params: Any) -> dict:
-        """Ask what needs no earlier state of the server, once more for each of `restarts` deaths."""
-        for _ in range(self.restarts):
-            try:
-                return self._live().ask(method, **params)
-            except ServerDiedError:
-                continue
-        return self._live().ask(method, **params)
+    def _read_state(self, result: dict) -> None:
+        self.step_count, self.success, self._scene = result["step_count"], result["success"], result["scene"]
 
     def _ask(self, method: str, **params: Any) -> dict:
-        if self._connection is None:
-            raise RuntimeError("call reset(seed=...) first")
-        return self._connection.ask(method, **params)
+        return self.server.ask(self, method, **params)
 
     def _info(self) -> dict[str, Any]:
-        return {"success": self.success, "step_count": self.step_count, **self._step_info}
+        return super()._info() | self._step_info
 
     def _observation(self, result: dict) -> Observation:
         observation: Observation = {key: result[key] for key in ("joint_action", "endpose")}
@@ -294,14 +246,7 @@ class RoboTwinEnv(gymnasium.Env):
         return observation
 
     def _checked(self, action: np.ndarray) -> np.ndarray:
-        size = EE_DIM if self.action_type == "ee" else QPOS_DIM
-        array = np.array(action, dtype=np.float64)
-        if array.shape != (size,):
-            raise ValueError(f"action has shape {array.shape}; action_type={self.action_type!r} takes ({size},)")
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"action has numbers that are not finite at {np.flatnonzero(~np.isfinite(array)).tolist()}"
-            )
+        array = super()._checked(action)
         if self.action_type == "ee":
             for start in (3, 11):
                 quat = array[start : start + 4]
@@ -311,16 +256,21 @@ class RoboTwinEnv(gymnasium.Env):
         return array
 
     def _expert_plan(self) -> np.ndarray:
-        frames, _ = self.expert_demonstration()
-        if not frames:
+        """The expert's actions from here on, [T, 16 or 14]."""
+        result = self._ask("expert", record="state")
+        if not result["success"]:
+            why = result["problem"] or ("it does not succeed" if result["planned"] else "it finds no plan")
+            raise ExpertUnavailableError(f"RoboTwin's expert cannot solve the task from step {self.step_count}: {why}")
+        if not result["frames"]:
             raise ExpertUnavailableError("RoboTwin's expert recorded no frame; its task config may lack save_freq")
         if self.action_type == "ee":
-            return np.array([self._checked(ee_pose_of(frame)) for frame in frames])
-        return np.array([frame["joint_action"]["vector"] for frame in frames])
+            return np.array([self._checked(ee_pose_of(frame)) for frame in result["frames"]])
+        return np.array([frame["joint_action"]["vector"] for frame in result["frames"]])
 
-    def _follows_plan(self, action: np.ndarray) -> bool:
+    def _planned(self) -> np.ndarray:
+        """The plan's action for this step; its last one after its end."""
         assert self._plan is not None
-        return bool(np.array_equal(action, self._checked(self._plan[min(self.step_count, len(self._plan) - 1)])))
+        return self._plan[min(self.step_count - self._plan_start, len(self._plan) - 1)]
 
 
 def fit(view: np.ndarray, size: int) -> np.ndarray:
@@ -346,11 +296,6 @@ def _action_space(action_type: str) -> spaces.Box:
 
 def _largest(difference: np.ndarray) -> float:
     return float(np.abs(difference).max()) if difference.size else 0.0
-
-
-def _check_choice(name: str, value: object, choices: Any) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; use one of {', '.join(str(choice) for choice in choices)}")
 
 
 __all__ = ["RoboTwin", "RoboTwinEnv", "RoboTwinError", "SeedRejectedError", "ServerDiedError"]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"RLRT"
 FRAME = struct.Struct(">4sIQ")
 MAX_HEADER = 64 << 20

@@ -42,12 +42,15 @@ def _beside(name: str) -> Any:
 protocol = _beside("protocol")
 layouts = _beside("layout")
 
-METHODS = ("hello", "reset", "step", "observe", "success", "save", "restore", "expert", "close")
+METHODS = ("hello", "check", "reset", "step", "observe", "success", "save", "restore", "expert", "close")
 SNAPSHOT = "robotwin-1"
 CAMERAS = ("head_camera", "left_camera", "right_camera")
 ARMS = ("left", "right")
 NOT_STATE = {"now_obs", "task_name", "save_dir"}
 """Attributes of a task that are plain values but not part of its state."""
+FIXTURES = ("", "table", "wall", "ground")
+"""Names of actors that are no objects of a task, as RoboTwin itself tells them apart."""
+KEPT_SCREENINGS = 64
 
 
 class RefusedError(Exception):
@@ -68,8 +71,9 @@ class Server:
         self.instruction = ""
         self.actions: list[tuple[str, list[float]]] = []
         """Actions since `reset`, for snapshots by replay."""
-        self.expert_infos: dict[tuple, dict] = {}
-        """What the expert reported, per (task, config, seed): it fills the slots of the instruction."""
+        self.screened: dict[tuple, dict] = {}
+        """Of seeds on which the expert succeeded, by (task, config, seed): `info`, which fills the slots of the
+        instruction, and `path`, the states that it went through."""
         self.num_setups = 0
 
     def hello(self, version: int) -> dict:
@@ -93,22 +97,28 @@ class Server:
             "capabilities": {
                 "action_types": ["ee", "qpos"],
                 "methods": list(METHODS),
-                "expert_from_any_state": False,
+                "expert_from_any_state": True,
                 "restore": ["simulator", "replay"],
             },
             "versions": {"python": platform.python_version(), "numpy": np.__version__, "sapien": _sapien_version()},
         }
 
+    def check(self, task: str, config: str) -> dict:
+        """Import a task and look its config up, without a scene: what is missing is said before a run begins."""
+        self._check_task(task)
+        importlib.import_module(f"envs.{task}")
+        self._task_args(task, config)
+        return {}
+
     def reset(self, task: str, config: str, seed: int, instruction: str, screen: bool) -> dict:
         """Set the scene of a seed up. `instruction` is "seen" or "unseen"; with `screen`, RoboTwin's expert runs first,
-        as its evaluation does, and a seed on which it fails is rejected. Without, instructions have no slots filled."""
-        if task not in self.layout.tasks():
-            raise RefusedError(
-                "bad_request", f"no task {task!r} in this checkout; it has {', '.join(self.layout.tasks())}"
-            )
+        as its evaluation does, and a seed on which it fails is rejected; the states that it went through are
+        `expert_path`. Without, instructions have no slots filled and there is no such path."""
+        self._check_task(task)
         identity = {"task": task, "config": config, "seed": seed, "split": instruction}
-        if screen and (task, config, seed) not in self.expert_infos:
-            self._screen(identity)
+        key = (task, config, seed)
+        if screen and key not in self.screened:
+            self._screen(identity, key)
         self._setup(identity)
         self.instruction = self._choose_instruction()
         self.env.set_instruction(instruction=self.instruction)
@@ -118,6 +128,7 @@ class Server:
             "step_limit": int(self.env.step_lim),
             "qpos_dim": sum(joints),
             "restore_method": self._restore_method(),
+            "expert_path": self.screened.get(key, {}).get("path", []),
             **self._counters(),
         }
 
@@ -207,26 +218,42 @@ class Server:
         }
 
     def expert(self, record: str) -> dict:
-        """Play RoboTwin's scripted expert from the initial scene, then put the scene back. `record` is "none", "state"
-        or "images": frames every `save_freq` physics steps, as RoboTwin records its demonstrations."""
-        env = self._episode()
-        if env.take_action_cnt:
-            raise RefusedError(
-                "unsupported", f"RoboTwin's expert starts from the initial scene, not after {env.take_action_cnt} steps"
-            )
+        """Play RoboTwin's scripted expert, then put the scene back. `record` is "none", "state" or "images": frames
+        every `save_freq` physics steps, as RoboTwin records its demonstrations.
+
+        In mid-episode its motions, which are those of the whole task, are planned anew: for the scene as it is, and if
+        that does not succeed, after opening the grippers and moving both arms back to where they began.
+        """
         if record not in ("none", "state", "images"):
             raise RefusedError("bad_request", f"record is {record!r}; use none, state or images")
-        frames: list[dict] = []
-        before = self._save()
-        if record != "none":
-            env._take_picture = lambda *_, **__: frames.append(self.observe(record == "images"))
+        env, before = self._episode(), self._save()
+        if self._restore_method() == "simulator":
+            self._unpack(protocol.loads(before))
+        result: dict = {}
+        for start in ("here", "home") if env.take_action_cnt else ("here",):
+            try:
+                result = self._play(start, record)
+            finally:
+                self.restore(before)
+            if result["success"]:
+                break
+        return result
+
+    def _play(self, start: str, record: str) -> dict:
+        env, frames, problem = self.env, [], ""
+        env.plan_success = True
+        take = (lambda: frames.append(self.observe(record == "images"))) if record != "none" else None
         try:
-            env.play_once()
-            result = {"planned": bool(env.plan_success), "success": bool(env.plan_success and env.check_success())}
-        finally:
-            vars(env).pop("_take_picture", None)
-            self.restore(before)
-        return {**result, "frames": frames}
+            with _pictures(env, take):
+                if start == "home":
+                    env.move(*(env.open_gripper(arm) for arm in ARMS))
+                    env.move(*(env.back_to_origin(arm) for arm in ARMS))
+                env.play_once()
+        except Exception as error:  # written for the initial scene, it may meet anything
+            problem = f"{type(error).__name__}: {error}"
+        planned = bool(env.plan_success) and not problem
+        success = planned and bool(env.check_success())
+        return {"start": start, "planned": planned, "success": success, "problem": problem, "frames": frames}
 
     def close(self) -> dict:
         """Release the scene; the server ends after answering."""
@@ -235,25 +262,34 @@ class Server:
 
     def _counters(self) -> dict:
         env = self._episode()
-        return {"success": bool(env.eval_success), "step_count": int(env.take_action_cnt)}
+        return {"success": bool(env.eval_success), "step_count": int(env.take_action_cnt), "scene": _scene(env)}
 
     def _episode(self) -> Any:
         if self.env is None:
             raise RefusedError("no_episode", "no scene is set up; reset first")
         return self.env
 
-    def _screen(self, identity: dict) -> None:
+    def _check_task(self, task: str) -> None:
+        if task not in self.layout.tasks():
+            raise RefusedError(
+                "bad_request", f"no task {task!r} in this checkout; it has {', '.join(self.layout.tasks())}"
+            )
+
+    def _screen(self, identity: dict, key: tuple) -> None:
         self._setup(identity)
+        path = [_scene(self.env)]
         try:
-            info = self.env.play_once()
+            with _pictures(self.env, lambda: path.append(_scene(self.env))):
+                info = self.env.play_once()
         except Exception as error:
             raise RefusedError("rejected_seed", f"the expert raised {type(error).__name__}: {error}") from error
         if not self.env.plan_success:
             raise RefusedError("rejected_seed", f"the expert found no plan on seed {identity['seed']}")
         if not self.env.check_success():
             raise RefusedError("rejected_seed", f"the expert did not succeed on seed {identity['seed']}")
-        key = (identity["task"], identity["config"], identity["seed"])
-        self.expert_infos[key] = (info or {}).get("info", {})
+        while len(self.screened) >= KEPT_SCREENINGS:
+            self.screened.pop(next(iter(self.screened)))
+        self.screened[key] = {"info": (info or {}).get("info", {}), "path": [*path, _scene(self.env)]}
 
     def _setup(self, identity: dict) -> None:
         self._close_env()
@@ -307,7 +343,7 @@ class Server:
         task, split, seed = (self.identity[key] for key in ("task", "split", "seed"))
         if split not in ("seen", "unseen"):
             raise RefusedError("bad_request", f"instruction is {split!r}; use seen or unseen")
-        info = self.expert_infos.get((task, self.identity["config"], seed), {})
+        info = self.screened.get((task, self.identity["config"], seed), {}).get("info", {})
         streams = random.getstate(), np.random.get_state()
         random.seed(seed)
         try:
@@ -356,6 +392,30 @@ class Server:
             _set_drives(getattr(env.robot, f"{arm}_entity"), state["drives"][arm])
         np.random.set_state(state["streams"][0])
         random.setstate(state["streams"][1])
+
+
+def _scene(env: Any) -> dict:
+    """Where things are: `tools` [2, 3] m, `positions` of the objects [n, 3] m, and `joints` of those that have any."""
+    objects = [actor for actor in env.scene.get_all_actors() if actor.get_name() not in FIXTURES]
+    robots = (env.robot.left_entity, env.robot.right_entity)
+    others = [found for found in env.scene.get_all_articulations() if found not in robots]
+    joints = [np.ravel(found.get_qpos()) for found in others]
+    return {
+        "tools": np.array([env.get_arm_pose(arm)[:3] for arm in ARMS], dtype=np.float64),
+        "positions": np.array([actor.get_pose().p for actor in objects], dtype=np.float64).reshape(-1, 3),
+        "joints": np.concatenate([*joints, np.zeros(0)]).astype(np.float64),
+    }
+
+
+@contextlib.contextmanager
+def _pictures(env: Any, take: Any) -> Iterator[None]:
+    """Calls `take` (if any) where RoboTwin takes the pictures of a demonstration: every `save_freq` physics steps."""
+    if take is not None:
+        env._take_picture = lambda *_, **__: take()
+    try:
+        yield
+    finally:
+        vars(env).pop("_take_picture", None)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ import copy
 from typing import Any
 
 import envs.tabletop.gl  # noqa: F401  isort: skip  (chooses MUJOCO_GL before mujoco is imported)
-import gymnasium
 import mujoco
 import numpy as np
 
 from envs import se3
+from envs.bimanual import Bimanual, check_choice
 from envs.tabletop import VARIANTS, robot, snapshot
 from envs.tabletop.ik import BimanualIK
 from envs.tabletop.instructions import SPLITS, choose_instruction
@@ -20,7 +20,7 @@ from envs.tabletop.spaces import action_space, observation_space
 from envs.tabletop.tasks import TASKS
 from envs.tabletop.variation import randomize
 from envs.tabletop.world import LEFT, RIGHT, World
-from envs.types import ARMS, CAMERAS, EE_DIM, QPOS_DIM, Diagnosis, Observation
+from envs.types import ARMS, CAMERAS, Diagnosis, Observation
 
 ARM_CTRL = np.array([[0, 1, 2, 3, 4, 5], [8, 9, 10, 11, 12, 13]])
 FINGER_CTRL = np.array([[6, 7], [14, 15]])
@@ -31,7 +31,7 @@ MAX_JOINT_STEP_RAD = 0.3
 WORKSPACE_M = np.array([[-0.9, 0.9], [-0.9, 0.9], [0.6, 1.6]])
 
 
-class TabletopEnv(gymnasium.Env):
+class TabletopEnv(Bimanual):
     """One task and variant; see `envs.types.BimanualEnv` for what the methods promise.
 
     `image_size` is the side of the square camera images in pixels, None for state-only observations. `action_type` is
@@ -41,6 +41,7 @@ class TabletopEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
     exact_restore = True
+    restore_method = "simulator"
     expert_from_any_state = True
 
     def __init__(
@@ -53,11 +54,11 @@ class TabletopEnv(gymnasium.Env):
         instruction_split: str = "seen",
         render_size: tuple[int, int] = (240, 320),
     ) -> None:
-        _check_choice("task", task, tuple(TASKS))
-        _check_choice("variant", variant, VARIANTS)
-        _check_choice("action_type", action_type, ("ee", "qpos"))
-        _check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
-        _check_choice("instruction_split", instruction_split, SPLITS)
+        check_choice("task", task, tuple(TASKS))
+        check_choice("variant", variant, VARIANTS)
+        check_choice("action_type", action_type, ("ee", "qpos"))
+        check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
+        check_choice("instruction_split", instruction_split, SPLITS)
         if image_size is not None and not 8 <= image_size <= MAX_WIDTH // len(CAMERAS):
             raise ValueError(f"image_size is {image_size}; use 8 to {MAX_WIDTH // len(CAMERAS)} pixels, or None")
         self.task, self.variant, self.image_size, self.action_type = task, variant, image_size, action_type
@@ -72,25 +73,13 @@ class TabletopEnv(gymnasium.Env):
         self.action_space = action_space(action_type)
         self.observation_space = observation_space(image_size)
         self.step_limit = self._task.step_limit
-        self.step_count, self.success, self.instruction = 0, False, ""
-        self.scene_seed: int | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
-        """Start the episode that `seed` names (drawn from the previous stream if None)."""
-        super().reset(seed=seed)
-        self._build(int(self.np_random.integers(2**31)) if seed is None else int(seed))
-        return self.observe(self.image_size is not None), self._info()
-
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
-        """`advance`, then `observe`; reward 1 in the step that first succeeds, which terminates the episode."""
-        before = self.success
-        self.advance(action)
-        truncated = self.step_count >= self.step_limit and not self.success
-        observation = self.observe(self.image_size is not None)
-        return observation, float(self.success and not before), self.success, truncated, self._info()
+    def _start(self, seed: int | None) -> None:
+        self._build(int(self.np_random.integers(2**31)) if seed is None else seed)
 
     def advance(self, action: np.ndarray) -> None:
         """One control step (80 ms) without rendering; ValueError for a wrong shape or a number that is not finite."""
+        self._seed()
         start = self._data.ctrl.copy()
         change = self._control(self._checked(action)) - start
         change[ARM_CTRL] = np.clip(change[ARM_CTRL], -MAX_JOINT_STEP_RAD, MAX_JOINT_STEP_RAD)
@@ -112,9 +101,8 @@ class TabletopEnv(gymnasium.Env):
             endpose |= {f"{arm}_endpose": pose[8 * i : 8 * i + 7], f"{arm}_gripper": gripper}
         joint_action["vector"] = np.concatenate([np.append(ctrl[ARM_CTRL[i]], self._world.gripper(i)) for i in (0, 1)])
         observation = {"joint_action": joint_action, "endpose": endpose, "instruction": self.instruction}
-        if images:
-            if self.image_size is None:
-                raise ValueError("this environment has image_size=None; construct it with a size to observe images")
+        self._check_views(images)
+        if images and self.image_size is not None:
             views = self._images(list(CAMERAS), self.image_size, self.image_size)
             observation["observation"] = {name: {"rgb": view} for name, view in zip(CAMERAS, views, strict=True)}
         return observation
@@ -169,11 +157,7 @@ class TabletopEnv(gymnasium.Env):
     def load(self, data: bytes) -> None:
         """Continue from a snapshot of the same task and variant, bit for bit; ValueError if it does not fit."""
         header, state = snapshot.unpack(data)
-        if (header["task"], header["variant"]) != (self.task, self.variant):
-            raise ValueError(
-                f"snapshot is of {header['task']} ({header['variant']}), this environment is {self.task} "
-                f"({self.variant}); load it into an environment of the same task and variant"
-            )
+        self._check_owner((header["task"], header["variant"]))
         if header["seed"] != self.scene_seed:
             self._build(header["seed"])
         self.step_count, self.success = header["step_count"], header["success"]
@@ -211,9 +195,6 @@ class TabletopEnv(gymnasium.Env):
             raise RuntimeError("call reset(seed=...) first")
         return self.scene_seed
 
-    def _info(self) -> dict[str, Any]:
-        return {"success": self.success, "step_count": self.step_count}
-
     def _use_model(self, model: mujoco.MjModel) -> None:
         self._model = model
         self._world = World(model, self._data)
@@ -238,18 +219,6 @@ class TabletopEnv(gymnasium.Env):
         mujoco.mj_forward(self._model, self._data)
         self._world.refresh()
 
-    def _checked(self, action: np.ndarray) -> np.ndarray:
-        size = EE_DIM if self.action_type == "ee" else QPOS_DIM
-        array = np.asarray(action, dtype=np.float64)
-        if array.shape != (size,):
-            raise ValueError(f"action has shape {array.shape}; action_type={self.action_type!r} takes ({size},)")
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"action has numbers that are not finite at {np.flatnonzero(~np.isfinite(array)).tolist()}"
-            )
-        self._seed()
-        return array
-
     def _control(self, action: np.ndarray) -> np.ndarray:
         """Servo targets [16] for an action."""
         if self.action_type == "ee":
@@ -270,8 +239,3 @@ class TabletopEnv(gymnasium.Env):
             raise ValueError("action has a zero quaternion; use (1, 0, 0, 0) for no rotation")
         position = np.clip(arms[:, :3], *WORKSPACE_M.T)
         return self._ik.solve(self._data.ctrl[ARM_CTRL], position, quat)
-
-
-def _check_choice(name: str, value: object, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; use one of {', '.join(str(choice) for choice in choices)}")

@@ -3,7 +3,7 @@
 import pytest
 
 from envs.robotwin.env import RoboTwinEnv
-from tests.robotwin.fake import CONFIG_FOLDERS, make_checkout, robotwin
+from tests.robotwin.fake import CONFIG_FOLDERS, make_checkout, server
 
 
 @pytest.fixture(params=list(CONFIG_FOLDERS))
@@ -20,8 +20,9 @@ def classic(tmp_path):
 def make_env():
     made = []
 
-    def make(root, task="push_block", timeouts=None, **options):
-        made.append(RoboTwinEnv(task, robotwin=robotwin(root, **(timeouts or {})), **{"image_size": 32, **options}))
+    def make(root, task="push_block", timeouts=None, restarts=1, **options):
+        its_server = server(root, restarts, **(timeouts or {}))
+        made.append(RoboTwinEnv(task, server=its_server, **{"image_size": 32, **options}))
         return made[-1]
 
     yield make

@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from envs.robotwin.connection import RoboTwin
+from envs.robotwin.connection import RoboTwin, RoboTwinServer
 
 HERE = Path(__file__).parent
 CONFIG_FOLDERS = {"classic": ("script", "task_config"), "2026-07": ("scripts", "env_cfg/task_config")}
@@ -12,6 +12,18 @@ TASK = "from ._base_task import Base_Task\n\n\nclass {name}(Base_Task):\n{body}"
 TASKS = {
     "push_block": "    pass\n",
     "replay_block": "    HAS_PACK = False\n",
+    "home_block": """
+    def play_once(self):
+        if abs(self.get_arm_pose("left")[0] + 0.3) > 0.05:
+            self.plan_success = False
+        return super().play_once()
+""",
+    "stubborn_block": """
+    def play_once(self):
+        if self.take_action_cnt:
+            raise AssertionError("written for the beginning")
+        return super().play_once()
+""",
     "crash_block": """
     def take_action(self, action, action_type="qpos"):
         import os
@@ -98,3 +110,8 @@ def make_checkout(root: Path, layout: str) -> Path:
 def robotwin(root: Path, **timeouts: float) -> RoboTwin:
     """The fake, run by this interpreter."""
     return RoboTwin(sys.executable, str(root), **timeouts)
+
+
+def server(root: Path, restarts: int = 1, **timeouts: float) -> RoboTwinServer:
+    """One that runs the fake."""
+    return RoboTwinServer(robotwin(root, **timeouts), restarts)

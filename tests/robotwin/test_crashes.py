@@ -40,20 +40,20 @@ def test_a_crash_is_named_with_what_robotwin_printed_and_load_goes_on_after_it(c
         env.advance(CALM)
     env.load(snapshot)
     np.testing.assert_array_equal(env.ee_pose(), pose)
-    assert (env.step_count, env.num_starts) == (1, 2)
+    assert (env.step_count, env.server.num_starts) == (1, 2)
 
 
 def test_a_hang_is_ended_after_its_time_and_reset_starts_another_server(classic, make_env):
     env = make_env(classic, task="hang_block", image_size=None, timeouts={"step_timeout_s": 1.0})
     env.reset(seed=1)
-    pid = env._connection.pid
+    pid = env.server.connection.pid
     start = time.monotonic()
     with pytest.raises(ServerTimeoutError, match="did not answer step within 1 s"):
         env.advance(FATAL)
     assert time.monotonic() - start < 10 and ends(pid)
     env.reset(seed=1)
     env.advance(CALM)
-    assert (env.step_count, env.num_starts) == (1, 2)
+    assert (env.step_count, env.server.num_starts) == (1, 2)
 
 
 def test_a_crash_in_reset_is_survived_as_often_as_allowed(classic, make_env):
@@ -62,13 +62,13 @@ def test_a_crash_in_reset_is_survived_as_often_as_allowed(classic, make_env):
     (classic / "crashed").unlink()
     env = make_env(classic, task="crash_once_block", image_size=None)
     env.reset(seed=1)
-    assert env.num_starts == 2
+    assert env.server.num_starts == 2
 
 
 def test_a_killed_server_is_replaced_by_reset(classic, make_env):
     env = make_env(classic, image_size=None)
     env.reset(seed=1)
-    os.kill(env._connection.pid, signal.SIGKILL)
+    os.kill(env.server.connection.pid, signal.SIGKILL)
     with pytest.raises(ServerDiedError, match="SIGKILL"):
         env.observe(images=False)
     env.reset(seed=2)
@@ -82,13 +82,13 @@ def test_exit_and_a_changed_folder_in_robotwin_do_not_end_the_server(classic, ma
         env.advance(CALM)
     assert failed.value.kind == "robotwin" and "Traceback" in str(failed.value)
     env.reset(seed=2)
-    assert env.num_starts == 1
+    assert env.server.num_starts == 1
 
 
 def test_closing_ends_the_process_and_twice_is_fine(classic, make_env):
     env = make_env(classic, image_size=None)
     env.reset(seed=1)
-    pid = env._connection.pid
+    pid = env.server.connection.pid
     env.close()
     env.close()
     assert ends(pid)

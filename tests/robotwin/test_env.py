@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from envs.robotwin.connection import Connection, RoboTwin, RoboTwinError, SeedRejectedError
-from envs.robotwin.env import ExpertUnavailableError, RoboTwinEnv, fit
-from envs.types import CAMERAS, camera_images, ee_pose
-from tests.robotwin.fake import robotwin
+from envs.robotwin.env import RoboTwinEnv, fit
+from envs.types import CAMERAS, ExpertUnavailableError, camera_images, ee_pose
+from tests.robotwin.fake import robotwin, server
 
 HOLD = np.array([-0.3, 0, 0.9, 1, 0, 0, 0, 1, 0.3, 0, 0.9, 1, 0, 0, 0, 1.0])
 
@@ -20,9 +20,9 @@ def run_expert(env):
     return env.success
 
 
-def moved(*xyz):
+def moved(*xyz, gripper=1.0, left_x=-0.3):
     action = HOLD.copy()
-    action[8:11] = xyz
+    action[8:11], action[15], action[0] = xyz, gripper, left_x
     return action
 
 
@@ -36,7 +36,7 @@ def test_an_episode_has_the_interface_of_the_tabletop(checkout, make_env):
     observation, reward, terminated, truncated, info = env.step(HOLD)
     assert (reward, terminated, truncated, info["step_count"], info["executed"]) == (0.0, False, False, 1, True)
     np.testing.assert_array_equal(env.ee_pose(), ee_pose(observation))
-    assert env.diagnose().progress == 0.0 and env.truth().shape == (0,)
+    assert env.diagnose().progress < 1e-6 and env.truth().shape == (0,)
 
 
 def test_the_expert_succeeds_step_by_step_in_both_action_types(checkout, make_env):
@@ -45,7 +45,7 @@ def test_the_expert_succeeds_step_by_step_in_both_action_types(checkout, make_en
         env.reset(seed=1)
         assert run_expert(env) and env.success_now()
         count = env.step_count
-        env.advance(env.expert_action() if env._plan is not None else env.action_space.sample())
+        env.advance(env._planned())
         assert env.step_count == count and env._step_info["executed"] is False
 
 
@@ -59,15 +59,72 @@ def test_a_demonstration_has_frames_and_leaves_the_scene_as_it_was(classic, make
     assert env.step_count == 0 and not env.success
 
 
-def test_the_expert_is_not_asked_where_it_cannot_start(classic, make_env):
-    env = make_env(classic, image_size=None)
+@pytest.mark.parametrize("task", ["push_block", "home_block", "replay_block"])
+def test_the_expert_is_planned_anew_in_mid_episode_or_from_home(checkout, make_env, task):
+    env = make_env(checkout, task=task, image_size=None)
+    env.reset(seed=1)
+    for _ in range(3):
+        env.advance(moved(0.2, 0.1, 0.9, left_x=-0.1))
+    pose = env.ee_pose()
+    assert env.expert_action().shape == (16,) and env.step_count == 3
+    np.testing.assert_allclose(env.ee_pose(), pose, atol=1e-5)
+    assert run_expert(env)
+
+
+def test_where_the_expert_finds_no_way_it_says_why(classic, make_env):
+    env = make_env(classic, task="stubborn_block", image_size=None)
+    env.reset(seed=1)
+    assert run_expert(env)
     env.reset(seed=1)
     env.advance(moved(0.2, 0.1, 0.9))
-    assert not env.expert_from_any_state
-    with pytest.raises(ExpertUnavailableError, match="initial scene only"):
+    with pytest.raises(ExpertUnavailableError, match="from step 1: AssertionError: written for the beginning"):
         env.expert_action()
-    with pytest.raises(RoboTwinError, match="not after 1 steps"):
-        env.expert_demonstration()
+    assert env.expert_demonstration()[1] is False
+    env.advance(HOLD)
+
+
+def test_progress_is_the_share_of_the_experts_way(checkout, make_env):
+    env = make_env(checkout, image_size=None)
+    env.reset(seed=1)
+    seen = [env.diagnose().progress]
+    while not env.success:
+        env.advance(env.expert_action())
+        seen.append(env.diagnose().progress)
+    assert seen[0] < 0.05 and seen[-1] == 1.0 and np.all(np.diff(seen) > -0.02)
+    env.reset(seed=1)
+    block = env._scene["positions"][0]
+    for goal in ([*block[:2], 0.9], block, env._path.positions[-1, 0]):
+        for _ in range(4):
+            env.advance(moved(*goal))
+    assert 0.1 < env.diagnose().progress < 0.6, "an empty gripper that goes on is no progress"
+    assert env.diagnose().failure is None
+    unscreened = make_env(checkout, image_size=None, screen=False)
+    unscreened.reset(seed=1)
+    assert np.isnan(unscreened.diagnose().progress)
+
+
+def test_what_falls_off_the_table_is_an_irreversible_failure(classic, make_env):
+    env = make_env(classic, image_size=None)
+    env.reset(seed=1)
+    block = env._scene["positions"][0]
+    path = [[x, 0.0, 0.8] for x in np.arange(block[0], 0.9, 0.2)]
+    for goal, gripper in ((block, 1.0), (block, 0.0), *((goal, 0.0) for goal in path), (path[-1], 1.0)):
+        for _ in range(2):
+            env.advance(moved(*goal, gripper=gripper))
+    assert env.diagnose().failure == "dropped"
+
+
+def test_environments_take_turns_on_one_server(classic):
+    shared = server(classic)
+    first, second = (RoboTwinEnv(task, image_size=None, server=shared) for task in ("push_block", "replay_block"))
+    first.reset(seed=1)
+    second.reset(seed=2)
+    with pytest.raises(RuntimeError, match="another environment has used this RoboTwin server"):
+        first.advance(HOLD)
+    second.advance(HOLD)
+    first.reset(seed=3)
+    assert shared.num_starts == 1
+    shared.close()
 
 
 def test_unstable_scenes_and_failing_experts_reject_the_seed(checkout, make_env):
@@ -77,7 +134,7 @@ def test_unstable_scenes_and_failing_experts_reject_the_seed(checkout, make_env)
     with pytest.raises(SeedRejectedError, match="found no plan"):
         env.reset(seed=5)
     env.reset(seed=1)
-    assert env.num_starts == 1
+    assert env.server.num_starts == 1
     free = make_env(checkout, image_size=None, screen=False)
     observation, _ = free.reset(seed=5)
     assert observation["instruction"] == "push block"
@@ -243,7 +300,7 @@ def test_wrong_input_is_said_before_a_server_starts(classic, make_env):
         env.advance(np.zeros(16))
     with pytest.raises(ValueError, match="not finite"):
         env.advance(np.full(16, np.nan))
-    assert env.num_starts == 0
+    assert env.server.num_starts == 0
 
 
 def test_robotwin_is_taken_from_the_environment(classic, monkeypatch):

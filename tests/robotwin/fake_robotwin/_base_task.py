@@ -1,7 +1,8 @@
 """A stand-in for RoboTwin's `Base_Task`: its documented methods and its traps, with points instead of a simulator.
 
 Written to the interface that RoboTwin's evaluation script uses; no code of RoboTwin's. A block must come within 5 cm of
-a target: the nearer gripper drags it while closed within reach.
+a target: a gripper drags it while closed within reach; what nothing holds falls onto the table, or beside it. The
+cameras see block, target and tools from above.
 """
 
 import os
@@ -14,6 +15,8 @@ from .utils.create_actor import UnStableError
 
 HOME = {"left": [-0.3, 0.0, 0.9], "right": [0.3, 0.0, 0.9]}
 PHYSICS_STEPS = 10
+COLOURS = ((0, 0, 255), (255, 0, 0), (0, 255, 0), (255, 255, 0))
+"""Of target, block, left and right tool in the pictures."""
 
 
 class Joint:
@@ -55,7 +58,31 @@ class Entity:
         self.qf = np.array(qf)
 
 
+class Pose:
+    """Place and attitude, as SAPIEN's."""
+
+    def __init__(self, p):
+        self.p, self.q = np.array(p, dtype=np.float32), np.array([1, 0, 0, 0], dtype=np.float32)
+
+
+class Actor:
+    """What a scene lists: a name and a pose that is read when it is asked for."""
+
+    def __init__(self, name, place):
+        self._name, self._place = name, place
+
+    def get_name(self):
+        return self._name
+
+    def get_pose(self):
+        return Pose(self._place())
+
+
 class PhysxSystem:
+    """SAPIEN's, of a version without snapshots."""
+
+
+class PackingPhysxSystem(PhysxSystem):
     """Packs what RoboTwin's SAPIEN scene would: positions of joints and blocks, not drive targets."""
 
     def __init__(self, task):
@@ -80,13 +107,23 @@ class PhysxSystem:
 
 
 class Scene:
-    """Steps the physics; `physx_system` is missing in tasks that are restored by replay."""
+    """Steps the physics; `physx_system` packs nothing in tasks that are restored by replay."""
 
     def __init__(self, task, block):
         self._task, self.block = task, block
         self.cache = 0.0  # hidden state that a snapshot does not hold
-        if task.HAS_PACK:
-            self.physx_system = PhysxSystem(task)
+        self.physx_system = PackingPhysxSystem(task) if task.HAS_PACK else PhysxSystem()
+        self._actors = [
+            Actor("table", lambda: [0.0, 0.0, 0.74]),
+            Actor("block", lambda: self.block),
+            Actor("target", lambda: task.target),
+        ]
+
+    def get_all_actors(self):
+        return self._actors
+
+    def get_all_articulations(self):
+        return [self._task.robot.left_entity, self._task.robot.right_entity]
 
     def step(self):
         self._task.physics_step()
@@ -110,6 +147,7 @@ class Robot:
         self.left_mplib_planner, self.right_mplib_planner = Planner(), Planner()
         self.left_gripper_val = self.right_gripper_val = 1.0
         self.left_gripper_scale = self.right_gripper_scale = [0.0, 0.04]
+        self.left_original_pose, self.right_original_pose = ([*HOME[arm], 1.0, 0.0, 0.0, 0.0] for arm in HOME)
         for arm in ("left", "right"):
             setattr(self, f"{arm}_gripper", [(self.entity(arm).joints[6], 1.0, 0.0)])
             for joint, value in zip(self.entity(arm).joints, HOME[arm], strict=False):
@@ -188,23 +226,28 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
 
     def physics_step(self):
         self.scene.cache = 0.9 * self.scene.cache + 1e-6
+        held = False
         for arm in ("left", "right"):
             joints = self.robot.entity(arm).joints
             for joint in joints:
                 joint.position += 0.5 * (joint.target - joint.position) + self.scene.cache * 1e-3
             tool = np.array([joint.position for joint in joints[:3]])
             if joints[6].position < 0.02 and np.linalg.norm(tool - self.scene.block) < 0.15:
-                self.scene.block = self.scene.block + 0.5 * (tool - self.scene.block)
+                self.scene.block, held = self.scene.block + 0.5 * (tool - self.scene.block), True
+        if not held:
+            on_table = np.all(np.abs(self.scene.block[:2]) < [0.6, 0.5])
+            self.scene.block[2] = max(0.75 if on_table else 0.0, self.scene.block[2] - 0.02)
 
     def check_success(self):
         return bool(np.linalg.norm(self.scene.block - self.target) < 0.05)
 
     def get_obs(self):
         light = 0.5 * (np.random.rand() + self.light) if self.random_light else self.light
-        image = np.zeros((*self.size, 3), dtype=np.uint8)
-        image[..., 0] = np.clip(255 * (self.scene.block[0] + 0.5), 0, 255)
-        image[..., 1] = np.clip(255 * (self.scene.block[1] + 0.5), 0, 255)
-        image[..., 2] = 255 * light
+        image = np.full((*self.size, 3), 255 * light, dtype=np.uint8)
+        tools = [self.get_arm_pose(arm)[:3] for arm in ("left", "right")]
+        for colour, place in zip(COLOURS, (self.target, self.scene.block, *tools), strict=True):
+            row, column = ((0.5 + np.array([-place[1], place[0]]) / 1.6) * self.size).astype(int)
+            image[max(0, row - 12) : max(0, row + 12), max(0, column - 12) : max(0, column + 12)] = colour
         assert self.data_type["rgb"] and not self.data_type.get("depth")
         views = {name: {"rgb": image + i} for i, name in enumerate(("head_camera", "left_camera", "right_camera"))}
         return {"observation": views, "joint_action": {}, "endpose": {}, "pointcloud": []}
@@ -263,9 +306,22 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
     def _take_picture(self, reward=None):
         return None
 
+    def open_gripper(self, arm, pos=1.0):
+        return arm, [("gripper", pos)]
+
+    def back_to_origin(self, arm):
+        return arm, [("move", getattr(self.robot, f"{arm}_original_pose"))]
+
+    def move(self, *actions_by_arm):
+        """Both arms in turn; RoboTwin's moves them together."""
+        for arm, actions in actions_by_arm:
+            for kind, goal in actions:
+                pose = self.get_arm_pose(arm) if kind == "gripper" else goal
+                gripper = goal if kind == "gripper" else getattr(self.robot, f"{arm}_gripper_val")
+                self.move_tool(arm, pose[:3], gripper)
+        return self.plan_success
+
     def play_once(self):
-        if self.take_action_cnt:
-            raise RuntimeError("open loop from the initial scene")
         arm = self.used_arm = "left" if self.scene.block[0] < 0 else "right"
         self.move_tool(arm, [*self.scene.block[:2], 0.9], 1.0)
         self.move_tool(arm, self.scene.block, 1.0)
