@@ -119,8 +119,6 @@ def check_settings(config: Any) -> None:
     for key in ("rl", "cold_start"):
         if getattr(config, key).backend == "trl":
             raise ValueError(f"{key}.backend is trl, which trains by itself; joint needs backend: lab")
-    if config.placement.ranks > 1:
-        raise ValueError("placement.learner.ranks: the joint learner is one process so far; set it to 1")
     if config.curriculum.mode == "stage":
         raise ValueError("curriculum.mode is stage, whose probes learn nothing; joint needs mode: online")
     if config.model.memory is not None or config.model.first_slot == "current":

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rl_lab.model.sharding import whole_tensor
+
 Groups = Mapping[str, Sequence[Tensor]]
 """Parameters by group."""
 
@@ -32,12 +34,13 @@ def _cosine(first: Tensor, second: Tensor) -> float:
 
 @torch.no_grad()
 def drift(now: Groups, start: Groups) -> dict[str, float]:
-    """`drift/GROUP`: ||w - w_0|| / ||w_0|| over all weights of a group."""
+    """`drift/GROUP`: ||w - w_0|| / ||w_0|| over all weights of a group. Under several ranks all must call it."""
     return {f"drift/{group}": _distance(now[group], start[group]) / _norm(start[group]) for group in now}
 
 
 def _distance(first: Iterable[Tensor], second: Iterable[Tensor]) -> float:
-    return sum((a.double() - b.double()).square().sum().item() for a, b in zip(first, second, strict=True)) ** 0.5
+    pairs = zip(first, second, strict=True)
+    return sum((whole_tensor(a).double() - b.double()).square().sum().item() for a, b in pairs) ** 0.5
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:

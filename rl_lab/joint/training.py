@@ -32,8 +32,10 @@ from rl_lab.language.token_batching import rollout_batch
 from rl_lab.language.training import Groups
 from rl_lab.learning.checkpoint import load_policy
 from rl_lab.learning.learner import Learner
+from rl_lab.learning.ranks import num_ranks
 from rl_lab.learning.training import optimiser
 from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.sharding import share_like, whole
 from rl_lab.seeding import integer
 from rl_lab.workers.weights import Snapshot, publish
 
@@ -202,7 +204,7 @@ class JointTraining:
         self._check(state)
         self.learner.roll_back(state["learner"])
         self.learner.scale_lr(objective, factor)
-        self.moves.sums = state["moves"]
+        self.moves.sums = self._shares(state["moves"])
         self.changes += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,7 +212,7 @@ class JointTraining:
         return {
             "reference": self.digest,
             "learner": self.learner.state_dict(),
-            "moves": self.moves.sums,
+            "moves": whole(self.moves.sums) if num_ranks() > 1 else self.moves.sums,
             "changes": self.changes,
         }
 
@@ -218,7 +220,14 @@ class JointTraining:
         """Continue from `state_dict()`; RuntimeError if it was made with another reference."""
         self._check(state)
         self.learner.load_state_dict(state["learner"])
-        self.moves.sums, self.changes = state["moves"], state["changes"]
+        self.moves.sums, self.changes = self._shares(state["moves"]), state["changes"]
+
+    def _shares(self, moves: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+        """This rank's parts of saved moves."""
+        return {
+            name: [share_like(total, parameter) for total, parameter in zip(sums, self.moves.parameters, strict=True)]
+            for name, sums in moves.items()
+        }
 
     def _check(self, state: dict[str, Any]) -> None:
         if state["reference"] != self.digest:

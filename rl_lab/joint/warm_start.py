@@ -21,8 +21,10 @@ from rl_lab.language.item_files import SolutionFile
 from rl_lab.language.model import LanguageModel
 from rl_lab.language.training import CALIBRATION_ROWS, GROUPS, ConversationData, epoch_order
 from rl_lab.learning.learner import Learner, WeightAverage
+from rl_lab.learning.ranks import num_ranks
 from rl_lab.learning.training import optimiser
 from rl_lab.model.conversion import vlm_processor
+from rl_lab.model.sharding import share_like, whole
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.seeding import integer
 
@@ -115,13 +117,14 @@ class WarmStart:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs besides its plan."""
         average = {} if self.average is None else self.average.weights
-        return {"learner": self.learner.state_dict(), "average": average}
+        return {"learner": self.learner.state_dict(), "average": whole(average) if num_ranks() > 1 else average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.learner.load_state_dict(state["learner"])
         if self.average is not None:
-            self.average.weights = state["average"]
+            named = dict(self.average.policy.named_parameters())
+            self.average.weights = {name: share_like(value, named[name]) for name, value in state["average"].items()}
 
     def finish(self, folder: Path) -> None:
         """Write the trained policy, or its weight average, into a checkpoint folder."""

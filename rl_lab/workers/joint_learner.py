@@ -14,6 +14,7 @@ from rl_lab.joint.training import JointPlan, JointTraining
 from rl_lab.language.training import Groups
 from rl_lab.learning.checkpoint import load_training_state, save_training_state
 from rl_lab.learning.learner import NonFiniteLossError
+from rl_lab.learning.ranks import is_first_rank
 from rl_lab.workers.rollout_learner import Learned, LearnerHandle, Weights
 from rl_lab.workers.weights import Snapshot
 
@@ -50,7 +51,8 @@ class JointLearner:
         try:
             metrics = learn()
         except NonFiniteLossError as failure:
-            torch.save(asdict(failure.batch), bad_batch)
+            if is_first_rank():
+                torch.save(asdict(failure.batch), bad_batch)
             error = f"{failure}; the batch is in {bad_batch}"
         started = time.perf_counter()
         snapshot = self.training.publish()

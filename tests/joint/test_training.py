@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from algos.chunks import Timing
 from algos.grpo_options import GRPOOptions
-from rl_lab.action.batching import fit_processor
-from rl_lab.action.buffers import write_episodes, write_pairs
 from rl_lab.action.training import SFTPlan
 from rl_lab.config.action import BuffersConfig, ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.language import ColdStartConfig, RLConfig
@@ -30,39 +27,9 @@ from rl_lab.learning.checkpoint import (
     save_training_state,
 )
 from rl_lab.model.policy import HyVLAPolicy
-from rl_lab.model.presets import preset_config
 from tests.language.test_language_training import make_groups
-from tests.records import episode, pair
 
 ALL = ("vision", "vlm", "expert")
-EPISODES = [episode(1), episode(2)]
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Path:
-    """A policy with random weights."""
-    torch.manual_seed(0)
-    policy = HyVLAPolicy(preset_config("nano"))
-    processor = fit_processor(policy.config, EPISODES, Timing(policy.config.n_action_steps))
-    folder = tmp_path_factory.mktemp("start")
-    save_policy(folder, policy, processor, CheckpointInfo(weight_version=1, steps=10))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def demos(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("demos")
-    write_episodes(folder, EPISODES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rounds(tmp_path_factory) -> tuple[Path, ...]:
-    """Two rounds of pairs."""
-    folder = tmp_path_factory.mktemp("pairs")
-    for number in (1, 2):
-        write_pairs(folder / f"round-{number}", [pair(10 * number + k) for k in range(2)])
-    return tuple(folder / f"round-{number}" for number in (1, 2))
 
 
 def plan(start: Path, demos: Path, parts=("grpo", "rpro"), train=ALL, **changes) -> JointPlan:
