@@ -13,6 +13,7 @@ from typing import Any
 
 from rewards.answers import answer_text, completion_text, message_text
 from rewards.config import RewardConfig, suggestion
+from rewards.ensemble import DISAGREEMENT, RewardModel, combine_members
 from rewards.format import format_reward
 from rewards.functions import NamedFunction
 from rewards.guard import Failure, Guard, checked, failure_counts
@@ -30,7 +31,8 @@ class Breakdown:
     rewards: list[float | None]
     """[B] weighted mean of the parts; None: nothing applies, or a part with a weight failed."""
     parts: dict[str, list[float | None]]
-    """[B] each: `answer` (verifier, or judge for open items), `verifier`, `judge`, `format` and every function."""
+    """[B] each: `answer` (verifier, or judge for open items), `verifier`, `judge`, `format`, every function and every
+    model, and `disagreement/NAME` of a model of several members."""
     failures: list[Failure] = field(default_factory=list)
     verdicts: list[str | None] = field(default_factory=list)
     """[B] what the judge wrote; None where it was not asked or failed."""
@@ -55,7 +57,8 @@ class Rewards:
     A reward is sum_k w_k r_k / sum_k w_k over the parts that apply, so it stays in 0..1. If a part with a weight above
     0 fails, it is None and the trainer masks the sample (TRL does: advantage 0). `functions`, and those that
     `config.functions` names, have TRL's signature and run under `rewards.guard.Guard`; each needs an entry in
-    `config.weights`, 0 to log it only.
+    `config.weights`, 0 to log it only. `models` are the trained models that `config.models` names, loaded by the
+    caller; they see all samples of a call at once, pictures included, and are trusted to return.
 
     Not for several threads at once. ValueError at construction for weights that name no part and functions that are not
     there; at a call for an unknown reward type, and for an open item without a judge: both would mask the same items
@@ -65,17 +68,26 @@ class Rewards:
     __name__ = "reward"
 
     def __init__(
-        self, config: RewardConfig | None = None, functions: Mapping[str, Callable[..., Any]] | None = None
+        self,
+        config: RewardConfig | None = None,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+        models: Mapping[str, RewardModel] | None = None,
     ) -> None:
         self.config = config or RewardConfig()
         functions = {**_named(self.config.functions), **(functions or {})}
-        names = (*OWN_PARTS, *functions)
+        self._models = dict(models or {})
+        if self._models.keys() != self.config.models.keys():
+            raise ValueError(f"models are {list(self.config.models)}, but {list(self._models)} are loaded; load each")
+        names = (*OWN_PARTS, *functions, *self._models)
+        if len(set(names)) < len(names):
+            raise ValueError(f"models: {list(self._models)} has a name of another reward; give each a name of its own")
         for name in self.config.weights:
             if name not in names:
                 raise ValueError(f"weights.{name} is the weight of no reward{suggestion(name, names)}")
-        for name in functions:
+        for name in (*functions, *self._models):
             if name in (*OWN_PARTS, "verifier", "judge") or name not in self.config.weights:
-                raise ValueError(f"reward function {name!r} needs a name of its own and a weight; add weights.{name}")
+                kind = "model" if name in self._models else "function"
+                raise ValueError(f"reward {kind} {name!r} needs a name of its own and a weight; add weights.{name}")
         self._guards = {name: Guard(function, name, self.config.guard) for name, function in functions.items()}
         self._judge = Judge(self.config.judge) if self.config.judge else None
 
@@ -104,10 +116,13 @@ class Rewards:
         *,
         answer: Sequence[Any],
         reward_type: Sequence[str],
+        images: Sequence[Any] | None = None,
         judge_all: bool = False,
         **columns: Any,
     ) -> Breakdown:
         """The same with parts, failures and verdicts. `judge_all` asks the judge about every item, for `agreement`.
+
+        `images`, the pictures of each prompt, go to models only.
 
         Lists have one entry for each of the B completions; a completion is text or TRL's list of messages.
         """
@@ -130,6 +145,7 @@ class Rewards:
             columns_of_all = {"answer": answer, "reward_type": reward_type, **columns}
             parts[name], failed = guard(prompts, completions, **columns_of_all)
             failures += failed
+        self._ask_models(prompts, texts, images, parts, failures)
         rewards = self._combined(parts, is_open, failures)
         return Breakdown(rewards, parts, failures, verdicts)
 
@@ -137,6 +153,27 @@ class Rewards:
         """End the processes of the functions."""
         for guard in self._guards.values():
             guard.close()
+        for model in self._models.values():
+            model.close()
+
+    def _ask_models(
+        self,
+        prompts: Sequence[Any],
+        texts: Sequence[str | None],
+        images: Sequence[Any] | None,
+        parts: dict[str, list[float | None]],
+        failures: list[Failure],
+    ) -> None:
+        """Add the models' parts; what is no text has its failure already."""
+        given = [text or "" for text in texts]
+        asked = [_question_text(prompt) for prompt in prompts]
+        for name, model in self._models.items():
+            members = model(asked, given, [()] * len(given) if images is None else images)
+            values, apart, failed = combine_members(name, members, self.config.models[name].abstain_above)
+            parts[name] = [None if text is None else value for value, text in zip(values, texts, strict=True)]
+            if len(members) > 1:
+                parts[f"{DISAGREEMENT}/{name}"] = list(apart)
+            failures += failed
 
     def _check_items(self, reward_types: Sequence[str], judge_all: bool) -> None:
         for name in set(reward_types):

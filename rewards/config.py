@@ -140,6 +140,20 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
+class ModelConfig:
+    """A trained reward model; `rewards.ensemble`."""
+
+    path: str
+    """Its folder, as a run leaves it."""
+    abstain_above: float | None = None
+    """Answers on which members disagree by more (standard deviation, 0..0.5) are masked; None: never."""
+
+    def __post_init__(self) -> None:
+        if self.abstain_above is not None:
+            _check(self, ("abstain_above",), high=0.5)
+
+
+@dataclass(frozen=True)
 class RewardConfig:
     """All of it. A reward is the mean of its parts weighted by `weights`."""
 
@@ -147,6 +161,8 @@ class RewardConfig:
     """Of the parts: `answer` (by reward type), `format`, and each function by its name; >= 0."""
     functions: Mapping[str, str] = field(default_factory=dict)
     """Functions of one's own by name, as FILE.py:FUNCTION or MODULE:FUNCTION; see `rewards.functions`."""
+    models: Mapping[str, ModelConfig] = field(default_factory=dict)
+    """Learned reward models by name; each needs a weight."""
     boxes: BoxesConfig = BoxesConfig()
     point: DistanceConfig = DistanceConfig()
     points: DistanceConfig = DistanceConfig()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from rewards.config import GuardConfig
 from rewards.isolation import CallFailedError, IsolatedFunction
 
-Reason = Literal["exception", "not a number", "out of range", "time-out"]
+Reason = Literal["exception", "not a number", "out of range", "time-out", "abstained"]
 TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric", "environments")
 """What TRL passes beside columns; it belongs to the trainer's process and does not reach a guarded function."""
 

@@ -21,6 +21,7 @@ from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import write_whole
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.rescoring import Agreement, rescore
+from rl_lab.language.reward_models import make_rewards
 from rl_lab.runner.run_folder import CONFIG_FILE
 
 FLIPS_SHOWN = 3
@@ -80,7 +81,7 @@ def _reward(given: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _checked(settings: dict[str, Any], given: str) -> Rewards:
     try:
-        return Rewards(read_config(RewardConfig, settings))
+        return make_rewards(read_config(RewardConfig, settings))
     except ValueError as error:
         raise UserError(f"{given}: {error}") from error
 

@@ -27,10 +27,11 @@ StageName = Literal[
     "teacher",
     "distill",
     "imitate",
+    "outcome_model",
     "warm_start",
     "joint",
 ]
-PIPELINE_STAGES = ("rft", "gate", "teacher", "distill", "imitate")
+PIPELINE_STAGES = ("rft", "gate", "teacher", "distill", "imitate", "outcome_model")
 """Stages that make a run on language a pipeline."""
 TRAINING = ("grpo", "rft", "distill")
 """Stages that take the newest model of the chain and make the next."""
@@ -173,8 +174,8 @@ def steps(stages: Iterable[str | GateStage | Repeat], cycle: int | None = None) 
 class _Order:
     """Walks along a pipeline and says what is missing in front of a stage."""
 
-    def __init__(self, has_base: bool) -> None:
-        self.has_base = has_base
+    def __init__(self, has_base: bool, has_answers: bool) -> None:
+        self.has_base, self.has_answers = has_base, has_answers
         self.done: set[str] = set()
         self.newest: str | None = "base" if has_base else None
         """The model that an examine would examine."""
@@ -194,19 +195,19 @@ class _Order:
 
     def _train(self, step: Step) -> None:
         needs = {"questions": (), "cold_start": ("questions",), "imitate": ("questions", "teacher")}
-        needs["distill"] = ("questions", "teacher")
+        needs |= {"distill": ("questions", "teacher"), "outcome_model": () if self.has_answers else ("questions",)}
         for wanted in needs.get(step.kind, ("questions",)):
             if wanted not in self.done:
                 raise ValueError(f"stages: {step.kind} needs {wanted} before it")
         if step.model in self.done:
             repeat = f"{{repeat: 2, of: [{step.kind}, ...]}}"
             raise ValueError(f"stages: {step.kind} is there twice; write {repeat}, whose cycles are numbered")
-        if step.kind in (*TRAINING, "imitate") and not (self.has_base or "cold_start" in self.done):
+        if step.kind in (*TRAINING, "imitate", "outcome_model") and not (self.has_base or "cold_start" in self.done):
             raise ValueError(f"stages: {step.kind} needs cold_start before it, or a trained model: give model.path")
         self.done.add(step.model)
         if step.kind in TRAINING:
             self.chain.append(step.model)
-        if step.kind != "questions":
+        if step.kind not in ("questions", "outcome_model"):
             self.newest = "base" if step.kind == "cold_start" else step.model
 
     def _examine(self) -> None:
@@ -228,13 +229,16 @@ class _Order:
             raise ValueError("stages: gate compares with an earlier examination; put examine behind cold_start too")
 
 
-def check_order(stages: Sequence[str | GateStage | Repeat], has_base: bool) -> None:
-    """ValueError unless every stage of a pipeline finds what it needs before it; `has_base`: model.path is given."""
+def check_order(stages: Sequence[str | GateStage | Repeat], has_base: bool, has_answers: bool = False) -> None:
+    """ValueError unless every stage of a pipeline finds what it needs before it.
+
+    `has_base`: model.path is given; `has_answers`: a reward model learns from the answers of another run.
+    """
     names = stage_names(stages)
     foreign = sorted(names & {"demos", "sft", "evaluate", "collect", "optimise"})
     if foreign:
         raise ValueError(f"stages: {foreign[0]} is of the action side; give it a run of its own, beside this pipeline")
-    order = _Order(has_base)
+    order = _Order(has_base, has_answers)
     for step in steps(stages):
         order.take(step)
 

@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray
@@ -14,6 +13,7 @@ import ray
 from envs.spatial_qa.items import Item
 from rewards.agreement import agreement
 from rewards.compose import Breakdown, Rewards
+from rl_lab.language.reward_models import reward_columns
 from rl_lab.workers.pool import Batch, WorkerPool
 from rl_lab.workers.rollout import Completion, Prompt, Sampling
 from rl_lab.workers.rollout_worker import RolloutUnit
@@ -74,10 +74,8 @@ def score(
     ValueError as `Rewards.breakdown`.
     """
     flat = [(item, text) for item, row in zip(items, texts, strict=True) for text in row]
-    records = [item.record() for item, _ in flat]
-    columns: dict[str, Any] = {name: [record[name] for record in records] for name in records[0] if name != "prompt"}
     prompts, answers = [item.prompt for item, _ in flat], [text for _, text in flat]
-    result = rewards.breakdown(prompts, answers, judge_all=judge_all, **columns)
+    result = rewards.breakdown(prompts, answers, judge_all=judge_all, **reward_columns([item for item, _ in flat]))
     return scored_groups(result, len(items))
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from rewards.compose import Rewards
 from rl_lab.files import write_file, write_whole
 from rl_lab.json_lines import read_json_lines, write_json_lines
 from rl_lab.language.grpo_exam import HeldOutExam
@@ -22,6 +21,7 @@ from rl_lab.language.grpo_state import HELD_OUT_FILE, LEARNER_FILE, PROGRESS_FIL
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import item_prompt, load_chat_processor
 from rl_lab.language.online_steps import BAD_BATCH_FILE, Learning
+from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rft_training import INDEX_SCHEMA, TraceFile
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.token_batching import expanded_tokens
@@ -97,7 +97,7 @@ class ImitateRun:
         names = (*context.node.stream, self.settings.replicate)
         seed = integer(context.seed, "imitate", *names)
         self.order = epoch_order(len(self.traces), self.settings.steps, self.settings.batch_size, seed)
-        self.rewards = Rewards(config.rewards)
+        self.rewards = make_rewards(config.rewards)
         self.exam = HeldOutExam(
             ItemFile(context.inputs["questions"] / "held_out.arrow"),
             self.processor,

@@ -119,15 +119,22 @@ def initial_language_model(model: ModelConfig, seed: int) -> LanguageModel:
 
 def item_prompt(item: Item, processor: HunYuanVLMoTProcessor, seed: int | None = None) -> Prompt:
     """An item as an engine reads it: the chat template's tokens up to where the answer begins, and the pictures."""
-    content = [*({"type": "image"} for _ in item.images), {"type": "text", "text": item.prompt}]
+    return question_prompt(item.prompt, item.images, processor, seed)
+
+
+def question_prompt(
+    text: str, images: tuple[np.ndarray, ...], processor: HunYuanVLMoTProcessor, seed: int | None = None
+) -> Prompt:
+    """The same of a question's text and pictures, uint8 [H, W, 3] each."""
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
     tokens: Any = processor.tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],
         chat_template=processor.chat_template,
         add_generation_prompt=True,
-        enable_thinking=not item.prompt.endswith(NO_THINKING),
+        enable_thinking=not text.endswith(NO_THINKING),
         return_dict=False,
     )
-    return Prompt(tokens, item.images, seed)
+    return Prompt(tokens, images, seed)
 
 
 def answer_texts(completions: Sequence[Completion], processor: HunYuanVLMoTProcessor) -> list[str]:

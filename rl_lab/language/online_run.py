@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from algos.alarms import truncation_alarm
-from rewards.compose import Rewards
 from rl_lab.language.grpo_exam import HeldOutExam
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.online_steps import OnlineSteps
+from rl_lab.language.reward_models import make_rewards
 from rl_lab.runner.stage_context import StageContext
 
 
@@ -25,7 +25,7 @@ class OnlineRun:
         self._history: list[dict[str, Any]] = []
         """Lines of the run so far."""
         truth = context.config.truth
-        self.truth = steps.rewards if truth is None else Rewards(truth)
+        self.truth = steps.rewards if truth is None else make_rewards(truth)
         self.exam = HeldOutExam(
             ItemFile(context.inputs["questions"] / "held_out.arrow"),
             steps.rollouts.questioner.processor,

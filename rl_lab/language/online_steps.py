@@ -20,13 +20,13 @@ import torch
 from algos.curriculum_options import CurriculumOptions
 from algos.grpo import group_advantages
 from envs.spatial_qa.items import CATEGORIES
-from rewards.compose import Rewards
 from rl_lab.language.groups import Answered
 from rl_lab.language.grpo_line import Clock, pool_line, reward_line, rollout_line
 from rl_lab.language.grpo_rollouts import Questioner, RolloutRun, StepRollouts
 from rl_lab.language.grpo_state import Progress
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import load_chat_processor
+from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.training import Groups
 from rl_lab.pool.store import PoolItem, PoolStore
@@ -141,7 +141,7 @@ class OnlineSteps:
         """`learner` stands at the last checkpoint; `policy` is the checkpoint folder that the run began with."""
         self.context, self.engines, self.learner, self.state = context, engines, learner, state
         self.method, self.teacher = method, teacher
-        self.clock, self.rewards = Clock(), Rewards(context.config.rewards)
+        self.clock, self.rewards = Clock(), make_rewards(context.config.rewards)
         self.weights = learner.publish()
         """The newest; whoever changes the learner's weights between two steps sets it."""
         self.store = RolloutStore(context.out)

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
+from envs.spatial_qa.items import Item
 from rewards.calibration import rank_correlation
 from rewards.compose import Rewards
 from rl_lab.errors import UserError
 from rl_lab.language.item_files import ItemFile
+from rl_lab.language.reward_models import reward_columns
 from rl_lab.language.rollout_store import RolloutStore, Row
 
 COLUMNS = ("step", "item", "group", "sample", "prompt", "completion", "reward")
@@ -107,8 +109,8 @@ def _scored(store: RolloutStore, questions: ItemFile, rewards: Rewards) -> Itera
     places = questions.rows_by_id()
     for step in store.steps():
         rows = store.read(steps=[step], columns=COLUMNS)
-        records = [_record(questions, places, row["item"], store) for row in rows]
-        columns: dict[str, Any] = {name: [record[name] for record in records] for name in ("answer", "reward_type")}
+        items = {name: _item(questions, places, name, store) for name in {row["item"] for row in rows}}
+        columns = reward_columns([items[row["item"]] for row in rows])
         values = rewards([row["prompt"] for row in rows], [row["completion"] for row in rows], **columns)
         new = np.array([np.nan if value is None else value for value in values])
         start = 0
@@ -118,10 +120,10 @@ def _scored(store: RolloutStore, questions: ItemFile, rewards: Rewards) -> Itera
             start += len(members)
 
 
-def _record(questions: ItemFile, places: dict[str, int], item: str, store: RolloutStore) -> dict[str, Any]:
+def _item(questions: ItemFile, places: dict[str, int], item: str, store: RolloutStore) -> Item:
     if item not in places:
         raise UserError(f"{store.folder} has answers to {item}, which is not among the run's questions")
-    return questions.record(places[item])
+    return questions[places[item]]
 
 
 def _count_flips(found: Agreement, rows: list[Row], old: np.ndarray, new: np.ndarray, threshold: float) -> None:

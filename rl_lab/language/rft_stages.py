@@ -6,13 +6,13 @@ from functools import partial
 
 import ray
 
-from rewards.compose import Rewards
 from rewards.reasoning import ReasoningJudge
 from rl_lab.language.engines import engines, policy_folder
 from rl_lab.language.grpo_line import Clock
 from rl_lab.language.grpo_rollouts import Questioner
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import load_chat_processor
+from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rft_training import RFTPlan, write_index
 from rl_lab.language.trace_judge import TraceJudge
 from rl_lab.language.traces import TraceSampler, select_traces
@@ -70,7 +70,7 @@ def stage_seed(context: StageContext, name: str) -> int:
 def sample(context: StageContext, pool: WorkerPool) -> int:
     """All traces of a stage into its rollout store; the number of its last step there."""
     settings, policy = context.config.traces, policy_folder(context)
-    rewards, snapshot = Rewards(context.config.rewards), published(policy)
+    rewards, snapshot = make_rewards(context.config.rewards), published(policy)
     questioner = Questioner(
         ItemFile(context.inputs["questions"] / POOL_FILE),
         pool,

@@ -18,6 +18,10 @@ from rl_lab.files import write_file
 
 FOLDER = "rollouts"
 """Its name in a run directory."""
+QUESTIONS_FILE = "questions/questions/train.arrow"
+"""Of a run directory: the questions that its rollouts answer."""
+NODE_FOLDERS = ("grpo", "rft")
+"""Of a run directory: those with a store for each node."""
 Row = dict[str, Any]
 _NAME = re.compile(r"step-(\d+)\.parquet")
 
@@ -74,6 +78,11 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns that every step has, in this order; others follow."""
+
+
+def stores(run: Path) -> list[Path]:
+    """Folders of a run directory's nodes with rollouts."""
+    return sorted(path.parent for name in NODE_FOLDERS for path in (run / name).glob(f"*/{FOLDER}"))
 
 
 class RolloutStore:

@@ -28,6 +28,7 @@ from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import ItemFile, Row, conversation_row, item_row, write_rows
 from rl_lab.language.model import answer_texts, item_prompt, load_chat_processor
 from rl_lab.language.question_data import SHOWN_ROWS, QuestionData, read_questions
+from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.training import ColdStartPlan, GRPOPlan
 from rl_lab.language.trl_stages import trl_cold_start, trl_grpo
 from rl_lab.learning.checkpoint import published
@@ -133,7 +134,7 @@ class LanguageStages:
     def examine(self, context: StageContext) -> None:
         """Answers to all held-out questions, to the same over grey pictures, and the best constant answers."""
         config = context.config
-        exam, rewards = config.examine, Rewards(config.truth or config.rewards)
+        exam, rewards = config.examine, make_rewards(config.truth or config.rewards)
         try:
             with engines(self.cluster, context) as pool:  # first, so that stages come by them in the order of the graph
                 items = _items(context, "held_out")
@@ -274,7 +275,7 @@ def _constant_scores(items: Sequence[Item], training: Sequence[Item], rewards: R
     """
 
     def reward(reply: str, item: Item) -> float:
-        columns = {"answer": [item.answer], "reward_type": [item.reward_type]}
+        columns = {"answer": [item.answer], "reward_type": [item.reward_type], "images": [item.images]}
         value = rewards([item.prompt], [reply], **columns)[0]
         return math.nan if value is None else value
 

@@ -15,16 +15,17 @@ from algos.curriculum_options import CurriculumOptions
 from algos.grpo import group_advantages
 from algos.token_batch import TokenBatch
 from envs.spatial_qa.items import CATEGORIES
-from rewards.compose import Rewards
 from rl_lab.config.section import OptimiserConfig
 from rl_lab.language.answering import Answers, ask, collect, reward_means, scored_groups
 from rl_lab.language.groups import Answered
 from rl_lab.language.item_files import ItemFile, SolutionFile
 from rl_lab.language.model import LanguageModel, answer_texts, load_chat_processor, load_language_model
+from rl_lab.language.outcome_training import OutcomePlan, save_member
+from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rft_training import RFTPlan
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.token_batching import chat_batch
-from rl_lab.language.training import ColdStartPlan
+from rl_lab.language.training import GROUPS, ColdStartPlan
 from rl_lab.learning.training import optimiser
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
@@ -68,6 +69,26 @@ def _trl_sft(
 
     trl_settings = Settings(optimiser(settings), gradient_checkpointing=settings.gradient_checkpointing)
     train_sft(start, batches, order, trl_settings, context.out, log)
+
+
+def trl_outcome(context: StageContext, plan: OutcomePlan) -> None:
+    """A member of an outcome reward model by TRL's `RewardTrainer`, which reads the pairs that the Learner would."""
+    from rl_lab.trl_backend.outcome import train_outcome  # here, because it imports TRL
+    from rl_lab.trl_backend.trainer import Settings
+
+    torch.set_num_threads(plan.settings.threads)
+    start, head = plan.start()
+    data, settings = plan.data(start.processor), plan.settings
+    trl_settings = Settings(
+        optimiser(settings), (*GROUPS, "head"), gradient_checkpointing=settings.gradient_checkpointing
+    )
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        context.log(step, **metrics)
+        context.progress(step, settings.steps, f"loss {metrics['loss']:.4g}")
+
+    train_outcome(start, head, data.both_sides, data.order, trl_settings, log)
+    save_member(context.out, start, head, settings.steps)
 
 
 def fixed_order(options: CurriculumOptions, seed: int, categories: np.ndarray, steps: int) -> list[np.ndarray]:
@@ -135,7 +156,7 @@ class TRLRun:
             self.context.log(step, **(metrics | means))
             self.context.progress(step, self.settings.steps)
 
-        rewards = Rewards(self.context.config.rewards)
+        rewards = make_rewards(self.context.config.rewards)
         try:
             train_grpo(
                 self.policy,

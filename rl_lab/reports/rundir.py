@@ -28,7 +28,7 @@ BASE = "base"
 CONTINUED_SFT = "continued_sft"
 """Method name of the plain control: SFT continued for as many optimiser steps."""
 
-LANGUAGE_KINDS = ("questions", "cold_start", "examine", "grpo")
+LANGUAGE_KINDS = ("questions", "cold_start", "examine", "grpo", "outcome_model")
 """Kinds of stages that belong to runs on language; the others work on episodes."""
 
 LABELS = {

@@ -9,6 +9,7 @@ imitate.
     teacher       teacher, teacher.examine
     distill       distill, distill.examine          from the newest model of the chain, towards the teacher
     imitate       imitate.traces, imitate, imitate.examine      a control of distill: from the same model, ends there
+    outcome_model outcome_model.traces, outcome_model.labels, outcome_model.member.1, ..., outcome_model
 
 The output of a gate holds the model that goes on, so what follows takes it as its policy. Behind a gate that may stop
 the run every node waits for it; a gate with another branch has that branch, MODEL.else.KIND, and a node MODEL.join.
@@ -80,6 +81,7 @@ class _Chain:
                 "examine": self.examine,
                 "teacher": self.make_teacher,
                 "imitate": self.imitate,
+                "outcome_model": self.outcome_model,
             }.get(step.kind, self.train)(step)
 
     def questions(self, step: Step) -> None:
@@ -158,6 +160,24 @@ class _Chain:
         inputs = {"questions": "questions", "traces": traces.name} | student.inputs()
         self.add("imitate", "imitate", inputs, params=stage_params(self.config, "imitate") | {"replicate": 1}, **labels)
         self.newest = Model("imitate", "imitate")
+
+    def outcome_model(self, step: Step) -> None:
+        """A reward model that starts from the newest model and learns from its traces, or from another run's answers;
+        not part of the chain."""
+        inputs = {}
+        labels = {"method": "outcome_model", "replicate": 1}
+        if self.config.outcome.run is None:
+            inputs = {"questions": "questions"}
+            params = stage_params(self.config, "traces") | {"replicate": 1}
+            asked = inputs | self.head.inputs()
+            inputs["traces"] = self.add("outcome_model.traces", "traces", asked, params=params, **labels).name
+        labelled = self.add("outcome_model.labels", "outcome_labels", inputs, **labels).name
+        members = {}
+        for number in range(1, self.config.outcome.members + 1):
+            params = stage_params(self.config, "outcome_member") | {"member": number}
+            name, inputs = f"outcome_model.member.{number}", {"labels": labelled} | self.head.inputs()
+            members[f"member.{number}"] = self.add(name, "outcome_member", inputs, params=params, **labels).name
+        self.add("outcome_model", "outcome_model", {"labels": labelled} | members, **labels)
 
     def gate(self, gate: Gate, cycle: int | None) -> None:
         """The newest model or the one before; with the nodes of another branch, if the gate has one."""

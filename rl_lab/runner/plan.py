@@ -16,15 +16,18 @@ CORES = 2
 """The estimate is for a machine with so many."""
 SECONDS_PER_UNIT = {"demos": 0.25, "collect": 1.0, "evaluate": 0.2, "report": 15.0, "questions": 0.015, "examine": 0.03}
 SECONDS_PER_UNIT |= {"development": 0.015, "traces": 0.01, "gate": 1.0, "join": 1.0, "teacher": 1.0}
+SECONDS_PER_UNIT |= {"record": 0.25, "candidates": 0.25, "rank": 0.02}
+SECONDS_PER_UNIT |= {"outcome_labels": 5.0, "outcome_model": 30.0}
 """An expert episode, a preference pair, a policy episode, the page, a question, an answer (at an examination in groups
 of few); an answer in large groups, a decision, a copy."""
 SECONDS_PER_ROW = {"sft": 0.005, "optimise": 0.0065, "cold_start": 0.006, "grpo": 0.012}
-SECONDS_PER_ROW |= {"rft": 0.006, "imitate": 0.006, "distill": 0.016}
+SECONDS_PER_ROW |= {"reward_model": 0.003, "outcome_member": 0.006, "rft": 0.006, "imitate": 0.006, "distill": 0.016}
 """A row of a batch through one training step, everything trainable; measured, like the above, with the nano preset in
 the main experiment, where a second stage runs beside most."""
 SECONDS_PER_STAGE = 5.0
 """Processes that start, weights that are loaded."""
 ONE = {"gate": "decision", "join": "model", "teacher": "model", "report": "page"}
+ONE |= {"outcome_labels": "table", "outcome_model": "model"}
 EXPERT_ONLY = 0.15
 """Times that, when the prefix is computed once for all steps."""
 PRESET_FACTOR = {"nano": 1, "small": 6, "mini": 25, "mot-2b": 1000}
@@ -65,7 +68,7 @@ def _num_recorded(files: FilesConfig) -> int:
 
 def _training(node: Node, config: RunConfig) -> Any:
     """The section with the steps of a stage that trains."""
-    name = "rl" if node.kind == "grpo" else node.kind
+    name = {"grpo": "rl", "outcome_member": "outcome", "reward_model": "reward_models"}.get(node.kind, node.kind)
     return node.sections.get(name, getattr(config, name))
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from algos.alarms import cap_warning
 from algos.methods import find_method
-from rewards.compose import Rewards
 from rl_lab.config.action import FilesConfig
+from rl_lab.config.judge import JUDGE_MODEL, JUDGE_URL
 from rl_lab.config.model import ModelConfig
-from rl_lab.config.pipeline import ENGINE_STAGES
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError
 from rl_lab.language.question_data import has_open_questions
+from rl_lab.language.reward_models import make_rewards
+from rl_lab.language.rollout_store import QUESTIONS_FILE, stores
 from rl_lab.workers.bundles import bundles, lacking
 
 
@@ -93,7 +94,7 @@ def has_vllm() -> bool:
 
 def _check_language(config: RunConfig) -> None:
     """Engines, the files of the user, and the model that reinforcement learning starts from."""
-    needs_engines = sorted(config.stage_names & set(ENGINE_STAGES))
+    needs_engines = sorted(config.engine_stages)
     if needs_engines and not has_vllm():
         raise UserError(
             f"{' and '.join(needs_engines)} need vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA"
@@ -104,6 +105,7 @@ def _check_language(config: RunConfig) -> None:
         if name != "cold_start" and config.rewards.judge is None and has_open_questions(path):
             raise UserError(f"questions.{name}_file: {path} has open questions; give rewards.judge, which scores them")
     _check_rewards(config)
+    _check_judge(config)
     folder = config.model.path
     if folder is not None and not (Path(folder) / "config.json").is_file():
         raise UserError(f"model.path: {folder} is no checkpoint folder: config.json is missing")
@@ -116,8 +118,10 @@ def _check_language(config: RunConfig) -> None:
             f"engine.max_model_len is {config.engine.max_model_len}, but answers may be {longest} tokens long and come "
             "behind a prompt; raise it, or lower max_completion_length of grpo or distill, or examine.max_tokens"
         )
-    if "rft" in config.stage_names:
+    if "rft" in config.stage_names or ("outcome_model" in config.stage_names and config.outcome.run is None):
         _check_traces(config)
+    if config.outcome.run is not None and "outcome_model" in config.stage_names:
+        _check_answers(Path(config.outcome.run))
     if "teacher" in config.stage_names:
         from rl_lab.language.teacher_checks import check_teacher  # here, because it imports the model
 
@@ -131,9 +135,28 @@ def _check_rewards(config: RunConfig) -> None:
     named |= {f"sweep.variants.{name}": rewards for name, rewards in variants.items()}
     for where, rewards in named.items():
         try:
-            Rewards(rewards).close()
+            make_rewards(rewards).close()
         except ValueError as error:
             raise UserError(f"{where}.{error}") from error
+
+
+def _check_judge(config: RunConfig) -> None:
+    """The judge that the run serves is there, and asked."""
+    if config.judge is None:
+        return
+    if not (Path(config.judge.path) / "config.json").is_file():
+        raise UserError(f"judge.path: {config.judge.path} is no model's folder: config.json is missing")
+    if not has_vllm():
+        raise UserError("judge needs vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA")
+    if config.rewards.judge is None:
+        asks = f"{{base_url: ${JUDGE_URL}, model: {JUDGE_MODEL}}}"
+        raise UserError(f"judge: nobody asks it; give rewards.judge: {asks}, or leave judge out")
+
+
+def _check_answers(run: Path) -> None:
+    """There are answers to learn a reward from, and their questions."""
+    if not stores(run) or not (run / QUESTIONS_FILE).is_file():
+        raise UserError(f"outcome.run: {run} has no stored answers with their questions; give a run that sampled some")
 
 
 def _check_traces(config: RunConfig) -> None:
@@ -172,7 +195,7 @@ def _check_placement(config: RunConfig) -> None:
         raise UserError(
             "placement is gpu but torch sees none; use placement=auto or install torch's CUDA build and a driver"
         )
-    for name in ("cold_start", "rl", "rft"):
+    for name in ("cold_start", "rl", "rft", "outcome"):
         if config.placement.ranks > 1 and getattr(getattr(config, name), "backend", "lab") == "trl":
             raise UserError(
                 f"placement.learner.ranks is {config.placement.ranks} but {name}.backend is trl, which trains in one "

@@ -9,6 +9,7 @@ from rl_lab.action.stages import ActionStages
 from rl_lab.joint.stages import JointStages
 from rl_lab.language.distill_stages import DistillStages
 from rl_lab.language.gates import GateStages
+from rl_lab.language.outcome_stages import OutcomeStages
 from rl_lab.language.rft_stages import RFTStages
 from rl_lab.language.stages import LanguageStages
 from rl_lab.reports.stage import ReportStage
@@ -23,6 +24,7 @@ def stage_functions(cluster: Cluster) -> dict[str, Stage]:
         LanguageStages(cluster),
         RFTStages(cluster),
         DistillStages(cluster),
+        OutcomeStages(cluster),
         JointStages(cluster),
         GateStages(),
         ReportStage(cluster),

@@ -32,6 +32,7 @@ from envs.spatial_qa.items import Item
 from rewards.answers import completion_text
 from rewards.compose import Breakdown, Rewards
 from rl_lab.language.model import LanguageModel, item_prompt
+from rl_lab.language.reward_models import reward_columns
 from rl_lab.learning.checkpoint import CheckpointInfo
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.registration import register
@@ -151,11 +152,8 @@ class Rollouts:
         """The reward function: TRL's messages become the item's prompt and the answer's text, as in the Learner."""
         number = self.batch(trainer_state)
         items = [item for item in self.batches[number] for _ in range(self.options.num_generations)]
-        records = [item.record() for item in items]
-        columns: dict[str, Any] = {
-            name: [record[name] for record in records] for name in records[0] if name != "prompt"
-        }
         texts = [completion_text(completion) for completion in completions]
+        columns: dict[str, Any] = reward_columns(items)
         breakdown = self.rewards.breakdown([item.prompt for item in items], texts, **columns)
         self.metrics = breakdown.metrics() | self._own_metrics(breakdown) | {"weight_version": self._version()}
         self.record(Step(number + 1, self.batches[number], self.completions, breakdown))

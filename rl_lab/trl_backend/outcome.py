@@ -1,0 +1,96 @@
+"""Outcome reward models with TRL's `RewardTrainer`: the Bradley-Terry loss on pairs of answers, pictures included.
+
+TRL's own collator reads text alone, so here both backends read the same batch: better answers first, worse ones behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor, nn
+from trl import RewardConfig, RewardTrainer
+
+from algos.outcome import OutcomeHead, outcome_scores
+from algos.token_batch import TokenBatch
+from rl_lab.language.model import LanguageModel
+from rl_lab.trl_backend.trainer import Log, Settings, check_vlm, common_arguments, optimizers, train
+
+NAMES = {"outcome/accuracy": "accuracy", "outcome/margin": "margin"}
+Batches = Callable[[list[int]], TokenBatch]
+"""The answers of pairs by the pairs' numbers: the better ones, then the worse ones."""
+
+
+class SequenceClassifier(nn.Module):
+    """A model and its head as `RewardTrainer` calls them."""
+
+    def __init__(self, start: LanguageModel, head: OutcomeHead) -> None:
+        super().__init__()
+        self.language, self.head = start.model, head
+        self.config = copy.deepcopy(start.model.config)
+        self.config.num_labels = 1
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Those of the model, and the head."""
+        return self.language.parameter_groups() | {"head": list(self.head.parameters())}
+
+    def add_model_tags(self, tags: Any) -> None:
+        """For a model card on a hub, where this model does not go."""
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+        """As the model."""
+        self.language.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def forward(self, answers: TokenBatch, attention_mask: Tensor, use_cache: bool) -> SimpleNamespace:
+        """Scores as `logits` [B, 1]."""
+        model: Any = self.language
+        return SimpleNamespace(logits=outcome_scores(model, self.head, answers)[:, None])
+
+
+class Collator:
+    """Numbers of a step's pairs to the answers of both sides."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        answers = self.batches([row["pair"] for row in rows])
+        return {"attention_mask": answers.attention_mask, "answers": answers}
+
+
+def train_outcome(
+    start: LanguageModel,
+    head: OutcomeHead,
+    batches: Batches,
+    order: Sequence[Sequence[int]],
+    settings: Settings,
+    log: Log,
+) -> None:
+    """Train a VLM and its head, in place, on the pairs of `order`, equally many a step.
+
+    UserError for a policy; RuntimeError for a loss that is not finite.
+    """
+    check_vlm(start)
+    model = SequenceClassifier(start, head)
+    rows = [row for step in order for row in step]
+    tokenised = {"pair": rows, "chosen_ids": [[0]] * len(rows), "rejected_ids": [[0]] * len(rows)}
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = RewardTrainer(
+            model,  # type: ignore[arg-type]  # it asks for no more than this
+            args=RewardConfig(
+                scratch,
+                max_length=None,
+                disable_dropout=False,
+                train_sampling_strategy="sequential",
+                **common_arguments(settings, len(order), len(order[0])),
+            ),
+            data_collator=Collator(batches),
+            train_dataset=Dataset.from_dict(tokenised),
+            processing_class=start.processor.tokenizer,
+            optimizers=optimizers(model, settings),
+        )
+        train(trainer, log, NAMES)

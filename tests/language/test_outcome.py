@@ -1,0 +1,162 @@
+"""Outcome reward models: from stored answers to a reward by name."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rewards.config import RewardConfig, read_config
+from rl_lab.config.outcome import OutcomeConfig
+from rl_lab.errors import UserError
+from rl_lab.language.answering import score
+from rl_lab.language.item_files import ItemFile
+from rl_lab.language.outcome_labels import Answers, answer_pairs, label_answers, scene_splits
+from rl_lab.language.outcome_model import MODEL_FILE, load_outcome_model
+from rl_lab.language.outcome_stages import OutcomeStages
+from rl_lab.language.outcome_training import OutcomePlan, load_member, scoring_batch
+from rl_lab.language.reward_models import make_rewards
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.learning.training import Training
+from tests.language.builders import make_item
+from tests.language.outcome_builders import SETTINGS, rollout, stage_context, train_member, write_rollouts
+
+RIGHT, WRONG = "<answer>A</answer>", "<answer>B</answer>"
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory, questions) -> Path:
+    """The output of the labels of a run of traces; read only."""
+    folder = tmp_path_factory.mktemp("labels")
+    traces = write_rollouts(folder / "traces")
+    context = stage_context(folder, "labels", "outcome_labels", {"traces": traces, "questions": questions})
+    OutcomeStages(None).labels(context)
+    return context.out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, policy, labels) -> Path:
+    """A model of two members after two steps; read only."""
+    folder = tmp_path_factory.mktemp("model")
+    members = {f"member.{n}": train_member(policy, labels, folder / f"m{n}", seed=n) for n in (1, 2)}
+    inputs = {"labels": labels} | members
+    context = stage_context(folder, "model", "outcome_model", inputs, ["outcome.members=2"])
+    OutcomeStages(None).model(context)
+    return context.out
+
+
+def test_labels_are_the_truth_and_not_what_was_paid(tmp_path, questions):
+    store = [rollout("item-0", 0, 1.0, RIGHT, paid=0.0), rollout("item-0", 1, None, WRONG, paid=1.0)]
+    store += [rollout(f"item-{n}", 0, 0.0, WRONG, paid=1.0) for n in (1, 2)]
+    RolloutStore(tmp_path).write(1, store)
+    answers, unknown = label_answers([tmp_path], ItemFile(questions / "train.arrow"), (0.3, 0.3), 0)
+    assert dict(zip(answers.row.tolist(), answers.truth.tolist(), strict=True)) == {0: 1.0, 1: 0.0, 2: 0.0}
+    assert unknown == 1
+    assert Counter(answers.split.tolist()) == {0: 1, 1: 1, 2: 1}
+
+
+def test_no_scene_is_in_two_splits_and_shares_are_kept():
+    splits = scene_splits([f"s{n % 40}" for n in range(200)], (0.15, 0.25), seed=3)
+    assert Counter(splits.values()) == {0: 24, 1: 6, 2: 10}
+    assert splits == scene_splits([f"s{n}" for n in range(40)], (0.15, 0.25), seed=3)
+    assert splits != scene_splits([f"s{n}" for n in range(40)], (0.15, 0.25), seed=4)
+    with pytest.raises(ValueError, match="2 scenes; training, calibration and test need one each"):
+        scene_splits(["a", "b"], (0.2, 0.2), 0)
+
+
+def test_pairs_are_of_one_question_and_differ_in_truth_and_text():
+    rows, texts = np.array([0, 0, 0, 1, 1]), ["a", "b", "a", "c", "d"]
+    answers = Answers(rows, texts, np.array([1.0, 0.2, 0.1, 0.5, 0.45]), np.zeros(5, int))
+    assert answer_pairs(answers, 0.1, most=9, seed=0) == [(0, 1), (1, 2)]
+    assert len(answer_pairs(answers, 0.1, most=1, seed=0)) == 1
+    assert answer_pairs(answers, 0.0, most=9, seed=0)[-1] == (3, 4)
+
+
+def test_what_cannot_be_labelled_is_named(tmp_path, questions):
+    items = ItemFile(questions / "train.arrow")
+    with pytest.raises(UserError, match="no stored answers with a true reward"):
+        label_answers([tmp_path], items, (0.2, 0.2), 0)
+    RolloutStore(tmp_path).write(1, [rollout("elsewhere", 0, 1.0, RIGHT)])
+    with pytest.raises(UserError, match="an answer to elsewhere, which is not among the run's questions"):
+        label_answers([tmp_path], items, (0.2, 0.2), 0)
+
+
+def test_answers_are_scored_at_their_end_and_batching_does_not_matter(policy, labels, tmp_path):
+    language, head = load_member(train_member(policy, labels, tmp_path / "member"))
+    item = make_item(3)
+    questions = [(item.prompt, item.images)]
+    batch = scoring_batch(questions, [(0, RIGHT), (0, "a much longer answer that is wrong")], language.processor)
+    assert batch.completion_mask.sum(1).tolist() == [1, 1]
+    assert (batch.input_ids[batch.completion_mask] == language.processor.tokenizer.eos_token_id).all()
+    features = language.model.next_tokens(batch).features
+    alone = language.model.next_tokens(scoring_batch(questions, [(0, RIGHT)], language.processor)).features
+    assert torch.allclose(head(features)[:1], head(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize("learns", ["correctness", "preference"])
+def test_a_killed_training_goes_on_as_the_unbroken_one(learns, policy, labels, tmp_path):
+    settings = OutcomeConfig(**SETTINGS.model_dump() | {"learns": learns, "steps": 4})
+    plan = OutcomePlan(policy, settings, labels / "labels.parquet", labels / "items.arrow", 5)
+    unbroken, killed = Training(plan), Training(plan)
+    lines = [unbroken.run_step() for _ in range(4)]
+    for _ in range(2):
+        killed.run_step()
+    resumed = Training(plan)
+    resumed.load_state_dict(killed.state_dict())
+    assert [resumed.run_step() for _ in range(2)] == lines[2:]
+    for training, name in ((unbroken, "a"), (resumed, "b")):
+        training.finish(tmp_path / name)
+    assert (tmp_path / "a/head.safetensors").read_bytes() == (tmp_path / "b/head.safetensors").read_bytes()
+
+
+def test_members_differ_and_the_record_has_what_the_card_shows(model):
+    record = json.loads((model / MODEL_FILE).read_text())
+    assert len(record["platt"]) == 2
+    assert record["test"]["answers"] > 0 < record["answers_per_second"]
+    assert record["labels"]["correct"] == 0.5
+    logits = load_outcome_model(model).logits([("which? /think", make_item(1).images)] * 2, [RIGHT, WRONG])
+    assert logits.shape == (2, 2)
+    assert not np.allclose(logits[0], logits[1])
+
+
+def test_a_model_is_a_reward_by_name_and_abstains_where_members_disagree(model):
+    def scored(**settings):
+        values = {"weights": {"learned": 1.0}, "models": {"learned": {"path": str(model)} | settings}}
+        rewards = make_rewards(read_config(RewardConfig, values))
+        return score(rewards, [make_item(1), make_item(2)], [[RIGHT, WRONG]] * 2)
+
+    plain = scored()
+    assert ((plain.rewards > 0) & (plain.rewards < 1)).all()
+    assert plain.parts[0][0]["learned"] == plain.rewards[0, 0]
+    apart = [part["disagreement/learned"] for row in plain.parts for part in row]
+    limit = float(np.median(apart))
+    careful = scored(abstain_above=limit)
+    assert np.isnan(careful.rewards).flatten().tolist() == [value > limit for value in apart]
+    assert careful.metrics["reward_failures/learned/abstained"] == sum(value > limit for value in apart)
+
+
+def test_the_pictures_of_a_question_count(model):
+    loaded = load_outcome_model(model)
+    one, other = make_item(1), make_item(2)
+    logits = loaded.logits([("which?", one.images), ("which?", other.images)], [RIGHT, RIGHT])
+    assert not np.allclose(logits[:, 0], logits[:, 1])
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path):
+    values = {"weights": {"learned": 1.0}, "models": {"learned": {"path": str(tmp_path)}}}
+    with pytest.raises(UserError, match=r"is no reward model: model.json is missing; train one with an outcome_model"):
+        make_rewards(read_config(RewardConfig, values))
+    (tmp_path / MODEL_FILE).write_text('{"kind": "success"}')
+    with pytest.raises(UserError, match="of kind 'success'; answers need one of kind 'outcome'"):
+        make_rewards(read_config(RewardConfig, values))
+
+
+def test_answers_that_are_all_right_teach_nothing(policy, labels, tmp_path):
+    settings = OutcomeConfig(**SETTINGS.model_dump() | {"threshold": 0.0})
+    plan = OutcomePlan(policy, settings, labels / "labels.parquet", labels / "items.arrow", 0)
+    with pytest.raises(UserError, match="so there is nothing to tell apart; lower outcome.threshold"):
+        plan.build("cpu")
