@@ -103,7 +103,7 @@ class PreferenceBatch(TensorRecord):
     identical: Tensor
     """True for states of winners and of demonstrations, bool [B]."""
     source: Tensor
-    """Buffer of each row: 0 this round's pairs, 1 older rounds, 2 demonstrations; int64 [B]."""
+    """Buffer of each row: 0 this round's pairs, 1 older rounds, 2 demonstrations, 3 ranked chunks; int64 [B]."""
     weight_version: Tensor
     """Version of the weights that produced the row (0 for demonstrations), int64 [B]."""
     prefix: Any = None

@@ -13,7 +13,7 @@ from algos.batch import PreferenceBatch, TrajectoryBatch
 from algos.host import count, indices, send
 from algos.pairs import PairLosses
 
-SOURCES = ("new", "older", "demonstrations")
+SOURCES = ("new", "older", "demonstrations", "ranked")
 """Names of the buffers, by `PreferenceBatch.source`."""
 
 

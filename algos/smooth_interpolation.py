@@ -35,7 +35,7 @@ MIN_MOTION_M = 1e-4
 MIN_STEP_M, MIN_STEP_RAD = 1e-3, 1e-2
 """Slowest speed limit of a bridge, for pairs in which nothing moves."""
 
-Mode = Literal["bezier", "none"]
+Mode = Literal["bezier", "none", "start"]
 
 
 @dataclass(frozen=True)
@@ -169,13 +169,14 @@ def interpolate_pair(pair: PreferencePair, length: int, mode: Mode = "bezier") -
 
     Loser states with fewer than `length` recorded commands ahead are dropped; winner chunks are padded with the last
     command. The shared start lies on both segments: its winner chunk is the recorded one. With mode "none" it is the
-    only loser state used. ValueError for an empty segment or a length below 1.
+    only loser state used, with "start" the only state at all, as for two chunks that were sampled in one state.
+    ValueError for an empty segment or a length below 1.
     """
     if length < 1 or not (len(pair.winner.actions) and len(pair.loser.actions)):
         steps = f"winner {len(pair.winner.actions)} and loser {len(pair.loser.actions)} steps"
         raise ValueError(f"cannot cut chunks of {length} from {steps}; all three must be at least 1")
     loser_steps = np.arange(max(0, len(pair.loser.actions) - length + 1))
-    if mode == "none":
+    if mode != "bezier":
         loser_steps = loser_steps[:1]
     winner_steps = np.arange(len(pair.winner.actions))
     recorded = recorded_chunks(pair.winner.actions, winner_steps, length)
@@ -188,7 +189,7 @@ def interpolate_pair(pair: PreferencePair, length: int, mode: Mode = "bezier") -
     to_winner[:1] = recorded[0]
 
     num_loser, num_winner = len(loser_steps), len(winner_steps)
-    return Tuples(
+    tuples = Tuples(
         from_loser=np.arange(num_loser + num_winner) < num_loser,
         step=np.concatenate([loser_steps, winner_steps]),
         start=np.concatenate([measured, pair.winner.poses[winner_steps]]),
@@ -196,3 +197,4 @@ def interpolate_pair(pair: PreferencePair, length: int, mode: Mode = "bezier") -
         loser=np.concatenate([recorded_chunks(pair.loser.actions, loser_steps, length), recorded]),
         identical=np.arange(num_loser + num_winner) >= num_loser,
     )
+    return tuples.select(np.arange(num_loser)) if mode == "start" else tuples

@@ -91,6 +91,10 @@ class Segment:
     """uint8 [T, 3, S, S, 3], the observation before each action."""
 
 
+INTERVENTION, RANKED = "intervention", "ranked"
+"""Where a preference pair comes from."""
+
+
 @dataclass
 class PreferencePair:
     """A failure and its correction from one bit-identical simulator state (FlowPRO, arXiv:2606.14409, section 4.2)."""
@@ -113,8 +117,8 @@ class PreferencePair:
     start_digest: str
     """SHA-256 of the simulator snapshot from which both segments were run."""
     weight_version: int
-    origin: str = "intervention"
-    """intervention, or ranked: the best and the worst of several chunks that the policy sampled in one state."""
+    origin: str = INTERVENTION
+    """INTERVENTION, or RANKED: the best and the worst of several chunks that the policy sampled in one state."""
     reward: str | None = None
     """What ranked the chunks."""
     reward_gap: float | None = None

@@ -147,17 +147,26 @@ def _numbers(values: Tensor) -> np.ndarray:
 class RewardObjective:
     """The loss of an ensemble: the mean of its members' losses, each on rows of its own."""
 
-    groups = (GROUP,)
+    groups: tuple[str, ...] = (GROUP,)
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """None: the objective has no weights of its own."""
         return ()
 
     def loss(
-        self, model: Ensemble, batch: FrameBatch | TransitionBatch, generator: torch.Generator
+        self,
+        policy: Any,
+        batch: FrameBatch | TransitionBatch,
+        generator: torch.Generator,
+        denominator: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar, and metrics as means over members; see `algos.objective.Objective`."""
-        members = cast(list[Any], list(model.members))
+        """Scalar of an `Ensemble`, and metrics as means over members; see `algos.objective.Objective`.
+
+        ValueError for a part of a batch: the spread of latents is that of a whole one.
+        """
+        if denominator is not None:
+            raise ValueError("reward models of actions learn from whole batches; train them in one process")
+        members = cast(list[Any], list(policy.members))
         found = [member.loss(batch, number, generator) for number, member in enumerate(members)]
         names = found[0][1]
         metrics = {name: torch.stack([metrics[name].detach() for _, metrics in found]).mean() for name in names}

@@ -16,7 +16,7 @@ import torch
 from algos.batch import FlowBatch
 from algos.chunks import Timing
 from algos.smooth_interpolation import Mode, interpolate_pair
-from envs.types import Episode, PreferencePair
+from envs.types import RANKED, Episode, PreferencePair
 from rl_lab.formats.summary import chunk_moments
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.processor import ActionStats, PolicyProcessor
@@ -133,11 +133,14 @@ class PairStates:
 
 
 def pair_states(pairs: Sequence[PreferencePair], horizon: int, mode: Mode) -> PairStates:
-    """Smooth Interpolation of every pair; states of a pair stay together, in the order of the pairs."""
+    """Smooth Interpolation of every pair; states of a pair stay together, in the order of the pairs.
+
+    Two ranked chunks are compared in the state in which they were sampled, and nowhere else.
+    """
     parts: list[dict[str, np.ndarray]] = []
     instructions: list[str] = []
     for number, pair in enumerate(pairs):
-        tuples = interpolate_pair(pair, horizon, mode)
+        tuples = interpolate_pair(pair, horizon, "start" if pair.origin == RANKED else mode)
         frames = [
             (pair.loser if lost else pair.winner).images[step]
             for lost, step in zip(tuples.from_loser, tuples.step, strict=True)

@@ -1,4 +1,4 @@
-"""Demonstrations and preference pairs on disk: one compressed array file a record, one index line each.
+"""Episodes, preference pairs and sampled chunks on disk: one compressed array file a record, one index line each.
 
 Files are plain arrays and JSON lines, so that a notebook reads them without the lab.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.types import Episode, PreferencePair, Segment
+from envs.types import Candidates, Episode, PreferencePair, Segment
 from rl_lab.formats.stored_images import StoredImages
 from rl_lab.json_lines import read_json_lines, write_json_lines
 
@@ -22,6 +22,7 @@ _SEGMENT_ARRAYS = ("poses", "actions", "images")
 _STORED = "images"
 """Label of an episode whose images lie elsewhere."""
 _EPISODE_ARRAYS = ("poses", "actions", "frame_steps", "images", "truth")
+_CANDIDATE_ARRAYS = ("poses", "actions", "images", "after", "expert", "progress", "success")
 
 
 Arrays = dict[str, Any]
@@ -108,3 +109,19 @@ def read_episodes(folder: Path) -> list[Episode]:
         return Episode(**labels, **arrays)
 
     return [episode(*record) for record in _read_records(folder)]
+
+
+def write_candidates(folder: Path, states: Iterable[Candidates]) -> None:
+    """Write `state-0000.npz`, ... and the index: the chunks sampled in each state."""
+    names = [item.name for item in fields(Candidates) if item.name not in _CANDIDATE_ARRAYS]
+
+    def record(state: Candidates) -> tuple[Arrays, Labels]:
+        arrays = {name: getattr(state, name) for name in _CANDIDATE_ARRAYS}
+        return arrays, {name: getattr(state, name) for name in names}
+
+    _write_records(folder, "state", map(record, states))
+
+
+def read_candidates(folder: Path) -> list[Candidates]:
+    """Read what `write_candidates` wrote, in order."""
+    return [Candidates(**labels, **arrays) for arrays, labels in _read_records(folder)]

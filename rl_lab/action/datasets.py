@@ -1,6 +1,6 @@
 """What one training stage reads: all its rows as one batch in memory, and which of them each step takes.
 
-Rows are numbered through the buffers of `MixedSampler`: this round's pairs, older pairs, demonstrations.
+Rows are numbered through the buffers of `MixedSampler`: this round's pairs, older pairs, demonstrations, ranked chunks.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from rl_lab.seeding import stream
 
 SIDE_STATES = 4
 """States drawn from each side of a pair for one trajectory-wise comparison."""
+NEW, OLDER, DEMONSTRATIONS, RANKED = range(4)
+"""Numbers of the buffers, in the order of `algos.flowpro_metrics.SOURCES`."""
 ENCODE_ROWS = 128
 """Observations encoded at once when prefixes are stored."""
 
@@ -125,8 +127,10 @@ def _for_method(method: Method, states: PairStates, generator: np.random.Generat
     return states
 
 
-def _preference_batch(buffers: Sequence[PairStates], processor: PolicyProcessor) -> PreferenceBatch:
-    """The rows of all buffers, normalised, in order."""
+def _preference_batch(
+    buffers: Sequence[PairStates], sources: Sequence[int], processor: PolicyProcessor
+) -> PreferenceBatch:
+    """The rows of all buffers, normalised, in order; `sources` numbers the buffers as `PreferenceBatch.source` does."""
     poses = np.concatenate([states.poses for states in buffers])
 
     def column(name: str) -> np.ndarray:
@@ -139,7 +143,7 @@ def _preference_batch(buffers: Sequence[PairStates], processor: PolicyProcessor)
         winner=processor.encode(column("winner"), poses),
         loser=processor.encode(column("loser"), poses),
         identical=torch.from_numpy(column("identical")),
-        source=torch.from_numpy(np.repeat(np.arange(len(buffers)), [len(states) for states in buffers])),
+        source=torch.from_numpy(np.repeat(sources, [len(states) for states in buffers])),
         weight_version=torch.from_numpy(column("weight_version")),
     )
 
@@ -167,21 +171,25 @@ def preference_data(
     mix: Sequence[float],
     batch_size: int,
     seed: int,
+    ranked: Sequence[PreferencePair] = (),
 ) -> StateData | TrajectoryData:
-    """The buffers of one round: its pairs (the last of `rounds`), the pairs of older rounds, demonstrations.
+    """The buffers of one round: its pairs (the last of `rounds`), the pairs of older rounds, demonstrations, and pairs
+    of ranked chunks, if there are any.
 
-    `mix` are the batch shares (new, demonstrations) in round 1 and (new, older, demonstrations) later.
+    `mix` are the batch shares (new, demonstrations) in round 1 and (new, older, demonstrations) later, with that of
+    ranked pairs behind them.
     """
     horizon = processor.num_commands
     older = [pair for pairs in rounds[:-1] for pair in pairs]
     generator = stream(seed, "advantage")
-    sources = [rounds[-1], older] if older else [rounds[-1]]
-    states = [pair_states(pairs, horizon, method.interpolation) for pairs in sources] + [_as_states(demos)]
-    buffers = [_for_method(method, item, generator) for item in states]
+    collected = {NEW: rounds[-1], OLDER: older, RANKED: ranked}
+    states = {
+        source: pair_states(pairs, horizon, method.interpolation) for source, pairs in collected.items() if pairs
+    } | {DEMONSTRATIONS: _as_states(demos)}
+    sources = sorted(states)
+    buffers = [_for_method(method, states[source], generator) for source in sources]
     ratios = mix if method.fixed_ratios else None
-    rows = _preference_batch(buffers, processor)
-    if not older:
-        rows.source[rows.source == 1] = 2
+    rows = _preference_batch(buffers, sources, processor)
     if method.rows == "trajectories":
         members, sizes = _members(buffers)
         sampler = MixedSampler(sizes, ratios, max(1, batch_size // SIDE_STATES), seed)

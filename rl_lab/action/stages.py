@@ -91,7 +91,8 @@ class ActionStages:
             demos=inputs["demos"],
             stride=context.config.demos.stride,
             pairs=tuple(context.pairs),
-            seed=context.seed,
+            seed=context.training_seed,
+            ranked=inputs.get("ranked"),
         )
         train(self.cluster, context, plan)
 
@@ -117,7 +118,7 @@ class ActionStages:
         """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
         snapshot = published(context.inputs["policy"])
         name = f"collect/{snapshot.version}"
-        request = Request(name, context.seed, context.scratch, context.check_stop, context.progress)
+        request = Request(name, context.training_seed, context.scratch, context.check_stop, context.progress)
         with self.cluster.simulation_pool() as pool:
             pairs, counts = collect_pairs(pool, self.cluster.share(snapshot), context.config, request)
         if not pairs:

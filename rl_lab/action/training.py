@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,6 +73,8 @@ class OptimisePlan:
     pairs: tuple[Path, ...]
     """Folders of the preference pairs of rounds 1, 2, ..., this one's last; empty for methods that use none."""
     seed: int
+    ranked: Path | None = None
+    """Folder of pairs of ranked chunks; None without any."""
 
     @property
     def name(self) -> str:
@@ -124,9 +127,9 @@ def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
     rows_seed = integer(plan.seed, "optimise_rows", plan.round)
     if method.needs_collection:
         rounds = [read_pairs(folder) for folder in plan.pairs]
-        data: Dataset = preference_data(
-            method, rounds, demos, processor, mix=plan.mix, batch_size=settings.batch_size, seed=rows_seed
-        )
+        ranked = [] if plan.ranked is None else read_pairs(plan.ranked)
+        sizes: dict[str, Any] = {"mix": plan.mix, "batch_size": settings.batch_size}
+        data: Dataset = preference_data(method, rounds, demos, processor, **sizes, seed=rows_seed, ranked=ranked)
     else:
         data = demonstration_data(demos, processor, settings.batch_size, rows_seed)
     trained = trainable(policy, settings, groups, integer(plan.seed, "lora", plan.round))

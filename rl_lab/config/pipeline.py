@@ -17,6 +17,7 @@ from rl_lab.config.section import Section
 StageName = Literal[
     "demos",
     "sft",
+    "reward_models",
     "evaluate",
     "questions",
     "cold_start",
@@ -37,7 +38,10 @@ TRAINING = ("grpo", "rft", "distill")
 """Stages that take the newest model of the chain and make the next."""
 ENGINE_STAGES = ("examine", "grpo", "rft", "distill", "imitate", "joint")
 """Stages that sample answers."""
-ACTION_ROUNDS = (("collect", "optimise"), ("collect", "optimise", "evaluate"))
+ACTION_ROUNDS = (
+    *(("collect", "optimise"), ("collect", "optimise", "evaluate")),
+    *(("collect", "rank", "optimise"), ("collect", "rank", "optimise", "evaluate")),
+)
 BranchStage = Literal["grpo", "rft", "examine"]
 
 
@@ -80,7 +84,9 @@ class Repeat(Section):
     repeat: PositiveInt
     of: tuple[
         Annotated[
-            Annotated[Literal["collect", "optimise", "evaluate", "grpo", "rft", "examine", "gate"], Tag("a stage")]
+            Annotated[
+                Literal["collect", "rank", "optimise", "evaluate", "grpo", "rft", "examine", "gate"], Tag("a stage")
+            ]
             | Annotated[GateStage, Tag("a gate")],
             Discriminator(lambda value: "a stage" if isinstance(value, str) else "a gate"),
         ],
@@ -96,10 +102,12 @@ class Repeat(Section):
     @classmethod
     def _in_order(cls, of: tuple[Any, ...]) -> tuple[Any, ...]:
         names = [stage_name(stage) for stage in of]
-        if of not in ACTION_ROUNDS and (not {"grpo", "rft"} & set(names) or set(names) & {"collect", "optimise"}):
+        if of not in ACTION_ROUNDS and (
+            not {"grpo", "rft"} & set(names) or set(names) & {"collect", "rank", "optimise"}
+        ):
             raise ValueError(
-                f"must be [collect, optimise, evaluate], [collect, optimise], or cycles that train, such as "
-                f"[grpo, examine, gate], not [{', '.join(names)}]"
+                f"must be [collect, optimise, evaluate], with or without rank before optimise and evaluate behind it, "
+                f"or cycles that train, such as [grpo, examine, gate], not [{', '.join(names)}]"
             )
         return of
 
@@ -235,7 +243,7 @@ def check_order(stages: Sequence[str | GateStage | Repeat], has_base: bool, has_
     `has_base`: model.path is given; `has_answers`: a reward model learns from the answers of another run.
     """
     names = stage_names(stages)
-    foreign = sorted(names & {"demos", "sft", "evaluate", "collect", "optimise"})
+    foreign = sorted(names & {"demos", "sft", "reward_models", "evaluate", "collect", "rank", "optimise"})
     if foreign:
         raise ValueError(f"stages: {foreign[0]} is of the action side; give it a run of its own, beside this pipeline")
     order = _Order(has_base, has_answers)

@@ -24,6 +24,13 @@ from rl_lab.config.action import (
     OptimiseConfig,
     SFTConfig,
 )
+from rl_lab.config.action_rewards import (
+    CandidatesConfig,
+    RankingConfig,
+    RecordConfig,
+    RewardModelsConfig,
+    check_rankings,
+)
 from rl_lab.config.distill import DistillConfig, ImitateConfig, TeacherConfig
 from rl_lab.config.joint import JointConfig, check_settings, check_stages
 from rl_lab.config.judge import JudgeServerConfig
@@ -133,6 +140,10 @@ class RunConfig(Section):
     distill: DistillConfig = DistillConfig()
     imitate: ImitateConfig = ImitateConfig()
     outcome: OutcomeConfig = OutcomeConfig()
+    record: RecordConfig = RecordConfig()
+    reward_models: RewardModelsConfig = RewardModelsConfig()
+    candidates: CandidatesConfig = CandidatesConfig()
+    ranking: RankingConfig = RankingConfig()
     joint: JointConfig = JointConfig()
     placement: PlacementBlock = Placement()
     """Where processes run: auto, cpu or gpu for the learner's device, or a block; auto: the GPU if torch sees one."""
@@ -249,7 +260,7 @@ class RunConfig(Section):
     def _check_comparison(self) -> None:
         """Stages that come once each; a repeated block comes at the end."""
         names = ["repeat" if isinstance(stage, Repeat) else str(stage) for stage in self.stages]
-        needs = {"sft": "demos", "evaluate": "sft", "repeat": "sft"}
+        needs = {"sft": "demos", "reward_models": "sft", "evaluate": "sft", "repeat": "sft"}
         needs |= {name: "questions" for name in ("cold_start", "examine", "grpo")}
         for position, name in enumerate(names):
             if name in names[:position]:
@@ -293,9 +304,15 @@ class RunConfig(Section):
             return self
         if self.other_schemes:
             raise ValueError("sweep: a run compares rewards or curricula; leave out other_schemes")
-        for stage in ("grpo", "examine"):
-            if stage not in self.stages:
+        needed = ("rank", "evaluate") if self.sweep.rankings else ("grpo", "examine")
+        for stage in needed:
+            if stage not in self.stage_names:
                 raise ValueError(f"sweep: rewards are compared by training and examining; add {stage} to stages")
+        return self
+
+    @model_validator(mode="after")
+    def _rankings_fit(self) -> Self:
+        check_rankings(self)
         return self
 
     @model_validator(mode="after")

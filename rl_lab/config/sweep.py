@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from rl_lab.config.action_rewards import RankingConfig
 from rl_lab.config.language import Rewards
 from rl_lab.config.section import NonNegativeFloat, Section
 
@@ -27,24 +28,35 @@ class SpreadConfig(Section):
 
 
 class SweepConfig(Section):
-    """Variants of `rewards`. Each replaces that section for training; examinations score by `rewards` itself."""
+    """Variants of `rewards`, or of `ranking` in a run on actions. Each replaces that section for training; the truth is
+    `rewards` itself in examinations, and success in evaluations."""
 
     baseline: VariantName
     """The variant that the others are held against."""
-    variants: dict[VariantName, Rewards]
+    variants: dict[VariantName, Rewards] = {}
     """By name: a whole section `rewards`; {} is the default one."""
+    rankings: dict[VariantName, RankingConfig] = {}
+    """By name, in place of `variants`: a whole section `ranking`; {} for pairs of interventions alone."""
     spread: SpreadConfig | None = None
     """How much training seeds differ, known from an earlier run; says before the start what the sweep can show."""
 
     @model_validator(mode="after")
     def _compares(self) -> Self:
-        if self.baseline not in self.variants:
-            raise ValueError(f"baseline is {self.baseline!r}, which is not one of {', '.join(self.variants) or 'none'}")
-        if len(self.variants) < 2:
-            raise ValueError("variants has only the baseline; name at least one reward to hold against it")
+        if self.variants and self.rankings:
+            raise ValueError("variants are rewards of answers, rankings those of actions; a sweep compares one kind")
+        named = self._named
+        if self.baseline not in named:
+            raise ValueError(f"baseline is {self.baseline!r}, which is not one of {', '.join(named) or 'none'}")
+        if len(named) < 2:
+            key = "rankings" if self.rankings else "variants"
+            raise ValueError(f"{key} has only the baseline; name at least one reward to hold against it")
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
         """The baseline and the others, in the order in which they are reported."""
-        return (self.baseline, *(name for name in self.variants if name != self.baseline))
+        return (self.baseline, *(name for name in self._named if name != self.baseline))
+
+    @property
+    def _named(self) -> tuple[str, ...]:
+        return (*self.variants, *self.rankings)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from algos.methods import ALIASES, Method, find_method
+from algos.methods import ALIASES, find_method
+from rl_lab.config.action_rewards import RankingConfig
 from rl_lab.config.pipeline import GateStage, Repeat, Stage
 from rl_lab.config.schema import RunConfig
 from rl_lab.runner.graph import Node, stage_params
 from rl_lab.runner.joint_graph import joint_nodes
 from rl_lab.runner.pipeline import pipeline_nodes
+from rl_lab.runner.ranking_graph import MODELS, candidates_node, model_nodes, rank_node, sweep_nodes
 
 
 def _round(config: RunConfig, of: Sequence[Any], method: str, number: int, policy: str, pairs: list[str]) -> list[Node]:
@@ -22,7 +26,13 @@ def _round(config: RunConfig, of: Sequence[Any], method: str, number: int, polic
         pairs.append(nodes[-1].name)
     inputs = {"policy": policy, "sft": "sft", "demos": "demos"}
     inputs |= {f"pairs.{k}": name for k, name in enumerate(pairs, start=1)}
-    nodes.append(_optimise(config, find_method(method), method, number, inputs))
+    ranking = None
+    if "rank" in of and find_method(method).rows == "tuples":
+        ranking, prefix = config.ranking, f"{method}.{number}"
+        nodes.append(candidates_node(config, prefix, policy, method=method, round=number))
+        nodes.append(rank_node(config, prefix, nodes[-1].name, MODELS, method=method, round=number))
+        inputs["ranked"] = nodes[-1].name
+    nodes.append(_optimise(config, method, number, inputs, ranking))
     if "evaluate" in of:
         evaluated = {"policy": nodes[-1].name}
         params = stage_params(config, "evaluate")
@@ -30,10 +40,13 @@ def _round(config: RunConfig, of: Sequence[Any], method: str, number: int, polic
     return nodes
 
 
-def _optimise(config: RunConfig, row: Method, method: str, number: int, inputs: dict[str, str]) -> Node:
+def _optimise(
+    config: RunConfig, method: str, number: int, inputs: dict[str, str], ranking: RankingConfig | None
+) -> Node:
     """The node that trains; only the settings that the method uses enter its params."""
-    objective, buffers = config.objective(method), config.buffers
-    mix = buffers.mix_first if number == 1 else buffers.mix_later
+    row, objective, buffers = find_method(method), config.objective(method), config.buffers
+    shares = buffers.mix_first if number == 1 else buffers.mix_later
+    mix = shares if ranking is None else ranking.mix(shares)
     params = stage_params(config, "optimise") | {"method": ALIASES.get(method, method), "round": number}
     if row.needs_reference:
         params["objective"] = objective.model_dump(mode="json")
@@ -42,8 +55,19 @@ def _optimise(config: RunConfig, row: Method, method: str, number: int, inputs: 
     return Node(f"{method}.{number}.optimise", "optimise", params, inputs, method, number, objective=objective, mix=mix)
 
 
+def _variant(config: RunConfig, name: str, inputs: dict[str, str], ranking: RankingConfig, replicate: int) -> Node:
+    """The training of a variant of a sweep over rankings with one training seed."""
+    node = _optimise(config, config.method, 1, inputs, ranking)
+    params = node.params | {"replicate": replicate}
+    labels: dict[str, Any] = {"method": name.rpartition(".")[0], "replicate": replicate}
+    return replace(node, name=f"{name}.optimise", params=params, **labels)
+
+
 def _rounds(config: RunConfig, stage: Repeat) -> Iterator[Node]:
-    """All rounds of every method, each from the same SFT policy."""
+    """All rounds of every method, each from the same SFT policy; or the variants of a sweep over rankings."""
+    if config.sweep is not None:
+        yield from sweep_nodes(config, partial(_variant, config))
+        return
     for method in config.methods:
         policy = "sft"
         pairs: list[str] = []
@@ -83,6 +107,8 @@ def _stage(config: RunConfig, stage: Stage) -> Iterator[Node]:
         yield Node(stage, stage, stage_params(config, stage))
     elif stage == "sft":
         yield Node("sft", "sft", stage_params(config, "sft"), {"demos": "demos"})
+    elif stage == "reward_models" and config.sweep is None:
+        yield from model_nodes(config, MODELS)
     elif stage == "evaluate":
         yield Node("base.evaluate", "evaluate", stage_params(config, "evaluate"), {"policy": "sft"})
     elif stage == "cold_start":

@@ -1,6 +1,7 @@
 """A run as a graph of stages, and the content hash of each.
 
 Actions: demos -> sft -> base.evaluate; for every method m and round k: m.k.collect -> m.k.optimise -> m.k.evaluate.
+With rewards of actions: see `rl_lab.runner.ranking_graph`.
 Language: questions -> cold_start -> base.examine; for every scheme s and replicate r: s.r.grpo -> s.r.examine; or a
 pipeline, see `rl_lab.runner.pipeline`. Then the report. A hash covers what a stage reads, never its name: two methods
 whose first round collects with the same policy share it.
@@ -27,6 +28,10 @@ READS: dict[str, tuple[str, ...]] = {
     "sft": ("env", "model", "demos", "sft"),
     "evaluate": ("env", "eval"),
     "collect": ("env", "collect"),
+    "record": ("env", "record"),
+    "reward_model": ("model", "reward_models"),
+    "candidates": ("env", "candidates"),
+    "rank": ("ranking",),
     "optimise": ("env", "demos", "optimise"),
     "questions": ("questions",),
     "development": ("questions",),
@@ -53,7 +58,7 @@ READS: dict[str, tuple[str, ...]] = {
 
 LEARNS = frozenset(
     (
-        *("sft", "optimise", "cold_start", "grpo", "rft", "distill", "imitate", "outcome_member"),
+        *("sft", "reward_model", "optimise", "cold_start", "grpo", "rft", "distill", "imitate", "outcome_member"),
         *("teacher", "warm_start", "joint"),
     )
 )

@@ -19,7 +19,7 @@ SECONDS_PER_UNIT |= {"development": 0.015, "traces": 0.01, "gate": 1.0, "join": 
 SECONDS_PER_UNIT |= {"record": 0.25, "candidates": 0.25, "rank": 0.02}
 SECONDS_PER_UNIT |= {"outcome_labels": 5.0, "outcome_model": 30.0}
 """An expert episode, a preference pair, a policy episode, the page, a question, an answer (at an examination in groups
-of few); an answer in large groups, a decision, a copy."""
+of few); an answer in large groups, a decision, a copy; a policy episode with pictures, a state with its chunks."""
 SECONDS_PER_ROW = {"sft": 0.005, "optimise": 0.0065, "cold_start": 0.006, "grpo": 0.012}
 SECONDS_PER_ROW |= {"reward_model": 0.003, "outcome_member": 0.006, "rft": 0.006, "imitate": 0.006, "distill": 0.016}
 """A row of a batch through one training step, everything trainable; measured, like the above, with the nano preset in
@@ -51,6 +51,10 @@ def units(node: Node, config: RunConfig) -> tuple[int, str]:
         return questions.held_out * (exam.samples + exam.blank_samples) + development, "answers"
     if node.kind == "traces":
         return (config.traces.items or questions.train) * config.traces.samples, "answers"
+    if node.kind == "record":
+        return config.record.episodes, "episodes"
+    if node.kind in ("candidates", "rank"):
+        return config.candidates.states, "states"
     if node.kind in ONE:
         return 1, ONE[node.kind]
     if node.kind in joint_costs.KINDS:
@@ -80,6 +84,7 @@ def _seconds_per_unit(node: Node, config: RunConfig) -> float:
     else:
         training = _training(node, config)
         rows = training.batch_size * getattr(training, "num_generations", 1)
+        rows *= training.members if node.kind == "reward_model" else 1
     share = EXPERT_ONLY if node.kind == "optimise" and config.optimise.train == ("expert",) else 1.0
     return share * rows * SECONDS_PER_ROW[node.kind]
 

@@ -79,7 +79,8 @@ def _check_model(config: RunConfig) -> None:
     if config.env.image_size != sizes.image_size:
         wanted = f"env.image_size is {config.env.image_size} but the model takes {sizes.image_size} pixels"
         raise UserError(f"{wanted}; set env.image_size={sizes.image_size}")
-    for key, execute in (("collect", config.collect.execute), ("eval", config.eval.execute)):
+    for key in ("collect", "eval", "record", "candidates"):
+        execute = getattr(config, key).execute
         if execute > chunk:
             raise UserError(f"{key}.execute is {execute} but chunk_size is {chunk}; execute at most chunk_size steps")
     if config.collects_pairs and rollback[0] < chunk:

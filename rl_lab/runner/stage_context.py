@@ -17,6 +17,7 @@ from rl_lab.runner.graph import READS, RUNTIME, Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import Line, RunFolder, plain_line
 from rl_lab.runner.store import METRICS_FILE
+from rl_lab.seeding import integer
 
 STATES_OF_A_STAGE = 10
 MOST_STEPS_LOST = 200
@@ -79,6 +80,11 @@ class StageContext:
         """Settings of the method, in `optimise`."""
         assert self.node.objective is not None, f"{self.node.kind} has no objective"
         return self.node.objective
+
+    @property
+    def training_seed(self) -> int:
+        """Addresses what differs between the training seeds of a sweep over rankings; the run's own without any."""
+        return self.seed if self.node.replicate is None else integer(self.seed, "replicate", self.node.replicate)
 
     @property
     def pairs(self) -> list[Path]:

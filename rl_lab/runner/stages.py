@@ -5,6 +5,7 @@ Simulation, rollouts and learning happen in Ray actors; stages only say what is 
 
 from __future__ import annotations
 
+from rl_lab.action.reward_stages import ActionRewardStages
 from rl_lab.action.stages import ActionStages
 from rl_lab.joint.stages import JointStages
 from rl_lab.language.distill_stages import DistillStages
@@ -21,6 +22,7 @@ def stage_functions(cluster: Cluster) -> dict[str, Stage]:
     """The stage functions of one run by node kind; they share its cluster."""
     parts = (
         ActionStages(cluster),
+        ActionRewardStages(cluster),
         LanguageStages(cluster),
         RFTStages(cluster),
         DistillStages(cluster),

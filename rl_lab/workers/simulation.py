@@ -15,11 +15,12 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
+from envs.branching import BranchConfig, branched_rollout
 from envs.rollback import Collection, Corrector, RollbackConfig, intervened_rollout, scripted_expert
 from envs.rollout import Rollout, demonstrate, policy_rollout, run_lockstep
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import CONTROL_HZ
-from envs.types import BimanualEnv, Episode
+from envs.types import BimanualEnv, Candidates, Episode
 from rl_lab.action.buffers import episode_labels
 from rl_lab.formats.checks import Problem
 from rl_lab.formats.recordings import Recording
@@ -154,6 +155,31 @@ class Simulation:
         )
         step_limit = self._environments(unit.env, 1)[0].step_limit
         return [episode_labels(episode) | {"step_limit": step_limit} for episode in episodes]
+
+    def record(self, unit: Unit, snapshot: Snapshot, execute: int) -> list[Episode]:
+        """Policy episodes of the unit's seeds as they are, with a picture at every decision and one at the end."""
+        return self._roll_out(
+            unit,
+            snapshot,
+            lambda env, seed: policy_rollout(
+                env, seed, execute=execute, weight_version=snapshot.version, record_end=True
+            ),
+        )
+
+    def candidates(self, unit: Unit, snapshot: Snapshot, config: BranchConfig) -> list[Candidates]:
+        """Chunks sampled in states of the policy's episodes (see `envs.branching`), all episodes together."""
+        found = self._roll_out(
+            unit,
+            snapshot,
+            lambda env, seed: branched_rollout(
+                env,
+                seed,
+                config=config,
+                generator=stream(unit.run_seed, "branches", seed),
+                weight_version=snapshot.version,
+            ),
+        )
+        return [state for states in found for state in states]
 
     def film(self, unit: Unit, seeds: tuple[int, ...], snapshot: Snapshot, execute: int) -> list[Film]:
         """The episodes of `evaluate` again; those of some seeds recorded, in the order of the unit."""

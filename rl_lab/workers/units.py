@@ -8,7 +8,7 @@ from typing import Any
 from rl_lab.seeding import evaluation_seeds
 from rl_lab.workers.simulation import EnvSpec, Unit
 
-UNIT_EPISODES = {"demos": 5, "collect": 10, "evaluate": 25}
+UNIT_EPISODES = {"demos": 5, "collect": 10, "evaluate": 25, "record": 20, "candidates": 10}
 """Episodes of one unit, that many run in lockstep; the batch size is part of a result's bits, so it is no option."""
 
 
