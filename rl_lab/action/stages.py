@@ -79,9 +79,9 @@ class ActionStages:
     def optimise(self, context: StageContext) -> None:
         """One round of a method on this round's pairs, older pairs and demonstrations."""
         node, inputs = context.node, context.inputs
-        assert node.method is not None and node.round is not None and node.mix is not None
+        assert node.round is not None and node.mix is not None
         plan = OptimisePlan(
-            method=node.method,
+            method=node.params["method"],
             round=node.round,
             settings=context.config.optimise,
             objective=context.objective,
