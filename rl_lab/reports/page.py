@@ -15,6 +15,7 @@ from rl_lab.reports.held_out_page import held_out_section, held_out_tiles
 from rl_lab.reports.joint_page import joint_section
 from rl_lab.reports.language_curves import language_curves
 from rl_lab.reports.markup import Markup, join, tag
+from rl_lab.reports.outcome_card import outcome_section
 from rl_lab.reports.overview import header, incomplete, substitutions, tiles, verdict_box
 from rl_lab.reports.pairs import pair_browser
 from rl_lab.reports.pipeline import provenance
@@ -59,6 +60,7 @@ def language_sections(run: RunFolder, summary: Row) -> Sections:
         "training": ("Curves", language_curves(run)),
         "traces": ("Traces", rft_section(run)),
         "rollouts": ("Rollouts", rollouts_section(run)),
+        "reward-models": ("Reward model", outcome_section(run)),
     }
 
 

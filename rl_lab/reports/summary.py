@@ -8,6 +8,7 @@ from rl_lab.reports.distillation import distillation_summary
 from rl_lab.reports.held_out import differences, num_samples, pass_threshold, policies
 from rl_lab.reports.held_out_verdict import held_out_verdict
 from rl_lab.reports.joint import joint_summary, joint_verdict
+from rl_lab.reports.outcome_card import outcome_models, outcome_sentence
 from rl_lab.reports.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by
 from rl_lab.reports.replicates import METHOD
 from rl_lab.reports.rundir import RunFolder
@@ -52,6 +53,12 @@ def language_summary(run: RunFolder) -> Row:
         summary |= {"pipeline": rows, "verdict": pipeline_verdict(rows, stopped_by(run))}
     else:
         summary |= {"verdict": held_out_verdict(summary)}
+    models = outcome_models(run)
+    if models:
+        sentences = [outcome_sentence(name, record) for name, record in models.items()]
+        # Without a model of the chain there is nothing but these to say.
+        own = summary["verdict"] if summary["held_out"] else []
+        summary |= {"reward_models": models, "verdict": [*own, *sentences]}
     distilled = distillation_summary(run)
     if distilled is not None:
         summary |= {"distillation": distilled, "verdict": [*summary["verdict"], *distilled["verdict"]]}

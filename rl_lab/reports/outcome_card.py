@@ -1,0 +1,134 @@
+"""The card of a reward model of answers: how well it knows which answers are correct, and how sure it may be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rl_lab.reports.held_out_page import minus
+from rl_lab.reports.markup import Markup, details, note, section, table, tag
+from rl_lab.reports.overview import percent
+from rl_lab.reports.plots import Axis, Series, chart
+from rl_lab.reports.rundir import RunFolder
+from rl_lab.reports.verdict import Row
+
+FOLDER = "reward_models"
+KIND = "outcome"
+READING = (
+    "On answers to questions about scenes that no member was trained or calibrated on; intervals are bootstraps over "
+    "scenes, 95 %. Pairs: of two answers to one question, the better one scores higher; GRPO feels nothing "
+    "else. Grey pictures: the same answers beside blank images, which is what the model knows "
+    "without looking. Brier: mean squared error of the probabilities, beside what the share of correct answers alone "
+    "would earn. Abstention: accuracy on what is left when the answers on which members disagree most are masked."
+)
+
+
+def outcome_models(run: RunFolder) -> dict[str, Row]:
+    """Records of the run's reward models of answers, by node; one that cannot be read is among the problems."""
+    found = {}
+    for path in sorted((run.path / FOLDER).glob("*/model.json")):
+        try:
+            record = json.loads(path.read_text())
+        except ValueError as error:
+            run.problems.append(f"{path.relative_to(run.path)} cannot be read: {error}")
+            continue
+        if record.get("kind") == KIND:
+            found[path.parent.name] = record
+    return found
+
+
+def outcome_sentence(name: str, record: Row) -> str:
+    """What a model is worth, in one line."""
+    test, blank = record["test"], record["blank"]
+    if test["auroc"] is None:
+        return f"{name}: the {test['answers']} answers of its examination are all correct or all wrong."
+    low, high = test["accuracy_interval"]
+    return (
+        f"{name} tells correct answers from others with accuracy {test['accuracy']:.3f} (95 % interval {low:.3f} to "
+        f"{high:.3f}; always the same verdict: {test['majority']:.3f}) and AUROC {test['auroc']:.3f}{_ends(test)}, on "
+        f"{test['answers']} answers about {test['scenes']} unseen scenes; beside grey pictures AUROC "
+        f"{_number(blank['auroc'])}."
+    )
+
+
+def _ends(test: Row) -> str:
+    ends = test["auroc_interval"]
+    return "" if ends is None else f" ({ends[0]:.3f} to {ends[1]:.3f})"
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else minus(f"{value:.3f}")
+
+
+def outcome_section(run: RunFolder) -> Markup:
+    """A card for every model; nothing for a run without any."""
+    cards = [_card(name, record) for name, record in outcome_models(run).items()]
+    return section("reward-models", "Reward model of answers", *cards, note(READING)) if cards else Markup("")
+
+
+def _card(name: str, record: Row) -> Markup:
+    test, labels = record["test"], record["labels"]
+    sides = labels["answers"]
+    learned = {"correctness": f"{sides['train']:,} answers", "preference": f"{labels['pairs']:,} pairs of answers"}
+    facts = (
+        f"{len(record['platt'])} members, {record['steps']} steps each on {learned[record['learns']]}, "
+        f"{percent(labels['correct'])} of all correct (true reward from {record['threshold']:g}); calibrated on "
+        f"{sides['calibration']:,}, examined on {sides['test']:,}. Scores {record['answers_per_second']:,.0f} "
+        f"answers a second on {record['device']}."
+    )
+    return tag(
+        "div",
+        tag("p", tag("b", name), f": {facts}"),
+        table(["", "Held-out answers", ""], _rows(record), css="numbers"),
+        tag("div", _reliability(test), css="charts"),
+        _ensemble(test),
+        css="card",
+    )
+
+
+def _rows(record: Row) -> list[list[Any]]:
+    test, blank = record["test"], record["blank"]
+
+    def ends(values: list[float] | None) -> str:
+        return "" if values is None else f"{values[0]:.3f} to {values[1]:.3f}"
+
+    return [
+        ["Accuracy", _number(test["accuracy"]), ends(test["accuracy_interval"])],
+        ["Always the same verdict", _number(test["majority"]), ""],
+        ["AUROC", _number(test["auroc"]), ends(test["auroc_interval"])],
+        ["AUROC beside grey pictures", _number(blank["auroc"]), ends(blank["auroc_interval"])],
+        ["Pairs of one question in order", _number(test["pair_accuracy"]), ""],
+        ["Rank correlation with the true reward", _number(test["rank_correlation"]), "Spearman"],
+        ["Brier score", _number(test["brier"]), f"share alone {test['brier_of_rate']:.3f}"],
+        [
+            "Calibration error",
+            _number(test["calibration_error"]),
+            f"before calibration {test['calibration_error_before']:.3f}",
+        ],
+    ]
+
+
+def _reliability(test: Row) -> Markup:
+    bins = test["reliability"]
+    labels = [f"{one['n']} answers: predicted {one['predicted']:.2f}, correct {one['observed']:.2f}" for one in bins]
+    series = [
+        Series("perfect", [0.0, 1.0], [0.0, 1.0], "cg", dashed=True),
+        Series("this model", [one["predicted"] for one in bins], [one["observed"] for one in bins], labels=labels),
+    ]
+    axes = Axis("predicted probability", (0.0, 1.0)), Axis("share that is correct", (0.0, 1.0))
+    return chart("Calibration", series, *axes)
+
+
+def _ensemble(test: Row) -> Markup:
+    """Members and abstention; nothing for a single model."""
+    if "members" not in test:
+        return Markup("")
+    members = [
+        [f"member {k}", _number(row["auroc"]), _number(row["brier"])] for k, row in enumerate(test["members"], 1)
+    ]
+    left = [[percent(row["kept"]), f"{row['limit']:.3f}", _number(row["accuracy"])] for row in test["abstention"]]
+    return details(
+        f"Members (mean disagreement {test['disagreement']:.3f}) and abstention",
+        table(["", "AUROC", "Brier"], members, css="numbers"),
+        table(["Answers kept", "abstain_above", "Accuracy"], left, css="numbers"),
+    )
