@@ -100,6 +100,7 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
         print(placement_table(config))
         print(plan_table(config, nodes, stage_hashes(nodes, config.seed, code_versions()), Store(STORE)))
         _warn(warnings(config))
+        _tell_power(config)
         return 0
     if not options.resume:
         Store(STORE).check_writable()
@@ -143,9 +144,20 @@ def _begin(folder: RunFolder, config: RunConfig, *, resumed: bool) -> tuple[list
     else:
         folder.write(CONFIG_FILE, dump_config(config))
     _warn(warnings(config))
+    _tell_power(config)
     folder.write(ENVIRONMENT_FILE, json.dumps(describe(config), indent=1) + "\n")
     print(f"environment: {'; '.join(config.sources)}", file=sys.stderr)
     return rows, store
+
+
+def _tell_power(config: RunConfig) -> None:
+    """Before a sweep starts: what difference it can find, and how many training seeds a small one would need."""
+    if config.sweep is None:
+        return
+    from rl_lab.reports.sweep import expected_power  # here, because other runs need none of the reports
+    from rl_lab.reports.sweep_page import power_text
+
+    print(f"sweep: {power_text(expected_power(config.model_dump(mode='json')))}", file=sys.stderr)
 
 
 def _warn(lines: Sequence[str]) -> None:

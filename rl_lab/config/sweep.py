@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from rl_lab.config.action_rewards import RankingConfig
 from rl_lab.config.language import Rewards
@@ -27,6 +30,30 @@ class SpreadConfig(Section):
     """The run that they come from."""
 
 
+def read_spread(value: Any) -> Any:
+    """A path to an earlier sweep.json, or its run folder, as the spread that it measured; anything else as it is.
+
+    Of several variants the root mean square of each part. ValueError where none was measured.
+    """
+    if not isinstance(value, str):
+        return value
+    path = Path(value) / "sweep.json" if Path(value).is_dir() else Path(value)
+    try:
+        summary = json.loads(path.read_text())
+        verdicts = [row["verdict"] for row in summary["variants"] if row.get("verdict")]
+        found = [verdict for verdict in verdicts if verdict.get("spread")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no sweep.json ({type(error).__name__}); name one, or give the numbers") from error
+    if not found:
+        raise ValueError(f"{path} measured no spread: that takes two training seeds or more; give the numbers instead")
+    parts = {
+        name: math.sqrt(sum(verdict["spread"][name] ** 2 for verdict in found) / len(found))
+        for name in ("items", "seeds", "rest")
+    }
+    basis = {"n": min(verdict["n"] for verdict in found), "replicates": min(verdict["seeds"] for verdict in found)}
+    return parts | basis | {"source": f"{summary['name']}, {len(found)} variants, {path}"}
+
+
 class SweepConfig(Section):
     """Variants of `rewards`, or of `ranking` in a run on actions. Each replaces that section for training; the truth is
     `rewards` itself in examinations, and success in evaluations."""
@@ -37,8 +64,9 @@ class SweepConfig(Section):
     """By name: a whole section `rewards`; {} is the default one."""
     rankings: dict[VariantName, RankingConfig] = {}
     """By name, in place of `variants`: a whole section `ranking`; {} for pairs of interventions alone."""
-    spread: SpreadConfig | None = None
-    """How much training seeds differ, known from an earlier run; says before the start what the sweep can show."""
+    spread: Annotated[SpreadConfig | None, BeforeValidator(read_spread)] = None
+    """How much training seeds differ, as numbers or as the path of an earlier sweep.json; says before the start what
+    the sweep can show."""
 
     @model_validator(mode="after")
     def _compares(self) -> Self:

@@ -75,6 +75,7 @@ def expected_power(config: Row) -> Row | None:
         "detectable": found.detectable(n, seeds, level),
         "effect": EFFECT,
         "seeds_needed": found.seeds_needed(EFFECT, n, level),
+        "seeds_sd": found.seeds,
         "source": known["source"],
     }
 

@@ -74,12 +74,16 @@ def verdicts(summary: Row) -> Markup:
 def power_text(expected: Row | None) -> str:
     """What was known before the start."""
     if expected is None:
-        return "How much training seeds differ was not known before the sweep."
+        return (
+            "How much training seeds differ was not known before the start: name an earlier sweep.json in sweep.spread, "
+            "and this line says what difference the sweep can find."
+        )
     needed = expected["seeds_needed"]
     more = f"{needed} training seeds" if needed else "more held-out items"
     return (
-        f"Known before the start ({expected['source']}): with {expected['n']} items and {expected['replicates']} "
-        f"training seeds a difference of {expected['detectable']:.3f} is found in 4 of 5 sweeps; "
+        f"Known before the start ({expected['source']}): training seeds differ by {expected['seeds_sd']:.3f} (standard "
+        f"deviation), so with {expected['n']} items and {expected['replicates']} of them a difference of "
+        f"{expected['detectable']:.3f} is found in 4 of 5 sweeps; "
         f"{expected['effect']:g} needs {more}."
     )
 

@@ -55,6 +55,8 @@ class Verdict:
     """Smallest difference that so many items and seeds find in 4 of 5 sweeps; None for a single seed."""
     seeds_needed: int | None
     """Training seeds for a difference of EFFECT; None where unknown or beyond reach."""
+    spread: Spread | None = None
+    """How much items and training seeds differ; None for a single seed. A later sweep can plan with it."""
 
     def sentence(self, variant: str, baseline: str, unit: str = "items") -> str:
         """The verdict in one line."""
@@ -101,7 +103,8 @@ def judge_variant(differences: Array, variants: int = 1) -> Verdict:
     whole = seeds >= LEAST_SEEDS and _standing(over_seeds) is not Standing.OPEN
     scope = Scope.SEEDS if whole or (seeds >= LEAST_SEEDS and _standing(over_items) is Standing.OPEN) else Scope.ITEMS
     interval = over_seeds if scope is Scope.SEEDS else over_items
-    return Verdict(_standing(interval), scope, n, seeds, interval, level, *_outlook(found, n, seeds, level))
+    outlook = _outlook(found, n, seeds, level)
+    return Verdict(_standing(interval), scope, n, seeds, interval, level, *outlook, found)
 
 
 def _outlook(found: Spread | None, n: int, seeds: int, level: float) -> tuple[float | None, int | None]:

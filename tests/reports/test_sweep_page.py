@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
+from rl_lab.config.sweep import read_spread
 from rl_lab.reports.page import write_report
 from rl_lab.reports.sweep_alarms import Course, course_alarms
 from tests.reports.synthetic_language import build_language_run
@@ -56,6 +58,23 @@ def test_what_could_be_expected_is_said(sweep):
     expected = json.loads((sweep / "sweep.json").read_text())["expected"]
     assert expected["seeds_needed"] > 3
     assert "Known before the start (three earlier seeds)" in (sweep / "sweep.html").read_text()
+
+
+def test_the_spread_of_a_sweep_plans_the_next_one(sweep):
+    measured = [row["verdict"]["spread"]["seeds"] for row in rows(sweep).values() if row.get("verdict")]
+    for place in (sweep, sweep / "sweep.json"):
+        known = read_spread(str(place))
+        assert known["seeds"] == pytest.approx(np.sqrt(np.mean(np.square(measured))))
+        assert (known["n"], known["replicates"]) == (120, 2)
+        assert known["source"].endswith("sweep.json")
+
+
+def test_a_spread_that_nobody_measured_is_refused(tmp_path):
+    (tmp_path / "sweep.json").write_text('{"name": "s", "variants": [{"verdict": {"spread": null}}]}')
+    with pytest.raises(ValueError, match="measured no spread: that takes two training seeds"):
+        read_spread(str(tmp_path))
+    with pytest.raises(ValueError, match=r"nowhere.json is no sweep.json \(FileNotFoundError\)"):
+        read_spread("nowhere.json")
 
 
 def test_flips_cross_the_threshold(sweep):

@@ -54,12 +54,19 @@ def test_more_variants_ask_for_more_evidence():
 
 
 def test_a_sweep_of_equals_hardly_ever_names_a_winner():
-    """100 sweeps of four variants that are all the baseline: at most 5 % should be wrong; few seeds cost some."""
+    """40 sweeps of four variants that are all the baseline: 5 % should be wrong, few seeds cost some. A test without
+    correction for the four would be wrong in 20 %, and one over items alone in most."""
     rng, wrong = np.random.default_rng(6), 0
-    for _ in range(100):
-        verdicts = [judge_variant(differences(rng, n=80, seeds=5, item_sd=0.3), 4) for _ in range(4)]
+    for _ in range(40):
+        verdicts = [judge_variant(differences(rng, n=40, seeds=5, item_sd=0.3), 4) for _ in range(4)]
         wrong += any(v.standing is not Standing.OPEN and v.scope is Scope.SEEDS for v in verdicts)
-    assert wrong <= 10
+    assert wrong <= 4
+
+
+def test_a_verdict_says_how_much_seeds_differ():
+    found = judge_variant(differences(np.random.default_rng(8), seeds=40, seed_sd=0.05))
+    assert found.spread.seeds == pytest.approx(0.05, rel=0.3)
+    assert judge_variant(differences(np.random.default_rng(8), seeds=1)).spread is None
 
 
 def test_a_seed_that_failed_is_left_out():

@@ -1,10 +1,15 @@
 """A reward sweep as a graph: what variants share, and that they do not need each other."""
 
+from contextlib import contextmanager
+
 import pytest
 import yaml
 
+from rl_lab import run
 from rl_lab.config import load_config
 from rl_lab.errors import UserError
+from rl_lab.reports.sweep import expected_power
+from rl_lab.reports.sweep_page import power_text
 from rl_lab.runner import preflight
 from rl_lab.runner.executor import StageError
 from rl_lab.runner.expansion import expand
@@ -107,9 +112,46 @@ def test_a_variant_whose_function_is_not_there_is_named_before_the_start(write, 
         preflight.check_machine(load_config(write(sweep=SWEEP | {"variants": variants})))
 
 
+SPREAD = {"items": 0.01, "seeds": 0.02, "rest": 0.02, "n": 300, "replicates": 3, "source": "three earlier seeds"}
+
+
+@pytest.mark.parametrize(
+    "spread, said",
+    [
+        (SPREAD, "is found in 4 of 5 sweeps; 0.05 needs"),
+        (None, "name an earlier sweep.json in sweep.spread"),
+    ],
+)
+def test_what_a_sweep_can_find_is_said_before_it_starts(tmp_path, write, monkeypatch, capsys, spread, said):
+    monkeypatch.setattr(preflight, "has_vllm", lambda: True)
+    monkeypatch.chdir(tmp_path)
+
+    @contextmanager
+    def stages(config):
+        before = capsys.readouterr().err
+        assert "sweep: " in before and said in before
+        yield FakeSweep().functions()
+
+    assert run.main([str(write(sweep=SWEEP | {"spread": spread})), "--run-dir", "out", "wandb=disabled"], stages) == 0
+    assert run.main([str(write(sweep=SWEEP | {"spread": spread})), "--dry-run"]) == 0
+    assert said in capsys.readouterr().err
+
+
+def test_more_seeds_find_smaller_differences_and_the_line_says_how_many_five_points_need(write):
+    def expected(replicates):
+        config = load_config(write(sweep=SWEEP | {"spread": SPREAD}, replicates=replicates))
+        return expected_power(config.model_dump(mode="json"))
+
+    few, many = expected(3), expected(30)
+    assert many["detectable"] < few["detectable"] / 3
+    text = power_text(few)
+    assert f"{few['seeds_needed']} training seeds" in text and "differ by 0.020" in text
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
+        ({"sweep": SWEEP | {"spread": "nowhere.json"}}, "sweep.spread: nowhere.json is no sweep.json"),
         ({"sweep": SWEEP | {"baseline": "verify"}}, "baseline is 'verify', which is not one of verifier, form, none"),
         ({"sweep": SWEEP | {"variants": {"verifier": {}}}}, "variants has only the baseline"),
         ({"sweep": SWEEP | {"variants": {"verifier": {}, "a": {"wieghts": {}}}}}, "did you mean weights?"),
