@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from envs.spatial_qa.controls import ConstantAnswer, best_constant_answers, blank
 from envs.spatial_qa.items import Item
@@ -27,12 +26,13 @@ from rl_lab.language.grpo_run import GRPORun
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import ItemFile, Row, conversation_row, item_row, write_rows
 from rl_lab.language.model import answer_texts, item_prompt, load_chat_processor
+from rl_lab.language.online_stage import with_learner
 from rl_lab.language.question_data import SHOWN_ROWS, QuestionData, read_questions
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.training import ColdStartPlan, GRPOPlan
 from rl_lab.language.trl_stages import trl_cold_start, trl_grpo
 from rl_lab.learning.checkpoint import published
-from rl_lab.learning.stage import LEARNER_RESTARTS, tell_of_death, train
+from rl_lab.learning.stage import train
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.seeding import integer
@@ -40,7 +40,6 @@ from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.questions import QuestionUnit, question_units
 from rl_lab.workers.rollout import Sampling
-from rl_lab.workers.rollout_learner import LearnerHandle
 
 SEEDS_OF_A_RUN = 4_000_000
 """Seeds of the training questions of neighbouring run seeds are so far apart."""
@@ -172,17 +171,14 @@ class LanguageStages:
             return
         plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", *node.stream))
         with engines(self.cluster, context) as pool:
-            for attempt in range(LEARNER_RESTARTS + 1):
-                state = RunState(context.out, context.scratch, context.say).learner_state
-                learner = self.cluster.rollout_learner(plan, state)
-                try:
-                    GRPORun(context, policy, pool, LearnerHandle(learner, context.check_stop)).run()
-                    return
-                except RayActorError as error:
-                    tell_of_death(context, error, is_last=attempt == LEARNER_RESTARTS)
-                finally:
-                    pool.cancel()
-                    ray.kill(learner)
+            with_learner(
+                self.cluster,
+                context,
+                plan,
+                lambda: RunState(context.out, context.scratch, context.say).learner_state,
+                lambda learner: GRPORun(context, policy, pool, learner).run(),
+                pool.cancel,
+            )
 
 
 class Examiner:
