@@ -46,12 +46,15 @@ def _css(name: str) -> str:
 def training_nodes(run: RunFolder) -> dict[str, list[str]]:
     """Method (or the node's name outside the rounds) -> nodes that logged values, in order of their rounds.
 
-    Trainings with replicates are no rounds of one another; see `language_curves`.
+    Trainings with replicates are no rounds of one another; see `language_curves`. Of a sweep over rankings of actions
+    those of training seed 1.
     """
     found: dict[str, dict[str, int]] = {}
     replicates = {training.node for training in run.trainings} | {arm.node for arm in run.joint}
     for record in run.metrics:
         node = record.get("node")
+        if (record.get("replicate") or 1) > 1:
+            continue
         if node and node not in replicates and "alarm" not in record and record.get("step") is not None:
             found.setdefault(record.get("method") or node, {})[node] = record.get("round") or 0
     return {method: sorted(nodes, key=nodes.__getitem__) for method, nodes in found.items()}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from rl_lab.files import write_whole
+from rl_lab.reports.action_rewards import action_rewards_section
 from rl_lab.reports.appendix import alarms, setup, stages
 from rl_lab.reports.curves import learning_curves, rewards
 from rl_lab.reports.distillation_page import distillation_section
@@ -27,7 +28,7 @@ from rl_lab.reports.rundir import RunFolder, load_run
 from rl_lab.reports.schemes_page import schemes_section
 from rl_lab.reports.summary import summarise
 from rl_lab.reports.sweep import is_sweep
-from rl_lab.reports.sweep_page import write_sweep
+from rl_lab.reports.sweep_page import sweep_link, write_sweep
 from rl_lab.reports.verdict import Row
 from rl_lab.reports.videos import videos
 
@@ -39,10 +40,14 @@ Sections = dict[str, tuple[str, Markup]]
 
 
 def episode_sections(run: RunFolder, summary: Row) -> Sections:
-    """What a run in an environment shows; every part that is missing says so."""
-    return {
+    """What a run in an environment shows; every part that is missing says so. Variants of a sweep are held against each
+    other on a page of their own."""
+    success: Sections = {
         "results": ("Success", results(summary)),
         "failures": ("Failures", failure_modes(run)),
+    }
+    return ({"sweep": ("Sweep", sweep_link(run))} if is_sweep(run) else success) | {
+        "action-rewards": ("Reward models", action_rewards_section(run)),
         "rewards": ("Rewards", rewards(run)),
         "curves": ("Curves", learning_curves(run)),
         "pairs": ("Pairs", pair_browser(run)),

@@ -23,7 +23,7 @@ BUDGET_BYTES = 6_000_000
 """All pairs of a page together; the rest stays in the run folder."""
 META = (
     *("task", "variant", "seed", "instruction", "trigger", "start_step", "trigger_step", "rollback_steps"),
-    *("corrector", "weight_version", "start_digest"),
+    *("corrector", "weight_version", "start_digest", "origin", "reward", "reward_gap"),
 )
 
 
@@ -92,7 +92,7 @@ def pair_data(shown: Shown) -> dict[str, Any]:
     path = shown.pair_set.folder / f"{shown.record['id']}.npz"
     with np.load(path, allow_pickle=False) as arrays:
         sides = {side: segment_data(arrays[f"{side}_poses"], arrays[f"{side}_images"]) for side in ("winner", "loser")}
-    meta = {key.replace("_", " "): str(shown.record[key]) for key in META if key in shown.record}
+    meta = {key.replace("_", " "): str(shown.record[key]) for key in META if shown.record.get(key) is not None}
     return {"id": str(shown.record["id"]), "node": shown.pair_set.node, "meta": meta, **sides}
 
 
@@ -116,6 +116,8 @@ def _counts(pair_set: PairSet) -> dict[str, Any]:
     """Counts of a collection, nested ones as `outer/inner`."""
     flat: dict[str, Any] = {}
     for key, value in pair_set.counts.items():
+        if key == "agreement":  # of ranked chunks; see `action_rewards`
+            continue
         flat |= {f"{key}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 
@@ -125,15 +127,13 @@ def collection_table(run: RunFolder) -> Markup:
     counts = [_counts(pair_set) for pair_set in run.pairs]
     names = list(dict.fromkeys(name for row in counts for name in row))
     head = ["Collection", *(name.replace("_", " ").replace("/", ": ") for name in names)]
-    rows = [
-        [label(p.method, p.round), *(row.get(n, 0) for n in names)] for p, row in zip(run.pairs, counts, strict=True)
-    ]
+    rows = [[p.label, *(row.get(n, 0) for n in names)] for p, row in zip(run.pairs, counts, strict=True)]
     return table(head, rows, css="numbers")
 
 
 def _title(pair_set: PairSet, others: list[PairSet]) -> str:
     shared = f", shared with {', '.join(label(p.method) for p in others)}" if others else ""
-    return f"{label(pair_set.method, pair_set.round)}{shared} ({len(pair_set.index)} pairs)"
+    return f"{pair_set.label}{shared} ({len(pair_set.index)} pairs)"
 
 
 def pair_browser(run: RunFolder) -> Markup:
@@ -152,8 +152,9 @@ def pair_browser(run: RunFolder) -> Markup:
         f"{PAIRS_A_ROUND} a round; all of them are in the folder pairs."
     )
     reading = (
-        "Winner: the correction; loser: what the policy did. Both start from one bit-identical simulator state, the "
-        "black dot. Points are the gripper centres of both arms in world coordinates. "
+        "Winner: the correction, or the chunk that a reward ranked best; loser: what the policy did, or the chunk that "
+        "was ranked worst. Both start from one bit-identical simulator state, the black dot. Points are the gripper "
+        "centres of both arms in world coordinates. "
     )
     head = ["pair", *(key.replace("_", " ") for key in META)]
     listing = [[p["id"], *(p["meta"].get(key.replace("_", " "), "") for key in META)] for p in pairs]

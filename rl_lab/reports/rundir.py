@@ -33,6 +33,7 @@ LANGUAGE_KINDS = ("questions", "cold_start", "examine", "grpo", "outcome_model")
 
 LABELS = {
     BASE: "base policy",
+    "seed": "all variants",
     "dynamic": "dynamic sampling",
     "sft": "SFT",
     CONTINUED_SFT: "continued SFT",
@@ -111,6 +112,15 @@ class PairSet:
     counts: dict[str, Any]
     digest: str | None = None
     """Content hash of the stage; equal for methods that share a collection."""
+    replicate: int | None = None
+    """Training seed, in a sweep over rankings of actions."""
+
+    @property
+    def label(self) -> str:
+        """Readable name: method and round, or variant and training seed."""
+        if self.replicate is None:
+            return label(self.method, self.round)
+        return f"{label(self.method)}, training seed {self.replicate}"
 
 
 @dataclass
@@ -165,13 +175,19 @@ class RunFolder:
 
     @property
     def method(self) -> str | None:
-        """The method under test: the config's, else the first one evaluated that is no plain control."""
+        """The method under test: the config's, else the first one evaluated that is no plain control; None in a sweep,
+        whose variants have a page of their own."""
+        if self.config.get("sweep"):
+            return None
         wanted = [self.config.get("method"), *[m for m in self.methods if m != CONTINUED_SFT], *self.methods]
         return next((m for m in wanted if m in self.methods), None)
 
     @property
     def control(self) -> str | None:
-        """What the method is held against: continued SFT, else the config's first evaluated control."""
+        """What the method is held against: continued SFT, else the first evaluated control of the config; None in a
+        sweep."""
+        if self.config.get("sweep"):
+            return None
         listed = self.config.get("controls") or []
         others = [CONTINUED_SFT, *(listed if isinstance(listed, list) else []), *self.methods]
         return next((m for m in others if m in self.methods and m != self.method), None)
@@ -310,11 +326,12 @@ def _arms(run: RunFolder) -> list[Arm]:
 def _pair_sets(run: RunFolder) -> list[PairSet]:
     found = []
     hashes = {stage["name"]: stage.get("hash") for stage in run.stages}
+    seeds = {stage["name"]: stage.get("replicate") for stage in run.stages}
     for node, method, round_, path in _in_stage_order(run, "pairs"):
         index = _part(run, path / "index.jsonl", read_json_lines, list) or []
         counts = _part(run, path / "collection.json", _read_json, dict) or {}
         if index or counts:
-            found.append(PairSet(node, method, round_, path, index, counts, hashes.get(node)))
+            found.append(PairSet(node, method, round_, path, index, counts, hashes.get(node), seeds.get(node)))
     return found + [pairs for arm in run.joint for pairs in _arm_pairs(run, arm)]
 
 

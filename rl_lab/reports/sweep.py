@@ -1,7 +1,7 @@
 """What a reward sweep measured: `sweep.json`, and the numbers on `sweep.html`.
 
-The truth is the reward of examinations, on which no variant trains unless it is a variant itself. Variants are compared
-item by item and training seed by training seed.
+The truth is the reward of examinations, on which no variant trains unless it is a variant itself, or success in
+episodes. Variants are compared item by item, or episode by episode, and training seed by training seed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import numpy as np
 from rewards.ensemble import DISAGREEMENT
 from rl_lab.errors import UserError
 from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.reports.examinations import Training, reward_table
-from rl_lab.reports.held_out import interval_row, of_scheme, pass_threshold, scoped_items
+from rl_lab.reports.action_rewards import ranking_alarms
+from rl_lab.reports.examinations import Training
+from rl_lab.reports.held_out import interval_row
 from rl_lab.reports.replicates import Array, mean_interval
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.spread import Spread
 from rl_lab.reports.sweep_alarms import Course, course_alarms
+from rl_lab.reports.sweep_truth import Truth, Unit, ranks_actions, truth_of, variant_names, variant_settings
 from rl_lab.reports.sweep_verdict import EFFECT, judge_variant
 from rl_lab.reports.verdict import OVERALL, Row
 
@@ -32,31 +34,29 @@ def is_sweep(run: RunFolder) -> bool:
     return bool(run.config.get("sweep"))
 
 
-def variant_names(run: RunFolder) -> list[str]:
-    """The baseline and the other variants."""
-    sweep = run.config["sweep"]
-    return [sweep["baseline"], *(name for name in sweep["variants"] if name != sweep["baseline"])]
+def sides(truth: Truth, variant: str, baseline: str, units: Sequence[Unit]) -> tuple[Array, Array]:
+    """Values of a variant and of the baseline, [n, R] each, for the training seeds that both have."""
+    shared = sorted({*truth.seeds(variant)} & {*truth.seeds(baseline)})
+    return truth.table(variant, shared, units), truth.table(baseline, shared, units)
 
 
-def paired(run: RunFolder, variant: str, baseline: str, items: Sequence[str]) -> Array:
-    """Reward of a variant minus that of the baseline, [n, R], for the training seeds that both have."""
-    own, theirs = ({e.replicate: e for e in of_scheme(run, name)} for name in (variant, baseline))
-    shared = sorted(own.keys() & theirs.keys())
-    sides = [reward_table([side[r] for r in shared], items, lambda item: item.reward) for side in (own, theirs)]
-    return sides[0] - sides[1]
+def paired(truth: Truth, variant: str, baseline: str, units: Sequence[Unit]) -> Array:
+    """Value of a variant minus that of the baseline, [n, R]."""
+    own, theirs = sides(truth, variant, baseline, units)
+    return own - theirs
 
 
 def sweep_summary(run: RunFolder) -> Row:
     """Baseline, what was detectable, and every variant with its verdict, categories, flips and alarms."""
-    names = variant_names(run)
+    names, truth = variant_names(run.config), truth_of(run)
     return {
         "name": run.name,
         "seed": run.seed,
         "baseline": names[0],
-        "unit": "held-out items nested in training seeds",
+        "unit": f"held-out {truth.unit} nested in training seeds",
         "replicates": run.config.get("replicates", 1),
         "expected": expected_power(run.config),
-        "variants": [_variant(run, name, names[0], len(names) - 1) for name in names],
+        "variants": [_variant(run, truth, name, names[0], len(names) - 1) for name in names],
     }
 
 
@@ -66,8 +66,8 @@ def expected_power(config: Row) -> Row | None:
     if not known:
         return None
     found = Spread(known["items"], known["seeds"], known["rest"])
-    n, seeds = config["questions"]["held_out"], config["replicates"]
-    level = 1 - 0.05 / (len(config["sweep"]["variants"]) - 1)
+    n, seeds = _num_units(config), config["replicates"]
+    level = 1 - 0.05 / (len(variant_settings(config)) - 1)
     return {
         "n": n,
         "replicates": seeds,
@@ -80,20 +80,27 @@ def expected_power(config: Row) -> Row | None:
     }
 
 
-def _variant(run: RunFolder, name: str, baseline: str, compared: int) -> Row:
-    items = scoped_items(run)
+def _num_units(config: Row) -> int:
+    """Held-out items, or episodes."""
+    if not ranks_actions(config):
+        return config["questions"]["held_out"]
+    return config["eval"]["episodes"] * len(config["env"]["tasks"]) * len(config["env"]["variants"])
+
+
+def _variant(run: RunFolder, truth: Truth, name: str, baseline: str, compared: int) -> Row:
+    units = truth.scopes()
     row: Row = {
         "variant": name,
-        "rewards": run.config["sweep"]["variants"][name],
+        "rewards": variant_settings(run.config)[name],
         "failed": [
             stage["name"] for stage in run.stages if stage.get("method") == name and stage["status"] == "failed"
         ],
-        "reward": interval_row(reward_table(of_scheme(run, name), items.get(OVERALL, []), lambda item: item.reward)),
-        "alarms": variant_alarms(run, name),
+        "reward": interval_row(truth.table(name, truth.seeds(name), units.get(OVERALL, []))),
+        "alarms": ranking_alarms(run, name) if ranks_actions(run.config) else variant_alarms(run, name),
     }
     if name == baseline:
         return row
-    differences = {scope: paired(run, name, baseline, ids) for scope, ids in items.items()}
+    differences = {scope: paired(truth, name, baseline, ids) for scope, ids in units.items()}
     overall = differences.get(OVERALL)
     if overall is None or not overall.size or np.isnan(overall).all():
         return row | {
@@ -104,21 +111,19 @@ def _variant(run: RunFolder, name: str, baseline: str, compared: int) -> Row:
         }
     verdict = judge_variant(overall, compared)
     return row | {
-        "verdict": asdict(verdict),
-        "sentence": verdict.sentence(name, baseline),
+        "verdict": asdict(verdict) | {"scope": verdict.scope.replace("items", truth.unit)},
+        "sentence": verdict.sentence(name, baseline, truth.unit),
         "categories": {scope: interval_row(table) for scope, table in differences.items() if scope != OVERALL},
-        "flips": flips(run, name, baseline),
+        "flips": flips(truth, name, baseline),
     }
 
 
-def flips(run: RunFolder, variant: str, baseline: str) -> list[Row]:
+def flips(truth: Truth, variant: str, baseline: str) -> list[Row]:
     """Items that pass under one and not under the other, averaged over the shared training seeds, widest first."""
-    own, theirs = ({e.replicate: e for e in of_scheme(run, name)} for name in (variant, baseline))
-    shared, threshold = sorted(own.keys() & theirs.keys()), pass_threshold(run)
-    ids = scoped_items(run)[OVERALL]
-    sides = [reward_table([side[r] for r in shared], ids, lambda item: item.reward) for side in (own, theirs)]
-    means = [np.nanmean(np.where(np.isnan(side).all(1, keepdims=True), 0.0, side), axis=1) for side in sides]
-    places = np.flatnonzero((means[0] >= threshold) != (means[1] >= threshold))
+    ids = truth.scopes()[OVERALL]
+    both = sides(truth, variant, baseline, ids)
+    means = [np.nanmean(np.where(np.isnan(side).all(1, keepdims=True), 0.0, side), axis=1) for side in both]
+    places = np.flatnonzero((means[0] >= truth.threshold) != (means[1] >= truth.threshold))
     order = places[np.argsort(-np.abs(means[0] - means[1])[places], kind="stable")]
     return [
         {"item": ids[place], "variant": float(means[0][place]), "baseline": float(means[1][place])}

@@ -39,6 +39,13 @@ def write_sweep(run: RunFolder) -> None:
     write_whole(run.path / "sweep.html", build_sweep(run, summary))
 
 
+def sweep_link(run: RunFolder) -> Markup:
+    """The verdicts on the main page, and where the rest is."""
+    lines = [tag("li", minus(row["sentence"])) for row in sweep_summary(run)["variants"] if "sentence" in row]
+    link = tag("p", tag("a", "All numbers of the sweep", href="sweep.html"))
+    return section("sweep", "Variants of the sweep", tag("ul", *lines), link)
+
+
 def build_sweep(run: RunFolder, summary: Row) -> str:
     """The page as HTML."""
     body = [
@@ -153,7 +160,7 @@ def flips_section(run: RunFolder, summary: Row) -> Markup:
     """Held-out questions that pass under a variant and not under the baseline, and the reverse."""
     questions = _questions(run)
     if questions is None:
-        return Markup("")
+        return _episode_flips(summary)
     pictures, parts = Pictures(IMAGE_BUDGET_BYTES), []
     for row in summary["variants"]:
         found = row.get("flips") or []
@@ -166,6 +173,20 @@ def flips_section(run: RunFolder, summary: Row) -> Markup:
                 parts.append(details(f"{row['variant']}: {len(chosen)} {title}", *shown))
     reading = "Questions whose mean reward crosses the pass threshold, averaged over training seeds; answers of seed 1."
     return section("flips", "Questions that flip", note(reading, *pictures.problems()), *parts) if parts else Markup("")
+
+
+def _episode_flips(summary: Row) -> Markup:
+    """Episodes that most training seeds solve under a variant and not under the baseline, and the reverse."""
+    parts = []
+    for row in summary["variants"]:
+        found = [flip for flip in row.get("flips") or [] if isinstance(flip["item"], tuple)]
+        rows = [[" ".join(map(str, flip["item"])), signed(flip["variant"]), signed(flip["baseline"])] for flip in found]
+        if rows:
+            gained = sum(flip["variant"] > flip["baseline"] for flip in found)
+            title = f"{row['variant']}: {gained} gained, {len(rows) - gained} lost"
+            parts.append(details(title, table(["Episode", row["variant"], summary["baseline"]], rows, css="numbers")))
+    reading = "Episodes whose success, averaged over training seeds, crosses one half."
+    return section("flips", "Episodes that flip", note(reading), *parts) if parts else Markup("")
 
 
 def _questions(run: RunFolder) -> ItemFile | None:

@@ -1,0 +1,150 @@
+"""Cards of reward models of actions, and how the pairs that they made go with the truth."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from rl_lab.reports.markup import Markup, details, note, section, table, tag
+from rl_lab.reports.overview import percent
+from rl_lab.reports.plots import Axis, Series, chart
+from rl_lab.reports.rundir import PairSet, RunFolder
+from rl_lab.reports.verdict import Row
+
+FOLDER, CARD_FILE = "reward_models", "card.json"
+LEAST_PAIRS = 20
+"""Fewer pairs whose chunks led to different progress raise no alarm about being wrong."""
+Z = 1.96
+"""The share of right pairs must lie so many standard errors of chance below one half."""
+MOST_DISAGREEMENT = 0.5
+"""Share of states on which members disagree above which an ensemble knows too little."""
+READING = (
+    "Held-out: episodes that were neither learned from nor used to calibrate; intervals are bootstraps over episodes, "
+    "95 %. An episode is scored by its last picture, so these numbers say how well ends are told apart. Brier: mean "
+    "squared error of the probability of success, beside what the success rate alone would earn."
+)
+RANKING_READING = (
+    "Held against how far the task had come after each chunk in the simulator, which no reward has seen, where chunks "
+    "of a state led to different progress. Rank correlation: Spearman's rho within a state, mean over states. Pairs in "
+    "order: of two chunks of a state, how often the better one scores higher (0.5 is chance). Chosen pairs right: the "
+    "same for the pairs that were learned from."
+)
+
+
+def action_cards(run: RunFolder) -> dict[str, Row]:
+    """Cards of the run's reward models, by node; one that cannot be read is among the problems."""
+    found = {}
+    for path in sorted((run.path / FOLDER).glob(f"*/{CARD_FILE}")):
+        try:
+            found[path.parent.name] = json.loads(path.read_text())
+        except ValueError as error:
+            run.problems.append(f"{path.relative_to(run.path)} cannot be read: {error}")
+    return found
+
+
+def ranked_sets(run: RunFolder) -> list[PairSet]:
+    """The sets of pairs that were made of ranked chunks."""
+    return [pairs for pairs in run.pairs if "agreement" in pairs.counts]
+
+
+def ranking_alarms(run: RunFolder, variant: str) -> list[str]:
+    """What is wrong with a variant's pairs: a reward that points away from progress, or members that disagree."""
+    found = []
+    for pairs in (pairs for pairs in ranked_sets(run) if pairs.method == variant):
+        agreement, states = pairs.counts["agreement"], pairs.counts["states"]
+        right, different = agreement["chosen_right"], agreement["chosen_different"]
+        where = f"seed {pairs.replicate}: " if pairs.replicate is not None else ""
+        if different >= LEAST_PAIRS and right + Z / (2 * math.sqrt(different)) < 0.5:
+            found.append(
+                f"{where}of {different} chosen pairs whose chunks led to different progress only {percent(right)} "
+                "prefer the one that led further: the reward points away from the task"
+            )
+        disagreed = pairs.counts.get("abstained/disagreement", 0)
+        if disagreed > MOST_DISAGREEMENT * states:
+            found.append(f"{where}members disagree in {disagreed} of {states} states: the models know too little")
+    return found
+
+
+def action_rewards_section(run: RunFolder) -> Markup:
+    """A row for every reward model, its calibration, and a row for every ranking; nothing for a run without any."""
+    cards, sets = action_cards(run), ranked_sets(run)
+    if not cards and not sets:
+        return Markup("")
+    parts: list[Any] = []
+    if cards:
+        parts += [_card_table(cards), note(READING), _calibration(cards)]
+    if sets:
+        parts += [_ranking_table(sets), note(RANKING_READING)]
+    return section("action-rewards", "Rewards of actions", *parts)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}".replace("-", "\u2212")
+
+
+def _with_ends(test: Row, name: str) -> Markup | str:
+    if test[name] is None:
+        return ""
+    ends = test[f"{name}_interval"]
+    interval = "" if ends is None else f" {_number(ends[0])} to {_number(ends[1])}"
+    return tag("span", tag("b", _number(test[name])), tag("span", interval, css="ci"))
+
+
+def _card_table(cards: dict[str, Row]) -> Markup:
+    head = ["Model", "Learned from", "Held-out", "Accuracy", "AUROC", "Rank correlation", "Brier", "Calibration error"]
+    head += ["Disagreement", "Episodes/s"]
+    rows = []
+    for name, card in cards.items():
+        train, held_out = card["splits"]["train"], card["splits"]["test"]
+        demos = " and demonstrations" if card["demonstrations"] else ""
+        start = [name, f"{train['episodes']} episodes ({train['successes']} successes){demos}"]
+        start.append(f"{held_out['episodes']} ({held_out['successes']})")
+        test = card["test"]
+        if test is None:
+            rows.append([*start, "successes or failures alone: nothing to measure", *[""] * 6])
+            continue
+        brier = f"{_number(test['brier'], 3)} (rate {_number(test['brier_of_rate'], 3)})"
+        cells = [_with_ends(test, "accuracy"), _with_ends(test, "auroc"), _number(test["rank_correlation"]), brier]
+        cells += [_number(test["calibration_error"], 3), _number(test["disagreement"], 3)]
+        rows.append([*start, *cells, f"{card['episodes_per_second']:,.0f}"])
+    return table(head, rows, "Reward models on held-out episodes", css="numbers stacked")
+
+
+def _calibration(cards: dict[str, Row]) -> Markup:
+    """Predicted beside observed success of every model, behind a heading."""
+    charts = []
+    for name, card in cards.items():
+        if card["test"] is None:
+            continue
+        bins = card["test"]["reliability"]
+        texts = [
+            f"{one['n']} episodes: predicted {one['predicted']:.2f}, succeeded {one['observed']:.2f}" for one in bins
+        ]
+        series = [
+            Series("perfect", [0.0, 1.0], [0.0, 1.0], "cg", dashed=True),
+            Series(name, [one["predicted"] for one in bins], [one["observed"] for one in bins], labels=texts),
+        ]
+        axes = Axis("predicted probability", (0.0, 1.0)), Axis("share that succeeded", (0.0, 1.0))
+        charts.append(chart(name, series, *axes))
+    return details("Calibration", tag("div", *charts, css="charts")) if charts else Markup("")
+
+
+def _ranking_table(sets: list[PairSet]) -> Markup:
+    head = ["Ranking", "States", "Pairs", "Members disagreed", "Too close", "States that differ", "Rank correlation"]
+    head += ["Pairs in order", "Chosen pairs right", "Chunks/s"]
+    rows = []
+    for pairs in sets:
+        counts, found = pairs.counts, pairs.counts["agreement"]
+        right = (
+            "" if found["chosen_right"] is None else f"{percent(found['chosen_right'])} of {found['chosen_different']}"
+        )
+        rows.append(
+            [
+                *(pairs.label, counts["states"], counts["pairs"]),
+                *(counts.get(f"abstained/{reason}", 0) for reason in ("disagreement", "margin")),
+                *(found["states_that_differ"], _number(found["rank_correlation"]), _number(found["pair_accuracy"])),
+                *(right, f"{found['chunks_per_second']:,.0f}"),
+            ]
+        )
+    return table(head, rows, "Rankings of sampled chunks", css="numbers stacked")
