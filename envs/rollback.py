@@ -10,6 +10,7 @@ event (the irreversible one, else the last progress), because a detector sees a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from envs.rollout import Decision, Rollout, finished
-from envs.types import BimanualEnv, Diagnosis, PreferencePair, Segment, camera_images
+from envs.types import BimanualEnv, Diagnosis, ExpertUnavailableError, PreferencePair, Segment, camera_images
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ class Collection:
 
 
 class FailureDetector:
-    """Says when a policy has failed: an irreversible event, no progress, progress lost, or out of time."""
+    """Says when a policy has failed: an irreversible event, no progress, progress lost, or out of time.
+
+    Where progress is not known, every step counts as progress.
+    """
 
     def __init__(self, config: RollbackConfig) -> None:
         self.config = config
@@ -86,6 +90,9 @@ class FailureDetector:
         """Name of the failure found after control step `step`, or None."""
         if diagnosis.failure is not None:
             return diagnosis.failure
+        if np.isnan(diagnosis.progress):
+            self.best_step = step
+            return None
         if diagnosis.progress > self.best_progress + 1e-3:
             self.best_progress, self.best_step = diagnosis.progress, step
         if diagnosis.progress < self.best_progress - self.config.regress:
@@ -128,8 +135,9 @@ class _Trace:
 def _correct(env: BimanualEnv, corrector: Corrector, limit: int) -> _Trace:
     """Let the corrector act from the current state until success, an irreversible event or `limit` steps."""
     trace = _Trace(env)
-    while len(trace) < limit and not env.success and env.diagnose().failure is None:
-        trace.advance(corrector.act(env))
+    with contextlib.suppress(ExpertUnavailableError):
+        while len(trace) < limit and not env.success and env.diagnose().failure is None:
+            trace.advance(corrector.act(env))
     return trace
 
 

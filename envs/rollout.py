@@ -140,7 +140,7 @@ class EpisodeRecorder:
             stage=self.stage,
             failure=None if env.success else self.failure or "timeout",
             weight_version=weight_version,
-            truth=np.stack(self.truth).astype(np.float32),
+            truth=np.stack(self.truth).astype(np.float32) if self.truth[0].size else None,
         )
 
 

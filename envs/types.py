@@ -166,6 +166,8 @@ class BimanualEnv(Protocol):
     """"simulator": `load` sets the state. "replay": it repeats the episode from its seed, step by step."""
     expert_from_any_state: bool
     """`expert_action` works in every recoverable state, not only after `reset`."""
+    metadata: dict[str, Any]
+    """`render_fps`: control steps a second; nominal in RoboTwin, whose steps differ in length."""
     task: str
     variant: str
     step_limit: int
@@ -191,6 +193,9 @@ class BimanualEnv(Protocol):
 
     def truth(self) -> np.ndarray:
         """Ground truth for auxiliary losses, float32 [n], n fixed per task."""
+
+    def watch(self, height: int, width: int) -> np.ndarray:
+        """A picture of the present state for people, uint8 [height, width, 3]."""
 
     def save(self) -> bytes: ...
 

@@ -178,14 +178,34 @@ def check_processor() -> Iterator[Finding]:
         yield Finding("note", "no GPU; everything runs on the CPU")
 
 
+def check_robotwin() -> Iterator[Finding]:
+    """The RoboTwin that the environment names starts in its interpreter."""
+    if not os.environ.get("ROBOTWIN_ROOT"):
+        yield Finding("note", "ROBOTWIN_ROOT is not set; env.backend auto means the embedded tabletop")
+        return
+    from envs.robotwin.connection import RoboTwin
+    from rl_lab.workers.robotwin import examine  # here, because other checks may find its packages missing
+
+    try:
+        hello = examine(RoboTwin.from_environment(start_timeout_s=CHECK_SECONDS), (), ())
+    except ValueError as error:
+        yield Finding("bad", str(error), "see docs/robotwin.md, or unset ROBOTWIN_ROOT")
+        return
+    versions = ", ".join(f"{name} {version}" for name, version in hello["versions"].items())
+    yield Finding("ok", f"RoboTwin ({hello['layout']} layout, {len(hello['tasks'])} tasks; {versions})")
+
+
 def check_file(path: Path) -> Iterator[Finding]:
     """The experiment file is right and fits this machine."""
     from rl_lab.config import load_config  # these need the packages that other checks may find missing
     from rl_lab.runner.preflight import check_machine, warnings
+    from rl_lab.workers.robotwin import backend_line
 
     config = load_config(path)
     check_machine(config)
     yield Finding("ok", f"{path}: {config.name}, {'; '.join(config.sources)}")
+    if config.runs_episodes:
+        yield Finding("ok", f"episodes run in {backend_line(config)}")
     for line in warnings(config):
         yield Finding("note", line)
 
@@ -198,6 +218,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_vllm,
     check_disk,
     check_processor,
+    check_robotwin,
 )
 
 

@@ -7,6 +7,7 @@ example `env.tasks=[lift_pot] eval.seeds=development`. Exit code: 0 done, 2 bad 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ def _config(options: Any) -> RunConfig:
 
 
 def _check(folder: Path, config: RunConfig) -> None:
-    """The checkpoint loads and fits the environment."""
+    """The checkpoint loads and fits the environment, and RoboTwin is there if it is asked."""
     from rl_lab.learning.checkpoint import load_policy
+    from rl_lab.workers.robotwin import check_robotwin
 
+    if config.env.backend == "robotwin":
+        check_robotwin(config)
     policy, processor, _ = load_policy(folder)
     sizes = policy.config
     if sizes.image_size != config.env.image_size:
@@ -49,23 +53,23 @@ def evaluate(folder: Path, config: RunConfig) -> list[dict[str, Any]]:
     """One row an episode (see `envs.types.Episode`), in the order of tasks, variants and seeds."""
     from tqdm import tqdm
 
+    from rl_lab.action.evaluation import evaluate_policy
     from rl_lab.learning.checkpoint import read_info
     from rl_lab.workers.cluster import Cluster
-    from rl_lab.workers.units import evaluation_units
     from rl_lab.workers.weights import publish
 
-    units = evaluation_units(config, config.seed)
-    rows: list[dict[str, Any]] = []
     cluster = Cluster(config.workers_needed, config.placement)
     try:
         snapshot = cluster.share(publish(folder, read_info(folder).weight_version))
-        with cluster.simulation_pool() as pool, tqdm(total=sum(len(unit.seeds) for unit in units)) as bar:
-            for results in pool.map(lambda a, unit: a.evaluate.remote(unit, snapshot, config.eval.execute), units):
-                rows += results
-                bar.update(len(results))
+        with cluster.simulation_pool() as pool, tempfile.TemporaryDirectory() as scratch, tqdm() as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            return evaluate_policy(pool, snapshot, config, config.seed, Path(scratch), progress=progress).rows
     finally:
         cluster.close()
-    return rows
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

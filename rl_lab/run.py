@@ -31,6 +31,7 @@ from rl_lab.runner.stage_context import Stage
 from rl_lab.runner.store import Store, code_versions
 from rl_lab.runner.tracking import Tracker
 from rl_lab.workers.bundles import placement_table
+from rl_lab.workers.robotwin import backend_line
 
 STORE = Path("runs") / ".stages"
 StageFactory = Callable[[RunConfig], contextlib.AbstractContextManager[Mapping[str, Stage]]]
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
     if options.dry_run:
         nodes = expand(config)
         print(dump_config(config))
+        _say_backend(config)
         print(placement_table(config))
         print(plan_table(config, nodes, stage_hashes(nodes, config.seed, code_versions()), Store(STORE)))
         _warn(warnings(config))
@@ -147,6 +149,7 @@ def _begin(folder: RunFolder, config: RunConfig, *, resumed: bool) -> tuple[list
     _tell_power(config)
     folder.write(ENVIRONMENT_FILE, json.dumps(describe(config), indent=1) + "\n")
     print(f"environment: {'; '.join(config.sources)}", file=sys.stderr)
+    _say_backend(config)
     return rows, store
 
 
@@ -158,6 +161,12 @@ def _tell_power(config: RunConfig) -> None:
     from rl_lab.reports.sweep_page import power_text
 
     print(f"sweep: {power_text(expected_power(config.model_dump(mode='json')))}", file=sys.stderr)
+
+
+def _say_backend(config: RunConfig) -> None:
+    """Which simulator runs the episodes, and why."""
+    if config.runs_episodes:
+        print(f"simulator: {backend_line(config)}", file=sys.stderr)
 
 
 def _warn(lines: Sequence[str]) -> None:

@@ -14,6 +14,10 @@ import torch
 SPLIT_SIZE = 1_000_000
 SPLITS = {"train": 0, "development": 1, "held_out": 2}
 """Disjoint blocks of environment seeds; held_out is for reported numbers only."""
+ROBOTWIN_BLOCK = 100_000
+"""RoboTwin records demonstrations on seeds below this; its evaluation with seed n begins at this times (1 + n)."""
+TRAINING_SEEDS = {"tabletop": SPLIT_SIZE, "robotwin": ROBOTWIN_BLOCK}
+"""Seeds of training lie below this, by backend."""
 
 
 def _entropy(seed: int, names: tuple[str | int, ...]) -> int:
@@ -42,6 +46,13 @@ def evaluation_seeds(split: str, count: int) -> list[int]:
     return list(range(start, start + count))
 
 
-def training_seeds(seed: int, name: str, count: int) -> list[int]:
+def robotwin_seeds(split: str, robotwin_seed: int, count: int) -> list[int]:
+    """Environment seeds in the order in which RoboTwin's evaluation with this seed tries them; development seeds are
+    the second half of the block, which no evaluation of fewer than 50,000 seeds reaches."""
+    start = ROBOTWIN_BLOCK * (1 + robotwin_seed) + {"held_out": 0, "development": ROBOTWIN_BLOCK // 2}[split]
+    return list(range(start, start + count))
+
+
+def training_seeds(seed: int, name: str, count: int, backend: str = "tabletop") -> list[int]:
     """`count` distinct environment seeds of the training split, drawn by the run's seed and a name."""
-    return stream(seed, "env", name).choice(SPLIT_SIZE, size=count, replace=False).tolist()
+    return stream(seed, "env", name).choice(TRAINING_SEEDS[backend], size=count, replace=False).tolist()

@@ -57,7 +57,7 @@ class RoboTwinEnv(Bimanual):
     `info["measured"]` has openings and joints as they are.
     """
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": [], "render_fps": 250 / 15}
     expert_from_any_state = False
     """It is planned anew from any state, but may find no way."""
 
@@ -134,6 +134,11 @@ class RoboTwinEnv(Bimanual):
         The scene is put back."""
         result = self._ask("expert", record="images" if images else "state")
         return [self._observation(frame) for frame in result["frames"]], result["success"]
+
+    def watch(self, height: int, width: int) -> np.ndarray:
+        """A frame of the head camera, uint8 [height, width, 3]."""
+        view = self._ask("observe", images=True)["observation"]["head_camera"]["rgb"]
+        return np.asarray(Image.fromarray(view).resize((width, height), Image.Resampling.BILINEAR))
 
     def success_now(self) -> bool:
         """Whether the present scene satisfies the task; `success` is latched by every physics step before."""

@@ -170,6 +170,10 @@ class TabletopEnv(Bimanual):
         """A frame of the watching camera at `render_size`, uint8 [h, w, 3]; None without render_mode."""
         return None if self.render_mode is None else self._images(["watch_camera"], *self.render_size)[0]
 
+    def watch(self, height: int, width: int) -> np.ndarray:
+        """A frame of the watching camera, uint8 [height, width, 3]."""
+        return self.render_camera("watch_camera", height, width)
+
     def render_camera(self, camera: str, height: int, width: int) -> np.ndarray:
         """A frame of any named camera at any size up to 480 x 640, uint8 [height, width, 3]."""
         return self._images([camera], height, width)[0]

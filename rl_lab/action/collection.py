@@ -16,10 +16,9 @@ from envs.rollback import Collection, RollbackConfig
 from envs.types import PreferencePair
 from rl_lab.action.buffers import read_pairs, write_pairs
 from rl_lab.digests import folder_damage, write_checked_folder
-from rl_lab.seeding import training_seeds
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.simulation import Unit
-from rl_lab.workers.units import env_specs, episode_units
+from rl_lab.workers.units import drawn_units, env_specs
 
 COUNTS_FILE = "collection.json"
 """Beside the pairs: their number and what they cost."""
@@ -59,8 +58,7 @@ def collect_pairs(
     run = partial(pool.map, submit, check_stop=request.check_stop)
     for spec, wanted in zip(specs, _share(settings.pairs, len(specs)), strict=True):
         where = f"{spec.task}/{spec.variant}"
-        seeds = training_seeds(request.seed, f"{request.name}/{where}", settings.max_episodes // len(specs))
-        units = list(episode_units("collect", spec, seeds, request.seed))
+        units = drawn_units("collect", spec, request.name, settings.max_episodes // len(specs), request.seed)
         found: list[PreferencePair] = []
         folder = request.scratch / where.replace("/", "-")
         for collection in kept(folder, units, run, _write_collection, _read_collection):

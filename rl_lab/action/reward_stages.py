@@ -113,7 +113,7 @@ class ActionRewardStages:
         for number, spec in enumerate(specs):
             share = episodes // len(specs) + (number < episodes % len(specs))
             name = f"{kind}/{snapshot.version}/{spec.task}/{spec.variant}"
-            units += episode_units(kind, spec, training_seeds(seed, name, share), seed)
+            units += episode_units(kind, spec, training_seeds(seed, name, share, spec.backend), seed)
         with self.cluster.simulation_pool() as pool:
             weights = self.cluster.share(snapshot)
             run = partial(pool.map, lambda actor, unit: submit(actor, unit, weights), check_stop=context.check_stop)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from envs.types import Episode
 from rl_lab.action.buffers import write_episodes
-from rl_lab.action.collection import Request, collect_pairs, kept, write_collection
+from rl_lab.action.collection import Request, collect_pairs, write_collection
+from rl_lab.action.evaluation import evaluate_policy
 from rl_lab.action.recorded_demos import record_demos
 from rl_lab.action.training import OptimisePlan, SFTPlan
-from rl_lab.json_lines import read_json_lines, write_json_lines
+from rl_lab.json_lines import write_json_lines
 from rl_lab.learning.checkpoint import published
 from rl_lab.learning.stage import train
 from rl_lab.runner.stage_context import Stage, StageContext
-from rl_lab.seeding import training_seeds
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.simulation import Unit
-from rl_lab.workers.units import env_specs, episode_units, evaluation_units
+from rl_lab.workers.simulation import Rejection, Unit
+from rl_lab.workers.units import drawn_units, env_specs
 
 
 class ActionStages:
@@ -54,18 +51,20 @@ class ActionStages:
 
         with self.cluster.simulation_pool() as pool:
             for spec in specs:
-                seeds = training_seeds(context.seed, f"demos/{spec.task}/{spec.variant}", 4 * wanted)
-                units = episode_units("demos", spec, seeds, context.seed)
+                units = drawn_units("demos", spec, "demos", 4 * wanted, context.seed)
                 successes: list[Episode] = []
-                for episodes in pool.map(submit, units, context.check_stop):
-                    successes += [episode for episode in episodes if episode.success]
+                last = ""
+                for found in pool.map(submit, units, context.check_stop):
+                    successes += [one for one in found if isinstance(one, Episode) and one.success]
+                    last = next((f"; last: {one.reason}" for one in found if isinstance(one, Rejection)), last)
                     done = len(kept) + min(len(successes), wanted)
                     context.progress(done, wanted * len(specs), f"{spec.task} {spec.variant}")
                     if len(successes) >= wanted:
                         break
                 if len(successes) < wanted:
                     raise RuntimeError(
-                        f"the expert solved {len(successes)} of {len(seeds)} episodes of {spec.task} {spec.variant}"
+                        f"the expert solved {len(successes)} of {4 * wanted} episodes of {spec.task} {spec.variant}"
+                        f"{last}"
                     )
                 kept += successes[:wanted]
         write_episodes(context.out, kept)
@@ -98,21 +97,20 @@ class ActionStages:
 
     def evaluate(self, context: StageContext) -> None:
         """Success of the policy on the evaluation seeds of every task and variant."""
-        settings = context.config.eval
         snapshot = published(context.inputs["policy"])
-        units = evaluation_units(context.config, context.seed)
-
-        def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
-            return actor.evaluate.remote(unit, snapshot_ref, settings.execute)
-
-        rows: list[dict] = []
         with self.cluster.simulation_pool() as pool:
-            run = partial(pool.map, submit, check_stop=context.check_stop)
-            snapshot_ref = self.cluster.share(snapshot)
-            for results in kept(context.scratch, units, run, _write_rows, _read_rows):
-                rows += results
-                context.progress(len(rows), sum(len(unit.seeds) for unit in units))
-        write_json_lines(context.out / "results.jsonl", rows)
+            found = evaluate_policy(
+                pool,
+                self.cluster.share(snapshot),
+                context.config,
+                context.seed,
+                context.scratch,
+                check_stop=context.check_stop,
+                progress=context.progress,
+            )
+        write_json_lines(context.out / "results.jsonl", found.rows)
+        if found.rejected:
+            write_json_lines(context.out / "rejected.jsonl", found.rejected)
 
     def collect(self, context: StageContext) -> None:
         """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
@@ -127,11 +125,3 @@ class ActionStages:
                 "can be corrected; raise collect.max_episodes or stop at the previous round"
             )
         write_collection(context.out, pairs, counts)
-
-
-def _write_rows(folder: Path, result: Iterable[dict]) -> None:
-    write_json_lines(folder / "results.jsonl", result)
-
-
-def _read_rows(folder: Path) -> list[dict]:
-    return read_json_lines(folder / "results.jsonl")

@@ -22,6 +22,7 @@ import torch
 from algos.flowpro import RPRO
 from algos.grpo_options import GRPOOptions
 from envs.rollback import RollbackConfig
+from envs.types import Episode
 from rl_lab.benchmarks.model import seconds
 from rl_lab.benchmarks.rollout import PICTURE, WORD_IDS
 from rl_lab.benchmarks.rpro import random_batch
@@ -162,7 +163,7 @@ class FlowPROStep:
         from algos.chunks import Timing
         from rl_lab.action.batching import fit_processor
 
-        demo = self.simulation.demonstrate(self._unit(1), 0.0)
+        demo = [one for one in self.simulation.demonstrate(self._unit(1), 0.0) if isinstance(one, Episode)]
         return fit_processor(policy.config, demo, Timing(policy.chunk_size))
 
     def _unit(self, episodes: int) -> Unit:

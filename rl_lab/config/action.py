@@ -167,6 +167,8 @@ class EvalConfig(Section):
     """Episodes of each task and variant."""
     seeds: Literal["held_out", "development"] = "held_out"
     """held_out is for reported numbers only; tune on development."""
+    robotwin_seed: Annotated[int, Field(ge=0, le=20_000)] = 0
+    """In RoboTwin, the `seed` of its own evaluation: episodes begin at environment seed 100000 (1 + this)."""
     instructions: Literal["seen", "unseen"] = "unseen"
     """Which half of the instruction templates; demonstrations and pairs use the seen ones."""
     execute: PositiveInt = 4

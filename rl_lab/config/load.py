@@ -21,6 +21,8 @@ from rl_lab.errors import UserError
 
 Tree = dict[str, Any]
 BACKENDS = ("tabletop", "robotwin")
+PLAIN_VARIANT = {"tabletop": "clean", "robotwin": "demo_clean"}
+"""Where a file names no variants."""
 _ITEMS: dict[str, tuple[type[BaseModel], ...]] = {"objectives": (ObjectiveConfig,), "stages": (Repeat, GateStage)}
 """Fields that hold several sections of one kind."""
 
@@ -104,12 +106,13 @@ def _apply(tree: Tree, overrides: Sequence[tuple[list[str], Any]]) -> Tree:
 
 def resolve_backend(wanted: Any) -> str:
     """`auto` -> the backend of this machine; other values as they are. UserError if it is not available."""
-    backend = ("robotwin" if os.environ.get("ROBOTWIN_ROOT") else "tabletop") if wanted == "auto" else wanted
-    if backend == "robotwin":
-        why = "ROBOTWIN_ROOT is set and env.backend is auto" if wanted == "auto" else "env.backend is robotwin"
-        fix = "use env.backend=tabletop, or auto with ROBOTWIN_ROOT unset"
-        raise UserError(f"{why}, but RoboTwin is not available in this version; {fix}")
-    return backend
+    has_robotwin = bool(os.environ.get("ROBOTWIN_ROOT"))
+    if wanted == "robotwin" and not has_robotwin:
+        raise UserError(
+            "env.backend is robotwin, but ROBOTWIN_ROOT is not set; export ROBOTWIN_ROOT=/path/to/RoboTwin and "
+            "ROBOTWIN_PYTHON=/path/to/its/python, or use env.backend=tabletop"
+        )
+    return ("robotwin" if has_robotwin else "tabletop") if wanted == "auto" else wanted
 
 
 def _backend_section(tree: Tree, backend: str) -> Tree:
@@ -141,7 +144,8 @@ def resolve_config(content: Tree, where: str, overrides: Sequence[str] = ()) -> 
         _validate(merge(shared, section), f"{where}, {backend} section", changes)
     backend = resolve_backend(config.env.backend)
     merged = _apply(merge(shared, sections[backend]), [change for change in changes if change[0][0] not in BACKENDS])
-    return _validate(merge(merged, {"env": {"backend": backend}}), where, changes)
+    plain = merge({"env": {"variants": [PLAIN_VARIANT[backend]]}}, merged)
+    return _validate(merge(plain, {"env": {"backend": backend}}), where, changes)
 
 
 def dump_config(config: RunConfig) -> str:

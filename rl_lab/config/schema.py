@@ -58,10 +58,12 @@ class EnvConfig(Section):
     """Where episodes happen."""
 
     backend: Literal["auto", "tabletop", "robotwin"] = "auto"
-    """auto: robotwin if the environment variable ROBOTWIN_ROOT is set, else tabletop."""
+    """auto: robotwin if the environment variable ROBOTWIN_ROOT is set, else tabletop. RoboTwin also needs
+    ROBOTWIN_PYTHON; its tasks and task configs are those of the checkout."""
     tasks: tuple[str, ...] = ("handover_block",)
     variants: tuple[str, ...] = ("clean",)
-    """Each task runs in each of these: clean, randomized (lights, colours, table height, cameras, distractors)."""
+    """Each task runs in each of these. On the tabletop clean and randomized (lights, colours, table height, cameras,
+    distractors); in RoboTwin task configs, demo_clean where nothing is given."""
     image_size: PositiveInt = 64
     """Side of the square camera images, pixels; must be the model's."""
 
@@ -69,7 +71,7 @@ class EnvConfig(Section):
     def _names(self) -> Self:
         for key, known in (("tasks", TASK_NAMES), ("variants", VARIANTS)):
             names = getattr(self, key)
-            unknown = [name for name in names if name not in known]
+            unknown = [name for name in names if name not in known and self.backend == "tabletop"]
             if unknown:
                 raise ValueError(f"{key} has {unknown[0]!r}, which is not one of {', '.join(known)}")
             if not names or len(set(names)) < len(names):
@@ -92,6 +94,12 @@ class WorkersConfig(Section):
     process, which is on the GPU if the learner is."""
     stages: PositiveInt = 3
     """Stages of the graph that may run at the same time."""
+    robotwin_start_timeout_s: PositiveFloat = 300.0
+    """RoboTwin's side is ended, and started again, if it has not been imported by then,"""
+    robotwin_reset_timeout_s: PositiveFloat = 300.0
+    """or has not set a scene up or played its expert by then,"""
+    robotwin_step_timeout_s: PositiveFloat = 60.0
+    """or has not answered anything else by then."""
 
 
 class RunConfig(Section):
@@ -186,6 +194,12 @@ class RunConfig(Section):
         return "demos" in self.stages
 
     @property
+    def runs_episodes(self) -> bool:
+        """Whether anything is simulated."""
+        simulated = self.stage_names & {"evaluate", "collect", "record", "candidates", "joint"}
+        return self.learns_actions and (self.demos.files is None or bool(simulated))
+
+    @property
     def learns_language(self) -> bool:
         """Whether any stage is of the language side."""
         return bool({"questions", "outcome_model"} & self.stage_names)
@@ -223,7 +237,7 @@ class RunConfig(Section):
         if self.learns_actions:
             if self.demos.files is not None:
                 lines.append(f"demonstrations from {', '.join(self.demos.files.paths)}")
-            if self.demos.files is None or self.stage_names & {"evaluate", "collect"}:
+            if self.runs_episodes:
                 lines.append(f"{self.env.backend}/{', '.join(self.env.tasks)}")
         if self.learns_language:
             files = ", ".join(map(str, self.questions.files().values()))

@@ -13,7 +13,7 @@ from rl_lab.learning.checkpoint import published
 from rl_lab.reports.page import write_report
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.units import evaluation_units
+from rl_lab.workers.units import evaluation_groups
 
 VIDEOS = 4
 """Episodes shown before and after in the report."""
@@ -40,14 +40,16 @@ class ReportStage:
     def _record_videos(self, context: StageContext, before: str, after: str, evaluated: str) -> None:
         """Run some evaluation units again with both policies and record the episodes that only the second solved.
 
-        The whole unit runs, so each episode is bit for bit the one that was evaluated.
+        The whole unit runs, so each episode is bit for bit the one that was evaluated, where the simulator repeats
+        itself; where it does not, an episode with another end than then is not shown.
         """
         config, settings = context.config, context.config.eval
         failed = _solved(context.inputs["base.evaluate"], False)
         turned = [key for key in _solved(context.inputs[evaluated], True) if key in failed][:VIDEOS]
         chosen = [
             (unit, tuple(seed for seed in unit.seeds if (unit.env.task, unit.env.variant, seed) in turned))
-            for unit in evaluation_units(config, context.seed)
+            for units, _ in evaluation_groups(config, context.seed)
+            for unit in units
         ]
         wanted = [(unit, seeds) for unit, seeds in chosen if seeds]
         folder = context.out / "videos" / after
@@ -64,7 +66,7 @@ class ReportStage:
 
         def write(target: Path) -> None:
             rows = []
-            for first, second in zip(*sides, strict=True):
+            for first, second in films:
                 labels = {"task": first.task, "variant": first.variant, "seed": first.seed}
                 row = labels | {"before_node": before, "after_node": after, "before_failure": first.failure}
                 for side, film in (("before", first), ("after", second)):
@@ -73,7 +75,8 @@ class ReportStage:
                 rows.append(row)
             write_json_lines(target / "index.jsonl", rows)
 
-        if sides[0]:
+        films = [(one, other) for one, other in zip(*sides, strict=True) if one.failure and not other.failure]
+        if films:
             folder.parent.mkdir(exist_ok=True)
             write_folder(folder, write)
 

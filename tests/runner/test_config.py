@@ -61,7 +61,7 @@ def complaint(path: Path, *overrides: str) -> str:
         ("stages=[demos, sft, {repet: 1, of: [collect, optimise]}]", ("did you mean stages.2.repeat?",)),
         ("stages=[demos, {repeat: 1, of: [collect, optimise]}]", ("repeat needs sft before it",)),
         ("stages=[demos, sft, {repeat: 1, of: [collect, optimise]}, evaluate]", ("must come last",)),
-        ("env.backend=robotwin", ("not available in this version", "env.backend=tabletop")),
+        ("env.backend=robotwin", ("ROBOTWIN_ROOT is not set", "env.backend=tabletop")),
         ("workers.rollout=-1", ("workers.rollout", "0")),
         ("grpo.epsilom=0.3", ("grpo: there is no GRPO option 'epsilom'", "did you mean 'epsilon'?")),
         ("grpo.top_p=0.9", ("top_p is not supported", "remove it")),
@@ -151,8 +151,12 @@ def test_the_other_backends_section_changes_nothing(tmp_path):
 def test_backend_auto_is_tabletop_unless_robotwin_is_there(tmp_path, monkeypatch):
     assert load_config(write_small(tmp_path)).env.backend == "tabletop"
     monkeypatch.setenv("ROBOTWIN_ROOT", "somewhere")
-    assert "ROBOTWIN_ROOT unset" in complaint(write_small(tmp_path))
-    assert load_config(write_small(tmp_path), ["env.backend=tabletop"]).env.backend == "tabletop"
+    path = write_small(tmp_path, "tabletop: {variants: [randomized]}\n")
+    config = load_config(path, ["env.tasks=[adjust_bottle]"])
+    assert (config.env.backend, config.env.variants) == ("robotwin", ("demo_clean",))
+    config = load_config(path, ["env.backend=tabletop"])
+    assert (config.env.backend, config.env.variants) == ("tabletop", ("randomized",))
+    assert "adjust_bottle" in complaint(path, "env.backend=tabletop", "env.tasks=[adjust_bottle]")
 
 
 def test_a_model_path_replaces_the_preset_and_the_other_way_round():

@@ -213,7 +213,7 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
         self.random_light = args["domain_randomization"]["random_light"]
         self.light = 0.5
         self.eval_success, self.plan_success, self.take_action_cnt = False, True, 0
-        self.instruction, self.step_lim = None, {"push_block": 40}.get(self.task_name, 1000)
+        self.instruction, self.step_lim = None, {"push_block": 40, "trouble_block": 40}.get(self.task_name, 1000)
         self.table_z = float(np.random.uniform(-0.03, 0))
         self.tie_break = random.random()
         block = np.append(np.random.uniform(-0.1, 0.1, 2), 0.75)
