@@ -180,7 +180,7 @@ def _run(folder: RunFolder, config: RunConfig, stages: StageFactory, *, resumed:
     nodes, versions = expand(config), code_versions()
     hashes = stage_hashes(nodes, config.seed, versions)
     make = partial(real_stages, config, folder.path, store.root) if stages is real_stages else partial(stages, config)
-    with make() as functions, Tracker(config, folder.path) as tracker, _stops_on_signals():
+    with make() as functions, Tracker(config, folder.path, nodes) as tracker, _stops_on_signals():
         executor = Executor(config, nodes, hashes, versions, functions, store, folder, tracker.log)
         changed = executor.continue_from(rows)
         if changed:

@@ -241,7 +241,8 @@ class RunConfig(Section):
                 lines.append(f"{self.env.backend}/{', '.join(self.env.tasks)}")
         if self.learns_language:
             files = ", ".join(map(str, self.questions.files().values()))
-            lines.append(f"questions from {files or 'generated scenes'}")
+            stored = f"stored answers of {self.outcome.run}" if "questions" not in self.stage_names else ""
+            lines.append(stored or f"questions from {files or 'generated scenes'}")
         return lines
 
     @property
