@@ -12,6 +12,8 @@ from itertools import islice
 
 from algos.flowpro import check_weights
 
+LENGTH_COLLAPSE = "length collapse"
+"""How the alarm of answers that no longer end begins."""
 LOSER_REWARD_AT_MINIMUM = -0.7563
 """Where the loser of a pair comes to rest: L_PRO is least at r_w = -r_l = 0.7563, the root of s(2r) + s(r) = 3/2."""
 
@@ -123,6 +125,6 @@ def truncation_alarm(history: Sequence[Metrics], window: int = 10, limit: float 
         return None
     began = next(float(step["rollouts/truncated"]) for step in history if "rollouts/truncated" in step)
     return (
-        f"length collapse: {100 * truncated:.0f} % of the answers of the last {window} steps were cut off at the "
+        f"{LENGTH_COLLAPSE}: {100 * truncated:.0f} % of the answers of the last {window} steps were cut off at the "
         f"limit, {100 * began:.0f} % at the beginning; raise it, lower the learning rate or reward short answers"
     )

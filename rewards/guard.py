@@ -18,6 +18,8 @@ from rewards.config import GuardConfig
 from rewards.isolation import CallFailedError, IsolatedFunction
 
 Reason = Literal["exception", "not a number", "out of range", "time-out", "abstained"]
+FAILED_CALL = "reward call failed"
+"""How a line about a failure begins."""
 TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric", "environments")
 """What TRL passes beside columns; it belongs to the trainer's process and does not reach a guarded function."""
 

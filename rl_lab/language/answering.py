@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import ray
@@ -55,6 +55,8 @@ class Scored:
     """[P][G] rewards by part."""
     failures: list[list[list[str]]]
     """[P][G] failed reward calls as `PART/REASON`, [] where none failed."""
+    examples: Mapping[str, str] = field(default_factory=dict)
+    """By `PART/REASON` the first such call in words, with the answer on which it failed."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -76,22 +78,27 @@ def score(
     flat = [(item, text) for item, row in zip(items, texts, strict=True) for text in row]
     prompts, answers = [item.prompt for item, _ in flat], [text for _, text in flat]
     result = rewards.breakdown(prompts, answers, judge_all=judge_all, **reward_columns([item for item, _ in flat]))
-    return scored_groups(result, len(items))
+    return scored_groups(result, items)
 
 
-def scored_groups(result: Breakdown, num_items: int) -> Scored:
-    """Rewards of the answers to `num_items` items, those of an item one after the other."""
+def scored_groups(result: Breakdown, items: Sequence[Item]) -> Scored:
+    """Rewards of the answers to these items, those of an item one after the other."""
     values = np.array([math.nan if reward is None else reward for reward in result.rewards])
     parts = [{name: column[i] for name, column in result.parts.items()} for i in range(len(values))]
     failures: list[list[str]] = [[] for _ in parts]
+    examples: dict[str, str] = {}
+    size = len(parts) // len(items)
     for failure in result.failures:
-        failures[failure.sample].append(f"{failure.part}/{failure.reason}")
-    size = len(parts) // num_items
+        name = f"{failure.part}/{failure.reason}"
+        failures[failure.sample].append(name)
+        answer = f"answer {failure.sample % size} to {items[failure.sample // size].id}"
+        examples.setdefault(name, f"{failure.part} on {answer} ({failure.reason}: {failure.detail})")
     starts = range(0, len(parts), size)
     return Scored(
-        values.reshape(num_items, size),
+        values.reshape(len(items), size),
         [parts[start : start + size] for start in starts],
         [failures[start : start + size] for start in starts],
+        examples,
     )
 
 

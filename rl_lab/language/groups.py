@@ -48,7 +48,8 @@ class Answered:
         def pick(values: Sequence[Any]) -> list[Any]:
             return [values[place] for place in places]
 
-        scored = Scored(self.scored.rewards[places], pick(self.scored.parts), pick(self.scored.failures))
+        kept_scores = pick(self.scored.parts), pick(self.scored.failures), self.scored.examples
+        scored = Scored(self.scored.rewards[places], *kept_scores)
         return Answered(
             self.numbers[places],
             pick(self.items),
@@ -101,6 +102,7 @@ def merged(rounds: Sequence[Answered]) -> Answered:
         np.concatenate([part.scored.rewards for part in rounds]),
         [row for part in rounds for row in part.scored.parts],
         [row for part in rounds for row in part.scored.failures],
+        {name: words for part in reversed(rounds) for name, words in part.scored.examples.items()},
     )
     numbers = np.concatenate([part.numbers for part in rounds])
     return Answered(numbers, joined("items"), joined("prompts"), joined("answers"), joined("texts"), scored)

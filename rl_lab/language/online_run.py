@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from algos.alarms import truncation_alarm
+from algos.alarms import LENGTH_COLLAPSE, truncation_alarm
 from rl_lab.language.grpo_exam import HeldOutExam
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import ItemFile
@@ -72,7 +72,8 @@ class OnlineRun:
 
     def _raise_alarm(self, step: int) -> None:
         """Say once in a run that answers no longer end."""
-        alarm = None if any("alarm" in line for line in self._history) else truncation_alarm(self._history)
+        raised = any(str(line.get("alarm", "")).startswith(LENGTH_COLLAPSE) for line in self._history)
+        alarm = None if raised else truncation_alarm(self._history)
         if alarm is not None:
             self.context.say(f"step {step}: {alarm}")
             self._history.append({"alarm": alarm})

@@ -26,6 +26,7 @@ from rl_lab.language.grpo_rollouts import Questioner, RolloutRun, StepRollouts
 from rl_lab.language.grpo_state import Progress
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import load_chat_processor
+from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.training import Groups
@@ -141,6 +142,7 @@ class OnlineSteps:
         """`learner` stands at the last checkpoint; `policy` is the checkpoint folder that the run began with."""
         self.context, self.engines, self.learner, self.state = context, engines, learner, state
         self.method, self.teacher = method, teacher
+        self.failures = RewardFailures(context)
         self.clock, self.rewards = Clock(), make_rewards(context.config.rewards)
         self.weights = learner.publish()
         """The newest; whoever changes the learner's weights between two steps sets it."""
@@ -189,8 +191,8 @@ class OnlineSteps:
     def step(self) -> dict[str, float] | None:
         """The next selection: answer, score, observe, and learn from it if it is for learning; its metrics.
 
-        None where a probe of stage mode waits. RuntimeError when trainer and engines disagree by more than the limit,
-        and when the loss is not a number.
+        None where a probe of stage mode waits. UserError when rewards fail for good, RuntimeError when trainer and
+        engines disagree by more than the limit, and when the loss is not a number.
         """
         self.clock.begin()
         progress = self.state.progress
@@ -200,6 +202,7 @@ class OnlineSteps:
             return None  # a probe of stage mode waits for results that are still out
         found = self.rollouts.finish(issued, self.weights)
         answered = found.answered
+        self.failures.check(progress.step, answered.scored)
         advantages = group_advantages(torch.from_numpy(answered.scored.rewards), self.method.scale_rewards)
         read = self._keep(answered, advantages)
         progress.tokens += answered.num_tokens

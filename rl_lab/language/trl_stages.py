@@ -21,6 +21,7 @@ from rl_lab.language.groups import Answered
 from rl_lab.language.item_files import ItemFile, SolutionFile
 from rl_lab.language.model import LanguageModel, answer_texts, load_chat_processor, load_language_model
 from rl_lab.language.outcome_training import OutcomePlan, save_member
+from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rft_training import RFTPlan
 from rl_lab.language.rollout_store import RolloutStore
@@ -141,11 +142,13 @@ class TRLRun:
         self.context.say(notice(self.context.node.params["curriculum"]["scheme"]))
         torch.set_num_threads(self.settings.threads)
         means: dict[str, float] = {}
+        failures = RewardFailures(self.context)
 
         def record(step: Step) -> None:
             items, answers = list(step.items), step.completions
             texts = [answer_texts(row, self.processor) for row in answers]
-            scored = scored_groups(step.breakdown, len(items))
+            scored = scored_groups(step.breakdown, items)
+            failures.check(step.number, scored)
             answered = Answered(self.order[step.number - 1], items, [], answers, texts, scored)
             advantages = group_advantages(torch.from_numpy(scored.rewards), self.options.scale_rewards)
             self.store.write(step.number, answered.rollouts(advantages, self.processor), answered.columns())

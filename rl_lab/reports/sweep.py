@@ -12,9 +12,11 @@ from dataclasses import asdict
 import numpy as np
 
 from rewards.ensemble import DISAGREEMENT
+from rewards.guard import FAILED_CALL
 from rl_lab.errors import UserError
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.reports.action_rewards import ranking_alarms
+from rl_lab.reports.budgets import curves
 from rl_lab.reports.examinations import Training
 from rl_lab.reports.held_out import interval_row
 from rl_lab.reports.replicates import Array, mean_interval
@@ -56,8 +58,20 @@ def sweep_summary(run: RunFolder) -> Row:
         "unit": f"held-out {truth.unit} nested in training seeds",
         "replicates": run.config.get("replicates", 1),
         "expected": expected_power(run.config),
+        "curves": curve_rows(run),
         "variants": [_variant(run, truth, name, names[0], len(names) - 1) for name in names],
     }
+
+
+def curve_rows(run: RunFolder) -> dict[str, list[Row]]:
+    """The truth while training by variant, mean over items and seeds with its 95 % interval."""
+    found = {}
+    for curve in curves(run, "steps"):
+        low, high = np.quantile(curve.resamples, [0.025, 0.975], axis=0)
+        points = zip(curve.places.tolist(), curve.means.tolist(), low.tolist(), high.tolist(), strict=True)
+        names = ("step", "value", "low", "high")
+        found[curve.scheme] = [dict(zip(names, point, strict=True)) for point in points]
+    return found
 
 
 def expected_power(config: Row) -> Row | None:
@@ -96,6 +110,12 @@ def _variant(run: RunFolder, truth: Truth, name: str, baseline: str, compared: i
             stage["name"] for stage in run.stages if stage.get("method") == name and stage["status"] == "failed"
         ],
         "reward": interval_row(truth.table(name, truth.seeds(name), units.get(OVERALL, []))),
+        "means": {
+            scope: interval_row(truth.table(name, truth.seeds(name), ids))
+            for scope, ids in units.items()
+            if scope != OVERALL
+        },
+        "failures": failure_texts(run, name),
         "alarms": ranking_alarms(run, name) if ranks_actions(run.config) else variant_alarms(run, name),
     }
     if name == baseline:
@@ -129,6 +149,12 @@ def flips(truth: Truth, variant: str, baseline: str) -> list[Row]:
         {"item": ids[place], "variant": float(means[0][place]), "baseline": float(means[1][place])}
         for place in order.tolist()
     ]
+
+
+def failure_texts(run: RunFolder, name: str) -> list[str]:
+    """What the trainings of a variant said of reward calls that failed, each text once."""
+    said = [line["alarm"] for line in run.metrics if line.get("method") == name and "alarm" in line]
+    return list(dict.fromkeys(text for text in said if text.startswith(FAILED_CALL)))
 
 
 def variant_alarms(run: RunFolder, name: str) -> list[str]:

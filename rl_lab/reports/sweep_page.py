@@ -82,8 +82,8 @@ def power_text(expected: Row | None) -> str:
     """What was known before the start."""
     if expected is None:
         return (
-            "How much training seeds differ was not known before the start: name an earlier sweep.json in sweep.spread, "
-            "and this line says what difference the sweep can find."
+            "How much training seeds differ was not known before the start: name an earlier sweep.json in "
+            "sweep.spread, and this line says what difference the sweep can find."
         )
     needed = expected["seeds_needed"]
     more = f"{needed} training seeds" if needed else "more held-out items"
@@ -133,13 +133,19 @@ def curves(run: RunFolder) -> Markup:
 
 
 def categories(summary: Row) -> Markup:
-    """Differences to the baseline by category."""
-    rows = [row for row in summary["variants"] if row.get("categories")]
-    names = list(dict.fromkeys(name for row in rows for name in row["categories"]))
+    """The baseline's truth by category, and what each variant adds to it."""
+    base, *others = summary["variants"]
+    names = [name for name in base["means"] if any(row["categories"].get(name) for row in others)]
     if not names:
         return Markup("")
-    body = [[row["variant"], *(difference_text(row["categories"].get(name)) for name in names)] for row in rows]
-    remark = "Not corrected for the number of categories: of twenty such intervals one excludes 0 by chance."
+    body = [[base["variant"], *(mean_text(base["means"][name]) for name in names)]]
+    for row in others:
+        found = row["categories"]
+        body.append([f"{row['variant']}, over it", *(difference_text(found.get(name)) for name in names)])
+    remark = (
+        "First row: the baseline's mean. Not corrected for the number of categories: of twenty such intervals one "
+        "excludes 0 by chance."
+    )
     return section(
         "categories", "By category", table(["Trained on", *names], body, css="numbers stacked"), note(remark)
     )
@@ -150,10 +156,13 @@ def alarms(summary: Row) -> Markup:
     lines = [
         tag("li", tag("b", row["variant"]), f": {text}")
         for row in summary["variants"]
-        for text in [*row["alarms"], *(f"{name} failed" for name in row["failed"])]
+        for text in [*row["alarms"], *(f"{name} failed" for name in row["failed"]), *row["failures"]]
     ]
-    clean = note("No detector of reward hacking fired: proxy against truth, dominance, length, format, spread.")
-    return section("alarms", "Reward hacking", tag("ul", *lines) if lines else clean)
+    clean = note(
+        "No detector of reward hacking fired (reward against truth, dominance, length, format, spread, disagreement), "
+        "and no reward call failed."
+    )
+    return section("alarms", "Reward hacking and failed rewards", tag("ul", *lines) if lines else clean)
 
 
 def flips_section(run: RunFolder, summary: Row) -> Markup:
@@ -201,7 +210,7 @@ def _flip(run: RunFolder, questions: ItemFile, pictures: Pictures, variant: str,
     record = questions.record(place)
     images = [tag("img", src=uri, alt="the question's picture") for uri in pictures.encode(questions.pngs(place))]
     sides = [
-        tag("p", tag("b", f"{name} ({signed(flip[key])}): "), _answer(run, name, flip["item"]))
+        tag("div", tag("b", f"{name} (mean {reward(flip[key])}): "), _shown(_answer(run, name, flip["item"])))
         for name, key in ((variant, "variant"), (baseline, "baseline"))
     ]
     answer = json.dumps(record["answer"])
@@ -214,8 +223,15 @@ def _answer(run: RunFolder, name: str, item: str) -> str:
     for examination in of_scheme(run, name)[:1]:
         for row in read_json_lines(run.path / EXAMINATIONS / Path(examination.node) / "results.jsonl"):
             if row["item"] == item:
-                return str(row["answers"][0])[:ANSWER_LETTERS]
+                return str(row["answers"][0])
     return ""
+
+
+def _shown(answer: str) -> Markup | str:
+    """An answer with its trace; of a long one the beginning, the whole behind it."""
+    if len(answer) <= ANSWER_LETTERS:
+        return answer
+    return details(f"{answer[:ANSWER_LETTERS]} \u2026", tag("pre", answer))
 
 
 def settings(summary: Row) -> Markup:

@@ -38,11 +38,14 @@ def answered(policy) -> Answered:
     return Answered(np.arange(6) * 10, items, prompts, answers, texts, scored)
 
 
+ITEMS = [make_item(0), make_item(1)]
+
+
 def breakdown() -> Breakdown:
     rewards = [1.0, None, 0.5, None, None, 0.0]
     parts = {"answer": [1.0, None, 0.5, 0.25, None, 0.0], "format": [1.0] * 6}
     failures = [
-        Failure(1, "judge", "time-out", ""),
+        Failure(1, "judge", "time-out", "late"),
         Failure(3, "fn", "exception", ""),
         Failure(2, "fn", "exception", ""),
     ]
@@ -50,22 +53,25 @@ def breakdown() -> Breakdown:
 
 
 def test_rewards_have_a_row_for_each_question_and_nan_where_a_call_failed():
-    scored = scored_groups(breakdown(), 2)
+    scored = scored_groups(breakdown(), ITEMS)
     np.testing.assert_array_equal(scored.rewards, [[1.0, math.nan, 0.5], [math.nan, math.nan, 0.0]])
     assert scored.rewards.dtype == np.float64
     assert [[part["answer"] for part in row] for row in scored.parts] == [[1.0, None, 0.5], [0.25, None, 0.0]]
     assert scored.failures == [[[], ["judge/time-out"], ["fn/exception"]], [["fn/exception"], [], []]]
+    assert scored.examples == {
+        "judge/time-out": "judge on answer 1 to item-0 (time-out: late)",
+        "fn/exception": "fn on answer 0 to item-1 (exception: )",
+    }
 
 
 def test_counts_of_failures_are_those_of_the_rewards():
     expected = {name: value for name, value in breakdown().metrics().items() if name.startswith("reward_")}
-    assert scored_groups(breakdown(), 2).metrics == expected
+    assert scored_groups(breakdown(), ITEMS).metrics == expected
     assert expected["reward_masked"] == pytest.approx(2 / 6) and expected["reward_failures/fn/exception"] == 2
 
 
 def test_means_leave_out_what_has_no_reward():
-    items = [make_item(0), make_item(1)]
-    line = reward_means(items, scored_groups(breakdown(), 2))
+    line = reward_means(ITEMS, scored_groups(breakdown(), ITEMS))
     assert line["reward/mean"] == 0.5 and line["reward/format"] == 1.0
     assert line["reward_category/perception"] == 0.75 and line["reward_category/prediction"] == 0.0
     assert line["reward_type/choice"] == 0.5

@@ -1,6 +1,7 @@
 """`sweep.html` and `sweep.json` of an invented sweep."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -75,6 +76,31 @@ def test_a_spread_that_nobody_measured_is_refused(tmp_path):
         read_spread(str(tmp_path))
     with pytest.raises(ValueError, match=r"nowhere.json is no sweep.json \(FileNotFoundError\)"):
         read_spread("nowhere.json")
+
+
+def test_the_numbers_of_curves_and_categories_are_in_the_file_too(sweep):
+    curves = json.loads((sweep / "sweep.json").read_text())["curves"]
+    assert curves.keys() == GAINS.keys()
+    for points in curves.values():
+        assert [point["step"] for point in points] == sorted(point["step"] for point in points)
+        assert all(point["low"] <= point["value"] <= point["high"] for point in points)
+    found = rows(sweep)
+    assert found["verifier"]["means"].keys() == found["judge"]["categories"].keys()
+    page = (sweep / "sweep.html").read_text()
+    assert "judge, over it" in page
+
+
+def test_a_reward_call_that_failed_is_on_the_page(sweep, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(sweep, path)
+    text = "reward call failed: judge on answer 0 to q (time-out: late); such answers are masked"
+    with (path / "metrics.jsonl").open("a") as file:
+        for step in (1, 2):
+            line = {"node": "judge.1.grpo", "method": "judge", "replicate": 1, "step": step, "alarm": text}
+            file.write(json.dumps(line) + "\n")
+    write_report(path)
+    assert rows(path)["judge"]["failures"] == [text]
+    assert text in (path / "sweep.html").read_text()
 
 
 def test_flips_cross_the_threshold(sweep):

@@ -1,0 +1,158 @@
+"""A sweep whose rewards misbehave: each is named with function, answer and reason, and the others go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rl_lab.config import dump_config, load_config
+from rl_lab.errors import UserError
+from rl_lab.json_lines import write_json_lines
+from rl_lab.language.grpo_run import GRPORun
+from rl_lab.language.grpo_state import RunState
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.reports.page import write_report
+from rl_lab.runner.executor import Executor
+from rl_lab.runner.expansion import expand
+from rl_lab.runner.graph import stage_hashes
+from rl_lab.runner.run_folder import CONFIG_FILE, RunFolder
+from rl_lab.runner.store import Store
+from tests.language.builders import CONFIG, FakeEngines, FakeLearner, make_item
+from tests.runner.test_executor import statuses
+
+FUNCTIONS = """
+import math, time
+
+def raises(prompts, completions, **columns):
+    raise ZeroDivisionError("no such luck")
+
+def nan(prompts, completions, **columns):
+    return [math.nan]
+
+def pairs(prompts, completions, **columns):
+    return [0.5, 0.5]
+
+def forever(prompts, completions, **columns):
+    time.sleep(3600)
+
+def high(prompts, completions, **columns):
+    return [7.0]
+
+def sometimes(prompts, completions, answer, **columns):
+    return [1.0 if answer[0] == "A" else math.inf]
+"""
+SAID = {
+    "raises": "raises on answer 0 to item-{item} (exception: ZeroDivisionError: no such luck)",
+    "nan": "nan on answer 0 to item-{item} (not a number: nan is not in 0..1)",
+    "pairs": "pairs on answer 0 to item-{item} (exception: ValueError: a reward function returns one value for",
+    "forever": "forever on answer 0 to item-{item} (time-out: TimeoutError: no value in 0.2 s; its process was",
+    "high": "high on answer 0 to item-{item} (out of range: 7.0 is not in 0..1)",
+}
+
+
+class Stages:
+    """Real training of GRPO on plain objects; the other stages hand on what is there."""
+
+    def __init__(self, questions: Path, policy: Path) -> None:
+        self.shown = {"questions": questions, "cold_start": policy}
+
+    def show(self, context):
+        """The output of a stage that ran before."""
+        for path in self.shown[context.node.kind].iterdir():
+            (context.out / path.name).symlink_to(path)
+
+    def examine(self, context):
+        """Every answer is worth one half."""
+        known = {"task": "test", "category": "perception", "reward_type": "choice", "blank": [0.1], "constant": 0.2}
+        answers = {"tokens": [4], "finished": [True], "answers": ["A"]}
+        rows = [{"item": f"item-{n}", "rewards": [0.5]} | known | answers for n in range(1000, 1005)]
+        write_json_lines(context.out / "results.jsonl", rows)
+
+    def grpo(self, context):
+        """Steps without vLLM."""
+        policy = self.shown["cold_start"]
+        engines = FakeEngines(policy, map(make_item, [*range(24), *range(1000, 1005)]))
+        learner = FakeLearner(RunState(context.out, context.scratch, context.say).learner_state)
+        GRPORun(context, policy, engines, learner).run()
+
+    def functions(self):
+        """By kind."""
+        return {
+            **{"questions": self.show, "cold_start": self.show, "examine": self.examine, "grpo": self.grpo},
+            "report": lambda context: write_report(context.out),
+        }
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory, questions, policy):
+    """Run folder of a sweep whose rewards do everything that they should not, and what was raised in the end."""
+    root = tmp_path_factory.mktemp("sweep")
+    mine = root / "mine.py"
+    mine.write_text(FUNCTIONS)
+    guard = {"timeout_s": 0.2, "batch_timeout_s": 0.5}
+    wrong = {name: {"weights": {name: 1}, "functions": {name: f"{mine}:{name}"}, "guard": guard} for name in SAID}
+    some = {"weights": {"answer": 1, "sometimes": 1}, "functions": {"sometimes": f"{mine}:sometimes"}}
+    variants = {"verifier": {}, **wrong, "sometimes": some}
+    text = CONFIG.replace("[questions, cold_start, grpo]", "[questions, cold_start, examine, grpo]")
+    (root / "sweep.yaml").write_text(text + f"sweep: {json.dumps({'baseline': 'verifier', 'variants': variants})}\n")
+    config = load_config(root / "sweep.yaml", ["rl.steps=4", "curriculum.scheme=uniform", "workers.stages=1"])
+    nodes = expand(config)
+    hashes = stage_hashes(nodes, config.seed, {"code": "1"})
+    folder = RunFolder.create(root / "run", config.name)
+    folder.write(CONFIG_FILE, dump_config(config))
+    stages = Stages(questions, policy).functions()
+    run = Executor(config, nodes, hashes, {"code": "1"}, stages, Store(root / "store"), folder)
+    with pytest.raises(UserError) as raised:
+        run.run()
+    folder.close()
+    return folder, str(raised.value)
+
+
+def first_item(folder: RunFolder, variant: str) -> str:
+    """Of the first step, which all variants ask alike."""
+    return next(iter(RolloutStore(folder.path / "grpo" / "verifier.1.grpo").read(steps=[1])))["item"]
+
+
+def test_variants_that_cannot_be_scored_end_and_the_others_do_not(sweep):
+    folder, _ = sweep
+    found = statuses(folder)
+    assert {name for name, status in found.items() if status == "failed"} == {f"{name}.1.grpo" for name in SAID}
+    for name in ("verifier", "sometimes"):
+        assert found[f"{name}.1.grpo"] == found[f"{name}.1.examine"] == "done"
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_a_reward_that_fails_is_named_with_its_answer_and_reason(sweep, name):
+    folder, _ = sweep
+    item = first_item(folder, name).removeprefix("item-")
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    (alarm,) = (line for line in lines if line["node"] == f"{name}.1.grpo" and "alarm" in line)
+    assert f"reward call failed: {SAID[name].format(item=item)}" in alarm["alarm"]
+    assert alarm["step"] == 1
+
+
+def test_the_error_in_the_end_says_what_to_mend(sweep):
+    _, error = sweep
+    assert error.startswith("raises.1.grpo: no answer of the last 3 steps has a reward; the first failure: raises on")
+    assert error.endswith("mend the reward, and go on with --resume")
+
+
+def test_answers_without_a_reward_are_masked_and_counted_and_the_rest_is_learned_from(sweep):
+    folder, _ = sweep
+    rows = RolloutStore(folder.path / "grpo" / "sometimes.1.grpo").read()
+    failed = [row for row in rows if row["failures"]]
+    assert 0 < len(failed) < len(rows)
+    assert all(row["reward"] is None and row["advantage"] == 0 for row in failed)
+    assert {name for row in failed for name in row["failures"]} == {"sometimes/out of range"}
+    assert all(int(row["item"].removeprefix("item-")) % 2 == 1 for row in failed)
+
+
+def test_the_page_names_the_variants_that_failed_and_why(sweep):
+    folder, _ = sweep
+    page = (folder.path / "sweep.html").read_text()
+    for name in SAID:
+        assert f"{name}.1.grpo failed" in page
+        assert f"reward call failed: {name} on answer 0 to item-" in page
+    assert "such answers are masked" in (folder.path / "report.html").read_text()
