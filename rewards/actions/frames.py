@@ -50,4 +50,4 @@ class FrameScore(nn.Module):
         """Cross-entropy of a member's rows, and how often it is on the right side of a half."""
         logits, targets = self(random_shift(batch.images[member], generator)), batch.targets[member]
         accuracy = ((logits > 0) == (targets > 0.5)).float().mean()
-        return F.binary_cross_entropy_with_logits(logits, targets), {"reward/accuracy": accuracy}
+        return F.binary_cross_entropy_with_logits(logits, targets), {"reward_model/accuracy": accuracy}

@@ -118,5 +118,8 @@ class WorldModel(nn.Module):
         error, still = ((guess - after.detach()).square().mean() for guess in (predicted, before.detach()))
         latents = torch.cat([before, after])
         spread, apart = variance_loss(latents), covariance_loss(latents)
-        metrics = {"reward/prediction_over_still": error / still.clamp(min=1e-8), "reward/variance_loss": spread}
+        metrics = {
+            "reward_model/prediction_over_still": error / still.clamp(min=1e-8),
+            "reward_model/variance_loss": spread,
+        }
         return error + VARIANCE_WEIGHT * spread + COVARIANCE_WEIGHT * apart, metrics

@@ -65,7 +65,7 @@ def test_a_success_classifier_tells_ends_of_successes_from_those_of_failures():
     ensemble = Ensemble(ModelInfo("success", 2, 8, 4))
     loss, metrics = learn(ensemble, frames(*success_targets(episodes)))
     scores = ensemble.score_episodes([walk(7), walk(9, success=False)])
-    assert metrics["reward/accuracy"] == 1
+    assert metrics["reward_model/accuracy"] == 1
     assert (scores[:, 0] > scores[:, 1] + 2).all()
 
 
@@ -137,8 +137,8 @@ def right_or_left():
 def test_a_world_model_uses_the_commands_and_does_not_collapse():
     ensemble = Ensemble(ModelInfo("world_model", 1, 8, 1))
     _, metrics = learn(ensemble, right_or_left(), steps=100)
-    assert metrics["reward/prediction_over_still"] < 0.6
-    assert metrics["reward/variance_loss"] < 0.5
+    assert metrics["reward_model/prediction_over_still"] < 0.6
+    assert metrics["reward_model/variance_loss"] < 0.5
 
 
 def test_goals_are_the_ends_of_successes_and_an_unknown_task_is_named():
