@@ -10,29 +10,22 @@ event (the irreversible one, else the last progress), because a detector sees a 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from envs.correctors import Corrector
 from envs.rollout import Decision, Rollout, finished
-from envs.types import BimanualEnv, Diagnosis, ExpertUnavailableError, PreferencePair, Segment, camera_images
+from envs.types import BimanualEnv, Diagnosis, PreferencePair, Segment, camera_images
 
-
-@dataclass(frozen=True)
-class Corrector:
-    """Who shows the better continuation."""
-
-    name: str
-    act: Callable[[BimanualEnv], np.ndarray]
-    """The correction for the current state, an `ee` command [16]."""
-
-
-scripted_expert = Corrector("scripted_expert", lambda env: env.expert_action())
+MEASURED_STEPS = 8
+"""Steps of the loser that are run again from the shared start to measure how exactly it was restored."""
+RESTORE_TOLERANCE = 1e-3
+"""A pair whose segments do not share their start this well (m, parts of quaternions) is none."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +113,14 @@ class _Trace:
         return len(self.actions)
 
     def segment(self, start: int, stop: int) -> Segment:
-        """Steps start..stop-1, with images rendered now from the snapshots."""
+        """Steps start..stop-1, with images rendered now: from the snapshots, or on the way where loading one means to
+        repeat the episode up to it."""
         images = []
-        for snapshot in self.snapshots[start:stop]:
-            self.env.load(snapshot)
+        for step in range(start, stop):
+            if step == start or self.env.restore_method == "simulator":
+                self.env.load(self.snapshots[step])
+            else:
+                self.env.advance(self.actions[step - 1])
             images.append(camera_images(self.env.observe()))
         return Segment(
             poses=np.stack(self.poses[start : stop + 1]),
@@ -132,13 +129,26 @@ class _Trace:
         )
 
 
-def _correct(env: BimanualEnv, corrector: Corrector, limit: int) -> _Trace:
-    """Let the corrector act from the current state until success, an irreversible event or `limit` steps."""
+def _correct(env: BimanualEnv, seed: int, corrector: Corrector, limit: int) -> _Trace:
+    """Let the corrector act from the current state until success, an irreversible event, `limit` steps or its end."""
     trace = _Trace(env)
-    with contextlib.suppress(ExpertUnavailableError):
-        while len(trace) < limit and not env.success and env.diagnose().failure is None:
-            trace.advance(corrector.act(env))
+    commands = corrector.commands(env, seed)
+    while len(trace) < limit and not env.success and env.diagnose().failure is None:
+        command = next(commands, None)
+        if command is None:
+            break
+        trace.advance(command)
     return trace
+
+
+def _restore_error(env: BimanualEnv, trace: _Trace, start: int) -> float:
+    """Largest difference between the measured poses of the trace after `start` and those of the same commands, run
+    again from its snapshot. 0 where restored states continue bit for bit."""
+    env.load(trace.snapshots[start])
+    again = _Trace(env)
+    for action in trace.actions[start : start + MEASURED_STEPS]:
+        again.advance(action)
+    return float(np.abs(np.stack(again.poses) - np.stack(trace.poses[start : start + len(again.poses)])).max())
 
 
 @dataclass(frozen=True)
@@ -152,8 +162,31 @@ class _Failure:
     """End of the loser."""
 
 
+def _starts(
+    env: BimanualEnv,
+    seed: int,
+    trace: _Trace,
+    failure: _Failure,
+    corrector: Corrector,
+    config: RollbackConfig,
+    delta: int,
+) -> Iterator[int]:
+    """Steps of the trace from which corrections are tried: `delta` before the event, then further back; or, the latest
+    first, those before the event from which this corrector can act."""
+    if corrector.starts is not None:
+        possible = (step - trace.first_step for step in corrector.starts(env, seed))
+        yield from sorted((step for step in possible if 0 <= step <= failure.event), reverse=True)
+        return
+    for attempt in range(config.max_corrections):
+        start = max(0, failure.event - delta - attempt * config.further_rollback)
+        yield start
+        if start == 0:
+            return
+
+
 def _roll_back(
     env: BimanualEnv,
+    seed: int,
     trace: _Trace,
     failure: _Failure,
     corrector: Corrector,
@@ -161,16 +194,13 @@ def _roll_back(
     delta: int,
     counts: Counter[str],
 ) -> tuple[int, _Trace] | None:
-    """First start at or before `delta` steps before the event from which the corrector succeeds, with its trace."""
-    for attempt in range(config.max_corrections):
-        start = max(0, failure.event - delta - attempt * config.further_rollback)
+    """First start (see `_starts`) from which the corrector succeeds, with its trace."""
+    for start in _starts(env, seed, trace, failure, corrector, config, delta):
         env.load(trace.snapshots[start])
-        correction = _correct(env, corrector, config.correction_limit)
+        correction = _correct(env, seed, corrector, config.correction_limit)
         counts["corrector_steps"] += len(correction)
         if env.success:
             return start, correction
-        if start == 0:
-            break
     return None
 
 
@@ -196,6 +226,8 @@ def _make_pair(
         trigger=failure.name,
         rollback_steps=failure.event - start,
         start_digest=hashlib.sha256(trace.snapshots[start]).hexdigest(),
+        restore_method=env.restore_method,
+        exact_restore=env.exact_restore,
         **labels,
     )
 
@@ -243,11 +275,15 @@ def intervened_rollout(
         return result
     result.counts["interventions"] += 1
     delta = int(generator.integers(config.min_rollback, config.max_rollback + 1))
-    found = _roll_back(env, trace, failure, corrector, config, delta, result.counts)
+    found = _roll_back(env, seed, trace, failure, corrector, config, delta, result.counts)
     if found is None:
         result.counts[f"discarded/uncorrectable_{failure.name}"] += 1
         return result
     start, correction = found
-    labels = {"corrector": corrector.name, "weight_version": weight_version}
+    error = _restore_error(env, trace, start)
+    if error > RESTORE_TOLERANCE:
+        result.counts["discarded/restore_error"] += 1
+        return result
+    labels = {"corrector": corrector.name, "weight_version": weight_version, "restore_error": error}
     result.pairs.append(_make_pair(env, seed, trace, start, failure, correction, **labels))
     return result

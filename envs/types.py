@@ -97,7 +97,7 @@ INTERVENTION, RANKED = "intervention", "ranked"
 
 @dataclass
 class PreferencePair:
-    """A failure and its correction from one bit-identical simulator state (FlowPRO, arXiv:2606.14409, section 4.2)."""
+    """A failure and its correction from one restored simulator state (FlowPRO, arXiv:2606.14409, section 4.2)."""
 
     task: str
     variant: str
@@ -123,6 +123,13 @@ class PreferencePair:
     """What ranked the chunks."""
     reward_gap: float | None = None
     """Reward of the winner minus that of the loser, in standard deviations within states."""
+    restore_method: str = "simulator"
+    """How the shared start was brought back; see `BimanualEnv.restore_method`."""
+    exact_restore: bool = True
+    """The environment's word that restored states continue bit for bit."""
+    restore_error: float = 0.0
+    """Measured: the loser's first steps, run again from the shared start, differ by so much in any number of the
+    measured poses (m, parts of quaternions)."""
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 Evaluates a checkpoint folder and prints a line for each task and variant. The `env`, `eval` and `workers` sections and
 the seed come from the experiment FILE, else they are the defaults (hand-over, 100 held-out seeds); overrides are for
-example `env.tasks=[lift_pot] eval.seeds=development`. Exit code: 0 done, 2 bad input.
+example `env.tasks=[lift_pot] eval.seeds=development`. With several tasks or variants the table of RoboTwin's papers
+follows. Exit code: 0 done, 2 bad input.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 
 from rl_lab.config import RunConfig, load_config, resolve_config
 from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.reports.benchmark import success_table
 from rl_lab.reports.statistics import wilson
-from rl_lab.reports.terminal import columns
+from rl_lab.reports.terminal import benchmark_lines, columns
 
 DEFAULTS: dict[str, Any] = {"name": "eval", "stages": ["demos"]}
 
@@ -99,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = evaluate(options.checkpoint, config)
     print(f"{config.env.backend}, {config.eval.seeds} seeds, {config.eval.instructions} instructions")
     print(_table(rows))
+    outcomes = ((row["task"], row["variant"], row["success"]) for row in rows)
+    for text in benchmark_lines([{"method": None, "round": 0} | success_table(outcomes)]):
+        print(f"\n{text}")
     if options.out:
         from rl_lab.json_lines import write_json_lines
 

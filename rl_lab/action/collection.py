@@ -16,6 +16,7 @@ from envs.rollback import Collection, RollbackConfig
 from envs.types import PreferencePair
 from rl_lab.action.buffers import read_pairs, write_pairs
 from rl_lab.digests import folder_damage, write_checked_folder
+from rl_lab.workers.correctors import corrector_plan
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.simulation import Unit
 from rl_lab.workers.units import drawn_units, env_specs
@@ -52,8 +53,10 @@ def collect_pairs(
     pairs: list[PreferencePair] = []
     counts = Counter[str]()
 
+    corrector = ray.put(corrector_plan(settings.corrector, settings.execute))
+
     def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
-        return actor.collect.remote(unit, weights, rollback, settings.corrector)
+        return actor.collect.remote(unit, weights, rollback, corrector)
 
     run = partial(pool.map, submit, check_stop=request.check_stop)
     for spec, wanted in zip(specs, _share(settings.pairs, len(specs)), strict=True):

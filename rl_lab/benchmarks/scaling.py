@@ -36,6 +36,7 @@ from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
+from rl_lab.workers.correctors import CorrectorPlan
 from rl_lab.workers.rollout import EngineOptions, Prompt, RolloutEngine, Sampling
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from rl_lab.workers.weights import publish
@@ -174,7 +175,7 @@ class FlowPROStep:
 
     def collect(self, episodes: int) -> int:
         """Collect from so many episodes; control steps of policy and corrector."""
-        found = self.simulation.collect(self._unit(episodes), self.snapshot, ROLLBACK, "scripted_expert")
+        found = self.simulation.collect(self._unit(episodes), self.snapshot, ROLLBACK, CorrectorPlan())
         return found.counts["policy_steps"] + found.counts["corrector_steps"]
 
     def optimise(self, rows: int) -> None:

@@ -78,6 +78,28 @@ class SFTConfig(FlowConfig):
     those of the demonstrations; or always the latter."""
 
 
+class CorrectorConfig(Section):
+    """Who shows the better continuation of a failure. In a file the name of a kind may stand alone."""
+
+    kind: Literal["scripted_expert", "policy", "recorded"] = "scripted_expert"
+    """scripted_expert: the simulator's; RoboTwin's is planned anew for the restored state. policy: a teacher.
+    recorded: corrections from a file or from another run's pairs."""
+    path: str | None = None
+    """Of a policy its checkpoint folder; of recorded corrections a file of JSON lines or a folder of pairs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_its_path(self) -> Self:
+        if (self.path is not None) != (self.kind != "scripted_expert"):
+            state = "needs a path" if self.path is None else "takes no path"
+            raise ValueError(f"corrector {self.kind} {state}; write for example {{kind: policy, path: FOLDER}}")
+        return self
+
+
 class CollectConfig(Section):
     """Preference pairs: the policy fails, the simulator is rolled back, the corrector shows how; in control steps."""
 
@@ -85,7 +107,7 @@ class CollectConfig(Section):
     """Pairs of each round, over all tasks."""
     max_episodes: PositiveInt = 400
     """Episodes after which a round stops short of `pairs`."""
-    corrector: Literal["scripted_expert"] = "scripted_expert"
+    corrector: CorrectorConfig = CorrectorConfig()
     """Who shows the better continuation."""
     execute: PositiveInt = 4
     """Commands of each predicted chunk that are run before the next prediction."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from rl_lab.errors import UserError
+from rl_lab.reports.benchmark import success_table
 from rl_lab.reports.rundir import BASE, EpisodeResult, Evaluation, RunFolder
 from rl_lab.reports.statistics import METHODS, bootstrap_mean, mcnemar_p, paired_difference, wilson
 from rl_lab.reports.verdict import OVERALL, Row, verdict
@@ -102,6 +103,16 @@ def _scores(run: RunFolder) -> list[Row]:
     return rows
 
 
+def _benchmark(run: RunFolder) -> list[Row]:
+    """The table of the papers for the base policy and every method after its last round."""
+    last = {evaluation.method: evaluation for evaluation in sorted(run.evaluations, key=lambda one: one.round)}
+    return [
+        {"method": one.method, "round": one.round} | success_table((e.task, e.variant, e.success) for e in one.episodes)
+        for one in last.values()
+        if one.episodes
+    ]
+
+
 def _gains(run: RunFolder) -> list[Row]:
     """Every method and round over the base policy and over every other method after the same round."""
     rows = []
@@ -134,6 +145,7 @@ def episode_summary(run: RunFolder) -> Row:
         "evaluation_seeds": (run.config.get("eval") or {}).get("seeds"),
         "scores": _scores(run),
         "gains": _gains(run),
+        "benchmark": _benchmark(run),
         "collection": [{"node": p.node, "method": p.method, "round": p.round, **p.counts} for p in run.pairs],
         "seed_overlap": seed_overlap(run),
         "intervals": METHODS,

@@ -24,6 +24,7 @@ BUDGET_BYTES = 6_000_000
 META = (
     *("task", "variant", "seed", "instruction", "trigger", "start_step", "trigger_step", "rollback_steps"),
     *("corrector", "weight_version", "start_digest", "origin", "reward", "reward_gap"),
+    *("restore_method", "exact_restore", "restore_error"),
 )
 
 
@@ -153,8 +154,9 @@ def pair_browser(run: RunFolder) -> Markup:
     )
     reading = (
         "Winner: the correction, or the chunk that a reward ranked best; loser: what the policy did, or the chunk that "
-        "was ranked worst. Both start from one bit-identical simulator state, the black dot. Points are the gripper "
-        "centres of both arms in world coordinates. "
+        "was ranked worst. Both start from one restored simulator state, the black dot; restore error: by how much the "
+        "loser's first steps differ when they are run from it again. Points are the gripper centres of both arms in "
+        "world coordinates. "
     )
     head = ["pair", *(key.replace("_", " ") for key in META)]
     listing = [[p["id"], *(p["meta"].get(key.replace("_", " "), "") for key in META)] for p in pairs]

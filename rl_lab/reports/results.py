@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_text
 from rl_lab.reports.markup import Markup, details, join, note, section, table, tag
 from rl_lab.reports.overview import percent, signed_points, standing
 from rl_lab.reports.plots import Axis, Series, chart, interval_bar
@@ -148,6 +149,15 @@ def _charts(summary: Row, scope: str) -> Markup:
     return tag("div", success_chart(summary, scope, "Success"), steps_chart(summary, scope, steps), css="charts")
 
 
+def _benchmark(summary: Row) -> Markup:
+    """The table of the papers, where it has more than one cell."""
+    tables = summary["benchmark"]
+    if not tables or not has_several_cells(tables[0]):
+        return Markup("")
+    head, rows = table_text([(label(row["method"], row["round"]), row) for row in tables])
+    return table(head, rows, f"Success (%) by task and task config, {episodes_text(tables[0])}", css="numbers")
+
+
 def results(summary: Row) -> Markup:
     """Tables and charts of success and steps: overall, and for each task and variant where there are several."""
     if not summary["scores"]:
@@ -167,6 +177,7 @@ def results(summary: Row) -> Markup:
         score_table(summary, OVERALL, "All tasks" if parts else scopes[0]),
         note(reading),
         _charts(summary, OVERALL),
+        _benchmark(summary),
         *parts,
         _pairwise(summary),
         _seed_check(summary),

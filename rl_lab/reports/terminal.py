@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_text
 from rl_lab.reports.rundir import BASE, label
 from rl_lab.reports.verdict import OVERALL, Row, find, points
 
@@ -49,7 +50,16 @@ def episode_lines(summary: Row) -> list[str]:
     """Tables of all scopes of a run on episodes."""
     scopes = list(dict.fromkeys(row["scope"] for row in summary["scores"]))
     shown = scopes if len(scopes) > 2 else scopes[:1]
-    return [f"{scope}\n{score_lines(summary, scope)}" for scope in shown]
+    return [f"{scope}\n{score_lines(summary, scope)}" for scope in shown] + benchmark_lines(summary["benchmark"])
+
+
+def benchmark_lines(tables: Sequence[Row]) -> list[str]:
+    """The table of the papers, where it has more than one cell; a policy without a name has `method` None."""
+    if not tables or not has_several_cells(tables[0]):
+        return []
+    named = [(label(table["method"], table["round"]) if table["method"] else "", table) for table in tables]
+    head, rows = table_text(named)
+    return [f"success in percent, {episodes_text(tables[0])}\n{columns(head, rows)}"]
 
 
 def reward_cell(row: Row | None) -> str:

@@ -78,8 +78,12 @@ def substitutions(config: RunConfig, gpus: list[str]) -> list[dict[str, str]]:
         why = "an auxiliary loss on simulator ground truth in SFT; at evaluation the policy has images only"
         rows.append({"wanted": "spatial pre-training of the vision tower", "used": "privileged probe loss", "why": why})
     if config.collects_pairs:
-        why = "failures are detected, and corrected by the scripted expert, from simulator ground truth"
-        rows.append({"wanted": "human operator", "used": "detector and expert that read simulator truth", "why": why})
+        kind = config.collect.corrector.kind
+        who = {"scripted_expert": "the scripted expert", "policy": "a teacher policy", "recorded": "recorded commands"}
+        why = f"failures are detected from simulator ground truth, and corrected by {who[kind]}"
+        if kind == "scripted_expert":
+            why += ", which reads it too"
+        rows.append({"wanted": "human operator", "used": f"detector and {who[kind]}", "why": why})
     return rows
 
 

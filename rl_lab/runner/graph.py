@@ -124,6 +124,9 @@ def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
         params["robotwin"] = checkout_digest(os.environ["ROBOTWIN_ROOT"])
     if kind in LEARNS and config.placement.ranks > 1:
         params["ranks"] = config.placement.ranks
+    if "collect" in params and config.collect.corrector.path is not None:
+        digest = recording_digest(Path(config.collect.corrector.path))
+        params["collect"]["corrector"]["path"] = digest
     if params.get("model", {}).get("path"):
         params["model"] = params["model"] | {"preset": None, "path": tree_digest(Path(config.model.path or ""))}
     if config.demos.files is not None and "demos" in params:

@@ -19,6 +19,7 @@ from rl_lab.language.question_data import has_open_questions
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import QUESTIONS_FILE, stores
 from rl_lab.workers.bundles import bundles, lacking
+from rl_lab.workers.correctors import check_corrector
 from rl_lab.workers.robotwin import check_robotwin
 
 
@@ -79,6 +80,8 @@ def _check_model(config: RunConfig) -> None:
     _check_rounds_see_one_frame(config)
     if config.demos.files is not None:
         _check_files(config.demos.files, sizes.image_size)
+    if config.collects_pairs:
+        check_corrector(config.collect.corrector, config.env.image_size, config.collect.execute)
     if config.env.image_size != sizes.image_size:
         wanted = f"env.image_size is {config.env.image_size} but the model takes {sizes.image_size} pixels"
         raise UserError(f"{wanted}; set env.image_size={sizes.image_size}")

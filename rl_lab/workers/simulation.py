@@ -18,7 +18,7 @@ from PIL import Image
 
 from envs.branching import BranchConfig, branched_rollout
 from envs.robotwin.connection import RoboTwin, SeedRejectedError, ServerDiedError
-from envs.rollback import Collection, Corrector, RollbackConfig, intervened_rollout, scripted_expert
+from envs.rollback import Collection, RollbackConfig, intervened_rollout
 from envs.rollout import Rollout, demonstrate, policy_rollout, run_lockstep
 from envs.types import BimanualEnv, Candidates, Episode, ExpertUnavailableError
 from rl_lab.action.buffers import episode_labels
@@ -27,6 +27,7 @@ from rl_lab.formats.recordings import Recording
 from rl_lab.language.item_files import Row
 from rl_lab.learning.checkpoint import snapshot_info
 from rl_lab.seeding import stream
+from rl_lab.workers.correctors import CorrectorPlan
 from rl_lab.workers.environments import Environments, EnvSpec
 from rl_lab.workers.inference import SharedPolicy
 from rl_lab.workers.policy import LocalPolicy, policy_key
@@ -38,7 +39,6 @@ FILM_STRIDE = 2
 """Control steps between two pictures of a film."""
 FILM_SIZE = (180, 240)
 """Height and width in pixels."""
-CORRECTORS: dict[str, Corrector] = {"scripted_expert": scripted_expert}
 REJECTED = "rejected"
 """Key of the reason in the row of an evaluation seed that RoboTwin refused."""
 
@@ -100,19 +100,20 @@ class Simulation:
         self._environments = Environments(robotwin)
         self._inference = inference
         """An `Inference` actor to act with; None: a copy of the policy in this process."""
-        self._policy: tuple[str, LocalPolicy | SharedPolicy] | None = None
+        self._policies: dict[str, tuple[str, LocalPolicy | SharedPolicy]] = {}
+        """The last one of each role, with its key."""
 
-    def _load(self, snapshot: Snapshot, run_seed: int) -> LocalPolicy | SharedPolicy:
-        """The snapshot's policy, kept until another one comes."""
+    def _load(self, snapshot: Snapshot, run_seed: int, role: str = "policy") -> LocalPolicy | SharedPolicy:
+        """The snapshot's policy, kept until another one of its role comes."""
         key = policy_key(snapshot, run_seed)
-        if self._policy is None or self._policy[0] != key:
+        if role not in self._policies or self._policies[role][0] != key:
             policy = (
                 LocalPolicy.from_snapshot(snapshot, seed=run_seed)
                 if self._inference is None
                 else SharedPolicy(self._inference, snapshot, seed=run_seed)
             )
-            self._policy = (key, policy)
-        return self._policy[1]
+            self._policies[role] = (key, policy)
+        return self._policies[role][1]
 
     def _roll_out(self, unit: Unit, snapshot: Snapshot, make: Callable[[BimanualEnv, int], Rollout]) -> list:
         """Rollouts of the unit's seeds, together; SeedRejectedError where RoboTwin refuses one."""
@@ -203,14 +204,16 @@ class Simulation:
             if seed in cameras
         ]
 
-    def collect(self, unit: Unit, snapshot: Snapshot, rollback: RollbackConfig, corrector: str) -> Collection:
+    def collect(self, unit: Unit, snapshot: Snapshot, rollback: RollbackConfig, corrector: CorrectorPlan) -> Collection:
         """Policy episodes with interventions (see `envs.rollback.intervened_rollout`), all together."""
+
+        chosen = corrector.build(lambda weights: self._load(weights, unit.run_seed, "teacher").act)
 
         def make(env: BimanualEnv, seed: int) -> Rollout[Collection]:
             return intervened_rollout(
                 env,
                 seed,
-                corrector=CORRECTORS[corrector],
+                corrector=chosen,
                 config=rollback,
                 generator=stream(unit.run_seed, "rollback", seed),
                 weight_version=snapshot.version,

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import h5py
@@ -16,6 +16,7 @@ from envs.robotwin.env import fit
 from rl_lab.action.batching import fit_processor
 from rl_lab.action.buffers import read_episodes, write_episodes
 from rl_lab.action.recorded_demos import record_demos
+from rl_lab.action.stages import ActionStages
 from rl_lab.action.starting import num_commands, sized_config, starting_policy
 from rl_lab.action.streaming import DemonstrationStream
 from rl_lab.action.training import SFTPlan
@@ -28,6 +29,8 @@ from rl_lab.formats.recordings import find_recordings
 from rl_lab.formats.robotwin import read_robotwin
 from rl_lab.learning.checkpoint import read_info
 from rl_lab.learning.training import Training
+from rl_lab.reports.stage import ReportStage
+from rl_lab.run import main
 from rl_lab.runner.graph import stage_params
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from rl_lab.workers.weights import publish
@@ -248,21 +251,38 @@ wandb: disabled
 """
 
 
-def run(folder, *overrides):
-    (folder / "run.yaml").write_text(RUN)
-    command = [sys.executable, "-m", "rl_lab.run", "run.yaml", *overrides]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+@contextmanager
+def here(config):
+    """Stages without Ray."""
+    yield ActionStages(Here()).functions() | ReportStage(Here()).functions()
 
 
-def test_a_run_reads_files_trains_and_says_what_is_broken(raw, tmp_path):
+def break_episode(raw):
     with h5py.File(raw / "handover_block/demo_clean/data/episode1.hdf5", "r+") as file:
         file["endpose/left_endpose"][3] = np.nan
-    done = run(tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "episode1.hdf5, frame 3: pose is not finite" in done.stderr
-    assert "1 of 3 episodes are broken" in done.stderr and "skip_broken=true" in done.stderr
-    done = run(tmp_path, "demos.files.skip_broken=true", "--run-dir", "out")
+
+
+def test_a_broken_episode_ends_a_run_with_2_unless_it_is_skipped(raw, tmp_path, monkeypatch, capsys):
+    break_episode(raw)
+    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(RUN)
+    assert main(["run.yaml", "stages=[demos]", "--run-dir", "stopped"], here) == 2
+    errors = capsys.readouterr().err
+    assert "episode1.hdf5, frame 3: pose is not finite" in errors
+    assert "1 of 3 episodes are broken" in errors and "skip_broken=true" in errors
+    assert main(["run.yaml", "stages=[demos]", "demos.files.skip_broken=true", "--run-dir", "out"], here) == 0
+    assert "skipped: " in capsys.readouterr().err
+    assert len((tmp_path / "out/episodes/demos/index.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_run_reads_files_and_trains(raw, tmp_path):
+    break_episode(raw)
+    (tmp_path / "run.yaml").write_text(RUN)
+    options = ["demos.files.skip_broken=true", "env.backend=tabletop", "--run-dir", "out"]
+    command = [sys.executable, "-m", "rl_lab.run", "run.yaml", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
-    assert "skipped: " in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out/episodes/demos/index.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and (tmp_path / "out/checkpoints/sft/model.safetensors").is_file()

@@ -1,9 +1,12 @@
 """Rollouts as generators, and failures turned into pairs, on an environment simple enough to check by hand."""
 
+from itertools import count
+
 import numpy as np
 import pytest
 
-from envs.rollback import Corrector, RollbackConfig, intervened_rollout, scripted_expert
+from envs.correctors import Corrector, recorded, scripted_expert, teacher
+from envs.rollback import RollbackConfig, intervened_rollout
 from envs.rollout import Memory, demonstrate, policy_rollout, run_lockstep
 from tests.envs.toy import STEP, ToyEnv
 
@@ -129,7 +132,7 @@ def test_a_stuck_policy_is_stopped_after_the_patience():
 
 
 def test_an_uncorrectable_failure_is_dropped_and_counted():
-    frozen = Corrector("frozen", lambda env: env.ee_pose())
+    frozen = Corrector("frozen", lambda env, seed: (env.ee_pose() for _ in count()))
     _, result = collect(stuck, corrector=frozen)
     assert result.pairs == []
     assert result.counts["discarded/uncorrectable_no_progress"] == 1
@@ -158,3 +161,68 @@ def test_the_shared_start_lies_before_the_last_progress_and_the_loser_ends_soon_
     assert low <= first.rollback_steps <= high
     assert first.start_step == last_progress - first.rollback_steps
     assert len(first.loser.actions) == first.rollback_steps + config.kept_after_event
+
+
+def test_a_teacher_policy_corrects_chunk_by_chunk():
+    keys = []
+
+    def act(decisions):
+        keys.append(decisions[0].key)
+        return forward(decisions)
+
+    _, result = collect(stuck, corrector=teacher("policy x", act, 4))
+    (pair,) = result.pairs
+    assert pair.corrector == "policy x" and len(keys) == len(set(keys)) == -(-len(pair.winner.actions) // 4)
+
+
+def test_recorded_corrections_are_used_from_the_steps_where_they_were_recorded():
+    _, first = collect(sideways, RollbackConfig(execute=4, min_rollback=2, max_rollback=2))
+    (pair,) = first.pairs
+    place = ("toy", "clean", 3, pair.start_step)
+    corrector = recorded("recorded x", {place: pair.winner.actions, ("toy", "clean", 4, 0): pair.winner.actions[:1]})
+    _, again = collect(sideways, RollbackConfig(execute=4, min_rollback=3, max_rollback=3), corrector)
+    (same,) = again.pairs
+    assert (same.start_step, same.corrector) == (pair.start_step, "recorded x")
+    np.testing.assert_array_equal(same.winner.actions, pair.winner.actions)
+    _, none = collect(sideways, corrector=corrector, seed=4)
+    assert none.pairs == [] and none.counts["discarded/uncorrectable_fell"] == 1
+    _, none = collect(sideways, corrector=corrector, seed=5)
+    assert none.pairs == [] and none.counts["corrector_steps"] == 0
+
+
+class DriftingEnv(ToyEnv):
+    """Restored states are off by some amount."""
+
+    exact_restore = False
+    drift = 0.0
+
+    def load(self, snapshot):
+        super().load(snapshot)
+        self.pose[8] += self.drift
+
+
+def collect_drifting(drift, method="simulator"):
+    env = DriftingEnv()
+    env.drift, env.restore_method = drift, method
+    rollout = intervened_rollout(env, 3, corrector=scripted_expert, config=CONFIG, generator=np.random.default_rng(0))
+    return run_lockstep([rollout], stuck)[0]
+
+
+def test_the_restore_error_is_measured_and_stands_on_the_pair():
+    (pair,) = collect_drifting(1e-4).pairs
+    assert (pair.restore_method, pair.exact_restore) == ("simulator", False)
+    assert pair.restore_error == pytest.approx(1e-4)
+    (exact,) = collect(stuck)[1].pairs
+    assert (exact.exact_restore, exact.restore_error) == (True, 0.0)
+
+
+def test_a_pair_that_does_not_share_its_start_is_dropped_and_counted():
+    result = collect_drifting(0.01)
+    assert result.pairs == [] and result.counts["discarded/restore_error"] == 1
+
+
+def test_where_restoring_repeats_the_episode_images_are_taken_on_the_way():
+    (replayed,), (restored,) = collect_drifting(0.0, "replay").pairs, collect_drifting(0.0).pairs
+    assert replayed.restore_method == "replay"
+    for side in ("winner", "loser"):
+        np.testing.assert_array_equal(getattr(replayed, side).images, getattr(restored, side).images)

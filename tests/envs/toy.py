@@ -18,6 +18,7 @@ class ToyEnv:
     """Success when left x reaches `GOAL_X`; the image brightness is x."""
 
     exact_restore = True
+    restore_method = "simulator"
     expert_from_any_state = True
     step_limit = 120
     task = "toy"

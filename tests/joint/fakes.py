@@ -132,7 +132,7 @@ class Simulators(FakePool):
         rate = json.loads(snapshot.files["rates"])["actions"]
         return [{"seed": seed, "success": bool(np.random.default_rng(seed).random() < rate)} for seed in unit.seeds]
 
-    def collect(self, unit: Unit, snapshot: Snapshot, rollback: Any, corrector: str) -> Collection:
+    def collect(self, unit: Unit, snapshot: Snapshot, rollback: Any, corrector: Any) -> Collection:
         """See `Simulation.collect`."""
         self.collected.append((snapshot.version, unit.seeds))
         made = [pair(seed, winner_steps=10, loser_steps=9) for seed in unit.seeds[:1]]

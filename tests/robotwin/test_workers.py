@@ -13,6 +13,7 @@ from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.seeding import SPLIT_SIZE, evaluation_seeds, robotwin_seeds, training_seeds
+from rl_lab.workers.correctors import CorrectorPlan
 from rl_lab.workers.environments import EnvSpec
 from rl_lab.workers.pool import BrokenWorkerError
 from rl_lab.workers.simulation import REJECTED, Rejection, Simulation, Unit
@@ -63,13 +64,25 @@ def test_a_policy_is_evaluated_on_the_seeds_that_its_expert_solves(simulation, s
 
 
 def test_a_failure_is_rolled_back_and_the_expert_planned_anew_corrects_it(simulation, snapshot):
-    found = simulation.collect(unit(GOOD), snapshot, ROLLBACK, "scripted_expert")
+    found = simulation.collect(unit(GOOD), snapshot, ROLLBACK, CorrectorPlan())
     (pair,) = found.pairs
     assert pair.corrector == "scripted_expert" and pair.trigger in ("no_progress", "deviating", "timeout", "dropped")
     np.testing.assert_array_equal(pair.winner.poses[0], pair.loser.poses[0])
     np.testing.assert_array_equal(pair.winner.images[0], pair.loser.images[0])
+    assert (pair.restore_method, pair.exact_restore, pair.restore_error) == ("simulator", False, 0.0)
     assert found.counts["corrector_steps"] >= len(pair.winner.actions) > 5
-    assert simulation.collect(unit(UNSTABLE), snapshot, ROLLBACK, "scripted_expert").counts == {"rejected_seeds": 1}
+    assert simulation.collect(unit(UNSTABLE), snapshot, ROLLBACK, CorrectorPlan()).counts == {"rejected_seeds": 1}
+
+
+def test_without_a_way_for_the_expert_a_recorded_correction_or_a_teacher_goes_on(simulation, snapshot):
+    found = simulation.collect(unit(GOOD), snapshot, ROLLBACK, CorrectorPlan())
+    (pair,) = found.pairs
+    place = ("stubborn_block", "demo_clean", GOOD, pair.start_step)
+    plan = CorrectorPlan("recorded x", corrections={place: pair.winner.actions})
+    stubborn = simulation.collect(unit(GOOD, "stubborn_block"), snapshot, ROLLBACK, plan)
+    assert [one.corrector for one in stubborn.pairs] == ["recorded x"]
+    hopeless = simulation.collect(unit(GOOD), snapshot, ROLLBACK, CorrectorPlan("policy x", snapshot, 4))
+    assert hopeless.pairs == [] and hopeless.counts["corrector_steps"] > 0
 
 
 def test_crashes_and_hangs_ask_for_another_worker_and_the_unit_then_succeeds(simulation, snapshot):

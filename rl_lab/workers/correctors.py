@@ -1,0 +1,108 @@
+"""The corrector of a collection as plain data for the workers, built and checked from `collect.corrector`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from envs.correctors import Corrector, Place, recorded, scripted_expert, teacher
+from envs.rollout import Act
+from envs.types import EE_DIM
+from rl_lab.action.buffers import INDEX_FILE, read_pairs
+from rl_lab.config.action import CorrectorConfig
+from rl_lab.errors import UserError
+from rl_lab.learning.checkpoint import published
+from rl_lab.workers.weights import Snapshot
+
+
+@dataclass(frozen=True)
+class CorrectorPlan:
+    """Who corrects; crosses processes."""
+
+    name: str = scripted_expert.name
+    """Stands on every pair."""
+    weights: Snapshot | None = None
+    """A teacher policy's."""
+    execute: int = 1
+    """Commands of each of its chunks that are run."""
+    corrections: dict[Place, np.ndarray] = field(default_factory=dict)
+    """Recorded commands [T, 16]."""
+
+    def build(self, policy: Callable[[Snapshot], Act]) -> Corrector:
+        """The corrector itself; `policy` makes one act from its weights."""
+        if self.weights is not None:
+            return teacher(self.name, policy(self.weights), self.execute)
+        return recorded(self.name, self.corrections) if self.corrections else scripted_expert
+
+
+def corrector_plan(settings: CorrectorConfig, execute: int) -> CorrectorPlan:
+    """From the configuration. UserError for recorded corrections that cannot be read."""
+    path = Path(settings.path or "")
+    if settings.kind == "policy":
+        weights = published(path)
+        return CorrectorPlan(f"policy {path.name} ({weights.digest[:12]})", weights, execute)
+    if settings.kind == "recorded":
+        return CorrectorPlan(f"recorded {path.name}", corrections=read_corrections(path))
+    return CorrectorPlan()
+
+
+def read_corrections(path: Path) -> dict[Place, np.ndarray]:
+    """Corrections of a JSON lines file, or the winners of a folder of pairs that a run has left.
+
+    A line is {"task": ..., "variant": ..., "seed": environment seed, "step": control step of the state in which the
+    correction begins, "actions": [[16 numbers], ...]}, the actions as in `envs.types.Segment`. UserError, naming the
+    line, for anything else.
+    """
+    if path.is_dir():
+        if not (path / INDEX_FILE).is_file():
+            raise UserError(f"collect.corrector.path: {path} is no folder of pairs: {INDEX_FILE} is missing")
+        return {(p.task, p.variant, p.seed, p.start_step): p.winner.actions for p in read_pairs(path)}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"collect.corrector.path: {path} cannot be read: {error}") from error
+    found = dict(_correction(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    if not found:
+        raise UserError(f"collect.corrector.path: {path} has no corrections")
+    return found
+
+
+def _correction(path: Path, number: int, line: str) -> tuple[Place, np.ndarray]:
+    try:
+        row = json.loads(line)
+        place = (str(row["task"]), str(row["variant"]), int(row["seed"]), int(row["step"]))
+        actions = np.array(row["actions"], dtype=np.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"collect.corrector.path: {path}, line {number}: no correction ({error!r})") from error
+    if actions.ndim != 2 or actions.shape[1] != EE_DIM or not len(actions) or not np.isfinite(actions).all():
+        raise UserError(
+            f"collect.corrector.path: {path}, line {number}: actions have shape {actions.shape}; expected finite "
+            f"numbers [T, {EE_DIM}]"
+        )
+    return place, actions
+
+
+def check_corrector(settings: CorrectorConfig, image_size: int, execute: int) -> None:
+    """UserError, before a run begins, for a corrector that cannot act in it."""
+    if settings.kind == "recorded":
+        read_corrections(Path(settings.path or ""))
+    if settings.kind != "policy":
+        return
+    from rl_lab.learning.checkpoint import load_policy  # here, because it imports the model
+
+    folder = Path(settings.path or "")
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"collect.corrector.path: {folder} is no checkpoint folder: {name} is missing")
+    policy, processor, info = load_policy(folder)
+    wanted = f"collect.corrector.path: {folder}"
+    if policy.config.image_size != image_size:
+        raise UserError(f"{wanted} takes {policy.config.image_size} pixels, but env.image_size is {image_size}")
+    if info.history > 1:
+        raise UserError(f"{wanted} sees {info.history} frames; a corrector begins in mid-episode and sees 1")
+    if execute > processor.num_commands:
+        raise UserError(f"{wanted} predicts {processor.num_commands} commands, but collect.execute is {execute}")
