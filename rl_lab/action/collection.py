@@ -53,7 +53,9 @@ def collect_pairs(
     pairs: list[PreferencePair] = []
     counts = Counter[str]()
 
-    corrector = ray.put(corrector_plan(settings.corrector, settings.execute))
+    corrector: Any = corrector_plan(settings.corrector, settings.execute)
+    if settings.corrector.path is not None:
+        corrector = ray.put(corrector)  # weights or recordings: once for all units
 
     def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
         return actor.collect.remote(unit, weights, rollback, corrector)

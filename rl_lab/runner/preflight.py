@@ -19,7 +19,6 @@ from rl_lab.language.question_data import has_open_questions
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import QUESTIONS_FILE, stores
 from rl_lab.workers.bundles import bundles, lacking
-from rl_lab.workers.correctors import check_corrector
 from rl_lab.workers.robotwin import check_robotwin
 
 
@@ -80,7 +79,9 @@ def _check_model(config: RunConfig) -> None:
     _check_rounds_see_one_frame(config)
     if config.demos.files is not None:
         _check_files(config.demos.files, sizes.image_size)
-    if config.collects_pairs:
+    if config.collects_pairs and config.collect.corrector.path is not None:
+        from rl_lab.workers.correctors import check_corrector  # here, because it imports the model
+
         check_corrector(config.collect.corrector, config.env.image_size, config.collect.execute)
     if config.env.image_size != sizes.image_size:
         wanted = f"env.image_size is {config.env.image_size} but the model takes {sizes.image_size} pixels"
