@@ -8,8 +8,9 @@
 `chosen` is the continuation to prefer (the correction), `rejected` the one to avoid (the failure); both begin in the
 same simulator state. Columns of pairs.parquet: `pair` 0, 1, ...; `task`, `variant`, `seed`, `instruction`;
 `start_step`, `trigger_step`, `trigger`, `rollback_steps`, `corrector`, `start_digest`, `weight_version`, `origin`,
-`reward`, `reward_gap`, `restore_method`, `exact_restore`, `restore_error` as in `envs.types.PreferencePair`; `file` (number of its data and video files); for each side `SIDE_from_row`, `SIDE_to_row`
-(rows of the data file, the end excluded) and `SIDE_from_frame` (frame i of a video is shown at i / hz seconds).
+`reward`, `reward_gap`, `restore_method`, `exact_restore`, `restore_error` as in `envs.types.PreferencePair`; `file`
+(number of its data and video files); for each side `SIDE_from_row`, `SIDE_to_row` (rows of the data file, the end
+excluded) and `SIDE_from_frame` (frame i of a video is shown at i / hz seconds).
 Columns of the data: `pair`, `side`, `step`, `observation.state` and `action` (64-bit floats, [16]: xyz in metres, wxyz,
 gripper 1 = open .. 0, of the left and the right arm). A segment of T actions has T + 1 rows; the last has no action.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,15 +60,22 @@ def read_corrections(path: Path) -> dict[Place, np.ndarray]:
     if path.is_dir():
         if not (path / INDEX_FILE).is_file():
             raise UserError(f"collect.corrector.path: {path} is no folder of pairs: {INDEX_FILE} is missing")
-        return {(p.task, p.variant, p.seed, p.start_step): p.winner.actions for p in read_pairs(path)}
+        found = {(p.task, p.variant, p.seed, p.start_step): p.winner.actions for p in read_pairs(path)}
+    else:
+        found = dict(_lines(path))
+    if not found:
+        raise UserError(f"collect.corrector.path: {path} has no corrections")
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[Place, np.ndarray]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"collect.corrector.path: {path} cannot be read: {error}") from error
-    found = dict(_correction(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    if not found:
-        raise UserError(f"collect.corrector.path: {path} has no corrections")
-    return found
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _correction(path, number, line)
 
 
 def _correction(path: Path, number: int, line: str) -> tuple[Place, np.ndarray]:
