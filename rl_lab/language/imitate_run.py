@@ -6,7 +6,7 @@ Traces are taken in passes over all of them; what counts as a token is a token t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -145,18 +145,15 @@ class ImitateRun:
         read = [self.traces[number] for number in numbers]
         prompts = [item_prompt(self.items[row], self.processor) for row, _ in read]
         answers = [
-            [
-                Completion(
-                    tuple(expanded_tokens(prompt, self.processor)), tuple(tokens), (0.0,) * len(tokens), 0, True, 0
-                )
-            ]
+            [_completion(expanded_tokens(prompt, self.processor), tokens)]
             for prompt, (_, tokens) in zip(prompts, read, strict=True)
         ]
         return Groups(prompts, answers, torch.zeros(len(read), 1), torch.ones(len(read), 1, dtype=torch.bool))
 
-    def _completion(self, prompt: list[int], tokens: list[int]) -> Completion:
-        """A trace as an answer; cross-entropy does not ask how likely it was."""
-        return Completion(tuple(prompt), tuple(tokens), (0.0,) * len(tokens), 0, finished=True, num_cached_tokens=0)
-
     def _examine(self) -> dict[str, float]:
         return self.exam.examine(self.engines, self.weights, self.state.progress, self.context.check_stop)
+
+
+def _completion(prompt: Sequence[int], tokens: Sequence[int]) -> Completion:
+    """A trace as an answer; cross-entropy does not ask how likely it was."""
+    return Completion(tuple(prompt), tuple(tokens), (0.0,) * len(tokens), 0, finished=True, num_cached_tokens=0)
