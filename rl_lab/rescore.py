@@ -2,7 +2,8 @@
 
 Scores the stored rollouts of a run under another reward, without generating anything: how far the two rewards agree on
 the order of the answers, and which answers flip. The reward is the section `rewards` of a YAML file, or a variant of
-the run's own sweep. Writes rescored-NAME.json into the run folder and prints its table.
+the run's own sweep. In a run that ranked chunks of actions it is the section `ranking`: chunks are ranked again, and
+episodes scored, by the run's own reward models. Writes rescored-NAME.json into the run folder and prints its table.
 Exit code: 0 done, 2 bad input.
 """
 
@@ -14,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from rewards.compose import Rewards
 from rewards.config import RewardConfig, read_config
+from rl_lab.config.action_rewards import RankingConfig
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import write_whole
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.rescoring import Agreement, rescore
 from rl_lab.language.reward_models import make_rewards
-from rl_lab.runner.run_folder import CONFIG_FILE
+from rl_lab.runner.run_folder import CONFIG_FILE, STAGES_FILE
 
 FLIPS_SHOWN = 3
 
@@ -35,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--node", help="one training of the run; all without it")
     options = parser.parse_args(arguments)
     config = _config(options.run)
-    name, settings = _reward(options.reward, config)
+    if any(options.run.glob("pairs/*.rank")):
+        return rescore_actions(options.run, options.reward, options.node, config)
+    name, settings = _reward(options.reward, config, "rewards", "variants")
     questions = options.run / "questions" / "questions" / "train.arrow"
     if not questions.is_file():
         raise UserError(f"{options.run} has no questions/questions/train.arrow, so its answers cannot be scored again")
@@ -61,9 +66,56 @@ def _config(run: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
 
-def _reward(given: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, Any]) -> int:
+    """The same for chunks of actions."""
+    from rl_lab.action.rescoring import rank_nodes, rescore_episodes, rescore_node  # here, because they load torch
+
+    name, settings = _reward(given, config, "ranking", "rankings")
+    new = _ranking(settings, given)
+    stages = {row["name"]: row for row in json.loads((run / STAGES_FILE).read_text())["nodes"]}
+    chunks = {}
+    for folder in rank_nodes(run, node):
+        row, sweep = stages[folder.name], config.get("sweep")
+        old = _ranking(sweep["rankings"][row["method"]] if sweep else config["ranking"], folder.name)
+        chunks[folder.name] = rescore_node(run, row, old, new, config["seed"])
+    episodes = {kind: rescore_episodes(run, kind) for kind in new.learned}
+    plain: dict[str, Any] = {"chunks": {one: found.as_row() for one, found in chunks.items()}, "episodes": {}}
+    plain["episodes"] = {kind: {one: found.as_row() for one, found in rows.items()} for kind, rows in episodes.items()}
+    target = run / f"rescored-{name}.json"
+    write_whole(target, json.dumps(plain, indent=1) + "\n")
+    lines = [line for one, found in chunks.items() for line in _chunk_lines(one, found)]
+    lines += [
+        f"{one} by {kind}: rank agreement with success {_number(found.rank_correlation)} over {found.episodes} "
+        f"episodes, {len(found.flips)} on the other side"
+        for kind, rows in episodes.items()
+        for one, found in rows.items()
+    ]
+    print("\n".join([*lines, str(target)]))
+    return 0
+
+
+def _chunk_lines(node: str, found: Any) -> list[str]:
+    """What the terminal shows of one ranking."""
+    return [
+        f"{node}: {found.chunks} chunks in {found.states} states",
+        f"  rank agreement: {_number(found.rank_correlation)} over all chunks (Spearman), "
+        f"{_number(found.state_correlation)} within states (Kendall)",
+        f"  another best chunk in {100 * found.best_changed:.0f} % of the states; of {found.pairs} pairs "
+        f"{found.reversed} are reversed; the new reward makes {found.new_pairs}",
+    ]
+
+
+def _ranking(settings: dict[str, Any], given: str) -> RankingConfig:
+    try:
+        return RankingConfig(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{given}: ranking.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _reward(given: str, config: dict[str, Any], section: str, kind: str) -> tuple[str, dict[str, Any]]:
     """Name and section of the new reward."""
-    variants = (config.get("sweep") or {}).get("variants", {})
+    variants = (config.get("sweep") or {}).get(kind, {})
     if given in variants:
         return given, variants[given]
     path = Path(given)
@@ -74,9 +126,9 @@ def _reward(given: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict) or not isinstance(tree.get("rewards"), dict):
-        raise UserError(f"{path} has no section `rewards`; write it as in an experiment's file")
-    return path.stem, tree["rewards"]
+    if not isinstance(tree, dict) or not isinstance(tree.get(section), dict):
+        raise UserError(f"{path} has no section `{section}`; write it as in an experiment's file")
+    return path.stem, tree[section]
 
 
 def _checked(settings: dict[str, Any], given: str) -> Rewards:
