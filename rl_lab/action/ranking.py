@@ -43,7 +43,7 @@ def score_states(states: Sequence[Candidates], rewards: Sequence[str], models: M
 
 def ranked_pair(state: Candidates, choice: Choice, reward: str) -> PreferencePair:
     """The best and the worst chunk of a state as a pair."""
-    sides = {
+    sides: dict[str, Any] = {
         side: Segment(poses=state.poses[number], actions=state.actions[number], images=state.images[number])
         for side, number in (("winner", choice.best), ("loser", choice.worst))
     }

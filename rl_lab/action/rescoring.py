@@ -115,7 +115,10 @@ def rescore_node(
     states = read_candidates(run / "candidates" / row["inputs"]["candidates"])
     replicate = row.get("replicate")
     seed = seed if replicate is None else integer(seed, "replicate", replicate)  # as in `StageContext.training_seed`
-    scores = [combined(_scores(run, row, states, one, seed), one.weights) for one in (old, new)]
+    scores = [
+        combined(_scores(run, row, states, one, seed), {str(name): weight for name, weight in one.weights.items()})
+        for one in (old, new)
+    ]
     return compare_scores(states, scores[0], scores[1], (old.margin, new.margin))
 
 
@@ -124,7 +127,7 @@ def _scores(
 ) -> dict[str, list[np.ndarray]]:
     replicate = row.get("replicate")
     prefix = "reward" if replicate is None else f"seed.{replicate}"
-    models = {kind: run / "reward_models" / f"{prefix}.{kind}" for kind in ranking.learned}
+    models: dict[str, Path] = {kind: run / "reward_models" / f"{prefix}.{kind}" for kind in ranking.learned}
     for kind, folder in models.items():
         if not folder.is_dir():
             raise UserError(f"{run} trained no reward model {kind}; it needs reward_models/{folder.name}")
