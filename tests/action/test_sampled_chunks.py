@@ -1,0 +1,56 @@
+"""From a policy's own episodes to a reward model and ranked pairs, in one process, with random weights."""
+
+import numpy as np
+import pytest
+
+from envs.branching import BranchConfig
+from rl_lab.action.batching import fit_processor
+from rl_lab.action.buffers import read_pairs, write_candidates, write_episodes
+from rl_lab.action.ranking import rank_folder
+from rl_lab.action.reward_training import RewardPlan
+from rl_lab.config.action_rewards import RewardModelsConfig
+from rl_lab.learning.checkpoint import CheckpointInfo, published, save_policy
+from rl_lab.learning.training import Training
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.presets import preset_config
+from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
+from tests.action.test_datasets import TIMING
+from tests.records import episode
+
+UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", 64), (11,), run_seed=0)
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    config = preset_config("nano")
+    processor = fit_processor(config, [episode(1), episode(2)], TIMING)
+    save_policy(folder, HyVLAPolicy(config), processor, CheckpointInfo(weight_version=1, steps=0))
+    return published(folder)
+
+
+def test_recorded_episodes_and_sampled_chunks_teach_and_rank(snapshot, tmp_path):
+    simulation = Simulation()
+    (recorded,) = simulation.record(UNIT, snapshot, execute=8)
+    assert recorded.frame_steps[-1] == recorded.num_steps and len(recorded.images) == len(recorded.frame_steps)
+    states = simulation.candidates(UNIT, snapshot, BranchConfig(execute=8, states=3, samples=2, decisions=1))
+    for state in states:
+        assert (recorded.poses[state.step] == state.poses[0, 0]).all()  # the same episode
+        assert not (state.actions[0] == state.actions[1]).all()
+    again = Simulation().candidates(UNIT, snapshot, BranchConfig(execute=8, states=3, samples=2, decisions=1))
+    assert all((one.actions == other.actions).all() for one, other in zip(states, again, strict=True))
+
+    recorded.success = True  # a policy of random weights does not
+    write_episodes(tmp_path / "episodes", [recorded] * 3)
+    settings = RewardModelsConfig(steps=2, warmup=1, batch_size=4, latent=8, held_out=0.1)
+    training = Training(RewardPlan("world_model", settings, tmp_path / "episodes", None, horizon=8, seed=0))
+    assert np.isfinite([training.run_step()["loss"] for _ in range(2)]).all()
+    training.finish(tmp_path / "model")
+    write_candidates(tmp_path / "candidates", states)
+    weights = {"world_model": 1.0, "deviation": 0.5}
+    found = rank_folder(
+        tmp_path / "candidates", {"world_model": tmp_path / "model"}, weights, 0.0, 0, tmp_path / "pairs"
+    )
+    pairs = read_pairs(tmp_path / "pairs")
+    assert found["pairs"] == len(pairs) == 3 - found.get("abstained/disagreement", 0)
+    assert {pair.reward for pair in pairs} <= {"1 world_model + 0.5 deviation"}
