@@ -34,7 +34,7 @@ from rl_lab.files import write_folder
 from rl_lab.formats.checks import BrokenEpisodeError, pair_problems
 from rl_lab.formats.video import VideoWriter
 
-FORMAT, VERSION = "rl_lab.pairs", 1
+FORMAT, VERSION = "rl_lab.pairs", 2
 INFO_FILE, PAIRS_FILE = "pairs_info.json", "pairs.parquet"
 DATA_PATH, VIDEO_PATH = "data/file-{file:03d}.parquet", "videos/{camera}/file-{file:03d}.mp4"
 SIDES = {"chosen": "winner", "rejected": "loser"}

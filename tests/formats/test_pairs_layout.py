@@ -140,8 +140,8 @@ def test_broken_pairs_are_left_out_only_when_asked(layout, tmp_path, capsys):
 
 def test_another_version_is_one_line(layout):
     path = layout / "pairs_info.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
-    with pytest.raises(UserError, match="this lab reads rl_lab.pairs version 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
+    with pytest.raises(UserError, match="this lab reads rl_lab.pairs version 2"):
         main(["validate", str(layout)])
 
 
