@@ -166,7 +166,7 @@ def test_a_large_beta_lambda_product_is_warned_about_with_the_number(home, capsy
     main("small.yaml", "--dry-run", "objectives={rpro: {beta: 30}}")
     assert "beta * lambda_pro = 30 exceeds" in capsys.readouterr().err
     main("small.yaml", "--dry-run", "objectives={rpro: {beta: 2}}")
-    assert capsys.readouterr().err == ""
+    assert "beta" not in capsys.readouterr().err
 
 
 def start(home: Path, steps: int, *arguments: str) -> subprocess.Popen:
