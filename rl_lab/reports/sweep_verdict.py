@@ -52,11 +52,12 @@ class Verdict:
     """At the corrected level, over what `scope` says."""
     level: float
     detectable: float | None
-    """Smallest difference that so many items and seeds find in 4 of 5 sweeps; None for a single seed."""
+    """Smallest difference that so many items and seeds find in 4 of 5 sweeps; None where nothing is known of spread."""
     seeds_needed: int | None
     """Training seeds for a difference of EFFECT; None where unknown or beyond reach."""
     spread: Spread | None = None
-    """How much items and training seeds differ; None for a single seed. A later sweep can plan with it."""
+    """How much items and training seeds differ; None for a single seed, and where all differences are the same, as of
+    policies that never succeed. A later sweep can plan with it."""
 
     def sentence(self, variant: str, baseline: str, unit: str = "items") -> str:
         """The verdict in one line."""
@@ -75,6 +76,8 @@ class Verdict:
 
     def _outlook(self) -> str:
         """What more seeds would show."""
+        if self.detectable is None and self.seeds > 1:
+            return "; every difference is the same, which says nothing of how seeds differ"
         if self.detectable is None:
             return "; one training seed cannot tell how seeds differ, give at least 3"
         needed = "more items" if self.seeds_needed is None else f"{self.seeds_needed} training seeds"
@@ -97,7 +100,7 @@ def judge_variant(differences: Array, variants: int = 1) -> Verdict:
         raise ValueError("there is no pair of a variant's and the baseline's result to compare")
     n, seeds = int((~np.isnan(known)).any(1).sum()), known.shape[1]
     level = 1 - ERROR / variants
-    found = spread(known) if seeds > 1 else None
+    found = spread(known) if seeds > 1 and np.nanmax(known) > np.nanmin(known) else None
     over_seeds = mean_interval(known, level)
     over_items = mean_interval(np.nanmean(known, axis=1, keepdims=True), level)
     whole = seeds >= LEAST_SEEDS and _standing(over_seeds) is not Standing.OPEN

@@ -78,3 +78,9 @@ def test_a_seed_that_failed_is_left_out():
 def test_nothing_to_compare_is_refused():
     with pytest.raises(ValueError, match="no pair"):
         judge_variant(np.full((5, 2), np.nan))
+
+
+def test_policies_that_never_succeed_say_nothing_of_how_seeds_differ():
+    verdict = judge_variant(np.zeros((6, 3)))
+    assert verdict.spread is None and verdict.detectable is None and verdict.seeds_needed is None
+    assert "says nothing of how seeds differ" in verdict.sentence("random", "none")
