@@ -68,13 +68,13 @@ def _config(run: Path) -> dict[str, Any]:
 
 def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, Any]) -> int:
     """The same for chunks of actions."""
-    from rl_lab.action.rescoring import rank_nodes, rescore_episodes, rescore_node  # here, because they load torch
+    from rl_lab.action.rescoring import rescore_episodes, rescore_node  # here, because they load torch
 
     name, settings = _reward(given, config, "ranking", "rankings")
     new = _ranking(settings, given)
     stages = {row["name"]: row for row in json.loads((run / STAGES_FILE).read_text())["nodes"]}
     chunks = {}
-    for folder in rank_nodes(run, node):
+    for folder in _rankings(run, node):
         row, sweep = stages[folder.name], config.get("sweep")
         old = _ranking(sweep["rankings"][row["method"]] if sweep else config["ranking"], folder.name)
         chunks[folder.name] = rescore_node(run, row, old, new, config["seed"])
@@ -143,11 +143,22 @@ def _trainings(run: Path, node: str | None) -> list[Path]:
     found = sorted(path for path in (run / "grpo").glob("*") if (path / "rollouts").is_dir())
     if not found:
         raise UserError(f"{run} has no stored rollouts; give a run that trained on answers")
-    if node is None:
-        return found
-    chosen = [path for path in found if path.name == node]
+    return _chosen(run, found, node, "training")
+
+
+def _rankings(run: Path, node: str | None) -> list[Path]:
+    """Folders of the pairs that were made by ranking chunks."""
+    found = sorted(run.glob("pairs/*.rank"))
+    if not found:
+        raise UserError(f"{run} has ranked no chunks; give a run with rank among its stages")
+    return _chosen(run, found, node, "ranking")
+
+
+def _chosen(run: Path, found: list[Path], node: str | None, kind: str) -> list[Path]:
+    """The folder of one node, or all."""
+    chosen = found if node is None else [path for path in found if path.name == node]
     if not chosen:
-        raise UserError(f"{run} has no training {node}; there are {', '.join(path.name for path in found)}")
+        raise UserError(f"{run} has no {kind} {node}; there are {', '.join(path.name for path in found)}")
     return chosen
 
 

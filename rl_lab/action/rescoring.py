@@ -92,19 +92,6 @@ def compare_scores(
     )
 
 
-def rank_nodes(run: Path, node: str | None) -> list[Path]:
-    """Folders of the pairs that a run made by ranking chunks. UserError where there are none."""
-    found = sorted(run.glob("pairs/*.rank"))
-    if not found:
-        raise UserError(f"{run} has ranked no chunks; give a run with rank among its stages")
-    if node is None:
-        return found
-    chosen = [path for path in found if path.name == node]
-    if not chosen:
-        raise UserError(f"{run} has no ranking {node}; there are {', '.join(path.name for path in found)}")
-    return chosen
-
-
 def rescore_node(
     run: Path, row: Mapping[str, Any], old: RankingConfig, new: RankingConfig, seed: int
 ) -> ChunkAgreement:
