@@ -90,10 +90,10 @@ def test_a_judge_of_the_run_is_placed_and_part_of_what_is_scored(tmp_path):
 def test_a_judge_that_is_not_there_or_not_asked_is_refused(tmp_path):
     with pytest.raises(UserError, match="placement.judges has no judge to place"):
         config({"judges": {"gpus": 1}}, stages=ANSWERING)
+    pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
     with pytest.raises(UserError, match="judge.path: .* is no model's folder"):
         check_machine(config(stages=ANSWERING, judge={"path": str(tmp_path)}))
     (tmp_path / "config.json").write_text("{}")
-    pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
     with pytest.raises(UserError, match=r"nobody asks it; give rewards.judge: {base_url: \$RL_LAB_JUDGE_URL"):
         check_machine(config(stages=ANSWERING, judge={"path": str(tmp_path)}))
 
