@@ -14,6 +14,7 @@ import numpy as np
 
 from rl_lab.reports.budgets import Curve, make_curve
 from rl_lab.reports.examinations import Examination, Training, read_training, reward_table
+from rl_lab.reports.pipeline import Chain
 from rl_lab.reports.replicates import (
     Array,
     first_reach,
@@ -42,15 +43,10 @@ METHOD = (
 
 
 def student_of(run: RunFolder) -> Examination | None:
-    """The examination of the model that distillation starts from: the last of the chain before it."""
-    before: list[str] = []
-    for stage in run.stages:
-        if stage["name"] == DISTILL:
-            break
-        if stage.get("kind") == "examine" and stage.get("method") != TEACHER:
-            before.append(stage["name"])
-    found = [e for e in run.examinations if e.node in before]
-    return max(found, key=lambda e: before.index(e.node), default=None)
+    """The examination of the model that distillation starts from, which a gate may have chosen."""
+    chain = Chain(run)
+    student = chain.model_of(chain.inputs(DISTILL).get("policy"))
+    return next((e for e in run.examinations if e.scheme == student), None)
 
 
 def examined(run: RunFolder) -> dict[str, Examination]:

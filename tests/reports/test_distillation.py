@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from rl_lab.reports.distillation import distillation_summary, quotient, stage_seconds
+from rl_lab.reports.distillation import distillation_summary, quotient, stage_seconds, student_of
+from rl_lab.reports.examinations import Examination
 from rl_lab.reports.page import build_page
 from rl_lab.reports.rundir import load_run
 from rl_lab.reports.summary import summarise
@@ -73,6 +74,21 @@ def test_gap_and_recovered_share_are_paired_on_items(make):
     low, high = (row["recovered"]["distill"][end] for end in ("low", "high"))
     assert 0.8 < low < 0.9 < high < 1.0
     assert row["distill_over_imitate"]["low"] > 0.05
+
+
+def test_the_student_is_the_model_that_the_gate_let_through(make):
+    run = make()
+    rejected = Examination("rft.1.examine", "rft.1", 1, [])
+    gate = {"name": "rft.1.gate", "kind": "gate", "method": "rft.1", "status": "done"}
+    gate["inputs"] = {"policy_before": "cold_start", "policy_after": "rft.1"}
+    run.stages[3:3] = [{"name": "rft.1", "kind": "rft", "method": "rft.1", "status": "done"}, gate]
+    next(stage for stage in run.stages if stage["name"] == "distill")["inputs"] = {"policy": "rft.1.gate"}
+    run.examinations.insert(1, rejected)
+    for passed, scheme in ((False, "base"), (True, "rft.1")):
+        folder = run.path / "checkpoints" / "rft.1.gate"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "gate.json").write_text(json.dumps({"passed": passed}))
+        assert student_of(run).scheme == scheme
 
 
 def test_tokens_to_a_share_of_the_gap_are_read_off_the_curves(make):
