@@ -64,6 +64,8 @@ class Seen:
     seconds: float = 0.0
     lines: int = 0
     processes: set[str] = field(default_factory=set)
+    writing: list[float] = field(default_factory=list)
+    """When lines were seen for the first time and last, seconds."""
 
 
 def titles(pid: int) -> dict[int, str]:
@@ -151,7 +153,10 @@ class Run:
             busy = {name for name, pattern in PROCESSES.items() for t in below if pattern.match(t) and "." in t}
             for row in self.rows():
                 if row["status"] == "running":
-                    seen.setdefault(row["name"], Seen(row["name"], row["kind"])).processes.update(busy)
+                    stage = seen.setdefault(row["name"], Seen(row["name"], row["kind"]))
+                    stage.processes.update(busy)
+                    if (lines := self.lines(row["name"])) > stage.lines:
+                        stage.lines, stage.writing = lines, [*stage.writing[:1], time.monotonic()]
             time.sleep(LOOK_S)
         self.finish()
         for row in self.rows():
@@ -188,8 +193,8 @@ def choose(seen: list[Seen], draw: np.random.Generator, kinds: Iterable[str] | N
 
 def _moment(stage: Seen, process: str, draw: np.random.Generator) -> KillPoint:
     """Some way into the stage: behind one of its lines, where it writes several, else after a share of its time."""
-    per_line = stage.seconds / max(stage.lines, 1)
     if stage.lines >= 3:
+        per_line = (stage.writing[-1] - stage.writing[0]) / stage.lines  # start and end of the stage are left out
         lines = int(draw.integers(1, max(2, 2 * stage.lines // 3)))
         return KillPoint(stage.node, stage.kind, process, lines, round(float(draw.uniform(0, min(per_line, 1.0))), 2))
     return KillPoint(stage.node, stage.kind, process, 0, round(float(draw.uniform(0.05, 0.4)) * stage.seconds, 2))

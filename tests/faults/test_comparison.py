@@ -69,9 +69,9 @@ def test_names_of_times_are_known():
 def test_each_process_of_each_kind_of_stage_gets_a_kill_point_inside_its_stage():
     seen = [
         Seen("demos", "demos", 4.0, 0, {"simulation"}),
-        Seen("sft", "sft", 9.0, 30, {"learner"}),
-        Seen("a.1.optimise", "optimise", 5.0, 20, {"learner", "simulation"}),
-        Seen("b.1.optimise", "optimise", 5.0, 20, {"learner"}),
+        Seen("sft", "sft", 9.0, 30, {"learner"}, [2.0, 8.0]),
+        Seen("a.1.optimise", "optimise", 5.0, 20, {"learner", "simulation"}, [1.0, 4.0]),
+        Seen("b.1.optimise", "optimise", 5.0, 20, {"learner"}, [6.0, 9.0]),
         Seen("report", "report", 2.0, 0, set()),
     ]
     points = choose(seen, np.random.default_rng(0))
