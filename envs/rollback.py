@@ -93,8 +93,8 @@ class FailureDetector:
         return "no_progress" if step - self.best_step >= self.config.patience else None
 
 
-class _Trace:
-    """Snapshots, poses and commands of the control steps since the policy took over."""
+class Trace:
+    """Snapshots, poses and commands of the control steps since somebody took over: T steps, T + 1 states."""
 
     def __init__(self, env: BimanualEnv) -> None:
         self.env = env
@@ -104,10 +104,17 @@ class _Trace:
         self.actions: list[np.ndarray] = []
 
     def advance(self, action: np.ndarray) -> None:
+        """One control step."""
         self.env.advance(action)
         self.actions.append(np.asarray(action, dtype=np.float64))
         self.poses.append(self.env.ee_pose())
         self.snapshots.append(self.env.save())
+
+    def rewind(self, steps: int) -> None:
+        """Take the last steps back, all of them if there are fewer."""
+        kept = max(0, len(self) - steps)
+        del self.actions[kept:], self.poses[kept + 1 :], self.snapshots[kept + 1 :]
+        self.env.load(self.snapshots[-1])
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -129,9 +136,9 @@ class _Trace:
         )
 
 
-def _correct(env: BimanualEnv, seed: int, corrector: Corrector, limit: int) -> _Trace:
+def _correct(env: BimanualEnv, seed: int, corrector: Corrector, limit: int) -> Trace:
     """Let the corrector act from the current state until success, an irreversible event, `limit` steps or its end."""
-    trace = _Trace(env)
+    trace = Trace(env)
     commands = corrector.commands(env, seed)
     while len(trace) < limit and not env.success and env.diagnose().failure is None:
         command = next(commands, None)
@@ -141,18 +148,18 @@ def _correct(env: BimanualEnv, seed: int, corrector: Corrector, limit: int) -> _
     return trace
 
 
-def _restore_error(env: BimanualEnv, trace: _Trace, start: int) -> float:
+def _restore_error(env: BimanualEnv, trace: Trace, start: int) -> float:
     """Largest difference between the measured poses of the trace after `start` and those of the same commands, run
     again from its snapshot. 0 where restored states continue bit for bit."""
     env.load(trace.snapshots[start])
-    again = _Trace(env)
+    again = Trace(env)
     for action in trace.actions[start : start + MEASURED_STEPS]:
         again.advance(action)
     return float(np.abs(np.stack(again.poses) - np.stack(trace.poses[start : start + len(again.poses)])).max())
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """What ended the policy's turn, in steps of its trace."""
 
     name: str
@@ -165,8 +172,8 @@ class _Failure:
 def _starts(
     env: BimanualEnv,
     seed: int,
-    trace: _Trace,
-    failure: _Failure,
+    trace: Trace,
+    failure: Failure,
     corrector: Corrector,
     config: RollbackConfig,
     delta: int,
@@ -187,13 +194,13 @@ def _starts(
 def _roll_back(
     env: BimanualEnv,
     seed: int,
-    trace: _Trace,
-    failure: _Failure,
+    trace: Trace,
+    failure: Failure,
     corrector: Corrector,
     config: RollbackConfig,
     delta: int,
     counts: Counter[str],
-) -> tuple[int, _Trace] | None:
+) -> tuple[int, Trace] | None:
     """First start (see `_starts`) from which the corrector succeeds, with its trace."""
     for start in _starts(env, seed, trace, failure, corrector, config, delta):
         env.load(trace.snapshots[start])
@@ -207,10 +214,10 @@ def _roll_back(
 def _make_pair(
     env: BimanualEnv,
     seed: int,
-    trace: _Trace,
+    trace: Trace,
     start: int,
-    failure: _Failure,
-    correction: _Trace,
+    failure: Failure,
+    correction: Trace,
     **labels: Any,
 ) -> PreferencePair:
     """The pair that starts at step `start` of the policy's trace."""
@@ -232,8 +239,10 @@ def _make_pair(
     )
 
 
-def _until_failure(env: BimanualEnv, seed: int, trace: _Trace, config: RollbackConfig) -> Rollout[_Failure | None]:
-    """Let the policy act until success (None) or a failure."""
+def until_failure(env: BimanualEnv, seed: int, config: RollbackConfig) -> Rollout[tuple[Trace, Failure | None]]:
+    """Begin an episode and let the policy act until success (None) or a failure."""
+    env.reset(seed=seed)
+    trace = Trace(env)
     detector = FailureDetector(config)
     detector.update(env.diagnose(), 0)
     number = 0
@@ -243,14 +252,14 @@ def _until_failure(env: BimanualEnv, seed: int, trace: _Trace, config: RollbackC
         for action in chunk[: config.execute]:
             trace.advance(action)
             if env.success:
-                return None
+                return trace, None
             diagnosis = env.diagnose()
             name = detector.update(diagnosis, len(trace)) or ("timeout" if finished(env) else None)
             if name is not None and diagnosis.failure is not None:
-                return _Failure(name, event=len(trace), stop=len(trace))
+                return trace, Failure(name, event=len(trace), stop=len(trace))
             if name is not None:
                 stop = min(len(trace), detector.best_step + config.kept_after_event)
-                return _Failure(name, event=detector.best_step, stop=stop)
+                return trace, Failure(name, event=detector.best_step, stop=stop)
 
 
 def intervened_rollout(
@@ -266,9 +275,8 @@ def intervened_rollout(
 
     Yields `Decision`s like any rollout. A failure that cannot be corrected is counted and gives no pair.
     """
-    env.reset(seed=seed)
-    result, trace = Collection(counts=Counter(episodes=1)), _Trace(env)
-    failure = yield from _until_failure(env, seed, trace, config)
+    result = Collection(counts=Counter(episodes=1))
+    trace, failure = yield from until_failure(env, seed, config)
     result.counts["policy_steps"] += len(trace)
     if failure is None:
         result.counts["successes"] += 1

@@ -17,6 +17,7 @@ from envs.types import PreferencePair
 from rl_lab.action.buffers import read_pairs, write_pairs
 from rl_lab.digests import folder_damage, write_checked_folder
 from rl_lab.workers.correctors import corrector_plan
+from rl_lab.workers.environments import EnvSpec
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.simulation import Unit
 from rl_lab.workers.units import drawn_units, env_specs
@@ -40,6 +41,18 @@ class Request:
     """(pairs, pairs wanted, where)."""
 
 
+def round_name(weight_version: int) -> str:
+    """Of the request of a round that begins with these weights."""
+    return f"collect/{weight_version}"
+
+
+def collection_units(config: Any, name: str, seed: int) -> list[tuple[EnvSpec, list[Unit]]]:
+    """Episodes that a request may use, by task and variant, in their order."""
+    specs = env_specs(config, "seen")
+    episodes = config.collect.max_episodes // len(specs)
+    return [(spec, drawn_units("collect", spec, name, episodes, seed)) for spec in specs]
+
+
 def collect_pairs(
     pool: WorkerPool, weights: ray.ObjectRef, config: Any, request: Request
 ) -> tuple[list[PreferencePair], Counter[str]]:
@@ -49,7 +62,7 @@ def collect_pairs(
     """
     settings = config.collect
     rollback = RollbackConfig(**settings.rollback())
-    specs = env_specs(config, "seen")
+    available = collection_units(config, request.name, request.seed)
     pairs: list[PreferencePair] = []
     counts = Counter[str]()
 
@@ -61,9 +74,8 @@ def collect_pairs(
         return actor.collect.remote(unit, weights, rollback, corrector)
 
     run = partial(pool.map, submit, check_stop=request.check_stop)
-    for spec, wanted in zip(specs, _share(settings.pairs, len(specs)), strict=True):
+    for (spec, units), wanted in zip(available, _share(settings.pairs, len(available)), strict=True):
         where = f"{spec.task}/{spec.variant}"
-        units = drawn_units("collect", spec, request.name, settings.max_episodes // len(specs), request.seed)
         found: list[PreferencePair] = []
         folder = request.scratch / where.replace("/", "-")
         for collection in kept(folder, units, run, _write_collection, _read_collection):

@@ -8,7 +8,7 @@ import ray
 
 from envs.types import Episode
 from rl_lab.action.buffers import write_episodes
-from rl_lab.action.collection import Request, collect_pairs, write_collection
+from rl_lab.action.collection import Request, collect_pairs, round_name, write_collection
 from rl_lab.action.evaluation import evaluate_policy
 from rl_lab.action.recorded_demos import record_demos
 from rl_lab.action.training import OptimisePlan, SFTPlan
@@ -115,7 +115,7 @@ class ActionStages:
     def collect(self, context: StageContext) -> None:
         """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
         snapshot = published(context.inputs["policy"])
-        name = f"collect/{snapshot.version}"
+        name = round_name(snapshot.version)
         request = Request(name, context.training_seed, context.scratch, context.check_stop, context.progress)
         with self.cluster.simulation_pool() as pool:
             pairs, counts = collect_pairs(pool, self.cluster.share(snapshot), context.config, request)

@@ -51,7 +51,7 @@ def corrector_plan(settings: CorrectorConfig, execute: int) -> CorrectorPlan:
 
 
 def read_corrections(path: Path) -> dict[Place, np.ndarray]:
-    """Corrections of a JSON lines file, or the winners of a folder of pairs that a run has left.
+    """Corrections of a file that `python -m rl_lab.correct` wrote, or the winners of a folder of pairs that a run left.
 
     A line is {"task": ..., "variant": ..., "seed": environment seed, "step": control step of the state in which the
     correction begins, "actions": [[16 numbers], ...]}, the actions as in `envs.types.Segment`. UserError, naming the
@@ -97,19 +97,27 @@ def check_corrector(settings: CorrectorConfig, image_size: int, execute: int) ->
     """UserError, before a run begins, for a corrector that cannot act in it."""
     if settings.kind == "recorded":
         read_corrections(Path(settings.path or ""))
-    if settings.kind != "policy":
-        return
+    if settings.kind == "policy":
+        check_acting(Path(settings.path or ""), image_size, execute, "collect.corrector.path")
+
+
+def check_acting(folder: Path, image_size: int, execute: int, where: str) -> None:
+    """UserError, in the name of `where`, unless the folder holds a policy that can act in rounds of this size."""
     from rl_lab.learning.checkpoint import load_policy  # here, because it imports the model
 
-    folder = Path(settings.path or "")
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise UserError(f"collect.corrector.path: {folder} is no checkpoint folder: {name} is missing")
+            raise UserError(f"{where}: {folder} is no checkpoint folder: {name} is missing")
     policy, processor, info = load_policy(folder)
-    wanted = f"collect.corrector.path: {folder}"
     if policy.config.image_size != image_size:
-        raise UserError(f"{wanted} takes {policy.config.image_size} pixels, but env.image_size is {image_size}")
+        raise UserError(
+            f"{where}: {folder} takes {policy.config.image_size} pixels, but env.image_size is {image_size}"
+        )
     if info.history > 1:
-        raise UserError(f"{wanted} sees {info.history} frames; a corrector begins in mid-episode and sees 1")
+        raise UserError(
+            f"{where}: {folder} sees {info.history} frames; rounds and correctors begin in mid-episode and see 1"
+        )
     if execute > processor.num_commands:
-        raise UserError(f"{wanted} predicts {processor.num_commands} commands, but collect.execute is {execute}")
+        raise UserError(
+            f"{where}: {folder} predicts {processor.num_commands} commands, but collect.execute is {execute}"
+        )

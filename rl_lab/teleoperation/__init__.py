@@ -1,0 +1,1 @@
+"""Corrections by a person: keys move the arms from a rolled-back failure on, in a page on this machine."""

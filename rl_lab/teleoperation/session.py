@@ -1,0 +1,159 @@
+"""One person correcting one failure after the other."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from envs.correctors import Place
+from envs.rollback import Failure, RollbackConfig, Trace
+from envs.types import CAMERAS, BimanualEnv, camera_images
+from rl_lab.teleoperation.keys import SWITCH, KeyboardArms
+
+EARLIER, LATER, UNDO, NEXT = "[", "]", "Backspace", "n"
+SHIFT_STEPS = 4
+"""Control steps by which EARLIER and LATER move the start of a correction."""
+UNDONE_STEPS = 5
+VIEW = 480
+"""Side of the picture for people in pixels; the policy's three views stand below it."""
+
+
+@dataclass
+class FailedEpisode:
+    """An episode of the policy that ended in a failure; `env` stands where it ended."""
+
+    env: BimanualEnv
+    seed: int
+    trace: Trace
+    failure: Failure
+
+    @property
+    def episode(self) -> tuple[str, str, int]:
+        """Task, variant and seed."""
+        return self.env.task, self.env.variant, self.seed
+
+
+class CorrectionSession:
+    """Keys in, pictures and finished corrections out."""
+
+    def __init__(
+        self,
+        failures: Iterator[FailedEpisode],
+        keep: Callable[[Place, np.ndarray], None],
+        config: RollbackConfig,
+    ) -> None:
+        """`keep` is given each correction that reached success: from where, and its commands [T, 16]."""
+        self._failures, self._keep, self._config = failures, keep, config
+        self.kept = 0
+        self._next()
+
+    def press(self, key: str) -> dict[str, Any]:
+        """Do what a key says; unknown ones do nothing. Returns `status`."""
+        if self._failed is None:
+            return self.status()
+        if key == NEXT:
+            self._next()
+        elif key == SWITCH:
+            self._arms.switch()
+        elif key == UNDO and not self._is_kept:
+            self._correction.rewind(UNDONE_STEPS)
+            self._hold()
+        elif key in (EARLIER, LATER) and not len(self._correction):
+            self._begin(self._start + (SHIFT_STEPS if key == LATER else -SHIFT_STEPS))
+        elif self._ended is None:
+            command = self._arms.press(key)
+            if command is not None:
+                self._advance(command)
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """Where the session stands, as words and numbers."""
+        if self._failed is None:
+            return {"over": True, "kept": self.kept}
+        task, variant, seed = self._failed.episode
+        return {
+            "over": False,
+            "kept": self.kept,
+            "task": task,
+            "variant": variant,
+            "seed": seed,
+            "instruction": self._failed.env.instruction,
+            "failure": self._failed.failure.name,
+            "failed_at": self._failed.trace.first_step + len(self._failed.trace),
+            "start": self._failed.trace.first_step + self._start,
+            "steps": len(self._correction),
+            "limit": self._config.correction_limit,
+            "arm": self._arms.arm,
+            "ended": self._ended,
+        }
+
+    def picture(self) -> bytes:
+        """PNG of the scene now: the camera for people, and what the policy sees."""
+        canvas = Image.new("RGB", (VIEW * 4 // 3, VIEW + VIEW * 4 // 9))
+        if self._failed is not None:
+            env, side = self._failed.env, VIEW * 4 // 9
+            canvas.paste(Image.fromarray(env.watch(VIEW, VIEW * 4 // 3)))
+            for place, view in enumerate(camera_images(env.observe())[: len(CAMERAS)]):
+                shown = Image.fromarray(view).resize((side, side), Image.Resampling.NEAREST)
+                canvas.paste(shown, (place * side, VIEW))
+        buffer = io.BytesIO()
+        canvas.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _next(self) -> None:
+        self._failed = next(self._failures, None)
+        if self._failed is not None:
+            self._begin(self._latest)
+
+    @property
+    def _latest(self) -> int:
+        """The last step from which a correction makes a pair: the loser behind it has a whole chunk."""
+        assert self._failed is not None
+        return max(0, self._failed.failure.event - self._config.min_rollback)
+
+    def _begin(self, start: int) -> None:
+        assert self._failed is not None
+        self._start = min(max(start, 0), self._latest)
+        env = self._failed.env
+        env.load(self._failed.trace.snapshots[self._start])
+        self._correction, self._is_kept = Trace(env), False
+        self._arms = KeyboardArms(env.ee_pose())
+
+    def _hold(self) -> None:
+        """Command what was commanded last, after steps were taken back."""
+        arm = self._arms.arm
+        last = self._correction.actions[-1] if self._correction.actions else self._correction.poses[0]
+        self._arms = KeyboardArms(last)
+        if self._arms.arm != arm:
+            self._arms.switch()
+
+    def _advance(self, command: np.ndarray) -> None:
+        assert self._failed is not None
+        self._correction.advance(command)
+        if self._failed.env.success and not self._is_kept:
+            self._keep((*self._failed.episode, self._correction.first_step), np.stack(self._correction.actions))
+            self._is_kept = True
+            self.kept += 1
+
+    @property
+    def _ended(self) -> str | None:
+        """Why no further step is taken; None: go on."""
+        assert self._failed is not None
+        if self._is_kept:
+            return "success"
+        if len(self._correction) >= self._config.correction_limit:
+            return "too long"
+        return self._failed.env.diagnose().failure
+
+
+def correction_line(place: Place, actions: np.ndarray) -> str:
+    """A correction as a line of the file that `collect.corrector: {kind: recorded, path: FILE}` reads."""
+    task, variant, seed, step = place
+    row = {"task": task, "variant": variant, "seed": seed, "step": step, "actions": actions.tolist()}
+    return json.dumps(row) + "\n"
