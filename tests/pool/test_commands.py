@@ -45,7 +45,7 @@ def test_ls_lists_items_by_their_probability_of_the_frontier(finished, capsys):
         (["--band", "easy", "--category", "prediction"], lambda s: s["band"] == "easy" and s["category"] == 1),
         (["--state", "pinned"], lambda s: s["pinned"]),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_ls_filters(finished, capsys, arguments, law):
     view = PoolView(str(finished))
