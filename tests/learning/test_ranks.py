@@ -215,5 +215,14 @@ def check_on_two_ranks(cases: list[str], folder: Path) -> None:
         assert_states_close(learner.state_dict(), end, case)
 
 
-def test_two_ranks_take_the_steps_of_one_process_and_checkpoints_pass_between_them(tmp_path):
-    check_on_two_ranks(list(CASES), tmp_path)
+USUAL = ("grpo_in_parts", "rpro", "adapters")
+"""Between them these shard every kind of batch, reference and parameter; the others take as long again."""
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [USUAL, pytest.param(sorted(CASES.keys() - set(USUAL)), marks=pytest.mark.slow)],
+    ids=["usual", "others"],
+)
+def test_two_ranks_take_the_steps_of_one_process_and_checkpoints_pass_between_them(tmp_path, cases):
+    check_on_two_ranks(list(cases), tmp_path)

@@ -42,8 +42,8 @@ def shared_actor():
 
 
 def test_a_shared_policy_gives_the_episodes_of_a_local_one(snapshot, shared_actor):
-    local = Simulation().evaluate(UNIT, snapshot, execute=4)
-    assert ray.get(shared_actor.evaluate.remote(UNIT, snapshot, execute=4)) == local
+    local = Simulation().evaluate(UNIT, snapshot, execute=8)
+    assert ray.get(shared_actor.evaluate.remote(UNIT, snapshot, execute=8)) == local
 
 
 class DirectServer:
