@@ -21,10 +21,10 @@ WAIT, GRIP, SWITCH = ".", " ", "Tab"
 class KeyboardArms:
     """What the keys command, from where the arms are; each key adds to the last command, so that nothing drifts."""
 
-    def __init__(self, pose: np.ndarray) -> None:
-        """`pose` is the measured `ee` pose [16]."""
+    def __init__(self, pose: np.ndarray, arm: str = ARMS[0]) -> None:
+        """`pose` is an `ee` pose [16], measured or commanded; `arm` the one that keys move."""
         self._command = pose.reshape(len(ARMS), se3.ARM_EE_DIM).copy()
-        self._arm = 0
+        self._arm = ARMS.index(arm)
 
     @property
     def arm(self) -> str:

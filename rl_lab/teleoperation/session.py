@@ -127,11 +127,8 @@ class CorrectionSession:
 
     def _hold(self) -> None:
         """Command what was commanded last, after steps were taken back."""
-        arm = self._arms.arm
         last = self._correction.actions[-1] if self._correction.actions else self._correction.poses[0]
-        self._arms = KeyboardArms(last)
-        if self._arms.arm != arm:
-            self._arms.switch()
+        self._arms = KeyboardArms(last, self._arms.arm)
 
     def _advance(self, command: np.ndarray) -> None:
         assert self._failed is not None
