@@ -13,7 +13,7 @@ from PIL import Image
 
 from envs.correctors import Place
 from envs.rollback import Failure, RollbackConfig, Trace
-from envs.types import CAMERAS, BimanualEnv, camera_images
+from envs.types import BimanualEnv, camera_images
 from rl_lab.teleoperation.keys import SWITCH, KeyboardArms
 
 EARLIER, LATER, UNDO, NEXT = "[", "]", "Backspace", "n"
@@ -21,7 +21,7 @@ SHIFT_STEPS = 4
 """Control steps by which EARLIER and LATER move the start of a correction."""
 UNDONE_STEPS = 5
 VIEW = 480
-"""Side of the picture for people in pixels; the policy's three views stand below it."""
+"""Height of the picture for people in pixels; the policy's three views stand below it."""
 
 
 @dataclass
@@ -99,7 +99,7 @@ class CorrectionSession:
         if self._failed is not None:
             env, side = self._failed.env, VIEW * 4 // 9
             canvas.paste(Image.fromarray(env.watch(VIEW, VIEW * 4 // 3)))
-            for place, view in enumerate(camera_images(env.observe())[: len(CAMERAS)]):
+            for place, view in enumerate(camera_images(env.observe())):
                 shown = Image.fromarray(view).resize((side, side), Image.Resampling.NEAREST)
                 canvas.paste(shown, (place * side, VIEW))
         buffer = io.BytesIO()
