@@ -46,12 +46,13 @@ def episode_sections(run: RunFolder, summary: Row) -> Sections:
         "results": ("Success", results(summary)),
         "failures": ("Failures", failure_modes(run)),
     }
-    return ({"sweep": ("Sweep", sweep_link(run))} if is_sweep(run) else success) | {
+    compared = is_sweep(run)
+    return ({"sweep": ("Sweep", sweep_link(run))} if compared else success) | {
         "action-rewards": ("Reward models", action_rewards_section(run)),
         "rewards": ("Rewards", rewards(run)),
         "curves": ("Curves", learning_curves(run)),
         "pairs": ("Pairs", pair_browser(run)),
-        "videos": ("Videos", videos(run)),
+        "videos": ("Videos", Markup("") if compared else videos(run)),
     }
 
 

@@ -23,6 +23,7 @@ from rl_lab.reports.replicates import Array, mean_interval
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.spread import Spread
 from rl_lab.reports.sweep_alarms import Course, course_alarms
+from rl_lab.reports.sweep_curves import success_rows
 from rl_lab.reports.sweep_truth import Truth, Unit, ranks_actions, truth_of, variant_names, variant_settings
 from rl_lab.reports.sweep_verdict import EFFECT, judge_variant
 from rl_lab.reports.verdict import OVERALL, Row
@@ -64,7 +65,9 @@ def sweep_summary(run: RunFolder) -> Row:
 
 
 def curve_rows(run: RunFolder) -> dict[str, list[Row]]:
-    """The truth while training by variant, mean over items and seeds with its 95 % interval."""
+    """The truth while training by variant, mean over items and seeds with its 95 % interval; of actions its ends."""
+    if ranks_actions(run.config):
+        return success_rows(run)
     found = {}
     for curve in curves(run, "steps"):
         low, high = np.quantile(curve.resamples, [0.025, 0.975], axis=0)

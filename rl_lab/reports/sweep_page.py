@@ -16,11 +16,14 @@ from rl_lab.reports.held_out_page import difference_text, mean_text, minus
 from rl_lab.reports.held_out_verdict import reward, signed
 from rl_lab.reports.markup import Markup, details, join, note, section, table, tag
 from rl_lab.reports.pictures import Pictures
-from rl_lab.reports.rundir import RunFolder
+from rl_lab.reports.rundir import RunFolder, parse_node
 from rl_lab.reports.schemes_page import reward_charts
 from rl_lab.reports.sweep import sweep_summary
+from rl_lab.reports.sweep_curves import training_charts
+from rl_lab.reports.sweep_truth import ranks_actions
 from rl_lab.reports.sweep_verdict import EFFECT
 from rl_lab.reports.verdict import Row
+from rl_lab.reports.videos import filmed
 
 if TYPE_CHECKING:
     from rl_lab.language.item_files import ItemFile
@@ -126,7 +129,14 @@ def scores(summary: Row) -> Markup:
 
 
 def curves(run: RunFolder) -> Markup:
-    """The truth while training."""
+    """The truth while training; of actions before and after it, with the training's own metrics between."""
+    if ranks_actions(run.config):
+        charts = training_charts(run)
+        text = (
+            "Success: held-out episodes, 95 % interval over episodes and training seeds. The others: mean over "
+            "training seeds, on the batches of each variant's own pairs; area: Student's 95 % interval."
+        )
+        return section("curves", "Before, while and after training", charts, note(text)) if charts else Markup("")
     charts = reward_charts(run)
     text = "Mean over training seeds of one sampled answer to each held-out question; area: 95 % interval."
     return section("curves", "Held-out truth while training", charts, note(text)) if charts else Markup("")
@@ -169,7 +179,7 @@ def flips_section(run: RunFolder, summary: Row) -> Markup:
     """Held-out questions that pass under a variant and not under the baseline, and the reverse."""
     questions = _questions(run)
     if questions is None:
-        return _episode_flips(summary)
+        return _episode_flips(run, summary)
     pictures, parts = Pictures(IMAGE_BUDGET_BYTES), []
     for row in summary["variants"]:
         found = row.get("flips") or []
@@ -184,18 +194,20 @@ def flips_section(run: RunFolder, summary: Row) -> Markup:
     return section("flips", "Questions that flip", note(reading, *pictures.problems()), *parts) if parts else Markup("")
 
 
-def _episode_flips(summary: Row) -> Markup:
+def _episode_flips(run: RunFolder, summary: Row) -> Markup:
     """Episodes that most training seeds solve under a variant and not under the baseline, and the reverse."""
-    parts = []
+    parts, films = [], filmed(run)
     for row in summary["variants"]:
         found = [flip for flip in row.get("flips") or [] if isinstance(flip["item"], tuple)]
         rows = [[" ".join(map(str, flip["item"])), signed(flip["variant"]), signed(flip["baseline"])] for flip in found]
         if rows:
             gained = sum(flip["variant"] > flip["baseline"] for flip in found)
             title = f"{row['variant']}: {gained} gained, {len(rows) - gained} lost"
-            parts.append(details(title, table(["Episode", row["variant"], summary["baseline"]], rows, css="numbers")))
-    reading = "Episodes whose success, averaged over training seeds, crosses one half."
-    return section("flips", "Episodes that flip", note(reading), *parts) if parts else Markup("")
+            own = [film for folder, film in films if parse_node(folder)[0] == row["variant"]]
+            every = table(["Episode", row["variant"], summary["baseline"]], rows, css="numbers")
+            parts.append(details(title, tag("div", *own, css="videos"), every))
+    reading = "Episodes whose success, averaged over training seeds, crosses one half; films of two policies each."
+    return section("flips", "Episodes that flip", note(reading, *run.problems), *parts) if parts else Markup("")
 
 
 def _questions(run: RunFolder) -> ItemFile | None:

@@ -11,7 +11,7 @@ from rl_lab.reports.compare import in_scope, scopes
 from rl_lab.reports.examinations import reward_table
 from rl_lab.reports.held_out import of_scheme, pass_threshold, scoped_items
 from rl_lab.reports.replicates import Array
-from rl_lab.reports.rundir import RunFolder
+from rl_lab.reports.rundir import BASE, RunFolder
 from rl_lab.reports.verdict import OVERALL, Row
 
 Unit = Any
@@ -65,7 +65,7 @@ class EpisodeTruth:
     threshold = 0.5
 
     def __init__(self, run: RunFolder) -> None:
-        self.evaluations = [one for one in run.evaluations if one.method in variant_names(run.config)]
+        self.evaluations = [one for one in run.evaluations if one.method in (BASE, *variant_names(run.config))]
 
     def scopes(self) -> Mapping[str, Sequence[Unit]]:
         """See `Truth`: overall, and tasks and variants of the scene where there are several."""

@@ -1,8 +1,9 @@
-"""Episodes that went from failure to success, before and after, as animated pictures inside the page."""
+"""Episodes that end differently under two policies, side by side, as animated pictures inside the page."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from pathlib import Path
 
 from rl_lab.reports.markup import Markup, note, section, tag
@@ -11,40 +12,61 @@ from rl_lab.reports.rundir import BASE, RunFolder, label, parse_node
 
 VIDEO_BUDGET_BYTES = 4_500_000
 """Both sides of all embedded videos; the rest stays in the run folder."""
+SIDES = ("before", "after")
 
 
 def _picture(path: Path) -> str:
     return "data:image/webp;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _video(folder: Path, record: Record) -> Markup:
-    """One rescued episode, before and after."""
+def _policy(run: RunFolder, node: str) -> str:
+    """Readable name of the policy that a node trained: method and round, or variant and training seed."""
+    method, number = parse_node(node)
+    if run.config.get("sweep"):
+        return f"{label(method)}, training seed {number}"
+    return label(BASE if method == "sft" else method, number)
+
+
+def _video(run: RunFolder, folder: Path, record: Record) -> Markup:
+    """One episode under both policies."""
     sides = []
-    for side in ("before", "after"):
-        method, round_ = parse_node(str(record.get(f"{side}_node", side)))
-        method = BASE if method == "sft" else method
-        end = str(record.get("before_failure") or "failure").replace("_", " ") if side == "before" else "success"
-        text = f"{label(method, round_)}: {end}"
+    for side in SIDES:
+        end = str(record.get(f"{side}_failure") or "success").replace("_", " ")
+        text = f"{_policy(run, str(record.get(f'{side}_node', side)))}: {end}"
         image = tag("img", src=_picture(folder / record[side]), alt=text, loading="lazy")
-        sides.append(tag("figure", image, tag("figcaption", text, css=side)))
+        sides.append(tag("figure", image, tag("figcaption", text)))
     heading = tag("div", f"{record.get('task')}, {record.get('variant')}, seed {record.get('seed')}", css="videohead")
     return tag("div", heading, tag("div", *sides, css="sides"), css="video")
 
 
-def videos(run: RunFolder, budget: int = VIDEO_BUDGET_BYTES) -> Markup:
-    """Episodes that went from failure to success, within the budget of bytes."""
-    title, shown, used = "From failure to success", [], 0
-    found = [(folder, record) for folder, index in run.videos for record in index]
-    for folder, record in found:
-        files = [folder / str(record.get(side)) for side in ("before", "after")]
-        if not all(file.is_file() and file.parent == folder for file in files):
-            run.problems.append(f"a video listed in {folder.name} is missing")
-            continue
-        used += sum(file.stat().st_size for file in files)
+def _playable(run: RunFolder) -> Iterator[tuple[Path, Record]]:
+    """Folder and line of every recorded episode whose files are there; of the others a problem of the run."""
+    for folder, index in run.videos:
+        for record in index:
+            files = [folder / str(record.get(side)) for side in SIDES]
+            if all(file.is_file() and file.parent == folder for file in files):
+                yield folder, record
+            else:
+                run.problems.append(f"a video listed in {folder.name} is missing")
+
+
+def filmed(run: RunFolder, budget: int = VIDEO_BUDGET_BYTES) -> list[tuple[str, Markup]]:
+    """Name of the folder and both films of each recorded episode, within the budget of bytes."""
+    shown, used = [], 0
+    for folder, record in _playable(run):
+        used += sum((folder / record[side]).stat().st_size for side in SIDES)
         if used > budget:
             break
-        shown.append(_video(folder, record))
-    if not found:
+        shown.append((folder.name, _video(run, folder, record)))
+    return shown
+
+
+def videos(run: RunFolder) -> Markup:
+    """Episodes that went from failure to success."""
+    title = "From failure to success"
+    count = sum(len(index) for _, index in run.videos)
+    if not count:
         return section("videos", title, note("No videos are in this run folder."))
-    text = f"{len(shown)} of {len(found)} recorded episodes; the same scene before and after, on an evaluation seed."
+    shown = [film for _, film in filmed(run)]
+    text = f"{len(shown)} of {count} recorded episodes; the same scene before and after, on an evaluation seed."
     return section("videos", title, tag("div", *shown, css="videos"), note(text))

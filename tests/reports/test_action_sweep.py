@@ -1,15 +1,19 @@
 """The pages of an invented sweep over rankings of sampled chunks."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import yaml
 
 from rewards.examination import examine
+from rl_lab.reports.films import flipped
 from rl_lab.reports.page import write_report
+from rl_lab.reports.rundir import load_run
 from rl_lab.reports.sweep import expected_power
-from tests.reports.synthetic import build_run, write_jsonl, write_pairs
+from rl_lab.reports.sweep_curves import seeds_interval
+from tests.reports.synthetic import build_run, preference_row, write_jsonl, write_pairs, write_videos
 
 RATES = {"base": [0.4], "interventions": [0.5] * 3, "progress": [0.9, 0.92, 0.88], "random": [0.5, 0.52, 0.48]}
 RIGHT = {"progress": 0.8, "random": 0.3}
@@ -40,13 +44,23 @@ def sweep(tmp_path_factory):
     path = build_run(tmp_path_factory.mktemp("sweep") / "run", n=60, methods=RATES, videos=0)
     config = yaml.safe_load((path / "config.yaml").read_text())
     rankings = {"interventions": {}} | {name: {"weights": {name: 1.0}} for name in RIGHT}
-    config |= {"replicates": 3, "sweep": {"baseline": "interventions", "variants": {}, "rankings": rankings}}
+    config |= {
+        "optimise": {"steps": 100},
+        "replicates": 3,
+        "sweep": {"baseline": "interventions", "variants": {}, "rankings": rankings},
+    }
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     graph = json.loads((path / "stages.json").read_text())
     for stage in graph["nodes"]:
         if stage["round"]:
             stage |= {"replicate": stage["round"], "round": 1}
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").open()]
+    rng, names = np.random.default_rng(5), [(name, seed) for name in rankings for seed in (1, 2, 3)]
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").open() if '"sft"' in line]
+    lines += [
+        preference_row("rpro", seed, step, step / 100, rng) | {"node": f"{name}.{seed}.optimise", "method": name}
+        for name, seed in names
+        for step in range(1, 101)
+    ]
     seeds = [{"replicate": line["round"], "round": 1} if line.get("round") else {} for line in lines]
     write_jsonl(path / "metrics.jsonl", [line | seed for line, seed in zip(lines, seeds, strict=True)])
     for name in RIGHT:
@@ -97,6 +111,59 @@ def test_flips_are_whole_episodes(sweep):
     flips = rows(sweep)["progress"]["flips"]
     assert flips and all(flip["item"][:2] == ["handover_block", "clean"] for flip in flips)
     assert "Episodes that flip" in (sweep / "sweep.html").read_text()
+
+
+def test_films_of_flipped_episodes_stand_beside_their_variant_alone(sweep, tmp_path):
+    path = shutil.copytree(sweep, tmp_path / "run")
+    folder = path / "videos" / "progress.1.optimise"
+    write_videos(folder, 1, 16)
+    (row,) = [json.loads(line) for line in (folder / "index.jsonl").open()]
+    names = {"before_node": "interventions.1.optimise", "after_node": "progress.1.optimise", "after_failure": None}
+    write_jsonl(folder / "index.jsonl", [row | names])
+    write_report(path)
+    page = (path / "sweep.html").read_text()
+    assert (
+        page.count("interventions, training seed 1: dropped") == page.count("progress, training seed 1: success") == 2
+    )
+    assert "From failure to success" not in (path / "report.html").read_text()
+
+
+def test_filmed_are_flips_of_all_seeds_that_the_first_seed_shows_too(sweep):
+    run = load_run(sweep)
+    found = {one.after: one for one in flipped(run)}
+    ends = {one.node: {episode.key: episode.success for episode in one.episodes} for one in run.evaluations}
+    contrast = found["progress.1.optimise"]
+    assert contrast.before == "interventions.1.optimise" and set(contrast.solved.values()) <= {True, False}
+    flips = {tuple(flip["item"]) for flip in rows(sweep)["progress"]["flips"]}
+    for key, solved in contrast.solved.items():
+        assert key in flips
+        assert ends["progress.1.evaluate"][key] is solved and ends["interventions.1.evaluate"][key] is not solved
+
+
+def test_curves_begin_with_the_base_and_end_with_the_trained_policies(sweep):
+    found = json.loads((sweep / "sweep.json").read_text())["curves"]
+    assert set(found) == {"interventions", *RIGHT}
+    assert {points[0]["value"] for points in found.values()} == {found["random"][0]["value"]}
+    assert found["progress"][1]["value"] == pytest.approx(rows(sweep)["progress"]["reward"]["value"])
+    assert [point["step"] for point in found["progress"]] == [0, 100]
+    page = (sweep / "sweep.html").read_text()
+    assert "Success before and after" in page and "reward/margin" in page
+
+
+def test_a_training_metric_has_students_interval_over_training_seeds_and_none_of_one_seed():
+    values = np.array([[1.0, 2.0], [2.0, 2.0], [3.0, 2.0]])
+    mean, low, high = seeds_interval(values)
+    half = 4.302652729911275 / np.sqrt(3)
+    assert np.allclose(mean, 2.0) and np.allclose(low, [2 - half, 2.0]) and np.allclose(high, [2 + half, 2.0])
+    assert all(np.array_equal(one, values[0]) for one in seeds_interval(values[:1]))
+
+
+def test_without_the_base_there_is_no_curve_of_success(sweep, tmp_path):
+    path = shutil.copytree(sweep, tmp_path / "run")
+    shutil.rmtree(path / "episodes" / "base.evaluate")
+    write_report(path)
+    assert json.loads((path / "sweep.json").read_text())["curves"] == {}
+    assert "Success before and after" not in (path / "sweep.html").read_text()
 
 
 def test_the_report_shows_cards_rankings_and_verdicts_and_takes_seeds_for_no_rounds(sweep):
