@@ -14,6 +14,9 @@ class OutcomeConfig(OptimiserConfig):
 
     run: str | None = None
     """Run folder whose stored answers are learned from; None: traces of the newest model, as `traces` says."""
+    classifier: str | None = None
+    """Folder of a sequence classifier, or of a model that gets its head, which reads question and answer as text and is
+    trained in place of the vision-language model."""
     learns: Literal["correctness", "preference"] = "correctness"
     """From single answers, which are correct or not, or from pairs of answers to the same question."""
     threshold: Fraction = 0.5
@@ -38,6 +41,8 @@ class OutcomeConfig(OptimiserConfig):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_trl(self.backend, lora=self.lora, ema=self.ema)
+        if self.classifier is not None and self.backend != "trl":
+            raise ValueError("classifier is trained by TRL's RewardTrainer; set backend: trl and learns: preference")
         if self.backend == "trl" and self.learns == "correctness":
             raise ValueError("backend is trl, whose RewardTrainer learns from pairs only; set learns: preference")
         if not (self.calibration > 0 and self.test > 0 and self.calibration + self.test < 1):

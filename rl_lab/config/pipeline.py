@@ -182,8 +182,8 @@ def steps(stages: Iterable[str | GateStage | Repeat], cycle: int | None = None) 
 class _Order:
     """Walks along a pipeline and says what is missing in front of a stage."""
 
-    def __init__(self, has_base: bool, has_answers: bool) -> None:
-        self.has_base, self.has_answers = has_base, has_answers
+    def __init__(self, has_base: bool, has_answers: bool, has_classifier: bool) -> None:
+        self.has_base, self.has_answers, self.has_classifier = has_base, has_answers, has_classifier
         self.done: set[str] = set()
         self.newest: str | None = "base" if has_base else None
         """The model that an examine would examine."""
@@ -210,7 +210,9 @@ class _Order:
         if step.model in self.done:
             repeat = f"{{repeat: 2, of: [{step.kind}, ...]}}"
             raise ValueError(f"stages: {step.kind} is there twice; write {repeat}, whose cycles are numbered")
-        if step.kind in (*TRAINING, "imitate", "outcome_model") and not (self.has_base or "cold_start" in self.done):
+        starts = self.has_base or "cold_start" in self.done
+        starts |= step.kind == "outcome_model" and self.has_answers and self.has_classifier
+        if step.kind in (*TRAINING, "imitate", "outcome_model") and not starts:
             raise ValueError(f"stages: {step.kind} needs cold_start before it, or a trained model: give model.path")
         self.done.add(step.model)
         if step.kind in TRAINING:
@@ -237,16 +239,22 @@ class _Order:
             raise ValueError("stages: gate compares with an earlier examination; put examine behind cold_start too")
 
 
-def check_order(stages: Sequence[str | GateStage | Repeat], has_base: bool, has_answers: bool = False) -> None:
+def check_order(
+    stages: Sequence[str | GateStage | Repeat],
+    has_base: bool,
+    has_answers: bool = False,
+    has_classifier: bool = False,
+) -> None:
     """ValueError unless every stage of a pipeline finds what it needs before it.
 
-    `has_base`: model.path is given; `has_answers`: a reward model learns from the answers of another run.
+    `has_base`: model.path is given; `has_answers`: a reward model learns from the answers of another run;
+    `has_classifier`: it starts from a sequence classifier.
     """
     names = stage_names(stages)
     foreign = sorted(names & {"demos", "sft", "reward_models", "evaluate", "collect", "rank", "optimise"})
     if foreign:
         raise ValueError(f"stages: {foreign[0]} is of the action side; give it a run of its own, beside this pipeline")
-    order = _Order(has_base, has_answers)
+    order = _Order(has_base, has_answers, has_classifier)
     for step in steps(stages):
         order.take(step)
 

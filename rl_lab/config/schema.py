@@ -264,7 +264,8 @@ class RunConfig(Section):
         if self.is_joint:
             check_stages(self.stages, has_base=self.model.path is not None)
         elif self.is_pipeline:
-            check_order(self.stages, self.model.path is not None, has_answers=self.outcome.run is not None)
+            learned_from = self.outcome.run is not None, self.outcome.classifier is not None
+            check_order(self.stages, self.model.path is not None, *learned_from)
         else:
             self._check_comparison()
         for name in sorted(self.engine_stages):

@@ -23,10 +23,12 @@ from rl_lab.language.outcome_labels import (
     answer_pairs,
     label_answers,
 )
-from rl_lab.language.outcome_model import KIND, MODEL_FILE, OutcomeModel, Question
-from rl_lab.language.outcome_training import OutcomePlan, load_member
+from rl_lab.language.outcome_members import load_member
+from rl_lab.language.outcome_model import KIND, MODEL_FILE, OutcomeModel
+from rl_lab.language.outcome_training import OutcomePlan
 from rl_lab.language.rollout_store import QUESTIONS_FILE, stores
-from rl_lab.language.trl_stages import trl_outcome
+from rl_lab.language.text_classifier import Question
+from rl_lab.language.trl_stages import trl_classifier, trl_outcome
 from rl_lab.learning.stage import train
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.runner.store import METRICS_FILE, RECORD_FILE, link_tree
@@ -71,6 +73,9 @@ class OutcomeStages:
         settings, labels = context.config.outcome, context.inputs["labels"]
         number = context.node.params["member"]
         seed = integer(context.seed, "outcome", number)
+        if settings.classifier is not None:
+            trl_classifier(context, labels / LABELS_FILE, labels / ITEMS_FILE, seed)
+            return
         plan = OutcomePlan(policy_folder(context), settings, labels / LABELS_FILE, labels / ITEMS_FILE, seed)
         if settings.backend == "trl":
             trl_outcome(context, plan)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from algos.outcome import AnswerPairs, BradleyTerry, Correctness, LabelledAnswers, OutcomeHead
 from algos.token_batch import TokenBatch
@@ -93,6 +93,26 @@ class OutcomeData:
         return scoring_batch(questions, texts, self.processor)
 
 
+def training_rows(
+    answers: Answers, settings: OutcomeConfig, seed: int
+) -> tuple[list[tuple[int, ...]], list[list[int]]]:
+    """Places of the answers to learn from, one, or the better and the worse of a pair; and the units of each step.
+
+    UserError without anything to learn from.
+    """
+    correct = int((answers.truth >= settings.threshold).sum())
+    if settings.learns == "preference":
+        units: list[tuple[int, ...]] = [*answer_pairs(answers, settings.margin, settings.pairs, seed)]
+    else:
+        units = [(place,) for place in range(len(answers))] if 0 < correct < len(answers) else []
+    if not units:
+        raise UserError(
+            f"outcome: of {len(answers)} answers {correct} are correct, so there is nothing to tell apart; lower "
+            "outcome.threshold or outcome.margin, or sample other questions"
+        )
+    return units, epoch_order(len(units), settings.steps, settings.batch_size, integer(seed, "outcome"))
+
+
 @dataclass(frozen=True)
 class OutcomePlan:
     """One member, from a checkpoint and the labels of `outcome_labels`."""
@@ -113,20 +133,9 @@ class OutcomePlan:
 
     def data(self, processor: HunYuanVLMoTProcessor) -> OutcomeData:
         """The batches of every step. UserError without anything to learn from."""
-        settings = self.settings
         answers = Answers.load(self.labels).of("train")
-        correct = int((answers.truth >= settings.threshold).sum())
-        if settings.learns == "preference":
-            units: list[tuple[int, ...]] = [*answer_pairs(answers, settings.margin, settings.pairs, self.seed)]
-        else:
-            units = [(place,) for place in range(len(answers))] if 0 < correct < len(answers) else []
-        if not units:
-            raise UserError(
-                f"outcome: of {len(answers)} answers {correct} are correct, so there is nothing to tell apart; lower "
-                "outcome.threshold or outcome.margin, or sample other questions"
-            )
-        order = epoch_order(len(units), settings.steps, settings.batch_size, integer(self.seed, "outcome"))
-        return OutcomeData(answers, ItemFile(self.items), units, order, processor, settings.threshold)
+        units, order = training_rows(answers, self.settings, self.seed)
+        return OutcomeData(answers, ItemFile(self.items), units, order, processor, self.settings.threshold)
 
     def start(self) -> tuple[LanguageModel, OutcomeHead]:
         """The checkpoint, and a head of the member's own."""
@@ -159,14 +168,3 @@ def save_member(folder: Path, found: LanguageModel, head: OutcomeHead, steps: in
 
 def _whole_head(head: OutcomeHead) -> dict[str, Any]:
     return whole(dict(head.state_dict())) if is_sharded(head) else dict(head.state_dict())
-
-
-def load_member(folder: Path) -> tuple[LanguageModel, OutcomeHead]:
-    """A member, ready to score. UserError for a folder that is none."""
-    if not (folder / HEAD_FILE).is_file():
-        raise UserError(f"{folder} is no member of an outcome reward model: {HEAD_FILE} is missing")
-    found = load_language_model(folder)
-    head = OutcomeHead(hidden_size(found))
-    head.load_state_dict(load_file(folder / HEAD_FILE))
-    found.model.eval().requires_grad_(False)
-    return found, head.eval().requires_grad_(False)

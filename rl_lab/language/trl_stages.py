@@ -20,11 +20,13 @@ from rl_lab.language.answering import Answers, ask, collect, reward_means, score
 from rl_lab.language.groups import Answered
 from rl_lab.language.item_files import ItemFile, SolutionFile
 from rl_lab.language.model import LanguageModel, answer_texts, load_chat_processor, load_language_model
-from rl_lab.language.outcome_training import OutcomePlan, save_member
+from rl_lab.language.outcome_labels import Answers as LabelledAnswers
+from rl_lab.language.outcome_training import OutcomePlan, save_member, training_rows
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rft_training import RFTPlan
 from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.language.text_classifier import TextClassifier
 from rl_lab.language.token_batching import chat_batch
 from rl_lab.language.training import GROUPS, ColdStartPlan
 from rl_lab.learning.training import optimiser
@@ -64,12 +66,8 @@ def _trl_sft(
     from rl_lab.trl_backend.sft import train_sft  # here, because it imports TRL
     from rl_lab.trl_backend.trainer import Settings
 
-    def log(step: int, metrics: dict[str, float]) -> None:
-        context.log(step, **metrics)
-        context.progress(step, settings.steps, f"loss {metrics['loss']:.4g}")
-
     trl_settings = Settings(optimiser(settings), gradient_checkpointing=settings.gradient_checkpointing)
-    train_sft(start, batches, order, trl_settings, context.out, log)
+    train_sft(start, batches, order, trl_settings, context.out, _logger(context, settings))
 
 
 def trl_outcome(context: StageContext, plan: OutcomePlan) -> None:
@@ -83,13 +81,37 @@ def trl_outcome(context: StageContext, plan: OutcomePlan) -> None:
     trl_settings = Settings(
         optimiser(settings), (*GROUPS, "head"), gradient_checkpointing=settings.gradient_checkpointing
     )
+    train_outcome(start, head, data.both_sides, data.order, trl_settings, _logger(context, settings))
+    save_member(context.out, start, head, settings.steps)
 
+
+def trl_classifier(context: StageContext, labels: Path, items: Path, seed: int) -> None:
+    """A member that is a sequence classifier, by TRL's `RewardTrainer` on pairs of texts."""
+    from rl_lab.trl_backend.outcome import CLASSIFIER, train_classifier  # here, because it imports TRL
+    from rl_lab.trl_backend.trainer import Settings
+
+    settings = context.config.outcome
+    torch.set_num_threads(settings.threads)
+    answers, questions = LabelledAnswers.load(labels).of("train"), ItemFile(items)
+    units, order = training_rows(answers, settings, seed)
+    classifier = TextClassifier.load(Path(settings.classifier), seed)
+
+    def tokens(place: int) -> list[int]:
+        return classifier.encode(questions.record(int(answers.row[place]))["prompt"], answers.completion[place])
+
+    pairs = [(tokens(better), tokens(worse)) for better, worse in units]
+    checkpointing = settings.gradient_checkpointing
+    trl_settings = Settings(optimiser(settings), (CLASSIFIER,), gradient_checkpointing=checkpointing)
+    train_classifier(classifier, pairs, order, trl_settings, _logger(context, settings))
+    classifier.save(context.out)
+
+
+def _logger(context: StageContext, settings: OptimiserConfig) -> Callable[[int, dict[str, float]], None]:
     def log(step: int, metrics: dict[str, float]) -> None:
         context.log(step, **metrics)
         context.progress(step, settings.steps, f"loss {metrics['loss']:.4g}")
 
-    train_outcome(start, head, data.both_sides, data.order, trl_settings, log)
-    save_member(context.out, start, head, settings.steps)
+    return log
 
 
 def fixed_order(options: CurriculumOptions, seed: int, categories: np.ndarray, steps: int) -> list[np.ndarray]:

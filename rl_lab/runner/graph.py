@@ -118,6 +118,8 @@ def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
             model["path"] = tree_digest(Path(model["path"]))
     if params.get("outcome", {}).get("run"):
         params["outcome"]["run"] = answers_digest(Path(params["outcome"]["run"]))
+    if params.get("outcome", {}).get("classifier"):
+        params["outcome"]["classifier"] = tree_digest(Path(params["outcome"]["classifier"]))
     if config.judge is not None and "rewards" in READS[kind]:
         params["judge"] = tree_digest(Path(config.judge.path))
     if kind in SIMULATES and config.env.backend == "robotwin" and config.runs_episodes:

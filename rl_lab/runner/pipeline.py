@@ -172,10 +172,10 @@ class _Chain:
             asked = inputs | self.head.inputs()
             inputs["traces"] = self.add("outcome_model.traces", "traces", asked, params=params, **labels).name
         labelled = self.add("outcome_model.labels", "outcome_labels", inputs, **labels).name
-        members = {}
+        members, start = {}, {} if self.config.outcome.classifier else self.head.inputs()
         for number in range(1, self.config.outcome.members + 1):
             params = stage_params(self.config, "outcome_member") | {"member": number}
-            name, inputs = f"outcome_model.member.{number}", {"labels": labelled} | self.head.inputs()
+            name, inputs = f"outcome_model.member.{number}", {"labels": labelled} | start
             members[f"member.{number}"] = self.add(name, "outcome_member", inputs, params=params, **labels).name
         self.add("outcome_model", "outcome_model", {"labels": labelled} | members, **labels)
 

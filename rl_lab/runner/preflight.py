@@ -130,6 +130,8 @@ def _check_language(config: RunConfig) -> None:
         _check_traces(config)
     if config.outcome.run is not None and "outcome_model" in config.stage_names:
         _check_answers(Path(config.outcome.run))
+    if config.outcome.classifier is not None and "outcome_model" in config.stage_names:
+        _check_classifier(Path(config.outcome.classifier))
     if "teacher" in config.stage_names:
         from rl_lab.language.teacher_checks import check_teacher  # here, because it imports the model
 
@@ -165,6 +167,16 @@ def _check_answers(run: Path) -> None:
     """There are answers to learn a reward from, and their questions."""
     if not stores(run) or not (run / QUESTIONS_FILE).is_file():
         raise UserError(f"outcome.run: {run} has no stored answers with their questions; give a run that sampled some")
+
+
+def _check_classifier(folder: Path) -> None:
+    """There is a classifier, or a model that can become one."""
+    from rl_lab.language.text_classifier import check_classifier  # here, because it imports transformers
+
+    try:
+        check_classifier(folder)
+    except UserError as error:
+        raise UserError(f"outcome.classifier: {error}") from error
 
 
 def _check_traces(config: RunConfig) -> None:

@@ -248,7 +248,7 @@ def train_grpo(
             ),
             train_dataset=Dataset.from_dict({"row": list(range(len(batches) * size))}),
             processing_class=start.processor,
-            optimizers=optimizers(model, settings),
+            optimizers=optimizers(model, model.parameter_groups(), settings),
             rollout_func=rollouts.generate,
         )
         trainer.use_vllm, trainer._last_loaded_step = True, -1

@@ -1,6 +1,7 @@
-"""Outcome reward models with TRL's `RewardTrainer`: the Bradley-Terry loss on pairs of answers, pictures included.
+"""Outcome reward models with TRL's `RewardTrainer`: the Bradley-Terry loss on pairs of answers.
 
-TRL's own collator reads text alone, so here both backends read the same batch: better answers first, worse ones behind.
+TRL's own collator reads text alone, which is all that a sequence classifier needs. For a head on the lab's model, which
+sees pictures, both backends read the same batch: better answers first, worse ones behind.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from trl import RewardConfig, RewardTrainer
 from algos.outcome import OutcomeHead, outcome_scores
 from algos.token_batch import TokenBatch
 from rl_lab.language.model import LanguageModel
+from rl_lab.language.text_classifier import TextClassifier
 from rl_lab.trl_backend.trainer import Log, Settings, check_vlm, common_arguments, optimizers, train
 
 NAMES = {"outcome/accuracy": "accuracy", "outcome/margin": "margin"}
+CLASSIFIER = "classifier"
+"""The one parameter group of a sequence classifier."""
 Batches = Callable[[list[int]], TokenBatch]
 """The answers of pairs by the pairs' numbers: the better ones, then the worse ones."""
 
@@ -78,9 +82,40 @@ def train_outcome(
     model = SequenceClassifier(start, head)
     rows = [row for step in order for row in step]
     tokenised = {"pair": rows, "chosen_ids": [[0]] * len(rows), "rejected_ids": [[0]] * len(rows)}
+    given = {"data_collator": Collator(batches), "optimizers": optimizers(model, model.parameter_groups(), settings)}
+    _train(model, start.processor.tokenizer, tokenised, order, settings, log, **given)
+
+
+def train_classifier(
+    classifier: TextClassifier,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    order: Sequence[Sequence[int]],
+    settings: Settings,
+    log: Log,
+) -> None:
+    """Train all of a sequence classifier, in place, on the pairs of `order`: token ids of the better and worse answers.
+
+    RuntimeError for a loss that is not finite.
+    """
+    model, rows = classifier.model, [pairs[row] for step in order for row in step]
+    tokenised = {"chosen_ids": [better for better, _ in rows], "rejected_ids": [worse for _, worse in rows]}
+    given = {"optimizers": optimizers(model, {CLASSIFIER: list(model.parameters())}, settings)}
+    _train(model, classifier.tokenizer, tokenised, order, settings, log, **given)
+    model.eval()
+
+
+def _train(
+    model: Any,
+    tokenizer: Any,
+    tokenised: dict[str, Any],
+    order: Sequence[Sequence[int]],
+    settings: Settings,
+    log: Log,
+    **given: Any,
+) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         trainer = RewardTrainer(
-            model,  # type: ignore[arg-type]  # it asks for no more than this
+            model,
             args=RewardConfig(
                 scratch,
                 max_length=None,
@@ -88,9 +123,8 @@ def train_outcome(
                 train_sampling_strategy="sequential",
                 **common_arguments(settings, len(order), len(order[0])),
             ),
-            data_collator=Collator(batches),
             train_dataset=Dataset.from_dict(tokenised),
-            processing_class=start.processor.tokenizer,
-            optimizers=optimizers(model, settings),
+            processing_class=tokenizer,
+            **given,
         )
         train(trainer, log, NAMES)

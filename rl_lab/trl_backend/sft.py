@@ -92,7 +92,7 @@ def train_sft(
             data_collator=Collator(batches),
             train_dataset=Dataset.from_dict({"row": [row for rows in order for row in rows]}),
             processing_class=start.processor,
-            optimizers=optimizers(model, settings),
+            optimizers=optimizers(model, model.parameter_groups(), settings),
         )
         train(trainer, log, NAMES)
     info = start.info

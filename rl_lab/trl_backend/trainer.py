@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rl_lab.errors import UserError
@@ -65,14 +66,16 @@ def common_arguments(settings: Settings, steps: int, rows: int) -> dict[str, Any
     }
 
 
-def optimizers(model: Any, settings: Settings) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+def optimizers(
+    model: Any, groups: Mapping[str, Sequence[nn.Parameter]], settings: Settings
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """The Learner's AdamW and learning rates; the trainers' own would spare biases and norms the weight decay.
 
     Moves the model to the trainer's device: master weights made before that would stay on the CPU. Freezes what is not
     trained. ValueError for an unknown parameter group.
     """
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    groups, optimiser = model.parameter_groups(), settings.optimiser
+    optimiser = settings.optimiser
     unknown = set(settings.groups) - set(groups)
     if unknown:
         raise ValueError(f"unknown parameter groups {sorted(unknown)}; there are {sorted(groups)}")

@@ -16,9 +16,10 @@ from rl_lab.errors import UserError
 from rl_lab.language.answering import score
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.outcome_labels import Answers, answer_pairs, label_answers, scene_splits
+from rl_lab.language.outcome_members import load_member
 from rl_lab.language.outcome_model import MODEL_FILE, load_outcome_model
 from rl_lab.language.outcome_stages import OutcomeStages
-from rl_lab.language.outcome_training import OutcomePlan, load_member, scoring_batch
+from rl_lab.language.outcome_training import OutcomePlan, scoring_batch
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.learning.training import Training
@@ -86,7 +87,8 @@ def test_what_cannot_be_labelled_is_named(tmp_path, questions):
 
 
 def test_answers_are_scored_at_their_end_and_batching_does_not_matter(policy, labels, tmp_path):
-    language, head = load_member(train_member(policy, labels, tmp_path / "member"))
+    member = load_member(train_member(policy, labels, tmp_path / "member"))
+    language, head = member.language, member.head
     item = make_item(3)
     questions = [(item.prompt, item.images)]
     batch = scoring_batch(questions, [(0, RIGHT), (0, "a much longer answer that is wrong")], language.processor)

@@ -1,0 +1,115 @@
+"""A sequence classifier of transformers as a reward model: one number for a question and its answer, both as text.
+
+Any folder that `AutoModelForSequenceClassification` loads with one label, its tokenizer beside it: reward models as
+they are published, and encoders or decoders that get a new head. It sees no pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
+
+from rl_lab.errors import UserError
+from rl_lab.model.loading import no_progress_bars
+from rl_lab.seeding import integer
+
+CONFIG_FILE = "config.json"
+Question = tuple[str, Sequence[np.ndarray]]
+"""Text and pictures, uint8 [H, W, 3] each."""
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether the folder holds a trained sequence classifier."""
+    path = folder / CONFIG_FILE
+    names = (json.loads(path.read_text()).get("architectures") or []) if path.is_file() else []
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def check_classifier(folder: Path) -> Any:
+    """The tokenizer of a folder that `TextClassifier` can read.
+
+    UserError for a folder without a model or tokenizer of transformers, and for a model with several labels.
+    """
+    with _reading(folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if is_classifier(folder) and config.num_labels != 1:
+        raise UserError(
+            f"{folder} gives {config.num_labels} numbers for an answer; a reward model gives 1 (num_labels)"
+        )
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(f"{folder}: the tokenizer has neither a pad nor an eos token; give it one")
+    return tokenizer
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder} is no sequence classifier of transformers with its tokenizer: {said}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars of transformers, and no warning that a head is new: that is what was asked for."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with no_progress_bars():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+class TextClassifier:
+    """A model and its tokenizer."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    @classmethod
+    def load(cls, folder: Path, seed: int = 0) -> TextClassifier:
+        """From a folder; a head that the checkpoint lacks is drawn from `seed`. UserError as `check_classifier`."""
+        tokenizer = check_classifier(folder)
+        labels = {} if is_classifier(folder) else {"num_labels": 1}
+        with _quiet(), _reading(folder), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer(seed, "classifier", "head"))
+            model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, **labels)
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        return cls(model.eval(), tokenizer)
+
+    def to(self, device: str) -> None:
+        """Move the weights."""
+        self.model.to(device)
+
+    def encode(self, question: str, answer: str) -> list[int]:
+        """Token ids: by the chat template where the tokenizer has one, else as a pair of texts."""
+        if self.tokenizer.chat_template is None:
+            return self.tokenizer(question, answer)["input_ids"]
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return self.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
+
+    @torch.inference_mode()
+    def scores(self, questions: Sequence[Question], texts: Sequence[str]) -> np.ndarray:
+        """Of N answers, one to each question: float64 [N]."""
+        rows = [self.encode(question, text) for (question, _), text in zip(questions, texts, strict=True)]
+        padded = self.tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+        given = {name: padded[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        return self.model(**given).logits[:, 0].double().cpu().numpy()
+
+    def save(self, folder: Path) -> None:
+        """Write it, for `load`."""
+        with _quiet():
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
