@@ -94,11 +94,22 @@ class TextClassifier:
         self.model.to(device)
 
     def encode(self, question: str, answer: str) -> list[int]:
-        """Token ids: by the chat template where the tokenizer has one, else as a pair of texts."""
+        """Token ids: by the chat template where the tokenizer has one, else as a pair of texts.
+
+        Of what is too long for the model the last tokens, so the answer before its question.
+        """
         if self.tokenizer.chat_template is None:
-            return self.tokenizer(question, answer)["input_ids"]
-        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return self.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
+            ids = self.tokenizer(question, answer)["input_ids"]
+        else:
+            chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            ids = self.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
+        return ids[-self.limit :]
+
+    @property
+    def limit(self) -> int:
+        """Tokens that the model can read."""
+        places = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return min(self.tokenizer.model_max_length, places or self.tokenizer.model_max_length)
 
     @torch.inference_mode()
     def scores(self, questions: Sequence[Question], texts: Sequence[str]) -> np.ndarray:

@@ -75,6 +75,14 @@ def test_scores_are_the_models_own_whatever_stands_beside_an_answer(tmp_path):
         assert scores[row] == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-6)
 
 
+def test_of_what_is_too_long_the_answer_stays(tmp_path):
+    found = TextClassifier.load(save_encoder(tmp_path))
+    ids = found.encode("which " * 100, "answer A")
+    assert found.limit == len(ids) == 64
+    assert found.tokenizer.decode(ids).endswith("which answer A")
+    assert np.isfinite(found.scores([("which " * 100, ())], ["answer A"])).all()
+
+
 def test_a_model_that_chats_reads_its_template_and_gets_a_head_of_the_seed(tmp_path):
     folder = save_decoder(tmp_path)
     one, same, other = (TextClassifier.load(folder, seed) for seed in (1, 1, 2))
