@@ -27,7 +27,6 @@ from rl_lab.reports.rollouts_page import rollouts_section
 from rl_lab.reports.rundir import RunFolder, load_run
 from rl_lab.reports.schemes_page import schemes_section
 from rl_lab.reports.summary import summarise
-from rl_lab.reports.sweep import is_sweep
 from rl_lab.reports.sweep_page import sweep_link, write_sweep
 from rl_lab.reports.verdict import Row
 from rl_lab.reports.videos import videos
@@ -46,8 +45,8 @@ def episode_sections(run: RunFolder, summary: Row) -> Sections:
         "results": ("Success", results(summary)),
         "failures": ("Failures", failure_modes(run)),
     }
-    compared = is_sweep(run)
-    return ({"sweep": ("Sweep", sweep_link(run))} if compared else success) | {
+    compared = "sweep" in summary
+    return ({} if compared else success) | {
         "action-rewards": ("Reward models", action_rewards_section(run)),
         "rewards": ("Rewards", rewards(run)),
         "curves": ("Curves", learning_curves(run)),
@@ -77,6 +76,8 @@ def _language_tiles(summary: Row) -> Markup:
 def build_page(run: RunFolder, summary: Row) -> str:
     """The report of a run as HTML."""
     sections: Sections = {"joint": ("Interference", joint_section(run.joint, summary))}
+    if "sweep" in summary:
+        sections |= {"sweep": ("Sweep", sweep_link())}
     if run.on_episodes:
         sections |= episode_sections(run, summary)
     if run.on_language:
@@ -103,10 +104,11 @@ def write_report(run_dir: Path) -> tuple[Row, Path]:
     run = load_run(Path(run_dir))
     summary = summarise(run)
     path = run.path / "report.html"
-    write_whole(run.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+    own = {name: part for name, part in summary.items() if name != "sweep"}
+    write_whole(run.path / "summary.json", json.dumps(own, indent=1) + "\n")
     if "pipeline" in summary:
         write_whole(run.path / PROVENANCE_FILE, json.dumps(provenance(run), indent=1) + "\n")
     write_whole(path, build_page(run, summary))
-    if is_sweep(run):
-        write_sweep(run)
+    if "sweep" in summary:
+        write_sweep(run, summary["sweep"])
     return summary, path

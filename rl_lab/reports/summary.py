@@ -12,11 +12,15 @@ from rl_lab.reports.outcome_card import outcome_models, outcome_sentence
 from rl_lab.reports.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by
 from rl_lab.reports.replicates import METHOD
 from rl_lab.reports.rundir import RunFolder
+from rl_lab.reports.sweep import is_sweep, sweep_summary
 from rl_lab.reports.verdict import Row
 
 
 def summarise(run: RunFolder) -> Row:
-    """Name, seed, alarms, seconds and unfinished stages; then what its kind of stages measured, and the verdict."""
+    """Name, seed, alarms, seconds and unfinished stages; then what its kind of stages measured, and the verdict.
+
+    Of a sweep also `sweep`, which `sweep.json` holds.
+    """
     summary: Row = {
         "name": run.name,
         "seed": run.seed,
@@ -32,6 +36,9 @@ def summarise(run: RunFolder) -> Row:
     if run.joint:
         joint = joint_summary(run.joint, summary)
         summary |= {"joint": joint, "verdict": joint_verdict(joint)}
+    if is_sweep(run):
+        sweep = sweep_summary(run)
+        summary |= {"sweep": sweep, "verdict": [row["sentence"] for row in sweep["variants"] if "sentence" in row]}
     return summary
 
 

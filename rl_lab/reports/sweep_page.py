@@ -18,7 +18,6 @@ from rl_lab.reports.markup import Markup, details, join, note, section, table, t
 from rl_lab.reports.pictures import Pictures
 from rl_lab.reports.rundir import RunFolder, parse_node
 from rl_lab.reports.schemes_page import reward_charts
-from rl_lab.reports.sweep import sweep_summary
 from rl_lab.reports.sweep_curves import training_charts
 from rl_lab.reports.sweep_truth import ranks_actions
 from rl_lab.reports.sweep_verdict import EFFECT
@@ -35,18 +34,17 @@ ANSWER_LETTERS = 160
 STANDINGS = {"better": "above", "worse": "below", "not distinguishable": "open"}
 
 
-def write_sweep(run: RunFolder) -> None:
+def write_sweep(run: RunFolder, summary: Row) -> None:
     """Write `sweep.json` and `sweep.html` of a run, each whole or not at all."""
-    summary = sweep_summary(run)
     write_whole(run.path / "sweep.json", json.dumps(summary, indent=1) + "\n")
     write_whole(run.path / "sweep.html", build_sweep(run, summary))
 
 
-def sweep_link(run: RunFolder) -> Markup:
-    """The verdicts on the main page, and where the rest is."""
-    lines = [tag("li", minus(row["sentence"])) for row in sweep_summary(run)["variants"] if "sentence" in row]
-    link = tag("p", tag("a", "All numbers of the sweep", href="sweep.html"))
-    return section("sweep", "Variants of the sweep", tag("ul", *lines), link)
+def sweep_link() -> Markup:
+    """Where the rest of the sweep is; the verdicts stand at the top of the main page."""
+    text = "Curves, categories, flips and alarms of all variants are on "
+    link = tag("a", "the page of the sweep", href="sweep.html")
+    return section("sweep", "Variants of the sweep", tag("p", text, link, "."))
 
 
 def build_sweep(run: RunFolder, summary: Row) -> str:

@@ -95,8 +95,22 @@ def pipeline_lines(summary: Row) -> list[str]:
     return [columns(head, rows, left=2)]
 
 
+def sweep_lines(sweep: Row) -> list[str]:
+    """Truth of every variant, and its difference to the baseline at the level that the sweep keeps."""
+    rows = []
+    for row in sweep["variants"]:
+        verdict = row.get("verdict")
+        over = ["", ""] if verdict is None else [reward_cell(verdict["difference"]), verdict["scope"]]
+        seeds = "" if row["reward"] is None else str(row["reward"]["replicates"])
+        rows.append([row["variant"], seeds, reward_cell(row["reward"]), *over])
+    head = ["trained on", "seeds", "held-out truth", f"over {sweep['baseline']}", "holds for"]
+    return [columns(head, rows)]
+
+
 def summary_lines(summary: Row) -> str:
     """The tables of a run and its verdict."""
+    if "sweep" in summary:
+        return "\n\n".join([*sweep_lines(summary["sweep"]), "\n".join(summary["verdict"])])
     tables = episode_lines(summary) if "scores" in summary else []
     tables += pipeline_lines(summary) if "pipeline" in summary else []
     tables += held_out_lines(summary) if "held_out" in summary else []

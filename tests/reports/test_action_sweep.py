@@ -11,8 +11,10 @@ from rewards.examination import examine
 from rl_lab.reports.films import flipped
 from rl_lab.reports.page import write_report
 from rl_lab.reports.rundir import load_run
+from rl_lab.reports.summary import summarise
 from rl_lab.reports.sweep import expected_power
 from rl_lab.reports.sweep_curves import seeds_interval
+from rl_lab.reports.terminal import summary_lines
 from tests.reports.synthetic import build_run, preference_row, write_jsonl, write_pairs, write_videos
 
 RATES = {"base": [0.4], "interventions": [0.5] * 3, "progress": [0.9, 0.92, 0.88], "random": [0.5, 0.52, 0.48]}
@@ -97,6 +99,16 @@ def test_variants_are_judged_by_success_episode_by_episode_and_seed_by_seed(swee
     )
     assert found["progress"]["reward"]["value"] == pytest.approx(rate)
     assert json.loads((sweep / "sweep.json").read_text())["unit"] == "held-out episodes nested in training seeds"
+
+
+def test_the_terminal_shows_truth_differences_and_verdicts_and_no_rounds(sweep):
+    summary = summarise(load_run(sweep))
+    table, verdicts = summary_lines(summary).split("\n\n")
+    lines = {line.split()[0]: line for line in table.splitlines()[2:]}
+    assert set(lines) == {"interventions", *RIGHT} and "training seeds and episodes" in lines["progress"]
+    assert [line.split(":")[0] for line in verdicts.splitlines()] == ["progress", "random"]
+    assert verdicts.startswith("progress: better than interventions by +0.")
+    assert "sweep" not in json.loads((sweep / "summary.json").read_text())
 
 
 def test_a_reward_that_points_away_and_members_that_disagree_raise_alarms_and_others_none(sweep):

@@ -114,6 +114,8 @@ def test_the_page_has_a_line_a_variant(sweep):
     assert "judge: better than verifier by" in page
     assert "form: not distinguishable from verifier" in page
     assert "none.3.grpo failed" in page
+    report = (sweep / "report.html").read_text()
+    assert 'href="sweep.html"' in report and "judge: better than verifier by" in report
 
 
 def test_a_run_that_sweeps_nothing_has_no_such_page(tmp_path):

@@ -10,7 +10,12 @@ from rl_lab.runner.graph import stage_hashes
 from tests.runner.files import EXPERIMENTS
 
 SWEEP = yaml.safe_load((EXPERIMENTS / "reward_ablation_actions_smoke.yaml").read_text())
-SWEEP["sweep"]["rankings"] |= {name: {"weights": {name: 1.0}, "margin": 0.0} for name in ("progress", "deviation")}
+SWEEP["replicates"] = 2
+del SWEEP["reward_models"]["kinds"]
+LEARNED = ("success", "world_model", "progress", "deviation")
+SWEEP["sweep"]["rankings"] = {"interventions": {}} | {
+    name: {"weights": {name: 1.0}, "margin": 0.0} for name in (*LEARNED, "random")
+}
 VARIANTS = tuple(SWEEP["sweep"]["rankings"])
 ROUND = {"repeat": 1, "of": ["collect", "rank", "optimise", "evaluate"]}
 

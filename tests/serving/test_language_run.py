@@ -1,4 +1,5 @@
-"""The language smoke run, from nothing to its report: what it leaves, and its pool inspected and edited meanwhile."""
+"""The language smoke run, from nothing to its report: what it leaves, and its pool inspected and edited meanwhile; then
+the smoke sweep over rewards, which shares its base."""
 
 from __future__ import annotations
 
@@ -191,3 +192,20 @@ def test_commands_work_on_the_finished_run_which_takes_no_more_edits(done):
     shell = [sys.executable, "-m", "rl_lab.pool", "ls", done.path, "--limit", "1"]
     printed = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[2].split()[0] in found["ls"]
+
+
+def test_a_sweep_over_rewards_shares_the_base_and_reaches_its_verdict(done):
+    command = [sys.executable, "-m", "rl_lab.run", str(ROOT / "experiments" / "reward_ablation_smoke.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(
+        [*command, "--run-dir", "sweep"], cwd=done.folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert told.returncode == 0, told.stderr
+    nodes = json.loads((done.folder / "sweep" / "stages.json").read_text())["nodes"]
+    assert [node["name"] for node in nodes if node["reused"]] == ["questions", "cold_start", "base.examine"]
+    found = json.loads((done.folder / "sweep" / "sweep.json").read_text())
+    baseline, short = found["variants"]
+    assert baseline["variant"] == "verifier" and short["verdict"]["n"] == HELD_OUT
+    assert short["sentence"].startswith("short: ") and short["sentence"] in told.stdout
+    assert set(found["curves"]) == {"verifier", "short"}
+    assert "Held-out truth while training" in (done.folder / "sweep" / "sweep.html").read_text()
