@@ -106,12 +106,17 @@ def format_alarm(parsed: Sequence[float], drop: float = 0.1) -> str | None:
 def variance_alarm(
     stds: Sequence[float], rewards: Sequence[float], fraction: float = 0.2, solved: float = 0.95
 ) -> str | None:
-    """Fires where the spread of rewards within groups fell to `fraction` of what it was, short of all being solved.
+    """Fires where the spread of rewards within groups fell to `fraction` of what it was, short of all being solved, and
+    where there never was any.
 
     GRPO learns from nothing but that spread. `stds` and `rewards`: mean standard deviation in a group, mean reward.
     """
     found, level = ends(stds), ends(rewards)
-    if found is None or level is None or found[0] <= 0:
+    if found is None or level is None:
+        return None
+    if np.nanmax(stds) <= 0:
+        return "rewards within a group never differed: all answers earned the same, and nothing was learned"
+    if found[0] <= 0:
         return None
     if found[1] > fraction * found[0] or level[1] >= solved:
         return None

@@ -26,7 +26,7 @@ from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.plan import plan_table
 from rl_lab.runner.preflight import check_machine, warnings
-from rl_lab.runner.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder
+from rl_lab.runner.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, RunFolder
 from rl_lab.runner.stage_context import Stage
 from rl_lab.runner.store import Store, code_versions
 from rl_lab.runner.tracking import Tracker
@@ -190,7 +190,15 @@ def _run(folder: RunFolder, config: RunConfig, stages: StageFactory, *, resumed:
         except (StageError, UserError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1 if isinstance(error, StageError) else 2
+    _tell_verdict(folder)
     return 0
+
+
+def _tell_verdict(folder: RunFolder) -> None:
+    """What the finished run showed, in the sentences of its report."""
+    path = folder.path / SUMMARY_FILE
+    if path.is_file():
+        print("\n".join(json.loads(path.read_text())["verdict"]))
 
 
 @contextlib.contextmanager

@@ -188,7 +188,10 @@ def flips_section(run: RunFolder, summary: Row) -> Markup:
             shown = [_flip(run, questions, pictures, row["variant"], summary["baseline"], f) for f in chosen[:FLIPS]]
             if shown:
                 parts.append(details(f"{row['variant']}: {len(chosen)} {title}", *shown))
-    reading = "Questions whose mean reward crosses the pass threshold, averaged over training seeds; answers of seed 1."
+    reading = (
+        "Questions whose mean reward crosses the pass threshold, averaged over training seeds; of each side the answer "
+        "whose reward is nearest to that mean."
+    )
     return section("flips", "Questions that flip", note(reading, *pictures.problems()), *parts) if parts else Markup("")
 
 
@@ -220,21 +223,35 @@ def _flip(run: RunFolder, questions: ItemFile, pictures: Pictures, variant: str,
     record = questions.record(place)
     images = [tag("img", src=uri, alt="the question's picture") for uri in pictures.encode(questions.pngs(place))]
     sides = [
-        tag("div", tag("b", f"{name} (mean {reward(flip[key])}): "), _shown(_answer(run, name, flip["item"])))
+        tag(
+            "div",
+            tag("b", f"{name} (mean {reward(flip[key])}): "),
+            _shown(_typical(run, name, flip["item"], flip[key])),
+        )
         for name, key in ((variant, "variant"), (baseline, "baseline"))
     ]
-    answer = json.dumps(record["answer"])
-    truth = tag("p", tag("b", "truth: "), answer[:ANSWER_LETTERS])
+    truth = tag("p", tag("b", "truth: "), _truth(record["answer"]))
     return tag("article", *images, tag("div", tag("p", record["prompt"]), truth, *sides), css="flip")
 
 
-def _answer(run: RunFolder, name: str, item: str) -> str:
-    """First answer of the first training seed."""
-    for examination in of_scheme(run, name)[:1]:
-        for row in read_json_lines(run.path / EXAMINATIONS / Path(examination.node) / "results.jsonl"):
-            if row["item"] == item:
-                return str(row["answers"][0])
-    return ""
+def _truth(answer: object) -> str:
+    """The true answer, in place of a mask's runs that there is one."""
+    if isinstance(answer, dict) and answer.get("mask"):
+        answer = {**answer, "mask": "..."}
+    return json.dumps(answer)[:ANSWER_LETTERS]
+
+
+def _typical(run: RunFolder, name: str, item: str, mean: float) -> str:
+    """Of all training seeds the answer whose reward is nearest to their mean."""
+    answers = [
+        (abs(reward - mean), str(answer))
+        for examination in of_scheme(run, name)
+        for row in read_json_lines(run.path / EXAMINATIONS / Path(examination.node) / "results.jsonl")
+        if row["item"] == item
+        for reward, answer in zip(row["rewards"], row["answers"], strict=True)
+        if reward is not None
+    ]
+    return min(answers, key=lambda pair: pair[0], default=(0.0, ""))[1]
 
 
 def _shown(answer: str) -> Markup | str:

@@ -21,6 +21,7 @@ from rl_lab.runner.store import METRICS_FILE, RECORD_FILE, link_tree
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
+SUMMARY_FILE = "summary.json"
 STAGES_FILE = "stages.json"
 GATE_FILE = "gate.json"
 """What a gate decided, in its output: at least `passed` and, in words, `reason`."""

@@ -99,6 +99,12 @@ def test_a_collapse_of_the_spread_is_caught_but_not_where_all_is_solved():
     assert variance_alarm(0.3 + RNG.normal(0, 0.02, STEPS), FLAT) is None
 
 
+def test_a_reward_that_never_tells_answers_apart_is_caught():
+    nothing = np.zeros(STEPS)
+    assert "nothing was learned" in str(variance_alarm(nothing, np.ones(STEPS)))
+    assert variance_alarm([*nothing[1:], 0.1], np.ones(STEPS)) is None
+
+
 def test_an_ensemble_that_comes_to_disagree_is_caught():
     assert "has left the data" in str(disagreement_alarm(np.linspace(0.03, 0.2, STEPS)))
     assert disagreement_alarm(0.05 + RNG.normal(0, 0.005, STEPS)) is None
