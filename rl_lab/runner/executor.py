@@ -23,6 +23,7 @@ from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import GATE_FILE, Line, RunFolder
 from rl_lab.runner.stage_context import Stage, StageConfig, StageContext, StageStopped, labels
 from rl_lab.runner.store import Store
+from rl_lab.workers.turns import waited_s
 
 STOP_SECONDS = 10.0
 """How long stages may take to notice that the run is being stopped."""
@@ -232,7 +233,7 @@ class Executor:
             self.stages[node.kind](context)
         except BaseException as error:  # the main thread raises it
             failure = error
-        self._ended.put((node, time.monotonic() - started, failure))
+        self._ended.put((node, time.monotonic() - started - waited_s(), failure))
 
     def _wait(self) -> None:
         """Until one stage has ended; short waits keep the main thread open to signals."""

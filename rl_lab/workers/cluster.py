@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from rl_lab.workers.rollout_learner import RolloutLearner
 from rl_lab.workers.rollout_worker import Rollout
 from rl_lab.workers.simulation import Simulation
 from rl_lab.workers.training import LearnerWorker
+from rl_lab.workers.turns import Turns
 
 LEARNER_GPUS, INFERENCE_GPUS = 0.9, 0.1
 """A learner has a GPU to itself, but for what acts or answers in the same run."""
@@ -62,7 +62,7 @@ class Cluster:
         """The actor of the run's own judge; it ends when nobody holds it."""
         self._simulations: WorkerPool | None = None
         self._rollouts: tuple[EngineOptions, WorkerPool] | None = None
-        self._simulation_lock, self._rollout_lock = threading.Lock(), threading.Lock()
+        self._simulation_turns, self._rollout_turns = Turns(), Turns()
         self._connect()
 
     def _connect(self) -> None:
@@ -94,7 +94,7 @@ class Cluster:
     @contextlib.contextmanager
     def simulation_pool(self, warn: Callable[[str], None] = warn_on_stderr) -> Iterator[WorkerPool]:
         """The pool of `Simulation` workers, for one stage at a time. `warn` is told when one is replaced."""
-        with self._simulation_lock:
+        with self._simulation_turns.taken():
             if self._simulations is None:
                 inference = self._inference() if self.workers.policy == "shared" else None
                 actor = ray.remote(Simulation).options(**self._resources("simulators", 0.0))
@@ -113,7 +113,7 @@ class Cluster:
         What a stage submitted and no worker has begun is forgotten when the stage leaves. `warn` is told when a worker
         is replaced.
         """
-        with self._rollout_lock:
+        with self._rollout_turns.taken():
             if self._rollouts is not None and self._rollouts[0] != options:
                 self._rollouts[1].close()
                 self._rollouts = None

@@ -109,6 +109,12 @@ def test_independent_stages_run_side_by_side_but_no_more_than_allowed(tmp_path, 
     assert stages.most_active <= config.workers.stages
 
 
+def test_waiting_for_shared_workers_is_no_time_of_a_stage(tmp_path, config, monkeypatch):
+    monkeypatch.setattr("rl_lab.runner.executor.waited_s", lambda: 1000.0)
+    folder = run(config, FakeStages(), tmp_path / "run")
+    assert all(-1000 <= row["seconds"] < -900 for row in folder.read_stages()[1])
+
+
 def test_a_second_run_reuses_everything_and_copies_the_metrics(tmp_path, config):
     first = run(config, FakeStages(), tmp_path / "a")
     again = FakeStages()
