@@ -13,7 +13,7 @@ from rl_lab.reports.document import document
 from rl_lab.reports.examinations import EXAMINATIONS
 from rl_lab.reports.held_out import of_scheme
 from rl_lab.reports.held_out_page import difference_text, mean_text, minus
-from rl_lab.reports.held_out_verdict import reward, signed
+from rl_lab.reports.held_out_verdict import reward, share
 from rl_lab.reports.markup import Markup, details, join, note, section, table, tag
 from rl_lab.reports.pictures import Pictures
 from rl_lab.reports.rundir import RunFolder, parse_node
@@ -200,13 +200,13 @@ def _episode_flips(run: RunFolder, summary: Row) -> Markup:
     parts, films = [], filmed(run)
     for row in summary["variants"]:
         found = [flip for flip in row.get("flips") or [] if isinstance(flip["item"], tuple)]
-        rows = [[" ".join(map(str, flip["item"])), signed(flip["variant"]), signed(flip["baseline"])] for flip in found]
+        rows = [[" ".join(map(str, flip["item"])), share(flip["variant"]), share(flip["baseline"])] for flip in found]
         if rows:
             gained = sum(flip["variant"] > flip["baseline"] for flip in found)
             title = f"{row['variant']}: {gained} gained, {len(rows) - gained} lost"
             own = [film for folder, film in films if parse_node(folder)[0] == row["variant"]]
             every = table(["Episode", row["variant"], summary["baseline"]], rows, css="numbers")
-            parts.append(details(title, tag("div", *own, css="videos"), every))
+            parts.append(details(title, tag("div", *own, css="videos"), details("Every one of them", every)))
     reading = "Episodes whose success, averaged over training seeds, crosses one half; films of two policies each."
     return section("flips", "Episodes that flip", note(reading, *run.problems), *parts) if parts else Markup("")
 

@@ -66,21 +66,21 @@ class Verdict:
         seeds = f"{self.seeds} training seed{'s' if self.seeds > 1 else ''}"
         basis = f"{self.n} {unit} x {seeds}, level {100 * self.level:.3g} %"
         if self.standing is Standing.OPEN:
-            return f"{variant}: not distinguishable from {baseline}: {size} ({basis}){self._outlook()}"
+            return f"{variant}: not distinguishable from {baseline}: {size} ({basis}){self._outlook(unit)}"
         holds = (
             "holds for other training seeds too"
             if self.scope is Scope.SEEDS
             else f"holds for these trained policies on other {unit}; other training seeds may turn it around"
         )
-        return f"{variant}: {self.standing} than {baseline} by {size} ({basis}); {holds}{self._outlook()}"
+        return f"{variant}: {self.standing} than {baseline} by {size} ({basis}); {holds}{self._outlook(unit)}"
 
-    def _outlook(self) -> str:
+    def _outlook(self, unit: str) -> str:
         """What more seeds would show."""
         if self.detectable is None and self.seeds > 1:
             return "; every difference is the same, which says nothing of how seeds differ"
         if self.detectable is None:
             return "; one training seed cannot tell how seeds differ, give at least 3"
-        needed = "more items" if self.seeds_needed is None else f"{self.seeds_needed} training seeds"
+        needed = f"more {unit}" if self.seeds_needed is None else f"{self.seeds_needed} training seeds"
         return f"; detectable here {self.detectable:.3f}, a difference of {EFFECT:g} needs {needed}"
 
 
