@@ -197,8 +197,8 @@ def _run(folder: RunFolder, config: RunConfig, stages: StageFactory, *, resumed:
 def _tell_verdict(folder: RunFolder) -> None:
     """What the finished run showed, in the sentences of its report."""
     path = folder.path / SUMMARY_FILE
-    if path.is_file():
-        print("\n".join(json.loads(path.read_text())["verdict"]))
+    for sentence in json.loads(path.read_text())["verdict"] if path.is_file() else ():
+        print(sentence)
 
 
 @contextlib.contextmanager
