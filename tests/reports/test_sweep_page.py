@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from collections import defaultdict
 
 import numpy as np
 import pytest
 import yaml
 
 from rl_lab.config.sweep import read_spread
+from rl_lab.json_lines import read_json_lines
+from rl_lab.language.item_files import item_row, write_rows
 from rl_lab.reports.page import write_report
 from rl_lab.reports.sweep_alarms import Course, course_alarms
+from tests.language.builders import make_item
+from tests.reports.synthetic import write_jsonl
 from tests.reports.synthetic_language import build_language_run
 
 SPREAD = {"items": 0.05, "seeds": 0.02, "rest": 0.2, "n": 300, "replicates": 3, "source": "three earlier seeds"}
@@ -107,6 +112,29 @@ def test_flips_cross_the_threshold(sweep):
     flips = rows(sweep)["judge"]["flips"]
     assert flips
     assert all((flip["variant"] >= 0.5) != (flip["baseline"] >= 0.5) for flip in flips)
+
+
+def test_a_flip_shows_of_each_side_the_answer_nearest_to_its_mean(sweep, tmp_path):
+    path = shutil.copytree(sweep, tmp_path / "run")
+    found = {"verifier": defaultdict(list), "judge": defaultdict(list)}
+    for file in path.glob("examinations/*/results.jsonl"):
+        lines = read_json_lines(file)
+        for line in lines:
+            line["answers"] = [f"reward {reward}" for reward in line["rewards"]]  # an answer says what it was worth
+            if (name := file.parent.name.split(".")[0]) in found:
+                found[name][line["item"]] += [reward for reward in line["rewards"] if reward is not None]
+        write_jsonl(file, lines)
+    answer = {"point": [10, 20], "mask": {"size": [2, 2], "counts": [1, 3]}}
+    items = [make_item(number, id=line["item"], answer=answer) for number, line in enumerate(lines)]
+    (path / "questions" / "questions").mkdir(parents=True, exist_ok=True)
+    write_rows(path / "questions" / "questions" / "held_out.arrow", map(item_row, items))
+    write_report(path)
+    page = (path / "sweep.html").read_text()
+    flip = next(flip for flip in rows(path)["judge"]["flips"] if flip["variant"] > flip["baseline"])
+    for name, mean in (("judge", flip["variant"]), ("verifier", flip["baseline"])):
+        nearest = min(found[name][flip["item"]], key=lambda reward: abs(reward - mean))
+        assert f"<b>{name} (mean {mean:.3f}): </b>reward {nearest}</div>" in page
+    assert "[10, 20]" in page and "counts" not in page
 
 
 def test_the_page_has_a_line_a_variant(sweep):
