@@ -62,9 +62,10 @@ def seeds_interval(values: Array) -> tuple[Array, Array, Array]:
 
 
 def _series(run: RunFolder, variant: str, metric: str, css: str) -> Series | None:
-    """A metric of a variant at the steps at which all its trainings logged it."""
+    """A metric of a variant at the steps at which all its trainings that logged it did."""
     nodes = [s["name"] for s in run.stages if s.get("kind") == "optimise" and s.get("method") == variant]
-    curves = [dict(zip(*curve(run.metrics, node, metric), strict=True)) for node in nodes]
+    found = (dict(zip(*curve(run.metrics, node, metric), strict=True)) for node in nodes)
+    curves = [values for values in found if values]
     steps = sorted(set(curves[0]).intersection(*curves)) if curves else []
     if not steps:
         return None
