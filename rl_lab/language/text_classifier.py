@@ -27,9 +27,10 @@ Question = tuple[str, Sequence[np.ndarray]]
 
 
 def is_classifier(folder: Path) -> bool:
-    """Whether the folder holds a trained sequence classifier."""
+    """Whether the folder holds a trained sequence classifier. UserError for a config that cannot be read."""
     path = folder / CONFIG_FILE
-    names = (json.loads(path.read_text()).get("architectures") or []) if path.is_file() else []
+    with _reading(folder):
+        names = (json.loads(path.read_text()).get("architectures") or []) if path.is_file() else []
     return any(name.endswith("ForSequenceClassification") for name in names)
 
 

@@ -65,15 +65,14 @@ def flipped(run: RunFolder) -> list[Contrast]:
     for variant in others:
         if any(TRAINING_SEED not in truth.seeds(name) for name in (baseline, variant)):
             continue
-        keys = [(flip["item"], flip["variant"] > flip["baseline"]) for flip in flips(truth, variant, baseline)]
-        ends = [
-            truth.table(name, [TRAINING_SEED], [key for key, _ in keys])[:, 0].tolist() for name in (baseline, variant)
-        ]
-        so = [(key, up) for (key, up), one, other in zip(keys, *ends, strict=True) if other - one == (1 if up else -1)]
-        chosen = [pair for up in (True, False) for pair in [(k, u) for k, u in so if u == up][:FLIPPED]]
-        if chosen:
+        gains = {flip["item"]: flip["variant"] > flip["baseline"] for flip in flips(truth, variant, baseline)}
+        own, theirs = (truth.table(name, [TRAINING_SEED], list(gains))[:, 0] for name in (variant, baseline))
+        gained = [key for key, change in zip(gains, own - theirs, strict=True) if change == 1 and gains[key]]
+        lost = [key for key, change in zip(gains, own - theirs, strict=True) if change == -1 and not gains[key]]
+        solved = dict.fromkeys(gained[:FLIPPED], True) | dict.fromkeys(lost[:FLIPPED], False)
+        if solved:
             before, after = (f"{name}.{TRAINING_SEED}.optimise" for name in (baseline, variant))
-            found.append(Contrast(before, after, dict(chosen)))
+            found.append(Contrast(before, after, solved))
     return found
 
 

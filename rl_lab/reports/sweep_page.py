@@ -197,7 +197,8 @@ def flips_section(run: RunFolder, summary: Row) -> Markup:
 
 def _episode_flips(run: RunFolder, summary: Row) -> Markup:
     """Episodes that most training seeds solve under a variant and not under the baseline, and the reverse."""
-    parts, films = [], filmed(run)
+    parts, known = [], len(run.problems)
+    films = filmed(run)
     for row in summary["variants"]:
         found = [flip for flip in row.get("flips") or [] if isinstance(flip["item"], tuple)]
         rows = [[" ".join(map(str, flip["item"])), share(flip["variant"]), share(flip["baseline"])] for flip in found]
@@ -208,7 +209,7 @@ def _episode_flips(run: RunFolder, summary: Row) -> Markup:
             every = table(["Episode", row["variant"], summary["baseline"]], rows, css="numbers")
             parts.append(details(title, tag("div", *own, css="videos"), details("Every one of them", every)))
     reading = "Episodes whose success, averaged over training seeds, crosses one half; films of two policies each."
-    return section("flips", "Episodes that flip", note(reading, *run.problems), *parts) if parts else Markup("")
+    return section("flips", "Episodes that flip", note(reading, *run.problems[known:]), *parts) if parts else Markup("")
 
 
 def _questions(run: RunFolder) -> ItemFile | None:

@@ -142,6 +142,7 @@ def test_pairs_are_learned(tmp_path, questions):
     [
         (lambda folder: folder, "no sequence classifier of transformers with its tokenizer"),
         (lambda folder: save_encoder(folder, labels=3), "gives 3 numbers for an answer; a reward model gives 1"),
+        (lambda folder: (save_encoder(folder) / "config.json").write_text("{torn"), "with its tokenizer"),
         (lambda folder: save_encoder(folder) and save_tokenizer(folder), "neither a pad nor an eos token"),
     ],
 )

@@ -1,27 +1,39 @@
 """Turns at shared workers."""
 
 import threading
-import time
+from types import SimpleNamespace
 
+from rl_lab.workers import turns
 from rl_lab.workers.turns import Turns, waited_s
 
 
-def test_only_who_waits_is_charged_and_one_at_a_time_has_a_turn():
-    turns, here, charged = Turns(), threading.Event(), []
+class Clock:
+    """A clock that stands still, and tells when another thread has looked at it."""
+
+    def __init__(self) -> None:
+        self.now, self.seen = 0.0, threading.Event()
+
+    def monotonic(self) -> float:
+        if threading.current_thread() is not threading.main_thread():
+            self.seen.set()
+        return self.now
+
+
+def test_only_who_waits_is_charged_and_one_at_a_time_has_a_turn(monkeypatch):
+    clock, shared, charged = Clock(), Turns(), []
+    monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=clock.monotonic))
 
     def wait() -> None:
-        here.set()
-        with turns.taken():
-            charged.append(waited_s())
-        with turns.taken():
-            charged.append(waited_s())
+        for _ in range(2):
+            with shared.taken():
+                charged.append(waited_s())
 
-    with turns.taken():
+    with shared.taken():
         before = waited_s()
         other = threading.Thread(target=wait)
         other.start()
-        here.wait()
-        time.sleep(0.1)
+        assert clock.seen.wait(60)
+        clock.now = 5.0
         assert not charged
     other.join()
-    assert waited_s() == before < 0.1 <= charged[0] <= charged[1] < charged[0] + 0.1
+    assert charged == [5.0, 5.0] and waited_s() == before
