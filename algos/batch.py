@@ -47,16 +47,36 @@ class ObservationBatch(TensorRecord):
     """What a policy sees: images, its own arms, the instruction."""
 
     images: Tensor
-    """uint8 or float in [0, 1], [B, V, 3, S, S], or [B, V, K, 3, S, S] with the current frame last."""
+    """uint8 or float in [0, 1], [B, V, 3, S, S], or [B, V, K, 3, S, S] with the current frame last; with `seen` frames
+    of all rows, [F, V, 3, S, S], to which rows refer because many see the same ones."""
     state: Tensor
     """Normalised encoded pose, float [B, 20]."""
     tokens: Tensor
     """Instruction token ids, right-padded, int64 [B, T]."""
     token_mask: Tensor
     """True on valid instruction tokens, bool [B, T]."""
+    seen: Tensor | None = None
+    """Frames of each row among `images`, int64 [B, K], -1 for black ones; `select` looks them up, no policy does."""
 
     def __len__(self) -> int:
         return len(self.state)
+
+    def select(self, rows: Tensor) -> Self:
+        """Rows in the order given, with images of their own."""
+        if self.seen is None:
+            return super().select(rows)
+        seen = self.seen[rows]
+        views = self.images[seen.clamp(min=0)]
+        views[seen < 0] = 0
+        images = views[:, 0] if seen.shape[1] == 1 else views.transpose(1, 2)
+        return replace(
+            self,
+            images=images,
+            state=self.state[rows],
+            tokens=self.tokens[rows],
+            token_mask=self.token_mask[rows],
+            seen=None,
+        )
 
 
 @dataclass

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.rollout import Decision, Rollout, finished
-from envs.types import BimanualEnv, Candidates, camera_images
+from envs.rollout import NO_MEMORY, Decision, Looking, Memory, Rollout, finished
+from envs.types import NO_FRAMES, BimanualEnv, Candidates, camera_images
 
 BRANCH_KEYS = 1000
 """Numbers of decisions that a branch may use: its noise is addressed beyond those of the episode itself."""
@@ -44,39 +44,59 @@ class _Branch:
     success: bool
 
 
-def _episode(env: BimanualEnv, seed: int, execute: int) -> Generator[Decision, np.ndarray, list[bytes]]:
-    """One episode of the policy; snapshots of the states in which it decided."""
+@dataclass
+class _State:
+    """A state in which the policy decided."""
+
+    step: int
+    snapshot: bytes
+    before: np.ndarray
+    """Frames of the steps before it, uint8 [M, 3, S, S, 3], as far as the memory reaches."""
+
+
+def _episode(
+    env: BimanualEnv, seed: int, execute: int, memory: Memory
+) -> Generator[Decision, np.ndarray, list[_State]]:
+    """One episode of the policy; the states in which it decided."""
     env.reset(seed=seed)
-    snapshots: list[bytes] = []
+    looking, states = Looking(env, execute, memory), list[_State]()
+    frames = list[np.ndarray]()
     while not finished(env):
-        snapshots.append(env.save())
-        chunk = yield Decision(env.observe(), (seed, len(snapshots) - 1))
+        before = np.stack(frames[-memory.reach :]) if frames else NO_FRAMES
+        states.append(_State(env.step_count, env.save(), before))
+        chunk = yield looking.decision(seed, len(states) - 1)
         for action in chunk[:execute]:
+            if memory.reach:
+                frames.append(camera_images(env.observe()))
             env.advance(action)
             if finished(env):
                 break
-    return snapshots
+            looking.stepped()
+    return states
 
 
 def _branch(
-    env: BimanualEnv, snapshot: bytes, seed: int, first_key: int, config: BranchConfig
+    env: BimanualEnv, state: _State, seed: int, first_key: int, config: BranchConfig, memory: Memory
 ) -> Generator[Decision, np.ndarray, _Branch]:
     """One chunk from a state, run to its end, and the decisions behind it."""
-    env.load(snapshot)
-    observation = env.observe()
-    chunk = yield Decision(observation, (seed, first_key))
-    poses, images = [env.ee_pose()], [camera_images(observation)]
+    env.load(state.snapshot)
+    looking = Looking(env, config.execute, memory, state.before)
+    decision = looking.decision(seed, first_key)
+    chunk = yield decision
+    poses, images = [env.ee_pose()], [camera_images(decision.observation)]
     for place, action in enumerate(chunk, start=1):
         env.advance(action)
         poses.append(env.ee_pose())
         if place < len(chunk):
             images.append(camera_images(env.observe()))
+    looking = Looking(env, config.execute, memory, [*state.before, *images])
     for number in range(1, config.decisions + 1):
         if finished(env):
             break
-        following = yield Decision(env.observe(), (seed, first_key + number))
+        following = yield looking.decision(seed, first_key + number)
         for action in following[: config.execute]:
             env.advance(action)
+            looking.stepped()
     after = camera_images(env.observe())
     progress = 1.0 if env.success else env.diagnose().progress
     return _Branch(np.stack(poses), chunk.copy(), np.stack(images), after, progress, env.success)
@@ -93,22 +113,27 @@ def _expert(env: BimanualEnv, snapshot: bytes, steps: int) -> np.ndarray:
 
 
 def branched_rollout(
-    env: BimanualEnv, seed: int, *, config: BranchConfig, generator: np.random.Generator, weight_version: int = 0
+    env: BimanualEnv,
+    seed: int,
+    *,
+    config: BranchConfig,
+    generator: np.random.Generator,
+    memory: Memory = NO_MEMORY,
+    weight_version: int = 0,
 ) -> Rollout[list[Candidates]]:
     """One episode of the policy, then `samples` chunks from each of `states` of its states, drawn at random."""
-    snapshots = yield from _episode(env, seed, config.execute)
-    drawn = generator.choice(len(snapshots), min(config.states, len(snapshots)), replace=False)
+    states = yield from _episode(env, seed, config.execute, memory)
+    drawn = generator.choice(len(states), min(config.states, len(states)), replace=False)
     found = []
     for place in sorted(drawn.tolist()):
-        snapshot, branches = snapshots[place], []
+        state, branches = states[place], list[_Branch]()
         for number in range(config.samples):
             key = BRANCH_KEYS * (1 + place * config.samples + number)
-            branches.append((yield from _branch(env, snapshot, seed, key, config)))
-        expert = _expert(env, snapshot, len(branches[0].actions))
+            branches.append((yield from _branch(env, state, seed, key, config, memory)))
+        expert = _expert(env, state.snapshot, len(branches[0].actions))
         stacked: dict[str, Any] = {
             name: np.stack([getattr(one, name) for one in branches]) for name in vars(branches[0])
         }
-        env.load(snapshot)
         labels: dict[str, Any] = {
             "task": env.task,
             "variant": env.variant,
@@ -118,10 +143,11 @@ def branched_rollout(
         found.append(
             Candidates(
                 **labels,
-                step=env.step_count,
-                start_digest=hashlib.sha256(snapshot).hexdigest(),
+                step=state.step,
+                start_digest=hashlib.sha256(state.snapshot).hexdigest(),
                 weight_version=weight_version,
                 expert=expert,
+                before=state.before if memory.reach else None,
                 **stacked,
             )
         )

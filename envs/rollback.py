@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from envs.correctors import Corrector
-from envs.rollout import Decision, Rollout, finished
-from envs.types import BimanualEnv, Diagnosis, PreferencePair, Segment, camera_images
+from envs.rollout import NO_MEMORY, Looking, Memory, Rollout, finished
+from envs.types import NO_FRAMES, BimanualEnv, Diagnosis, PreferencePair, Segment, camera_images
 
 MEASURED_STEPS = 8
 """Steps of the loser that are run again from the shared start to measure how exactly it was restored."""
@@ -119,9 +119,9 @@ class Trace:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def segment(self, start: int, stop: int) -> Segment:
-        """Steps start..stop-1, with images rendered now: from the snapshots, or on the way where loading one means to
-        repeat the episode up to it."""
+    def images(self, start: int, stop: int) -> np.ndarray:
+        """Views of the states start..stop-1, uint8 [n, 3, S, S, 3], rendered now: from the snapshots, or on the way
+        where loading one means to repeat the episode up to it. The environment is left in the last of them."""
         images = []
         for step in range(start, stop):
             if step == start or self.env.restore_method == "simulator":
@@ -129,17 +129,28 @@ class Trace:
             else:
                 self.env.advance(self.actions[step - 1])
             images.append(camera_images(self.env.observe()))
+        return np.stack(images) if images else NO_FRAMES
+
+    def before(self, start: int, memory: Memory) -> np.ndarray:
+        """What a memory reaches of the states before one, uint8 [M, 3, S, S, 3]; see `images`."""
+        return self.images(max(0, start - memory.reach), start)
+
+    def segment(self, start: int, stop: int) -> Segment:
+        """Steps start..stop-1, with images as `images` renders them."""
         return Segment(
             poses=np.stack(self.poses[start : stop + 1]),
             actions=np.stack(self.actions[start:stop]),
-            images=np.stack(images),
+            images=self.images(start, stop),
         )
 
 
-def _correct(env: BimanualEnv, seed: int, corrector: Corrector, limit: int) -> Trace:
-    """Let the corrector act from the current state until success, an irreversible event, `limit` steps or its end."""
+def _correct(env: BimanualEnv, seed: int, corrector: Corrector, before: np.ndarray, limit: int) -> Trace:
+    """Let the corrector act from the current state until success, an irreversible event, `limit` steps or its end.
+
+    `before` is what it has seen of the steps so far.
+    """
     trace = Trace(env)
-    commands = corrector.commands(env, seed)
+    commands = corrector.commands(env, seed, before)
     while len(trace) < limit and not env.success and env.diagnose().failure is None:
         command = next(commands, None)
         if command is None:
@@ -203,8 +214,9 @@ def _roll_back(
 ) -> tuple[int, Trace] | None:
     """First start (see `_starts`) from which the corrector succeeds, with its trace."""
     for start in _starts(env, seed, trace, failure, corrector, config, delta):
+        before = trace.before(start, corrector.memory)
         env.load(trace.snapshots[start])
-        correction = _correct(env, seed, corrector, config.correction_limit)
+        correction = _correct(env, seed, corrector, before, config.correction_limit)
         counts["corrector_steps"] += len(correction)
         if env.success:
             return start, correction
@@ -239,15 +251,17 @@ def _make_pair(
     )
 
 
-def until_failure(env: BimanualEnv, seed: int, config: RollbackConfig) -> Rollout[tuple[Trace, Failure | None]]:
+def until_failure(
+    env: BimanualEnv, seed: int, config: RollbackConfig, memory: Memory = NO_MEMORY
+) -> Rollout[tuple[Trace, Failure | None]]:
     """Begin an episode and let the policy act until success (None) or a failure."""
     env.reset(seed=seed)
-    trace = Trace(env)
+    trace, looking = Trace(env), Looking(env, config.execute, memory)
     detector = FailureDetector(config)
     detector.update(env.diagnose(), 0)
     number = 0
     while True:
-        chunk = yield Decision(env.observe(), (seed, number))
+        chunk = yield looking.decision(seed, number)
         number += 1
         for action in chunk[: config.execute]:
             trace.advance(action)
@@ -260,6 +274,7 @@ def until_failure(env: BimanualEnv, seed: int, config: RollbackConfig) -> Rollou
             if name is not None:
                 stop = min(len(trace), detector.best_step + config.kept_after_event)
                 return trace, Failure(name, event=detector.best_step, stop=stop)
+            looking.stepped()
 
 
 def intervened_rollout(
@@ -269,14 +284,16 @@ def intervened_rollout(
     corrector: Corrector,
     config: RollbackConfig,
     generator: np.random.Generator,
+    memory: Memory = NO_MEMORY,
     weight_version: int = 0,
 ) -> Rollout[Collection]:
     """One episode of the policy until it succeeds or fails; a failure is rolled back and corrected.
 
-    Yields `Decision`s like any rollout. A failure that cannot be corrected is counted and gives no pair.
+    Yields `Decision`s like any rollout, with the frames of the policy's `memory`. A failure that cannot be corrected is
+    counted and gives no pair.
     """
     result = Collection(counts=Counter(episodes=1))
-    trace, failure = yield from until_failure(env, seed, config)
+    trace, failure = yield from until_failure(env, seed, config, memory)
     result.counts["policy_steps"] += len(trace)
     if failure is None:
         result.counts["successes"] += 1
@@ -293,5 +310,6 @@ def intervened_rollout(
         result.counts["discarded/restore_error"] += 1
         return result
     labels = {"corrector": corrector.name, "weight_version": weight_version, "restore_error": error}
-    result.pairs.append(_make_pair(env, seed, trace, start, failure, correction, **labels))
+    before = trace.before(start, memory) if memory.reach else None
+    result.pairs.append(_make_pair(env, seed, trace, start, failure, correction, before=before, **labels))
     return result

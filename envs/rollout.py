@@ -26,36 +26,17 @@ class Memory:
     interval: int = 1
     """Control steps between two of them."""
 
+    @property
+    def reach(self) -> int:
+        """Control steps between the oldest frame and the present one."""
+        return (self.frames - 1) * self.interval
+
     def is_needed(self, step: int, execute: int) -> bool:
         """Whether a policy that decides at steps 0, `execute`, 2 `execute`, ... looks at this step, then or later."""
         return any((step + back * self.interval) % execute == 0 for back in range(self.frames))
 
 
 NO_MEMORY = Memory()
-
-
-class SeenFrames:
-    """The frames of one episode that its policy will look back at."""
-
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory
-        self._images: dict[int, np.ndarray] = {}
-
-    def add(self, step: int, images: np.ndarray) -> None:
-        """Keep the views of a step, uint8 [3, S, S, 3]; what no later decision looks at is dropped."""
-        oldest = step - (self.memory.frames - 1) * self.memory.interval
-        self._images = {seen: kept for seen, kept in self._images.items() if seen >= oldest} | {step: images}
-
-    def before(self, step: int) -> np.ndarray | None:
-        """Earlier frames of a decision at a step that was added, uint8 [K - 1, 3, S, S, 3], the oldest first.
-
-        Zero before the episode began, as released; None for a policy without memory.
-        """
-        if self.memory.frames == 1:
-            return None
-        black = np.zeros_like(self._images[step])
-        steps = [step - back * self.memory.interval for back in range(self.memory.frames - 1, 0, -1)]
-        return np.stack([self._images[seen] if seen >= 0 else black for seen in steps])
 
 
 @dataclass(frozen=True)
@@ -72,6 +53,47 @@ class Decision:
 Rollout = Generator[Decision, np.ndarray, Result]
 Act = Callable[[Sequence[Decision]], np.ndarray]
 """Chunks of absolute `ee` commands, [len(decisions), H, 16]."""
+
+
+class Looking:
+    """What a policy sees of an environment that it acts in: the present frame and those that its memory keeps.
+
+    It decides at the present step of the environment and every `execute` steps from there.
+    """
+
+    def __init__(
+        self, env: BimanualEnv, execute: int, memory: Memory = NO_MEMORY, before: Sequence[np.ndarray] | np.ndarray = ()
+    ) -> None:
+        """`before` holds the frames of the last steps before this one, uint8 [3, S, S, 3] each, the oldest first."""
+        self.env, self.execute, self.memory = env, execute, memory
+        self.first_step = env.step_count
+        oldest = self.first_step - len(before)
+        self._images = {oldest + place: frame for place, frame in enumerate(before)}
+
+    def decision(self, seed: int, number: int, observation: Observation | None = None) -> Decision:
+        """The request for a chunk in the present state, which is observed unless the observation is given."""
+        observation = self.env.observe() if observation is None else observation
+        if self.memory.frames == 1:
+            return Decision(observation, (seed, number))
+        step = self.env.step_count
+        self._add(camera_images(observation))
+        black = np.zeros_like(self._images[step])
+        steps = range(step - self.memory.reach, step, self.memory.interval)
+        # Black before the episode began, as released; a frame that is missing later is an error.
+        past = [self._images[seen] if seen >= 0 else black for seen in steps]
+        return Decision(observation, (seed, number), np.stack(past))
+
+    def stepped(self) -> None:
+        """To be called after every control step between two decisions: keeps the frame if a decision will look back."""
+        taken = self.env.step_count - self.first_step
+        if taken % self.execute and self.memory.is_needed(taken, self.execute):
+            self._add(camera_images(self.env.observe()))
+
+    def _add(self, images: np.ndarray) -> None:
+        """Keep the present frame, and drop what no later decision looks at."""
+        step = self.env.step_count
+        kept = {seen: frame for seen, frame in self._images.items() if seen >= step - self.memory.reach}
+        self._images = kept | {step: images}
 
 
 def run_lockstep(rollouts: Sequence[Rollout[Result]], act: Act) -> list[Result]:
@@ -165,14 +187,12 @@ def policy_rollout(
     which the episode ends; `on_step` (a video recorder) sees the environment after every control step.
     """
     observation, _ = env.reset(seed=seed)
-    recorder, seen = EpisodeRecorder(env), SeenFrames(memory)
+    recorder, looking = EpisodeRecorder(env), Looking(env, execute, memory)
     for number in range(env.step_limit):
-        if number:
-            observation = env.observe()
-        recorder.frame(observation)
-        seen.add(env.step_count, camera_images(observation))
-        chunk = yield Decision(observation, (seed, number), seen.before(env.step_count))
-        for taken, action in enumerate(chunk[:execute], start=1):
+        decision = looking.decision(seed, number, None if number else observation)
+        recorder.frame(decision.observation)
+        chunk = yield decision
+        for action in chunk[:execute]:
             recorder.advance(action)
             if on_step is not None:
                 on_step(env)
@@ -180,8 +200,7 @@ def policy_rollout(
                 if record_end:
                     recorder.frame(env.observe())
                 return recorder.episode(seed, weight_version)
-            if taken < execute and memory.is_needed(env.step_count, execute):
-                seen.add(env.step_count, camera_images(env.observe()))
+            looking.stepped()
     raise AssertionError("an episode outlived its step limit")
 
 

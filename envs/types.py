@@ -16,6 +16,8 @@ ARMS = ("left", "right")
 EE_DIM = 16
 QPOS_DIM = 14
 
+NO_FRAMES = np.zeros((0, len(CAMERAS), 0, 0, 3), dtype=np.uint8)
+
 Observation = dict[str, Any]
 """RoboTwin's nested layout: observation/<camera>/rgb uint8 [S, S, 3] (absent in state-only mode),
 joint_action/{left_arm [6], left_gripper, right_arm [6], right_gripper, vector [14]},
@@ -130,6 +132,9 @@ class PreferencePair:
     restore_error: float = 0.0
     """Measured: the loser's first steps, run again from the shared start, differ by so much in any number of the
     measured poses (m, parts of quaternions)."""
+    before: np.ndarray | None = None
+    """The policy's own frames of the last M steps before the shared start, uint8 [M, 3, S, S, 3], to which a memory
+    looks back from both segments; None where the policy has no memory. M is its reach, or less near the reset."""
 
 
 @dataclass
@@ -159,6 +164,8 @@ class Candidates:
     """Simulator truth at `after`, float64 [N]; for reports only."""
     success: np.ndarray
     """Simulator truth at `after`, bool [N]; for reports only."""
+    before: np.ndarray | None = None
+    """As in `PreferencePair`, before the state."""
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -40,6 +40,7 @@ def failed_episodes(folder: Path, config: RunConfig, done: set[tuple[str, str, i
 
     snapshot = published(folder)
     policy = LocalPolicy.from_snapshot(snapshot, seed=config.seed)
+    memory = policy.info.memory
     environments = Environments(find_robotwin(config.workers) if config.env.backend == "robotwin" else None)
     rollback = RollbackConfig(**config.collect.rollback())
     try:
@@ -49,7 +50,7 @@ def failed_episodes(folder: Path, config: RunConfig, done: set[tuple[str, str, i
             if done.issuperset(places):
                 continue
             envs = environments.of(unit.env, len(unit.seeds))
-            rollouts = [until_failure(env, seed, rollback) for env, seed in zip(envs, unit.seeds, strict=True)]
+            rollouts = [until_failure(env, seed, rollback, memory) for env, seed in zip(envs, unit.seeds, strict=True)]
             try:
                 ended = run_lockstep(rollouts, policy.act)
             except SeedRejectedError:

@@ -7,16 +7,18 @@ Letters: N states, H chunk length, K frames of history, S image side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
+from typing import Any
 
 import numpy as np
 import torch
 
 from algos.batch import FlowBatch
 from algos.chunks import Timing
-from algos.smooth_interpolation import Mode, interpolate_pair
-from envs.types import RANKED, Episode, PreferencePair
+from algos.smooth_interpolation import Mode, Tuples, interpolate_pair
+from envs.types import NO_FRAMES, RANKED, Episode, PreferencePair
+from rl_lab.errors import UserError
 from rl_lab.formats.summary import chunk_moments
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.processor import ActionStats, PolicyProcessor
@@ -33,8 +35,10 @@ TRUTH_LIMIT = 3.0
 class Demonstrations:
     """Every recorded state of some episodes with the expert's next H commands."""
 
-    images: np.ndarray
-    """uint8 [N, 3, S, S, 3]."""
+    frames: np.ndarray
+    """All recorded views, uint8 [F, 3, S, S, 3]."""
+    seen: np.ndarray
+    """Frames that the policy sees in each state, int64 [N, K], the present one last; -1 is black."""
     poses: np.ndarray
     """Measured `ee` poses, [N, 16]."""
     instructions: list[str]
@@ -69,11 +73,21 @@ def standardised_truth(episodes: Sequence[Episode]) -> np.ndarray | None:
     return rows
 
 
+def join_frames(frames: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of several records as one array, and what their states see numbered through it; -1 stays black."""
+    starts = np.cumsum([0, *map(len, frames)])
+    numbers = [np.where(part < 0, -1, part + start) for part, start in zip(seen, starts, strict=False)]
+    return np.concatenate(frames), np.concatenate(numbers)
+
+
 def demonstrations(episodes: Sequence[Episode], timing: Timing) -> Demonstrations:
     """The states of demonstration episodes, in order."""
     chunks = [timing.chunks(episode.poses, episode.actions, episode.frame_steps) for episode in episodes]
+    seen = [np.stack([timing.frames(step, one.frame_steps) for step in one.frame_steps]) for one in episodes]
+    frames, numbers = join_frames([np.asarray(episode.images) for episode in episodes], seen)
     return Demonstrations(
-        images=np.concatenate([np.asarray(episode.images) for episode in episodes]),
+        frames=frames,
+        seen=numbers,
         poses=np.concatenate([episode.poses[episode.frame_steps] for episode in episodes]),
         instructions=[episode.instruction for episode in episodes for _ in episode.frame_steps],
         actions=np.concatenate(chunks),
@@ -95,7 +109,7 @@ def fit_processor(config: HyVLAConfig, episodes: Sequence[Episode], timing: Timi
 def flow_batch(demos: Demonstrations, processor: PolicyProcessor) -> FlowBatch:
     """All demonstrations as one batch, from which each step selects its rows."""
     return FlowBatch(
-        observation=processor.batch(demos.images, demos.poses, demos.instructions),
+        observation=processor.batch(demos.frames, demos.poses, demos.instructions, demos.seen),
         actions=processor.encode(demos.actions, demos.poses),
         truth=None if demos.truth is None else torch.from_numpy(demos.truth),
     )
@@ -105,8 +119,10 @@ def flow_batch(demos: Demonstrations, processor: PolicyProcessor) -> FlowBatch:
 class PairStates:
     """States of preference pairs with the chunks to prefer and to avoid, for any number of pairs."""
 
-    images: np.ndarray
-    """uint8 [N, 3, S, S, 3]."""
+    frames: np.ndarray
+    """All views that any state sees, uint8 [F, 3, S, S, 3]."""
+    seen: np.ndarray
+    """As in `Demonstrations`, [N, K]."""
     poses: np.ndarray
     """Measured `ee` poses, [N, 16]."""
     instructions: list[str]
@@ -127,36 +143,71 @@ class PairStates:
         return len(self.poses)
 
     def select(self, mask: np.ndarray) -> PairStates:
-        """The states where the mask, bool [N], is true."""
-        arrays = {name: value[mask] for name, value in vars(self).items() if name != "instructions"}
-        return PairStates(instructions=list(compress(self.instructions, mask)), **arrays)
+        """The states where the mask, bool [N], is true, and all frames."""
+        whole: dict[str, Any] = {"frames": self.frames, "instructions": list(compress(self.instructions, mask))}
+        return PairStates(**whole, **{name: value[mask] for name, value in vars(self).items() if name not in whole})
 
 
-def pair_states(pairs: Sequence[PreferencePair], horizon: int, mode: Mode) -> PairStates:
+def _tuples(pair: PreferencePair, timing: Timing, mode: Mode) -> Tuples:
+    """Smooth Interpolation of a pair, with the measured pose in slot 0 where the policy's chunks begin with it.
+
+    Two ranked chunks are compared as they were sampled, in their state and nowhere else.
+    """
+    if pair.origin == RANKED:
+        return interpolate_pair(pair, timing.horizon, "start")
+    if timing.first_slot == "next":
+        return interpolate_pair(pair, timing.horizon, mode)
+    tuples = interpolate_pair(pair, timing.horizon - 1, mode)
+    winner, loser = (np.insert(chunks, 0, tuples.start, axis=1) for chunks in (tuples.winner, tuples.loser))
+    return replace(tuples, winner=winner, loser=loser)
+
+
+def _seen_frames(pair: PreferencePair, tuples: Tuples, timing: Timing) -> tuple[np.ndarray, np.ndarray]:
+    """Frames that the states of a pair see, uint8 [F, 3, S, S, 3], and their numbers for each state, int64 [n, K].
+
+    From both segments a memory looks back to the same steps before their shared start. UserError for a pair that was
+    collected without them.
+    """
+    before = NO_FRAMES if pair.before is None else pair.before
+    back = timing.interval * np.arange(timing.history - 1, -1, -1)
+    if len(before) < min(pair.start_step, back[0]):
+        raise UserError(
+            f"the policy looks {back[0]} steps back, but a pair of {pair.task}, seed {pair.seed}, has {len(before)} "
+            "frames before its start; collect pairs with a policy of the same memory"
+        )
+    step = tuples.step[:, None] - back
+    is_own, began = step >= 0, pair.start_step + step >= 0
+    behind = np.where(tuples.from_loser[:, None], 0, len(pair.loser.images))
+    numbers = len(before) + step + np.where(is_own, behind, 0)
+    shown, found = np.unique(numbers[began], return_inverse=True)
+    seen = np.full(step.shape, -1)
+    seen[began] = found
+    sources = [part for part in (before, pair.loser.images, pair.winner.images) if len(part)]
+    return np.concatenate(sources)[shown], seen
+
+
+def pair_states(pairs: Sequence[PreferencePair], timing: Timing, mode: Mode) -> PairStates:
     """Smooth Interpolation of every pair; states of a pair stay together, in the order of the pairs.
 
-    Two ranked chunks are compared in the state in which they were sampled, and nowhere else.
+    Every control step of a round is a command, whatever the stride of recorded demonstrations.
     """
-    parts: list[dict[str, np.ndarray]] = []
-    instructions: list[str] = []
-    for number, pair in enumerate(pairs):
-        tuples = interpolate_pair(pair, horizon, "start" if pair.origin == RANKED else mode)
-        frames = [
-            (pair.loser if lost else pair.winner).images[step]
-            for lost, step in zip(tuples.from_loser, tuples.step, strict=True)
-        ]
-        instructions += [pair.instruction] * len(tuples)
-        parts.append(
-            {
-                "images": np.stack(frames),
-                "poses": tuples.start,
-                "winner": tuples.winner,
-                "loser": tuples.loser,
-                "identical": tuples.identical,
-                "from_loser": tuples.from_loser,
-                "pair": np.full(len(tuples), number),
-                "weight_version": np.full(len(tuples), pair.weight_version),
-            }
-        )
-    merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return PairStates(instructions=instructions, **merged)
+    parts = [_tuples(pair, timing, mode) for pair in pairs]
+    shown = [_seen_frames(pair, tuples, timing) for pair, tuples in zip(pairs, parts, strict=True)]
+    frames, seen = join_frames(*zip(*shown, strict=True))
+    sizes = [len(tuples) for tuples in parts]
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(tuples, name) for tuples in parts])
+
+    return PairStates(
+        frames=frames,
+        seen=seen,
+        poses=column("start"),
+        instructions=[pair.instruction for pair, size in zip(pairs, sizes, strict=True) for _ in range(size)],
+        winner=column("winner"),
+        loser=column("loser"),
+        identical=column("identical"),
+        from_loser=column("from_loser"),
+        pair=np.repeat(np.arange(len(pairs)), sizes),
+        weight_version=np.repeat([pair.weight_version for pair in pairs], sizes),
+    )

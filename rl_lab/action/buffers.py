@@ -19,10 +19,12 @@ from rl_lab.json_lines import read_json_lines, write_json_lines
 INDEX_FILE = "index.jsonl"
 _SEGMENTS = ("winner", "loser")
 _SEGMENT_ARRAYS = ("poses", "actions", "images")
+_BEFORE = "before"
+"""Array of the frames before a pair or a state; missing where the policy has no memory."""
 _STORED = "images"
 """Label of an episode whose images lie elsewhere."""
 _EPISODE_ARRAYS = ("poses", "actions", "frame_steps", "images", "truth")
-_CANDIDATE_ARRAYS = ("poses", "actions", "images", "after", "expert", "progress", "success")
+_CANDIDATE_ARRAYS = ("poses", "actions", "images", "after", "expert", "progress", "success", _BEFORE)
 
 
 Arrays = dict[str, Any]
@@ -49,13 +51,16 @@ def _read_records(folder: Path) -> Iterator[tuple[Arrays, Labels]]:
 
 
 def pair_arrays(pair: PreferencePair) -> Arrays:
-    """Both segments as named arrays: winner_poses, winner_actions, winner_images, loser_poses, ..."""
-    return {f"{side}_{name}": getattr(getattr(pair, side), name) for side in _SEGMENTS for name in _SEGMENT_ARRAYS}
+    """Both segments as named arrays: winner_poses, winner_actions, winner_images, loser_poses, ...; and `before`, if
+    there is any."""
+    own = {f"{side}_{name}": getattr(getattr(pair, side), name) for side in _SEGMENTS for name in _SEGMENT_ARRAYS}
+    return own if pair.before is None else own | {_BEFORE: pair.before}
 
 
 def pair_labels(pair: PreferencePair) -> Labels:
     """Everything about a pair that is not an array."""
-    return {item.name: getattr(pair, item.name) for item in fields(pair) if item.name not in _SEGMENTS}
+    arrays = (*_SEGMENTS, _BEFORE)
+    return {item.name: getattr(pair, item.name) for item in fields(pair) if item.name not in arrays}
 
 
 def write_pairs(folder: Path, pairs: Iterable[PreferencePair]) -> None:
@@ -70,13 +75,13 @@ def write_pairs(folder: Path, pairs: Iterable[PreferencePair]) -> None:
 
 def read_pairs(folder: Path) -> list[PreferencePair]:
     """Read what `write_pairs` wrote, in order."""
-    label_names = {item.name for item in fields(PreferencePair)} - set(_SEGMENTS)
+    label_names = {item.name for item in fields(PreferencePair)} - {*_SEGMENTS, _BEFORE}
 
     def pair(arrays: Arrays, labels: Labels) -> PreferencePair:
         values: dict[str, Any] = {name: labels[name] for name in label_names}
         for side in _SEGMENTS:
             values[side] = Segment(**{name: arrays[f"{side}_{name}"] for name in _SEGMENT_ARRAYS})
-        return PreferencePair(**values)
+        return PreferencePair(**values, before=arrays.get(_BEFORE))
 
     return [pair(*record) for record in _read_records(folder)]
 
@@ -116,7 +121,7 @@ def write_candidates(folder: Path, states: Iterable[Candidates]) -> None:
     names = [item.name for item in fields(Candidates) if item.name not in _CANDIDATE_ARRAYS]
 
     def record(state: Candidates) -> tuple[Arrays, Labels]:
-        arrays = {name: getattr(state, name) for name in _CANDIDATE_ARRAYS}
+        arrays = {name: value for name in _CANDIDATE_ARRAYS if (value := getattr(state, name)) is not None}
         return arrays, {name: getattr(state, name) for name in names}
 
     _write_records(folder, "state", map(record, states))

@@ -14,10 +14,11 @@ import torch
 
 from algos.advantage import condition_instructions
 from algos.batch import FlowBatch, ObservationBatch, PreferenceBatch, TrajectoryBatch
+from algos.chunks import Timing
 from algos.methods import Method
 from algos.mixing import MixedSampler
 from envs.types import PreferencePair
-from rl_lab.action.batching import Demonstrations, PairStates, flow_batch, pair_states
+from rl_lab.action.batching import Demonstrations, PairStates, flow_batch, join_frames, pair_states
 from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
@@ -95,7 +96,8 @@ def _as_states(demos: Demonstrations) -> PairStates:
     """Demonstrations as identical pairs, one "pair" a state."""
     count = len(demos)
     return PairStates(
-        images=demos.images,
+        frames=demos.frames,
+        seen=demos.seen,
         poses=demos.poses,
         instructions=demos.instructions,
         winner=demos.actions,
@@ -132,14 +134,14 @@ def _preference_batch(
 ) -> PreferenceBatch:
     """The rows of all buffers, normalised, in order; `sources` numbers the buffers as `PreferenceBatch.source` does."""
     poses = np.concatenate([states.poses for states in buffers])
+    texts = [text for states in buffers for text in states.instructions]
+    frames, seen = join_frames([states.frames for states in buffers], [states.seen for states in buffers])
 
     def column(name: str) -> np.ndarray:
         return np.concatenate([getattr(states, name) for states in buffers])
 
     return PreferenceBatch(
-        observation=processor.batch(
-            column("images"), poses, [text for states in buffers for text in states.instructions]
-        ),
+        observation=processor.batch(frames, poses, texts, seen),
         winner=processor.encode(column("winner"), poses),
         loser=processor.encode(column("loser"), poses),
         identical=torch.from_numpy(column("identical")),
@@ -167,6 +169,7 @@ def preference_data(
     rounds: Sequence[Sequence[PreferencePair]],
     demos: Demonstrations,
     processor: PolicyProcessor,
+    timing: Timing,
     *,
     mix: Sequence[float],
     batch_size: int,
@@ -179,12 +182,11 @@ def preference_data(
     `mix` are the batch shares (new, demonstrations) in round 1 and (new, older, demonstrations) later, with that of
     ranked pairs behind them.
     """
-    horizon = processor.num_commands
     older = [pair for pairs in rounds[:-1] for pair in pairs]
     generator = stream(seed, "advantage")
     collected = {NEW: rounds[-1], OLDER: older, RANKED: ranked}
     states = {
-        source: pair_states(pairs, horizon, method.interpolation) for source, pairs in collected.items() if pairs
+        source: pair_states(pairs, timing, method.interpolation) for source, pairs in collected.items() if pairs
     } | {DEMONSTRATIONS: _as_states(demos)}
     sources = sorted(states)
     buffers = [_for_method(method, states[source], generator) for source in sources]

@@ -63,6 +63,7 @@ def ranked_pair(state: Candidates, choice: Choice, reward: str) -> PreferencePai
         origin=RANKED,
         reward=reward,
         reward_gap=choice.gap,
+        before=state.before,
     )
 
 

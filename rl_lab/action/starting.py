@@ -73,5 +73,4 @@ def starting_policy(model: ModelConfig, seed: int, stride: int) -> Start:
     if model.memory is not None:
         info = replace(info, history=model.memory.frames, history_interval=model.memory.interval)
     info = replace(info, first_slot=model.first_slot or info.first_slot)
-    timing = Timing(num_commands(model), stride, info.first_slot, info.history, info.history_interval)
-    return Start(policy, processor, info, timing)
+    return Start(policy, processor, info, info.timing(num_commands(model), stride))

@@ -13,7 +13,6 @@ import torch
 
 from algos.advantage import POSITIVE
 from algos.auxiliary import PoseProbe
-from algos.chunks import Timing
 from algos.flow_matching import FlowMatching, is_frozen_prefix
 from algos.methods import find_method
 from rl_lab.action.batching import demonstrations, fit_processor
@@ -122,14 +121,16 @@ def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
     method, settings, groups = find_method(plan.method), plan.settings, plan.settings.train
     policy, processor, info = load_policy(plan.policy)
     policy.to(device)  # type: ignore[arg-type]
-    timing = Timing(processor.num_commands, plan.stride, info.first_slot)
+    timing = info.timing(processor.num_commands, plan.stride)
     demos = demonstrations(read_episodes(plan.demos), timing)
     rows_seed = integer(plan.seed, "optimise_rows", plan.round)
     if method.needs_collection:
         rounds = [read_pairs(folder) for folder in plan.pairs]
         ranked = [] if plan.ranked is None else read_pairs(plan.ranked)
         sizes: dict[str, Any] = {"mix": plan.mix, "batch_size": settings.batch_size}
-        data: Dataset = preference_data(method, rounds, demos, processor, **sizes, seed=rows_seed, ranked=ranked)
+        data: Dataset = preference_data(
+            method, rounds, demos, processor, timing, **sizes, seed=rows_seed, ranked=ranked
+        )
     else:
         data = demonstration_data(demos, processor, settings.batch_size, rows_seed)
     trained = trainable(policy, settings, groups, integer(plan.seed, "lora", plan.round))

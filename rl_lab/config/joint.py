@@ -121,8 +121,6 @@ def check_settings(config: Any) -> None:
             raise ValueError(f"{key}.backend is trl, which trains by itself; joint needs backend: lab")
     if config.curriculum.mode == "stage":
         raise ValueError("curriculum.mode is stage, whose probes learn nothing; joint needs mode: online")
-    if config.model.memory is not None or config.model.first_slot == "current":
-        raise ValueError("model: joint collects pairs without past frames; leave out memory and first_slot")
     if joint.collect_ahead >= -(-config.optimise.steps // joint.block):
         raise ValueError(
             f"joint.collect_ahead is {joint.collect_ahead}, but a round has {-(-config.optimise.steps // joint.block)} "

@@ -360,15 +360,6 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _rounds_see_one_frame(self) -> Self:
-        if self.num_rounds and (self.model.memory is not None or self.model.first_slot == "current"):
-            raise ValueError(
-                "model: rounds collect pairs without past frames; leave out memory and first_slot, or the repeated "
-                "stages"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _methods_exist(self) -> Self:
         for key, names in (("method", (self.method,)), ("controls", self.controls), ("objectives", self.objectives)):
             for name in names:

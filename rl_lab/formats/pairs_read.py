@@ -14,15 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from envs.types import CAMERAS, PreferencePair, Segment
+from envs.types import CAMERAS, NO_FRAMES, PreferencePair, Segment
 from rl_lab.errors import UserError
 from rl_lab.formats.checks import BrokenEpisodeError, Problem, pair_problems
 from rl_lab.formats.pairs_write import DATA_PATH, FORMAT, INFO_FILE, PAIRS_FILE, SIDES, VERSION, VIDEO_PATH
 from rl_lab.formats.video import read_frames
 
 Row = dict[str, Any]
-LABELS = [item.name for item in fields(PreferencePair) if item.name not in SIDES.values()]
-ROW_COLUMNS = {"pair", "file", *LABELS, *(f"{side}_{what}" for side in SIDES for what in ("from_row", "to_row"))} | {
+LABELS = [item.name for item in fields(PreferencePair) if item.name not in (*SIDES.values(), "before")]
+ROW_COLUMNS = {"pair", "file", *LABELS, "before_from_frame", "before_frames"}
+ROW_COLUMNS |= {*(f"{side}_{what}" for side in SIDES for what in ("from_row", "to_row"))} | {
     f"{side}_from_frame" for side in SIDES
 }
 
@@ -77,13 +78,23 @@ def _segment(folder: Path, info: dict[str, Any], row: Row, side: str, name: str)
     if gaps or data["action"][-1] is not None:
         text = "an action is missing" if gaps else "the last state must have no action"
         raise BrokenEpisodeError([Problem(name, gaps[0] if gaps else stop - start - 1, text)])
-    count, first, hz = stop - start - 1, row[f"{side}_from_frame"], float(info["hz"])
-    paths = [folder / VIDEO_PATH.format(camera=camera, file=row["file"]) for camera in CAMERAS]
     return Segment(
         poses=np.array(data["observation.state"], dtype=np.float64),
         actions=np.array(data["action"][:-1], dtype=np.float64),
-        images=np.stack([_frames(path, first, count, hz, name) for path in paths], axis=1),
+        images=_views(folder, info, row, row[f"{side}_from_frame"], stop - start - 1, name),
     )
+
+
+def _views(folder: Path, info: dict[str, Any], row: Row, first: int, count: int, name: str) -> np.ndarray:
+    """Frames of all cameras, uint8 [count, 3, S, S, 3]."""
+    paths = [folder / VIDEO_PATH.format(camera=camera, file=row["file"]) for camera in CAMERAS]
+    return np.stack([_frames(path, first, count, float(info["hz"]), name) for path in paths], axis=1)
+
+
+def _before(folder: Path, info: dict[str, Any], row: Row, name: str) -> np.ndarray | None:
+    if not row["before_frames"]:
+        return None if row["before_frames"] is None else NO_FRAMES
+    return _views(folder, info, row, row["before_from_frame"], row["before_frames"], f"{name}, before")
 
 
 def _read(folder: Path, info: dict[str, Any], row: Row) -> PreferencePair:
@@ -91,7 +102,7 @@ def _read(folder: Path, info: dict[str, Any], row: Row) -> PreferencePair:
     try:
         values: dict[str, Any] = {label: row[label] for label in LABELS}
         values |= {ours: _segment(folder, info, row, side, name) for side, ours in SIDES.items()}
-        pair = PreferencePair(**values)
+        pair = PreferencePair(**values, before=_before(folder, info, row, name))
         problems = pair_problems(name, pair)
     except UserError:
         raise

@@ -1,4 +1,4 @@
-"""Preference pairs as Parquet and video, so that other trainers and players read them. Version 1 of the layout:
+"""Preference pairs as Parquet and video, so that other trainers and players read them. Version 3 of the layout:
 
     pairs_info.json                 format, version, rate, image side, cameras, count
     pairs.parquet                   one row a pair, in order
@@ -10,7 +10,8 @@ same simulator state. Columns of pairs.parquet: `pair` 0, 1, ...; `task`, `varia
 `start_step`, `trigger_step`, `trigger`, `rollback_steps`, `corrector`, `start_digest`, `weight_version`, `origin`,
 `reward`, `reward_gap`, `restore_method`, `exact_restore`, `restore_error` as in `envs.types.PreferencePair`; `file`
 (number of its data and video files); for each side `SIDE_from_row`, `SIDE_to_row` (rows of the data file, the end
-excluded) and `SIDE_from_frame` (frame i of a video is shown at i / hz seconds).
+excluded) and `SIDE_from_frame` (frame i of a video is shown at i / hz seconds). `before_frames` frames from
+`before_from_frame` on are the policy's own before the shared state, to which a memory looks back; null without one.
 Columns of the data: `pair`, `side`, `step`, `observation.state` and `action` (64-bit floats, [16]: xyz in metres, wxyz,
 gripper 1 = open .. 0, of the left and the right arm). A segment of T actions has T + 1 rows; the last has no action.
 """
@@ -34,7 +35,7 @@ from rl_lab.files import write_folder
 from rl_lab.formats.checks import BrokenEpisodeError, pair_problems
 from rl_lab.formats.video import VideoWriter
 
-FORMAT, VERSION = "rl_lab.pairs", 2
+FORMAT, VERSION = "rl_lab.pairs", 3
 INFO_FILE, PAIRS_FILE = "pairs_info.json", "pairs.parquet"
 DATA_PATH, VIDEO_PATH = "data/file-{file:03d}.parquet", "videos/{camera}/file-{file:03d}.mp4"
 SIDES = {"chosen": "winner", "rejected": "loser"}
@@ -90,10 +91,14 @@ class _Writer:
             self.num_rows += len(segment.poses)
             row[f"{name}_to_row"] = self.num_rows
             self.append_frames(segment.images)
+        seen = pair.before
+        row |= {"before_from_frame": self.num_frames, "before_frames": None if seen is None else len(seen)}
+        if seen is not None:
+            self.append_frames(seen)
         self.rows.append(row)
 
     def append_frames(self, images: np.ndarray) -> None:
-        """Add the views of a segment, uint8 [T, 3, S, S, 3]."""
+        """Add views, uint8 [T, 3, S, S, 3]."""
         if not self.videos:
             paths = [self.folder / VIDEO_PATH.format(camera=camera, file=self.file) for camera in CAMERAS]
             writers = [VideoWriter(path, self.hz, self.side, lossless=self.lossless) for path in paths]

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algos.chunks import Timing
 from algos.grpo import GRPO
 from algos.grpo_options import GRPOOptions
 from algos.methods import find_method
@@ -151,13 +150,14 @@ class JointTraining:
             return
         plan, processor, number = self.plan, self.start.actions, len(rounds)
         assert processor is not None
-        timing = Timing(processor.num_commands, plan.stride, self.start.info.first_slot)
+        timing = self.start.info.timing(processor.num_commands, plan.stride)
         pairs = [found for folder in rounds if (found := read_pairs(folder))]
         data: Dataset = preference_data(
             METHOD,
             pairs,
             demonstrations(read_episodes(plan.demos), timing),
             processor,
+            timing,
             mix=plan.buffers.mix_first if len(pairs) == 1 else plan.buffers.mix_later,
             batch_size=plan.optimise.batch_size,
             seed=integer(plan.seed, "rows", number),

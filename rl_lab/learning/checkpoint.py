@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from algos.chunks import FirstSlot
+from algos.chunks import FirstSlot, Timing
 from envs.rollout import Memory
 from rl_lab.errors import UserError
 from rl_lab.files import write_file
@@ -46,6 +46,10 @@ class CheckpointInfo:
     def memory(self) -> Memory:
         """The frames that the policy sees."""
         return Memory(self.history, self.history_interval)
+
+    def timing(self, horizon: int, stride: int) -> Timing:
+        """How the policy, which predicts `horizon` commands, reads episodes with `stride` steps between two of them."""
+        return Timing(horizon, stride, self.first_slot, self.history, self.history_interval)
 
     def condition(self, instruction: str) -> str:
         """The instruction as the policy was trained to read it when acting."""

@@ -135,11 +135,14 @@ class PolicyProcessor:
         state = (encode_pose(poses) - self.stats.qpos_mean) / self.stats.qpos_std
         return torch.from_numpy(state.astype(np.float32))
 
-    def batch(self, images: np.ndarray, poses: np.ndarray, instructions: Sequence[str]) -> ObservationBatch:
+    def batch(
+        self, images: np.ndarray, poses: np.ndarray, instructions: Sequence[str], seen: np.ndarray | None = None
+    ) -> ObservationBatch:
         """Model input from arrays: images uint8 [N, 3, H, W, 3] or [N, 3, K, H, W, 3], measured `ee` poses [N, 16], N
-        instructions."""
+        instructions. With the frames that each row has `seen` [N, K] images are those of all rows, [F, 3, H, W, 3]."""
         tokens, mask = self.tokenize(instructions)
-        return ObservationBatch(self.images(images), self.normalize_state(poses), tokens, mask)
+        numbers = None if seen is None else torch.from_numpy(seen)
+        return ObservationBatch(self.images(images), self.normalize_state(poses), tokens, mask, numbers)
 
     def __call__(self, observations: Sequence[Observation]) -> ObservationBatch:
         """Model input from environment observations."""

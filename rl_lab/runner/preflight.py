@@ -59,24 +59,10 @@ def _check_files(files: FilesConfig, image_size: int) -> None:
         raise UserError(f"demos.files: {error}") from error
 
 
-def _check_rounds_see_one_frame(config: RunConfig) -> None:
-    """Pairs have no past frames: a policy that needs them cannot learn from them."""
-    from rl_lab.learning.checkpoint import read_info
-
-    if config.collects_pairs and config.model.path is not None:
-        info = read_info(Path(config.model.path))
-        if info.history > 1 or info.first_slot != "next":
-            raise UserError(
-                f"model.path: {config.model.path} sees {info.history} frames and its chunks begin with the "
-                f"{info.first_slot} pose; rounds work with 1 and next only: leave the repeated stages out"
-            )
-
-
 def _check_model(config: RunConfig) -> None:
     """The sizes of the model fit what the stages do with it."""
     sizes, chunk = _sizes(config.model)
     rollback = config.collect.rollback_steps
-    _check_rounds_see_one_frame(config)
     if config.demos.files is not None:
         _check_files(config.demos.files, sizes.image_size)
     if config.collects_pairs and config.collect.corrector.path is not None:

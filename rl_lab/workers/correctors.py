@@ -15,7 +15,7 @@ from envs.types import EE_DIM
 from rl_lab.action.buffers import INDEX_FILE, read_pairs
 from rl_lab.config.action import CorrectorConfig
 from rl_lab.errors import UserError
-from rl_lab.learning.checkpoint import published
+from rl_lab.learning.checkpoint import published, snapshot_info
 from rl_lab.workers.weights import Snapshot
 
 
@@ -35,7 +35,7 @@ class CorrectorPlan:
     def build(self, policy: Callable[[Snapshot], Act]) -> Corrector:
         """The corrector itself; `policy` makes one act from its weights."""
         if self.weights is not None:
-            return teacher(self.name, policy(self.weights), self.execute)
+            return teacher(self.name, policy(self.weights), self.execute, snapshot_info(self.weights).memory)
         return recorded(self.name, self.corrections) if self.corrections else scripted_expert
 
 
@@ -108,14 +108,10 @@ def check_acting(folder: Path, image_size: int, execute: int, where: str) -> Non
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"{where}: {folder} is no checkpoint folder: {name} is missing")
-    policy, processor, info = load_policy(folder)
+    policy, processor, _ = load_policy(folder)
     if policy.config.image_size != image_size:
         raise UserError(
             f"{where}: {folder} takes {policy.config.image_size} pixels, but env.image_size is {image_size}"
-        )
-    if info.history > 1:
-        raise UserError(
-            f"{where}: {folder} sees {info.history} frames; rounds and correctors begin in mid-episode and see 1"
         )
     if execute > processor.num_commands:
         raise UserError(

@@ -164,8 +164,10 @@ class Simulation:
     def record(self, unit: Unit, snapshot: Snapshot, execute: int) -> list[Episode]:
         """Policy episodes of the unit's seeds as they are, with a picture at every decision and one at the end."""
 
+        labels: dict[str, Any] = {"memory": snapshot_info(snapshot).memory, "weight_version": snapshot.version}
+
         def make(env: BimanualEnv, seed: int) -> Rollout[Episode]:
-            return policy_rollout(env, seed, execute=execute, weight_version=snapshot.version, record_end=True)
+            return policy_rollout(env, seed, execute=execute, record_end=True, **labels)
 
         with contextlib.suppress(SeedRejectedError):
             return self._roll_out(unit, snapshot, make)
@@ -174,9 +176,11 @@ class Simulation:
     def candidates(self, unit: Unit, snapshot: Snapshot, config: BranchConfig) -> list[Candidates]:
         """Chunks sampled in states of the policy's episodes (see `envs.branching`), all episodes together."""
 
+        labels: dict[str, Any] = {"memory": snapshot_info(snapshot).memory, "weight_version": snapshot.version}
+
         def make(env: BimanualEnv, seed: int) -> Rollout[list[Candidates]]:
-            generator, version = stream(unit.run_seed, "branches", seed), snapshot.version
-            return branched_rollout(env, seed, config=config, generator=generator, weight_version=version)
+            generator = stream(unit.run_seed, "branches", seed)
+            return branched_rollout(env, seed, config=config, generator=generator, **labels)
 
         with contextlib.suppress(SeedRejectedError):
             return [state for states in self._roll_out(unit, snapshot, make) for state in states]
@@ -208,6 +212,7 @@ class Simulation:
         """Policy episodes with interventions (see `envs.rollback.intervened_rollout`), all together."""
 
         chosen = corrector.build(lambda weights: self._load(weights, unit.run_seed, "teacher").act)
+        memory = snapshot_info(snapshot).memory
 
         def make(env: BimanualEnv, seed: int) -> Rollout[Collection]:
             return intervened_rollout(
@@ -216,6 +221,7 @@ class Simulation:
                 corrector=chosen,
                 config=rollback,
                 generator=stream(unit.run_seed, "rollback", seed),
+                memory=memory,
                 weight_version=snapshot.version,
             )
 

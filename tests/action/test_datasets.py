@@ -1,5 +1,7 @@
 """From records to batches: every method sees the rows it names, in the shares it names."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ from algos.methods import METHODS
 from envs.se3 import decode_pose, encode_pose
 from rl_lab.action.batching import demonstrations, fit_processor, flow_batch, pair_states
 from rl_lab.action.datasets import SIDE_STATES, demonstration_data, encode_rows, preference_data
+from rl_lab.errors import UserError
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from tests.records import episode, pair
+from tests.records import episode, images, pair
 
 CONFIG = preset_config("nano")
 HORIZON = CONFIG.n_action_steps
@@ -34,7 +37,7 @@ def processor():
 def build(name, demos, processor, rounds=1, batch_size=40):
     pairs = [[pair(10 * number + k) for k in range(3)] for number in range(rounds)]
     mix = (0.8, 0.2) if rounds == 1 else (0.7, 0.15, 0.15)
-    return preference_data(METHODS[name], pairs, demos, processor, mix=mix, batch_size=batch_size, seed=0)
+    return preference_data(METHODS[name], pairs, demos, processor, TIMING, mix=mix, batch_size=batch_size, seed=0)
 
 
 def test_demonstration_chunks_are_the_next_commands_padded_with_the_last(demos):
@@ -59,10 +62,62 @@ def test_truth_is_standardised_within_each_task_and_padded():
 
 
 def test_interpolated_states_carry_the_images_of_their_step():
-    states = pair_states([pair(1), pair(2)], HORIZON, "bezier")
+    states = pair_states([pair(1), pair(2)], TIMING, "bezier")
     assert len(states) == 2 * (LOSER_STATES + WINNER)
-    assert states.images[:LOSER_STATES, 0, 0, 0, 0].tolist() == list(range(LOSER_STATES))
+    assert states.frames[states.seen[:LOSER_STATES, 0], 0, 0, 0, 0].tolist() == list(range(LOSER_STATES))
     assert states.identical.tolist() == (~states.from_loser).tolist()
+
+
+def with_past(one, steps):
+    """The pair with the frames of all steps before its start, 100 brighter than those of its segments."""
+    return dataclasses.replace(one, start_step=steps, before=100 + images(steps))
+
+
+@pytest.mark.parametrize("start", [3, 30])
+def test_a_memory_looks_back_within_its_segment_and_to_the_shared_past(start):
+    memory = Timing(HORIZON, history=3, interval=4)
+    one = with_past(pair(1), start)
+    one.winner.images += 50
+    states = pair_states([with_past(pair(2), 12), one], memory, "bezier")
+    assert states.seen.shape == (2 * (LOSER_STATES + WINNER), 3)
+    assert len(states.frames) < len(states.seen) * 3
+    for row in np.flatnonzero(states.pair == 1):
+        step = row - LOSER_STATES - WINNER
+        base, step = (0, step) if states.from_loser[row] else (50, step - LOSER_STATES)
+        for back, number in zip((8, 4, 0), states.seen[row], strict=True):
+            wanted = base + step - back if step >= back else 100 + start + step - back
+            assert (number == -1) if start + step < back else (states.frames[number, 0, 0, 0, 0] == wanted)
+
+
+def test_batches_hold_the_frames_that_states_saw(processor):
+    """Demonstrations and pairs of a policy with memory; a frame is stored once, however many states see it."""
+    memory = Timing(HORIZON, history=3, interval=4)
+    demos = demonstrations(EPISODES, memory)
+    pairs = [[with_past(pair(k), 12) for k in range(3)]]
+    data = preference_data(METHODS["rpro"], pairs, demos, processor, memory, mix=(0.8, 0.2), batch_size=40, seed=0)
+    table, batch = data.rows.observation, data.batch(0).observation
+    assert len(table.images) <= 2 * 15 + 3 * (12 + WINNER + LOSER) < len(table) * 3
+    assert batch.images.shape == (40, 3, 3, 3, 64, 64) and batch.seen is None
+    rows = torch.from_numpy(data.sampler.numbers(0))
+    for place, row in enumerate(rows.tolist()):
+        for slot, number in enumerate(table.seen[row].tolist()):
+            wanted = table.images[number] if number >= 0 else torch.zeros_like(table.images[0])
+            assert torch.equal(batch.images[place, :, slot], wanted)
+    first = demos.seen[:6].tolist()
+    assert first == [[-1, -1, 0], [-1, -1, 1], [-1, -1, 2], [-1, -1, 3], [-1, 0, 4], [-1, 1, 5]]
+
+
+def test_a_pair_without_the_past_that_a_memory_needs_is_named():
+    with pytest.raises(UserError, match="looks 8 steps back, but a pair of handover_block, seed 1, has 0 frames"):
+        pair_states([pair(1)], Timing(HORIZON, history=3, interval=4), "bezier")
+
+
+def test_chunks_that_begin_with_the_present_pose_put_it_before_the_commands():
+    plain = pair_states([pair(1)], Timing(HORIZON - 1), "bezier")
+    shifted = pair_states([pair(1)], Timing(HORIZON, first_slot="current"), "bezier")
+    for side in ("winner", "loser"):
+        np.testing.assert_array_equal(getattr(shifted, side)[:, 0], shifted.poses)
+        np.testing.assert_array_equal(getattr(shifted, side)[:, 1:], getattr(plain, side))
 
 
 @pytest.mark.parametrize("name, real", [("rpro", 3 * LOSER_STATES), ("rpro_no_interpolation", 3), ("dagger", 0)])

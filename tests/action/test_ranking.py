@@ -114,7 +114,7 @@ def test_a_ranked_pair_is_compared_in_its_own_state_and_nowhere_else():
     tuples = interpolate_pair(one, HORIZON, "start")
     assert len(tuples) == 1 and not tuples.identical[0]
     assert (tuples.winner[0] == one.winner.actions).all() and (tuples.loser[0] == one.loser.actions).all()
-    mixed = pair_states([pair(1), *ranked()], HORIZON, "bezier")
+    mixed = pair_states([pair(1), *ranked()], TIMING, "bezier")
     assert [int((mixed.pair == number).sum()) for number in range(1, 5)] == [1, 1, 1, 1]
 
 
@@ -122,7 +122,15 @@ def test_ranked_pairs_get_their_share_of_every_batch():
     demos = demonstrations([episode(seed) for seed in (1, 2)], TIMING)
     processor = fit_processor(preset_config("nano"), [episode(seed) for seed in (1, 2)], TIMING)
     data = preference_data(
-        METHODS["rpro"], [[pair(1)]], demos, processor, mix=(0.4, 0.2, 0.4), batch_size=20, seed=0, ranked=ranked()
+        METHODS["rpro"],
+        [[pair(1)]],
+        demos,
+        processor,
+        TIMING,
+        mix=(0.4, 0.2, 0.4),
+        batch_size=20,
+        seed=0,
+        ranked=ranked(),
     )
     batch = data.batch(3)
     assert [int((batch.source == number).sum()) for number in range(4)] == [8, 0, 4, 8]

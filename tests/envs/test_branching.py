@@ -3,8 +3,8 @@
 import numpy as np
 
 from envs.branching import BranchConfig, branched_rollout
-from envs.rollout import policy_rollout, run_lockstep
-from tests.envs.test_rollback import HORIZON, forward, move
+from envs.rollout import Memory, policy_rollout, run_lockstep
+from tests.envs.test_rollback import HORIZON, Watched, forward, move, shade
 from tests.envs.toy import STEP, ToyEnv
 
 CONFIG = BranchConfig(execute=4, states=2, samples=3, decisions=1)
@@ -53,3 +53,21 @@ def test_a_success_on_the_way_is_seen():
     _, found = branch(forward, BranchConfig(execute=4, states=99, samples=1, decisions=0))
     assert [one.success[0] for one in found] == [one.step + HORIZON >= 50 for one in found]
     assert found[-1].progress[0] == 1
+
+
+def test_branches_of_a_policy_with_memory_see_what_led_to_their_state():
+    """After the ranked chunk of 8 commands, decisions come every 4 steps and look 3, 6 and 9 steps back."""
+    memory, env = Memory(4, 3), ToyEnv()
+    act = Watched(env)
+    config = BranchConfig(execute=4, states=2, samples=2, decisions=2)
+    rollout = branched_rollout(env, 3, config=config, generator=np.random.default_rng(0), memory=memory)
+    found = run_lockstep([rollout], act)[0]
+    branches = [state.step + step for state in found for _ in range(2) for step in (0, 8, 12) if state.step + step < 50]
+    assert [step for step, _ in act.seen][-len(branches) :] == branches
+    for step, shades in act.seen:
+        assert np.abs(np.subtract(shades, [shade(step - 3 * back) for back in (3, 2, 1)])).max() <= 1
+    for state in found:
+        wanted = [shade(step) for step in range(max(0, state.step - 9), state.step)]
+        assert np.abs(state.before[:, 0, 0, 0, 0].astype(int) - wanted).max(initial=0) <= 1
+        assert len(state.before) == len(wanted)
+    assert all(state.before is None for state in branch(forward)[1])

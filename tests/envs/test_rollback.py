@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.correctors import Corrector, recorded, scripted_expert, teacher
-from envs.rollback import RollbackConfig, intervened_rollout
+from envs.rollback import RollbackConfig, intervened_rollout, until_failure
 from envs.rollout import Memory, demonstrate, policy_rollout, run_lockstep
 from tests.envs.toy import STEP, ToyEnv
 
@@ -36,6 +36,15 @@ def stuck(decisions):
     return np.stack([move((0.0, 0.0), decision) for decision in decisions])
 
 
+def forward_then_stuck(decisions):
+    return np.stack(
+        [
+            move((STEP if decision.observation["endpose"]["left_endpose"][0] < 0.5 else 0.0, 0.0), decision)
+            for decision in decisions
+        ]
+    )
+
+
 def collect(act, config=CONFIG, corrector=scripted_expert, seed=3):
     env = ToyEnv()
     rollout = intervened_rollout(
@@ -54,23 +63,67 @@ def test_a_good_policy_succeeds_and_renders_only_at_decisions():
     assert episode.frame_steps.tolist() == list(range(0, 52, 4))
 
 
-@pytest.mark.parametrize(("frames", "interval", "execute"), [(3, 5, 7), (6, 5, 7), (2, 4, 4), (4, 1, 3)])
-def test_a_policy_with_memory_sees_the_frames_of_the_right_steps(frames, interval, execute):
-    """The brightness of the toy's pictures is its x, which grows by the same amount in every step."""
-    env, seen = ToyEnv(), []
+def shade(step):
+    """Brightness of the toy's pictures: its x, which grows by the same amount in every step."""
+    return int(200 * np.clip(step * STEP, 0, 1)) if step >= 0 else 0
 
-    def shade(step):
-        return int(200 * np.clip(step * STEP, 0, 1)) if step >= 0 else 0
 
-    def act(decisions):
-        seen.append((env.step_count, decisions[0].past[:, 0, 0, 0, 0].tolist()))
+class Watched:
+    """`forward`, with the brightness of the past frames of every decision."""
+
+    def __init__(self, env):
+        self.env, self.seen = env, []
+
+    def __call__(self, decisions):
+        self.seen.append((self.env.step_count, decisions[0].past[:, 0, 0, 0, 0].tolist()))
         return forward(decisions)
 
+
+MEMORIES = [(3, 5, 7), (6, 5, 7), (2, 4, 4), (4, 1, 3)]
+
+
+@pytest.mark.parametrize(("frames", "interval", "execute"), MEMORIES)
+def test_a_policy_with_memory_sees_the_frames_of_the_right_steps(frames, interval, execute):
+    env = ToyEnv()
+    act = Watched(env)
     run_lockstep([policy_rollout(env, 5, execute=execute, memory=Memory(frames, interval))], act)
-    assert [step for step, _ in seen] == list(range(0, env.step_count, execute))
-    for step, shades in seen:
+    assert [step for step, _ in act.seen] == list(range(0, env.step_count, execute))
+    for step, shades in act.seen:
         wanted = [shade(step - interval * back) for back in range(frames - 1, 0, -1)]
         assert np.abs(np.subtract(shades, wanted)).max() <= 1
+
+
+@pytest.mark.parametrize(("frames", "interval", "execute"), MEMORIES)
+def test_a_policy_with_memory_collects_with_the_frames_it_is_evaluated_with(frames, interval, execute):
+    memory, asked = Memory(frames, interval), []
+    for rollout in (
+        lambda env: policy_rollout(env, 3, execute=execute, memory=memory),
+        lambda env: until_failure(env, 3, RollbackConfig(execute=execute), memory),
+    ):
+        env = ToyEnv()
+        act = Watched(env)
+        run_lockstep([rollout(env)], act)
+        asked.append(act.seen)
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize(("frames", "interval", "execute"), MEMORIES)
+def test_a_pair_holds_the_frames_that_a_memory_reaches_before_its_start(frames, interval, execute):
+    memory, env = Memory(frames, interval), ToyEnv()
+    config = RollbackConfig(execute=execute, min_rollback=6, max_rollback=6)
+    rollout = intervened_rollout(
+        env, 3, corrector=scripted_expert, config=config, generator=np.random.default_rng(0), memory=memory
+    )
+    (pair,) = run_lockstep([rollout], forward_then_stuck)[0].pairs
+    first = max(0, pair.start_step - memory.reach)
+    assert pair.start_step > 12 and len(pair.before) == pair.start_step - first
+    wanted = [shade(step) for step in range(first, pair.start_step)]
+    assert np.abs(pair.before[:, 0, 0, 0, 0].astype(int) - wanted).max() <= 1
+    assert pair.before[-1, 0, 0, 0, 0] < pair.loser.images[0, 0, 0, 0, 0] == pair.winner.images[0, 0, 0, 0, 0]
+
+
+def test_a_policy_without_memory_makes_pairs_without_past_frames():
+    assert collect(stuck)[1].pairs[0].before is None
 
 
 def test_only_frames_that_will_be_seen_are_rendered():
@@ -132,7 +185,7 @@ def test_a_stuck_policy_is_stopped_after_the_patience():
 
 
 def test_an_uncorrectable_failure_is_dropped_and_counted():
-    frozen = Corrector("frozen", lambda env, seed: (env.ee_pose() for _ in count()))
+    frozen = Corrector("frozen", lambda env, seed, before: (env.ee_pose() for _ in count()))
     _, result = collect(stuck, corrector=frozen)
     assert result.pairs == []
     assert result.counts["discarded/uncorrectable_no_progress"] == 1
@@ -141,15 +194,6 @@ def test_an_uncorrectable_failure_is_dropped_and_counted():
 def test_a_policy_that_succeeds_gives_no_pair():
     _, result = collect(forward)
     assert result.pairs == [] and result.counts["successes"] == 1 and result.counts["interventions"] == 0
-
-
-def forward_then_stuck(decisions):
-    return np.stack(
-        [
-            move((STEP if decision.observation["endpose"]["left_endpose"][0] < 0.5 else 0.0, 0.0), decision)
-            for decision in decisions
-        ]
-    )
 
 
 @pytest.mark.parametrize("low, high", [(1, 1), (12, 24)])
@@ -173,6 +217,19 @@ def test_a_teacher_policy_corrects_chunk_by_chunk():
     _, result = collect(stuck, corrector=teacher("policy x", act, 4))
     (pair,) = result.pairs
     assert pair.corrector == "policy x" and len(keys) == len(set(keys)) == -(-len(pair.winner.actions) // 4)
+
+
+@pytest.mark.parametrize(("frames", "interval", "execute"), MEMORIES)
+def test_a_teacher_with_memory_looks_back_to_what_the_policy_did(frames, interval, execute):
+    memory, env = Memory(frames, interval), ToyEnv()
+    act, config = Watched(env), RollbackConfig(execute=4, min_rollback=6, max_rollback=6)
+    corrector = teacher("policy x", act, execute, memory)
+    rollout = intervened_rollout(env, 3, corrector=corrector, config=config, generator=np.random.default_rng(0))
+    (pair,) = run_lockstep([rollout], forward_then_stuck)[0].pairs
+    assert pair.before is None and act.seen[0][0] == pair.start_step > 12
+    for step, shades in act.seen:
+        wanted = [shade(step - interval * back) for back in range(frames - 1, 0, -1)]
+        assert np.abs(np.subtract(shades, wanted)).max() <= 1
 
 
 def test_recorded_corrections_are_used_from_the_steps_where_they_were_recorded():

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from algos.chunks import Timing
+from envs.types import NO_FRAMES
 from rl_lab.action.batching import pair_states
 from rl_lab.action.buffers import read_pairs, write_episodes, write_pairs
 from rl_lab.data import main
@@ -15,14 +17,16 @@ from rl_lab.errors import UserError
 from rl_lab.formats.checks import BrokenEpisodeError
 from rl_lab.formats.pairs_read import pair_reads
 from rl_lab.formats.pairs_write import write_pairs_layout
-from tests.records import episode, pair
+from tests.records import episode, images, pair
 
 HZ = 12.5
 
 
 @pytest.fixture
 def pairs():
-    return [pair(1), pair(2, winner_steps=9, loser_steps=5), dataclasses.replace(pair(3), instruction="Put it down.")]
+    short = pair(2, winner_steps=9, loser_steps=5)
+    other = dataclasses.replace(pair(3), instruction="Put it down.", before=30 + images(3))
+    return [dataclasses.replace(pair(1), before=NO_FRAMES), short, other]
 
 
 @pytest.fixture
@@ -37,7 +41,11 @@ def assert_same(read, written, image_error):
             np.testing.assert_array_equal(getattr(getattr(read, ours), name), getattr(getattr(written, ours), name))
         seen, shown = getattr(read, ours).images.astype(int), getattr(written, ours).images
         assert seen.shape == shown.shape and np.abs(seen - shown).max() <= image_error
-    labels = [item.name for item in dataclasses.fields(read) if item.name not in ("winner", "loser")]
+    if written.before is None or not len(written.before):
+        assert (read.before is None) == (written.before is None)
+    else:
+        assert np.abs(read.before.astype(int) - written.before).max() <= image_error
+    labels = [item.name for item in dataclasses.fields(read) if item.name not in ("winner", "loser", "before")]
     assert [getattr(read, name) for name in labels] == [getattr(written, name) for name in labels]
 
 
@@ -54,8 +62,8 @@ def test_the_trainers_buffers_survive_a_round_trip_through_the_command(tmp_path,
     main(["validate", str(tmp_path / "set")])
     assert capsys.readouterr().out.splitlines()[-1] == "3 pairs, no problems"
     main(["convert", str(tmp_path / "set"), str(tmp_path / "back"), "--to", "lab"])
-    before, after = (pair_states(read_pairs(tmp_path / name), 4, "bezier") for name in ("lab", "back"))
-    for name in ("images", "poses", "winner", "loser", "identical", "pair"):
+    before, after = (pair_states(read_pairs(tmp_path / name), Timing(4), "bezier") for name in ("lab", "back"))
+    for name in ("frames", "seen", "poses", "winner", "loser", "identical", "pair"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
 
 
@@ -141,7 +149,7 @@ def test_broken_pairs_are_left_out_only_when_asked(layout, tmp_path, capsys):
 def test_another_version_is_one_line(layout):
     path = layout / "pairs_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
-    with pytest.raises(UserError, match="this lab reads rl_lab.pairs version 2"):
+    with pytest.raises(UserError, match="this lab reads rl_lab.pairs version 3"):
         main(["validate", str(layout)])
 
 

@@ -81,7 +81,6 @@ def complaint(path: Path, *overrides: str) -> str:
         ("demos={files: {paths: [data]}, episodes: 9}", ("demos: episodes and action_noise_m are the expert's",)),
         ("demos={files: {paths: [data]}}", ("sft.probe_weight", "set it to 0")),
         ("model.memory={frames: 1}", ("model.memory.frames", "2")),
-        ("model.memory={}", ("rounds collect pairs without past frames",)),
         ("name=a/b", ("name", "a/b")),
         ("model=nano", ("model", "object")),
         ("sft.steps", ("not of the form key=value",)),

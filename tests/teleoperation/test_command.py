@@ -109,7 +109,7 @@ def test_its_failures_are_those_of_the_round_bit_for_bit(given):
     rollback = RollbackConfig(**config.collect.rollback())
     seen = {}
 
-    def stand_still(env, seed):
+    def stand_still(env, seed, before):
         seen[seed] = env.save()
         yield from ()
 
