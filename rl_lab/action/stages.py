@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,9 +12,10 @@ from rl_lab.action.buffers import write_episodes
 from rl_lab.action.collection import Request, collect_pairs, round_name, write_collection
 from rl_lab.action.evaluation import evaluate_policy
 from rl_lab.action.recorded_demos import record_demos
+from rl_lab.action.starting import starting_policy
 from rl_lab.action.training import OptimisePlan, SFTPlan
 from rl_lab.json_lines import write_json_lines
-from rl_lab.learning.checkpoint import published
+from rl_lab.learning.checkpoint import published, save_policy
 from rl_lab.learning.stage import train
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.workers.cluster import Cluster
@@ -32,6 +34,7 @@ class ActionStages:
         return {
             "demos": self.demos,
             "sft": self.sft,
+            "given": self.given,
             "collect": self.collect,
             "optimise": self.optimise,
             "evaluate": self.evaluate,
@@ -74,6 +77,12 @@ class ActionStages:
         config = context.config
         plan = SFTPlan(config.model, config.sft, context.inputs["demos"], config.demos.stride, context.seed)
         train(self.cluster, context, plan)
+
+    def given(self, context: StageContext) -> None:
+        """The configured checkpoint as the policy that rounds begin with, with what the lab knows about it."""
+        start = starting_policy(context.config.model, context.seed, stride=1)
+        assert start.processor is not None, "checked before the run"
+        save_policy(context.out, start.policy, start.processor, replace(start.info, weight_version=1))
 
     def optimise(self, context: StageContext) -> None:
         """One round of a method on this round's pairs, older pairs and demonstrations."""

@@ -256,6 +256,11 @@ class RunConfig(Section):
         """Whether any stage corrects the policy's failures."""
         return self.num_rounds > 0 or self.is_joint
 
+    @property
+    def needs_policy(self) -> bool:
+        """Whether any stage of a comparison acts by a policy or improves one."""
+        return self.num_rounds > 0 or bool(self.stage_names & {"evaluate", "reward_models"})
+
     @model_validator(mode="after")
     def _stages_follow(self) -> Self:
         """Each stage finds what it needs before it."""
@@ -276,7 +281,7 @@ class RunConfig(Section):
     def _check_comparison(self) -> None:
         """Stages that come once each; a repeated block comes at the end."""
         names = ["repeat" if isinstance(stage, Repeat) else str(stage) for stage in self.stages]
-        needs = {"sft": "demos", "reward_models": "sft", "evaluate": "sft", "repeat": "sft"}
+        needs = {"sft": "demos", "repeat": "demos"}
         needs |= {name: "questions" for name in ("cold_start", "examine", "grpo")}
         for position, name in enumerate(names):
             if name in names[:position]:
@@ -286,6 +291,9 @@ class RunConfig(Section):
             without_base = self.model.path is None and "cold_start" not in names[:position]
             if name in ("examine", "grpo") and without_base:
                 raise ValueError(f"stages: {name} needs cold_start before it, or a trained model: give model.path")
+            without_policy = self.model.path is None and "sft" not in names[:position]
+            if name in ("reward_models", "evaluate", "repeat") and (without_policy or "sft" in names[position:]):
+                raise ValueError(f"stages: {name} needs sft before it, or a trained policy: give model.path")
         if "repeat" in names[:-1]:
             raise ValueError("stages: the repeated stages must come last")
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from algos.chunks import FirstSlot, Timing
-from envs.rollout import Memory
+from envs.rollout import NO_MEMORY, Memory
 from rl_lab.errors import UserError
 from rl_lab.files import write_file
 from rl_lab.learning.ranks import is_first_rank
@@ -22,7 +22,9 @@ from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.sharding import is_sharded, whole
 from rl_lab.workers.weights import Snapshot, publish
 
-LAB_FILE = "lab.json"
+LAB_FILE, CONFIG_FILE = "lab.json", "config.json"
+RELEASED_MEMORY = Memory(frames=6, interval=5)
+"""Of Hy-VLA's RoboTwin policy (arXiv:2606.14409, appendix A, and released code), whose config does not hold it."""
 
 
 @dataclass(frozen=True)
@@ -75,24 +77,30 @@ def write_info(folder: Path, info: CheckpointInfo) -> None:
     (folder / LAB_FILE).write_text(json.dumps(asdict(info), indent=1) + "\n")
 
 
-def _info(recorded: bytes | None) -> CheckpointInfo:
-    return CheckpointInfo(**({"weight_version": 0, "steps": 0} if recorded is None else json.loads(recorded)))
+def _info(recorded: bytes | None, config: bytes | None) -> CheckpointInfo:
+    """What lab.json says; without one config.json says whether a released policy sees past frames."""
+    if recorded is not None:
+        return CheckpointInfo(**json.loads(recorded))
+    sees_past = config is not None and json.loads(config).get("use_video_encoder", False)
+    memory = RELEASED_MEMORY if sees_past else NO_MEMORY
+    return CheckpointInfo(0, 0, history=memory.frames, history_interval=memory.interval, first_slot="current")
 
 
 def read_info(folder: Path) -> CheckpointInfo:
-    """What the lab recorded beside the weights; version 0 for a checkpoint from elsewhere."""
-    recorded = folder / LAB_FILE
-    return _info(recorded.read_bytes() if recorded.is_file() else None)
+    """What the lab recorded beside the weights. A checkpoint from elsewhere has version 0 and the habits of the
+    released policies: chunks that begin with the present pose and, with the memory encoder, six frames."""
+    files = (folder / name for name in (LAB_FILE, CONFIG_FILE))
+    return _info(*(path.read_bytes() if path.is_file() else None for path in files))
 
 
 def snapshot_info(snapshot: Snapshot) -> CheckpointInfo:
     """The same of a published checkpoint."""
-    return _info(snapshot.files.get(LAB_FILE))
+    return _info(snapshot.files.get(LAB_FILE), snapshot.files.get(CONFIG_FILE))
 
 
 def load_policy(folder: Path) -> tuple[HyVLAPolicy, PolicyProcessor, CheckpointInfo]:
     """Read a checkpoint folder; UserError when it is missing or does not fit."""
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"no checkpoint in {folder}: config.json is missing; give a folder written by the lab")
     try:
         policy = HyVLAPolicy.from_pretrained(folder)

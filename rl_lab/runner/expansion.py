@@ -119,6 +119,12 @@ def _stage(config: RunConfig, stage: Stage) -> Iterator[Node]:
         yield from _arms(config)
 
 
+def _given_policy(config: RunConfig) -> Iterator[Node]:
+    """Without SFT the config's checkpoint takes its place."""
+    if "sft" not in config.stage_names and config.needs_policy:
+        yield Node("sft", "given", stage_params(config, "given"))
+
+
 def expand(config: RunConfig) -> list[Node]:
     """The nodes of a run, every node after its inputs."""
     if config.is_joint:
@@ -126,5 +132,5 @@ def expand(config: RunConfig) -> list[Node]:
     elif config.is_pipeline:
         nodes = pipeline_nodes(config)
     else:
-        nodes = [node for stage in config.stages for node in _stage(config, stage)]
+        nodes = [*_given_policy(config), *(node for stage in config.stages for node in _stage(config, stage))]
     return [*nodes, Node("report", "report", inputs={node.name: node.name for node in nodes})]

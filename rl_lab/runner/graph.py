@@ -1,7 +1,7 @@
 """A run as a graph of stages, and the content hash of each.
 
-Actions: demos -> sft -> base.evaluate; for every method m and round k: m.k.collect -> m.k.optimise -> m.k.evaluate.
-With rewards of actions: see `rl_lab.runner.ranking_graph`.
+Actions: demos -> sft (without the stage: the given policy) -> base.evaluate; for every method m and round k:
+m.k.collect -> m.k.optimise -> m.k.evaluate. With rewards of actions: see `rl_lab.runner.ranking_graph`.
 Language: questions -> cold_start -> base.examine; for every scheme s and replicate r: s.r.grpo -> s.r.examine; or a
 pipeline, see `rl_lab.runner.pipeline`. Then the report. A hash covers what a stage reads, never its name: two methods
 whose first round collects with the same policy share it.
@@ -28,6 +28,7 @@ from rl_lab.workers.robotwin import checkout_digest
 READS: dict[str, tuple[str, ...]] = {
     "demos": ("env", "demos"),
     "sft": ("env", "model", "demos", "sft"),
+    "given": ("model",),
     "evaluate": ("env", "eval"),
     "collect": ("env", "collect"),
     "record": ("env", "record"),

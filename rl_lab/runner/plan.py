@@ -15,7 +15,7 @@ from rl_lab.runner.store import Store
 CORES = 2
 """The estimate is for a machine with so many."""
 SECONDS_PER_UNIT = {"demos": 0.25, "collect": 1.0, "evaluate": 0.2, "report": 15.0, "questions": 0.015, "examine": 0.03}
-SECONDS_PER_UNIT |= {"development": 0.015, "traces": 0.01, "gate": 1.0, "join": 1.0, "teacher": 1.0}
+SECONDS_PER_UNIT |= {"development": 0.015, "traces": 0.01, "gate": 1.0, "join": 1.0, "teacher": 1.0, "given": 1.0}
 SECONDS_PER_UNIT |= {"record": 0.25, "candidates": 0.25, "rank": 0.02}
 SECONDS_PER_UNIT |= {"outcome_labels": 5.0, "outcome_model": 30.0}
 """An expert episode, a preference pair, a policy episode, the page, a question, an answer (at an examination in groups
@@ -26,7 +26,7 @@ SECONDS_PER_ROW |= {"reward_model": 0.003, "outcome_member": 0.006, "rft": 0.006
 the main experiment, where a second stage runs beside most."""
 SECONDS_PER_STAGE = 5.0
 """Processes that start, weights that are loaded."""
-ONE = {"gate": "decision", "join": "model", "teacher": "model", "report": "page"}
+ONE = {"gate": "decision", "join": "model", "teacher": "model", "given": "model", "report": "page"}
 ONE |= {"outcome_labels": "table", "outcome_model": "model"}
 EXPERT_ONLY = 0.15
 """Times that, when the prefix is computed once for all steps."""

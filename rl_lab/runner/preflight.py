@@ -59,10 +59,24 @@ def _check_files(files: FilesConfig, image_size: int) -> None:
         raise UserError(f"demos.files: {error}") from error
 
 
+def _check_given_policy(config: RunConfig, num_tokens: int) -> None:
+    """Without SFT nothing fits the statistics of states and chunks: the checkpoint must have them."""
+    from rl_lab.model.norm_stats import ActionStats
+
+    if config.model.path is None or "sft" in config.stage_names or not config.needs_policy:
+        return
+    stats = ActionStats.find(Path(config.model.path))
+    if stats is None or stats.num_tokens != num_tokens:
+        found = "no statistics" if stats is None else f"statistics of {stats.num_tokens} action tokens"
+        needed = f"but predicts {num_tokens}, so it cannot act; add sft to stages"
+        raise UserError(f"model.path: {config.model.path} has {found} {needed}")
+
+
 def _check_model(config: RunConfig) -> None:
     """The sizes of the model fit what the stages do with it."""
     sizes, chunk = _sizes(config.model)
     rollback = config.collect.rollback_steps
+    _check_given_policy(config, sizes.n_action_steps)
     if config.demos.files is not None:
         _check_files(config.demos.files, sizes.image_size)
     if config.collects_pairs and config.collect.corrector.path is not None:

@@ -28,6 +28,7 @@ GATE_FILE = "gate.json"
 OUTPUT_FOLDERS = {
     "demos": "episodes",
     "sft": "checkpoints",
+    "given": "checkpoints",
     "optimise": "checkpoints",
     "record": "episodes",
     "reward_model": "reward_models",
