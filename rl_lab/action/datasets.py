@@ -5,6 +5,7 @@ Rows are numbered through the buffers of `MixedSampler`: this round's pairs, old
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -200,10 +201,21 @@ def preference_data(
 
 
 @torch.no_grad()
-def encode_rows(policy: HyVLAPolicy | Adapted | BaseWeights, observation: ObservationBatch) -> Any:
-    """Prefixes of all rows of an observation batch, computed a few at a time and kept in CPU memory."""
-    parts = [
-        policy.encode(observation.select(rows).to(policy.device)).to("cpu")
-        for rows in torch.arange(len(observation)).split(ENCODE_ROWS)
-    ]
+def encode_rows(
+    policy: HyVLAPolicy | Adapted | BaseWeights, observation: ObservationBatch, limit_gib: float = math.inf
+) -> Any:
+    """Prefixes of all rows of an observation batch, computed a few at a time and kept in CPU memory.
+
+    None where they would take more than `limit_gib`: a row of the released policy takes 16 MB.
+    """
+
+    def encode(rows: torch.Tensor) -> Any:
+        return policy.encode(observation.select(rows).to(policy.device)).to("cpu")
+
+    first, *others = torch.arange(len(observation)).split(ENCODE_ROWS)
+    parts = [encode(first)]
+    row_bytes = sum(value.nbytes for value in vars(parts[0]).values()) / len(first)
+    if row_bytes * len(observation) > limit_gib * 2**30:
+        return None
+    parts += map(encode, others)
     return type(parts[0])(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))

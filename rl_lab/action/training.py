@@ -135,7 +135,7 @@ def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
         data = demonstration_data(demos, processor, settings.batch_size, rows_seed)
     trained = trainable(policy, settings, groups, integer(plan.seed, "lora", plan.round))
     reference = _reference(plan, trained, device) if method.needs_reference else None
-    _store_prefixes(data, trained, reference, groups)
+    _store_prefixes(data, trained, reference, settings)
     weights = plan.objective.model_dump(include={"beta", "lambda_pro", "lambda_sft"})
     objective = method.objective(
         groups=groups, draws_per_sample=settings.draws_per_sample, reference=reference, **weights
@@ -163,12 +163,13 @@ def _store_prefixes(
     data: Dataset,
     policy: HyVLAPolicy | Adapted,
     reference: HyVLAPolicy | BaseWeights | None,
-    groups: tuple[str, ...],
+    settings: OptimiseConfig,
 ) -> None:
     """Compute once what does not change in this round: all prefixes, or only the reference's."""
     policy.eval()
-    if is_frozen_prefix(groups):
-        data.rows.prefix = encode_rows(policy, data.rows.observation)
-        data.rows.observation = None
+    rows, limit = data.rows, settings.stored_prefix_gib
+    if is_frozen_prefix(settings.train):
+        rows.prefix = encode_rows(policy, rows.observation, limit)
+        rows.observation = rows.observation if rows.prefix is None else None
     elif reference is not None:
-        data.rows.reference_prefix = encode_rows(reference, data.rows.observation)
+        rows.reference_prefix = encode_rows(reference, rows.observation, limit)

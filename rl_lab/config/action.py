@@ -154,6 +154,9 @@ class OptimiseConfig(FlowConfig):
     final_lr_fraction: Fraction = 0.1
     train: tuple[Literal["vision", "vlm", "expert"], ...] = ("expert",)
     """Parameter groups; with `expert` alone the prefix is computed once for the whole round."""
+    stored_prefix_gib: NonNegativeFloat = 8.0
+    """Prefixes that stay the same in a round, of the policy or of the reference, are kept in CPU memory if all of them
+    take at most so much, else each step computes its own: equal up to rounding, and slower."""
 
 
 class ObjectiveConfig(Section):

@@ -162,7 +162,7 @@ class JointTraining:
             batch_size=plan.optimise.batch_size,
             seed=integer(plan.seed, "rows", number),
         )
-        data.rows.reference_prefix = encode_rows(self.reference, data.rows.observation)
+        data.rows.reference_prefix = encode_rows(self.reference, data.rows.observation, plan.optimise.stored_prefix_gib)
         self._data = number, data
 
     def _pairs(self, step: int) -> Any:

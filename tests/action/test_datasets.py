@@ -169,3 +169,11 @@ def test_stored_prefixes_equal_those_computed_with_the_batch(demos, processor):
         fresh = policy.encode(data.rows.observation.select(rows))
     torch.testing.assert_close(stored.select(rows).keys, fresh.keys, atol=1e-5, rtol=1e-5)
     assert len(flow_batch(demos, processor)) == 30
+
+
+def test_prefixes_are_stored_only_where_all_of_them_fit(demos, processor):
+    policy = HyVLAPolicy(CONFIG).eval()
+    observation = demonstration_data(demos, processor, 4, seed=0).rows.observation
+    gib = sum(value.nbytes for value in vars(encode_rows(policy, observation)).values()) / 2**30
+    assert encode_rows(policy, observation, 0.99 * gib) is None
+    assert len(encode_rows(policy, observation, 1.01 * gib)) == len(observation)
