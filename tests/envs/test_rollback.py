@@ -122,6 +122,21 @@ def test_a_pair_holds_the_frames_that_a_memory_reaches_before_its_start(frames, 
     assert pair.before[-1, 0, 0, 0, 0] < pair.loser.images[0, 0, 0, 0, 0] == pair.winner.images[0, 0, 0, 0, 0]
 
 
+def test_the_frames_before_a_pair_are_the_same_where_states_are_replayed():
+    found = []
+    for method in ("simulator", "replay"):
+        env = ToyEnv()
+        env.restore_method = method
+        config, draw = RollbackConfig(4, min_rollback=6, max_rollback=6), np.random.default_rng(0)
+        rollout = intervened_rollout(
+            env, 3, corrector=scripted_expert, config=config, generator=draw, memory=Memory(3, 2)
+        )
+        found += run_lockstep([rollout], forward_then_stuck)[0].pairs
+    assert len(found[0].before) == 4
+    np.testing.assert_array_equal(found[0].before, found[1].before)
+    np.testing.assert_array_equal(found[0].winner.images, found[1].winner.images)
+
+
 def test_a_policy_without_memory_makes_pairs_without_past_frames():
     assert collect(stuck)[1].pairs[0].before is None
 
