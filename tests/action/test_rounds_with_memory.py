@@ -23,6 +23,7 @@ from rl_lab.config.model import MemoryConfig, ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.learning.checkpoint import published, read_info
 from rl_lab.learning.training import Training
+from rl_lab.runner.environment import substitutions
 from rl_lab.runner.expansion import expand
 from rl_lab.runner.preflight import check_machine
 from rl_lab.workers.correctors import CorrectorPlan
@@ -120,6 +121,7 @@ def released_run(folder):
 def test_a_released_policy_takes_the_place_of_sft(given, tmp_path):
     config = released_run(foreign(given, tmp_path / "released"))
     check_machine(config)
+    assert not [row for row in substitutions(config, []) if "probe" in row["used"]], "nothing was pre-trained here"
     nodes = {node.name: node for node in expand(config)}
     assert nodes["sft"].kind == "given" and nodes["base.evaluate"].inputs == {"policy": "sft"}
     context = SimpleNamespace(config=config, seed=0, out=tmp_path / "out")
