@@ -141,7 +141,8 @@ def resolve_config(content: Tree, where: str, overrides: Sequence[str] = ()) -> 
     shared = {key: value for key, value in tree.items() if key not in BACKENDS}
     config = _validate(shared, where, changes)
     for backend, section in sections.items():
-        _validate(merge(shared, section), f"{where}, {backend} section", changes)
+        open_backend = {"env": {"backend": "auto"}}  # the run's own need not have the section's variants
+        _validate(merge(merge(shared, section), open_backend), f"{where}, {backend} section", changes)
     backend = resolve_backend(config.env.backend)
     merged = _apply(merge(shared, sections[backend]), [change for change in changes if change[0][0] not in BACKENDS])
     plain = merge({"env": {"variants": [PLAIN_VARIANT[backend]]}}, merged)

@@ -18,6 +18,7 @@ from tests.runner.test_executor import FakeStages
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS_FILES = {
     "frontier_rl_paper": "questions.train_file: there is no",
+    "flowpro_hyvla": "model.path: checkpoints/hyvla-robotwin is no checkpoint folder",
     "sft_robotwin": "demos.files: there is no data/handover_block/demo_clean",
 }
 """Experiments on files that only their user has, and what is said without them."""

@@ -147,6 +147,11 @@ def test_the_other_backends_section_changes_nothing(tmp_path):
     assert load_config(path).env.image_size == 64
 
 
+def test_the_main_job_can_be_told_its_backend():
+    config = load_config(EXPERIMENTS / "flowpro_robotwin.yaml", ["env.backend=tabletop"])
+    assert (config.env.backend, config.env.variants) == ("tabletop", ("clean",))
+
+
 def test_backend_auto_is_tabletop_unless_robotwin_is_there(tmp_path, monkeypatch):
     assert load_config(write_small(tmp_path)).env.backend == "tabletop"
     monkeypatch.setenv("ROBOTWIN_ROOT", "somewhere")
