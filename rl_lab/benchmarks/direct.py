@@ -1,7 +1,8 @@
 """The models as an equation says them, to compare with: both branches of every layer for every token, one mask for all.
 
 Same weights and building blocks as the model, tokens in the order of the sequence, nothing left out because nobody
-reads it. What happens after the prefix of a policy (state and action tokens) is the model's own code in both.
+reads it; instructions are padded to the config's `tokenizer_max_length`, as the released code pads them. What happens
+after the prefix of a policy (state and action tokens) is the model's own code in both.
 Letters: B rows, S tokens, D hidden, G key/value heads, d head size, K cached tokens.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from algos.batch import ObservationBatch
@@ -69,10 +71,12 @@ class DirectPolicy:
 
     def encode(self, observation: ObservationBatch) -> Prefix:
         """As `HyVLAPolicy.encode`, with the tokens in the order of the sequence."""
-        policy, num_language = self.policy, observation.tokens.shape[1]
+        policy, num_language = self.policy, self.policy.config.tokenizer_max_length
+        missing = num_language - observation.tokens.shape[1]
+        tokens, token_mask = (F.pad(part, (0, missing)) for part in (observation.tokens, observation.token_mask))
         layout = prefix_layout(policy.config.num_cameras, policy.config.token_grid, num_language, policy.device)
-        stored = torch.cat([policy.embed_images(observation.images), policy.embed_text(layout, observation.tokens)], 1)
-        valid = prefix_valid(layout, observation.token_mask, observation.images.shape[1])
+        stored = torch.cat([policy.embed_images(observation.images), policy.embed_text(layout, tokens)], 1)
+        valid = prefix_valid(layout, token_mask, observation.images.shape[1])
         mask = let_padding_see_itself(prefix_mask(layout, valid, policy.config.visual_segment_isolation))
         order, valid = layout.stored, valid[:, layout.stored]
         tower = policy.model.vlm.language_model.model

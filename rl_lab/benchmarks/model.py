@@ -1,11 +1,15 @@
 """What the models cost beside their direct formulation and beside what the device could do at best, in one run.
 
-`direct` computes both branches of every layer for every token under one mask (`rl_lab.benchmarks.direct`). The floor is
-the larger of two times: the step's arithmetic at the measured rate of a large matrix product, and the weights it must
-read and write (with cached keys and values, where there are any) at the measured rate of a large copy. Kinds take
-turns, so that other load hits all of them alike, and ratios are medians over rounds. On CPU the time is that of the
-process, one thread by default. On CUDA it is wall time after synchronisation, layers compute in bfloat16, and sampling
-at batch 1 is a CUDA graph.
+`direct` computes both branches of every layer for every token under one mask (`rl_lab.benchmarks.direct`). Instructions
+of a policy have half of the tokens that they may have: the model gets them as its processor makes them, padded to the
+longest of the batch, the direct formulation padded to the full length, as the released code pads. Rows of language
+models are the same for both.
+
+The floor is the larger of two times: the step's arithmetic at the measured rate of a large matrix product, and the
+weights it must read and write (with cached keys and values, where there are any) at the measured rate of a large copy.
+Kinds take turns, so that other load hits all of them alike, and ratios are medians over rounds. On CPU the time is that
+of the process, one thread by default. On CUDA it is wall time after synchronisation, layers compute in bfloat16, and
+sampling at batch 1 is a CUDA graph.
 """
 
 from __future__ import annotations

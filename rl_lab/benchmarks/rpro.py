@@ -78,17 +78,20 @@ class Step:
 
 
 def random_batch(policy: HyVLAPolicy, size: int, num_real: int) -> PreferenceBatch:
-    """Random images, states, instructions and chunks, with `num_real` pairs that differ."""
+    """Random images, states, instructions and chunks, with `num_real` pairs that differ.
+
+    Instructions have half of the tokens that they may have, and no padding: so the processor makes them.
+    """
     config = policy.config
     shape = (size, config.num_cameras, 3, config.image_size, config.image_size)
-    length = config.tokenizer_max_length
+    length = config.tokenizer_max_length // 2
     chunks = torch.randn(2, size, policy.chunk_size, 20)
     identical = torch.arange(size) >= num_real
     observation = ObservationBatch(
         images=torch.randint(0, 256, shape, dtype=torch.uint8),
         state=torch.randn(size, 20),
         tokens=torch.randint(0, 100, (size, length)),
-        token_mask=(torch.arange(length) < length // 2).expand(size, -1),
+        token_mask=torch.ones(size, length, dtype=torch.bool),
     )
     return PreferenceBatch(
         observation=observation,

@@ -107,9 +107,9 @@ def memory_plan(
 ) -> MemoryPlan:
     """Plan of a step with `batch` observations and `draws` chunks of each; `lora` are the options of `Adapted`.
 
-    `draws` counts every chunk that passes the expert: two for a preference tuple. With `reference_copy` the weights are
-    there a second time, as a preference loss needs without adapters. Activations under adapters are taken to be those
-    of training the groups' weights.
+    Instructions are as long as the config lets them be. `draws` counts every chunk that passes the expert: two for a
+    preference tuple. With `reference_copy` the weights are there a second time, as a preference loss needs without
+    adapters. Activations under adapters are taken to be those of training the groups' weights.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         policy = HyVLAPolicy._from_config(config, dtype=dtype).train()

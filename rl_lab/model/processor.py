@@ -84,10 +84,14 @@ class PolicyProcessor:
         return len(self.stats.action_mean)
 
     def tokenize(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Right-padded token ids int64 [N, T] and their mask bool [N, T]; too long instructions lose their end."""
-        length = self.config.tokenizer_max_length
+        """Token ids int64 [N, T] and their mask bool [N, T], right-padded to the longest of these instructions.
+
+        One longer than the config's `tokenizer_max_length` loses its end. The released code pads to that length; the
+        policy's outputs are the same up to rounding.
+        """
         unique = {text: row for row, text in enumerate(dict.fromkeys(instructions))}
-        ids = [self._token_ids(text)[:length] for text in unique]
+        ids = [self._token_ids(text)[: self.config.tokenizer_max_length] for text in unique]
+        length = max(map(len, ids))
         padded = [row + [self.tokenizer.pad_token_id] * (length - len(row)) for row in ids]
         rows = torch.tensor([unique[text] for text in instructions])
         lengths = torch.tensor([len(row) for row in ids])[rows]

@@ -20,6 +20,7 @@ from torch import Tensor
 from algos.batch import ObservationBatch
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor, resize_with_padding
+from tests.model.builders import padded
 
 FOLDER = Path(os.environ.get("MOT_GOLDEN") or Path(__file__).parents[1] / "golden" / "mot")
 SINGLE_FRAME = ("policy_k1_patchmask", "policy_k1_isolation", "policy_k1_missing_camera")
@@ -88,6 +89,7 @@ def load_case(name: str) -> Case:
     images = torch.stack([fit(image, size) for image in present], dim=1)
     tokens, mask = processor.tokenize(about["task"])
     batch = ObservationBatch(images, tensors["in.state"], tokens, mask)
+    batch = padded(batch, policy.config.tokenizer_max_length, processor.tokenizer.pad_token_id)
     return Case(name, policy, overrides, batch, tensors, about["task"])
 
 

@@ -10,7 +10,7 @@ from rl_lab.model.lora import Adapted
 from rl_lab.model.memory_plan import ALL, memory_plan
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from tests.model.builders import make_policy
+from tests.model.builders import make_policy, padded
 
 LORA = {"rank": 4, "alpha": 8.0, "targets": ("attention", "mlp")}
 
@@ -48,6 +48,7 @@ def test_activations_are_those_that_a_forward_pass_saves(preset, batch, recomput
     policy = HyVLAPolicy(config).train()
     plan = memory_plan(config, batch=batch, recompute=recompute, dtype=torch.float32)
     rows = random_batch(policy, batch, num_real=batch)
+    rows.observation = padded(rows.observation, config.tokenizer_max_length)
 
     def saved() -> int:
         return saved_bytes(lambda: FlowMatching(ALL).loss(policy, rows, torch.Generator())[0])

@@ -11,7 +11,7 @@ import torch
 from algos.batch import ObservationBatch
 from rl_lab.model.masks import prefix_layout
 from rl_lab.model.policy import HyVLAPolicy
-from tests.model.builders import make_observations, make_policy
+from tests.model.builders import make_observations, make_policy, padded
 from tests.model.joint import joint_forward
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
@@ -74,6 +74,27 @@ def test_padding_tokens_cannot_be_seen(
         for tokens in (observations.tokens, other)
     ]
     assert torch.equal(*actions)
+
+
+@pytest.mark.parametrize("isolation", [True, False])
+def test_trimmed_and_fully_padded_instructions_give_the_same_losses_gradients_and_actions(
+    isolation: bool, generator: torch.Generator
+) -> None:
+    policy = make_policy(visual_segment_isolation=isolation)
+    longest = policy.config.tokenizer_max_length
+    full = make_observations(policy, 4)
+    full = replace(full, token_mask=full.token_mask & (torch.arange(longest) < longest // 2))
+    trimmed = replace(full, tokens=full.tokens[:, : longest // 2], token_mask=full.token_mask[:, : longest // 2])
+    rows = torch.tensor([0, 0, 3, 1, 2, 3])
+    drawn, results = draw(policy, len(rows), generator), []
+    for observation in (trimmed, padded(trimmed, longest), full):
+        losses = policy.flow_losses(policy.encode(observation), *drawn, rows)
+        policy.zero_grad()
+        losses.mean().backward()
+        gradients = [value.grad for value in policy.parameters() if value.grad is not None]
+        results.append((losses, policy.sample_actions(policy.encode(observation), drawn[1][:4]), gradients))
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other, atol=1e-5, rtol=1e-5)
 
 
 def test_the_side_of_the_padding_does_not_matter(

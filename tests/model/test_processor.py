@@ -108,6 +108,15 @@ def test_an_odd_pixel_of_padding_goes_to_the_right_and_bottom() -> None:
     assert padded[0, 0, 0].tolist() == [0, 1, 1, 1, 1, 0, 0]
 
 
+def test_instructions_are_padded_to_the_longest_of_them() -> None:
+    processor = make_processor()
+    short, longer = "Lift it.", "Lift the red block."
+    lengths = [processor.tokenize([text])[1].sum(1).item() for text in (short, longer)]
+    tokens, mask = processor.tokenize([short, longer])
+    assert lengths[0] < lengths[1] < processor.config.tokenizer_max_length
+    assert mask.sum(1).tolist() == lengths and tokens.shape == mask.shape == (2, lengths[1])
+
+
 def test_instructions_are_cleaned_padded_and_truncated() -> None:
     processor = make_processor()
     assert format_instruction(" pick_up the\nblock ") == f"pick up the block{ASSISTANT}"
