@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from algos.batch import ObservationBatch, PreferenceBatch
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO, rpro_loss
+from rl_lab.learning.master_weights import adamw
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 
@@ -145,7 +146,7 @@ def _train_only(policy: HyVLAPolicy, groups: tuple[str, ...]) -> torch.optim.Opt
         for parameter in parameters:
             parameter.requires_grad_(name in groups)
         trained += parameters if name in groups else []
-    return torch.optim.AdamW(trained, lr=1e-6)
+    return adamw(trained, lr=1e-6)
 
 
 def _steps(

@@ -59,7 +59,10 @@ class MasterAdamW(torch.optim.AdamW):
 def adamw(
     parameters: Sequence[nn.Parameter], masters: dict[nn.Parameter, Tensor] | None = None, **options: Any
 ) -> torch.optim.AdamW:
-    """AdamW, with master weights where a parameter is not float32; see `MasterAdamW` for `masters`."""
+    """AdamW, with master weights where a parameter is not float32; see `MasterAdamW` for `masters`.
+
+    Fused: all of a weight's update in one pass over memory, which is all that a step costs.
+    """
     if all(parameter.dtype == torch.float32 for parameter in parameters):
-        return torch.optim.AdamW(parameters, **options)
-    return MasterAdamW(parameters, masters, **options)
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    return MasterAdamW(parameters, masters, fused=True, **options)

@@ -43,6 +43,29 @@ def test_float32_parameters_have_no_copies():
     assert type(adamw([nn.Parameter(torch.ones(2))], lr=1.0)) is torch.optim.AdamW
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_steps_are_those_of_plain_adamw_also_after_a_state_is_loaded(dtype):
+    torch.manual_seed(0)
+    start = torch.randn(50).to(dtype)
+    gradients = [torch.randn(50).to(dtype) for _ in range(6)]
+    options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    expected = start.float()
+    plain = torch.optim.AdamW([expected], fused=False, foreach=False, **options)
+    first, second = (nn.Parameter(start.clone()) for _ in range(2))
+    before, after = adamw([first], **options), adamw([second], **options)
+    for number, gradient in enumerate(gradients):
+        expected.grad = gradient.float()
+        plain.step()
+        if number == 3:
+            after.load_state_dict(copy.deepcopy(before.state_dict()))
+            second.data.copy_(first.data)
+        parameter, optimizer = (first, before) if number < 3 else (second, after)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    assert after.param_groups[0]["fused"]
+    torch.testing.assert_close(second.float(), expected.to(dtype).float(), rtol=1e-6, atol=1e-6)
+
+
 def test_a_bfloat16_policy_learns_like_the_float32_one(batch):
     exact = learner_of(make_policy())
     rounded = learner_of(make_policy().to(torch.bfloat16))
