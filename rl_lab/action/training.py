@@ -25,6 +25,7 @@ from rl_lab.config.model import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.learning.checkpoint import load_policy, save_policy
 from rl_lab.learning.training import Parts, trainable
+from rl_lab.model.compiling import compile_blocks
 from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.seeding import integer
@@ -113,6 +114,8 @@ def sft_parts(plan: SFTPlan, start: Start, device: str) -> Parts:
         probe = PoseProbe(policy.config.vlm_sizes.hidden, data.truth_size).to(device)
     objective = FlowMatching(ALL_GROUPS, settings.draws_per_sample, probe, settings.probe_weight)
     trained = trainable(policy, settings, ALL_GROUPS, integer(plan.seed, "lora"))
+    if settings.compile:
+        compile_blocks(policy)
     done = replace(info, weight_version=1, steps=settings.steps)
     return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, done))
 
@@ -136,6 +139,8 @@ def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
     trained = trainable(policy, settings, groups, integer(plan.seed, "lora", plan.round))
     reference = _reference(plan, trained, device) if method.needs_reference else None
     _store_prefixes(data, trained, reference, settings)
+    if settings.compile:  # afterwards, because prefixes are stored once, and steps are many
+        compile_blocks(policy)
     weights = plan.objective.model_dump(include={"beta", "lambda_pro", "lambda_sft"})
     objective = method.objective(
         groups=groups, draws_per_sample=settings.draws_per_sample, reference=reference, **weights

@@ -3,7 +3,8 @@
 `direct` computes both branches of every layer for every token under one mask (`rl_lab.benchmarks.direct`). Instructions
 of a policy have half of the tokens that they may have: the model gets them as its processor makes them, padded to the
 longest of the batch, the direct formulation padded to the full length, as the released code pads. Rows of language
-models are the same for both.
+models are the same for both. `compiled` is the model's training step with its blocks compiled
+(`rl_lab.model.compiling`); all other kinds run as they are written.
 
 The floor is the larger of two times: the step's arithmetic at the measured rate of a large matrix product, and the
 weights it must read and write (with cached keys and values, where there are any) at the measured rate of a large copy.
@@ -14,6 +15,7 @@ sampling at batch 1 is a CUDA graph.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import statistics
 import time
@@ -33,6 +35,7 @@ from rl_lab.benchmarks.direct import DirectPolicy, DirectVLM, segment_mask
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
 from rl_lab.errors import UserError
 from rl_lab.learning.master_weights import adamw
+from rl_lab.model.compiling import check_compiler, compile_blocks
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.flow import euler_times
 from rl_lab.model.mot import LayerCache
@@ -45,6 +48,8 @@ Work = Callable[[], Any]
 ALL = ("vision", "vlm", "expert")
 PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**27, "cuda": 2**31}
+RATIOS = (("direct", "model"), ("direct", "compiled"), ("full passes", "model"))
+"""Whose time over whose is in the table."""
 PROMPT_TOKENS = 64
 """Text tokens of a language-model row, besides its image."""
 
@@ -141,11 +146,20 @@ def training_case(
     model.eval()
 
 
-def policy_cases(policy: HyVLAPolicy, batch: int) -> Iterator[Case]:
+def compiled_copy(policy: HyVLAPolicy) -> HyVLAPolicy:
+    """The same policy with compiled blocks; it shares the parameters."""
+    shared = copy.deepcopy(policy, {id(parameter): parameter for parameter in policy.parameters()})
+    compile_blocks(shared)
+    return shared.train()
+
+
+def policy_cases(policy: HyVLAPolicy, batch: int, compiled: bool) -> Iterator[Case]:
     """Imitation step with everything trained; sampling from image to chunk at batch 1 and 16."""
     objective, direct = FlowMatching(ALL), DirectPolicy(policy)
     rows = random_batch(policy, batch, num_real=batch)
     models: dict[str, FlowPolicy] = {"model": policy, "direct": cast(FlowPolicy, direct)}
+    if compiled:
+        models["compiled"] = compiled_copy(policy)
 
     def loss(model: FlowPolicy) -> Tensor:
         return objective.loss(model, rows, torch.Generator().manual_seed(0))[0]
@@ -276,28 +290,45 @@ class VLMWork:
         ]
 
 
+def lacking_compiler() -> str:
+    """What torch.compile lacks here; empty if nothing."""
+    try:
+        check_compiler()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def measured(case: Case, device: str, rounds: int, rates: tuple[float, float]) -> dict[str, Any]:
     """The row of a case, after a round of warm-up."""
     is_training = "training" in case.name
     with torch.set_grad_enabled(is_training):
+        direct_flops = count_flops(case.kinds["direct"])
         times = [{kind: seconds(work, device) for kind, work in case.kinds.items()} for _ in range(rounds + 1)][1:]
     own = statistics.median(turn["model"] for turn in times)
     row = {"what": case.name, "batch": case.batch, "ms": 1e3 * own}
-    for kind in ("direct", "full passes"):
-        if kind in case.kinds:
-            row[f"{kind} / model"] = statistics.median(turn[kind] / turn["model"] for turn in times)
+    for kind, other in RATIOS:
+        if {kind, other} <= case.kinds.keys():
+            row[f"{kind} / {other}"] = statistics.median(turn[kind] / turn[other] for turn in times)
+    row["FLOPs, direct / model"] = direct_flops / case.flops
     floor = max(case.flops / rates[0], case.num_bytes / rates[1])
     row |= {"model / floor": own / floor, "utilisation": case.flops / rates[0] / own}
     return row | case.memory
 
 
 def run(
-    preset: str = "mini", device: str = "cpu", batch: int = 8, rounds: int = 5, threads: int = 1
+    preset: str = "mini",
+    device: str = "cpu",
+    batch: int = 8,
+    rounds: int = 5,
+    threads: int = 1,
+    compile: bool = True,
 ) -> list[dict[str, Any]]:
     """Rows: the device, then every case with time, ratios, utilisation of the measured matrix rate and memory kept.
 
-    `saved_mb` is what a forward pass keeps for its backward pass, `saved_recomputed_mb` the same with every layer
-    recomputed. UserError for a device that is not there.
+    Without a compiler, or with `compile=False`, nothing is compiled, and a row says why. `saved_mb` is what a forward
+    pass keeps for its backward pass, `saved_recomputed_mb` the same with every layer recomputed. UserError for a device
+    that is not there.
     """
     if device not in PRODUCT_SIDE or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"device {device!r} is not available; use cpu, or cuda where torch sees a GPU")
@@ -306,10 +337,13 @@ def run(
     torch.manual_seed(0)
     rates = device_rates(device, dtype)
     rows = [{"what": "matrix product, GFLOP/s", "rate": rates[0] / 1e9}, {"what": "copy, GB/s", "rate": rates[1] / 1e9}]
+    why_not = "as asked for" if not compile else lacking_compiler()
+    if why_not:
+        rows.append({"what": f"nothing is compiled: {why_not}"})
     config = preset_config(preset)
     with torch.device(device):
         policy = HyVLAPolicy(config).to(dtype).eval()  # type: ignore[arg-type]
-    rows += [measured(case, device, rounds, rates) for case in policy_cases(policy, batch)]
+    rows += [measured(case, device, rounds, rates) for case in policy_cases(policy, batch, not why_not)]
     del policy
     with torch.device(device):
         vlm = HunYuanVLMoTForConditionalGeneration(vlm_config(config)).to(dtype).eval()  # type: ignore[arg-type]

@@ -58,6 +58,9 @@ class FlowConfig(OptimiserConfig):
 
     draws_per_sample: PositiveInt = 4
     """(noise, time) draws for one observation: its prefix is computed once for all of them."""
+    compile: bool = False
+    """Make kernels of every layer with torch.compile, which takes a minute or more and saves time in every step.
+    Other rounding, so it is part of the result; a run that is killed and resumed gives the same only up to rounding."""
 
 
 class SFTConfig(FlowConfig):

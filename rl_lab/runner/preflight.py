@@ -28,6 +28,7 @@ def check_machine(config: RunConfig) -> None:
         if config.runs_episodes and config.env.backend == "robotwin":
             check_robotwin(config)
         _check_model(config)
+        _check_compiling(config)
     if config.learns_language:
         _check_language(config)
     _check_placement(config)
@@ -93,6 +94,27 @@ def _check_model(config: RunConfig) -> None:
     if config.collects_pairs and rollback[0] < chunk:
         short = f"collect.rollback_steps starts at {rollback[0]} but chunk_size is {chunk}"
         raise UserError(f"{short}: such losers have no state with a whole chunk after it; start at {chunk} or more")
+
+
+def _check_compiling(config: RunConfig) -> None:
+    """Where layers are to be compiled, they can be."""
+    for name in ("sft", "optimise"):
+        if not getattr(config, name).compile:
+            continue
+        where = f"{name}.compile is true, but"
+        if config.placement.ranks > 1:
+            raise UserError(
+                f"{where} placement.learner.ranks is {config.placement.ranks}, and layers that are sharded are not "
+                "compiled; set one of them back"
+            )
+        if both := sorted({"warm_start", "joint"} & config.stage_names):
+            raise UserError(f"{where} {both[0]} trains language as well, which is not compiled; leave compile out")
+        from rl_lab.model.compiling import check_compiler  # here, because it imports the model
+
+        try:
+            check_compiler()
+        except UserError as error:
+            raise UserError(f"{name}.compile is true: {error}; or set {name}.compile=false") from error
 
 
 def has_vllm() -> bool:

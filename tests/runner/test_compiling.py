@@ -1,0 +1,34 @@
+"""Runs whose layers are to be compiled: what is refused before they begin."""
+
+import pytest
+import torch
+
+from rl_lab.config import load_config
+from rl_lab.errors import UserError, run_command
+from rl_lab.runner.preflight import check_machine
+from tests.runner.files import EXPERIMENTS
+
+SMOKE, JOINT = EXPERIMENTS / "flowpro_smoke.yaml", EXPERIMENTS / "joint.yaml"
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "words"),
+    [
+        (SMOKE, ["sft.compile=true", "placement={learner: {ranks: 2}}"], r"sft\.compile is true, but .*ranks is 2"),
+        (JOINT, ["optimise.compile=true"], r"optimise\.compile is true, but joint trains language as well"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(path, options, words, monkeypatch):
+    monkeypatch.setattr("rl_lab.runner.preflight.has_vllm", lambda: True)
+    with pytest.raises(UserError, match=words):
+        check_machine(load_config(path, options))
+
+
+def test_a_run_without_a_compiler_ends_with_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    check_machine(load_config(SMOKE))
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: check_machine(load_config(SMOKE, ["optimise.compile=true"])))
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1
+    assert "optimise.compile is true: torch.compile needs" in error and "optimise.compile=false" in error
