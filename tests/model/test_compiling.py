@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._inductor import config as inductor
 
 from algos.flow_matching import FlowMatching
 from rl_lab.benchmarks.rpro import random_batch
@@ -93,8 +94,10 @@ def test_changing_lengths_and_rows_do_not_compile_without_end() -> None:
     assert counts[-1] == counts[3] < RECOMPILE_LIMIT
 
 
-def test_a_machine_without_a_compiler_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_compiler_is_refused_with_the_remedy() -> None:
     check_compiler()
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(UserError, match=r"g\+\+ and python3-dev.* there is no compiler; install one"):
+    with (
+        inductor.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(UserError, match=r"g\+\+ and python3-dev.* there is no compiler; install one"),
+    ):
         check_compiler()

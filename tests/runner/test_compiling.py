@@ -1,7 +1,7 @@
 """Runs whose layers are to be compiled: what is refused before they begin."""
 
 import pytest
-import torch
+from torch._inductor import config as inductor
 
 from rl_lab.config import load_config
 from rl_lab.errors import UserError, run_command
@@ -24,10 +24,10 @@ def test_what_cannot_be_compiled_is_refused(path, options, words, monkeypatch):
         check_machine(load_config(path, options))
 
 
-def test_a_run_without_a_compiler_ends_with_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    check_machine(load_config(SMOKE))
-    with pytest.raises(SystemExit) as end:
+def test_a_run_without_a_compiler_ends_with_one_line(capsys):
+    without = inductor.patch({"cpp.cxx": (None, "no-such-compiler")})
+    with without, pytest.raises(SystemExit) as end:
+        check_machine(load_config(SMOKE))
         run_command(lambda: check_machine(load_config(SMOKE, ["optimise.compile=true"])))
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1
