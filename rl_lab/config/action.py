@@ -62,6 +62,15 @@ class FlowConfig(OptimiserConfig):
     """Make kernels of every layer with torch.compile, which takes a minute or more and saves time in every step.
     Other rounding, so it is part of the result; a run that is killed and resumed gives the same only up to rounding."""
 
+    @model_validator(mode="after")
+    def _compiled_sums_have_an_order(self) -> Self:
+        if self.compile and self.threads > 1:
+            raise ValueError(
+                f"compile is true but threads is {self.threads}: compiled kernels add up what several threads found in "
+                "any order, so no run could be repeated; set threads to 1, or leave compile out"
+            )
+        return self
+
 
 class SFTConfig(FlowConfig):
     """Flow matching on the demonstrations, everything trainable."""

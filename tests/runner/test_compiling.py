@@ -32,3 +32,8 @@ def test_a_run_without_a_compiler_ends_with_one_line(capsys):
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1
     assert "optimise.compile is true: torch.compile needs" in error and "optimise.compile=false" in error
+
+
+def test_several_threads_are_refused_because_no_run_could_be_repeated():
+    with pytest.raises(UserError, match=r"compile is true but threads is 2.*set threads to 1"):
+        load_config(SMOKE, ["sft.compile=true", "sft.threads=2"])
