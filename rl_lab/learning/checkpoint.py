@@ -78,11 +78,13 @@ def write_info(folder: Path, info: CheckpointInfo) -> None:
 
 
 def _info(recorded: bytes | None, config: bytes | None) -> CheckpointInfo:
-    """What lab.json says; without one config.json says whether a released policy sees past frames."""
+    """What lab.json says; without one config.json says whether it is a policy and sees past frames."""
     if recorded is not None:
         return CheckpointInfo(**json.loads(recorded))
-    sees_past = config is not None and json.loads(config).get("use_video_encoder", False)
-    memory = RELEASED_MEMORY if sees_past else NO_MEMORY
+    settings = json.loads(config or "{}")
+    if "n_action_steps" not in settings:
+        return CheckpointInfo(0, 0)
+    memory = RELEASED_MEMORY if settings.get("use_video_encoder", False) else NO_MEMORY
     return CheckpointInfo(0, 0, history=memory.frames, history_interval=memory.interval, first_slot="current")
 
 
