@@ -59,19 +59,17 @@ def _episode(
 ) -> Generator[Decision, np.ndarray, list[_State]]:
     """One episode of the policy; the states in which it decided."""
     env.reset(seed=seed)
-    looking, states = Looking(env, execute, memory), list[_State]()
-    frames = list[np.ndarray]()
+    states, frames = list[_State](), list[np.ndarray]()
     while not finished(env):
         before = np.stack(frames[-memory.reach :]) if frames else NO_FRAMES
         states.append(_State(env.step_count, env.save(), before))
-        chunk = yield looking.decision(seed, len(states) - 1)
+        chunk = yield Looking(env, execute, memory, before).decision(seed, len(states) - 1)
         for action in chunk[:execute]:
             if memory.reach:
                 frames.append(camera_images(env.observe()))
             env.advance(action)
             if finished(env):
                 break
-            looking.stepped()
     return states
 
 

@@ -74,7 +74,8 @@ def standardised_truth(episodes: Sequence[Episode]) -> np.ndarray | None:
 
 
 def join_frames(frames: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of several records as one array, and what their states see numbered through it; -1 stays black."""
+    """Frames of several records, uint8 [F_i, 3, S, S, 3] each, as one array [F, ...], and what their states see, int64
+    [n_i, K] each, numbered through it [N, K]; -1 stays black."""
     starts = np.cumsum([0, *map(len, frames)])
     numbers = [np.where(part < 0, -1, part + start) for part, start in zip(seen, starts, strict=False)]
     return np.concatenate(frames), np.concatenate(numbers)
@@ -189,7 +190,8 @@ def _seen_frames(pair: PreferencePair, tuples: Tuples, timing: Timing) -> tuple[
 def pair_states(pairs: Sequence[PreferencePair], timing: Timing, mode: Mode) -> PairStates:
     """Smooth Interpolation of every pair; states of a pair stay together, in the order of the pairs.
 
-    Every control step of a round is a command, whatever the stride of recorded demonstrations.
+    Every control step of a round is a command, whatever the stride of recorded demonstrations. UserError for a pair
+    without the frames before its start that the policy's memory reaches.
     """
     parts = [_tuples(pair, timing, mode) for pair in pairs]
     shown = [_seen_frames(pair, tuples, timing) for pair, tuples in zip(pairs, parts, strict=True)]

@@ -3,7 +3,7 @@
     pairs_info.json                 format, version, rate, image side, cameras, count
     pairs.parquet                   one row a pair, in order
     data/file-000.parquet           one row a state of a segment; the chosen segment of a pair, then the rejected one
-    videos/CAMERA/file-000.mp4      one frame a row that has an action, in the order of the rows
+    videos/CAMERA/file-000.mp4      one frame a row that has an action, in order; after each pair those before it
 
 `chosen` is the continuation to prefer (the correction), `rejected` the one to avoid (the failure); both begin in the
 same simulator state. Columns of pairs.parquet: `pair` 0, 1, ...; `task`, `variant`, `seed`, `instruction`;

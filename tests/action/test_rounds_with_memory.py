@@ -36,7 +36,7 @@ MODEL = ModelConfig(
 )
 STEPS = {"steps": 2, "batch_size": 4, "warmup": 1, "draws_per_sample": 1}
 UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", image_size=64), seeds=(3, 4), run_seed=0)
-ROLLBACK = RollbackConfig(execute=4, min_rollback=6, max_rollback=8, kept_after_event=8)
+ROLLBACK = RollbackConfig(execute=4, min_rollback=1, max_rollback=1, kept_after_event=8)
 
 
 def trained(plan, folder):
@@ -61,7 +61,7 @@ def given(tmp_path_factory):
 
 def test_its_failures_become_pairs_that_hold_what_it_saw_before(given):
     pairs = read_pairs(given / "pairs")
-    assert pairs
+    assert any(pair.start_step for pair in pairs)
     assert [len(pair.before) for pair in pairs] == [min(pair.start_step, 4) for pair in pairs]
 
 
