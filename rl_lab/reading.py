@@ -1,0 +1,91 @@
+"""Files that a person, another program or a torn disk may have changed: read whole, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from rl_lab.errors import UserError
+
+T = TypeVar("T")
+_MEND = "put back the file as it was written, or make it again"
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a file. UserError where it is missing, a folder or not readable."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {_MEND}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {_MEND}") from error
+
+
+def read_text(path: Path) -> str:
+    """All of a text file in UTF-8, with or without a byte order mark. UserError for anything else."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 (byte {error.start}); {_MEND}") from error
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """The value of a JSON text; `where` names it in the UserError for one that cannot be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{where}: JSON nested too deeply; {_MEND}") from error
+    except ValueError as error:  # also numbers of thousands of digits, and bytes that are no text
+        raise UserError(f"{where}: not JSON: {error}; {_MEND}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. UserError where the file has none."""
+    found = parse_json(read_text(path), str(path))
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}; {_MEND}")
+    return found
+
+
+def read_as(path: Path, kind: type[T]) -> T:
+    """The object in a JSON file as a dataclass or pydantic model; UserError with the key that does not fit it."""
+    return fit(read_object(path), kind, str(path))
+
+
+def fit(content: Any, kind: type[T], where: str) -> T:
+    """JSON content as a dataclass or pydantic model. UserError with `where`, the dotted key and what is wrong with it.
+
+    Unknown keys of a dataclass and numbers that are not finite are errors; so is text for a number.
+    """
+    known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+    if known is not None and isinstance(content, dict) and not content.keys() <= known:
+        raise UserError(f"{where}: unknown key {min(content.keys() - known)!r}; {_MEND}")
+    bad = next((key for key, value in _leaves(content) if not _is_finite(value)), None)
+    if bad is not None:
+        raise UserError(f"{where}: {bad} is not a finite number; {_MEND}")
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}: {key + ': ' if key else ''}{first['msg']}; {_MEND}") from error
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a leaf is no number, or one that a float can hold."""
+    return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
+
+
+def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in JSON content that is no object and no array."""
+    if not isinstance(content, dict | list):
+        yield key, content
+        return
+    for name, value in content.items() if isinstance(content, dict) else enumerate(content):
+        yield from _leaves(value, f"{key}.{name}" if key else str(name))
