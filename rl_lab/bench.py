@@ -10,9 +10,9 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from rl_lab.config.load import parse_yaml
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.runner.environment import devices, git_commit, installed_versions
+from rl_lab.yaml_text import parse_yaml
 
 BENCHMARKS = {
     "sim": "rl_lab.benchmarks.sim",

@@ -4,6 +4,7 @@ anything else is our fault, a traceback and exit code 1."""
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -24,12 +25,24 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{message}; `{self.prog} --help` lists the arguments")
 
 
+MAX_LINE = 1000
+"""Characters of an error; what a file or a caller gave may be longer, and its middle is left out."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error for the terminal."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} ... {text[-MAX_LINE // 2 :]}"
+
+
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Exit with the code of a command: its own, 2 after printing the line of a UserError, 130 after Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: names may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130

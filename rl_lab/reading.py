@@ -17,20 +17,24 @@ T = TypeVar("T")
 _MEND = "put back the file as it was written, or make it again"
 
 
-def read_bytes(path: Path) -> bytes:
-    """All of a file. UserError where it is missing, a folder or not readable."""
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """All of a file. UserError where it is missing, a folder, not readable or longer than `limit` bytes."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read() if limit is None else file.read(limit + 1)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {_MEND}") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {_MEND}") from error
+    if limit is not None and len(content) > limit:
+        raise UserError(f"{path} is longer than {limit} bytes, which no such file is; {_MEND}")
+    return content
 
 
-def read_text(path: Path) -> str:
-    """All of a text file in UTF-8, with or without a byte order mark. UserError for anything else."""
+def read_text(path: Path, limit: int | None = None) -> str:
+    """All of a text file in UTF-8, with or without a byte order mark. UserError for anything else, as `read_bytes`."""
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8 (byte {error.start}); {_MEND}") from error
 

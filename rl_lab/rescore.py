@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from rewards.compose import Rewards
@@ -26,6 +25,7 @@ from rl_lab.language.item_files import ItemFile
 from rl_lab.language.rescoring import Agreement, rescore
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.runner.run_folder import CONFIG_FILE, STAGES_FILE
+from rl_lab.yaml_text import read_yaml
 
 FLIPS_SHOWN = 3
 
@@ -63,7 +63,7 @@ def _config(run: Path) -> dict[str, Any]:
     path = run / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"no run folder at {run}: {CONFIG_FILE} is missing; a run prints its path in its first line")
-    return yaml.safe_load(path.read_text())
+    return read_yaml(path)
 
 
 def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, Any]) -> int:
@@ -122,11 +122,8 @@ def _reward(given: str, config: dict[str, Any], section: str, kind: str) -> tupl
     if not path.is_file():
         known = f"; variants of the run: {', '.join(variants)}" if variants else ""
         raise UserError(f"--reward {given} is neither a file nor a variant of the run's sweep{known}")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict) or not isinstance(tree.get(section), dict):
+    tree = read_yaml(path)
+    if not isinstance(tree.get(section), dict):
         raise UserError(f"{path} has no section `{section}`; write it as in an experiment's file")
     return path.stem, tree[section]
 

@@ -18,6 +18,7 @@ from rl_lab.config.action import ObjectiveConfig
 from rl_lab.config.pipeline import GateStage, Repeat
 from rl_lab.config.schema import EnvConfig, RunConfig
 from rl_lab.errors import UserError
+from rl_lab.yaml_text import MAX_DEPTH, parse_yaml, read_yaml
 
 Tree = dict[str, Any]
 BACKENDS = ("tabletop", "robotwin")
@@ -27,60 +28,21 @@ _ITEMS: dict[str, tuple[type[BaseModel], ...]] = {"objectives": (ObjectiveConfig
 """Fields that hold several sections of one kind."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which duplicate keys are errors, 1e-4 is a number and dates are text."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                mark = node.value[number][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice; keep one", mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML safely; UserError with `where` and the line of the mistake."""
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{where}{line}: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
-
-
 def _read(path: Path) -> Tree:
-    """The mapping in a YAML file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
+    """The mapping in a YAML file; one that is missing is compared with its neighbours."""
+    if not os.path.lexists(path):
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.y*ml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise UserError(f"no such file: {path}{hint}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    tree = parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected keys with values, such as `name: my_run`, at the top")
-    return tree
+        raise UserError(f"no such file: {path}{f'; did you mean {path.parent / near[0]}?' if near else ''}")
+    return read_yaml(path)
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:
     """`a.b=c` -> (["a", "b"], c), the value read as YAML."""
     key, equals, value = text.partition("=")
-    if not equals or not all(part.isidentifier() for part in key.split(".")):
+    keys = key.split(".")
+    if not equals or not all(part.isidentifier() for part in keys) or len(keys) > MAX_DEPTH:
         raise UserError(f"override {text!r} is not of the form key=value, such as sft.steps=100")
-    return key.split("."), parse_yaml(value, f"override {text!r}")
+    return keys, parse_yaml(value, f"override {text!r}")
 
 
 def merge(base: Tree, changes: Tree) -> Tree:
@@ -117,7 +79,7 @@ def resolve_backend(wanted: Any) -> str:
 
 def _backend_section(tree: Tree, backend: str) -> Tree:
     """The overrides for one backend; keys of `env` may stand in it directly."""
-    section = tree.get(backend) or {}
+    section = {} if tree.get(backend) is None else tree[backend]
     if not isinstance(section, dict):
         raise UserError(f"{backend}: expected keys with values, such as {backend}: {{image_size: 64}}")
     env = {key: value for key, value in section.items() if key in EnvConfig.model_fields}
@@ -162,8 +124,6 @@ def _validate(tree: Tree, where: str, overrides: Sequence[tuple[list[str], Any]]
         errors = sorted(failure.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise UserError(_explain(tree, errors[0], where, overrides) + more) from failure
-    except TypeError as error:
-        raise UserError(f"{where}: a key or value is not plain text, number, list or mapping: {error}") from error
 
 
 def _explain(tree: Tree, error: Any, where: str, overrides: Sequence[tuple[list[str], Any]]) -> str:

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rl_lab.errors import UserError
 from rl_lab.json_lines import Record, read_json_lines
 from rl_lab.reports.examinations import (
@@ -22,6 +20,7 @@ from rl_lab.reports.examinations import (
 )
 from rl_lab.reports.joint_data import FOLDER, Arm, read_arm
 from rl_lab.reports.metrics import read_metrics
+from rl_lab.yaml_text import read_yaml
 
 BASE = "base"
 """Name of the model before any round: after SFT, or after the cold start."""
@@ -216,7 +215,7 @@ def load_run(path: Path) -> RunFolder:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml")
     run = RunFolder(path)
-    run.config = _part(run, path / "config.yaml", lambda p: yaml.safe_load(p.read_text()), dict) or {}
+    run.config = _part(run, path / "config.yaml", read_yaml, dict) or {}
     run.environment = _part(run, path / "environment.json", _read_json, dict) or {}
     run.stages = _stages(_part(run, path / "stages.json", _read_json, dict) or {})
     run.metrics = _part(run, path / "metrics.jsonl", read_metrics, list) or []
@@ -243,7 +242,7 @@ def _part(run: RunFolder, path: Path, read: Any, kind: type) -> Any:
         return None
     try:
         value = read(path)
-    except (ValueError, KeyError, TypeError, OSError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         run.problems.append(f"{path.relative_to(run.path)} cannot be read: {' '.join(str(error).split())}")
         return None
     if not isinstance(value, kind):
