@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -107,11 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"port {options.port} cannot be used: {error}; give another --port, or 0") from error
     with server:
         print(f"open {server.address}", flush=True)
-        try:
-            while not session.status()["over"]:
-                server.handle_request()
-        except KeyboardInterrupt:
-            pass
+        with suppress(KeyboardInterrupt):
+            server.run()
     print(f"{session.kept} corrections kept in {options.out}")
     return 0
 

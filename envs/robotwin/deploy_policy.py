@@ -24,6 +24,7 @@ CAMERAS = ("head_camera", "left_camera", "right_camera")
 XPL_CAMERAS = ("cam_head", "cam_left_wrist", "cam_right_wrist")
 ARMS = ("left", "right")
 DEFAULT_PORT = 8765
+MAX_ANSWER = 1 << 24
 EXECUTE = 7
 """Commands of a chunk that are run before the next one is asked for, as Hy-VLA does on RoboTwin."""
 
@@ -63,15 +64,15 @@ class Connection:
         self.number += 1
         self.socket.sendall(encode({"id": self.number, "method": method, "params": params}))
         answer = self._read(self.socket.recv)
+        if "error" in answer:  # a refusal of the connection itself has no id
+            raise PolicyError(f"rl_lab.serve: {answer['error']['message']}")
         if answer.get("id") != self.number:
             raise ValueError(f"answer {answer.get('id')} to request {self.number}")
-        if "error" in answer:
-            raise PolicyError(f"rl_lab.serve: {answer['error']['message']}")
         return answer["result"]
 
     def _read(self, receive):
         magic, header_size, body_size = FRAME.unpack(exactly(receive, FRAME.size))
-        if magic != MAGIC:
+        if magic != MAGIC or header_size + body_size > MAX_ANSWER:
             raise ValueError(f"port {self.port} is no rl_lab.serve")
         header = json.loads(exactly(receive, header_size))
         return unpack(header, exactly(receive, body_size))

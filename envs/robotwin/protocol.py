@@ -57,10 +57,10 @@ def encode(message: dict) -> bytes:
 
 
 def decode(header: bytes, body: bytes) -> dict:
-    """The message of a frame's two parts."""
+    """The message of a frame's two parts. A message takes no more memory than its body: no two values share a part."""
     try:
-        message = _unpack(json.loads(header), body)
-    except (ValueError, TypeError, KeyError) as error:
+        message = _unpack(json.loads(header), _Body(body))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ProtocolError(f"message cannot be read: {error}") from None
     if not isinstance(message, dict):
         raise ProtocolError(f"message is a {type(message).__name__}, not an object")
@@ -77,19 +77,19 @@ def loads(frame: bytes) -> dict:
     return decode(frame[FRAME.size : FRAME.size + header_size], frame[FRAME.size + header_size :])
 
 
-def read(receive: Callable[[int], bytes]) -> dict:
+def read(receive: Callable[[int], bytes], max_header: int = MAX_HEADER, max_body: int = MAX_BODY) -> dict:
     """The next message; `receive(n)` returns 1 to n bytes, or none at the end of the stream (EOFError)."""
-    header_size, body_size = _sizes(_exactly(receive, FRAME.size))
+    header_size, body_size = _sizes(_exactly(receive, FRAME.size), max_header, max_body)
     header = _exactly(receive, header_size)
     return decode(header, _exactly(receive, body_size))
 
 
-def _sizes(head: bytes) -> tuple[int, int]:
+def _sizes(head: bytes, max_header: int = MAX_HEADER, max_body: int = MAX_BODY) -> tuple[int, int]:
     magic, header_size, body_size = FRAME.unpack(head)
     if magic != MAGIC:
         raise ProtocolError(f"frame starts with {magic!r} instead of {MAGIC!r}")
-    if header_size > MAX_HEADER or body_size > MAX_BODY:
-        raise ProtocolError(f"frame of {header_size} + {body_size} bytes is over {MAX_HEADER} + {MAX_BODY}")
+    if header_size > max_header or body_size > max_body:
+        raise ProtocolError(f"frame of {header_size} + {body_size} bytes is over {max_header} + {max_body}")
     return header_size, body_size
 
 
@@ -125,7 +125,22 @@ def _pack(value: Any, keep: Callable[[bytes], int]) -> Any:
     raise TypeError(f"a {type(value).__name__} is not sent; use plain values and arrays")
 
 
-def _unpack(value: Any, body: bytes) -> Any:
+class _Body:
+    """The bytes beside a header, each of which may be taken once."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.left = data, len(data)
+
+    def part(self, offset: int, length: int) -> bytes:
+        if offset < 0 or length < 0 or offset + length > len(self.data):
+            raise ValueError(f"bytes {offset} to {offset + length} of a body of {len(self.data)}")
+        self.left -= length
+        if self.left < 0:
+            raise ValueError(f"more values than a body of {len(self.data)} bytes has")
+        return self.data[offset : offset + length]
+
+
+def _unpack(value: Any, body: _Body) -> Any:
     if isinstance(value, list):
         return [_unpack(item, body) for item in value]
     if not isinstance(value, dict):
@@ -139,17 +154,11 @@ def _unpack(value: Any, body: bytes) -> Any:
         count = 1
         for n in shape:
             count *= n
-        data = _part(body, offset, count * np.dtype(dtype).itemsize)
+        data = body.part(offset, count * np.dtype(dtype).itemsize)
         array = np.frombuffer(data, dtype=dtype).reshape(shape).copy()
         return array if shape else array[()]
     if "__bytes__" in value:
-        return _part(body, *value["__bytes__"])
+        return body.part(*value["__bytes__"])
     if "__tuple__" in value:
         return tuple(_unpack(item, body) for item in value["__tuple__"])
     return {key: _unpack(item, body) for key, item in value.items()}
-
-
-def _part(body: bytes, offset: int, length: int) -> bytes:
-    if offset < 0 or length < 0 or offset + length > len(body):
-        raise ValueError(f"bytes {offset} to {offset + length} of a body of {len(body)}")
-    return body[offset : offset + length]

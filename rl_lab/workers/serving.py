@@ -7,9 +7,10 @@ hello {version}  -> {version, action: "ee", commands: H, memory: {frames: K, int
 act {images, pose, instruction, key}  -> {chunk: float64 [H, 16]}
 
 `images` are uint8 [3, H, W, 3] or [3, K, H, W, 3], cameras head, left, right, the present frame last, those from before
-the episode black; any size: they are scaled to fit and centred on black. `pose` is the measured `ee` pose, [16]. `key`
-[episode, decision] addresses the policy's noise: equal requests give equal chunks, in any order, from any client. Kinds
-of errors: "protocol" (no message of this version), "bad_request" (the client's mistake), "server" (ours; see detail).
+the episode black; up to 1920 x 1080: they are scaled to fit and centred on black. `pose` is the measured `ee` pose
+[16]. `key` [episode, decision] addresses the policy's noise: equal requests give equal chunks, in any order, from any
+client. Kinds of errors: "protocol" (no message of this version, or one larger than an observation can be),
+"bad_request" (the client's mistake), "server" (ours; see detail). Who is idle for IDLE_S has to connect anew.
 """
 
 from __future__ import annotations
@@ -29,10 +30,19 @@ from envs.rollout import Decision
 from envs.types import ARMS, CAMERAS, EE_DIM
 from rl_lab.errors import UserError
 from rl_lab.formats.checks import pose_problems
+from rl_lab.listening import ADDRESS, BoundedClients, hang_up, receiver, send
 from rl_lab.workers.policy import LocalPolicy
 
 VERSION = 1
-ADDRESS = "127.0.0.1"
+MAX_CLIENTS = 16
+LARGEST_VIEW = 1920 * 1080 * 3
+"""Bytes of one picture of one camera."""
+MAX_HEADER = 1 << 16
+"""Of a request: its instruction and what names its arrays."""
+IDLE_S = 1800.0
+"""Between two requests of a client, during which its simulator works."""
+REQUEST_S = 60.0
+"""From the first byte of a request to its last."""
 
 
 class RequestError(ValueError):
@@ -95,8 +105,11 @@ class PolicyService:
         number, method, params = request.get("id"), request.get("method"), request.get("params")
         methods = {"hello": self.hello, "act": self.act}
         try:
-            if method not in methods or not isinstance(params, dict):
-                raise RequestError("protocol", f"unknown method {method!r}; this server has {', '.join(methods)}")
+            if type(number) is not int:
+                number = None
+                raise RequestError("protocol", "a request's id is a whole number")
+            if not isinstance(method, str) or method not in methods or not isinstance(params, dict):
+                raise RequestError("protocol", f"unknown method {method!r:.80}; this server has {', '.join(methods)}")
             return {"id": number, "result": methods[method](params)}
         except RequestError as error:
             return {"id": number, "error": {"kind": error.kind, "message": str(error), "detail": ""}}
@@ -136,32 +149,36 @@ class _Handler(socketserver.BaseRequestHandler):
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while True:
             try:
-                request = protocol.read(self.request.recv)
+                answer = self.server.service.answer(self._next())
             except (EOFError, OSError):
                 return
             except protocol.ProtocolError as error:
-                problem = {"kind": "protocol", "message": str(error), "detail": ""}
-                self._send({"id": None, "error": problem})
+                send(self.request, _refusal(str(error)))
+                return hang_up(self.request)
+            if not send(self.request, protocol.encode(answer)):
                 return
-            if not self._send(self.server.service.answer(request)):
-                return
 
-    def _send(self, answer: dict[str, Any]) -> bool:
-        try:
-            self.request.sendall(protocol.encode(answer))
-        except OSError:  # the client has gone
-            return False
-        return True
+    def _next(self) -> dict[str, Any]:
+        """The client's next request."""
+        self.request.settimeout(IDLE_S)
+        self.request.recv(1, socket.MSG_PEEK)
+        return protocol.read(receiver(self.request, REQUEST_S), MAX_HEADER, self.server.max_body)
 
 
-class PolicyServer(socketserver.ThreadingTCPServer):
+def _refusal(message: str) -> bytes:
+    return protocol.encode({"id": None, "error": {"kind": "protocol", "message": message, "detail": ""}})
+
+
+class PolicyServer(BoundedClients, socketserver.TCPServer):
     """Serves a policy on a port of this machine; 0 takes a free one."""
 
     allow_reuse_address = True
-    daemon_threads = True
+    max_clients = MAX_CLIENTS
+    full = _refusal(f"this server has {MAX_CLIENTS} clients already; end one, or start another server")
 
     def __init__(self, service: PolicyService, port: int) -> None:
         self.service = service
+        self.max_body = len(CAMERAS) * service.policy.info.history * LARGEST_VIEW + 8 * EE_DIM
         super().__init__((ADDRESS, port), _Handler)
 
     @property

@@ -1,6 +1,8 @@
 """A served policy acts in RoboTwin's own evaluation as it does here, through a client that needs numpy alone."""
 
+import contextlib
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -19,7 +21,7 @@ from rl_lab.action.starting import starting_policy
 from rl_lab.config.model import MemoryConfig, ModelConfig
 from rl_lab.learning.checkpoint import save_policy
 from rl_lab.workers.policy import LocalPolicy
-from rl_lab.workers.serving import PolicyServer, PolicyService
+from rl_lab.workers.serving import MAX_CLIENTS, PolicyServer, PolicyService
 from tests.records import episode, poses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,13 +101,20 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def port(checkpoint):
-    """A server of this process, for what needs none of its own."""
+@contextlib.contextmanager
+def served(checkpoint):
+    """The port of a server of this process."""
     with PolicyServer(PolicyService(checkpoint, seed=0, device="cpu"), 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.port
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def port(checkpoint):
+    """For what needs no server of its own."""
+    with served(checkpoint) as port:
+        yield port
 
 
 def client():
@@ -235,6 +244,42 @@ def test_other_versions_methods_and_bytes_are_refused(port):
         other.sendall(b"GET / HTTP/1.1\r\n\r\n")
         answer = protocol.read(other.recv)
         assert answer["error"]["kind"] == "protocol" and other.recv(1) == b""
+
+
+def test_a_request_larger_than_an_observation_is_refused_in_one_line_and_not_buffered(port):
+    largest = 3 * 3 * 1920 * 1080 * 3 + 128
+    for header, body in ((1 << 16, largest + 1), (1 + (1 << 16), 0), (2, 4 << 30)):
+        with socket.create_connection(("127.0.0.1", port), 60) as other:
+            other.sendall(protocol.FRAME.pack(protocol.MAGIC, header, body))
+            message = protocol.read(other.recv)["error"]["message"]
+            assert message == f"frame of {header} + {body} bytes is over {1 << 16} + {largest}"
+            assert other.recv(1) == b""
+    with pytest.raises(RuntimeError, match="^rl_lab.serve: frame of [^\n]*$"):
+        client().Connection(port, 60).ask("act", **(GOOD | {"images": np.zeros((3, 3, 1200, 1920, 3), np.uint8)}))
+    large = np.zeros((3, 3, 1080, 1920, 3), np.uint8)
+    assert client().Connection(port, 60).ask("act", **(GOOD | {"images": large}))["chunk"].shape == (6, 16)
+
+
+def test_clients_have_a_number_and_slow_ones_an_end(checkpoint, monkeypatch):
+    monkeypatch.setattr("rl_lab.workers.serving.IDLE_S", 5.0)
+    monkeypatch.setattr("rl_lab.workers.serving.REQUEST_S", 5.0)
+    with served(checkpoint) as port:
+        others = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(MAX_CLIENTS)]
+        with pytest.raises(RuntimeError, match="^rl_lab.serve: this server has 16 clients already; end one"):
+            client().Connection(port, 60)
+        others[0].sendall(protocol.MAGIC)
+        for other in others:
+            assert other.recv(1) == b"", "neither an idle client nor half a request is waited for"
+            other.close()
+        assert client().Connection(port, 60).hello["commands"] == 6
+
+
+@pytest.mark.parametrize("request_id", [None, "1", 1.5, {"__x": 1}, [[]]])
+def test_a_request_without_a_number_is_refused(port, request_id):
+    with socket.create_connection(("127.0.0.1", port), 60) as other:
+        header = json.dumps({"id": request_id, "method": "hello", "params": {}}).encode()
+        other.sendall(protocol.FRAME.pack(protocol.MAGIC, len(header), 0) + header)
+        assert protocol.read(other.recv)["error"]["message"] == "a request's id is a whole number"
 
 
 def test_the_clients_frames_are_those_of_the_protocol():

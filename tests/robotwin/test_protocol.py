@@ -62,6 +62,11 @@ def test_what_cannot_be_sent_is_refused_by_the_sender(value):
         b'{"x": {"__array__": ["<f8", [-1], 0]}}',
         b'{"x": {"__bytes__": [0, 9]}}',
         b'{"x": {"__bytes__": [-1, 1]}}',
+        b'{"x": {"__array__": ["<f8", [0, 1180591620717411303424], 0]}}',
+        b'{"x": {"__array__": ["|u1", ["8"], 0]}}',
+        b"[" * 100_000,
+        b'{"x": ' * 100_000,
+        b'{"x": [{"__bytes__": [0, 8]}, {"__bytes__": [0, 8]}]}',
     ],
 )
 def test_a_header_that_lies_about_its_body_is_refused(header):
