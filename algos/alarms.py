@@ -12,8 +12,8 @@ from itertools import islice
 
 from algos.flowpro import check_weights
 
-LENGTH_COLLAPSE = "length collapse"
-"""How the alarm of answers that no longer end begins."""
+NOTHING_LEARNED = "nothing learned"
+"""How the alarm of steps that could not change the policy begins."""
 LOSER_REWARD_AT_MINIMUM = -0.7563
 """Where the loser of a pair comes to rest: L_PRO is least at r_w = -r_l = 0.7563, the root of s(2r) + s(r) = 3/2."""
 
@@ -125,6 +125,47 @@ def truncation_alarm(history: Sequence[Metrics], window: int = 10, limit: float 
         return None
     began = next(float(step["rollouts/truncated"]) for step in history if "rollouts/truncated" in step)
     return (
-        f"{LENGTH_COLLAPSE}: {100 * truncated:.0f} % of the answers of the last {window} steps were cut off at the "
+        f"length collapse: {100 * truncated:.0f} % of the answers of the last {window} steps were cut off at the "
         f"limit, {100 * began:.0f} % at the beginning; raise it, lower the learning rate or reward short answers"
+    )
+
+
+def nothing_learned_alarm(history: Sequence[Metrics], window: int = 10) -> str | None:
+    """Says when none of the last `window` steps could teach the policy anything, and why, else None.
+
+    A step teaches if its gradient is not zero (`grad_norm`) and, where it learns from rewards, some answer of it has an
+    advantage (`groups/with_signal`, the share of such groups). Steps that log neither, as probes, are passed over.
+    """
+    names = ("grad_norm", "groups/with_signal")
+    steps = list(islice((step for step in reversed(history) if any(name in step for name in names)), window))
+    if len(steps) < window or any(all(_number(step, name, 1.0) > 0 for name in names) for step in steps):
+        return None
+    return f"{NOTHING_LEARNED}: {_why_nothing(steps)} (the last {window} steps)"
+
+
+def _number(step: Metrics, name: str, missing: float) -> float:
+    """A metric; what is no number (NaN, or null in a log) is NaN, which no comparison lets through."""
+    value = step.get(name, missing)
+    return math.nan if value is None else float(value)
+
+
+def _why_nothing(steps: Sequence[Metrics]) -> str:
+    """What steps without a lesson have in common."""
+    signal = [_number(step, "groups/with_signal", math.nan) for step in steps if "groups/with_signal" in step]
+    if not signal or max(signal) > 0:
+        return "the gradient is zero; see whether all answers are cut off, or the learning rate is zero"
+    spread = max(_number(step, "rollouts/spread", 0.0) for step in steps)
+    if spread > 1e-6:
+        return (
+            f"rewards within a group differ by {spread:.3g} at most, which is too little to count as a signal; lower "
+            "curriculum.min_spread, or make the reward tell answers apart"
+        )
+    rewards = [_number(step, "reward/mean", math.nan) for step in steps]
+    if min(rewards) > 1 - 1e-6:
+        return "all answers are right, so none has an advantage; give harder questions"
+    if max(rewards) < 1e-6:
+        return "all answers are wrong, so none has an advantage; give easier questions, or a longer cold start"
+    return (
+        f"the reward is constant within every group (mean {rewards[0]:.3g}), so no answer has an advantage; make the "
+        "reward tell answers apart, or raise the temperature"
     )

@@ -84,11 +84,11 @@ class CurriculumOptions:
             ),
             (bad_share is not None, f"{bad_share} is {shares.get(bad_share or '')}; it must be in [0, 1]"),
             (
-                self.explore + self.reprobe > 1,
+                not self.explore + self.reprobe <= 1,
                 f"explore {self.explore} + reprobe {self.reprobe} exceed 1; lower one of them",
             ),
             (
-                min(self.easy_fraction, self.hard_fraction) < 0 or self.easy_fraction + self.hard_fraction > 1,
+                not (min(self.easy_fraction, self.hard_fraction) >= 0 and self.easy_fraction + self.hard_fraction <= 1),
                 f"easy_fraction {self.easy_fraction} and hard_fraction {self.hard_fraction} must be shares of a batch",
             ),
             (

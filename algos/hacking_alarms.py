@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+SIGNAL_LOST = "signal lost"
+"""How the alarm of rewards that came to agree begins."""
 SHARE = 0.25
 """Of a series, what counts as its beginning and as its end."""
 
@@ -124,6 +126,14 @@ def variance_alarm(
         f"rewards within a group differ by {found[1]:.3f} where they differed by {found[0]:.3f}, at a mean of "
         f"{level[1]:.2f}: all answers earn the same, and nothing more is learned"
     )
+
+
+def signal_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
+    """`variance_alarm` on the lines of a run that had a signal; one that had none, `nothing_learned_alarm` tells of."""
+    lines = [line for line in history if {"rollouts/spread", "reward/mean"} <= line.keys()]
+    spread = [line["rollouts/spread"] for line in lines]
+    text = variance_alarm(spread, [line["reward/mean"] for line in lines]) if any(spread) else None
+    return text and f"{SIGNAL_LOST}: {text}"
 
 
 def disagreement_alarm(disagreement: Sequence[float], factor: float = 2.0, least: float = 0.05) -> str | None:

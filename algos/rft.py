@@ -95,7 +95,7 @@ def own_reason(tokens: Tokens, finished: bool, reward: float | None, options: RF
     """First rule that a trace breaks by itself, None if it keeps them all."""
     if reward is None:
         return "unrewarded"
-    if reward < options.min_reward:
+    if not reward >= options.min_reward:
         return "incorrect"
     if not finished:
         return "unfinished"
@@ -165,7 +165,7 @@ def _reason_unlike_others(one: Candidate, band: str | None, options: RFTOptions)
         return reason
     if one.judge_score is None or not math.isfinite(one.judge_score):
         return "unjudged"
-    return "low_score" if one.judge_score < options.min_judge_score else None
+    return "low_score" if not one.judge_score >= options.min_judge_score else None
 
 
 def _rank(one: Candidate) -> tuple[Any, ...]:

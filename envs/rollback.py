@@ -306,7 +306,7 @@ def intervened_rollout(
         return result
     start, correction = found
     error = _restore_error(env, trace, start)
-    if error > RESTORE_TOLERANCE:
+    if not error <= RESTORE_TOLERANCE:
         result.counts["discarded/restore_error"] += 1
         return result
     labels = {"corrector": corrector.name, "weight_version": weight_version, "restore_error": error}

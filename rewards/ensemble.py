@@ -47,6 +47,6 @@ def _failure(name: str, sample: int, value: float, apart: float, abstain_above: 
     if not 0.0 <= value <= 1.0:
         reason: Reason = "not a number" if np.isnan(value) else "out of range"
         return Failure(sample, name, reason, f"{value} is not in 0..1")
-    if abstain_above is not None and apart > abstain_above:
+    if abstain_above is not None and not apart <= abstain_above:
         return Failure(sample, name, "abstained", f"members disagree by {apart:.3f}, more than {abstain_above:g}")
     return None

@@ -60,7 +60,7 @@ def examine(members: Array, truth: Array, threshold: float, group: Array, cluste
     `group` [N]: the question of each answer, `cluster` [N]: its scene. The model is the mean of its members.
     """
     p, correct = members.mean(0), (truth >= threshold).astype(np.float64)
-    right = (p >= 0.5) == (correct > 0.5)
+    right = ((p >= 0.5) == (correct > 0.5)) & ~np.isnan(p)
     rate = float(correct.mean())
     found: dict[str, Any] = {
         "answers": len(p),

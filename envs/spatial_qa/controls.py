@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -59,5 +60,5 @@ def _best(items: Sequence[Item], reward: Callable[[str, Item], float]) -> Consta
     answers = sorted({item.solution[item.solution.index("<answer>") :] for item in items})
     step = max(1, -(-len(answers) // MAX_CANDIDATES))
     scored = [(float(np.mean([reward(answer, item) for item in items])), answer) for answer in answers[::step]]
-    value, reply = max(scored)
+    value, reply = max(scored, key=lambda pair: (not math.isnan(pair[0]), pair))  # a reward that failed never wins
     return ConstantAnswer(reply, value)

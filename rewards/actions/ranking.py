@@ -53,5 +53,5 @@ def choose(scores: np.ndarray, margin: float) -> Choice:
     mean = scores.mean(0)
     best, worst = int(mean.argmax()), int(mean.argmin())
     gap, gaps = float(mean[best] - mean[worst]), scores[:, best] - scores[:, worst]
-    reason = "disagreement" if (gaps <= 0).any() else "margin" if gap < margin else None
+    reason = "disagreement" if not (gaps > 0).all() else "margin" if not gap >= margin else None
     return Choice(best, worst, gap, reason)

@@ -192,7 +192,7 @@ class BuffersConfig(Section):
     @field_validator("mix_first", "mix_later")
     @classmethod
     def _sums_to_one(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        if abs(sum(shares) - 1) > 1e-6:
+        if not abs(sum(shares) - 1) <= 1e-6:
             raise ValueError(f"shares {list(shares)} sum to {sum(shares):g}; they must sum to 1")
         return shares
 

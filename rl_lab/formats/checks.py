@@ -54,13 +54,13 @@ def pose_problems(name: str, label: str, ee: np.ndarray) -> list[Problem]:
     norms = np.linalg.norm(arms[..., 3:7], axis=-1)
     found = []
     for number, arm in enumerate(ARMS):
-        off = np.abs(norms[:, number] - 1) > QUAT_TOLERANCE
+        off = ~(np.abs(norms[:, number] - 1) <= QUAT_TOLERANCE)
         if off.any():
             first = int(np.argmax(off))
             text = f"{label} of the {arm} arm has a quaternion of norm {norms[first, number]:.3f}, expected 1"
             found.append(Problem(name, first, f"{text} ({off.sum()} of {len(ee)} frames)"))
         gripper = arms[:, number, 7]
-        out = (gripper < -GRIPPER_TOLERANCE) | (gripper > 1 + GRIPPER_TOLERANCE)
+        out = ~((gripper >= -GRIPPER_TOLERANCE) & (gripper <= 1 + GRIPPER_TOLERANCE))
         if out.any():
             first = int(np.argmax(out))
             text = f"{label} of the {arm} gripper is {gripper[first]:.3f}, expected 0 (closed) to 1 (open)"

@@ -121,7 +121,7 @@ def _read(folder: Path, info: dict[str, Any], row: Row, name: str) -> Episode:
         text = f"truncated: {table.num_rows} rows in the data, {row['length']} in the table of episodes"
         raise BrokenEpisodeError([Problem(name, min(table.num_rows, row["length"]), text)])
     hz, steps = float(info["fps"]), table.num_rows
-    late = np.abs(_column(table, "timestamp") - np.arange(steps) / hz) > 0.5 / hz
+    late = ~(np.abs(_column(table, "timestamp") - np.arange(steps) / hz) <= 0.5 / hz)
     if late.any():
         first = int(np.argmax(late))
         stamp = _column(table, "timestamp")[first]

@@ -70,7 +70,7 @@ def find_recordings(
             found += [Recording("robotwin", file.path, 0, *rest) for file in robotwin.find_episodes(path)]
     (first, hz), *others = rates.items()
     for path, rate in others:
-        if abs(rate - hz) > RATE_TOLERANCE * hz:
+        if not abs(rate - hz) <= RATE_TOLERANCE * hz:
             raise UserError(
                 f"{first} has {hz:.2f} frames a second but {path} has {rate:.2f}; train on sets of one rate"
             )

@@ -6,8 +6,10 @@ prepare (engines and simulators are at it) -> whose turn? -> learn -> publish ->
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rl_lab.joint.exams import SkillExams
 from rl_lab.joint.feeds import ActionFeed, Feed, JointLearning, LanguageFeed
@@ -18,6 +20,7 @@ from rl_lab.joint.times import Times
 from rl_lab.joint.training import SHARED
 from rl_lab.language.grpo_steps import GRPOSteps
 from rl_lab.language.item_files import ItemFile
+from rl_lab.learning.watch import Alarm, Watch, nothing_learned
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
@@ -73,7 +76,8 @@ class JointRun:
             seed=seed,
             check_stop=context.check_stop,
         )
-        self.times = Times(engines, simulations)
+        self.times, self.watch = Times(engines, simulations), Watch(context)
+        self.alarms = [_nothing_learned(part, turns) for part, turns in self.schedule.turns.items() if turns]
         guarded = context.node.params["arm"] == "together" and config.joint.guard is not None
         self.guard = Guard(config.joint.guard) if guarded else None
         if self.guard is not None and state.guard is not None:
@@ -82,7 +86,7 @@ class JointRun:
     def run(self) -> None:
         """Turn after turn. RuntimeError when a loss is not a number, when trainer and engines disagree by more than
         the limit about answers by the newest weights, and when there is no pair to begin with."""
-        self.context.resume_from(self.counts.turn if self.counts.turn else -1)
+        self.watch.add(*self.context.resume_from(self.counts.turn if self.counts.turn else -1))
         self.state.forget_later()
         try:
             if self.counts.turn == 0:
@@ -132,6 +136,8 @@ class JointRun:
         if examined:
             line |= self._examine()
         self.context.log(turn, part=part, weight_version=version, **line)
+        self.watch.add(line | {"part": part})
+        self.watch.look(turn, *self.alarms)
         if metrics.get("rollouts/staleness") == 0:  # else RPRO has moved the weights since the engines answered
             self.steps.check_mismatch(metrics)
         if examined or turn % self.context.checkpoint_every(self.schedule.total) == 0:
@@ -198,6 +204,22 @@ class JointRun:
         older = {one.version: one for one in self.language.older_weights()}
         older |= {one.version: one for one in self.actions.older_weights(self.weights)}
         self.state.save(self.steps.pool, self.learner.save, [*older.values()])
+
+
+def _nothing_learned(part: str, turns: int) -> Alarm:
+    """The alarm about the turns of one objective, by their lines among those of both."""
+    alarm = nothing_learned(turns)
+
+    def look(lines: Sequence[dict[str, Any]]) -> str | None:
+        own = [
+            {name.removeprefix(f"{part}/"): value for name, value in line.items()}
+            for line in lines
+            if line.get("part") == part
+        ]
+        text = alarm(own)
+        return text and f"{part}: {text}"
+
+    return look
 
 
 def _name(part: str, name: str) -> str:

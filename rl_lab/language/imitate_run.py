@@ -27,6 +27,7 @@ from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.token_batching import expanded_tokens
 from rl_lab.language.training import Groups, epoch_order
 from rl_lab.learning.saved_states import SavedStates
+from rl_lab.learning.watch import Watch, nothing_learned
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
@@ -97,7 +98,7 @@ class ImitateRun:
         names = (*context.node.stream, self.settings.replicate)
         seed = integer(context.seed, "imitate", *names)
         self.order = epoch_order(len(self.traces), self.settings.steps, self.settings.batch_size, seed)
-        self.rewards = make_rewards(config.rewards)
+        self.rewards, self.watch = make_rewards(config.rewards), Watch(context)
         self.exam = HeldOutExam(
             ItemFile(context.inputs["questions"] / "held_out.arrow"),
             self.processor,
@@ -112,7 +113,7 @@ class ImitateRun:
         """Learn from batch after batch. RuntimeError when the loss is not a number."""
         progress, steps = self.state.progress, self.settings.steps
         every = self.context.checkpoint_every(steps)
-        self.context.resume_from(progress.step if progress.step else -1)
+        self.watch.add(*self.context.resume_from(progress.step if progress.step else -1))
         self.state.forget_later()
         try:
             if progress.step == 0:
@@ -139,6 +140,8 @@ class ImitateRun:
         if every and progress.step % every == 0:
             line |= self._examine()
         self.context.log(progress.step, **line)
+        self.watch.add(line)
+        self.watch.look(progress.step, nothing_learned(self.settings.steps))
 
     def _groups(self, numbers: list[int]) -> Groups:
         """These traces as groups of one."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from algos.alarms import LENGTH_COLLAPSE, truncation_alarm
+from algos.alarms import truncation_alarm
+from algos.hacking_alarms import signal_alarm
 from rl_lab.language.grpo_exam import HeldOutExam
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.online_steps import OnlineSteps
 from rl_lab.language.reward_models import make_rewards
+from rl_lab.learning.watch import Watch, nothing_learned
 from rl_lab.runner.stage_context import StageContext
 
 
@@ -22,8 +22,7 @@ class OnlineRun:
         """`steps` and their `state` stand at the last checkpoint; examined every so many batches, 0 for never."""
         self.context, self.steps, self.examine_every = context, steps, examine_every
         self.learner, self.state = steps.learner, state
-        self._history: list[dict[str, Any]] = []
-        """Lines of the run so far."""
+        self.watch, self._nothing_learned = Watch(context), nothing_learned(steps.method.steps)
         truth = context.config.truth
         self.truth = steps.rewards if truth is None else make_rewards(truth)
         self.exam = HeldOutExam(
@@ -40,7 +39,7 @@ class OnlineRun:
         """Learn from batch after batch; errors as `OnlineSteps.step`."""
         progress, steps = self.state.progress, self.steps.method.steps
         every = self.context.checkpoint_every(steps)
-        self._history += self.context.resume_from(progress.step if progress.step else -1)
+        self.watch.add(*self.context.resume_from(progress.step if progress.step else -1))
         self.state.forget_later()
         try:
             if progress.step == 0:
@@ -51,6 +50,7 @@ class OnlineRun:
                 self.context.progress(progress.batches, steps, f"version {self.steps.weights.version}")
                 if progress.batches > before and progress.batches % every == 0:
                     self.state.save(self.steps.pool, self.learner.save, self.steps.older_weights())
+            self.watch.look(progress.step, signal_alarm)
             self.learner.finish(self.context.out)
             self.steps.pool.seal()
         finally:
@@ -66,18 +66,9 @@ class OnlineRun:
         if progress.batches > batches and every and progress.batches % every == 0:
             line |= self._examine()
         self.context.log(progress.step, **line)
-        self._history.append(line)
-        self._raise_alarm(progress.step)
+        self.watch.add(line)
+        self.watch.look(progress.step, truncation_alarm, self._nothing_learned)
         self.steps.check_mismatch(line)
-
-    def _raise_alarm(self, step: int) -> None:
-        """Say once in a run that answers no longer end."""
-        raised = any(str(line.get("alarm", "")).startswith(LENGTH_COLLAPSE) for line in self._history)
-        alarm = None if raised else truncation_alarm(self._history)
-        if alarm is not None:
-            self.context.say(f"step {step}: {alarm}")
-            self._history.append({"alarm": alarm})
-            self.context.log(step, alarm=alarm)
 
     def _examine(self) -> dict[str, float]:
         steps = self.steps

@@ -246,7 +246,7 @@ class OnlineSteps:
         if not self.method.needs_rewards:
             groups = replace(groups, scored=torch.ones_like(groups.scored), teacher=read)
         elif not groups.scored.any():
-            return {}  # nothing to learn from, and weights that do not move
+            return {"groups/with_signal": 0.0}  # nothing to learn from, and weights that do not move
         with self.clock.timed("learn"):
             learned, self.weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
         if learned.error is not None:
@@ -258,7 +258,7 @@ class OnlineSteps:
     def check_mismatch(self, line: dict[str, float]) -> None:
         """RuntimeError when the metrics of the step say that trainer and engines compute different models."""
         found, limit = line.get("mismatch/newest", 0.0), self.method.mismatch_limit
-        if found > limit:
+        if not found <= limit:
             raise RuntimeError(
                 f"step {self.state.progress.step}: log-probabilities of trainer and engine differ by {found:.3g} on "
                 f"average, more than {self.method.section}.mismatch_limit = {limit:g}; the engine computes another "

@@ -13,11 +13,13 @@ import torch
 from algos.curriculum import Curriculum
 from algos.curriculum_options import CurriculumOptions
 from algos.grpo import group_advantages
+from algos.hacking_alarms import signal_alarm
 from algos.token_batch import TokenBatch
 from envs.spatial_qa.items import CATEGORIES
 from rl_lab.config.section import OptimiserConfig
 from rl_lab.language.answering import Answers, ask, collect, reward_means, scored_groups
 from rl_lab.language.groups import Answered
+from rl_lab.language.grpo_line import group_spread
 from rl_lab.language.item_files import ItemFile, SolutionFile
 from rl_lab.language.model import LanguageModel, answer_texts, load_chat_processor, load_language_model
 from rl_lab.language.outcome_labels import Answers as LabelledAnswers
@@ -30,6 +32,7 @@ from rl_lab.language.text_classifier import TextClassifier
 from rl_lab.language.token_batching import chat_batch
 from rl_lab.language.training import GROUPS, ColdStartPlan
 from rl_lab.learning.training import optimiser
+from rl_lab.learning.watch import Watch, nothing_learned
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
@@ -107,8 +110,12 @@ def trl_classifier(context: StageContext, labels: Path, items: Path, seed: int) 
 
 
 def _logger(context: StageContext, settings: OptimiserConfig) -> Callable[[int, dict[str, float]], None]:
+    watch = Watch(context)
+
     def log(step: int, metrics: dict[str, float]) -> None:
         context.log(step, **metrics)
+        watch.add(metrics)
+        watch.look(step, nothing_learned(settings.steps))
         context.progress(step, settings.steps, f"loss {metrics['loss']:.4g}")
 
     return log
@@ -164,7 +171,7 @@ class TRLRun:
         self.context.say(notice(self.context.node.params["curriculum"]["scheme"]))
         torch.set_num_threads(self.settings.threads)
         means: dict[str, float] = {}
-        failures = RewardFailures(self.context)
+        failures, watch = RewardFailures(self.context), Watch(self.context)
 
         def record(step: Step) -> None:
             items, answers = list(step.items), step.completions
@@ -176,9 +183,12 @@ class TRLRun:
             self.store.write(step.number, answered.rollouts(advantages, self.processor), answered.columns())
             means.clear()
             means.update(reward_means(items, scored) | {"rollouts/tokens": float(answered.num_tokens)})
+            means["rollouts/spread"] = group_spread(scored.rewards)
 
         def log(step: int, metrics: dict[str, float]) -> None:
             self.context.log(step, **(metrics | means))
+            watch.add(metrics | means)
+            watch.look(step, nothing_learned(self.settings.steps))
             self.context.progress(step, self.settings.steps)
 
         rewards = make_rewards(self.context.config.rewards)
@@ -198,6 +208,7 @@ class TRLRun:
                 log,
                 record,
             )
+            watch.look(self.settings.steps, signal_alarm)
         finally:
             rewards.close()
 

@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError
 from algos.alarms import cap_alarm, collapse_alarm
 from rl_lab.learning.saved_states import SavedStates
 from rl_lab.learning.training import Plan
+from rl_lab.learning.watch import Watch, nothing_learned
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.cluster import Cluster
 
@@ -41,7 +42,8 @@ def train(cluster: Cluster, context: StageContext, plan: Plan) -> None:
 def _run_slices(context: StageContext, worker: Any, steps: int) -> None:
     """Drive the learner to `steps`, from wherever its last saved state is."""
     step = ray.get(worker.step.remote())
-    history = context.resume_from(step)
+    watch = Watch(context)
+    watch.add(*context.resume_from(step))
     every = context.checkpoint_every(steps)
     while step < steps:
         result = ray.get(worker.run.remote(min(10, steps - step, every - step % every)))
@@ -50,11 +52,9 @@ def _run_slices(context: StageContext, worker: Any, steps: int) -> None:
         if result.error:
             raise RuntimeError(result.error)
         step += len(result.lines)
-        history += result.lines
+        watch.add(*result.lines)
+        watch.look(step, nothing_learned(steps))
         if step % every == 0:
             ray.get(worker.save.remote())
-        context.progress(step, steps, f"loss {history[-1]['loss']:.4g}")
-    known = {line.get("alarm") for line in history}
-    for alarm in (collapse_alarm(history), cap_alarm(history)):
-        if alarm is not None and alarm not in known:
-            context.log(step, alarm=alarm)
+        context.progress(step, steps, f"loss {watch.lines[-1]['loss']:.4g}")
+    watch.look(step, collapse_alarm, cap_alarm)

@@ -55,7 +55,7 @@ def ranking_alarms(run: RunFolder, variant: str) -> list[str]:
         agreement, states = pairs.counts["agreement"], pairs.counts["states"]
         right, different = agreement["chosen_right"], agreement["chosen_different"]
         where = f"seed {pairs.replicate}: " if pairs.replicate is not None else ""
-        if different >= LEAST_PAIRS and right + Z / (2 * math.sqrt(different)) < 0.5:
+        if different >= LEAST_PAIRS and not right + Z / (2 * math.sqrt(different)) >= 0.5:
             found.append(
                 f"{where}of {different} chosen pairs whose chunks led to different progress only {percent(right)} "
                 "prefer the one that led further: the reward points away from the task"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from algos.alarms import NOTHING_LEARNED
+from algos.hacking_alarms import SIGNAL_LOST
 from rl_lab.reports.budgets import REACH_METHOD, at_equal_budget, tokens_needed
 from rl_lab.reports.compare import episode_summary
 from rl_lab.reports.distillation import distillation_summary
@@ -39,7 +41,15 @@ def summarise(run: RunFolder) -> Row:
     if is_sweep(run):
         sweep = sweep_summary(run)
         summary |= {"sweep": sweep, "verdict": [row["sentence"] for row in sweep["variants"] if "sentence" in row]}
-    return summary
+    return summary | {"verdict": [*learned_nothing(run), *summary["verdict"]]}
+
+
+def learned_nothing(run: RunFolder) -> list[str]:
+    """A sentence for every alarm which says that a training could not learn, or no longer."""
+    alarms = [
+        line for line in run.metrics if any(kind in line.get("alarm", "") for kind in (NOTHING_LEARNED, SIGNAL_LOST))
+    ]
+    return [f"{line['node']}, step {line['step']}: {line['alarm']}." for line in alarms]
 
 
 def language_summary(run: RunFolder) -> Row:

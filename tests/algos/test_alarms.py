@@ -1,9 +1,14 @@
 """Alarms: planted failures they must catch, healthy runs they must not."""
 
+import math
+import re
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from algos.alarms import cap_alarm, collapse_alarm, truncation_alarm
+from algos.alarms import cap_alarm, collapse_alarm, nothing_learned_alarm, truncation_alarm
 from tests.algos.toy_training import train
 
 
@@ -73,3 +78,50 @@ def test_answers_that_end_raise_no_alarm_also_where_one_step_does_not():
 
 def test_the_length_alarm_waits_for_a_full_window():
     assert truncation_alarm(truncated(*[1.0] * 9)) is None and truncation_alarm(truncated(*[1.0] * 10)) is not None
+
+
+def grpo(signal=0.0, spread=0.0, reward=0.0, grad_norm=0.0):
+    return {
+        "groups/with_signal": signal,
+        "rollouts/spread": spread,
+        "reward/mean": reward,
+        "grad_norm": grad_norm,
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (grpo(reward=1.0), "all answers are right"),
+        (grpo(reward=0.0), "all answers are wrong"),
+        (grpo(reward=0.4), r"the reward is constant within every group \(mean 0.4\)"),
+        (grpo(spread=0.01, reward=0.4), "differ by 0.01 at most"),
+        ({"groups/with_signal": 0.0}, "the reward is constant"),  # no batch was learned from
+        (grpo(signal=1.0, spread=0.3, reward=0.4), "the gradient is zero"),
+        ({"grad_norm": 0.0, "loss": 1.0}, "the gradient is zero"),
+        (grpo(signal=math.nan, reward=1.0), "all answers are right"),
+        (grpo(signal=None, reward=1.0), "all answers are right"),
+        (grpo(signal=1.0, spread=0.3, reward=0.4, grad_norm=math.nan), "the gradient is zero"),
+    ],
+)
+def test_steps_that_teach_nothing_are_named_with_their_reason(line, reason):
+    message = nothing_learned_alarm(steps(10, **line))
+    assert message is not None and message.startswith("nothing learned: ") and re.search(reason, message)
+    assert nothing_learned_alarm(steps(9, **line)) is None
+
+
+@given(st.integers(0, 9), st.lists(st.booleans(), min_size=0, max_size=20))
+def test_one_step_that_teaches_within_the_window_is_enough_and_probes_do_not_count(place, probes):
+    history = steps(10, **grpo(reward=1.0))
+    history[place] = grpo(signal=0.1, spread=0.1, reward=0.9, grad_norm=1e-8)
+    mixed = [
+        line for line, probe in zip(history, probes + [False] * 10, strict=False) for line in [line] + [{}] * probe
+    ]
+    assert nothing_learned_alarm(mixed) is None
+    assert nothing_learned_alarm(mixed + steps(10, **grpo(reward=1.0))) is not None
+
+
+@pytest.mark.parametrize("alarm", [collapse_alarm, cap_alarm, truncation_alarm])
+def test_an_alarm_that_meets_nan_fires(alarm):
+    names = ("flow/identical", "flow/identical_reference", "flow/winner", "flow/winner_reference", "capped/winner")
+    assert alarm(steps(60, **dict.fromkeys((*names, "rollouts/truncated"), math.nan))) is not None

@@ -339,6 +339,10 @@ def test_impossible_rewards_are_refused_and_change_nothing(numbers, rewards, mes
         ({"cooldown": -1}, "cooldown is -1"),
         ({"easy_border": 0.2, "hard_border": 0.8}, "must lie below"),
         ({"easy_fraction": 0.7, "hard_fraction": 0.7}, "must be shares"),
+        ({"easy_fraction": np.nan}, "must be shares"),
+        ({"explore": np.nan}, "explore is nan"),
+        ({"min_spread": np.nan}, "min_spread is nan"),
+        ({"half_life": np.nan}, "half_life is nan"),
         ({"stage_candidates": 0}, "stage_candidates is 0"),
     ],
 )

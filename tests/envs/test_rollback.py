@@ -289,8 +289,9 @@ def test_the_restore_error_is_measured_and_stands_on_the_pair():
 
 
 def test_a_pair_that_does_not_share_its_start_is_dropped_and_counted():
-    result = collect_drifting(0.01)
-    assert result.pairs == [] and result.counts["discarded/restore_error"] == 1
+    for drift in (0.01, np.nan):
+        result = collect_drifting(drift)
+        assert result.pairs == [] and result.counts["discarded/restore_error"] == 1
 
 
 def test_where_restoring_repeats_the_episode_images_are_taken_on_the_way():

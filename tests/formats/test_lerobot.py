@@ -46,6 +46,15 @@ def test_episodes_come_back(dataset):
         assert_like(read, written)
 
 
+def test_a_timestamp_that_is_no_number_is_a_wrong_rate(dataset):
+    file = dataset[0] / "data/chunk-000/file-000.parquet"
+    rows = pandas.read_parquet(file)
+    rows.loc[3, "timestamp"] = np.nan
+    rows.to_parquet(file)
+    with pytest.raises(BrokenEpisodeError, match="wrong rate: timestamp nan"):
+        list(read_lerobot(dataset[0]))
+
+
 def test_the_table_of_episodes_finds_rows_and_frames(dataset):
     folder, _ = dataset
     first, second = pq.read_table(folder / "meta/episodes/chunk-000/file-000.parquet").to_pylist()

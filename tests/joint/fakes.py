@@ -151,7 +151,7 @@ class FakeJointLearner:
         self.rate = dict.fromkeys(effects, 1.0)
         self.frozen: list[str] = []
         self.rounds: tuple[Path, ...] = ()
-        self.mismatch = 0.0
+        self.mismatch, self.grad_norm = 0.0, 1.0
         self.die_at: int | None = None
         """Turn that is not survived."""
         if state is not None:
@@ -200,7 +200,12 @@ class FakeJointLearner:
         self.changes += 1
         weights = self.publish()
         loss = int(self.seen[:8], 16) / 2**32
-        metrics = {"loss": loss, "drift/vlm": 0.01 * self.changes, "mismatch/newest": self.mismatch}
+        metrics = {
+            "loss": loss,
+            "grad_norm": self.grad_norm,
+            "drift/vlm": 0.01 * self.changes,
+            "mismatch/newest": self.mismatch,
+        }
         return Learned(metrics, weights.version, 0.0), weights
 
     def lower(self, objective: str, factor: float) -> None:

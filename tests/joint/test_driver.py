@@ -190,6 +190,13 @@ def test_engines_that_disagree_stop_a_run_but_answers_from_before_a_turn_of_rpro
         make("fresh", "joint.lead=1").start(mismatch=5.0)
 
 
+def test_an_objective_that_cannot_learn_is_named_and_the_other_is_not(make):
+    run = make("run", "joint.guard=null").start(grad_norm=0.0)
+    alarms = [line["alarm"].split(":")[:2] for line in run.metrics() if "alarm" in line]
+    assert alarms == [["grpo", " nothing learned"], ["rpro", " nothing learned"]]
+    assert not [line for line in make("learns").start().metrics() if "alarm" in line]
+
+
 def test_a_sequence_collects_its_pairs_with_what_came_before(make):
     run = make("run", arm="sequence").start()
     assert [line["part"] for line in run.metrics() if line["step"]] == ["grpo"] * 4 + ["rpro"] * 6

@@ -175,7 +175,9 @@ class FakeLearner:
         total = int(hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:8], 16) / 2**32
         self.batches, self.weight = self.batches + 1, 0.5 * self.weight + total
         weights = self.publish()
-        metrics = {"loss": self.weight, "mismatch/newest": self.mismatch}
+        signal = float((groups.advantages != 0).any(1).float().mean())
+        metrics = {"loss": self.weight, "mismatch/newest": self.mismatch, "grad_norm": self.weight}
+        metrics |= {"groups/with_signal": signal}
         return Learned(metrics, weights.version, 0.0, self.error), weights
 
     def save(self, path: Path) -> None:

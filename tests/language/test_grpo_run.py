@@ -160,6 +160,38 @@ def test_a_mismatch_above_the_limit_stops_the_run_with_its_line(make):
     assert run.metrics()[-1]["mismatch/newest"] == 0.06
 
 
+def test_a_mismatch_that_is_no_number_stops_the_run(make):
+    with pytest.raises(RuntimeError, match="differ by nan"):
+        make("run").start(mismatch=float("nan"))
+
+
+@pytest.mark.parametrize("scheme", ["uniform", "frontier"])
+@pytest.mark.parametrize(("rate", "reason"), [(1.0, "all answers are right"), (0.0, "all answers are wrong")])
+def test_a_run_that_cannot_learn_says_so_once_while_it_runs(make, capsys, scheme, rate, reason):
+    run = make("run", f"curriculum.scheme={scheme}", "rl.steps=12", rate=lambda item: rate)
+    run.kill_at = 12
+    with pytest.raises(Killed):
+        run.start()
+    (alarm,) = [line for line in run.metrics() if "alarm" in line]
+    assert alarm["step"] == 10 and alarm["alarm"].startswith(f"nothing learned: {reason}")
+    assert capsys.readouterr().err.count("nothing learned") == 1
+    assert [line for line in run.start().metrics() if "alarm" in line] == [alarm]
+
+
+def test_a_short_run_that_cannot_learn_says_so_in_its_last_step_and_one_that_learns_never(make):
+    (alarm,) = [line for line in make("short", rate=lambda item: 1.0).start().metrics() if "alarm" in line]
+    assert alarm["step"] == 6
+    assert not [line for line in make("learns", "rl.steps=14").start().metrics() if "alarm" in line]
+
+
+def test_a_run_whose_answers_came_to_agree_says_so_at_its_end(make, monkeypatch):
+    monkeypatch.setattr(
+        "rl_lab.language.grpo_line.group_spread", lambda rewards, left=[0.4] * 9: (left or [0.01]).pop()
+    )
+    run = make("run", "rl.steps=12").start()
+    assert [line["alarm"].split(":")[0] for line in run.metrics() if "alarm" in line] == ["signal lost"]
+
+
 def test_a_loss_that_is_no_number_stops_the_run(make):
     with pytest.raises(RuntimeError, match="not finite"):
         make("run").start(error="loss is not finite; the batch is in bad_batch.pt")

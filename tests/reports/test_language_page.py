@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from rl_lab.errors import UserError
-from rl_lab.json_lines import read_json_lines
+from rl_lab.json_lines import append_json_line, read_json_lines
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.report import main
 from rl_lab.reports import rollouts_page
@@ -98,6 +98,16 @@ def test_a_run_whose_rewards_are_all_the_same_or_all_failed_has_a_page(tmp_path,
         write_jsonl(path, [row | {name: [reward] * 4 for name in ("rewards", "blank") if name in row} for row in rows])
     text = visible(page_of(run))
     assert "Held-out questions" in text and ("95 % interval" in text or reward is None)
+
+
+def test_a_training_that_could_not_learn_opens_the_verdict(copied):
+    line = {"node": "frontier.1.grpo", "method": "frontier", "replicate": 1, "step": 30}
+    texts = ("nothing learned: all answers are right (the last 10 steps)", "signal lost: they agree", "collapse: it is")
+    for text in texts:
+        append_json_line(copied / "metrics.jsonl", line | {"alarm": text})
+    verdict = summarise(load_run(copied))["verdict"]
+    assert verdict[:2] == [f"frontier.1.grpo, step 30: {text}." for text in texts[:2]]
+    assert "collapse" not in " ".join(verdict) and len(verdict) > 2
 
 
 def test_rollouts_are_newest_and_mixed_and_keep_the_budget(language_run, page, monkeypatch):

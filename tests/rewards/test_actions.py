@@ -194,3 +194,5 @@ def test_the_best_and_the_worst_chunk_make_a_pair_unless_members_disagree_or_the
     assert choose(np.array([[0.0, 4.0, -1.0], [0.2, -2.1, -2.0]]), margin=1.0).abstained == "disagreement"
     assert choose(np.array([[0.0, 0.1], [0.0, 0.3]]), margin=1.0).abstained == "margin"
     assert choose(np.zeros((2, 3)), margin=0.0).abstained == "disagreement"
+    assert choose(np.array([[0.0, np.nan], [0.0, 3.0]]), margin=0.0).abstained == "disagreement"
+    assert choose(np.array([[0.0, 3.0]]), margin=np.nan).abstained == "margin"

@@ -54,6 +54,12 @@ def test_leaving_out_what_members_disagree_on_makes_the_rest_more_accurate():
     assert len(found["members"]) == 3
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_probability_that_is_no_number_is_never_right():
+    found = examine(np.full((1, 10), np.nan), np.zeros(10), 0.5, np.arange(10), list(range(10)))
+    assert found["accuracy"] == 0.0
+
+
 def test_answers_that_are_all_correct_have_no_ranking():
     found = examine(np.full((1, 10), 0.9), np.ones(10), 0.5, np.arange(10), list(range(10)))
     assert found["auroc"] is None and found["auroc_interval"] is None and found["rank_correlation"] is None

@@ -205,6 +205,8 @@ def test_best_constant_answer_is_the_majority_of_each_generator(one_of_each):
     best, mean = best_constant_answers(items, score)
     assert mean == pytest.approx(2 / 3) and best["relation"].reply == "<answer>\nyes\n</answer>"
     assert constant_reward([answered("no")], best, score) == 0.0
+    broken, _ = best_constant_answers(items, lambda text, item: np.nan if "no" in text else 0.1)
+    assert broken["relation"].reply == "<answer>\nyes\n</answer>", "a reward that failed never wins"
     with pytest.raises(ValueError, match="no items"):
         best_constant_answers([], score)
 
