@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from rl_lab.errors import UserError
 from rl_lab.files import naming, write_whole
+from rl_lab.reading import read_bytes
 
 Record = dict[str, Any]
 
@@ -51,14 +52,14 @@ def read_json_lines(path: Path, *, missing_ok: bool = False) -> list[Record]:
     """
     if missing_ok and not path.exists():
         return []
-    *lines, _unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *lines, _unfinished = read_bytes(path).decode(errors="replace").split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
             record = None
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {number} is not a JSON object; mend or delete that line")

@@ -20,6 +20,7 @@ from rl_lab.config import RunConfig, dump_config, load_config
 from rl_lab.config.judge import JUDGE_URL
 from rl_lab.disk_errors import DiskError, disk_error
 from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.reading import read_object
 from rl_lab.runner.environment import describe
 from rl_lab.runner.executor import Executor, StageError
 from rl_lab.runner.expansion import expand
@@ -61,7 +62,8 @@ def _load(options: Any) -> RunConfig:
     """The config of the file, or of the folder to resume; both must agree where both are given."""
     if not options.resume:
         return load_config(options.file, options.overrides)
-    RunFolder.reopen(options.resume).close()
+    with contextlib.closing(RunFolder.reopen(options.resume)) as folder:
+        folder.read_stages()  # refused, if it is damaged, before anything is written
     config = load_config(options.resume / CONFIG_FILE)
     if options.file is None and options.overrides:
         raise UserError("a resumed run keeps its config; leave out the overrides")
@@ -182,9 +184,7 @@ def _run(folder: RunFolder, config: RunConfig, stages: StageFactory, *, resumed:
     make = partial(real_stages, config, folder.path, store.root) if stages is real_stages else partial(stages, config)
     with make() as functions, Tracker(config, folder.path, nodes) as tracker, _stops_on_signals():
         executor = Executor(config, nodes, hashes, versions, functions, store, folder, tracker.log)
-        changed = executor.continue_from(rows)
-        if changed:
-            _warn([f"code, packages or store changed since {', '.join(changed)} ran; running them again"])
+        _tell_changes(folder, executor.continue_from(rows))
         try:
             executor.run()
         except (StageError, UserError) as error:
@@ -194,10 +194,19 @@ def _run(folder: RunFolder, config: RunConfig, stages: StageFactory, *, resumed:
     return 0
 
 
+def _tell_changes(folder: RunFolder, again: Sequence[str]) -> None:
+    """What became of a run since it was interrupted, and which of its finished stages run `again` for it."""
+    names = f"{', '.join(again)} run again"
+    if folder.config_was_edited():
+        _warn([f"{folder.path / CONFIG_FILE} was edited; {names if again else 'no finished stage depends on that'}"])
+    elif again:
+        _warn([f"code, packages or store changed since then; {names}"])
+
+
 def _tell_verdict(folder: RunFolder) -> None:
     """What the finished run showed, in the sentences of its report."""
     path = folder.path / SUMMARY_FILE
-    for sentence in json.loads(path.read_text())["verdict"] if path.is_file() else ():
+    for sentence in read_object(path)["verdict"] if path.is_file() else ():
         print(sentence)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import shutil
 import sys
@@ -18,6 +17,7 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.disk_errors import DiskError, disk_error
 from rl_lab.errors import UserError
 from rl_lab.json_lines import read_json_lines
+from rl_lab.reading import read_object
 from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import GATE_FILE, Line, RunFolder
@@ -74,7 +74,8 @@ class Executor:
     def continue_from(self, rows: Sequence[Line]) -> list[str]:
         """Take over the rows of an interrupted run: what it had finished stays, the metrics of the rest are dropped.
 
-        Returns the names of stages that were finished but must run again, because the code or packages are others now.
+        Returns the names of stages that were finished but must run again: their settings, code or packages are others
+        now, or the store has lost them.
         """
         finished = {
             row["name"]: row
@@ -84,19 +85,20 @@ class Executor:
             and self._is_stored(row["hash"])
         }
         self.rows |= finished
-        self.folder.keep_metrics(lambda line: line["node"] in finished)
+        self.folder.keep_metrics(lambda line: str(line.get("node")) in finished)
         self._restore_metrics(finished)
-        return [row["name"] for row in rows if row["status"] == "done" and row["hash"] and row["name"] not in finished]
+        ended = [row["name"] for row in rows if row["status"] == "done" and row["hash"]]
+        return [name for name in ended if name in self.rows and name not in finished]
 
     def _restore_metrics(self, names: Container[str]) -> None:
         """Take from the store what the run folder's metrics have lost of these nodes, to a power cut or a person."""
-        have = Counter(line["node"] for line in read_json_lines(self.folder.metrics_path))
+        have = Counter(str(line.get("node")) for line in read_json_lines(self.folder.metrics_path))
         for node in self.nodes:
             if node.name not in names or node.kind == "report":
                 continue
             stored = self.store.metrics(self.hashes[node.name])
             if have[node.name] < len(stored):
-                self.folder.keep_metrics(lambda line, lost=node.name: line["node"] != lost)  # type: ignore[misc]
+                self.folder.keep_metrics(lambda line, lost=node.name: line.get("node") != lost)  # type: ignore[misc]
                 self.folder.append_metrics([labels(node) | line for line in stored])
 
     def run(self) -> None:
@@ -180,7 +182,7 @@ class Executor:
         return bool(self._decision(gate)["passed"])
 
     def _decision(self, gate: str) -> Line:
-        return json.loads((self.store.path(self.hashes[gate]) / GATE_FILE).read_text())
+        return read_object(self.store.path(self.hashes[gate]) / GATE_FILE)
 
     def _skip(self, node: Node) -> None:
         self.rows[node.name]["status"] = "skipped"

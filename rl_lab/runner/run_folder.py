@@ -13,9 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
+from rl_lab.digests import file_digest
 from rl_lab.errors import UserError
 from rl_lab.files import write_whole
 from rl_lab.json_lines import append_json_line, read_json_lines, write_json_lines
+from rl_lab.reading import read_as
 from rl_lab.runner.graph import Node
 from rl_lab.runner.store import METRICS_FILE, RECORD_FILE, link_tree
 
@@ -59,6 +63,25 @@ LIVE_KINDS = ("grpo", "distill", "traces", "joint")
 """Stages whose output can be inspected while they run."""
 
 Line = dict[str, Any]
+
+
+class StageRow(BaseModel):
+    """What every row of stages.json has; `hash` is null for a report."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    status: str
+    hash: str | None = None
+
+
+class StagesFile(BaseModel):
+    """The content of stages.json."""
+
+    store: str
+    config: str | None = None
+    """Digest of config.yaml as it was when the rows were written."""
+    nodes: list[StageRow]
 
 
 def plain_line(line: Line) -> Line:
@@ -123,19 +146,32 @@ class RunFolder:
 
     def write_stages(self, rows: Sequence[Line], store: Path) -> None:
         """Write stages.json: the store's path; name, kind, method, round, hash, status, seconds, reused of nodes."""
-        self.write(STAGES_FILE, json.dumps({"store": str(store), "nodes": list(rows)}, indent=1) + "\n")
+        content = {"store": str(store), "config": self._config_digest(), "nodes": list(rows)}
+        self.write(STAGES_FILE, json.dumps(content, indent=1) + "\n")
 
     def read_stages(self) -> tuple[Path | None, list[Line]]:
         """The store's path and the rows that `write_stages` wrote; (None, []) if the run was killed before it did."""
-        if not (self.path / STAGES_FILE).is_file():
+        content = self._stages_file()
+        if content is None:
             return None, []
+        return Path(content.store), [row.model_dump() for row in content.nodes]
+
+    def config_was_edited(self) -> bool:
+        """Whether config.yaml is another than when `write_stages` last wrote its rows."""
+        content = self._stages_file()
+        return content is not None and content.config not in (None, self._config_digest())
+
+    def _config_digest(self) -> str | None:
+        path = self.path / CONFIG_FILE
+        return file_digest(path) if path.is_file() else None
+
+    def _stages_file(self) -> StagesFile | None:
+        if not (self.path / STAGES_FILE).exists():
+            return None
         try:
-            content = json.loads((self.path / STAGES_FILE).read_text())
-        except ValueError as error:
-            raise UserError(
-                f"{self.path / STAGES_FILE} is damaged ({error}); delete it: what is finished is found by its hash"
-            ) from error
-        return Path(content["store"]), content["nodes"]
+            return read_as(self.path / STAGES_FILE, StagesFile)
+        except UserError as error:
+            raise UserError(f"{error}, or delete it: what is finished is found by its hash") from error
 
     def show_live(self, node: Node, out: Path) -> None:
         """Point to the output of a stage that is running, at the place where it will be when it is done."""

@@ -14,15 +14,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rl_lab.digests import damaged_file, folder_digests
+from pydantic import BaseModel
+
+from rl_lab.digests import Digests, damaged_file, folder_digests
 from rl_lab.errors import UserError
 from rl_lab.files import sync, write_whole
+from rl_lab.reading import fit, read_object
 from rl_lab.runner.graph import tree_digest
 
 RECORD_FILE = "stage.json"
 METRICS_FILE = "metrics.jsonl"
 CODE_PACKAGES = ("rl_lab", "envs", "algos", "rewards")
 HASHED_PACKAGES = ("torch", "mujoco", "numpy", "transformers")
+
+
+class StageRecord(BaseModel):
+    """What every stage.json has, whichever code wrote it."""
+
+    kind: str
+    seconds: float
+    files: Digests
 
 
 def code_versions() -> dict[str, str]:
@@ -74,8 +85,8 @@ class Store:
         """What has happened since to a stage that is there, naming a file; None if it is as it was stored."""
         try:
             record = self.record(digest)
-        except ValueError:
-            return f"{self.path(digest) / RECORD_FILE} is damaged (no JSON)"
+        except UserError:
+            return f"{self.path(digest) / RECORD_FILE} is damaged (no record of a stage)"
         return damaged_file(self.path(digest), record["files"])
 
     def discard(self, digest: str) -> None:
@@ -85,8 +96,14 @@ class Store:
         shutil.rmtree(away)
 
     def record(self, digest: str) -> dict[str, Any]:
-        """What was recorded about a finished stage: kind, params, inputs, seconds, versions, digests of its files."""
-        return json.loads((self.path(digest) / RECORD_FILE).read_text())
+        """What was recorded about a finished stage: kind, params, inputs, seconds, versions, digests of its files.
+
+        UserError for a record that is damaged.
+        """
+        path = self.path(digest) / RECORD_FILE
+        record = read_object(path)
+        fit(record, StageRecord, str(path))
+        return record
 
     def metrics(self, digest: str) -> list[dict[str, Any]]:
         """The lines that a finished stage logged."""

@@ -192,7 +192,7 @@ def test_lines_lost_from_the_metrics_of_a_run_come_back_from_the_store(finished)
 
 def test_a_damaged_list_of_stages_is_refused_with_the_way_out(finished):
     shorten(finished / "stages.json")
-    with pytest.raises(UserError, match=r"run/stages.json is damaged .*; delete it: what is finished is found"):
+    with pytest.raises(UserError, match=r"run/stages.json: .* or delete it: what is finished is found"):
         main("--resume", "run")
     (finished / "stages.json").unlink()
     stages = FakeStages()

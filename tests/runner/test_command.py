@@ -51,6 +51,17 @@ def written(home: Path) -> list[str]:
     return sorted(path.name for path in home.iterdir() if path.name != "small.yaml")
 
 
+def assert_refused(capsys, message: str, *arguments: str) -> None:
+    """One line that says the message, exit code 2, nothing printed."""
+    with pytest.raises(SystemExit) as exit_:
+        run_command(lambda: main(*arguments))
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.out == ""
+
+
 def test_the_first_and_the_last_line_printed_is_the_run_folder(home, capsys):
     assert main("small.yaml") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -117,13 +128,7 @@ def test_a_dry_run_says_what_would_be_reused(home, capsys):
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(home, capsys, arguments, message):
     if "placement=gpu" in arguments and os.path.exists("/dev/nvidia0"):
         pytest.skip("there is a GPU")
-    with pytest.raises(SystemExit) as exit_:
-        run_command(lambda: main(*arguments))
-    captured = capsys.readouterr()
-    assert exit_.value.code == 2
-    assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
-    assert message in captured.err
-    assert captured.out == ""
+    assert_refused(capsys, message, *arguments)
     assert written(home) == []
 
 
@@ -218,3 +223,47 @@ def test_a_run_killed_before_its_first_stage_can_be_resumed(home, capsys):
     stages = FakeStages()
     assert main("--resume", "mine", stages=stages) == 0
     assert stages.ran == []
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"store": 1, "nodes": []}', '{"store": "x", "nodes": [{"name": "a"}]}', "[" * 9999]
+)
+def test_a_damaged_list_of_stages_is_one_line_with_the_way_out(home, capsys, content):
+    main("small.yaml", "stages=[demos]", "--run-dir", "mine")
+    (home / "mine" / "stages.json").write_text(content)
+    capsys.readouterr()
+    assert_refused(capsys, "mine/stages.json", "--resume", "mine")
+
+
+def test_an_edited_config_is_named_as_what_changed(home, capsys):
+    main("small.yaml", "stages=[demos, sft]", "--run-dir", "mine")
+    path = home / "mine" / "config.yaml"
+    path.write_text(path.read_text().replace("steps: 10\n", "steps: 11\n", 1))
+    stages = FakeStages()
+    assert main("--resume", "mine", stages=stages) == 0 and stages.ran == ["sft"]
+    assert "mine/config.yaml was edited; sft run again" in capsys.readouterr().err
+    path.write_text(path.read_text() + "# a remark\n")
+    main("--resume", "mine")
+    assert "config.yaml was edited; no finished stage depends on that" in capsys.readouterr().err
+    main("--resume", "mine")
+    assert "edited" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"kind": "demos", "seconds": "x", "files": {}}'])
+def test_a_damaged_record_of_a_stored_stage_is_named_and_made_again(home, capsys, content):
+    main("small.yaml", "stages=[demos]", "--run-dir", "mine")
+    (record,) = home.glob("runs/.stages/*/stage.json")
+    record.chmod(0o644)
+    record.write_text(content)
+    stages = FakeStages()
+    assert main("--resume", "mine", stages=stages) == 0 and stages.ran == ["demos"]
+    assert "stage.json" in capsys.readouterr().err
+
+
+def test_metrics_that_name_no_node_are_made_again_from_the_store(home, capsys):
+    main("small.yaml", "stages=[demos]", "--run-dir", "mine")
+    path = home / "mine" / "metrics.jsonl"
+    lines = path.read_text()
+    path.write_text('{}\n{"node": [1]}\n')
+    assert main("--resume", "mine") == 0
+    assert path.read_text() == lines
