@@ -16,18 +16,18 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from envs.robotwin.env import fit
 from envs.types import ARMS, CAMERAS, Episode
 from rl_lab.errors import UserError
 from rl_lab.formats.checks import BrokenEpisodeError, Problem, Report, episode_problems, sound_episodes
+from rl_lab.pictures import open_picture, to_rgb
 
 PHYSICS_HZ = 250
 SAVE_FREQ = 15
@@ -82,9 +82,9 @@ def decode_image(data: Any, image_size: int) -> np.ndarray:
         picture = Image.fromarray(data)
     else:
         buffer = (data.tobytes() if isinstance(data, np.ndarray) else bytes(data)).rstrip(b"\0")
-        picture = Image.open(BytesIO(buffer))
-        marked = picture.info.get("comment") == RGB_MARK
-        picture = picture.convert("RGB")
+        opened = open_picture(buffer)
+        marked = opened.info.get("comment") == RGB_MARK
+        picture = to_rgb(opened)
         if not marked:
             picture = Image.merge("RGB", picture.split()[::-1])
     return fit(np.asarray(picture), image_size)
@@ -147,7 +147,7 @@ class _Reader:
         for frame in range(len(images)):
             try:
                 images[frame] = decode_image(node[frame], image_size)
-            except (UnidentifiedImageError, OSError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 self.fail(f"{key} cannot be decoded: {error}", frame)
                 return
 

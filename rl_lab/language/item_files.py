@@ -16,6 +16,7 @@ from PIL import Image
 from envs.spatial_qa.items import Item
 from rl_lab.files import write_file
 from rl_lab.language.question_data import Conversation, item_conversation
+from rl_lab.pictures import read_picture
 
 SCHEMA = pa.schema([("record", pa.string()), ("images", pa.list_(pa.binary()))])
 """The record as JSON, and the pictures as PNG."""
@@ -93,7 +94,7 @@ class RowFile:
 
     def images(self, row: int) -> tuple[np.ndarray, ...]:
         """A row's pictures, uint8 [H, W, 3]."""
-        return tuple(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in self.pngs(row))
+        return tuple(np.asarray(read_picture(data)) for data in self.pngs(row))
 
 
 class ItemFile(RowFile):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from rl_lab.model.sizes import check_aspect
+from rl_lab.pictures import read_picture
 
 
 def read_image(value: Any, folder: Path) -> np.ndarray:
@@ -21,26 +20,15 @@ def read_image(value: Any, folder: Path) -> np.ndarray:
     if isinstance(value, np.ndarray):
         if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3 or not value.size:
             raise ValueError(f"an image is a {value.dtype} array of shape {value.shape}; give uint8 [H, W, 3]")
+        check_aspect(*value.shape[:2])
         return value
     if isinstance(value, Mapping):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-    if isinstance(value, str):
-        value = _data_uri(value) if value.startswith("data:") else existing_file(value, "image", folder).read_bytes()
-    try:
-        opened = value if isinstance(value, Image.Image) else Image.open(io.BytesIO(value))
-        return np.asarray(opened.convert("RGB"))
-    except (OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-        raise ValueError(f"an image cannot be read: {error}") from error
-
-
-def _data_uri(uri: str) -> bytes:
-    head, comma, body = uri.partition(",")
-    if not comma or not head.endswith(";base64"):
-        raise ValueError("an image is a data URI that is not base64; write data:image/png;base64,..")
-    try:
-        return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"an image is a data URI whose base64 is damaged: {error}") from error
+    if isinstance(value, str) and not value.startswith("data:"):
+        value = existing_file(value, "image", folder)
+    picture = read_picture(value)
+    check_aspect(picture.height, picture.width)
+    return np.asarray(picture)
 
 
 def existing_file(value: Any, kind: str, folder: Path) -> Path:

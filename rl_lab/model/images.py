@@ -9,6 +9,7 @@ allows, scaled to [-1, 1] and cut into patches. A video is a sequence of frames,
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -16,11 +17,10 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_base import ImageProcessingMixin
 
-from rl_lab.model.sizes import MERGE
+from rl_lab import pictures
+from rl_lab.model.sizes import MERGE, check_aspect
 
 IMAGE_CONFIG = "preprocessor_config.json"
-MAX_ASPECT = 200
-"""Longest side over shortest; the Qwen2-VL processor refuses more."""
 
 Grid = tuple[int, int, int]
 """Frames, rows and columns of patches."""
@@ -38,9 +38,10 @@ def _bounds(stated: dict[str, Any]) -> dict[str, int]:
 
 
 def to_rgb(picture: Picture) -> Image.Image:
-    """A PIL picture or an array uint8 [H, W, 3] as an RGB picture; ValueError for any other array."""
+    """A PIL picture or an array uint8 [H, W, 3] as an RGB picture, as `rl_lab.pictures` reads it; ValueError for any
+    other array."""
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return pictures.to_rgb(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
         raise ValueError(f"image is {picture.dtype} {list(picture.shape)}; give a PIL image or uint8 [H, W, 3]")
     return Image.fromarray(picture)
@@ -74,8 +75,7 @@ class ImageProcessor(ImageProcessingMixin):
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width a picture is resized to: multiples of `cell`, area within the bounds."""
-        if max(height, width) > MAX_ASPECT * min(height, width):
-            raise ValueError(f"image of {height} x {width} pixels is too narrow; keep the sides within 1:{MAX_ASPECT}")
+        check_aspect(height, width)
         rounded = [round(side / self.cell) * self.cell for side in (height, width)]
         area = rounded[0] * rounded[1]
         if area > self.max_pixels:
@@ -111,6 +111,13 @@ class ImageProcessor(ImageProcessingMixin):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         scaled = np.asarray(image, np.float32) / np.float32(127.5) - np.float32(1)
         return self.patches(scaled), (1, height // self.patch_size, width // self.patch_size)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Pictures of paths and data URIs, as `rl_lab.pictures` reads them; of others as transformers does."""
+        given = image_url_or_urls
+        if isinstance(given, str) and (given.startswith("data:") or os.path.isfile(given)):
+            return pictures.read_picture(given)
+        return super().fetch_images(given)
 
     def video(self, frames: Sequence[Picture]) -> tuple[np.ndarray, Grid]:
         """Patches of all frames, one after the other, and the grid (frames, h, w).

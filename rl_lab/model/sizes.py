@@ -8,6 +8,14 @@ from typing import Any
 
 MERGE = 2
 """The merger turns MERGE x MERGE patches into one token."""
+MAX_ASPECT = 200
+"""Longest side of a picture over its shortest; the Qwen2-VL processor refuses more."""
+
+
+def check_aspect(height: int, width: int) -> None:
+    """ValueError for a picture that is too narrow to be cut into patches."""
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(f"image of {height} x {width} pixels is too narrow; keep the sides within 1:{MAX_ASPECT}")
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,15 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image
+from rl_lab.pictures import read_picture
 
 IMAGE_SIDE = 360
 """Longest side of a picture in pixels; larger ones are scaled down."""
 
 
 def picture(image: bytes | Path) -> str:
-    """A picture as a data URI of at most IMAGE_SIDE pixels. OSError or ValueError if it is none."""
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-        small = opened.convert("RGB")
+    """A picture as a data URI of at most IMAGE_SIDE pixels. ValueError if it is none."""
+    small = read_picture(image)
     small.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=80, method=4)
@@ -35,7 +34,7 @@ class Pictures:
         for image in images:
             try:
                 uri = picture(image)
-            except (OSError, ValueError):
+            except ValueError:
                 self.broken += 1
                 continue
             if len(uri) > self.left:
