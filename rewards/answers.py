@@ -36,12 +36,17 @@ MAX_OBJECTS = 64
 COORDINATE_MAX = 1000.0
 """Coordinates run from 0 to this on both axes; an answer with one outside is malformed as a whole."""
 
-_NUMBER = r"[-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d++)?+"
-_PLAIN_NUMBER = re.compile(_NUMBER, re.ASCII)
-_NUMBER_IN_TEXT = re.compile(r"(?<![\w.])" + _NUMBER, re.ASCII)
+_NUMBER = r"[-+]?(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?[0-9]++)?+"
+_PLAIN_NUMBER = re.compile(_NUMBER)
+_NUMBER_IN_TEXT = re.compile(r"(?<![\w.])" + _NUMBER + r"(?![\d_\u00b2\u00b3\u00b9\u00bc-\u00be]|\.+\d|[xX]\d)")
+"""Not a piece of a version, a product, hexadecimal digits, a power or a fraction."""
 _GROUP = re.compile(r"[\[(]([^\[\]()]*+)[\])]")
 _TAGS_AS_BRACKETS = (("<point>", "["), ("</point>", "]"), ("<box>", "["), ("</box>", "]"))
 _CHOICE = re.compile(r"[\"'(]?([A-Za-z])(?:[\"'.:)]|$)")
+_OPENING_ARTICLE = re.compile(r"\s*+A\s++(?=\w)")
+_OPTION_LETTER = re.compile(r"(?<![\w'\u2019-])(?:([A-H])(?![\w'\u2019-])|\(?([a-h])\))")
+_WORD = re.compile(r"(?:[^\W\d_]|['\u2019])++")
+_NEGATIONS = {"not", "never", "neither", "nor", "cannot", "hardly"}
 _LIST_SEPARATOR = re.compile(r"->|[,;>\n\u2192]")
 _ENUMERATION = re.compile(r"\d{1,3}[.)][ ]")
 _QUOTES = " \t\"'`[]."
@@ -127,15 +132,29 @@ def parse_count(answer: str) -> int | None:
 
 
 def parse_choice(answer: str) -> str | None:
-    """The letter, capital, of `B`, `(b)`, `B.`, `B: the red block`; text without a leading option letter is None."""
+    """The letter, capital, of `B`, `(b)`, `B.`, `B: the red block`; text without a leading option letter is None.
+
+    So is one that names another option behind it: a capital A to H that stands alone (but not the article of "B. A red
+    cup"), or a letter before a closing bracket.
+    """
     found = _CHOICE.match(answer)
-    return found.group(1).upper() if found else None
+    if found is None:
+        return None
+    chosen, text = found.group(1).upper(), answer[found.end() :]
+    article = _OPENING_ARTICLE.match(text)
+    others = _OPTION_LETTER.findall(text, article.end() if article else 0)
+    return chosen if all((capital or small).upper() == chosen for capital, small in others) else None
 
 
 def parse_yes_no(answer: str) -> str | None:
-    """`yes` or `no` if exactly one of the two words occurs: a hit and no contradiction."""
-    words = set(re.findall(r"[a-z]++", answer.lower())) & {"yes", "no"}
-    return words.pop() if len(words) == 1 else None
+    """`yes` or `no` if one of the two words occurs, the other does not, and no negation stands before it."""
+    words = [word.replace("\u2019", "'") for word in _WORD.findall(answer.lower())]
+    found = set(words) & {"yes", "no"}
+    if len(found) != 1:
+        return None
+    (said,) = found
+    before = words[: words.index(said)]
+    return None if any(word in _NEGATIONS or word.endswith("n't") for word in before) else said
 
 
 def parse_ordering(answer: str) -> list[str] | None:

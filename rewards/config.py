@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import UnionType
@@ -17,7 +18,7 @@ def _check(config: Any, names: tuple[str, ...], low: float = 0.0, high: float = 
     """ValueError unless every named field is finite and in low..high (above: not low itself)."""
     for name in names:
         value = getattr(config, name)
-        if not (math.isfinite(value) and low <= value <= high and not (above and value == low)):
+        if not (low <= value <= min(high, sys.float_info.max) and not (above and value == low)):
             upper = f" and at most {high:g}" if high < math.inf else ""
             raise ValueError(f"{name} is {value}; it must be {'above' if above else 'at least'} {low:g}{upper}")
 
@@ -232,4 +233,7 @@ def _read_value(kind: Any, value: Any, where: str) -> Any:
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where} is {value!r}; it must be of type {kind.__name__}")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError as error:
+        raise ValueError(f"{where} is a number that no float can hold") from error

@@ -75,10 +75,20 @@ def point_reward(answer: str, truth: Any, config: DistanceConfig) -> float:
 
 
 def points_reward(answer: str, truth: Any, config: DistanceConfig) -> float:
-    """`points`: exp(-C / scale), Chamfer distance C = (mean_a min_t d(a, t) + mean_t min_a d(a, t)) / 2."""
+    """`points`: n exp(-C / scale), Chamfer distance C = (mean_a min_t d(a, t) + mean_t min_a d(a, t)) / 2.
+
+    n = (min(distinct answered, distinct true) + min(copies answered, copies true)) / max(answered, true), so 1 for the
+    right number of different points: else a grid would be near every target, one centre near two, and a crowd of copies
+    would weigh as one point.
+    """
     target = true_coordinates(truth, 2)
     found = parse_groups(answer, 2)
-    return math.exp(-chamfer(np.array(found), target) / DIAGONAL / config.scale) if found else 0.0
+    if not found:
+        return 0.0
+    distinct = [len(set(map(tuple, points))) for points in (found, target.tolist())]
+    copies = [len(found) - distinct[0], len(target) - distinct[1]]
+    number = (min(distinct) + min(copies)) / max(len(found), len(target))
+    return number * math.exp(-chamfer(np.array(found), target) / DIAGONAL / config.scale)
 
 
 def chamfer(points: np.ndarray, others: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,8 @@ def true_boxes(value: Any) -> np.ndarray:
 
 
 def true_number(value: Any) -> float:
-    """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"the ground truth {shown(value)} is not a finite number")
     return float(value)
 

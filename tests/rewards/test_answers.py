@@ -121,6 +121,22 @@ def test_a_number_is_the_only_one_in_the_answer():
         assert parse_number(text) == value
     for text in ("0.3 to 0.4", "3-5", "", "one", "nan", "inf", "1e999", "9" * 5000, "1,200", "0,35"):
         assert parse_number(text) is None
+    for text, value in (("3.", 3), ("5 m2", 5), ("4 m\u00b2", 4), ("2x", 2), ("about (7)", 7)):
+        assert parse_number(text) == value
+    for text in (
+        "3.7.1",
+        "v3.7",
+        "1_000",
+        "0x10",
+        "3x4",
+        "5...7",
+        "3\u00bd",
+        "3\u00b2",
+        "\u0663.5",
+        "3\u0664",
+        "9" * 400,
+    ):
+        assert parse_number(text) is None
     assert parse_count("3 cups") == 3
     assert parse_count("3.0") == 3
     assert parse_count("2.5") is parse_count("-1") is None
@@ -133,7 +149,27 @@ def test_a_choice_is_a_leading_letter_and_not_a_word():
         assert parse_choice(text) is None
 
 
+def test_a_choice_with_another_option_behind_it_is_none():
+    for text in ("(A) (B)", "A) B)", "A: no, it is B", "B: no, A is right", "a) or b)", "A.B", "B. A", "C: not (b)"):
+        assert parse_choice(text) is None
+    for text in ("B. A red cup", "B: 3 m", "B: 20 N", "B: the C-shaped hook's", "B) so B", "(b) it's a cup", "B: f(x)"):
+        assert parse_choice(text) == "B"
+
+
 def test_yes_or_no_needs_a_hit_and_no_contradiction():
+    for text in (
+        "not yes",
+        "It isn't a yes",
+        "I can\u2019t say yes",
+        "neither yes",
+        "NOT NO",
+        "ayes",
+        "yes-no",
+        "\u00e9yes",
+    ):
+        assert parse_yes_no(text) is None
+    assert parse_yes_no("Yes, it is not blocked") == parse_yes_no("The answer is yes") == "yes"
+    assert parse_yes_no("No, it isn't.") == "no"
     assert parse_yes_no("Yes, it is.") == "yes"
     assert parse_yes_no("NO") == "no"
     assert parse_yes_no("yes and no") is parse_yes_no("nothing") is parse_yes_no("") is None

@@ -77,8 +77,21 @@ def test_chamfer_averages_both_directions():
     a, b = np.array([[0.0, 0.0]]), np.array([[0.0, 0.0], [30.0, 40.0]])
     assert chamfer(a, b) == chamfer(b, a) == pytest.approx((0 + 25) / 2)
     expected = math.exp(-12.5 / DIAGONAL / 0.1)
-    assert points_reward("(0, 0)", [[0, 0], [30, 40]], POINT) == pytest.approx(expected)
+    assert points_reward("(0, 0)", [[0, 0], [30, 40]], POINT) == pytest.approx(expected / 2)
     assert points_reward("(30, 40), (0, 0)", [[0, 0], [30, 40]], POINT) == 1.0
+
+
+def test_points_are_paid_for_their_number_too():
+    two = [[450, 500], [550, 500]]
+    centre = math.exp(-50 / DIAGONAL / 0.1)  # 0.70: a distance of 50 from both
+    assert points_reward("(500, 500)", two, POINT) == pytest.approx(centre / 2)
+    assert points_reward("(500, 500) (500, 500)", two, POINT) == pytest.approx(centre / 2)
+    assert points_reward("(450, 500) " * 60, [[450, 500]], POINT) == pytest.approx(1 / 60)
+    assert points_reward("(450, 500) (550, 500) " * 30, two, POINT) == pytest.approx(2 / 60)
+    grid = [[x, y] for x in range(62, 1000, 125) for y in range(62, 1000, 125)]
+    assert len(grid) == 64 and points_reward(str(grid), two, POINT) < 2 / 64
+    copied = [[450, 500], [450, 500], [550, 500]]
+    assert points_reward(str(copied), copied, POINT) == 1.0
 
 
 def test_resampling_keeps_ends_and_ignores_doubled_points():
@@ -109,11 +122,23 @@ def test_a_trajectory_weighs_shape_and_end():
     # Backwards: Frechet and end point are both the length of the path.
     backwards = math.exp(-400 / DIAGONAL / 0.1)
     assert trajectory_reward("(500, 100) (100, 100)", truth, config) == pytest.approx(backwards)
-    # Right end, wrong start: the ends agree, the leash is 400.
-    stays = 0.3 + 0.7 * backwards
-    assert trajectory_reward("(500, 100)", truth, config) == pytest.approx(stays)
+    # Right end, wrong start: the ends agree, the leash is 100.
+    late = 0.3 + 0.7 * math.exp(-100 / DIAGONAL / 0.1)
+    assert trajectory_reward("(200, 100) (500, 100)", truth, config) == pytest.approx(late)
     by_mean = TrajectoryConfig(frechet_weight=0, dtw_weight=1, endpoint_weight=0)
     assert trajectory_reward(shifted, truth, by_mean) == pytest.approx(math.exp(-1), rel=1e-6)
+
+
+def test_a_path_that_stays_put_earns_nothing():
+    truth, config = [[450, 500], [550, 500]], TrajectoryConfig()
+    for stays in ("(500, 500)", "(550, 500)", "(500, 500) " * 15):
+        assert trajectory_reward(stays, truth, config) == 0.0
+    # A quarter of the way, at the right end: the leash is 75, and half of what distances pay is left.
+    crawls = 0.5 * (0.3 + 0.7 * math.exp(-75 / DIAGONAL / 0.1))
+    assert trajectory_reward("(525, 500) (550, 500)", truth, config) == pytest.approx(crawls)
+    half = 0.3 + 0.7 * math.exp(-50 / DIAGONAL / 0.1)
+    assert trajectory_reward("(500, 500) (550, 500)", truth, config) == pytest.approx(half)
+    assert trajectory_reward("(500, 500)", [[500, 500]], config) == 1.0
 
 
 def test_relative_error_decays_smoothly():
@@ -122,7 +147,8 @@ def test_relative_error_decays_smoothly():
     assert number_reward("0.25", 0.5, NumberConfig()) == pytest.approx(math.exp(-1))
     assert number_reward("1e308", 0.5, NumberConfig()) == 0.0
     assert number_reward("0.005", 0, NumberConfig(floor=0.01)) == pytest.approx(math.exp(-1))
-    assert number_reward("far", 0.5, NumberConfig()) == 0.0
+    for odd in ("far", "9" * 400, "-" + "9" * 400, "3.7.1"):
+        assert number_reward(odd, 3.7, NumberConfig()) == count_reward(odd, 3, CountConfig()) == 0.0
 
 
 def test_counts_are_exact_with_credit_on_request():
@@ -169,6 +195,8 @@ def test_orderings_score_by_their_longest_common_subsequence():
         lambda: trajectory_reward("", [[0, 0], [1]], TrajectoryConfig()),
         lambda: number_reward("", math.inf, NumberConfig()),
         lambda: number_reward("", "0.5", NumberConfig()),
+        lambda: number_reward("1", 10**400, NumberConfig()),
+        lambda: count_reward("1", 10**400, CountConfig()),
         lambda: count_reward("", 1.5, CountConfig()),
         lambda: count_reward("", True, CountConfig()),
         lambda: choice_reward("", "AB"),
