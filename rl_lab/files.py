@@ -61,6 +61,25 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     sync(folder.parent)
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files under a folder by name. Links to folders are followed; what can be reached twice is listed once, under
+    the path with the fewest links, so that cycles end."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    starts = [folder]
+    while starts:
+        links: list[Path] = []
+        for root, names, files in (entry for start in starts for entry in os.walk(start)):
+            if (real := os.path.realpath(root)) in seen:
+                names.clear()
+                continue
+            seen.add(real)
+            found += [Path(root, name) for name in files]
+            links += [path for name in names if (path := Path(root, name)).is_symlink()]
+        starts = sorted(links)
+    return sorted(path for path in found if path.is_file())
+
+
 def sync(path: Path) -> None:
     """Wait until a file or a folder's list of names is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -26,6 +26,7 @@ from PIL import Image
 from envs.robotwin.env import fit
 from envs.types import ARMS, CAMERAS, Episode
 from rl_lab.errors import UserError
+from rl_lab.files import files_below
 from rl_lab.formats.checks import BrokenEpisodeError, Problem, Report, episode_problems, sound_episodes
 from rl_lab.pictures import open_picture, to_rgb
 
@@ -60,10 +61,16 @@ def control_hz(save_freq: int = SAVE_FREQ) -> float:
     return PHYSICS_HZ / save_freq
 
 
+def episode_paths(folder: Path) -> list[Path]:
+    """Files named as episodes at or below a folder, linked folders included; or the one file that is given."""
+    paths = files_below(folder) if folder.is_dir() else [folder]
+    return [path for path in paths if _NAME.fullmatch(path.name)]
+
+
 def find_episodes(folder: Path) -> list[EpisodeFile]:
     """All episode files at or below a folder, by path and number; UserError if there are none."""
     found = []
-    for path in folder.rglob("episode*.hdf5") if folder.is_dir() else [folder]:
+    for path in episode_paths(folder):
         name = _NAME.fullmatch(path.name)
         if name and path.is_file():
             parents = [parent.name for parent in path.resolve().parents][1:4] + ["", "", ""]

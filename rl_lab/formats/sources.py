@@ -47,7 +47,7 @@ def open_source(folder: Path, *, image_size: int, save_freq: int, split: str, hz
         return _pairs_source("pairs", float(pairs_read.read_info(folder)["hz"]), pairs_read.pair_reads(folder))
     if (folder / INDEX_FILE).exists():
         return _lab_source(folder, hz)
-    if folder.is_file() or any(folder.rglob("episode*.hdf5")):
+    if folder.is_file() or robotwin.episode_paths(folder):
         reads = robotwin.episode_reads(folder, image_size, save_freq, split)
         return Source("robotwin", robotwin.control_hz(save_freq), reads)
     raise UserError(

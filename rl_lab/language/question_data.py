@@ -28,6 +28,7 @@ from rewards.config import RewardConfig
 from rewards.truth import decode_truth
 from rewards.verifier import verifier_reward
 from rl_lab.errors import UserError
+from rl_lab.files import files_below
 from rl_lab.language.question_images import existing_file, read_image
 
 QUESTION_FIELDS = ("prompt", "images", "answer", "reward_type", "category", "id", "solution")
@@ -124,7 +125,7 @@ def _table(path: Path) -> Any:
 def source_files(path: Path) -> list[Path]:
     """The files that the content of a source depends on: itself (all of a folder), and pictures and videos it names."""
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
+        return files_below(path)
     if path.suffix == ".parquet":
         return [path]
     named: set[Path] = set()

@@ -21,6 +21,7 @@ from rewards.functions import source_file
 from rl_lab.config.action import ObjectiveConfig
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
+from rl_lab.files import files_below
 from rl_lab.language.question_data import source_files
 from rl_lab.language.rollout_store import FOLDER, QUESTIONS_FILE, stores
 from rl_lab.workers.robotwin import checkout_digest
@@ -172,9 +173,9 @@ def file_digest(path: Path) -> str:
 
 
 def tree_digest(root: Path, suffixes: tuple[str, ...] = ()) -> str:
-    """SHA-256 over relative names and contents of the files under a folder (with these suffixes, or all)."""
+    """SHA-256 over relative names and contents of the files under a folder, links followed (with these suffixes, or all)."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+    for path in (path for path in files_below(root) if "__pycache__" not in path.parts):
         if not suffixes or path.suffix in suffixes:
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
             digest.update(bytes.fromhex(file_digest(path)))

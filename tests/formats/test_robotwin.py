@@ -6,7 +6,9 @@ import pytest
 
 from rl_lab.errors import UserError
 from rl_lab.formats.checks import BrokenEpisodeError
+from rl_lab.formats.recordings import find_recordings
 from rl_lab.formats.robotwin import control_hz, find_episodes, read_robotwin
+from rl_lab.formats.sources import open_source
 from tests.formats.robotwin_files import COLOUR, write_classic, write_trajectory
 from tests.records import poses
 
@@ -131,3 +133,20 @@ def test_broken_episodes_are_left_out_only_when_asked_and_reported(tmp_path, lay
 def test_a_folder_without_episodes_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"holds no episode0.hdf5"):
         read(tmp_path)
+
+
+def test_episodes_in_linked_folders_are_found_with_their_names_and_sources(tmp_path, layout):
+    WRITERS[layout](tmp_path / "disk", 0)
+    WRITERS[layout](tmp_path / "disk", 1)
+    (tmp_path / "data").mkdir()
+    for child in (tmp_path / "disk").iterdir():
+        (tmp_path / "data" / child.name).symlink_to(child)
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    found = find_episodes(tmp_path / "data")
+    assert [(file.number, file.task, file.variant) for file in found] == [
+        (number, "handover_block", "demo_clean") for number in (0, 1)
+    ]
+    source = open_source(tmp_path / "data", image_size=32, save_freq=15, split="seen")
+    assert (source.format, len(source.reads)) == ("robotwin", 2)
+    recordings, _ = find_recordings([tmp_path / "data"], image_size=32, save_freq=15, split="seen")
+    assert [recording.read()[1] for recording in recordings] == [[], []]
