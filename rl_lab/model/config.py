@@ -14,10 +14,15 @@ from typing import Any, Literal
 
 from transformers import PretrainedConfig
 
-from rl_lab.model.sizes import MERGE, TowerSizes, VisionSizes, size_problems, tower_sizes
+from rl_lab.model.sizes import MERGE, RELEASED_VISION_HEADS, TowerSizes, VisionSizes, size_problems, tower_sizes
 
 ENCODED_DIM = 20
 """Used numbers of a state or an action: per arm xyz, rot6d, gripper."""
+
+
+CLEAN_CHUNK_MARK = "expert_predicts_clean_chunks"
+"""Key of every camera in a written config whose expert predicts clean chunks. The released loader drops unknown keys of
+a config and would read the expert's output as a velocity; on an unknown key of a camera it stops, naming the key."""
 
 
 def _released_cameras() -> dict[str, Any]:
@@ -65,7 +70,8 @@ class HyVLAConfig(PretrainedConfig):
 
     vision_width: int = 1152
     vision_depth: int = 27
-    vision_heads: int = 16
+    vision_heads: int | None = None
+    """None: those of the released tower if the width is its own; a config of another width must give them."""
     vision_mlp: int = 4304
     vision_patch_size: int = 16
     vision_position_grid: int = 128
@@ -81,6 +87,13 @@ class HyVLAConfig(PretrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        cameras = self.image_features or _released_cameras()
+        if not isinstance(cameras, dict) or not all(isinstance(camera, dict) for camera in cameras.values()):
+            raise ValueError('image_features must give each camera by name as {"type": "VISUAL", "shape": [3, H, W]}')
+        self.image_features = {
+            name: {key: value for key, value in camera.items() if key != CLEAN_CHUNK_MARK}
+            for name, camera in cameras.items()
+        }
         if self.vlm_config_dict is not None:
             self.check()
 
@@ -118,8 +131,12 @@ class HyVLAConfig(PretrainedConfig):
                 raise ValueError(message)
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """As in transformers, but in our order: the released loader takes the cameras in the order of the file."""
+        """As in transformers, but in our order: the released loader takes the cameras in the order of the file, and
+        must not take a checkpoint whose output it would misread (`CLEAN_CHUNK_MARK`)."""
         fields = self.to_diff_dict() if use_diff else self.to_dict()
+        if self.prediction == "action":
+            cameras = self.image_features.items()
+            fields["image_features"] = {name: camera | {CLEAN_CHUNK_MARK: True} for name, camera in cameras}
         return json.dumps(fields, indent=2) + "\n"
 
     @property
@@ -156,7 +173,7 @@ class HyVLAConfig(PretrainedConfig):
         return VisionSizes(
             width=self.vision_width,
             depth=self.vision_depth,
-            num_heads=self.vision_heads,
+            num_heads=self.vision_heads or RELEASED_VISION_HEADS.get(self.vision_width),
             mlp=self.vision_mlp,
             patch_size=self.vision_patch_size,
             position_grid=self.vision_position_grid,

@@ -10,6 +10,9 @@ MERGE = 2
 """The merger turns MERGE x MERGE patches into one token."""
 MAX_ASPECT = 200
 """Longest side of a picture over its shortest; the Qwen2-VL processor refuses more."""
+RELEASED_VISION_HEADS = {1152: 16}
+"""Attention heads by width of the vision tower where a config is silent: the released code hard-codes them, and no
+tensor's shape tells."""
 
 
 def check_aspect(height: int, width: int) -> None:
@@ -46,7 +49,8 @@ class VisionSizes:
 
     width: int
     depth: int
-    num_heads: int
+    num_heads: int | None
+    """None: not given; no model can be made."""
     mlp: int
     patch_size: int
     position_grid: int
@@ -76,6 +80,11 @@ def tower_sizes(text: Mapping[str, Any]) -> TowerSizes:
 
 def size_problems(tower: TowerSizes, vision: VisionSizes) -> dict[str, bool]:
     """Sizes that cannot work together: the message of each, and whether it is the case."""
+    if vision.num_heads is None:
+        return {
+            f"the config does not give the attention heads of its vision tower of width {vision.width}, which no tensor "
+            "tells; add vision_heads (num_attention_heads in vision_config) to config.json": True
+        }
     return {
         f"{vision.num_heads} vision heads do not divide the vision width {vision.width}; choose a divisor": (
             vision.width % vision.num_heads != 0

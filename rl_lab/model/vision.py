@@ -39,6 +39,7 @@ class VisionAttention(nn.Module):
 
     def __init__(self, sizes: VisionSizes) -> None:
         super().__init__()
+        assert sizes.num_heads is not None
         self.num_heads = sizes.num_heads
         self.qkv = nn.Linear(sizes.width, 3 * sizes.width)
         self.proj = nn.Linear(sizes.width, sizes.width)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
-from rl_lab.model.sizes import MERGE, TowerSizes, VisionSizes, size_problems, tower_sizes
+from rl_lab.model.sizes import MERGE, RELEASED_VISION_HEADS, TowerSizes, VisionSizes, size_problems, tower_sizes
 
 VISUAL_ROLES = ("image", "video", "row_end")
 """Special tokens that the model itself must know: patches of images and videos, and the separator of their rows."""
@@ -65,7 +65,8 @@ class HyVLMVisionConfig(PretrainedConfig):
 
     hidden_size: int = 1152
     num_hidden_layers: int = 27
-    num_attention_heads: int = 16
+    num_attention_heads: int | None = None
+    """None: those of the released tower if the width is its own; a config of another width must give them."""
     intermediate_size: int = 4304
     patch_size: int = 16
     position_grid: int | None = None
@@ -151,7 +152,7 @@ class HyVLMConfig(PretrainedConfig):
         return VisionSizes(
             width=vision.hidden_size,
             depth=vision.num_hidden_layers,
-            num_heads=vision.num_attention_heads,
+            num_heads=vision.num_attention_heads or RELEASED_VISION_HEADS.get(vision.hidden_size),
             mlp=vision.intermediate_size,
             patch_size=vision.patch_size,
             position_grid=vision.position_grid,

@@ -21,7 +21,7 @@ def complete_vlm_config(config: HyVLMConfig, shapes: Shapes, folder: Path) -> Hy
     except KeyError as error:
         raise ValueError(f"not a checkpoint of the vision-language model: tensor {error.args[0]} is missing") from error
     if vision.hidden_size != sizes["vision_width"]:
-        vision.num_attention_heads = type(vision).num_attention_heads
+        vision.num_attention_heads = None
     vision.hidden_size, vision.num_hidden_layers = sizes["vision_width"], sizes["vision_depth"]
     vision.intermediate_size, vision.patch_size = sizes["vision_mlp"], sizes["vision_patch_size"]
     vision.position_grid = sizes["vision_position_grid"]

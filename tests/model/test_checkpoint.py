@@ -82,6 +82,16 @@ def test_a_given_config_is_completed_like_the_one_of_the_folder() -> None:
     assert completed.special_token_ids == alone.special_token_ids and not given.special_token_ids
 
 
+def test_a_config_silent_about_vision_heads_is_refused_where_no_tensor_tells(tmp_path: Path) -> None:
+    shutil.copytree(golden_path("policy"), tmp_path / "silent")
+    path = tmp_path / "silent" / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["vlm_config_dict"]["vision_config"]["num_attention_heads"]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="attention heads of its vision tower of width"):
+        HyVLAPolicy.from_pretrained(tmp_path / "silent")
+
+
 def test_the_language_config_may_be_flat(tmp_path: Path) -> None:
     nested = HyVLAPolicy.from_pretrained(golden_path("policy"))
     shutil.copytree(golden_path("policy"), tmp_path / "flat")

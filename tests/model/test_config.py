@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +74,37 @@ def test_cameras_keep_their_order_through_a_file(nano: HyVLAConfig, tmp_path) ->
         f"observation.images.{name}" for name in ("top_head", "hand_left", "hand_right")
     ]
     assert again.vision_sizes == nano.vision_sizes and again.expert_sizes == nano.expert_sizes
+
+
+@dataclass
+class ReleasedCamera:
+    """What the released loader makes of a camera: an unknown key is an error there."""
+
+    type: str
+    shape: list[int]
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "action"])
+def test_the_released_loader_stops_at_an_expert_that_it_would_misread(prediction: str, tmp_path: Path) -> None:
+    config = preset_config("nano", prediction=prediction)
+    config.save_pretrained(tmp_path)
+    again = HyVLAConfig.from_pretrained(tmp_path)
+    assert again.prediction == prediction and again.image_features == config.image_features
+    cameras = json.loads((tmp_path / "config.json").read_text())["image_features"]
+    if prediction == "velocity":
+        assert [ReleasedCamera(**camera).shape for camera in cameras.values()] == [[3, 480, 640]] * 3
+    else:
+        for camera in cameras.values():
+            with pytest.raises(TypeError, match="expert_predicts_clean_chunks"):
+                ReleasedCamera(**camera)
+
+
+def test_cameras_that_are_no_features_are_refused() -> None:
+    with pytest.raises(ValueError, match="image_features must give each camera by name"):
+        preset_config("nano", image_features={"observation.images.top_head": 3})
+
+
+def test_heads_of_a_tower_of_another_width_are_never_assumed() -> None:
+    assert preset_config("mot-2b").vision_sizes.num_heads == 16
+    with pytest.raises(ValueError, match="does not give the attention heads of its vision tower of width 96"):
+        preset_config("nano", vision_heads=None)
