@@ -130,7 +130,9 @@ def read_config(folder: Path, shapes: Shapes) -> HyVLAConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"no checkpoint in {folder}: config.json is missing")
-    return HyVLAConfig.from_pretrained(folder, **_unstated(json.loads(path.read_text()), shapes, folder))
+    config = HyVLAConfig.from_pretrained(folder, **_unstated(json.loads(path.read_text()), shapes, folder))
+    config.check()
+    return config
 
 
 def complete_config(config: HyVLAConfig, folder: Path, shapes: Shapes) -> HyVLAConfig:
