@@ -1,4 +1,4 @@
-"""Reading pickles of numpy arrays without running anything in them.
+"""Pickles of numpy arrays: written for the released code, and read without running anything in them.
 
 A pickle is a program: it may name any function of any module and call it. Here the few names that a pickle of plain
 arrays holds stand for recorders of ours, every other name is refused, and the arrays are made afterwards from the
@@ -8,6 +8,7 @@ recorded bytes. So not even numpy sees data that was not checked.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,12 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     except _FAULTS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"refused to unpickle {path}: only numpy arrays of numbers are read ({reason})") from error
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray | None]) -> None:
+    """Write a pickled dictionary of arrays that numpy 1 reads as well: the released code runs there.
+
+    Protocol 3 is the last in which names stand as plain text, so the module that numpy 2 renamed can be put back.
+    """
+    written = pickle.dumps({name: value if value is None else value.copy() for name, value in arrays.items()}, protocol=3)
+    path.write_bytes(written.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))

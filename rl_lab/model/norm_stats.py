@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from rl_lab.model.array_pickle import load_arrays
+from rl_lab.model.array_pickle import load_arrays, save_arrays
 from rl_lab.model.config import ENCODED_DIM
 from rl_lab.moments import Moments
 
@@ -118,8 +118,12 @@ class ActionStats:
         return cls(**found)
 
     def save(self, path: Path) -> None:
-        """Write as safetensors."""
-        save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items() if value is not None}, path)
+        """Write as safetensors, or as the pickle that the released code's deployment looks for (`.pkl`)."""
+        found = {name: np.ascontiguousarray(value) for name, value in vars(self).items() if value is not None}
+        if path.suffix == ".pkl":
+            save_arrays(path, found | {"first_frame": None})
+        else:
+            save_file(found, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -24,7 +24,7 @@ from envs.se3 import blend, decode_absolute, encode_pose, from_relative, to_rela
 from envs.types import Observation, camera_images, ee_pose
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
 from rl_lab.model.loading import checkpoint_folder
-from rl_lab.model.norm_stats import STATS_FILE, ActionStats
+from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
 from rl_lab.model.tokenizer import ASSISTANT, load_tokenizer, save_tokenizer
 
 STATE_KEY, TASK_KEY = "observation.state", "task"
@@ -173,10 +173,11 @@ class PolicyProcessor:
         return blend(from_relative(relative, poses), decode_absolute(absolute))
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write tokenizer and statistics; the sizes are in the model's config.json."""
+        """Write tokenizer and statistics, these for the released code too; the sizes are in the model's config.json."""
         save_tokenizer(self.tokenizer, folder)
         if self._stats is not None:
-            self._stats.save(Path(folder) / STATS_FILE)
+            for name in (STATS_FILE, RELEASED_STATS_FILE):
+                self._stats.save(Path(folder) / name)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:

@@ -35,6 +35,15 @@ ROLES = {
 }
 """Special tokens of the released tokenizer that the model or processor asks for, by role."""
 
+NAMED_TOKENS = {
+    "image_token": ROLES["image"],
+    "video_token": ROLES["video"],
+    "vision_start_token": ROLES["vision_start"],
+    "vision_end_token": ROLES["vision_end"],
+    "image_newline_token": ROLES["row_end"],
+}
+"""Names under which the released processor asks its tokenizer for special tokens."""
+
 SPECIAL_TOKENS = (
     ROLES["pad"],
     ROLES["bos"],
@@ -106,14 +115,23 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the tokenizer files under a class name that transformers 4 knows as well: the released code runs there."""
+    """Write the tokenizer files as transformers 4 reads them too, where the released code runs.
+
+    It knows the class by an older name, wants the named special tokens where version 5 writes a list of the others, and
+    that list under the name it had then. Version 5 reads both.
+    """
     # The last call's padding and truncation stay in the backend, which would write them.
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
     fields = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+    unnamed = fields.pop("extra_special_tokens", None)
+    named = NAMED_TOKENS | fields.pop("model_specific_special_tokens", {})
+    fields = {key: value for key, value in fields.items() if key not in named} | {"extra_special_tokens": named}
+    if unnamed:
+        fields["additional_special_tokens"] = unnamed
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 def load_tokenizer(folder: Path = FOLDER) -> PreTrainedTokenizerFast:

@@ -132,13 +132,25 @@ def test_a_released_file_becomes_one_of_ours(tmp_path: Path) -> None:
     config = preset_config("nano", chunk_size=8)
     processor = PolicyProcessor(config, load_tokenizer(), ActionStats.find(tmp_path))
     processor.save_pretrained(tmp_path / "ours")
-    assert not (tmp_path / "ours" / RELEASED_STATS_FILE).exists()
     first = (tmp_path / "ours" / STATS_FILE).read_bytes()
     again = ActionStats.load(tmp_path / "ours" / STATS_FILE)
     again.save(tmp_path / STATS_FILE)
     assert (tmp_path / STATS_FILE).read_bytes() == first
     for key, value in vars(processor.stats).items():
         assert np.array_equal(value, getattr(again, key)), key
+
+
+def test_saving_writes_the_pickle_that_the_released_deployment_looks_for(tmp_path: Path) -> None:
+    content = released(absolute=True)
+    write(tmp_path, content)
+    processor = PolicyProcessor(preset_config("nano", chunk_size=8), load_tokenizer(), ActionStats.find(tmp_path))
+    processor.save_pretrained(tmp_path / "ours")
+    raw = (tmp_path / "ours" / RELEASED_STATS_FILE).read_bytes()
+    assert b"numpy.core.multiarray" in raw and b"numpy._core" not in raw  # numpy 1 knows the older name alone
+    found = pickle.loads(raw)
+    assert found.keys() == content.keys() and found["first_frame"] is None
+    for key, value in vars(processor.stats).items():
+        assert np.array_equal(value, found[key]), key
 
 
 def test_a_released_folder_is_read_with_its_pickle(tmp_path: Path) -> None:

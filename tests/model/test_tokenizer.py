@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from rl_lab.model.tokenizer import (
     SPECIAL_TOKENS,
     TAGS,
     load_tokenizer,
+    save_tokenizer,
     special_token_ids,
     write_tokenizer,
 )
@@ -71,3 +73,18 @@ def test_roles_are_found_by_name_in_any_tokenizer_of_the_family() -> None:
     for tokenizer in (TOKENIZER, load_tokenizer(golden_path("policy"))):
         found = special_token_ids(tokenizer)
         assert {role: tokenizer.convert_ids_to_tokens(index) for role, index in found.items()} == ROLES
+
+
+def test_a_saved_tokenizer_keeps_the_names_of_its_special_tokens_where_transformers_4_reads_them(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|place|>"]})
+    save_tokenizer(tokenizer, tmp_path)
+    fields = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert fields["extra_special_tokens"]["image_token"] == ROLES["image"]
+    assert fields["additional_special_tokens"] == ["<|place|>"]
+    assert "model_specific_special_tokens" not in fields and "image_token" not in fields
+    again = load_tokenizer(tmp_path)
+    assert again.image_newline_token == ROLES["row_end"] and again.extra_special_tokens == ["<|place|>"]
+    save_tokenizer(again, tmp_path / "again")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()

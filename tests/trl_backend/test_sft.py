@@ -49,6 +49,7 @@ def test_losses_and_weights_are_the_learners(groups: tuple[str, ...], tmp_path: 
 
     start = load_vlm(folder)
     model: Any = start.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     learner = Learner(model, seed=0)
     learner.add("sft", CrossEntropy(groups=groups), optimiser)
     for step, rows in enumerate(ORDER, start=1):
@@ -56,8 +57,12 @@ def test_losses_and_weights_are_the_learners(groups: tuple[str, ...], tmp_path: 
         assert told[step] == pytest.approx({name: ours[name] for name in told[step]}, **CLOSE)
     theirs = load_vlm(tmp_path / "out").model.state_dict()
     assert theirs.keys() == model.state_dict().keys()
-    far = max(float((theirs[name] - value).abs().max()) for name, value in model.state_dict().items())
-    assert far < 0.1 * optimiser.lr  # measured: 0.03; AdamW steps by the sign of gradients that are all rounding error
+    far, moved = torch.zeros(()), torch.zeros(())
+    for name, value in model.state_dict().items():
+        far += (theirs[name] - value).square().sum()
+        moved += (before[name] - value).square().sum()
+    # Of all weights, for AdamW steps by the sign of the few gradients that are all rounding error. Measured: 1.4e-4.
+    assert far.sqrt() < 1e-3 * moved.sqrt()
     assert read_info(tmp_path / "out") == CheckpointInfo(weight_version=1, steps=3)
 
 
