@@ -70,7 +70,7 @@ def fit(content: Any, kind: type[T], where: str) -> T:
     known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
     if known is not None and isinstance(content, dict) and not content.keys() <= known:
         raise UserError(f"{where}: unknown key {min(content.keys() - known)!r}; {_MEND}")
-    bad = next((key for key, value in _leaves(content) if not _is_finite(value)), None)
+    bad = next((key for key, value in leaves(content) if not _is_finite(value)), None)
     if bad is not None:
         raise UserError(f"{where}: {bad} is not a finite number; {_MEND}")
     try:
@@ -86,10 +86,10 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
 
 
-def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything in JSON content that is no object and no array."""
-    if not isinstance(content, dict | list):
+def leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in JSON content that is no object and no array; tuples are arrays."""
+    if not isinstance(content, dict | list | tuple):
         yield key, content
         return
     for name, value in content.items() if isinstance(content, dict) else enumerate(content):
-        yield from _leaves(value, f"{key}.{name}" if key else str(name))
+        yield from leaves(value, f"{key}.{name}" if key else str(name))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rl_lab.config.section import (
+    AtLeastOne,
+    ControlSteps,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
     OptimiserConfig,
     PositiveFloat,
+    PositiveInt,
+    Rounds,
+    Rows,
     Section,
 )
 
@@ -19,11 +24,11 @@ from rl_lab.config.section import (
 class FilesConfig(Section):
     """Demonstrations that others recorded. Numbers are read once; images stay where they are."""
 
-    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    paths: AtLeastOne[str]
     """Files or folders of RoboTwin's HDF5 episodes (both layouts), or folders of a LeRobotDataset v3."""
-    stride: PositiveInt = 1
+    stride: ControlSteps = 1
     """Recorded steps between two commands of a chunk."""
-    save_freq: PositiveInt = 15
+    save_freq: ControlSteps = 15
     """Physics steps (1/250 s) a frame of RoboTwin's files; another number in a file is a problem of its episode."""
     instructions: Literal["seen", "unseen"] = "seen"
     """Which of RoboTwin's texts."""
@@ -56,7 +61,7 @@ class DemosConfig(Section):
 class FlowConfig(OptimiserConfig):
     """Training of the flow-matching expert."""
 
-    draws_per_sample: PositiveInt = 4
+    draws_per_sample: Rows = 4
     """(noise, time) draws for one observation: its prefix is computed once for all of them."""
     compile: bool = False
     """Make kernels of every layer with torch.compile, which takes a minute or more and saves time in every step.
@@ -76,7 +81,7 @@ class SFTConfig(FlowConfig):
     """Flow matching on the demonstrations, everything trainable."""
 
     steps: PositiveInt = 600
-    batch_size: PositiveInt = 32
+    batch_size: Rows = 32
     lr: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 100
     final_lr_fraction: Fraction = 0.05
@@ -121,21 +126,21 @@ class CollectConfig(Section):
     """Episodes after which a round stops short of `pairs`."""
     corrector: CorrectorConfig = CorrectorConfig()
     """Who shows the better continuation."""
-    execute: PositiveInt = 4
+    execute: ControlSteps = 4
     """Commands of each predicted chunk that are run before the next prediction."""
-    rollback_steps: tuple[PositiveInt, PositiveInt] = (12, 32)
+    rollback_steps: tuple[ControlSteps, ControlSteps] = (12, 32)
     """Range of the random distance from the shared start to the failure."""
-    further_rollback: PositiveInt = 12
+    further_rollback: ControlSteps = 12
     """Roll back this much more after each correction that fails."""
-    max_corrections: PositiveInt = 4
+    max_corrections: Rounds = 4
     """Corrections tried for one failure before it is dropped and counted."""
-    kept_after_event: PositiveInt = 8
+    kept_after_event: ControlSteps = 8
     """Steps of the loser kept after the last progress, for failures that are no irreversible event; about a chunk."""
-    patience: PositiveInt = 16
+    patience: ControlSteps = 16
     """Steps without progress after which the policy counts as stuck."""
     regress: Fraction = 0.15
     """Loss of progress after which the policy counts as deviating."""
-    correction_limit: PositiveInt = 170
+    correction_limit: ControlSteps = 170
     """Steps within which the corrector must succeed."""
 
     @model_validator(mode="after")
@@ -160,11 +165,11 @@ class OptimiseConfig(FlowConfig):
     """One round of preference optimisation."""
 
     steps: PositiveInt = 1500
-    batch_size: PositiveInt = 64
+    batch_size: Rows = 64
     lr: PositiveFloat = 3e-4
     warmup: NonNegativeInt = 50
     final_lr_fraction: Fraction = 0.1
-    train: tuple[Literal["vision", "vlm", "expert"], ...] = ("expert",)
+    train: AtLeastOne[Literal["vision", "vlm", "expert"]] = ("expert",)
     """Parameter groups; with `expert` alone the prefix is computed once for the whole round."""
     stored_prefix_gib: NonNegativeFloat = 8.0
     """Prefixes that stay the same in a round, of the policy or of the reference, are kept in CPU memory if all of them
@@ -208,5 +213,5 @@ class EvalConfig(Section):
     """In RoboTwin, the `seed` of its own evaluation: episodes begin at environment seed 100000 (1 + this)."""
     instructions: Literal["seen", "unseen"] = "unseen"
     """Which half of the instruction templates; demonstrations and pairs use the seen ones."""
-    execute: PositiveInt = 4
+    execute: ControlSteps = 4
     """Commands of each predicted chunk that are run before the next prediction."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from algos.methods import find_method
 from rl_lab.config.section import (
+    AtLeastOne,
+    ControlSteps,
     Fraction,
+    Named,
     NonNegativeFloat,
     NonNegativeInt,
     OptimiserConfig,
     PositiveFloat,
+    PositiveInt,
+    Rows,
     Section,
 )
 
@@ -29,24 +34,24 @@ class RecordConfig(Section):
 
     episodes: PositiveInt = 120
     """Over all tasks and variants."""
-    execute: PositiveInt = 4
+    execute: ControlSteps = 4
     """Commands of each predicted chunk that are run before the next prediction; a picture is kept at each."""
 
 
 class RewardModelsConfig(OptimiserConfig):
     """Training of each reward model."""
 
-    kinds: Annotated[tuple[Learned, ...], Field(min_length=1)] = LEARNED
-    members: Annotated[int, Field(ge=2)] = 2
+    kinds: AtLeastOne[Learned] = LEARNED
+    members: Annotated[Rows, Field(ge=2)] = 2
     """Of each ensemble; where they disagree about two chunks, no preference is made."""
-    latent: PositiveInt = 64
+    latent: Rows = 64
     """Numbers that a picture is encoded in."""
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     """Share of the recorded episodes that the card is measured on; as many others calibrate its probabilities."""
     demonstrations: bool = False
     """Learn from the demonstrations as well, which a policy that never succeeds needs."""
     steps: PositiveInt = 400
-    batch_size: PositiveInt = 32
+    batch_size: Rows = 32
     """Rows of each member."""
     lr: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 20
@@ -58,10 +63,10 @@ class CandidatesConfig(Section):
 
     states: PositiveInt = 160
     """Over all tasks and variants."""
-    states_per_episode: PositiveInt = 4
-    samples: Annotated[int, Field(ge=2)] = 5
+    states_per_episode: Rows = 4
+    samples: Annotated[Rows, Field(ge=2)] = 5
     """Chunks of each state."""
-    execute: PositiveInt = 4
+    execute: ControlSteps = 4
     """Commands of each chunk that are run before the next prediction, except for the sampled one, which runs whole."""
     decisions: NonNegativeInt = 2
     """Predictions that follow the sampled chunk before models of pictures look at where it led."""
@@ -70,7 +75,7 @@ class CandidatesConfig(Section):
 class RankingConfig(Section):
     """Preference pairs from the best and the worst chunk of a state, beside those of interventions."""
 
-    weights: dict[Ranker, PositiveFloat] = {}
+    weights: Named[Ranker, PositiveFloat] = {}
     """Rewards by which chunks are ranked, each in standard deviations within states; {} for no such pairs."""
     margin: NonNegativeFloat = 1.0
     """Smallest difference between the best and the worst, in the same unit, that makes a pair."""

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import model_validator
 
 from algos.distillation_options import DistillationOptions
 from rl_lab.config.language import ColdStartConfig
 from rl_lab.config.model import ModelConfig
-from rl_lab.config.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, ScheduleConfig, Section
+from rl_lab.config.section import (
+    AtLeastOne,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Rounds,
+    Rows,
+    ScheduleConfig,
+    Section,
+    Tokens,
+)
 
-Trained = Annotated[tuple[Literal["vision", "vlm"], ...], Field(min_length=1)]
+Trained = AtLeastOne[Literal["vision", "vlm"]]
 """Parameter groups that are trained."""
 
 
@@ -21,7 +33,7 @@ class DistillConfig(ScheduleConfig):
     `divergence` to `average` are options of `algos.distillation_options`.
     """
 
-    replicate: PositiveInt = 1
+    replicate: Rounds = 1
     """1, 2, ...: another one has other random streams, with the same student, teacher and traces."""
     steps: PositiveInt = 150
     """Batches of answers, one optimiser step each."""
@@ -30,18 +42,18 @@ class DistillConfig(ScheduleConfig):
     final_lr_fraction: Fraction = 0.1
     weight_decay: NonNegativeFloat = 0.0
     train: Trained = ("vision", "vlm")
-    rows_at_once: PositiveInt | None = None
+    rows_at_once: Rows | None = None
     """Answers that go through the models together; a larger batch is learned in parts. None: all of them."""
-    batch_size: PositiveInt = 16
+    batch_size: Rows = 16
     """Prompts of a step, drawn evenly from the pool."""
-    num_generations: PositiveInt = 1
+    num_generations: Rows = 1
     """Answers of the student to each prompt."""
-    max_completion_length: PositiveInt = 256
+    max_completion_length: Tokens = 256
     temperature: PositiveFloat = 1.0
     """Of the student's answers, and what both models' logits are divided by where they are compared; as in TRL."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     beta: Fraction = 0.5
-    top_k: PositiveInt | None = None
+    top_k: Rows | None = None
     tail: Literal["bucket", "renormalise"] = "bucket"
     average: Literal["sequence", "token"] = "sequence"
     scored_by: Literal["learner", "engine"] = "learner"
@@ -97,7 +109,7 @@ class TeacherConfig(Section):
 class ImitateConfig(ScheduleConfig):
     """The control: cross-entropy on the teacher's own answers, from the same student."""
 
-    replicate: PositiveInt = 1
+    replicate: Rounds = 1
     """1, 2, ...: another one has other random streams, with the same student, teacher and traces."""
     steps: PositiveInt = 300
     """Optimiser steps, on `batch_size` answers each."""
@@ -106,7 +118,7 @@ class ImitateConfig(ScheduleConfig):
     final_lr_fraction: Fraction = 0.1
     weight_decay: NonNegativeFloat = 0.0
     train: Trained = ("vision", "vlm")
-    rows_at_once: PositiveInt | None = None
-    batch_size: PositiveInt = 16
+    rows_at_once: Rows | None = None
+    batch_size: Rows = 16
     examine_every: NonNegativeInt = 20
     """Steps between short examinations on the held-out questions, one answer each; 0 for none."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from rl_lab.config.section import Fraction, NonNegativeInt, PositiveFloat, Section
+from rl_lab.config.section import AtLeastOne, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Rounds, Section
 
 Action = Literal["lower", "freeze", "roll_back"]
 
@@ -21,7 +21,7 @@ class GuardConfig(Section):
     """Of the one-sided bound: harm is found where the fall exceeds `allowed` with this confidence."""
     against: Literal["best", "start"] = "best"
     """The examination that a skill is held against, item by item and episode by episode."""
-    actions: Annotated[tuple[Action, ...], Field(min_length=1)] = ("lower", "roll_back")
+    actions: AtLeastOne[Action] = ("lower", "roll_back")
     """What is done the first, second, ... time to an objective; the last is repeated. lower: its learning rate. freeze:
     it no longer trains what the other skill reads. roll_back: weights and optimizers of the last examination without
     harm, and a lower rate."""
@@ -32,7 +32,7 @@ class GuardConfig(Section):
 class JointConfig(Section):
     """GRPO (sections grpo, rl, curriculum) and RPRO (collect, optimise, buffers, objectives.rpro) on one model."""
 
-    arms: Annotated[tuple[Literal["together", "sequence", "isolated"], ...], Field(min_length=1)] = (
+    arms: AtLeastOne[Literal["together", "sequence", "isolated"]] = (
         "together",
         "sequence",
         "isolated",
@@ -42,7 +42,7 @@ class JointConfig(Section):
     """The part that comes first in `sequence`."""
     mode: Literal["synchronous", "asynchronous"] = "synchronous"
     """synchronous: a fixed order of turns, the same bits whoever is fast. asynchronous: whichever batch is ready."""
-    rounds: PositiveInt = 2
+    rounds: Rounds = 2
     """Rounds of pairs; each gives `optimise.steps` steps of RPRO."""
     block: PositiveInt = 10
     """Steps of RPRO in one turn; a turn of GRPO is one batch."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
-
-from rl_lab.config.section import PositiveFloat, Section
+from rl_lab.config.section import PositiveFloat, Rows, Seconds, Section, Tokens
 
 JUDGE_URL = "RL_LAB_JUDGE_URL"
 """Environment variable with the address of the run's own judge."""
@@ -23,9 +21,9 @@ class JudgeServerConfig(Section):
     path: str
     """Folder of any chat model that vLLM serves."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    max_model_len: PositiveInt = 4096
+    max_model_len: Tokens = 4096
     """Tokens of a question, with the answer to be judged, and of the verdict."""
-    max_num_seqs: PositiveInt = 16
+    max_num_seqs: Rows = 16
     kv_cache_gib: PositiveFloat = 1.0
-    start_timeout_s: PositiveFloat = 900.0
+    start_timeout_s: Seconds = 900.0
     """Until it answers for the first time."""

@@ -5,42 +5,63 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from algos.curriculum_options import CurriculumOptions
 from algos.grpo_options import GRPOOptions, known_options
 from rewards.config import RewardConfig
 from rl_lab.config.section import (
     AS_DICT,
+    MAX_PROCESSES,
+    MAX_ROUNDS,
+    MAX_ROWS,
+    MAX_TOKENS,
+    AnyNumber,
+    AtLeastOne,
     Backend,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
     OptimiserConfig,
+    Pixels,
     PositiveFloat,
+    PositiveInt,
+    Rows,
     ScheduleConfig,
     Section,
+    Tokens,
     check_trl,
     reader,
 )
 
-Rewards = Annotated[RewardConfig, reader(RewardConfig), AS_DICT]
+Rewards = Annotated[
+    RewardConfig,
+    reader(RewardConfig, most={"judge.concurrency": MAX_PROCESSES, "judge.max_tokens": MAX_TOKENS}),
+    AS_DICT,
+]
 BATCH_SIZE = 8
 """Groups of a step where the file says nothing; the curriculum itself has no default."""
 Curriculum = Annotated[
-    CurriculumOptions, reader(CurriculumOptions, lambda value: {"batch_size": BATCH_SIZE} | dict(value)), AS_DICT
+    CurriculumOptions,
+    reader(CurriculumOptions, lambda value: {"batch_size": BATCH_SIZE} | dict(value), {"batch_size": MAX_ROWS}),
+    AS_DICT,
 ]
-GRPO = Annotated[GRPOOptions, reader(GRPOOptions, known_options), AS_DICT]
+_LARGEST_GRPO = {
+    "num_generations": MAX_ROWS,
+    "max_completion_length": MAX_TOKENS,
+    "num_iterations": MAX_ROUNDS,
+}
+GRPO = Annotated[GRPOOptions, reader(GRPOOptions, known_options, _LARGEST_GRPO), AS_DICT]
 
 
 class QuestionsConfig(Section):
     """Questions over images: generated ones, or files of one's own (`rl_lab.language.question_data`)."""
 
-    tasks: tuple[str, ...] = ()
+    tasks: AnyNumber[str] = ()
     """Generators of `envs.spatial_qa`; () for all of them."""
-    levels: tuple[Fraction, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    levels: AtLeastOne[Fraction] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Difficulties, mixed evenly; see `envs.spatial_qa.items.knobs_at`."""
-    image_size: PositiveInt = 64
+    image_size: Pixels = 64
     thinking: bool = True
     """Ask for reasoning before the answer, and show it in worked solutions."""
     per_scene: Annotated[int, Field(ge=1, le=64)] = 8
@@ -73,13 +94,6 @@ class QuestionsConfig(Section):
             raise ValueError(f"{unknown[0]!r} is not one of {', '.join(GENERATORS)}")
         return tasks
 
-    @field_validator("levels")
-    @classmethod
-    def _some_level(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
-        if not levels:
-            raise ValueError("is empty; give at least one number from 0 to 1")
-        return levels
-
     def files(self) -> dict[str, Path]:
         """The files that replace generated sets, by set."""
         given = {"train": self.train_file, "cold_start": self.cold_start_file, "held_out": self.held_out_file}
@@ -92,13 +106,13 @@ class EngineConfig(Section):
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: as the checkpoint."""
-    max_model_len: PositiveInt = 1024
+    max_model_len: Tokens = 1024
     """Tokens of a prompt, images included, and its answer."""
-    max_num_seqs: PositiveInt = 64
+    max_num_seqs: Rows = 64
     """Answers that are written at the same time; others wait."""
-    images_per_prompt: PositiveInt = 8
+    images_per_prompt: Rows = 8
     kv_cache_gib: PositiveFloat = 1.0
-    prompts_per_call: PositiveInt = 4
+    prompts_per_call: Rows = 4
     """Prompts that are answered together: part of the result, unlike the number of engines."""
 
 
@@ -106,7 +120,7 @@ class ColdStartConfig(OptimiserConfig):
     """Imitation of worked solutions by cross-entropy, everything of the vision-language model trainable."""
 
     steps: PositiveInt = 600
-    batch_size: PositiveInt = 32
+    batch_size: Rows = 32
     lr: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 50
     final_lr_fraction: Fraction = 0.1
@@ -121,12 +135,12 @@ class ColdStartConfig(OptimiserConfig):
 class ExamineConfig(Section):
     """Held-out questions, answered and scored."""
 
-    samples: PositiveInt = 4
+    samples: Rows = 4
     """Answers to each question, for pass@1 and pass@k."""
-    blank_samples: PositiveInt = 1
+    blank_samples: Rows = 1
     """Answers to each question over a grey image."""
     temperature: PositiveFloat = 1.0
-    max_tokens: PositiveInt = 256
+    max_tokens: Tokens = 256
     pass_threshold: Fraction = 0.5
     """An answer with this reward or more passes."""
 
@@ -140,9 +154,9 @@ class RLConfig(ScheduleConfig):
     warmup: NonNegativeInt = 5
     final_lr_fraction: Fraction = 1.0
     weight_decay: NonNegativeFloat = 0.0
-    train: tuple[Literal["vision", "vlm"], ...] = ("vision", "vlm")
+    train: AtLeastOne[Literal["vision", "vlm"]] = ("vision", "vlm")
     backend: Backend = "lab"
-    rows_at_once: PositiveInt | None = None
+    rows_at_once: Rows | None = None
     """Answers that go through the model together; a larger batch is learned in parts. None: all of them."""
     staleness: NonNegativeInt = 0
     """Weight versions that rollouts may be behind: batches that are generated while earlier ones train. 0: in turns."""
@@ -154,9 +168,7 @@ class RLConfig(ScheduleConfig):
     """Mean |log pi_trainer - log pi_engine| of the newest rollouts at which the run stops."""
 
     @model_validator(mode="after")
-    def _trains_something(self) -> Self:
-        if not self.train:
-            raise ValueError("train is empty; name vision, vlm or both")
+    def _trl_takes_turns(self) -> Self:
         if self.backend == "trl" and self.staleness:
             raise ValueError(
                 f"staleness is {self.staleness}, but TRL's trainer samples and trains in turns; set it to 0"

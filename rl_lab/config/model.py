@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from algos.chunks import FirstSlot
-from rl_lab.config.section import Fraction, Section
+from rl_lab.config.section import ControlSteps, Fraction, Rounds, Section
 
 
 class MemoryConfig(Section):
@@ -15,9 +15,9 @@ class MemoryConfig(Section):
 
     frames: Annotated[int, Field(ge=2, le=64)] = 6
     """K, with the present one."""
-    interval: PositiveInt = 5
+    interval: ControlSteps = 5
     """Commands between two of them."""
-    layer_stride: PositiveInt | None = None
+    layer_stride: Rounds | None = None
     """Every so many blocks of the vision tower frames meet; None: as the preset or the checkpoint says (4)."""
 
 
@@ -34,7 +34,7 @@ class ModelConfig(Section):
     """Density of the flow time in training; None: as the preset or the checkpoint says."""
     loss_weight_clip: Fraction | None = None
     """t_min of the weight (t / max(t, t_min))^2 on the velocity error, 0 for none; None: as the preset says."""
-    chunk_size: PositiveInt | None = None
+    chunk_size: ControlSteps | None = None
     """Commands of a chunk; None: as the preset or the checkpoint says."""
     absolute_half: bool | None = None
     """Predict every chunk twice, relative to its start and absolute, and command the mean; None: as the checkpoint."""

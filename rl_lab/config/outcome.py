@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
-from rl_lab.config.section import Backend, Fraction, NonNegativeInt, OptimiserConfig, PositiveFloat, check_trl
+from rl_lab.config.section import (
+    Backend,
+    Fraction,
+    NonNegativeInt,
+    OptimiserConfig,
+    PositiveFloat,
+    PositiveInt,
+    Rows,
+    check_trl,
+)
 
 
 class OutcomeConfig(OptimiserConfig):
@@ -29,10 +38,10 @@ class OutcomeConfig(OptimiserConfig):
     """Share of the scenes on which probabilities are fitted."""
     test: Fraction = 0.15
     """Share of the scenes on which the finished model is examined; neither is trained on."""
-    members: PositiveInt = 1
+    members: Rows = 1
     """Models of the ensemble, each with a head and an order of rows of its own (arXiv:1612.01474)."""
     steps: PositiveInt = 300
-    batch_size: PositiveInt = 32
+    batch_size: Rows = 32
     lr: PositiveFloat = 3e-4
     warmup: NonNegativeInt = 20
     final_lr_fraction: Fraction = 0.1

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
-from rl_lab.config.section import Section
+from rl_lab.config.section import AnyNumber, AtLeastOne, Rounds, Section
 
 StageName = Literal[
     "demos",
@@ -53,7 +53,7 @@ class Gate(Section):
     confidence: Annotated[float, Field(ge=0.5, le=0.99)] = 0.95
     """Of the two-sided interval, so a model that did not rise by `rise` passes with a chance of half the rest."""
     otherwise: Annotated[
-        Annotated[Literal["previous", "stop"], Tag("a word")] | Annotated[tuple[BranchStage, ...], Tag("a branch")],
+        Annotated[Literal["previous", "stop"], Tag("a word")] | Annotated[AnyNumber[BranchStage], Tag("a branch")],
         Discriminator(lambda value: "a word" if isinstance(value, str) else "a branch"),
     ] = "previous"
     """Where it does not pass. previous: the model before goes on. stop: nothing after the gate runs. Stages: these
@@ -81,16 +81,15 @@ class GateStage(Section):
 class Repeat(Section):
     """Rounds of the same stages: of collecting and optimising, or cycles of a pipeline."""
 
-    repeat: PositiveInt
-    of: tuple[
+    repeat: Rounds
+    of: AtLeastOne[
         Annotated[
             Annotated[
                 Literal["collect", "rank", "optimise", "evaluate", "grpo", "rft", "examine", "gate"], Tag("a stage")
             ]
             | Annotated[GateStage, Tag("a gate")],
             Discriminator(lambda value: "a stage" if isinstance(value, str) else "a gate"),
-        ],
-        ...,
+        ]
     ]
 
     @property

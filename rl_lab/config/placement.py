@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, PositiveInt, model_validator
+from pydantic import BeforeValidator, model_validator
 
-from rl_lab.config.section import NonNegativeFloat, PositiveFloat, Section
+from rl_lab.config.section import NonNegativeFloat, PositiveFloat, Processes, Section
 
 
 class ProcessPlacement(Section):
@@ -26,7 +26,7 @@ class ProcessPlacement(Section):
 class LearnerPlacement(ProcessPlacement):
     """The ranks of every learner."""
 
-    ranks: PositiveInt = 1
+    ranks: Processes = 1
     """Processes that share the model's weights (FSDP2) and the rows of every batch; another number gives other
     rounding, so it is part of the result."""
 

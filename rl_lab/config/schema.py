@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from algos.curriculum_options import CurriculumOptions
 from algos.grpo_options import GRPOOptions
@@ -50,7 +50,18 @@ from rl_lab.config.outcome import OutcomeConfig
 from rl_lab.config.pipeline import ENGINE_STAGES, Repeat, Stage, check_gates, check_order, is_pipeline, stage_names
 from rl_lab.config.placement import Placement, PlacementBlock
 from rl_lab.config.rft import RFTConfig, TracesConfig
-from rl_lab.config.section import NonNegativeInt, PositiveFloat, Section
+from rl_lab.config.section import (
+    MAX_PROCESSES,
+    AnyNumber,
+    Named,
+    Pixels,
+    PositiveInt,
+    Processes,
+    Rounds,
+    Seconds,
+    Section,
+    Seed,
+)
 from rl_lab.config.sweep import SweepConfig
 
 
@@ -60,11 +71,11 @@ class EnvConfig(Section):
     backend: Literal["auto", "tabletop", "robotwin"] = "auto"
     """auto: robotwin if the environment variable ROBOTWIN_ROOT is set, else tabletop. RoboTwin also needs
     ROBOTWIN_PYTHON; its tasks and task configs are those of the checkout."""
-    tasks: tuple[str, ...] = ("handover_block",)
-    variants: tuple[str, ...] = ("clean",)
+    tasks: AnyNumber[str] = ("handover_block",)
+    variants: AnyNumber[str] = ("clean",)
     """Each task runs in each of these. On the tabletop clean and randomized (lights, colours, table height, cameras,
     distractors); in RoboTwin task configs, demo_clean where nothing is given."""
-    image_size: PositiveInt = 64
+    image_size: Pixels = 64
     """Side of the square camera images, pixels; must be the model's."""
 
     @model_validator(mode="after")
@@ -82,23 +93,23 @@ class EnvConfig(Section):
 class WorkersConfig(Section):
     """Ray workers; their number changes the speed, never the result."""
 
-    simulation: PositiveInt = 2
-    rollout: NonNegativeInt = 1
+    simulation: Processes = 2
+    rollout: Annotated[int, Field(ge=0, le=MAX_PROCESSES)] = 1
     """vLLM engines that answer questions, each in a process of its own."""
-    rollout_threads: PositiveInt = 1
+    rollout_threads: Processes = 1
     """Threads of each engine on CPU."""
-    rollout_timeout_s: PositiveFloat = 300.0
+    rollout_timeout_s: Seconds = 300.0
     """An engine that has not answered a call by then is replaced, and the call repeated."""
     policy: Literal["local", "shared"] = "local"
     """local: every simulation worker acts with a copy of the policy in its own process, on CPU. shared: all ask one
     process, which is on the GPU if the learner is."""
-    stages: PositiveInt = 3
+    stages: Processes = 3
     """Stages of the graph that may run at the same time."""
-    robotwin_start_timeout_s: PositiveFloat = 300.0
+    robotwin_start_timeout_s: Seconds = 300.0
     """RoboTwin's side is ended, and started again, if it has not been imported by then,"""
-    robotwin_reset_timeout_s: PositiveFloat = 300.0
+    robotwin_reset_timeout_s: Seconds = 300.0
     """or has not set a scene up or played its expert by then,"""
-    robotwin_step_timeout_s: PositiveFloat = 60.0
+    robotwin_step_timeout_s: Seconds = 60.0
     """or has not answered anything else by then."""
 
 
@@ -106,20 +117,20 @@ class RunConfig(Section):
     """A run. `tabletop:` and `robotwin:` in a file are overrides for that backend and are merged while loading."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     env: EnvConfig = EnvConfig()
     model: ModelConfig = ModelConfig()
     demos: DemosConfig = DemosConfig()
     sft: SFTConfig = SFTConfig()
     method: str = "rpro"
     """What the rounds optimise with; a name of `algos.methods.METHODS`."""
-    controls: tuple[str, ...] = ("continued_sft",)
+    controls: AnyNumber[str] = ("continued_sft",)
     """Methods that run beside it from the same SFT policy, with the same rounds and optimiser steps."""
     collect: CollectConfig = CollectConfig()
     optimise: OptimiseConfig = OptimiseConfig()
-    objectives: dict[str, ObjectiveConfig] = {}
+    objectives: Named[str, ObjectiveConfig] = {}
     """Settings by method name; preference methods without an entry take that of `rpro`."""
-    stages: tuple[Stage, ...]
+    stages: AnyNumber[Stage]
     workers: WorkersConfig = WorkersConfig()
     buffers: BuffersConfig = BuffersConfig()
     eval: EvalConfig = EvalConfig()
@@ -135,9 +146,9 @@ class RunConfig(Section):
     sweep: SweepConfig | None = None
     curriculum: Curriculum = CurriculumOptions(batch_size=BATCH_SIZE)
     """How the items of a step are chosen: options of `algos.curriculum_options`."""
-    other_schemes: tuple[Literal["frontier", "uniform", "dynamic", "difficulty_pools"], ...] = ()
+    other_schemes: AnyNumber[Literal["frontier", "uniform", "dynamic", "difficulty_pools"]] = ()
     """Schemes that run beside `curriculum.scheme` from the same base, with the same steps."""
-    replicates: PositiveInt = 1
+    replicates: Rounds = 1
     """Training seeds of every scheme: 1, 2, ..., derived from `seed`."""
     grpo: GRPO = GRPOOptions()
     """The objective, under the names of TRL's `GRPOConfig`."""

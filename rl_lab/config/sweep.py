@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rl_lab.config.action_rewards import RankingConfig
 from rl_lab.config.language import Rewards
-from rl_lab.config.section import NonNegativeFloat, Section
+from rl_lab.config.section import Named, NonNegativeFloat, PositiveInt, Rounds, Section
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -24,7 +24,7 @@ class SpreadConfig(Section):
     rest: NonNegativeFloat
     n: PositiveInt
     """Held-out items on which they were measured."""
-    replicates: PositiveInt
+    replicates: Rounds
     """Training seeds on which they were measured; few seeds give a rough value."""
     source: str
     """The run that they come from."""
@@ -60,9 +60,9 @@ class SweepConfig(Section):
 
     baseline: VariantName
     """The variant that the others are held against."""
-    variants: dict[VariantName, Rewards] = {}
+    variants: Named[VariantName, Rewards] = {}
     """By name: a whole section `rewards`; {} is the default one."""
-    rankings: dict[VariantName, RankingConfig] = {}
+    rankings: Named[VariantName, RankingConfig] = {}
     """By name, in place of `variants`: a whole section `ranking`; {} for pairs of interventions alone."""
     spread: Annotated[SpreadConfig | None, BeforeValidator(read_spread)] = None
     """How much training seeds differ, as numbers or as the path of an earlier sweep.json; says before the start what
@@ -73,6 +73,8 @@ class SweepConfig(Section):
         if self.variants and self.rankings:
             raise ValueError("variants are rewards of answers, rankings those of actions; a sweep compares one kind")
         named = self._named
+        if not named:
+            raise ValueError("variants and rankings are empty; name at least two of one kind")
         if self.baseline not in named:
             raise ValueError(f"baseline is {self.baseline!r}, which is not one of {', '.join(named) or 'none'}")
         if len(named) < 2:
