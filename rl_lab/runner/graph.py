@@ -173,7 +173,7 @@ def file_digest(path: Path) -> str:
 
 
 def tree_digest(root: Path, suffixes: tuple[str, ...] = ()) -> str:
-    """SHA-256 over relative names and contents of the files under a folder, links followed (with these suffixes, or all)."""
+    """SHA-256 over relative names and contents of the files (of these suffixes) under a folder, links followed."""
     digest = hashlib.sha256()
     for path in (path for path in files_below(root) if "__pycache__" not in path.parts):
         if not suffixes or path.suffix in suffixes:
