@@ -4,12 +4,14 @@ Scores the stored rollouts of a run under another reward, without generating any
 the order of the answers, and which answers flip. The reward is the section `rewards` of a YAML file, or a variant of
 the run's own sweep. In a run that ranked chunks of actions it is the section `ranking`: chunks are ranked again, and
 episodes scored, by the run's own reward models. Writes rescored-NAME.json into the run folder and prints its table.
-Exit code: 0 done, 2 bad input.
+Calls of the reward that fail are counted and named. Exit code: 0 done, 1 where a training has no answer with a reward
+under both, 2 bad input.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,10 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
     finally:
         rewards.close()
-    target = options.run / f"rescored-{name}.json"
-    write_whole(target, json.dumps({node: one.as_row() for node, one in found.items()}, indent=1) + "\n")
-    print("\n".join([*(line for node, one in found.items() for line in _lines(node, one)), str(target)]))
-    return 0
+    empty = [_nothing(node, one) for node, one in found.items() if not one.answers]
+    if len(empty) < len(found):
+        target = options.run / f"rescored-{name}.json"
+        write_whole(target, json.dumps({node: one.as_row() for node, one in found.items()}, indent=1) + "\n")
+        lines = [line for node, one in found.items() if one.answers for line in _lines(node, one)]
+        print("\n".join([*lines, str(target)]))
+    for line in empty:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if empty else 0
 
 
 def _config(run: Path) -> dict[str, Any]:
@@ -163,6 +170,14 @@ def _number(value: float | None) -> str:
     return "constant" if value is None else f"{value:+.2f}"
 
 
+def _nothing(node: str, found: Agreement) -> str:
+    """Why the answers of a training cannot be compared."""
+    if found.first_failure is None:
+        return f"{node}: no answer has a reward under both; {found.unscored} have one under one of them"
+    calls = sum(found.failures.values())
+    return f"{node}: no answer could be scored, {calls} calls failed, the first: {found.first_failure}; mend the reward"
+
+
 def _lines(node: str, found: Agreement) -> list[str]:
     """What the terminal shows of one training."""
     lines = [
@@ -173,6 +188,9 @@ def _lines(node: str, found: Agreement) -> list[str]:
         f"  another best answer in {100 * found.best_changed:.0f} % of the groups; "
         f"{found.gained} answers pass that did not, {found.lost} no longer pass",
     ]
+    if found.failures:
+        counts = ", ".join(f"{count} of {name}" for name, count in found.failures.items())
+        lines.insert(1, f"  failed calls: {counts}; the first: {found.first_failure}")
     for flip in found.flips[:FLIPS_SHOWN]:
         text = " ".join(flip.completion.split())[:60]
         lines.append(f"    {flip.item} step {flip.step} sample {flip.sample}: {flip.old:.2f} -> {flip.new:.2f}  {text}")

@@ -75,6 +75,7 @@ class JointRun:
             config,
             seed=seed,
             check_stop=context.check_stop,
+            tell=lambda scored: self.steps.failures.tell(self.counts.turn, scored),
         )
         self.times, self.watch = Times(engines, simulations), Watch(context)
         self.alarms = [_nothing_learned(part, turns) for part, turns in self.schedule.turns.items() if turns]

@@ -11,7 +11,7 @@ from typing import Any
 
 from rewards.compose import Rewards
 from rl_lab.joint.guard import Scores
-from rl_lab.language.answering import ask, collect, plain, score
+from rl_lab.language.answering import Scored, ask, collect, plain, score
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import answer_texts, item_prompt
 from rl_lab.model.chat import HunYuanVLMoTProcessor
@@ -37,11 +37,12 @@ class SkillExams:
         *,
         seed: int,
         check_stop: Callable[[], None],
+        tell: Callable[[Scored], None],
     ) -> None:
-        """Of the configuration: examine, engine, env, eval and joint."""
+        """Of the configuration: examine, engine, env, eval and joint. `tell` names failed reward calls."""
         self.items = [items[row] for row in range(len(items))]
         self.processor, self.rewards, self.config = processor, rewards, config
-        self.engines, self.simulations, self.check_stop = engines, simulations, check_stop
+        self.engines, self.simulations, self.check_stop, self.tell = engines, simulations, check_stop, tell
         seeds = [integer(seed, "exam", row) for row in range(len(items))]
         self.prompts = [item_prompt(item, processor, seed) for item, seed in zip(self.items, seeds, strict=True)]
         episodes = evaluation_seeds("development", config.joint.exam_episodes)
@@ -70,5 +71,7 @@ class SkillExams:
         if skill == "language":
             answers, _ = collect(self.engines, batch, self.check_stop)
             texts = [answer_texts(row, self.processor) for row in answers]
-            return plain(score(self.rewards, self.items, texts).rewards[:, 0].tolist())
+            scored = score(self.rewards, self.items, texts)
+            self.tell(scored)
+            return plain(scored.rewards[:, 0].tolist())
         return [float(row["success"]) for rows in self.simulations.results(batch, self.check_stop) for row in rows]

@@ -59,6 +59,12 @@ class Scored:
     """By `PART/REASON` the first such call in words, with the answer on which it failed."""
 
     @property
+    def all_failed(self) -> bool:
+        """Whether no answer has a reward, each because a call failed."""
+        nothing = self.rewards.size > 0 and bool(np.isnan(self.rewards).all())
+        return nothing and all(names for row in self.failures for names in row)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """`reward_failures/PART/REASON`: counts; `reward_masked`: share of answers without a reward for that reason."""
         flat = [names for row in self.failures for names in row]

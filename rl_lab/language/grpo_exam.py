@@ -15,6 +15,7 @@ from rl_lab.language.answering import ask, collect, means, plain, score
 from rl_lab.language.grpo_state import HELD_OUT_FILE, Progress
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import answer_texts, item_prompt
+from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
@@ -35,13 +36,14 @@ class HeldOutExam:
         seed: int,
         prompts_per_call: int,
         out: Path,
+        failures: RewardFailures,
     ) -> None:
         self.items = [items[row] for row in range(len(items))]
         seeds = [integer(seed, "held_out", row) for row in range(len(items))]
         pairs = zip(self.items, seeds, strict=True)
         self.prompts = [item_prompt(item, processor, seed) for item, seed in pairs]
         self.processor, self.rewards, self.settings = processor, rewards, settings
-        self.prompts_per_call, self.path = prompts_per_call, out / HELD_OUT_FILE
+        self.prompts_per_call, self.path, self.failures = prompts_per_call, out / HELD_OUT_FILE, failures
 
     def examine(
         self, engines: WorkerPool, weights: Weights, progress: Progress, check_stop: Callable[[], None]
@@ -51,6 +53,7 @@ class HeldOutExam:
         asked = ask(engines, self.prompts, sampling, weights.reference, self.prompts_per_call)
         answers, _ = collect(engines, asked, check_stop)
         scored = score(self.rewards, self.items, [answer_texts(row, self.processor) for row in answers])
+        self.failures.tell(progress.step, scored)
         rewards = scored.rewards[:, 0]
         append_json_line(self.path, {"step": progress.step, "tokens": progress.tokens, "rewards": plain(rewards)})
         return self._means(rewards)

@@ -21,6 +21,7 @@ from rl_lab.language.grpo_state import HELD_OUT_FILE, LEARNER_FILE, PROGRESS_FIL
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import item_prompt, load_chat_processor
 from rl_lab.language.online_steps import BAD_BATCH_FILE, Learning
+from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rft_training import INDEX_SCHEMA, TraceFile
 from rl_lab.language.rollout_store import RolloutStore
@@ -107,6 +108,7 @@ class ImitateRun:
             seed=integer(context.seed, "distill", *names),  # the draws of distillation's examinations
             prompts_per_call=4 * config.engine.prompts_per_call,
             out=context.out,
+            failures=RewardFailures(context),
         )
 
     def run(self) -> None:

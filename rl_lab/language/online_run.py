@@ -33,6 +33,7 @@ class OnlineRun:
             seed=seed,
             prompts_per_call=4 * context.config.engine.prompts_per_call,
             out=context.out,
+            failures=steps.failures,
         )
 
     def run(self) -> None:

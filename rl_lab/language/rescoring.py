@@ -18,6 +18,7 @@ from scipy.stats import kendalltau
 from envs.spatial_qa.items import Item
 from rewards.calibration import rank_correlation
 from rewards.compose import Rewards
+from rewards.guard import Failure, failure_counts
 from rl_lab.errors import UserError
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.reward_models import reward_columns
@@ -52,6 +53,10 @@ class Agreement:
     """With a reward under both."""
     unscored: int = 0
     """With a reward under one of them only: the other's call failed or did not apply."""
+    failures: dict[str, int] = field(default_factory=dict)
+    """Calls of the new reward that failed, by PART/REASON."""
+    first_failure: str | None = None
+    """The first of them in words, with the answer on which it failed."""
     groups: int = 0
     """With at least two such answers."""
     rank_correlation: float | None = None
@@ -82,7 +87,7 @@ def rescore(folder: Path, questions: ItemFile, rewards: Rewards, threshold: floa
         raise UserError(f"there are no rollouts in {folder}; give a run, or one of its trainings, that has some")
     found, pairs, taus = Agreement(), [], []
     changed = 0
-    for rows, new in _scored(store, questions, rewards):
+    for rows, new in _scored(store, questions, rewards, found):
         old = np.array([np.nan if row["reward"] is None else row["reward"] for row in rows])
         known = ~np.isnan(old) & ~np.isnan(new)
         found.unscored += int((np.isnan(old) != np.isnan(new)).sum())
@@ -104,20 +109,33 @@ def rescore(folder: Path, questions: ItemFile, rewards: Rewards, threshold: floa
     return found
 
 
-def _scored(store: RolloutStore, questions: ItemFile, rewards: Rewards) -> Iterator[tuple[list[Row], np.ndarray]]:
-    """The rows of each group with their new rewards, NaN where there is none."""
+def _scored(
+    store: RolloutStore, questions: ItemFile, rewards: Rewards, found: Agreement
+) -> Iterator[tuple[list[Row], np.ndarray]]:
+    """The rows of each group with their new rewards, NaN where there is none; failures are counted in `found`."""
     places = questions.rows_by_id()
     for step in store.steps():
         rows = store.read(steps=[step], columns=COLUMNS)
         items = {name: _item(questions, places, name, store) for name in {row["item"] for row in rows}}
         columns = reward_columns([items[row["item"]] for row in rows])
-        values = rewards([row["prompt"] for row in rows], [row["completion"] for row in rows], **columns)
-        new = np.array([np.nan if value is None else value for value in values])
+        prompts, texts = [row["prompt"] for row in rows], [row["completion"] for row in rows]
+        result = rewards.breakdown(prompts, texts, judge_all=False, **columns)
+        _count_failures(found, rows, result.failures)
+        new = np.array([np.nan if value is None else value for value in result.rewards])
         start = 0
         for _, group in groupby(rows, key=lambda row: row["group"]):
             members = list(group)
             yield members, new[start : start + len(members)]
             start += len(members)
+
+
+def _count_failures(found: Agreement, rows: list[Row], failures: list[Failure]) -> None:
+    for name, count in failure_counts(failures).items():
+        found.failures[name] = found.failures.get(name, 0) + count
+    if failures and found.first_failure is None:
+        first, row = failures[0], rows[failures[0].sample]
+        answer = f"answer {row['sample']} to {row['item']} of step {row['step']}"
+        found.first_failure = f"{first.part} on {answer} ({first.reason}: {first.detail})"
 
 
 def _item(questions: ItemFile, places: dict[str, int], item: str, store: RolloutStore) -> Item:

@@ -1,8 +1,8 @@
-"""Reward calls that fail while a policy trains: said once by function, answer and reason; given up where none works."""
+"""Reward calls that fail in a stage: said once by function, answer and reason; given up where none works."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
 from rewards.guard import FAILED_CALL
 from rl_lab.errors import UserError
@@ -14,7 +14,7 @@ FRUITLESS_STEPS = 3
 
 
 class RewardFailures:
-    """What a training has said of its failed reward calls so far."""
+    """What a stage has said of its failed reward calls so far."""
 
     def __init__(self, context: StageContext) -> None:
         self._context = context
@@ -22,18 +22,29 @@ class RewardFailures:
         self._fruitless = 0
 
     def check(self, step: int, scored: Scored) -> None:
-        """Name the first failure of each part and reason. UserError if no answer of several steps has a reward."""
+        """As `tell`, for a step of a training. UserError if no answer of several steps has a reward."""
+        self.tell(step, scored)
+        self._fruitless = self._fruitless + 1 if scored.all_failed else 0
+        if self._fruitless == FRUITLESS_STEPS:
+            raise _nothing(f"no answer of the last {FRUITLESS_STEPS} steps has a reward", [scored])
+
+    def check_all(self, name: str, sets: Sequence[Scored]) -> None:
+        """As `tell`, for an examination. UserError if none of its answers has a reward."""
+        for scored in sets:
+            self.tell(0, scored)
+        if sets and all(scored.all_failed for scored in sets):
+            raise _nothing(f"no answer to a question of the set {name} has a reward", sets)
+
+    def tell(self, step: int, scored: Scored) -> None:
+        """Name the first failure of each part and reason."""
         for name, words in scored.examples.items():
             if name not in self._told:
                 self._told.add(name)
                 text = f"{FAILED_CALL}: {words}; such answers are masked, and counted in reward_failures/{name}"
                 self._context.say(f"step {step}: {text}")
                 self._context.log(step, alarm=text)
-        all_failed = bool(np.isnan(scored.rewards).all()) and all(names for row in scored.failures for names in row)
-        self._fruitless = self._fruitless + 1 if all_failed else 0
-        if self._fruitless == FRUITLESS_STEPS:
-            why = next(iter(scored.examples.values()), "see the failures in its rollouts")
-            raise UserError(
-                f"no answer of the last {FRUITLESS_STEPS} steps has a reward; the first failure: {why}; mend the "
-                "reward, and go on with --resume"
-            )
+
+
+def _nothing(what: str, sets: Sequence[Scored]) -> UserError:
+    why = next((words for scored in sets for words in scored.examples.values()), "see the failures in its rollouts")
+    return UserError(f"{what}; the first failure: {why}; mend the reward, and go on with --resume")

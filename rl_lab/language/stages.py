@@ -28,6 +28,7 @@ from rl_lab.language.item_files import ItemFile, Row, conversation_row, item_row
 from rl_lab.language.model import answer_texts, item_prompt, load_chat_processor
 from rl_lab.language.online_stage import with_learner
 from rl_lab.language.question_data import SHOWN_ROWS, QuestionData, read_questions
+from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.training import ColdStartPlan, GRPOPlan
 from rl_lab.language.trl_stages import trl_cold_start, trl_grpo
@@ -188,15 +189,20 @@ class Examiner:
         self.context, self.engines, self.rewards = context, engines, rewards
         self.processor: HunYuanVLMoTProcessor = load_chat_processor(policy)
         self.weights = ray.put(published(policy))
+        self.failures = RewardFailures(context)
         self.scored: list[Scored] = []
         """All that was scored so far."""
 
     def answers(self, items: Sequence[Item], samples: int, name: str) -> list[dict[str, Any]]:
-        """For every item the rewards of its answers, their lengths, whether they ended, and their texts."""
+        """For every item the rewards of its answers, their lengths, whether they ended, and their texts.
+
+        UserError where no answer has a reward.
+        """
         config = self.context.config
         judged = name == "seen" and config.rewards.judge is not None
         sampling = Sampling(config.examine.max_tokens, temperature=config.examine.temperature, num_generations=samples)
         rows: list[dict[str, Any]] = []
+        first = len(self.scored)
         size = 4 * config.engine.prompts_per_call
         batches = [(start, items[start : start + size]) for start in range(0, len(items), size)]
         names = ("development",) if name == "development" else ()
@@ -219,6 +225,7 @@ class Examiner:
                 for values, row, text in zip(scored.rewards.tolist(), answers, texts, strict=True)
             ]
             self.context.progress(len(rows), len(items), name)
+        self.failures.check_all(name, self.scored[first:])
         return rows
 
     def _prompts(self, items: Sequence[Item], first: int, *names: str) -> list[Any]:

@@ -23,6 +23,7 @@ from rl_lab.errors import UserError
 from rl_lab.language.groups import Answered
 from rl_lab.language.grpo_line import reward_line
 from rl_lab.language.grpo_rollouts import Issued, Questioner
+from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.rft_selection import RFT_FILE, Judge, RFTSelection, RFTSummary
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.runner.stage_context import StageContext
@@ -69,6 +70,7 @@ class TraceSampler:
         self.seed, self.store = seed, RolloutStore(context.out)
         per_call = questioner.prompts_per_call
         self.plan = trace_plan(len(questioner.items), settings, per_call, seed)
+        self.failures = RewardFailures(context)
         self.ahead = math.ceil(questioner.engines.num_workers / CALLS_PER_STEP)
 
     def run(self) -> None:
@@ -82,6 +84,7 @@ class TraceSampler:
             self.questioner.clock.begin()
             answered = self.questioner.answered(issued)
             if issued.step not in stored:
+                self.failures.check(issued.step, answered.scored)
                 zeros = torch.zeros(answered.scored.rewards.shape)  # nothing learns from these by an advantage
                 rows = answered.rollouts(zeros, self.questioner.processor)
                 self.store.write(issued.step, rows, answered.columns())

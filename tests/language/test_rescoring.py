@@ -76,6 +76,42 @@ def test_the_same_order_agrees_and_flips_nothing(run, tmp_path):
     assert (found["group_correlation"], found["best_changed"], found["flips"]) == (pytest.approx(1), 0.0, [])
 
 
+FAILING = """
+def always(prompts, completions, **columns):
+    raise RuntimeError("no licence")
+
+def sometimes(prompts, completions, **columns):
+    return [1.0 if completions[0] == "word" else 7.0]
+"""
+
+
+def failing(tmp_path, name):
+    (tmp_path / "failing.py").write_text(FAILING)
+    path = tmp_path / f"{name}.yaml"
+    functions = {"mine": f"{tmp_path / 'failing.py'}:{name}"}
+    path.write_text(yaml.safe_dump({"rewards": {"weights": {"mine": 1.0}, "functions": functions}}))
+    return str(path)
+
+
+def test_a_reward_that_always_fails_is_no_result(run, tmp_path, capsys):
+    assert main([str(run), "--reward", failing(tmp_path, "always")]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == (
+        "error: verifier.1.grpo: no answer could be scored, 6 calls failed, the first: mine on answer 0 to item-0 of "
+        "step 1 (exception: RuntimeError: no licence); mend the reward\n"
+    )
+    assert not list(run.glob("rescored-*"))
+
+
+def test_calls_that_fail_are_counted_and_the_first_is_named(run, tmp_path, capsys):
+    assert main([str(run), "--reward", failing(tmp_path, "sometimes")]) == 0
+    found = result(run, "sometimes")
+    assert (found["answers"], found["unscored"], found["failures"]) == (2, 2, {"mine/out of range": 4})
+    said = "mine on answer 0 to item-0 of step 1 (out of range: 7.0 is not in 0..1)"
+    assert found["first_failure"] == said
+    assert f"failed calls: 4 of mine/out of range; the first: {said}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [

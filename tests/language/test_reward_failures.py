@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rl_lab.config import dump_config, load_config
 from rl_lab.errors import UserError
 from rl_lab.json_lines import write_json_lines
+from rl_lab.language.answering import Scored
 from rl_lab.language.grpo_run import GRPORun
 from rl_lab.language.grpo_state import RunState
+from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.reports.page import write_report
 from rl_lab.runner.executor import Executor
@@ -19,7 +22,7 @@ from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.run_folder import CONFIG_FILE, RunFolder
 from rl_lab.runner.store import Store
-from tests.language.builders import CONFIG, FakeEngines, FakeLearner, make_item
+from tests.language.builders import CONFIG, FakeEngines, FakeLearner, FakeRun, make_item
 from tests.runner.test_executor import statuses
 
 FUNCTIONS = """
@@ -156,3 +159,44 @@ def test_the_page_names_the_variants_that_failed_and_why(sweep):
         assert f"{name}.1.grpo failed" in page
         assert f"reward call failed: {name} on answer 0 to item-" in page
     assert "such answers are masked" in (folder.path / "report.html").read_text()
+
+
+def test_an_examination_names_what_it_could_not_score(tmp_path, questions, policy):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "def f(prompts, completions, **columns):\n"
+        "    if '100' in str(prompts[0]):\n"
+        "        raise RuntimeError('never seen before')\n"
+        "    return [1.0]\n"
+    )
+    given = json.dumps({"weights": {"answer": 1, "mine": 1}, "functions": {"mine": f"{mine}:f"}})
+    run = FakeRun(tmp_path / "run", questions, policy, f"rewards={given}", "rl.steps=2").start()
+    (alarm,) = (line for line in run.metrics("metrics.jsonl") if "alarm" in line)
+    assert (alarm["step"], "exception: RuntimeError: never seen before" in alarm["alarm"]) == (0, True)
+    assert not any("held_out/reward" in line for line in run.metrics())
+
+
+class Heard:
+    """What is said of a stage."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def log(self, step, **values):
+        pass
+
+
+def test_an_examination_of_which_nothing_can_be_scored_ends_with_the_reason():
+    failed = Scored(np.full((1, 2), np.nan), [], [[["mine/exception"], ["mine/exception"]]], {"mine/exception": "why"})
+    half = Scored(np.array([[1.0, np.nan]]), [], [[[], ["mine/exception"]]], {"mine/exception": "why"})
+    inapplicable = Scored(np.full((1, 2), np.nan), [], [[[], []]])
+    heard = Heard()
+    RewardFailures(heard).check_all("seen", [failed, half])
+    assert heard.said == ["step 0: reward call failed: why; such answers are masked, and counted in "
+                          "reward_failures/mine/exception"]  # fmt: skip
+    RewardFailures(heard).check_all("seen", [inapplicable])
+    with pytest.raises(UserError, match="no answer to a question of the set seen has a reward; the first failure: why"):
+        RewardFailures(heard).check_all("seen", [failed, failed])

@@ -8,7 +8,7 @@ import torch
 
 from algos.rft_options import RFTOptions
 from rewards.compose import Rewards
-from rewards.config import JudgeConfig
+from rewards.config import JudgeConfig, RewardConfig
 from rewards.reasoning import ReasoningJudge
 from rl_lab.config import load_config
 from rl_lab.config.rft import RFTConfig, TracesConfig
@@ -29,6 +29,7 @@ from rl_lab.workers.rollout_learner import Weights
 from rl_lab.workers.weights import Snapshot, digest
 from tests.language.builders import FakeEngines, Killed, make_context, make_item, write_questions
 from tests.rewards.fake_judge import FakeJudge, completion, verdict
+from tests.rewards.functions import FailsOnArrival
 
 SETTINGS = TracesConfig(samples=4, items=10, max_tokens=16, select=RFTOptions(max_likeness=1.0, min_reward=0.5))
 FILES = {"weight": b"0"}
@@ -44,12 +45,12 @@ class Traced:
         self.questions = write_questions(folder / "questions")
         self.stop_at = None
 
-    def start(self, settings=SETTINGS, judge=None):
+    def start(self, settings=SETTINGS, judge=None, rewards=None):
         context = make_context(self.folder / "run", self.questions, track=self._track)
         self.out = context.out
         self.engines = FakeEngines(self.policy, [make_item(number) for number in range(24)])
         self.engines.num_workers = self.num_engines
-        rewards = Rewards(context.config.rewards)
+        rewards = rewards or Rewards(context.config.rewards)
         questioner = Questioner(
             ItemFile(self.questions / "train.arrow"),
             self.engines,
@@ -253,3 +254,9 @@ def test_settings_that_cannot_work_are_one_line(tmp_path):
     path.write_text("name: a\nstages: [questions, cold_start, rft]\ntraces: {select: {low: 2}}\n")
     with pytest.raises(UserError, match=r"traces.select.*0 <= low < high <= 1"):
         load_config(path, [])
+
+
+def test_traces_without_any_reward_are_not_chosen_from_in_silence(tmp_path, policy, monkeypatch):
+    rewards = Rewards(RewardConfig(weights={"f": 1.0}), {"f": FailsOnArrival()})
+    with pytest.raises(UserError, match=r"no answer of the last 3 steps has a reward; .* RuntimeError: not today"):
+        Traced(tmp_path / "traced", policy, monkeypatch).start(rewards=rewards)
