@@ -19,8 +19,9 @@ class GuardConfig(Section):
     """Fall of a mean reward or success rate that is put up with."""
     confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.975
     """Of the one-sided bound: harm is found where the fall exceeds `allowed` with this confidence."""
-    against: Literal["best", "start"] = "best"
-    """The examination that a skill is held against, item by item and episode by episode."""
+    against: Literal["mean", "start"] = "mean"
+    """What a skill is held against, item by item and episode by episode: the mean of its examinations without harm, or
+    the first one. Both are unbiased; the best of several noisy examinations is not."""
     actions: AtLeastOne[Action] = ("lower", "roll_back")
     """What is done the first, second, ... time to an objective; the last is repeated. lower: its learning rate. freeze:
     it no longer trains what the other skill reads. roll_back: weights and optimizers of the last examination without

@@ -1,7 +1,9 @@
 """The guard: finds when one objective costs the other's skill too much, who is to blame, and what to do. Pure.
 
-Every examination asks the same questions and runs the same episodes, so a fall is a mean of paired differences d_i to
-the best (or first) examination. Harm is found where the one-sided bound mean(d) + z s / sqrt(n) lies below -allowed.
+Every examination asks the same questions and runs the same episodes, so a fall is a mean of paired differences d_i of a
+question's score to its running mean over the examinations without harm (or to the first one). Where nothing changes d
+has mean 0, so the one-sided bound mean(d) + z s / sqrt(n) lies below 0 as rarely as the confidence says; the best of
+several noisy examinations would be too high a measure. Harm is found where the bound lies below -allowed.
 The other objective is suspected, and blamed only if the skill gets back at least half of the fall when what that
 objective did to the shared weights is taken away (a second examination, of weights minus its moves). Else the skill's
 own objective did it, and the guard lets it be.
@@ -39,6 +41,28 @@ class Exam:
     """By skill."""
 
 
+@dataclass
+class Reference:
+    """What a skill is held against: the mean score of each question or episode over some examinations."""
+
+    turn: int
+    """Of the newest."""
+    total: list[float]
+    known: list[int]
+    """Examinations in which it could be scored."""
+
+    def add(self, turn: int, scores: Scores) -> None:
+        """One examination more."""
+        self.turn = turn
+        self.total = [total + (score or 0.0) for total, score in zip(self.total, scores, strict=True)]
+        self.known = [known + (score is not None) for known, score in zip(self.known, scores, strict=True)]
+
+    @property
+    def means(self) -> Scores:
+        """The mean of each; None: never scored."""
+        return [total / known if known else None for total, known in zip(self.total, self.known, strict=True)]
+
+
 @dataclass(frozen=True)
 class Fall:
     """A paired difference of mean scores with its upper bound."""
@@ -57,7 +81,7 @@ class Harm:
     """The objective of the other skill."""
     fall: Fall
     since: int
-    """Turn of the examination that it is held against."""
+    """Turn of the newest examination that it is held against."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +125,7 @@ class Guard:
     """What it remembers: the examinations that skills are held against, and what it has done to whom."""
 
     config: GuardConfig
-    against: dict[str, Exam] = field(default_factory=dict)
+    against: dict[str, Reference] = field(default_factory=dict)
     """By skill."""
     strikes: dict[str, int] = field(default_factory=dict)
     """Actions so far, by objective."""
@@ -111,15 +135,16 @@ class Guard:
     """Turn of the last examination without harm."""
 
     def examine(self, exam: Exam) -> list[Harm]:
-        """Harm to each skill. Without any this is the last good examination; the best one of a skill is its measure."""
+        """Harm to each skill. Without any this is the last good examination, and it counts in the skill's measure."""
         found = [harm for skill in exam.scores if (harm := self._harm(exam, skill)) is not None]
         for skill in exam.scores.keys() - {harm.skill for harm in found}:
             self.acted_at.pop(skill, None)
-            best = self.config.against == "best" and skill in self.against
-            if skill not in self.against or (
-                best and mean(exam.scores[skill]) > mean(self.against[skill].scores[skill])
-            ):
-                self.against[skill] = exam
+            scores = exam.scores[skill]
+            if skill not in self.against:
+                self.against[skill] = Reference(exam.turn, [0.0] * len(scores), [0] * len(scores))
+            elif self.config.against == "start":
+                continue
+            self.against[skill].add(exam.turn, scores)
         if not found:
             self.good = exam.turn
         return found
@@ -128,7 +153,7 @@ class Guard:
         if skill not in self.against:
             return None
         before = self.against[skill]
-        fall = paired_fall(exam.scores[skill], before.scores[skill], self.config.confidence)
+        fall = paired_fall(exam.scores[skill], before.means, self.config.confidence)
         if fall is None or fall.bound >= -self.config.allowed:
             return None
         return Harm(skill, other(OBJECTIVES[skill]), fall, before.turn)
@@ -144,7 +169,7 @@ class Guard:
         """
         now = exam.scores[harm.skill]
         given_back = _difference(without, now)
-        blamed = given_back >= GIVEN_BACK * -harm.fall.difference
+        blamed = not given_back < GIVEN_BACK * -harm.fall.difference
         objective = harm.suspect if blamed else OBJECTIVES[harm.skill]
         action = "none"
         if blamed:
@@ -162,7 +187,7 @@ class Guard:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed guard needs, as JSON."""
         return {
-            "against": {skill: asdict(exam) for skill, exam in self.against.items()},
+            "against": {skill: asdict(reference) for skill, reference in self.against.items()},
             "strikes": self.strikes,
             "acted_at": self.acted_at,
             "good": self.good,
@@ -170,7 +195,7 @@ class Guard:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
-        self.against = {skill: Exam(**exam) for skill, exam in state["against"].items()}
+        self.against = {skill: Reference(**reference) for skill, reference in state["against"].items()}
         self.strikes, self.acted_at, self.good = dict(state["strikes"]), dict(state["acted_at"]), state["good"]
 
 
@@ -186,8 +211,9 @@ def _say(
     """The event in a sentence."""
     fall = harm.fall
     found = (
-        f"guard: {WORDS[harm.skill]} fell by {-fall.difference:.3f} since turn {harm.since} (n = {fall.n}, at least "
-        f"{-fall.bound:.3f}); without what {harm.suspect} did to the shared weights it is {given_back:+.3f}"
+        f"guard: {WORDS[harm.skill]} fell by {-fall.difference:.3f} from its mean up to turn {harm.since} (n = "
+        f"{fall.n}, at least {-fall.bound:.3f}); without what {harm.suspect} did to the shared weights it is "
+        f"{given_back:+.3f}"
     )
     if not blamed:
         return f"{found}, so {objective} did it to its own skill; nothing is done"
