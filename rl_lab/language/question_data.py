@@ -1,23 +1,26 @@
-"""Users' own questions: JSONL files and tables of Hugging Face `datasets`; nothing is downloaded, no row is lost.
+"""Users' own questions: files and tables of Hugging Face `datasets`; nothing is downloaded, no row is lost.
 
-Two layouts, told apart by the field `messages`:
+Two kinds of rows:
 
 * a question, one `Item`: `prompt` (with ` /think` or ` /no_think` at its end as the model should see it), `images`
   (one or a list; may be absent), `answer` (ground truth, or the same as JSON text), `reward_type`, `category`, and
   optionally `id` and `solution` (a worked reply, needed for supervised training only);
-* HY-Embodied's public one, one `Conversation`: `messages`, optionally `id` and `type`. Turns have a `role` (system,
-  user, assistant, tool) and a `content`: text, or a list of `{"type": "text", "text": ..}`,
-  `{"type": "image", "image": ..}` and `{"type": "video", "video": ..}`; an assistant's content is text only.
+* a conversation, one `Conversation`, in HY-Embodied's public layout: `messages`, optionally `id` and `type`. Turns have
+  a `role` (system, user, assistant, tool) and a `content`: text, or a list of `{"type": "text", "text": ..}`,
+  `{"type": "image", "image": ..}` and `{"type": "video", "video": ..}`; an assistant's content is text only. Other
+  layouts of conversations are brought to it by `rl_lab.language.question_layouts`.
 
-An image is a path, relative to the file, or a data URI; tables may also hold PIL images, uint8 [H, W, 3] arrays or
-`{"bytes": .., "path": ..}`. A video is a path; its frames are read where they are needed.
+An image is a path, relative to the file or else to the working directory, or a data URI; tables may also hold PIL
+images, uint8 [H, W, 3] arrays or `{"bytes": .., "path": ..}`. A video is a path; its frames are read where they are
+needed.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +31,12 @@ from rewards.config import RewardConfig
 from rewards.truth import decode_truth
 from rewards.verifier import verifier_reward
 from rl_lab.errors import UserError
-from rl_lab.files import files_below
+from rl_lab.language.question_files import Raw, is_table, raw_rows, texts_of
 from rl_lab.language.question_images import existing_file, read_image
+from rl_lab.language.question_layouts import ROLES, is_conversation, public_layout
 
 QUESTION_FIELDS = ("prompt", "images", "answer", "reward_type", "category", "id", "solution")
 REQUIRED_FIELDS = ("prompt", "answer", "reward_type", "category")
-CONVERSATION_FIELDS = ("messages", "id", "type")
-ROLES = ("system", "user", "assistant", "tool")
-MAX_PATH_CHARS = 500
-"""A longer text is no path."""
 SHOWN_ROWS = 20
 """Bad rows that the error's text lists; `BadRowsError.bad_rows` has all."""
 
@@ -84,6 +84,8 @@ class QuestionData:
     conversations: list[Conversation]
     bad_rows: list[BadRow]
     """Empty unless bad rows were asked to be skipped."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Fields of conversations that mean nothing here, and in how many rows each stands."""
 
 
 class BadRowsError(UserError):
@@ -97,65 +99,29 @@ class BadRowsError(UserError):
         self.bad_rows = list(bad_rows)
 
 
+Read = Item | Conversation | BadRow
+
+
 def read_questions(path: Path, *, skip_bad: bool = False) -> QuestionData:
-    """All rows of a JSONL file (blank lines are no rows), a Parquet file, or a folder that `datasets` saved.
+    """All rows of a JSON file (lines, of which blank ones are no rows, or an array; gzipped or not), a Parquet file, a
+    folder of its shards, or a folder that `datasets` saved.
 
     BadRowsError listing every bad row by line and reason, unless `skip_bad`: then the result lists them. UserError
     without such a file or when it has no rows.
     """
-    if path.is_dir() or path.suffix == ".parquet":
-        return table_questions(_table(path), folder=path.parent, skip_bad=skip_bad)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; give a JSONL file, one JSON object a line")
-    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
-    return _read(((number, line) for number, line in lines if line.strip()), path.name, path.parent, skip_bad)
+    ignored = Counter[str]()
+    return _collected(source_rows(path, ignored), source_name(path), skip_bad, ignored)
 
 
-def _table(path: Path) -> Any:
-    """A table of `datasets`: saved to a folder, or a Parquet file; nothing is downloaded or cached. UserError for
-    neither."""
-    import datasets  # here, because it takes a second
-
-    try:
-        return datasets.load_from_disk(str(path)) if path.is_dir() else datasets.Dataset.from_parquet(str(path))
-    except (FileNotFoundError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no table of datasets: {' '.join(str(error).split())}") from error
+def source_name(path: Path) -> str:
+    """What a source is called in errors and, its suffixes aside, in the ids of its rows."""
+    return "table" if is_table(path) else path.name
 
 
-def source_files(path: Path) -> list[Path]:
-    """The files that the content of a source depends on: itself (all of a folder), and pictures and videos it names."""
-    if path.is_dir():
-        return files_below(path)
-    if path.suffix == ".parquet":
-        return [path]
-    named: set[Path] = set()
-    for line in path.read_bytes().splitlines():
-        try:
-            named |= {path.parent / text for text in _texts(json.loads(line)) if len(text) < MAX_PATH_CHARS}
-        except (ValueError, RecursionError):
-            continue  # reading the source will name this line
-    return [path, *sorted(file for file in named if _is_file(file))]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts inside a JSON value that could be a path."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def has_open_questions(path: Path) -> bool:
-    """Whether a JSONL source asks questions that only a judge can score."""
-    return path.is_file() and any(b'"open"' in line for line in path.read_bytes().splitlines())
+def source_rows(path: Path, ignored: Counter[str] | None = None) -> Iterator[Read]:
+    """The rows of a source one by one; `ignored` counts the fields of conversations that mean nothing."""
+    name = source_name(path).removesuffix(".gz")
+    return _rows(raw_rows(path), Path(name).stem, path.parent, Counter() if ignored is None else ignored)
 
 
 def table_questions(
@@ -166,7 +132,8 @@ def table_questions(
     Errors as `read_questions`. A column that is None in a row counts as absent there, because a
     table has the same columns in every row.
     """
-    return _read(enumerate(table, start=1), "table", folder, skip_bad)
+    ignored = Counter[str]()
+    return _collected(_rows(enumerate(table, start=1), "table", folder, ignored), "table", skip_bad, ignored)
 
 
 def item_conversation(item: Item) -> Conversation:
@@ -178,21 +145,12 @@ def item_conversation(item: Item) -> Conversation:
     return Conversation(item.id, turns, item.images, ())
 
 
-def _read(rows: Iterable[tuple[int, Any]], name: str, folder: Path, skip_bad: bool) -> QuestionData:
-    """Rows, as JSON text (bytes) or mappings, by their number."""
-    data = QuestionData([], [], [])
-    lines: dict[str, int] = {}
-    for line, raw in rows:
-        try:
-            row = _fields(raw)
-            identity = _identity(row, f"{Path(name).stem}-{line}", lines)
-            if "messages" in row:
-                data.conversations.append(_conversation(row, identity, folder))
-            else:
-                data.items.append(_item(row, identity, folder))
-            lines[identity] = line
-        except ValueError as error:
-            data.bad_rows.append(BadRow(line, " ".join(str(error).split())))
+def _collected(rows: Iterable[Read], name: str, skip_bad: bool, ignored: Counter[str]) -> QuestionData:
+    """Rows by kind. Errors as `read_questions`."""
+    data = QuestionData([], [], [], ignored)
+    kinds: dict[type, list[Any]] = {Item: data.items, Conversation: data.conversations, BadRow: data.bad_rows}
+    for row in rows:
+        kinds[type(row)].append(row)
     if data.bad_rows and not skip_bad:
         raise BadRowsError(name, data.bad_rows)
     if not (data.items or data.conversations or data.bad_rows):
@@ -200,8 +158,25 @@ def _read(rows: Iterable[tuple[int, Any]], name: str, folder: Path, skip_bad: bo
     return data
 
 
-def _fields(raw: Any) -> dict[str, Any]:
-    """The fields of a row that are there, all of them known."""
+def _rows(raw_rows: Iterable[Raw], stem: str, folder: Path, ignored: Counter[str]) -> Iterator[Read]:
+    """Rows, as JSON text (bytes) or mappings, by their number; those without an id are named by the stem and it."""
+    lines: dict[str, int] = {}
+    for line, raw in raw_rows:
+        try:
+            row = _fields(raw, ignored)
+            identity = _identity(row, f"{stem}-{line}", lines)
+            made = _conversation(row, identity, folder) if "messages" in row else _item(row, identity, folder)
+        except ValueError as error:
+            yield BadRow(line, " ".join(str(error).split()))
+        except RecursionError:
+            yield BadRow(line, "nested too deeply")
+        else:
+            lines[identity] = line
+            yield made
+
+
+def _fields(raw: Any, ignored: Counter[str]) -> dict[str, Any]:
+    """The fields of a row that are there, all of them known; a conversation's in the public layout."""
     if isinstance(raw, bytes):
         try:
             raw = json.loads(raw.decode("utf-8"))
@@ -212,10 +187,12 @@ def _fields(raw: Any) -> dict[str, Any]:
     if not isinstance(raw, Mapping):
         raise ValueError("not a JSON object")
     row = {str(name): value for name, value in raw.items() if value is not None}
-    known = CONVERSATION_FIELDS if "messages" in row else QUESTION_FIELDS
-    unknown = [name for name in row if name not in known]
+    check_texts(row)
+    if is_conversation(row):
+        return public_layout(row, ignored)
+    unknown = [name for name in row if name not in QUESTION_FIELDS]
     if unknown:
-        raise ValueError(f"unknown fields {', '.join(unknown)}; known are {', '.join(known)}")
+        raise ValueError(f"unknown fields {', '.join(unknown)}; known are {', '.join(QUESTION_FIELDS)}")
     return row
 
 
@@ -226,6 +203,17 @@ def _identity(row: Mapping[str, Any], default: str, lines: Mapping[str, int]) ->
     if str(identity) in lines:
         raise ValueError(f"id {identity!r} is that of line {lines[str(identity)]} already; give each row its own")
     return str(identity)
+
+
+def check_texts(row: Any) -> None:
+    """ValueError for text that no later stage could write: half of a surrogate pair, such as `"\\ud800"` in JSON."""
+    for text in texts_of(row):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"a text holds the lone surrogate {text[error.start]!a} ({text[:40]!a}), which is no character"
+            ) from error
 
 
 def _item(row: Mapping[str, Any], identity: str, folder: Path) -> Item:
@@ -261,9 +249,9 @@ def _truth(answer: Any, reward_type: Any) -> Any:
 
 
 def _conversation(row: Mapping[str, Any], identity: str, folder: Path) -> Conversation:
+    """A conversation in the public layout with its pictures read."""
+    base = _text(row["data_path"], "data_path") if "data_path" in row else ""
     turns = row["messages"]
-    if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise ValueError("messages is not a list of turns {role, content}")
     roles = [turn.get("role") for turn in turns]
     unknown = [role for role in roles if role not in ROLES]
     if unknown:
@@ -275,14 +263,14 @@ def _conversation(row: Mapping[str, Any], identity: str, folder: Path) -> Conver
     images: list[np.ndarray] = []
     videos: list[Path] = []
     messages = tuple(
-        {"role": role, "content": _content(turn.get("content"), role, folder, images, videos)}
+        {"role": role, "content": _content(turn.get("content"), role, (folder, base), images, videos)}
         for role, turn in zip(roles, turns, strict=True)
     )
     return Conversation(identity, messages, tuple(images), tuple(videos))
 
 
-def _content(content: Any, role: str, folder: Path, images: list[np.ndarray], videos: list[Path]) -> Any:
-    """A turn's content with its pictures and videos moved to the lists."""
+def _content(content: Any, role: str, place: tuple[Path, str], images: list[np.ndarray], videos: list[Path]) -> Any:
+    """A turn's content with its pictures and videos, found from this folder and base, moved to the lists."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple) or not all(isinstance(part, Mapping) for part in content):
@@ -297,9 +285,9 @@ def _content(content: Any, role: str, folder: Path, images: list[np.ndarray], vi
         if part.get(kind) is None:
             raise ValueError(f"an item of type {kind} has no field {kind}")
         if kind == "image":
-            images.append(read_image(part["image"], folder))
+            images.append(read_image(part["image"], *place))
         elif kind == "video":
-            videos.append(existing_file(part["video"], "video", folder))
+            videos.append(existing_file(part["video"], "video", *place))
         parts.append({"type": "text", "text": _text(part["text"], "text")} if kind == "text" else {"type": kind})
     return parts
 

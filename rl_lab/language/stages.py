@@ -96,6 +96,8 @@ class LanguageStages:
             path = context.out / f"{name}.arrow"
             if name in config.files():
                 counts[name] = _take_file(config.files()[name], name, path, skip_bad=config.skip_bad_rows)
+                for field, number in counts[name].get("ignored_fields", {}).items():
+                    context.say(f"questions.{name}_file: the field {field} of {number} rows means nothing here")
             else:
                 first = start // SEEDS_PER_BLOCK * config.per_scene
                 unit = QuestionUnit(
@@ -241,7 +243,7 @@ def _items(context: StageContext, name: str, most: int | None = None, role: str 
 
 
 def _take_file(source: Path, name: str, target: Path, *, skip_bad: bool) -> dict[str, Any]:
-    """Questions or conversations of a user's file; counts, and the rows that were left out.
+    """Questions or conversations of a user's file; counts, the rows that were left out, and the fields without meaning.
 
     UserError, unless bad rows are skipped, for rows that this set cannot use, and for a file without any that it can.
     """
@@ -260,7 +262,8 @@ def _take_file(source: Path, name: str, target: Path, *, skip_bad: bool) -> dict
     write_rows(target, rows)
     left_out: list[dict[str, Any]] = [{"line": row.line, "reason": row.reason} for row in data.bad_rows]
     left_out += [{"id": identity, "reason": reason} for identity, reason in unfit.items()]
-    return {"questions": len(rows), "file": source.name, "left_out": left_out}
+    ignored = {"ignored_fields": dict(data.ignored)} if data.ignored else {}
+    return {"questions": len(rows), "file": source.name, "left_out": left_out} | ignored
 
 
 def _unfit(data: QuestionData, name: str) -> dict[str, str]:

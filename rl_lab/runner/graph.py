@@ -22,7 +22,7 @@ from rl_lab.config.action import ObjectiveConfig
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
 from rl_lab.files import files_below
-from rl_lab.language.question_data import source_files
+from rl_lab.language.question_files import source_files
 from rl_lab.language.rollout_store import FOLDER, QUESTIONS_FILE, stores
 from rl_lab.workers.robotwin import checkout_digest
 

@@ -15,7 +15,7 @@ from rl_lab.config.judge import JUDGE_MODEL, JUDGE_URL
 from rl_lab.config.model import ModelConfig
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError
-from rl_lab.language.question_data import has_open_questions
+from rl_lab.language.question_files import has_open_questions
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import QUESTIONS_FILE, stores
 from rl_lab.workers.bundles import bundles, lacking

@@ -14,12 +14,11 @@ from rl_lab.errors import UserError
 from rl_lab.language.question_data import (
     BadRow,
     BadRowsError,
-    has_open_questions,
     item_conversation,
     read_questions,
-    source_files,
     table_questions,
 )
+from rl_lab.language.question_files import has_open_questions, source_files
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
 from rl_lab.runner.graph import source_digest
 

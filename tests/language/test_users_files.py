@@ -35,6 +35,11 @@ def test_questions_make_a_pool_and_solutions_and_conversations_a_cold_start(take
     assert [row.messages[-1]["content"] for row in SolutionFile(path)] == ["<answer>yes</answer>", "hi"]
 
 
+def test_fields_without_meaning_are_counted(take):
+    counts, _ = take("cold_start", [TALK | {"_category": "planning"}, TALK | {"_category": "x", "type": "cot"}])
+    assert counts["ignored_fields"] == {"_category": 2} and counts["left_out"] == []
+
+
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
