@@ -140,10 +140,6 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray | None]) -> None:
 
     Protocol 3 is the last in which names stand as plain text, so the module that numpy 2 renamed can be put back.
     """
-<<<<<<< HEAD
     owned = {name: value if value is None else value.copy() for name, value in arrays.items()}
     written = pickle.dumps(owned, protocol=3)
-=======
-    written = pickle.dumps(dict(arrays), protocol=3)
->>>>>>> 3e80621 (Line lengths)
     path.write_bytes(written.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rl_lab.model.mot import LanguageModel
+from rl_lab.model.options import refuse_unknown
 from rl_lab.model.packing import Layout, build_layout, text_layout
 from rl_lab.model.routing import Past, continuation_mask, run_packed
 from rl_lab.model.sharding import is_sharded
@@ -126,15 +127,16 @@ class VisionLanguageModel(nn.Module):
         use_cache: bool | None = None,
         layout: Layout | None = None,
         output_hidden_states: bool | None = None,
-        **_: Any,
+        **unknown: Any,
     ) -> BaseModelOutputWithPast:
         """Normed last hidden state [B, S, D], zero at padding; as a base model of transformers.
 
         Token ids [B, S]; `attention_mask` [B, S] marks the valid ones (with cached tokens, those before included);
         pixel values [N, 3 * p * p] and grids [n, 3] as the processor makes them; `layout` is `self.layout(...)` of the
         same batch. Hidden states are the residual stream before the first layer and after every one; the last is
-        normed.
+        normed. ValueError for options that are not honoured (`refuse_unknown`).
         """
+        refuse_unknown(unknown, known=("return_dict",))
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         length = past_key_values.get_seq_length() if past_key_values is not None else 0

@@ -9,6 +9,8 @@ each frame. A prompt that holds a video without latent token, exactly `S VID E`,
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -20,11 +22,14 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_utils import is_valid_video
 
-from rl_lab.model.images import Grid, ImageProcessor
+from rl_lab.model.images import VIDEO_CONFIG, Grid, ImageProcessor
 from rl_lab.model.loading import checkpoint_folder
+from rl_lab.model.options import refuse_unknown
 from rl_lab.model.sizes import MERGE
 from rl_lab.model.tokenizer import CHAT_TEMPLATE, ROLES, load_tokenizer, save_tokenizer, special_token_ids
 
+TOKENIZER_OPTIONS = frozenset(inspect.signature(PreTrainedTokenizerFast.__call__).parameters) - {"self", "kwargs"}
+"""Options of a call that the tokenizer takes."""
 IGNORED = -100
 """Label of a token that is not trained."""
 
@@ -93,15 +98,20 @@ class HunYuanVLMoTProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]  # as the model's
-        """Read a checkpoint folder or hub id."""
+        """Read a checkpoint folder or hub id, with other bounds of pictures (`min_pixels`, `max_pixels`) if given."""
         folder = checkpoint_folder(name, kwargs)
-        return cls(ImageProcessor.from_pretrained(folder), load_tokenizer(folder))
+        refuse_unknown(kwargs, known=("min_pixels", "max_pixels", "trust_remote_code"))
+        images = ImageProcessor.from_pretrained(folder).bounded(kwargs.get("min_pixels"), kwargs.get("max_pixels"))
+        return cls(images, load_tokenizer(folder))
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write tokenizer, chat template and the image processor's config."""
+        """Write tokenizer, chat template and the image processor's config, with the one that the released processor
+        reads for videos."""
+        refuse_unknown(kwargs)
         self.tokenizer.chat_template = self.chat_template
         save_tokenizer(self.tokenizer, Path(folder))
         self.image_processor.save_pretrained(folder)
+        (Path(folder) / VIDEO_CONFIG).write_text(json.dumps(self.image_processor.video_config(), indent=2) + "\n")
 
     @property
     def model_input_names(self) -> list[str]:
@@ -133,18 +143,22 @@ class HunYuanVLMoTProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         return_text_replacement_offsets: bool = False,
         return_mm_token_type_ids: bool = False,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         **tokenizer_options: Any,
     ) -> BatchFeature:
         """Model inputs of B prompts: ids and mask [B, S], pixel values [N, 3 * p * p] and grids [M, 3].
 
         Pictures are PIL images, uint8 [H, W, 3], paths or URLs, flat or a list for each prompt, in the order of their
-        placeholders. Prompts hold their special tokens already, so none are added. ValueError if placeholders and
-        pictures are not equally many.
+        placeholders; other bounds of their area may be given. Prompts hold their special tokens already, so none are
+        added. ValueError if placeholders and pictures are not equally many, and for an option that is not honoured.
         """
+        refuse_unknown(tokenizer_options, known=TOKENIZER_OPTIONS)
+        cut = self.image_processor.bounded(min_pixels, max_pixels)
         prompts = [text] if isinstance(text, str) else list(text or [])
         pictures = self.image_processor.fetch_images(flat_pictures(images))
-        done = [self.image_processor(picture) for picture in pictures]
-        filmed = [self.image_processor.video(video) for video in flat_videos(videos)]
+        done = [cut(picture) for picture in pictures]
+        filmed = [cut.video(video) for video in flat_videos(videos)]
         prompts, offsets = self._expanded(prompts, [grid for _, grid in done], [grid for _, grid in filmed])
         tokenizer_options.setdefault("add_special_tokens", False)
         data = dict(self.tokenizer(prompts, padding=padding, padding_side=padding_side, **tokenizer_options))

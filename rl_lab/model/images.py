@@ -22,6 +22,13 @@ from rl_lab.model.sizes import MERGE, check_aspect
 
 IMAGE_CONFIG = "preprocessor_config.json"
 
+VIDEO_CONFIG = "video_preprocessor_config.json"
+"""Read by the released processor; here videos are cut as pictures are."""
+
+VIDEO_FRAMES = 768
+"""Frames for which the bound of a video's area is written; the most that the Qwen3-VL processor takes."""
+_IMAGE_ONLY = ("image_processor_type", "min_pixels", "max_pixels")
+
 Grid = tuple[int, int, int]
 """Frames, rows and columns of patches."""
 Picture = Image.Image | np.ndarray
@@ -67,6 +74,12 @@ class ImageProcessor(ImageProcessingMixin):
                 f"min_pixels {min_pixels} and max_pixels {max_pixels} leave no picture size; use "
                 f"min_pixels <= max_pixels and at least {self.cell**2}, one cell of {self.cell} x {self.cell}"
             )
+
+    def bounded(self, min_pixels: int | None, max_pixels: int | None) -> ImageProcessor:
+        """The same with other bounds of the area; None keeps one."""
+        given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return type(self).from_dict(self.to_dict() | changes) if changes else self
 
     @property
     def cell(self) -> int:
@@ -154,3 +167,12 @@ class ImageProcessor(ImageProcessingMixin):
             "min_pixels": self.min_pixels,
             "max_pixels": self.max_pixels,
         }
+
+    def video_config(self) -> dict[str, Any]:
+        """Fields of `video_preprocessor_config.json` under the names of the Qwen3-VL processor: every frame is kept.
+
+        That processor bounds the area of all frames together, so long videos come out smaller there than here.
+        """
+        shared = {key: value for key, value in self.to_dict().items() if key not in _IMAGE_ONLY}
+        bounds = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels * VIDEO_FRAMES}
+        return shared | {"video_processor_type": "Qwen3VLVideoProcessor", "size": bounds, "do_sample_frames": False}

@@ -112,6 +112,13 @@ class HyVLAPolicy(PreTrainedModel):
         """The token embedding; PEFT looks for it."""
         return self.model.vlm.language_model.model.embed_tokens
 
+    def resize_token_embeddings(self, *_: Any, **__: Any) -> nn.Embedding:
+        """Refused: ValueError."""
+        raise ValueError(
+            "a policy keeps the vocabulary of its checkpoint; resize the embedding of a "
+            "HunYuanVLMoTForConditionalGeneration and make the policy from it (rl_lab.model.conversion)"
+        )
+
     @property
     def chunk_size(self) -> int:
         """Action tokens C."""

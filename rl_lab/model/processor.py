@@ -25,6 +25,7 @@ from envs.types import Observation, camera_images, ee_pose
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
 from rl_lab.model.loading import checkpoint_folder
 from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
+from rl_lab.model.options import refuse_unknown
 from rl_lab.model.tokenizer import ASSISTANT, load_tokenizer, save_tokenizer
 
 STATE_KEY, TASK_KEY = "observation.state", "task"
@@ -183,4 +184,5 @@ class PolicyProcessor:
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:
         """Read a checkpoint folder or hub id (`revision`, `cache_dir`, ...); statistics may be absent."""
         folder = checkpoint_folder(name, kwargs)
+        refuse_unknown(kwargs)
         return cls(HyVLAConfig.from_pretrained(folder), load_tokenizer(folder), ActionStats.find(folder))

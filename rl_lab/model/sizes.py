@@ -82,13 +82,8 @@ def size_problems(tower: TowerSizes, vision: VisionSizes) -> dict[str, bool]:
     """Sizes that cannot work together: the message of each, and whether it is the case."""
     if vision.num_heads is None:
         return {
-<<<<<<< HEAD
             f"the config does not give the attention heads of its vision tower of width {vision.width}, which no "
             "tensor tells; add vision_heads (num_attention_heads in vision_config) to config.json": True
-=======
-            f"the config does not give the attention heads of its vision tower of width {vision.width}, and no tensor "
-            "tells them; add vision_heads (num_attention_heads in vision_config) to config.json": True
->>>>>>> 3e80621 (Line lengths)
         }
     return {
         f"{vision.num_heads} vision heads do not divide the vision width {vision.width}; choose a divisor": (

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from algos.objective import NextTokens, TokenScores
 from algos.token_batch import TokenBatch
@@ -28,6 +29,7 @@ from rl_lab.model.loading import (
     checkpoint_shapes,
     no_progress_bars,
 )
+from rl_lab.model.options import refuse_unknown
 from rl_lab.model.packing import Layout
 from rl_lab.model.token_scores import compare_tokens, next_tokens, token_scores
 from rl_lab.model.vlm_config import VISUAL_ROLES, HyVLMConfig
@@ -35,6 +37,8 @@ from rl_lab.model.vlm_loading import complete_vlm_config
 
 EMBEDDING = "model.language_model.model.embed_tokens.weight"
 OUTPUT_EMBEDDING = "model.language_model.lm_head.weight"
+LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
+"""Options of transformers' loss of next tokens."""
 
 
 def released_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -106,6 +110,10 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The output embedding, tied to the token embedding."""
         return self.model.language_model.lm_head
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the output embedding."""
+        self.model.language_model.lm_head = cast(nn.Linear, value)
+
     def _init_weights(self, module: nn.Module) -> None:
         initialize(module, self.config.vlm_sizes.init_std)
 
@@ -142,6 +150,7 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Layout of a batch, on the CPU; made where batches are made, it spares `forward` waiting for the device."""
         return self.model.layout(input_ids, attention_mask, image_grid_thw, video_grid_thw)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -163,8 +172,11 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Token ids [B, S]; `attention_mask` [B, S] marks the valid ones (with cached tokens, those before included);
         pixel values [N, 3 * p * p] and grids [n, 3] as the processor makes them; `layout` is `self.layout(...)` of the
         same batch. Labels [B, S] are shifted within the row; -100 is not trained. Padding has meaningless logits.
-        Hidden states are the residual stream before the first layer and after every one; the last is normed.
+        Hidden states are the residual stream before the first layer and after every one; the last is normed. Further
+        options are those of the loss; ValueError for others, which would not be honoured. `mm_token_type_ids` say what
+        the ids say.
         """
+        refuse_unknown(kwargs, known=(*LOSS_OPTIONS, "mm_token_type_ids"))
         out = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -181,7 +193,8 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits = self.model.language_model.lm_head(out.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vlm_sizes.vocab, **kwargs)
+            options = {name: value for name, value in kwargs.items() if name in LOSS_OPTIONS}
+            loss = self.loss_function(logits, labels, self.config.vlm_sizes.vocab, **options)
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
         )

@@ -141,7 +141,8 @@ def test_a_round_trip_is_byte_stable(processor: HunYuanVLMoTProcessor, tmp_path:
     processor.save_pretrained(tmp_path / "first")
     HunYuanVLMoTProcessor.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert names == ["chat_template.jinja", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
+    configs = ["preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "video_preprocessor_config.json"]
+    assert names == ["chat_template.jinja", *configs]
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
@@ -169,3 +170,21 @@ def test_expansion_restores_the_prompts_of_the_golden_set(name: str) -> None:
     assert (collapsed.count(IMG), collapsed.count(VID)) == (len(images), len(videos))
     (expanded,), _ = processor._expanded([collapsed], images.tolist(), videos.tolist())
     assert expanded == text
+
+
+def test_bounds_of_a_call_are_honoured_for_pictures_and_videos(processor: HunYuanVLMoTProcessor) -> None:
+    text, frames = [f"{S}{IMG}{L}{E}a", f"{S}{VID}{E}b"], [picture(64, 96), picture(64, 96)]
+    usual = processor(text=text, images=picture(64, 96), videos=[frames])
+    small = processor(text=text, images=picture(64, 96), videos=[frames], max_pixels=32 * 32)
+    assert usual["image_grid_thw"].tolist() == [[1, 4, 6]] and small["image_grid_thw"].tolist() == [[1, 2, 2]]
+    assert usual["video_grid_thw"].tolist() == [[2, 4, 6]] and small["video_grid_thw"].tolist() == [[2, 2, 2]]
+    again = processor(text=text, images=picture(64, 96), videos=[frames])
+    assert torch.equal(again["pixel_values"], usual["pixel_values"])
+
+
+@pytest.mark.parametrize("name", ["size", "do_resize", "fps", "images_kwargs", "a_misspelt_option"])
+def test_an_option_that_would_change_nothing_is_refused_by_name(processor: HunYuanVLMoTProcessor, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is not an option here"):
+        processor(text="a", **{name: {"longest_edge": 64}})
+    with pytest.raises(ValueError, match=f"{name} is not an option here"):
+        HunYuanVLMoTProcessor.from_pretrained(golden_path("vlm"), **{name: 3})

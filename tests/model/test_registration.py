@@ -42,6 +42,7 @@ WRITTEN = [
     "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "video_preprocessor_config.json",
 ]
 
 

@@ -75,13 +75,9 @@ def test_roles_are_found_by_name_in_any_tokenizer_of_the_family() -> None:
         assert {role: tokenizer.convert_ids_to_tokens(index) for role, index in found.items()} == ROLES
 
 
-<<<<<<< HEAD
 def test_a_saved_tokenizer_keeps_the_names_of_its_special_tokens_where_transformers_4_reads_them(
     tmp_path: Path,
 ) -> None:
-=======
-def test_a_saved_tokenizer_keeps_its_named_special_tokens_where_transformers_4_reads_them(tmp_path: Path) -> None:
->>>>>>> 3e80621 (Line lengths)
     tokenizer = load_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|place|>"]})
     save_tokenizer(tokenizer, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -263,3 +264,32 @@ def test_a_batch_that_does_not_fit_its_images_is_refused() -> None:
         build_layout(torch.tensor([[1, 1, 3]]), None, IDS, torch.tensor([[1, 2, 2]]))
     with pytest.raises(ValueError, match="row 1 of the batch has no token"):
         build_layout(torch.tensor([[9], [9]]), torch.tensor([[1], [0]]), IDS)
+
+
+@pytest.mark.parametrize("name", ["position_ids", "output_attentions", "inputs_embeds", "a_misspelt_option"])
+def test_an_option_of_other_models_is_refused_by_name(vlm: Vlm, name: str) -> None:
+    ids = torch.arange(20, 30)[None]
+    for call in (vlm, vlm.model):
+        with pytest.raises(ValueError, match=f"{name} is not an option here"):
+            call(ids, **{name: ids})
+
+
+def test_a_tuple_is_returned_where_one_is_asked_for(vlm: Vlm) -> None:
+    ids = torch.arange(20, 30)[None]
+    loss, logits = vlm(ids, labels=ids, return_dict=False)
+    assert torch.equal(logits, vlm(ids).logits) and loss.ndim == 0
+
+
+def test_a_resized_embedding_keeps_the_old_logits_and_survives_a_file(tmp_path: Path) -> None:
+    policy = make_policy()
+    vlm, ids = vlm_from_policy(policy).eval(), torch.arange(20, 30)[None]
+    before = vlm(ids).logits
+    vlm.resize_token_embeddings(before.shape[-1] + 16, mean_resizing=False)
+    after = vlm(ids).logits
+    assert torch.equal(after[..., :-16], before)
+    assert vlm.get_output_embeddings().weight is vlm.get_input_embeddings().weight
+    vlm.save_pretrained(tmp_path)
+    assert torch.equal(Vlm.from_pretrained(tmp_path).eval()(ids).logits, after)
+    assert vlm(ids, labels=ids).loss.isfinite()
+    with pytest.raises(ValueError, match="a policy keeps the vocabulary of its checkpoint"):
+        policy.resize_token_embeddings(10)
