@@ -127,7 +127,7 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """Time limits of reward functions that are not ours; `rewards.guard.Guard`."""
+    """Limits of reward functions that are not ours; `rewards.guard.Guard`."""
 
     timeout_s: float = 10.0
     """For one sample; the process is killed then."""
@@ -135,9 +135,13 @@ class GuardConfig:
     """For all samples of a call together, first start of the process apart."""
     start_timeout_s: float = 120.0
     """For starting the process and importing the function in it."""
+    memory_gib: float | None = 8.0
+    """Address space of the process, and of each that it starts; None: no limit, which a function on a GPU needs."""
 
     def __post_init__(self) -> None:
         _check(self, ("timeout_s", "batch_timeout_s", "start_timeout_s"), above=True)
+        if self.memory_gib is not None:
+            _check(self, ("memory_gib",), low=0.1, high=2**20)
 
 
 @dataclass(frozen=True)

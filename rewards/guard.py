@@ -71,7 +71,7 @@ class Guard:
     """
 
     def __init__(self, function: Callable[..., Any], name: str, config: GuardConfig) -> None:
-        self._function = IsolatedFunction(function, name)
+        self._function = IsolatedFunction(function, name, config.memory_gib)
         self._name = name
         self._config = config
 

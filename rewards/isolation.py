@@ -1,18 +1,23 @@
 """A reward function in a process of its own, so that a call ends whatever the function does.
 
 The process is a fresh interpreter (no fork: the caller has threads) that gets the function by its import path. Requests
-and replies go over a socket pair on which every wait has a deadline; when it passes, SIGKILL goes to the process group.
-An alarm in the process kills it too, should the caller be gone. The next call starts a new process.
+and replies go over a socket pair on which every wait has a deadline; when it passes, the process is killed with all it
+started (`rewards.sandbox`). An alarm in the process kills it too, should the caller be gone. The next call starts a new
+one. A reply repeats the number that came with its request, drawn anew for each, so that nothing which the function
+writes to a descriptor that is not its own, now or later, is taken for a reply.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import json
+import logging
 import os
 import pickle
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,11 +26,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rewards.sandbox import clean_environment, landlock_abi, supervise
+
 MAX_REPLY_BYTES = 1 << 16
 _HEADER_BYTES = 8
+_NONCE_BYTES = 16
 _ALARM_GRACE_S = 2.0
+_CLOSE_S = 10.0
 _MAX_DETAIL_CHARS = 500
-_CHILD = "import sys; sys.path[:] = {path!r}; from rewards.isolation import serve; serve({descriptor})"
+_CHILD = "import sys; sys.path[:] = {path!r}; from rewards.isolation import run; run({descriptor}, {caller}, {memory})"
 
 
 class CallFailedError(Exception):
@@ -35,14 +44,16 @@ class CallFailedError(Exception):
 class IsolatedFunction:
     """A reward function with TRL's signature that is called for one sample at a time, in another process.
 
-    ValueError at once for a function that cannot be imported there: lambdas, closures and what a script defines.
+    It may take `memory_gib` of address space; None sets no limit. ValueError at once for a function that cannot be
+    imported there: lambdas, closures and what a script defines.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, memory_gib: float | None = None) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._owner = os.getpid()
         self._name = name
+        self._memory = None if memory_gib is None else int(memory_gib * 2**30)
         self._pickled = _by_import_path(function, name)
 
     def start(self, deadline: float) -> None:
@@ -54,11 +65,13 @@ class IsolatedFunction:
             return
         ours, theirs = socket.socketpair()
         with theirs:
-            command = _CHILD.format(path=sys.path, descriptor=theirs.fileno())
+            _warn_of_writes()
+            names = {"path": sys.path, "descriptor": theirs.fileno(), "caller": os.getpid(), "memory": self._memory}
             self._process = subprocess.Popen(
-                [sys.executable, "-c", command],
+                [sys.executable, "-u", "-c", _CHILD.format(**names)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                env=clean_environment(os.environ),
                 start_new_session=True,
             )
         self._socket = ours
@@ -79,12 +92,16 @@ class IsolatedFunction:
     def close(self) -> None:
         """Kill the process and all that it started. Safe to repeat."""
         if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # heard also where a fork of ours holds the socket
             self._socket.close()
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=1.0)
+            try:
+                self._process.wait(_CLOSE_S)
+            except subprocess.TimeoutExpired:  # its first half was stopped or starved
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
         self._process = self._socket = None
 
     def __del__(self) -> None:
@@ -94,35 +111,64 @@ class IsolatedFunction:
 
     def _exchange(self, request: bytes, deadline: float) -> Any:
         assert self._socket is not None, "start first"
+        nonce = secrets.token_bytes(_NONCE_BYTES)
         try:
-            _send(self._socket, request, deadline)
-            reply = json.loads(_receive(self._socket, deadline, MAX_REPLY_BYTES))
+            _send(self._socket, nonce + request, deadline)
+            reply = _reply(_receive(self._socket, deadline, MAX_REPLY_BYTES), nonce)
         except BaseException as error:
             # Whatever it was, also an interrupt: a reply that comes late must not be taken for the next sample's.
             self.close()
             if isinstance(error, TimeoutError) or not isinstance(error, OSError | EOFError | ValueError):
                 raise
-            raise CallFailedError(f"the process of reward function {self._name} died: {error}") from error
+            how = "was ended" if isinstance(error, ValueError) else "died"
+            raise CallFailedError(f"the process of reward function {self._name} {how}: {error}") from error
         if "error" in reply:
             raise CallFailedError(reply["error"])
         return reply["value"]
 
 
-def serve(descriptor: int) -> None:
-    """Life of the process: import the function, then answer calls until the caller closes the socket."""
-    with socket.socket(fileno=descriptor) as connection, contextlib.suppress(EOFError, OSError):
-        pickled = _receive(connection, None, None)
+def _reply(data: bytes, nonce: bytes) -> dict[str, Any]:
+    """The reply to the request with this number. ValueError for anything else."""
+    if data[:_NONCE_BYTES] != nonce:
+        raise ValueError("something was written to its socket that is no reply to this call")
+    reply = json.loads(data[_NONCE_BYTES:])
+    if not isinstance(reply, dict) or not reply.keys() & {"value", "error"}:
+        raise ValueError("its reply is neither a value nor an error")
+    return reply
+
+
+@functools.cache
+def _warn_of_writes() -> None:
+    if not landlock_abi():
+        logging.getLogger(__name__).warning("this kernel has no Landlock: reward functions can write wherever we can")
+
+
+def run(descriptor: int, caller: int, memory: int | None) -> None:
+    """Life of the process."""
+    supervise(descriptor, caller, memory, _serve)
+
+
+def _serve(connection: socket.socket) -> None:
+    """Import the function, then answer calls until the caller closes the socket."""
+    with contextlib.suppress(EOFError, OSError):
+        nonce, pickled = _request(connection)
         try:
             function = pickle.loads(pickled)
         except Exception as error:  # noqa: BLE001 - an import may raise anything, and the caller is to hear of it
-            return _send(connection, _error(error), None)
-        _send(connection, b'{"value": null}', None)
+            return _send(connection, nonce + _error(error), None)
+        _send(connection, nonce + b'{"value": null}', None)
         while True:
-            limit, arguments = pickle.loads(_receive(connection, None, None))
+            nonce, request = _request(connection)
+            limit, arguments = pickle.loads(request)
             signal.setitimer(signal.ITIMER_REAL, limit + _ALARM_GRACE_S)
             reply = _answer(function, arguments)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _send(connection, reply, None)
+            _send(connection, nonce + reply, None)
+
+
+def _request(connection: socket.socket) -> tuple[bytes, bytes]:
+    data = _receive(connection, None, None)
+    return data[:_NONCE_BYTES], data[_NONCE_BYTES:]
 
 
 def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
@@ -149,7 +195,7 @@ def _error(error: Exception) -> bytes:
 
 def _by_import_path(function: Callable[..., Any], name: str) -> bytes:
     module = getattr(function, "__module__", None) or type(function).__module__
-    fix = "define it, or its class, at the top of a module, or set its `isolate` to false"
+    fix = "define it, or its class, at the top of a module"
     if module == "__main__":
         raise ValueError(f"reward function {name} belongs to the script itself, which no other process imports; {fix}")
     try:

@@ -108,7 +108,7 @@ def test_a_hanging_process_ends_by_itself_when_its_caller_is_gone():
     function = IsolatedFunction(functions.obedient, "f")
     function.start(time.monotonic() + 120.0)
     arguments = {"prompts": [""], "completions": ["hang in C"]}
-    request = pickle.dumps((0.1, arguments))
+    request = bytes(isolation._NONCE_BYTES) + pickle.dumps((0.1, arguments))
     function._socket.sendall(len(request).to_bytes(8, "big") + request)
     assert function._process.wait(timeout=120.0) == -signal.SIGALRM
     function.close()
