@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from envs.se3 import normalize, split_arms
 from envs.types import EE_DIM, QPOS_DIM, Observation
 
 ACTION_SIZES = {"ee": EE_DIM, "qpos": QPOS_DIM}
@@ -83,6 +84,18 @@ class Bimanual(gymnasium.Env):
                 f"snapshot is of {theirs[0]} ({theirs[1]}), this environment is {self.task} ({self.variant}); load it "
                 "into an environment of the same task and variant"
             )
+
+
+def executed(commands: np.ndarray) -> np.ndarray:
+    """`ee` commands [..., 16] as every environment runs them: unit quaternions, and grippers within 0..1.
+
+    A policy's samples are learned from as they are; this is what became of them. Positions stay as commanded, though
+    an environment may keep the arms within their reach.
+    """
+    arms = split_arms(np.array(commands, dtype=np.float64))
+    arms[..., 3:7] = normalize(arms[..., 3:7])
+    arms[..., 7] = np.clip(arms[..., 7], 0.0, 1.0)
+    return arms.reshape(np.shape(commands))
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

@@ -65,7 +65,7 @@ class Episode:
     poses: np.ndarray
     """Measured `ee` poses, float64 [T + 1, 16]; row t is before action t."""
     actions: np.ndarray
-    """Commanded `ee` poses, float64 [T, 16]."""
+    """Commanded `ee` poses, float64 [T, 16], as they were given; see `envs.bimanual.executed`."""
     frame_steps: np.ndarray
     """int64 [N], the control steps at which `images` were taken."""
     images: np.ndarray
@@ -88,7 +88,7 @@ class Segment:
     poses: np.ndarray
     """Measured `ee` poses, float64 [T + 1, 16]; row 0 is the shared start."""
     actions: np.ndarray
-    """Commanded `ee` poses, float64 [T, 16]."""
+    """Commanded `ee` poses, float64 [T, 16], as they were given: a policy's samples, whose grippers may leave 0..1."""
     images: np.ndarray
     """uint8 [T, 3, S, S, 3], the observation before each action."""
 

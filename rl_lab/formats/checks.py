@@ -15,6 +15,10 @@ from rl_lab.errors import UserError
 QUAT_TOLERANCE = 1e-2
 """Largest |norm - 1| of a quaternion; files with 32-bit floats stay far below."""
 GRIPPER_TOLERANCE = 0.02
+"""How far a measured gripper may lie outside 0..1."""
+COMMAND_TOLERANCE = 5.0
+"""The same of a commanded one: what a policy samples leaves the range a little, where environments clip it
+(`envs.bimanual.executed`); numbers in mm, percent or bits leave it by far."""
 START_TOLERANCE = 1e-6
 """Largest difference between the start poses of a pair; they come from one simulator state."""
 
@@ -43,7 +47,12 @@ class BrokenEpisodeError(UserError):
         super().__init__(f"{problems[0]}{more}; mend the file, or skip broken episodes with --skip-broken")
 
 
-def pose_problems(name: str, label: str, ee: np.ndarray) -> list[Problem]:
+def command_problems(name: str, label: str, ee: np.ndarray) -> list[Problem]:
+    """Problems of commands, `ee` rows [n, 16] as a policy or an expert gave them."""
+    return pose_problems(name, label, ee, COMMAND_TOLERANCE)
+
+
+def pose_problems(name: str, label: str, ee: np.ndarray, tolerance: float = GRIPPER_TOLERANCE) -> list[Problem]:
     """Problems of `ee` rows [n, 16]: values that are not finite, quaternions not of unit norm, odd grippers."""
     if ee.ndim != 2 or ee.shape[1] != EE_DIM:
         return [Problem(name, None, f"{label} has shape {list(ee.shape)}, expected [n, {EE_DIM}]")]
@@ -60,7 +69,7 @@ def pose_problems(name: str, label: str, ee: np.ndarray) -> list[Problem]:
             text = f"{label} of the {arm} arm has a quaternion of norm {norms[first, number]:.3f}, expected 1"
             found.append(Problem(name, first, f"{text} ({off.sum()} of {len(ee)} frames)"))
         gripper = arms[:, number, 7]
-        out = ~((gripper >= -GRIPPER_TOLERANCE) & (gripper <= 1 + GRIPPER_TOLERANCE))
+        out = ~((gripper >= -tolerance) & (gripper <= 1 + tolerance))
         if out.any():
             first = int(np.argmax(out))
             text = f"{label} of the {arm} gripper is {gripper[first]:.3f}, expected 0 (closed) to 1 (open)"
@@ -72,7 +81,7 @@ def episode_problems(name: str, episode: Episode) -> list[Problem]:
     """Everything that is wrong with an episode in memory."""
     found = pose_problems(name, "pose", episode.poses)
     if not np.array_equal(episode.actions, episode.poses[1:], equal_nan=True):  # else it has been said
-        found += pose_problems(name, "action", episode.actions)
+        found += command_problems(name, "action", episode.actions)
     steps, frames = len(episode.actions), len(episode.frame_steps)
     if steps < 1:
         found.append(Problem(name, None, "has no control steps"))
@@ -92,7 +101,7 @@ def episode_problems(name: str, episode: Episode) -> list[Problem]:
 
 def segment_problems(name: str, segment: Segment) -> list[Problem]:
     """Everything that is wrong with one side of a pair."""
-    found = pose_problems(name, "pose", segment.poses) + pose_problems(name, "action", segment.actions)
+    found = pose_problems(name, "pose", segment.poses) + command_problems(name, "action", segment.actions)
     steps = len(segment.actions)
     if steps < 1:
         found.append(Problem(name, None, "has no control steps"))

@@ -89,9 +89,8 @@ def read_images(folder: Path, episode: int, frames: np.ndarray, image_size: int)
     info, rows = _tables(folder)
     row, hz, views = rows[episode], float(info["fps"]), []
     name = f"{folder}, episode {episode}"
-    steps = frames
-    if schema.IMAGE_STEP in info["features"]:
-        steps = np.unique(_column(_rows(folder, info, row), schema.IMAGE_STEP))[frames]
+    has_own_steps = {schema.FRAME_STEP, schema.OLD_FRAME_STEP} & info["features"].keys()
+    steps = _frame_steps(_rows(folder, info, row))[frames] if has_own_steps else frames
     try:
         for key in schema.VIDEO_KEYS:
             path, start = _video(folder, info, row, key), row[f"videos/{key}/from_timestamp"]
@@ -115,6 +114,12 @@ def _column(table: pa.Table, key: str) -> np.ndarray:
     return np.stack(values).astype(np.float64) if values.dtype == object else values
 
 
+def _frame_steps(table: pa.Table) -> np.ndarray:
+    """Steps of an episode at which images were taken, int64 [N]: all of them unless a column of ours says otherwise."""
+    ours = [key for key in (schema.FRAME_STEP, schema.OLD_FRAME_STEP) if key in table.column_names]
+    return np.unique(_column(table, ours[0])) if ours else np.arange(table.num_rows)
+
+
 def _read(folder: Path, info: dict[str, Any], row: Row, name: str) -> Episode:
     table = _rows(folder, info, row)
     if table.num_rows != row["length"]:
@@ -130,9 +135,7 @@ def _read(folder: Path, info: dict[str, Any], row: Row, name: str) -> Episode:
     states, actions = _column(table, schema.STATE), _column(table, schema.ACTION)
     labels = json.loads(row.get(schema.LABELS) or "{}")
     final = np.array(labels.pop("final_pose", actions[-1]), dtype=np.float64)
-    frame_steps = np.arange(steps)
-    if schema.IMAGE_STEP in table.column_names:
-        frame_steps = np.unique(_column(table, schema.IMAGE_STEP))
+    frame_steps = _frame_steps(table)
     images = []
     for key in schema.VIDEO_KEYS:
         path = _video(folder, info, row, key)

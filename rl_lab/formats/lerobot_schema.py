@@ -15,7 +15,10 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 CHUNK_SIZE = 1000
 DATA_MB, VIDEO_MB = 100, 200
-STATE, ACTION, IMAGE_STEP = "observation.state", "action", "observation.image_step"
+STATE, ACTION = "observation.state", "action"
+FRAME_STEP, OLD_FRAME_STEP = "frame_step", "observation.image_step"
+"""Our column: the step of the image that is shown. LeRobot's tools take whatever has "image" in its name for pictures,
+and whatever begins with "observation" for what a policy sees."""
 VIDEO_KEYS = tuple(f"observation.images.{camera}" for camera in CAMERAS)
 LABELS = "rl_lab/labels"
 """Our column of the episodes table: everything of an `Episode` that the format has no place for, as JSON."""
@@ -42,7 +45,7 @@ def features(side: int, fps: float) -> dict[str, Any]:
     return {
         STATE: vector,
         ACTION: vector,
-        IMAGE_STEP: scalar | {"dtype": "int64"},
+        FRAME_STEP: scalar | {"dtype": "int64"},
         **{key: image for key in VIDEO_KEYS},
         "timestamp": scalar | {"dtype": "float32"},
         **{name: scalar | {"dtype": "int64"} for name in INDEX_NAMES},

@@ -1,8 +1,8 @@
 """Episodes -> LeRobotDataset v3: one row a control step, three videos, statistics; lerobot's own tools open it.
 
-State is the measured `ee` pose before the step, action the command, both as 32-bit floats; simulator truth is left out.
-An episode whose images were taken at some steps only (a policy's decisions) is refused, or images are held until the
-next one and `observation.image_step` says from when.
+State is the measured `ee` pose before the step, action the command as environments run it (`envs.bimanual.executed`),
+both as 32-bit floats; simulator truth is left out. An episode whose images were taken at some steps only (a policy's
+decisions) is refused, or images are held until the next one and `frame_step` says from when.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from envs.bimanual import executed
 from envs.types import EE_DIM, Episode, PreferencePair
 from rl_lab.action.buffers import episode_labels
 from rl_lab.errors import UserError
@@ -96,8 +97,8 @@ class _Writer:
         number, steps, start = len(self.rows), len(held), self.num_frames
         columns = {
             schema.STATE: _vectors(episode.poses[:-1]),
-            schema.ACTION: _vectors(episode.actions),
-            schema.IMAGE_STEP: pa.array(episode.frame_steps[held], pa.int64()),
+            schema.ACTION: _vectors(executed(episode.actions)),
+            schema.FRAME_STEP: pa.array(episode.frame_steps[held], pa.int64()),
             "timestamp": pa.array((np.arange(steps) / self.hz).astype(np.float32)),
             "frame_index": pa.array(np.arange(steps), pa.int64()),
             "episode_index": pa.array(np.full(steps, number), pa.int64()),
@@ -135,9 +136,12 @@ class _Writer:
         return place | {f"videos/{key}/{name}": value for name, value in times.items()}
 
     def close_full_files(self) -> None:
-        video_bytes = max(video.path.stat().st_size for video in self.videos.values())
+        """Begin new files where these are large, or hold an episode at a fraction of a hertz: LeRobot's tools cut files
+        at whole rates only, and copy them whole where they hold nothing else."""
+        video_bytes = max(video.num_bytes for video in self.videos.values())
         data_bytes = sum(table.nbytes for table in self.tables)
-        if video_bytes > schema.VIDEO_MB * 2**20 or data_bytes > schema.DATA_MB * 2**20:
+        is_large = video_bytes > schema.VIDEO_MB * 2**20 or data_bytes > schema.DATA_MB * 2**20
+        if is_large or not float(self.hz).is_integer():
             self.close_files()
 
     def close_files(self) -> None:

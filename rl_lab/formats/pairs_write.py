@@ -14,6 +14,8 @@ excluded) and `SIDE_from_frame` (frame i of a video is shown at i / hz seconds).
 `before_from_frame` on are the policy's own before the shared state, to which a memory looks back; null without one.
 Columns of the data: `pair`, `side`, `step`, `observation.state` and `action` (64-bit floats, [16]: xyz in metres, wxyz,
 gripper 1 = open .. 0, of the left and the right arm). A segment of T actions has T + 1 rows; the last has no action.
+Actions are the commands as they were given, which is what preference learning compares: a policy's samples, whose
+grippers may leave 0..1 a little. What a robot was told is `envs.bimanual.executed` of them.
 """
 
 from __future__ import annotations

@@ -47,6 +47,11 @@ class VideoWriter:
         self._container.mux(self._stream.encode(frame))
         self.num_frames += 1
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on the disk so far: none before the encoder gives out its first frames."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def __enter__(self) -> VideoWriter:
         return self
 

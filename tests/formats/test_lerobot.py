@@ -16,7 +16,7 @@ from rl_lab.formats.lerobot_write import correction, write_lerobot
 from rl_lab.formats.video import read_frames
 from tests.records import episode, images, pair
 
-HZ = 250 / 15
+HZ = 20
 
 
 def sparse():
@@ -75,6 +75,42 @@ def test_tasks_are_the_index_of_their_table(dataset):
 def test_video_times_are_exact(dataset):
     times = [time for time, _ in read_frames(dataset[0] / f"videos/{schema.VIDEO_KEYS[1]}/chunk-000/file-000.mp4")]
     np.testing.assert_allclose(times, np.arange(24) / HZ, atol=1e-5)
+
+
+@pytest.mark.parametrize("hz", [12.5, 250 / 15])
+def test_at_a_fraction_of_a_hertz_every_episode_has_files_of_its_own(tmp_path, hz):
+    episodes = [episode(seed, steps=steps) for seed, steps in enumerate((3, 15, 9))]
+    write_lerobot(tmp_path / "set", episodes, hz)
+    for number, written in enumerate(episodes):
+        path = tmp_path / f"set/videos/{schema.VIDEO_KEYS[1]}/chunk-000/file-{number:03d}.mp4"
+        np.testing.assert_allclose(
+            [time for time, _ in read_frames(path)], np.arange(written.num_steps) / hz, atol=1e-5
+        )
+    for read, written in zip(read_lerobot(tmp_path / "set"), episodes, strict=True):
+        assert_like(read, written)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_first_episode_may_be_shorter_than_the_encoders_delay(tmp_path, steps):
+    episodes = [episode(1, steps=steps), episode(2)]
+    write_lerobot(tmp_path / "set", episodes, HZ)
+    for read, written in zip(read_lerobot(tmp_path / "set"), episodes, strict=True):
+        assert_like(read, written)
+
+
+def test_older_exports_keep_their_steps_of_images(tmp_path):
+    write_lerobot(tmp_path / "set", [sparse()], HZ, hold_images=True)
+    path, info = tmp_path / "set/data/chunk-000/file-000.parquet", tmp_path / "set/meta/info.json"
+    table = pq.read_table(path)
+    old = "observation.image_step"
+    pq.write_table(table.rename_columns([old if name == "frame_step" else name for name in table.column_names]), path)
+    info.write_text(info.read_text().replace('"frame_step"', f'"{old}"'))
+    assert_like(next(read_lerobot(tmp_path / "set")), sparse())
+
+
+def test_no_name_but_a_pictures_says_image(dataset):
+    features = json.loads((dataset[0] / "meta/info.json").read_text())["features"]
+    assert [name for name in features if "image" in name] == list(schema.VIDEO_KEYS)
 
 
 def test_info_and_statistics_are_those_of_the_data(dataset):

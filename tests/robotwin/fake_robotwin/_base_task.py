@@ -157,8 +157,9 @@ class Robot:
         return getattr(self, f"{arm}_entity")
 
     def set_gripper(self, value, arm):
-        setattr(self, f"{arm}_gripper_val", float(value))
-        self.entity(arm).joints[6].set_drive_target(0.04 * float(value))
+        value = float(np.clip(value, 0, 1))
+        setattr(self, f"{arm}_gripper_val", value)
+        self.entity(arm).joints[6].set_drive_target(0.04 * value)
 
     def set_arm_joints(self, positions, velocities, arm):
         for joint, position, velocity in zip(self.entity(arm).joints, positions, velocities, strict=False):
