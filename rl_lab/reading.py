@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from rl_lab.errors import UserError
 
 T = TypeVar("T")
 _MEND = "put back the file as it was written, or make it again"
+_adapter: Any = cache(TypeAdapter)  # building one takes longer than using it
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
@@ -74,7 +76,7 @@ def fit(content: Any, kind: type[T], where: str) -> T:
     if bad is not None:
         raise UserError(f"{where}: {bad} is not a finite number; {_MEND}")
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+        return _adapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(map(str, first["loc"]))

@@ -19,6 +19,7 @@ GRIPPER_TOLERANCE = 0.02
 COMMAND_TOLERANCE = 5.0
 """The same of a commanded one: what a policy samples leaves the range a little, where environments clip it
 (`envs.bimanual.executed`); numbers in mm, percent or bits leave it by far."""
+FASTEST_HZ = 10_000
 START_TOLERANCE = 1e-6
 """Largest difference between the start poses of a pair; they come from one simulator state."""
 
@@ -121,6 +122,13 @@ def pair_problems(name: str, pair: PreferencePair) -> list[Problem]:
     if not pair.instruction.strip():
         found.append(Problem(name, None, "has no instruction"))
     return found
+
+
+def check_rate(name: str, hz: float) -> float:
+    """A rate in hertz; UserError, in the name of where it stands, for one that is none."""
+    if not 0 < hz < FASTEST_HZ:
+        raise UserError(f"{name} is {hz:g}; expected frames a second, above 0 and below {FASTEST_HZ}")
+    return hz
 
 
 Report = Callable[[Problem], None]

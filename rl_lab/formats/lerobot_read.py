@@ -1,115 +1,90 @@
-"""LeRobotDataset v3 -> episodes, for datasets of two arms as `ee` poses and three square views, as this lab writes."""
+"""LeRobotDataset v3 -> episodes, for datasets of two arms as `ee` poses and three views, as this lab writes.
+
+What the format says in two places is read where lerobot reads it: the instruction of an episode from the `task_index`
+of its rows, the size of pictures and their times from the videos. Views that are square and alike stay as they are,
+others are scaled to fit squares.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from envs.robotwin.env import fit
-from envs.types import EE_DIM, Episode
-from rl_lab.errors import UserError
+from envs.types import Episode
 from rl_lab.formats import lerobot_schema as schema
 from rl_lab.formats.checks import BrokenEpisodeError, Problem, Report, episode_problems, sound_episodes
+from rl_lab.formats.damaged import naming_episode
+from rl_lab.formats.labels import read_labels
+from rl_lab.formats.lerobot_tables import EpisodeRow, Info, read_info, read_rows, read_tasks
 from rl_lab.formats.video import read_frames
+from rl_lab.reading import parse_json
 
-Row = dict[str, Any]
-
-
-def read_info(folder: Path) -> dict[str, Any]:
-    """info.json of a dataset that this reader can turn into episodes; UserError for any other."""
-    path = folder / schema.INFO_PATH
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        version, features = info["codebase_version"], info["features"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the info.json of a LeRobotDataset ({error!r})") from error
-    if not str(version).startswith("v3."):
-        raise UserError(f"{folder} is LeRobotDataset {version}; convert it to v3 with lerobot's own script")
-    for key in (schema.STATE, schema.ACTION):
-        shape = list(features.get(key, {}).get("shape", []))
-        if shape != [EE_DIM]:
-            raise UserError(f"{folder}: {key} has shape {shape}, expected [{EE_DIM}]: xyz, wxyz, gripper of two arms")
-    missing = [key for key in schema.VIDEO_KEYS if features.get(key, {}).get("dtype") != "video"]
-    if missing:
-        raise UserError(f"{folder} has no video {missing[0]}; all of {', '.join(schema.VIDEO_KEYS)} are needed")
-    return info
+TIME_TOLERANCE = 0.1
+"""How far from its time a frame of a video may be shown, in frames of the dataset."""
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """The table of episodes, without statistics, in order."""
-    paths = sorted((folder / "meta/episodes").glob("*/*.parquet"))
-    if not paths:
-        raise UserError(f"{folder} has no meta/episodes/chunk-000/file-000.parquet")
-    rows: list[Row] = []
-    for path in paths:
-        try:
-            names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
-            rows += pq.read_table(path, columns=names).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
-    return sorted(rows, key=lambda row: row["episode_index"])
-
-
-def _images(path: Path, start: float, hz: float, steps: np.ndarray, name: str, seek: bool = False) -> np.ndarray:
-    """Frames shown at the given steps of an episode that starts at `start` seconds of a video; with `seek` what lies
+def _images(video: tuple[Path, float], hz: float, steps: np.ndarray, name: str, seek: bool = False) -> np.ndarray:
+    """Frames shown at the given steps of an episode that starts at some second of a video; with `seek` what lies
     before the first of them is not decoded."""
-    wanted = {round(start * hz) + int(step): number for number, step in enumerate(steps)}
+    path, start = video
+    places = {int(step): place for place, step in enumerate(steps)}
     images: dict[int, np.ndarray] = {}
     for time, image in read_frames(path, start + (int(steps[0]) / hz if seek else 0.0)):
-        frame = round(time * hz)
-        if frame in wanted:
-            images[wanted[frame]] = image
-        if len(images) == len(wanted):
+        shown = (time - start) * hz
+        if round(shown) in places and abs(shown - round(shown)) <= TIME_TOLERANCE:
+            images[places[round(shown)]] = image
+        if len(images) == len(places):
             return np.stack([images[number] for number in range(len(steps))])
-    text = f"truncated: {path} ends after {len(images)} of {len(wanted)} frames"
-    raise BrokenEpisodeError([Problem(name, int(steps[len(images)]), text)])
+    missing = next(step for step, place in places.items() if place not in images)
+    text = f"truncated or of another rate: {path} shows {len(images)} of {len(places)} frames at {hz:g} Hz"
+    raise BrokenEpisodeError([Problem(name, missing, text)])
+
+
+def _views(row: EpisodeRow, hz: float, steps: np.ndarray, name: str, image_size: int) -> np.ndarray:
+    """All frames of an episode, uint8 [N, 3, S, S, 3]."""
+    views = [_images(row.videos[key], hz, steps, name) for key in schema.VIDEO_KEYS]
+    sizes = {view.shape[1:3] for view in views}
+    if len(sizes) > 1 or any(height != width for height, width in sizes):
+        views = [np.stack([fit(image, image_size) for image in view]) for view in views]
+    return np.stack(views, axis=1)
 
 
 @lru_cache(maxsize=8)
-def _tables(folder: Path) -> tuple[dict[str, Any], dict[int, Row]]:
-    return read_info(folder), {row["episode_index"]: row for row in read_rows(folder)}
-
-
-def _video(folder: Path, info: dict[str, Any], row: Row, key: str) -> Path:
-    place = {part: row[f"videos/{key}/{part}"] for part in ("chunk_index", "file_index")}
-    return folder / info["video_path"].format(video_key=key, **place)
+def _tables(folder: Path) -> tuple[Info, dict[int, EpisodeRow], Mapping[int, str]]:
+    info = read_info(folder)
+    return info, {row.number: row for row in read_rows(folder, info)}, read_tasks(folder)
 
 
 def read_images(folder: Path, episode: int, frames: np.ndarray, image_size: int) -> np.ndarray:
     """Frames of an episode by their number, uint8 [n, 3, S, S, 3]; BrokenEpisodeError if they cannot be read."""
-    info, rows = _tables(folder)
-    row, hz, views = rows[episode], float(info["fps"]), []
+    info, rows, _ = _tables(folder)
+    row, views = rows[episode], []
     name = f"{folder}, episode {episode}"
-    has_own_steps = {schema.FRAME_STEP, schema.OLD_FRAME_STEP} & info["features"].keys()
-    steps = _frame_steps(_rows(folder, info, row))[frames] if has_own_steps else frames
-    try:
+    with naming_episode(name, int(frames[0])):
+        has_own_steps = {schema.FRAME_STEP, schema.OLD_FRAME_STEP} & info.features.keys()
+        steps = _frame_steps(_rows(row))[frames] if has_own_steps else frames
         for key in schema.VIDEO_KEYS:
-            path, start = _video(folder, info, row, key), row[f"videos/{key}/from_timestamp"]
-            images = [_images(path, start, hz, np.array([step]), name, seek=True)[0] for step in steps]
+            images = [_images(row.videos[key], info.fps, np.array([step]), name, seek=True)[0] for step in steps]
             views.append(np.stack([fit(image, image_size) for image in images]))
-    except (OSError, av.FFmpegError) as error:
-        text = f"cannot be read: {' '.join(str(error).split())}"
-        raise BrokenEpisodeError([Problem(name, int(frames[0]), text)]) from error
     return np.stack(views, axis=1)
 
 
-def _rows(folder: Path, info: dict[str, Any], row: Row) -> pa.Table:
+def _rows(row: EpisodeRow) -> pa.Table:
     """The data of an episode."""
-    data = {key: row[f"data/{key}"] for key in ("chunk_index", "file_index")}
-    own_rows = pc.field("episode_index") == row["episode_index"]
-    return pq.read_table(folder / info["data_path"].format(**data), filters=own_rows)
+    return pq.read_table(row.data, filters=pc.field("episode_index") == row.number, partitioning=None)
 
 
 def _column(table: pa.Table, key: str) -> np.ndarray:
+    if key not in table.column_names:
+        raise ValueError(f"column {key} is missing")
     values = table[key].combine_chunks().to_numpy(zero_copy_only=False)
     return np.stack(values).astype(np.float64) if values.dtype == object else values
 
@@ -120,34 +95,55 @@ def _frame_steps(table: pa.Table) -> np.ndarray:
     return np.unique(_column(table, ours[0])) if ours else np.arange(table.num_rows)
 
 
-def _read(folder: Path, info: dict[str, Any], row: Row, name: str) -> Episode:
-    table = _rows(folder, info, row)
-    if table.num_rows != row["length"]:
-        text = f"truncated: {table.num_rows} rows in the data, {row['length']} in the table of episodes"
-        raise BrokenEpisodeError([Problem(name, min(table.num_rows, row["length"]), text)])
-    hz, steps = float(info["fps"]), table.num_rows
-    late = ~(np.abs(_column(table, "timestamp") - np.arange(steps) / hz) <= 0.5 / hz)
+def _instruction(table: pa.Table, row: EpisodeRow, tasks: Mapping[int, str], name: str) -> str:
+    """The task of all rows; from the table of episodes where the dataset has no table of tasks."""
+    found = list(row.tasks or [])
+    if tasks:
+        found = [tasks.get(number, "") for number in np.unique(_column(table, "task_index")).tolist()]
+    if len(found) > 1:
+        text = f"has {len(found)} tasks ({', '.join(map(repr, found[:2]))}), expected one; split it by task_index"
+        raise BrokenEpisodeError([Problem(name, None, text)])
+    return found[0] if found else ""
+
+
+def _check_times(table: pa.Table, row: EpisodeRow, hz: float, name: str) -> None:
+    """There are as many rows as the table of episodes says, at the rate of the dataset."""
+    if table.num_rows != row.length or not row.length:
+        text = f"truncated: {table.num_rows} rows in the data, {row.length} in the table of episodes"
+        raise BrokenEpisodeError([Problem(name, min(table.num_rows, row.length), text)])
+    stamps, times = _column(table, "timestamp"), np.arange(row.length) / hz
+    late = ~(np.abs(stamps - times) <= 0.5 / hz)
     if late.any():
         first = int(np.argmax(late))
-        stamp = _column(table, "timestamp")[first]
-        text = f"wrong rate: timestamp {stamp:.3f} s, expected {first / hz:.3f} s at {hz:g} Hz"
+        text = f"wrong rate: timestamp {stamps[first]:.3f} s, expected {times[first]:.3f} s at {hz:g} Hz"
         raise BrokenEpisodeError([Problem(name, first, text)])
+
+
+def _labels(row: EpisodeRow, name: str) -> dict[str, Any]:
+    """What our own exports say beyond the format: labels of the episode, and its `final_pose`."""
+    found = parse_json(row.labels or "{}", f"{name}, {schema.LABELS}")
+    if not isinstance(found, dict):
+        raise ValueError(f"{schema.LABELS} is no object")
+    return found
+
+
+def _read(folder: Path, number: int, name: str, image_size: int) -> Episode:
+    info, rows, tasks = _tables(folder)
+    row = rows[number]
+    table = _rows(row)
+    _check_times(table, row, info.fps, name)
     states, actions = _column(table, schema.STATE), _column(table, schema.ACTION)
-    labels = json.loads(row.get(schema.LABELS) or "{}")
+    labels = _labels(row, name)
     final = np.array(labels.pop("final_pose", actions[-1]), dtype=np.float64)
+    foreign = {"task": folder.name, "variant": "", "seed": number, "success": True}
+    told = {"instruction": _instruction(table, row, tasks, name), "num_steps": row.length}
     frame_steps = _frame_steps(table)
-    images = []
-    for key in schema.VIDEO_KEYS:
-        path = _video(folder, info, row, key)
-        images.append(_images(path, row[f"videos/{key}/from_timestamp"], hz, frame_steps, name))
-    foreign = {"task": folder.name, "variant": "", "seed": row["episode_index"], "success": True}
-    told = {"instruction": (row.get("tasks") or [""])[0], "num_steps": steps}
     episode = Episode(
-        **(foreign | told | labels),
+        **read_labels(Episode, foreign | told | labels, f"{name}, {schema.LABELS}"),
         poses=np.concatenate([states, final[None]]),
         actions=actions,
         frame_steps=frame_steps,
-        images=np.stack(images, axis=1),
+        images=_views(row, info.fps, frame_steps, name, image_size),
     )
     problems = episode_problems(name, episode)
     if problems:
@@ -155,29 +151,19 @@ def _read(folder: Path, info: dict[str, Any], row: Row, name: str) -> Episode:
     return episode
 
 
-def _read_checked(folder: Path, info: dict[str, Any], row: Row) -> Episode:
-    name = f"{folder}, episode {row['episode_index']}"
-    try:
-        return _read(folder, info, row, name)
-    except UserError:
-        raise
-    except (OSError, pa.ArrowException, av.FFmpegError, ValueError, KeyError, TypeError) as error:
-        text = f"cannot be read, broken or truncated: {' '.join(str(error).split())}"
-        raise BrokenEpisodeError([Problem(name, None, text)]) from error
-
-
-def read_episode(folder: Path, episode: int) -> Episode:
+def read_episode(folder: Path, episode: int, image_size: int = 224) -> Episode:
     """One episode by its index; BrokenEpisodeError with what is wrong with it."""
-    info, rows = _tables(folder)
-    return _read_checked(folder, info, rows[episode])
+    name = f"{folder}, episode {episode}"
+    with naming_episode(name):
+        return _read(folder, episode, name, image_size)
 
 
-def episode_reads(folder: Path) -> list[Callable[[], Episode]]:
+def episode_reads(folder: Path, image_size: int = 224) -> list[Callable[[], Episode]]:
     """One call for each episode of a dataset."""
-    info = read_info(folder)
-    return [partial(_read_checked, folder, info, row) for row in read_rows(folder)]
+    _tables.cache_clear()  # of a folder that may have been changed since
+    return [partial(read_episode, folder, number, image_size) for number in _tables(folder)[1]]
 
 
-def read_lerobot(folder: Path, report: Report | None = None) -> Iterator[Episode]:
+def read_lerobot(folder: Path, report: Report | None = None, image_size: int = 224) -> Iterator[Episode]:
     """Episodes of a dataset in order; broken ones are raised, or left out where `report` is given."""
-    return sound_episodes(episode_reads(folder), report)
+    return sound_episodes(episode_reads(folder, image_size), report)

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 
 from envs.bimanual import executed
 from envs.types import EE_DIM, Episode, PreferencePair
-from rl_lab.action.buffers import episode_labels
 from rl_lab.errors import UserError
 from rl_lab.files import write_folder
 from rl_lab.formats import lerobot_schema as schema
 from rl_lab.formats.checks import BrokenEpisodeError, episode_problems
+from rl_lab.formats.labels import labels_of
 from rl_lab.formats.video import VideoWriter
 
 
@@ -115,7 +115,7 @@ class _Writer:
             row |= self.append_video(key, episode.images[held, camera])
             stats[key] = schema.image_stats(episode.images[:, camera])
         row |= {f"stats/{key}/{name}": value for key, each in stats.items() for name, value in each.items()}
-        labels = episode_labels(episode) | {"final_pose": episode.poses[-1].tolist()}
+        labels = labels_of(episode) | {"final_pose": episode.poses[-1].tolist()}
         row[schema.LABELS] = json.dumps(labels, default=float)
         self.rows.append(row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
         self.tables.append(pa.table(columns))

@@ -2,54 +2,64 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.types import CAMERAS, NO_FRAMES, PreferencePair, Segment
 from rl_lab.errors import UserError
-from rl_lab.formats.checks import BrokenEpisodeError, Problem, pair_problems
+from rl_lab.formats.checks import BrokenEpisodeError, Problem, check_rate, pair_problems
+from rl_lab.formats.damaged import naming_episode, read_columns
+from rl_lab.formats.labels import label_names, read_labels
 from rl_lab.formats.pairs_write import DATA_PATH, FORMAT, INFO_FILE, PAIRS_FILE, SIDES, VERSION, VIDEO_PATH
 from rl_lab.formats.video import read_frames
+from rl_lab.reading import read_as, read_object
 
 Row = dict[str, Any]
-LABELS = [item.name for item in fields(PreferencePair) if item.name not in (*SIDES.values(), "before")]
-ROW_COLUMNS = {"pair", "file", *LABELS, "before_from_frame", "before_frames"}
-ROW_COLUMNS |= {*(f"{side}_{what}" for side in SIDES for what in ("from_row", "to_row"))} | {
-    f"{side}_from_frame" for side in SIDES
-}
+LABELS = label_names(PreferencePair)
+NUMBERS = ["pair", "file", "before_from_frame"]
+NUMBERS += [f"{side}_{what}" for side in SIDES for what in ("from_row", "to_row", "from_frame")]
 
 
-def read_info(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PairsInfo:
+    """pairs_info.json."""
+
+    format: str
+    version: int
+    hz: float
+    image_size: int
+    lossless: bool
+    cameras: list[str]
+    pairs: int
+
+
+def read_info(folder: Path) -> PairsInfo:
     """pairs_info.json; UserError if it is not of this layout and version."""
     path = folder / INFO_FILE
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        kind, version, _ = info["format"], info["version"], float(info["hz"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the description of a set of pairs ({error!r})") from error
+    found = read_object(path)
+    kind, version = found.get("format"), found.get("version")
     if (kind, version) != (FORMAT, VERSION):
         raise UserError(f"{folder} is {kind} version {version}; this lab reads {FORMAT} version {VERSION}")
+    info = read_as(path, PairsInfo)
+    check_rate(f"{path}: hz", info.hz)
+    if info.cameras != list(CAMERAS):
+        raise UserError(f"{path}: cameras are {', '.join(info.cameras)}; expected {', '.join(CAMERAS)}")
     return info
 
 
-def _rows(folder: Path) -> list[Row]:
+def _rows(folder: Path, info: PairsInfo) -> list[Row]:
     path = folder / PAIRS_FILE
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    missing = ROW_COLUMNS - set(rows[0] if rows else ROW_COLUMNS)
-    if missing:
-        raise UserError(f"{path} has no column {sorted(missing)[0]}")
+    kinds = dict.fromkeys(NUMBERS, pa.int64()) | dict.fromkeys([*LABELS, "before_frames"])
+    rows = read_columns(path, kinds)
+    if len(rows) != info.pairs:
+        raise UserError(f"{path} has {len(rows)} rows, but {INFO_FILE} says {info.pairs} pairs; make the set again")
     return rows
 
 
@@ -65,9 +75,9 @@ def _frames(path: Path, first: int, count: int, hz: float, name: str) -> np.ndar
     raise BrokenEpisodeError([Problem(name, len(images), text)])
 
 
-def _segment(folder: Path, info: dict[str, Any], row: Row, side: str, name: str) -> Segment:
+def _segment(folder: Path, hz: float, row: Row, side: str, name: str) -> Segment:
     start, stop = row[f"{side}_from_row"], row[f"{side}_to_row"]
-    table = pq.read_table(folder / DATA_PATH.format(file=row["file"]))[start:stop]
+    table = pq.read_table(folder / DATA_PATH.format(file=row["file"]), partitioning=None)[start:stop]
     data = table.to_pydict()
     name = f"{name}, {side}"
     if table.num_rows != stop - start or data["step"] != list(range(stop - start)):
@@ -81,34 +91,29 @@ def _segment(folder: Path, info: dict[str, Any], row: Row, side: str, name: str)
     return Segment(
         poses=np.array(data["observation.state"], dtype=np.float64),
         actions=np.array(data["action"][:-1], dtype=np.float64),
-        images=_views(folder, info, row, row[f"{side}_from_frame"], stop - start - 1, name),
+        images=_views(folder, hz, row, row[f"{side}_from_frame"], stop - start - 1, name),
     )
 
 
-def _views(folder: Path, info: dict[str, Any], row: Row, first: int, count: int, name: str) -> np.ndarray:
+def _views(folder: Path, hz: float, row: Row, first: int, count: int, name: str) -> np.ndarray:
     """Frames of all cameras, uint8 [count, 3, S, S, 3]."""
     paths = [folder / VIDEO_PATH.format(camera=camera, file=row["file"]) for camera in CAMERAS]
-    return np.stack([_frames(path, first, count, float(info["hz"]), name) for path in paths], axis=1)
+    return np.stack([_frames(path, first, count, hz, name) for path in paths], axis=1)
 
 
-def _before(folder: Path, info: dict[str, Any], row: Row, name: str) -> np.ndarray | None:
+def _before(folder: Path, hz: float, row: Row, name: str) -> np.ndarray | None:
     if not row["before_frames"]:
         return None if row["before_frames"] is None else NO_FRAMES
-    return _views(folder, info, row, row["before_from_frame"], row["before_frames"], f"{name}, before")
+    return _views(folder, hz, row, row["before_from_frame"], row["before_frames"], f"{name}, before")
 
 
-def _read(folder: Path, info: dict[str, Any], row: Row) -> PreferencePair:
+def _read(folder: Path, hz: float, row: Row) -> PreferencePair:
     name = f"{folder}, pair {row['pair']}"
-    try:
-        values: dict[str, Any] = {label: row[label] for label in LABELS}
-        values |= {ours: _segment(folder, info, row, side, name) for side, ours in SIDES.items()}
-        pair = PreferencePair(**values, before=_before(folder, info, row, name))
+    with naming_episode(name):
+        values = read_labels(PreferencePair, {label: row[label] for label in LABELS}, name)
+        values |= {ours: _segment(folder, hz, row, side, name) for side, ours in SIDES.items()}
+        pair = PreferencePair(**values, before=_before(folder, hz, row, name))
         problems = pair_problems(name, pair)
-    except UserError:
-        raise
-    except (OSError, pa.ArrowException, av.FFmpegError, ValueError, KeyError, TypeError, IndexError) as error:
-        text = f"cannot be read, broken or truncated: {' '.join(str(error).split())}"
-        raise BrokenEpisodeError([Problem(name, None, text)]) from error
     if problems:
         raise BrokenEpisodeError(problems)
     return pair
@@ -117,4 +122,4 @@ def _read(folder: Path, info: dict[str, Any], row: Row) -> PreferencePair:
 def pair_reads(folder: Path) -> list[Callable[[], PreferencePair]]:
     """One call for each pair; BrokenEpisodeError, naming side and step, for what is wrong with it."""
     info = read_info(folder)
-    return [partial(_read, folder, info, row) for row in _rows(folder)]
+    return [partial(_read, folder, info.hz, row) for row in _rows(folder, info)]

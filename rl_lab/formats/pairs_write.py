@@ -31,10 +31,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.types import CAMERAS, EE_DIM, PreferencePair, Segment
-from rl_lab.action.buffers import pair_labels
 from rl_lab.errors import UserError
 from rl_lab.files import write_folder
 from rl_lab.formats.checks import BrokenEpisodeError, pair_problems
+from rl_lab.formats.labels import labels_of
 from rl_lab.formats.video import VideoWriter
 
 FORMAT, VERSION = "rl_lab.pairs", 3
@@ -85,7 +85,7 @@ class _Writer:
             raise UserError(f"pair {number} has images of side {side}; all must be of one even side ({self.side})")
         if self.num_rows > FILE_STATES:
             self.close_files()
-        row: dict[str, Any] = {"pair": number} | pair_labels(pair) | {"file": self.file}
+        row: dict[str, Any] = {"pair": number} | labels_of(pair) | {"file": self.file}
         for name, ours in SIDES.items():
             segment = getattr(pair, ours)
             row |= {f"{name}_from_row": self.num_rows, f"{name}_from_frame": self.num_frames}

@@ -10,6 +10,7 @@ from envs.types import Episode
 from rl_lab.errors import UserError
 from rl_lab.formats import lerobot_read, lerobot_schema, robotwin
 from rl_lab.formats.checks import BrokenEpisodeError, Problem
+from rl_lab.formats.lerobot_tables import read_info, read_rows
 from rl_lab.formats.stored_images import StoredImages
 
 RATE_TOLERANCE = 0.01
@@ -45,7 +46,7 @@ class Recording:
         if self.format == "robotwin":
             (file,) = robotwin.find_episodes(self.path)
             return robotwin.read_episode(file, self.image_size, self.save_freq, self.split)
-        return lerobot_read.read_episode(self.path, self.episode)
+        return lerobot_read.read_episode(self.path, self.episode, self.image_size)
 
 
 def find_recordings(
@@ -62,9 +63,9 @@ def find_recordings(
             raise UserError(f"there is no {path}; name RoboTwin's data folder or a LeRobotDataset")
         rest = (save_freq, split, image_size)
         if (path / lerobot_schema.INFO_PATH).is_file():
-            rates[path] = float(lerobot_read.read_info(path)["fps"])
-            numbers = [row["episode_index"] for row in lerobot_read.read_rows(path)]
-            found += [Recording("lerobot", path, number, *rest) for number in numbers]
+            info = read_info(path)
+            rates[path] = info.fps
+            found += [Recording("lerobot", path, row.number, *rest) for row in read_rows(path, info)]
         else:
             rates[path] = robotwin.control_hz(save_freq)
             found += [Recording("robotwin", file.path, 0, *rest) for file in robotwin.find_episodes(path)]

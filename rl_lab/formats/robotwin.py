@@ -11,7 +11,6 @@ The command of step t is the pose of frame t + 1, as in RoboTwin's converters. Q
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +27,9 @@ from envs.types import ARMS, CAMERAS, Episode
 from rl_lab.errors import UserError
 from rl_lab.files import files_below
 from rl_lab.formats.checks import BrokenEpisodeError, Problem, Report, episode_problems, sound_episodes
+from rl_lab.formats.damaged import naming_episode
 from rl_lab.pictures import open_picture, to_rgb
+from rl_lab.reading import parse_json, read_text
 
 PHYSICS_HZ = 250
 SAVE_FREQ = 15
@@ -161,8 +162,8 @@ class _Reader:
     def check_rate(self, save_freq: int) -> None:
         """The file's own `save_freq`, where it says one."""
         node = self.file.get("additional_info/frequency")
-        if node is not None and int(node[()]) != save_freq:
-            text = f"wrong rate: additional_info/frequency is {int(node[()])}, expected save_freq {save_freq}"
+        if node is not None and node[()] != save_freq:
+            text = f"wrong rate: additional_info/frequency is {node[()]}, expected save_freq {save_freq}"
             self.fail(f"{text} ({control_hz(save_freq):.1f} Hz)")
 
 
@@ -170,7 +171,10 @@ def _texts(payload: Any, split: str) -> list[str]:
     """Instructions in a JSON file of RoboTwin: {"seen": [...], "unseen": [...]}, a list or a string."""
     if isinstance(payload, dict):
         payload = payload.get(split) or payload.get("instructions") or payload.get("instruction") or []
-    return [str(text) for text in ([payload] if isinstance(payload, str) else payload) if str(text)]
+    texts = [payload] if isinstance(payload, str) else payload
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"instructions are no list of texts but {str(texts)[:80]}")
+    return [text for text in texts if text]
 
 
 def _instruction(file: EpisodeFile, handle: h5py.File, split: str) -> str:
@@ -178,21 +182,26 @@ def _instruction(file: EpisodeFile, handle: h5py.File, split: str) -> str:
     for name in ("instructions", "instruction"):
         path = file.folder / name / f"{file.path.stem}.json"
         if path.is_file():
-            texts = _texts(json.loads(path.read_text(encoding="utf-8")), split)
+            texts = _texts(parse_json(read_text(path), str(path)), split)
             if texts:
                 return texts[file.number % len(texts)]
     stored = handle.get("instruction")
     if stored is None:
         return ""
     value = stored[()]
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    (text,) = _texts(value.decode("utf-8") if isinstance(value, bytes) else value, split)
+    return text
 
 
 def _seed(file: EpisodeFile) -> int:
     """The episode's entry of seed.txt; its number where there is none."""
     path = file.folder / "seed.txt"
-    seeds = path.read_text().split() if path.is_file() else []
-    return int(seeds[file.number]) if file.number < len(seeds) else file.number
+    seeds = read_text(path).split() if path.is_file() else []
+    if file.number >= len(seeds):
+        return file.number
+    if not seeds[file.number].isdecimal():
+        raise ValueError(f"{path} has {seeds[file.number][:20]!r} where the seed of episode {file.number} should stand")
+    return int(seeds[file.number])
 
 
 def _read(file: EpisodeFile, handle: h5py.File, image_size: int, save_freq: int, split: str) -> Episode:
@@ -232,14 +241,8 @@ def _read(file: EpisodeFile, handle: h5py.File, image_size: int, save_freq: int,
 
 def read_episode(file: EpisodeFile, image_size: int = 224, save_freq: int = SAVE_FREQ, split: str = "seen") -> Episode:
     """One demonstration; BrokenEpisodeError with everything that is wrong with it."""
-    try:
-        with h5py.File(file.path, "r") as handle:
-            return _read(file, handle, image_size, save_freq, split)
-    except UserError:
-        raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        text = f"cannot be read, broken or truncated: {' '.join(str(error).split())}"
-        raise BrokenEpisodeError([Problem(str(file.path), None, text)]) from error
+    with naming_episode(str(file.path)), h5py.File(file.path, "r") as handle:
+        return _read(file, handle, image_size, save_freq, split)
 
 
 def _camera_keys(handle: h5py.File) -> list[str]:
@@ -250,14 +253,11 @@ def _camera_keys(handle: h5py.File) -> list[str]:
 
 def read_images(path: Path, frames: np.ndarray, image_size: int) -> np.ndarray:
     """Some frames of a file, uint8 [n, 3, S, S, 3]; BrokenEpisodeError if they cannot be read."""
-    try:
+    with naming_episode(str(path), int(frames[0])):
         with h5py.File(path, "r") as handle:
             # The bytes first: h5py has one lock for all threads, decoding has none.
             stored = [[handle[key][int(frame)] for key in _camera_keys(handle)] for frame in frames]
         return np.stack([np.stack([decode_image(data, image_size) for data in views]) for views in stored])
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        text = f"cannot be read: {' '.join(str(error).split())}"
-        raise BrokenEpisodeError([Problem(str(path), int(frames[0]), text)]) from error
 
 
 def episode_reads(

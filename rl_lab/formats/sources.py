@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,15 @@ from envs.types import Episode, PreferencePair
 from rl_lab.action.buffers import INDEX_FILE, read_episodes, read_pairs
 from rl_lab.errors import UserError
 from rl_lab.formats import lerobot_read, lerobot_schema, pairs_read, pairs_write, robotwin
-from rl_lab.formats.checks import BrokenEpisodeError, Report, episode_problems, pair_problems, sound_episodes
+from rl_lab.formats.checks import (
+    BrokenEpisodeError,
+    Report,
+    check_rate,
+    episode_problems,
+    pair_problems,
+    sound_episodes,
+)
+from rl_lab.formats.lerobot_tables import read_info
 from rl_lab.formats.lerobot_write import correction
 from rl_lab.json_lines import read_json_lines
 
@@ -42,9 +49,9 @@ def open_source(folder: Path, *, image_size: int, save_freq: int, split: str, hz
     if not folder.exists():
         raise UserError(f"{folder} does not exist")
     if (folder / lerobot_schema.INFO_PATH).exists():
-        return Source("lerobot", float(lerobot_read.read_info(folder)["fps"]), lerobot_read.episode_reads(folder))
+        return Source("lerobot", read_info(folder).fps, lerobot_read.episode_reads(folder, image_size))
     if (folder / pairs_write.INFO_FILE).exists():
-        return _pairs_source("pairs", float(pairs_read.read_info(folder)["hz"]), pairs_read.pair_reads(folder))
+        return _pairs_source("pairs", pairs_read.read_info(folder).hz, pairs_read.pair_reads(folder))
     if (folder / INDEX_FILE).exists():
         return _lab_source(folder, hz)
     if folder.is_file() or robotwin.episode_paths(folder):
@@ -67,15 +74,15 @@ def _chosen(read: Callable[[], PreferencePair]) -> Episode:
 def _lab_source(folder: Path, hz: float | None) -> Source:
     """Demonstrations or pairs of the lab; all are held in memory."""
     ids = [str(row.get("id", "")) for row in read_json_lines(folder / INDEX_FILE)]
-    try:
-        if ids and ids[0].startswith("pair-"):
-            named = [partial(_checked_pair, *pair) for pair in zip(ids, read_pairs(folder), strict=True)]
-            return _pairs_source("lab", hz or TABLETOP_HZ, named)
-        episodes = read_episodes(folder)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder} cannot be read as the lab's episodes or pairs: {error}") from error
-    rate = hz or next((each.extra["control_hz"] for each in episodes if "control_hz" in each.extra), TABLETOP_HZ)
-    return Source("lab", float(rate), [partial(_checked, *pair) for pair in zip(ids, episodes, strict=True)])
+    if ids and ids[0].startswith("pair-"):
+        named = [partial(_checked_pair, *pair) for pair in zip(ids, read_pairs(folder), strict=True)]
+        return _pairs_source("lab", hz or TABLETOP_HZ, named)
+    episodes = read_episodes(folder)
+    stored = next((each.extra["control_hz"] for each in episodes if "control_hz" in each.extra), TABLETOP_HZ)
+    if not isinstance(stored, int | float):
+        raise UserError(f"{folder / INDEX_FILE}: control_hz is {stored!r}, no number; name the rate with --hz")
+    rate = hz or check_rate(f"{folder / INDEX_FILE}: control_hz", stored)
+    return Source("lab", rate, [partial(_checked, *pair) for pair in zip(ids, episodes, strict=True)])
 
 
 def _checked(name: str, episode: Episode) -> Episode:

@@ -21,8 +21,8 @@ from envs.robotwin.connection import RoboTwin, SeedRejectedError, ServerDiedErro
 from envs.rollback import Collection, RollbackConfig, intervened_rollout
 from envs.rollout import Rollout, demonstrate, policy_rollout, run_lockstep
 from envs.types import BimanualEnv, Candidates, Episode, ExpertUnavailableError
-from rl_lab.action.buffers import episode_labels
 from rl_lab.formats.checks import Problem
+from rl_lab.formats.labels import labels_of
 from rl_lab.formats.recordings import Recording
 from rl_lab.language.item_files import Row
 from rl_lab.learning.checkpoint import snapshot_info
@@ -159,7 +159,7 @@ class Simulation:
             (seed,) = unit.seeds  # one episode a unit in RoboTwin
             return [{"task": unit.env.task, "variant": unit.env.variant, "seed": seed, REJECTED: str(error)}]
         step_limit = self._environments.of(unit.env, 1)[0].step_limit
-        return [episode_labels(episode) | {"step_limit": step_limit} for episode in episodes]
+        return [labels_of(episode) | {"step_limit": step_limit} for episode in episodes]
 
     def record(self, unit: Unit, snapshot: Snapshot, execute: int) -> list[Episode]:
         """Policy episodes of the unit's seeds as they are, with a picture at every decision and one at the end."""
