@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
+from pydantic import ValidationError, create_model
+
+from rl_lab.config.section import Section
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.runner.environment import devices, git_commit, installed_versions
 from rl_lab.yaml_text import parse_yaml
@@ -51,15 +55,22 @@ def _cell(value: Any) -> str:
 
 
 def _options(name: str, function: Any, texts: Sequence[str]) -> dict[str, Any]:
-    """`option=value` texts as keyword arguments of a benchmark; UserError for one that it does not have."""
-    known = list(inspect.signature(function).parameters)
+    """`option=value` texts as keyword arguments of a benchmark; UserError for one that it does not have or take."""
+    known = inspect.signature(function).parameters
+    hints = get_type_hints(function, include_extras=True)
+    fields: Any = {key: (hints.get(key, Any), option.default) for key, option in known.items()}
     options = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or key not in known:
             raise UserError(f"bench {name} has no option {text!r}; it has {', '.join(known) or 'none'} (option=value)")
         options[key] = parse_yaml(value, f"option {text!r}")
-    return options
+    try:
+        read = create_model("Options", __base__=Section, **fields).model_validate_json(json.dumps(options))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UserError(f"bench {name}: {first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error
+    return {key: getattr(read, key) for key in options}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from envs.correctors import Place
+from rl_lab.arguments import as_path, check_output
 from rl_lab.config import RunConfig, load_config
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.teleoperation.session import CorrectionSession, FailedEpisode, correction_line
@@ -71,7 +72,7 @@ def _append(path: Path, place: Place, actions: np.ndarray) -> None:
     print(f"kept {place[0]} {place[1]}, seed {place[2]}, from step {place[3]}: {len(actions)} steps", flush=True)
 
 
-def _check(folder: Path, config: RunConfig, out: Path) -> set[tuple[str, str, int]]:
+def _check(folder: Path, experiment: Path, config: RunConfig, out: Path) -> set[tuple[str, str, int]]:
     """Everything fits; the episodes that are corrected already."""
     from rl_lab.workers.correctors import check_acting, read_corrections
     from rl_lab.workers.robotwin import check_robotwin
@@ -81,20 +82,21 @@ def _check(folder: Path, config: RunConfig, out: Path) -> set[tuple[str, str, in
     check_acting(folder, config.env.image_size, config.collect.execute, "CKPT")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"--out {out} is a folder, or its folder does not exist; give a file in an existing folder")
+    check_output(out, folder, experiment)
     return {place[:3] for place in read_corrections(out)} if out.exists() and out.stat().st_size else set()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; UserError for bad input."""
     parser = CommandParser(prog="python -m rl_lab.correct", description="Correct a policy's failures by keyboard.")
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint folder of a policy")
-    parser.add_argument("experiment", type=Path, metavar="FILE", help="the experiment whose first round it is")
+    parser.add_argument("checkpoint", type=as_path, metavar="CKPT", help="a checkpoint folder of a policy")
+    parser.add_argument("experiment", type=as_path, metavar="FILE", help="the experiment whose first round it is")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--out", type=Path, required=True, metavar="CORRECTIONS", help="lines are appended")
+    parser.add_argument("--out", type=as_path, required=True, metavar="CORRECTIONS", help="lines are appended")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one")
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.experiment, options.overrides)
-    done = _check(options.checkpoint, config, options.out)
+    done = _check(options.checkpoint, options.experiment, config, options.out)
 
     from envs.rollback import RollbackConfig
     from rl_lab.teleoperation.server import PageServer

@@ -18,11 +18,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from algos.chunks import Timing
 from envs.types import Episode, PreferencePair
 from rl_lab.action.buffers import write_episodes, write_pairs
+from rl_lab.arguments import COUNT, as_path, check_output, whole_number
+from rl_lab.config.section import MAX_PIXELS
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import write_folder
 from rl_lab.formats.checks import Problem, sound_episodes
@@ -77,6 +78,7 @@ def convert(source: Source, options: argparse.Namespace) -> None:
     target = options.target
     if target.exists():
         raise UserError(f"{target} is there already; remove it or name another folder")
+    check_output(target, options.source)
     if options.lossless and options.to != "pairs":
         raise UserError(f"--lossless is for --to pairs, not {options.to}; leave it out")
     try:
@@ -115,37 +117,29 @@ COMMANDS: dict[str, Callable[[Source, argparse.Namespace], None]] = {
 }
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-_positive.__name__ = "positive number"
-
-
 def _parser() -> CommandParser:
     parser = CommandParser(prog="python -m rl_lab.data", description="Inspect, convert and check episodes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, action in COMMANDS.items():
         command = commands.add_parser(name, help=(action.__doc__ or "").split(";")[0].rstrip("."))
-        command.add_argument("source", type=Path, metavar="SOURCE")
+        command.add_argument("source", type=as_path, metavar="SOURCE")
         if name == "convert":
-            command.add_argument("target", type=Path, metavar="TARGET")
+            command.add_argument("target", type=as_path, metavar="TARGET")
             command.add_argument("--to", choices=["lerobot", "pairs", "lab"], default="lerobot")
             command.add_argument(
                 "--lossless", action="store_true", help="pairs with the very pixels; few players show it"
             )
             command.add_argument("--hold-images", action="store_true", help="show each image until the next one")
         if name == "stats":
-            command.add_argument("--horizon", type=_positive, default=20, help="slots of a chunk")
-            command.add_argument("--stride", type=_positive, default=1, help="recorded steps between slots")
+            command.add_argument("--horizon", type=COUNT, default=20, help="slots of a chunk")
+            command.add_argument("--stride", type=COUNT, default=1, help="recorded steps between slots")
             command.add_argument("--first-slot", choices=["next", "current"], default="next", help="command or pose")
         if name != "validate":
             command.add_argument("--skip-broken", action="store_true", help="leave broken episodes out and name them")
-        command.add_argument("--image-size", type=_positive, default=224, help="side of RoboTwin's images once read")
-        command.add_argument("--save-freq", type=_positive, default=SAVE_FREQ, help="RoboTwin's physics steps a frame")
+        command.add_argument(
+            "--image-size", type=whole_number(1, MAX_PIXELS), default=224, help="side of RoboTwin's images once read"
+        )
+        command.add_argument("--save-freq", type=COUNT, default=SAVE_FREQ, help="RoboTwin's physics steps a frame")
         command.add_argument("--instructions", choices=["seen", "unseen"], default="seen", help="RoboTwin's texts")
         command.add_argument("--hz", type=_positive_rate, help="rate of the lab's own files, 12.5 unless they name one")
     return parser

@@ -19,6 +19,7 @@ class _Trouble:
 FULL = _Trouble("no space is left on the disk", "free some", 1)
 BROKEN = _Trouble("the disk reports an input/output error", "see what is wrong with it", 1)
 READ_ONLY = _Trouble("the file system is read-only", "make it writable", 2)
+NO_NAME = _Trouble("that cannot be the name of a file", "give a path that is short enough and below a folder", 2)
 FORBIDDEN = _Trouble("permission denied", "allow this user to write there", 2)
 
 _BY_ERRNO = {
@@ -28,6 +29,9 @@ _BY_ERRNO = {
     errno.EROFS: READ_ONLY,
     errno.EACCES: FORBIDDEN,
     errno.EPERM: FORBIDDEN,
+    errno.ENAMETOOLONG: NO_NAME,
+    errno.ENOTDIR: NO_NAME,
+    errno.ELOOP: NO_NAME,
 }
 _BY_SQLITE_CODE = {sqlite3.SQLITE_FULL: FULL, sqlite3.SQLITE_IOERR: BROKEN, sqlite3.SQLITE_READONLY: READ_ONLY}
 _BY_TEXT = {

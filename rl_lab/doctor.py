@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from rl_lab.arguments import as_path
 from rl_lab.errors import CommandParser, UserError, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,7 +226,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one line a finding; 1 if something must be mended. UserError for a wrong experiment file."""
     parser = CommandParser(prog="python -m rl_lab.doctor", description="Check this machine, and an experiment file.")
-    parser.add_argument("file", nargs="?", type=Path, help="experiment to check as well")
+    parser.add_argument("file", nargs="?", type=as_path, help="experiment to check as well")
     options = parser.parse_args(arguments)
     if options.file is not None and not options.file.is_file():
         raise UserError(f"no such file: {options.file}")

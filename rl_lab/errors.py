@@ -6,9 +6,10 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rl_lab.disk_errors import disk_error
 
@@ -19,6 +20,13 @@ class UserError(ValueError):
 
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, too."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; UserError for bytes that are no text, which no file that names them could hold."""
+        for text in sys.argv[1:] if args is None else args:
+            if re.search("[\0\ud800-\udfff]", text):
+                self.error(f"the argument {text!r} holds bytes that are no text in UTF-8")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the usage and exiting."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_lab.arguments import as_path, check_output
 from rl_lab.config import RunConfig, load_config, resolve_config
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.reports.benchmark import success_table
@@ -26,7 +27,7 @@ def _config(options: Any) -> RunConfig:
     has_file = bool(options.arguments) and "=" not in options.arguments[0]
     overrides = options.arguments[has_file:]
     if has_file:
-        return load_config(Path(options.arguments[0]), overrides)
+        return load_config(as_path(options.arguments[0]), overrides)
     return resolve_config(DEFAULTS, "command line", overrides)
 
 
@@ -90,13 +91,15 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; UserError for bad input."""
     parser = CommandParser(prog="python -m rl_lab.eval", description="Evaluate a checkpoint.")
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint folder")
+    parser.add_argument("checkpoint", type=as_path, metavar="CKPT", help="a checkpoint folder")
     parser.add_argument("arguments", nargs="*", metavar="[FILE] key=value", help="experiment and overrides")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write one JSON line an episode; must not exist")
+    parser.add_argument("--out", type=as_path, metavar="FILE", help="write one JSON line an episode; must not exist")
     options = parser.parse_intermixed_args(arguments)
     config = _config(options)
     if options.out and (options.out.exists() or not options.out.parent.is_dir()):
         raise UserError(f"--out {options.out} exists or its folder does not; give a new file in an existing folder")
+    if options.out:
+        check_output(options.out, options.checkpoint)
     _check(options.checkpoint, config)
     rows = evaluate(options.checkpoint, config)
     print(f"{config.env.backend}, {config.eval.seeds} seeds, {config.eval.instructions} instructions")

@@ -8,8 +8,8 @@ Exit code: 0 done, 2 bad input.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from rl_lab.arguments import as_path
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.reports.against import comparison_lines, write_comparison
 from rl_lab.reports.page import write_report
@@ -20,8 +20,8 @@ from rl_lab.reports.terminal import summary_lines
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; UserError for bad input."""
     parser = CommandParser(prog="python -m rl_lab.report", description="Rebuild and print the report of a run.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--against", type=Path, metavar="RUN", help="another run folder to compare with")
+    parser.add_argument("run", type=as_path, metavar="RUN", help="a run folder")
+    parser.add_argument("--against", type=as_path, metavar="RUN", help="another run folder to compare with")
     options = parser.parse_args(arguments)
     run, other = load_run(options.run), load_run(options.against) if options.against else None
     comparison = comparison_lines(run, other) if other else ""  # before anything is written: it may refuse

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from rewards.compose import Rewards
 from rewards.config import RewardConfig, read_config
+from rl_lab.arguments import as_path
 from rl_lab.config.action_rewards import RankingConfig
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import write_whole
@@ -35,7 +36,7 @@ FLIPS_SHOWN = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; UserError for bad input."""
     parser = CommandParser(prog="python -m rl_lab.rescore", description="Score stored rollouts under another reward.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("run", type=as_path, metavar="RUN", help="a run folder")
     parser.add_argument("--reward", required=True, metavar="FILE|VARIANT", help="YAML with `rewards`, or a variant")
     parser.add_argument("--node", help="one training of the run; all without it")
     options = parser.parse_args(arguments)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rl_lab.arguments import as_path
 from rl_lab.config import RunConfig, dump_config, load_config
 from rl_lab.config.judge import JUDGE_URL
 from rl_lab.disk_errors import DiskError, disk_error
@@ -41,15 +42,15 @@ StageFactory = Callable[[RunConfig], contextlib.AbstractContextManager[Mapping[s
 def _parse(arguments: Sequence[str] | None) -> Any:
     parser = CommandParser(prog="python -m rl_lab.run", description="Run an experiment.")
     parser.add_argument("arguments", nargs="*", metavar="FILE [key=value ...]", help="experiment and overrides")
-    parser.add_argument("--run-dir", type=Path, help="new folder for this run; default runs/NAME-TIMESTAMP")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    parser.add_argument("--run-dir", type=as_path, help="new folder for this run; default runs/NAME-TIMESTAMP")
+    parser.add_argument("--resume", type=as_path, metavar="DIR", help="continue the run in this folder")
     parser.add_argument("--dry-run", action="store_true", help="print config, plan and estimated cost; write nothing")
     parser.add_argument(
         "--address", help="run on the Ray cluster at this address (as RAY_ADDRESS); auto: the local one"
     )
     options = parser.parse_intermixed_args(arguments)
     has_file = bool(options.arguments) and "=" not in options.arguments[0]
-    options.file = Path(options.arguments[0]) if has_file else None
+    options.file = as_path(options.arguments[0]) if has_file else None
     options.overrides = options.arguments[has_file:]
     if options.resume and options.run_dir:
         raise UserError("--resume continues in its own folder; leave out --run-dir")

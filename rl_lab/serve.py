@@ -11,26 +11,17 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from rl_lab.arguments import as_path, whole_number
 from rl_lab.errors import CommandParser, UserError, run_command
 
 DEFAULT_PORT = 8765
 
 
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 65536:
-        raise ValueError
-    return number
-
-
-_port.__name__ = "port number"
-
-
 def _parse(arguments: Sequence[str] | None) -> tuple[Path, int, int, str]:
     parser = CommandParser(prog="python -m rl_lab.serve", description="Serve a policy on a port of this machine.")
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint folder")
-    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes a free one")
-    parser.add_argument("--seed", type=int, default=0, help="of the policy's noise")
+    parser.add_argument("checkpoint", type=as_path, metavar="CKPT", help="a checkpoint folder")
+    parser.add_argument("--port", type=whole_number(0, 65535), default=DEFAULT_PORT, help="0 takes a free one")
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of the policy's noise")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     options = parser.parse_args(arguments)
     return options.checkpoint, options.port, options.seed, options.device

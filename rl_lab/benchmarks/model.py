@@ -32,7 +32,10 @@ from transformers import DynamicCache, PreTrainedModel
 from algos.flow_matching import FlowMatching
 from algos.objective import FlowPolicy
 from rl_lab.benchmarks.direct import DirectPolicy, DirectVLM, segment_mask
+from rl_lab.benchmarks.options import Device, check_device
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
+from rl_lab.config.model import Preset
+from rl_lab.config.section import Processes, Rounds, Rows
 from rl_lab.errors import UserError
 from rl_lab.learning.master_weights import adamw
 from rl_lab.model.compiling import check_compiler, compile_blocks
@@ -317,11 +320,11 @@ def measured(case: Case, device: str, rounds: int, rates: tuple[float, float]) -
 
 
 def run(
-    preset: str = "mini",
-    device: str = "cpu",
-    batch: int = 8,
-    rounds: int = 5,
-    threads: int = 1,
+    preset: Preset = "mini",
+    device: Device = "cpu",
+    batch: Rows = 8,
+    rounds: Rounds = 5,
+    threads: Processes = 1,
     compile: bool = True,
 ) -> list[dict[str, Any]]:
     """Rows: the device, then every case with time, ratios, utilisation of the measured matrix rate and memory kept.
@@ -330,8 +333,7 @@ def run(
     pass keeps for its backward pass, `saved_recomputed_mb` the same with every layer recomputed. UserError for a device
     that is not there.
     """
-    if device not in PRODUCT_SIDE or (device == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"device {device!r} is not available; use cpu, or cuda where torch sees a GPU")
+    check_device(device)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.set_num_threads(threads)
     torch.manual_seed(0)

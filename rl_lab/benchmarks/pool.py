@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from algos.curriculum_options import CurriculumOptions
+from rl_lab.config.section import PositiveInt, Rows
+from rl_lab.errors import UserError
 from rl_lab.pool.store import POOL_FILE, PoolItem, PoolStore
 
 CATEGORIES = ("perception", "prediction", "interaction", "planning")
@@ -72,8 +74,15 @@ def measure(path: Path, steps: int) -> dict[str, Any]:
     return {"open": [open_wall, open_cpu], "steps": times, "memory": [peak - before, peak], "checkpoint": saved[:2]}
 
 
-def run(items: int = 1_000_000, batch: int = 128, steps: int = 50, scheme: str = "frontier") -> list[dict[str, Any]]:
+def run(
+    items: PositiveInt = 1_000_000,
+    batch: Rows = 128,
+    steps: PositiveInt = 50,
+    scheme: Literal["frontier", "uniform", "dynamic", "difficulty_pools"] = "frontier",
+) -> list[dict[str, Any]]:
     """Build the pool, measure it in a process of its own, and return the table's rows."""
+    if batch > items:
+        raise UserError(f"batch is {batch}, but the pool has {items} items; give at most as many")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / POOL_FILE
         built = _timed(lambda: build(path, items, batch, scheme))

@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from algos.rft_options import RFTOptions
+from rl_lab.config.section import PositiveInt, Rows, Tokens
+from rl_lab.errors import UserError
 from rl_lab.language.rft_kept import KEPT_FILE
 from rl_lab.language.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.language.rollout_store import FOLDER, Rollout, RolloutStore, Row
@@ -34,8 +36,14 @@ SAMPLES = 8
 MIB = 2**20
 
 
-def run(candidates: int = 1_000_000, per_step: int = 512, words: int = 80, folder: str | None = None) -> list[Row]:
-    """One selection; `folder` for the traces instead of a temporary one, which then stays."""
+def run(
+    candidates: PositiveInt = 1_000_000, per_step: Rows = 512, words: Tokens = 80, folder: str | None = None
+) -> list[Row]:
+    """One selection; `folder`: where the temporary one for the traces is made."""
+    if candidates < per_step:
+        raise UserError(f"candidates is {candidates}, fewer than the {per_step} of a step; give more, or less per_step")
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"folder {folder} is no folder; make it first")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         run_folder = Path(scratch)
         began = time.perf_counter()

@@ -12,12 +12,16 @@ import os
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from rl_lab.benchmarks.model import seconds
+from rl_lab.benchmarks.options import Device, check_device, check_divides
+from rl_lab.config.model import Preset
+from rl_lab.config.section import AtLeastOne, Pixels, Processes, Rounds, Rows, Tokens
 from rl_lab.model.conversion import vlm_config, vlm_processor
 from rl_lab.model.presets import preset_config
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
@@ -107,16 +111,16 @@ class Contest:
 
 
 def run(
-    preset: str = "mini",
-    batches: tuple[int, ...] = (1, 16, 64),
-    group: int = 16,
-    new_tokens: int = 64,
-    words: int = 32,
-    picture_side: int | None = None,
-    rounds: int = 5,
-    dtype: str = "float32",
-    device: str = "cpu",
-    threads: int = 1,
+    preset: Preset = "mini",
+    batches: AtLeastOne[Rows] = (1, 16, 64),
+    group: Rows = 16,
+    new_tokens: Tokens = 64,
+    words: Tokens = 32,
+    picture_side: Annotated[Pixels, Field(ge=32)] | None = None,
+    rounds: Rounds = 5,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: Device = "cpu",
+    threads: Processes = 1,
 ) -> list[dict[str, Any]]:
     """Rows of the table; `ratio` is over `generate()` at the same batch, or over the plain copy.
 
@@ -124,6 +128,8 @@ def run(
 
     A picture has `picture_side` pixels a side, by default those of the preset. UserError where vLLM is not installed.
     """
+    check_device(device)
+    check_divides("groups", group, "the largest of batches", max(batches))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     side = picture_side or preset_config(preset).image_size

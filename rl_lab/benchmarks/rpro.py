@@ -22,6 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from algos.batch import ObservationBatch, PreferenceBatch
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO, rpro_loss
+from rl_lab.benchmarks.options import Device, check_device
+from rl_lab.config.model import Preset
+from rl_lab.config.section import AtLeastOne, Rounds, Rows
 from rl_lab.learning.master_weights import adamw
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
@@ -171,13 +174,18 @@ def _steps(
 
 
 def run(
-    preset: str = "nano", batch: int = 64, steps: int = 7, draws: tuple[int, ...] = (1, 4), device: str = "cpu"
+    preset: Preset = "nano",
+    batch: Rows = 64,
+    steps: Rounds = 7,
+    draws: AtLeastOne[Rows] = (1, 4),
+    device: Device = "cpu",
 ) -> list[dict[str, Any]]:
     """Rows of the table: one for each kind of step, what is trained, draws per sample and share of real pairs.
 
     `time_ratio` (median of the rounds' ratios), `flop_ratio` and `memory_ratio` are over the imitation step, "sft", of
     the same batch; `saved_mb` is what the forward pass keeps for the backward pass.
     """
+    check_device(device)
     torch.manual_seed(0)
     with torch.device(device):
         policy = HyVLAPolicy(preset_config(preset))

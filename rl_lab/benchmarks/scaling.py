@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,9 +24,12 @@ from algos.grpo_options import GRPOOptions
 from envs.rollback import RollbackConfig
 from envs.types import Episode
 from rl_lab.benchmarks.model import seconds
+from rl_lab.benchmarks.options import check_divides
 from rl_lab.benchmarks.rollout import PICTURE, WORD_IDS
 from rl_lab.benchmarks.rpro import random_batch
 from rl_lab.config.language import RLConfig
+from rl_lab.config.model import Preset
+from rl_lab.config.section import AtLeastOne, Rounds, Rows, Tokens
 from rl_lab.language.training import Groups, GRPOPlan, GRPOTraining
 from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
 from rl_lab.learning.learner import Learner, Optimiser
@@ -65,6 +68,10 @@ def collection_seconds(episodes: float, steps: float, workers: float, steps_per_
     return episodes * steps / (workers * steps_per_s)
 
 
+GROUP = 4
+"""Answers to a prompt."""
+
+
 @dataclass
 class Sizes:
     """What is measured: calls of the calibration; the steps are `factor` times as large."""
@@ -89,14 +96,14 @@ class GRPOStep:
         HunYuanVLMoTForConditionalGeneration(vlm_config(config)).save_pretrained(folder)
         self.processor.save_pretrained(folder)
         settings = RLConfig(steps=100, warmup=0, lr=1e-6)
-        options = GRPOOptions(num_generations=4, max_completion_length=sizes.new_tokens)
+        options = GRPOOptions(num_generations=GROUP, max_completion_length=sizes.new_tokens)
         self.training = GRPOTraining(GRPOPlan(folder, options, settings, seed=0))
         length = sizes.words + sizes.new_tokens + 2 * (self.side // 16) ** 2
         engine_options = EngineOptions(dtype="float32", max_model_len=length, max_num_seqs=sizes.answers)
         self.engine = RolloutEngine.from_snapshot(publish(folder, version=1), engine_options)
 
     def generate(self, answers: int) -> Groups:
-        """Answers to new prompts, in groups of 4, with random advantages."""
+        """Answers to new prompts, in groups of GROUP, with random advantages."""
         picture = self.processor.tokenizer.encode(PICTURE, add_special_tokens=False)
         shape = (self.side, self.side, 3)
         prompts = [
@@ -104,12 +111,12 @@ class GRPOStep:
                 picture + self.draws.integers(*WORD_IDS, self.sizes.words).tolist(),
                 [self.draws.integers(0, 256, shape, dtype=np.uint8)],
             )
-            for _ in range(answers // 4)
+            for _ in range(answers // GROUP)
         ]
-        sampling = Sampling(max_tokens=self.sizes.new_tokens, num_generations=4, ignore_eos=True)
+        sampling = Sampling(max_tokens=self.sizes.new_tokens, num_generations=GROUP, ignore_eos=True)
         found = self.engine.generate(prompts, sampling)
-        advantages = torch.from_numpy(self.draws.standard_normal((len(prompts), 4)).astype(np.float32))
-        return Groups(prompts, found, advantages, torch.ones(len(prompts), 4, dtype=torch.bool))
+        advantages = torch.from_numpy(self.draws.standard_normal((len(prompts), GROUP)).astype(np.float32))
+        return Groups(prompts, found, advantages, torch.ones(len(prompts), GROUP, dtype=torch.bool))
 
     def round(self) -> dict[str, float]:
         """Seconds of the calibration's calls, then of a step that is `factor` times as large, and its prediction."""
@@ -216,16 +223,17 @@ def _round(
 
 
 def run(
-    preset: str = "nano",
-    answers: int = 16,
-    new_tokens: int = 32,
-    rows: int = 16,
-    episodes: int = 2,
-    factor: int = 2,
-    rounds: int = 3,
-    parts: tuple[str, ...] = ("grpo", "flowpro"),
+    preset: Preset = "nano",
+    answers: Rows = 16,
+    new_tokens: Tokens = 32,
+    rows: Rows = 16,
+    episodes: Rounds = 2,
+    factor: Rounds = 2,
+    rounds: Rounds = 3,
+    parts: AtLeastOne[Literal["grpo", "flowpro"]] = ("grpo", "flowpro"),
 ) -> list[dict[str, Any]]:
     """Rows of the table: every parameter of the model, then predicted and measured seconds with their ratio."""
+    check_divides("groups", GROUP, "answers", answers)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     sizes = Sizes(answers=answers, new_tokens=new_tokens, rows=rows, episodes=episodes, factor=factor)

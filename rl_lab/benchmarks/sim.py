@@ -24,6 +24,7 @@ from envs.tabletop.scene import SUBSTEPS, compile_scene
 from envs.tabletop.tasks import TASKS
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
+from rl_lab.config.section import Seconds
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 
@@ -138,7 +139,7 @@ def worker_seconds(episodes: int = 4, rounds: int = 3) -> tuple[float, float]:
     return statistics.median(samples["local"]), statistics.median(samples["ray"])
 
 
-def run(seconds: float = 5.0) -> list[dict[str, Any]]:
+def run(seconds: Seconds = 5.0) -> list[dict[str, Any]]:
     """Measure every kind for about `seconds` each and return the table's rows."""
     state, vision = TabletopEnv(TASK, image_size=None), TabletopEnv(TASK, image_size=IMAGE_SIZE)
     recording = record_episode(state)

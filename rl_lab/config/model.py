@@ -9,6 +9,8 @@ from pydantic import Field
 from algos.chunks import FirstSlot
 from rl_lab.config.section import ControlSteps, Fraction, Rounds, Section
 
+Preset = Literal["nano", "small", "mini", "mot-2b"]
+
 
 class MemoryConfig(Section):
     """Past frames that the policy sees (memory encoder of Hy-VLA, no weights of its own)."""
@@ -24,7 +26,7 @@ class MemoryConfig(Section):
 class ModelConfig(Section):
     """The policy that SFT starts from."""
 
-    preset: Literal["nano", "small", "mini", "mot-2b"] = "nano"
+    preset: Preset = "nano"
     """Random weights of these sizes; ignored when `path` is given."""
     path: str | None = None
     """A checkpoint folder to start from instead."""

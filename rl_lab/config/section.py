@@ -30,6 +30,8 @@ MAX_PROCESSES = 1024
 """Of one kind, ranks and threads: a large node has some hundred cores."""
 MAX_ROUNDS = 1000
 """What becomes stages of the graph, each with files of its own."""
+MAX_PIXELS = 4096
+"""Side of an image."""
 LONGEST = 10_000
 """Entries of a list or a mapping that a person writes."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -45,8 +47,7 @@ Rows = Annotated[int, Field(gt=0, le=MAX_ROWS)]
 Tokens = Annotated[int, Field(gt=0, le=MAX_TOKENS)]
 ControlSteps = Annotated[int, Field(gt=0, le=10_000)]
 """Of an episode: 13 minutes at 12.5 Hz."""
-Pixels = Annotated[int, Field(gt=0, le=4096)]
-"""Side of an image."""
+Pixels = Annotated[int, Field(gt=0, le=MAX_PIXELS)]
 Seconds = Annotated[float, Field(gt=0, le=LARGEST)]
 """Of waiting: twelve days."""
 AnyNumber = Annotated[tuple[Value, ...], Field(max_length=LONGEST)]

@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
 
 from algos.curriculum_items import BANDS
+from rl_lab.arguments import COUNT, as_path, check_output
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.pool.edits import give_edits
 from rl_lab.pool.show import export, show
@@ -109,6 +109,8 @@ def _export(options: Options) -> str:
 def _html(options: Options) -> str:
     with closing(PoolView(options.run)) as view:
         path = options.out or view.place.page
+        if path.resolve() != view.place.page.resolve():
+            check_output(path, view.place.run)
         numbers = view.select(_filter(options))[: options.limit]
         return "\n".join([*write_page(view, numbers, options.rollouts, path), str(path)])
 
@@ -139,14 +141,14 @@ def _parser() -> CommandParser:
 
     added = command("ls", _ls, "List items.")
     _add_filters(added)
-    added.add_argument("--limit", type=_count, default=20, metavar="N")
+    added.add_argument("--limit", type=COUNT, default=20, metavar="N")
     added = command("show", _show, "Show one item.")
     added.add_argument("item", metavar="ITEM")
-    added.add_argument("--rollouts", type=_count, default=4, metavar="N", help="newest rollouts shown")
-    added.add_argument("--images", type=Path, metavar="FOLDER", help="where to save pictures (RUN/pool_images)")
+    added.add_argument("--rollouts", type=COUNT, default=4, metavar="N", help="newest rollouts shown")
+    added.add_argument("--images", type=as_path, metavar="FOLDER", help="where to save pictures (RUN/pool_images)")
     added = command("hist", _hist, "Show the bands over time.")
     added.add_argument("--category", metavar="NAME")
-    added.add_argument("--lines", type=_count, default=24, metavar="N")
+    added.add_argument("--lines", type=COUNT, default=24, metavar="N")
     added = command("why", _why, "Say why an item was or was not sampled at a step.")
     added.add_argument("item", metavar="ITEM@STEP")
     for name, text in (("pin", "Put items into every batch."), ("retire", "Never sample items again.")):
@@ -155,22 +157,16 @@ def _parser() -> CommandParser:
         added.add_argument("--undo", action="store_true", help="take it back")
     added = command("diff", _diff, "Compare two pools.")
     added.add_argument("other", metavar="RUN_B", help="another run folder or checkpoint")
-    added.add_argument("--limit", type=_count, default=20, metavar="N")
+    added.add_argument("--limit", type=COUNT, default=20, metavar="N")
     added = command("export", _export, "Write items to a file.")
-    added.add_argument("file", type=Path, metavar="FILE", help="a new .jsonl or .parquet file")
+    added.add_argument("file", type=as_path, metavar="FILE", help="a new .jsonl or .parquet file")
     _add_filters(added)
     added = command("html", _html, "Write one self-contained page.")
     _add_filters(added)
-    added.add_argument("--limit", type=_count, default=300, metavar="N", help="items in the page")
-    added.add_argument("--rollouts", type=_count, default=4, metavar="N", help="newest rollouts of each item")
-    added.add_argument("--out", type=Path, metavar="FILE", help="where to write it (into RUN)")
+    added.add_argument("--limit", type=COUNT, default=300, metavar="N", help="items in the page")
+    added.add_argument("--rollouts", type=COUNT, default=4, metavar="N", help="newest rollouts of each item")
+    added.add_argument("--out", type=as_path, metavar="FILE", help="where to write it (into RUN)")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number from 1 on")
-    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

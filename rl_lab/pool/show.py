@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from algos.curriculum_items import BANDS, Array
+from rl_lab.arguments import check_output
 from rl_lab.errors import UserError
 from rl_lab.json_lines import write_json_lines
 from rl_lab.pool.tables import HEAD, item_cells
@@ -114,6 +115,7 @@ def export(view: PoolView, numbers: Array, path: Path) -> None:
     """Write items as JSON lines or Parquet (by the suffix), whole or not at all. UserError for another suffix."""
     if path.exists() or not path.parent.is_dir():
         raise UserError(f"{path} exists or its folder does not; give a new file in an existing folder")
+    check_output(path, view.place.run)
     if path.suffix == ".jsonl":
         write_json_lines(path, exported(view, numbers))
     elif path.suffix == ".parquet":

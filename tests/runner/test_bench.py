@@ -36,3 +36,36 @@ def test_unknown_benchmarks_and_options_are_bad_input(counting, arguments):
 def test_every_benchmark_has_a_run_function_whose_options_have_defaults(name):
     parameters = inspect.signature(importlib.import_module(bench.BENCHMARKS[name]).run).parameters.values()
     assert all(parameter.default is not inspect.Parameter.empty for parameter in parameters)
+
+
+OPTIONS = [
+    (name, key)
+    for name, module in bench.BENCHMARKS.items()
+    for key in inspect.signature(importlib.import_module(module).run).parameters
+]
+
+
+@pytest.mark.parametrize(
+    "value", ["", "x y", "0", "-1", "1e400", ".nan", "99999999999", "[]", "[0]", "{}", "true", "!!int x"]
+)
+@pytest.mark.parametrize(("name", "key"), OPTIONS)
+def test_no_option_of_a_benchmark_takes_what_it_cannot_mean(name, key, value):
+    if (key, value) in {("compile", "true"), ("folder", "x y"), ("folder", ""), ("picture_side", "")}:
+        return  # what they are for
+    with pytest.raises(UserError, match=key):
+        bench.main([name, f"{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pool", "items=10", "batch=20"],
+        ["rft", "candidates=100", "per_step=200"],
+        ["rft", "folder=nowhere"],
+        ["rollout", "batches=[4, 8]", "group=3"],
+        ["scaling", "answers=6"],
+    ],
+)
+def test_options_that_do_not_go_together_are_bad_input(arguments):
+    with pytest.raises(UserError, match="[0-9a-z]+ is|folder nowhere"):
+        bench.main(arguments)
