@@ -33,13 +33,14 @@ def _config(options: Any) -> RunConfig:
 
 def _check(folder: Path, config: RunConfig) -> None:
     """The checkpoint loads and fits the environment, and RoboTwin is there if it is asked."""
-    from rl_lab.learning.checkpoint import load_policy
+    from rl_lab.learning.checkpoint import check_policy
     from rl_lab.workers.robotwin import check_robotwin
 
     if config.env.backend == "robotwin":
         check_robotwin(config)
-    policy, processor, _ = load_policy(folder)
-    sizes = policy.config
+    sizes, processor, _ = check_policy(folder)
+    if not processor.has_stats:
+        raise UserError(f"{folder} has no normalisation statistics: such a policy cannot act; train it first")
     if sizes.image_size != config.env.image_size:
         raise UserError(
             f"env.image_size is {config.env.image_size} but the checkpoint takes {sizes.image_size} pixels; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from envs.spatial_qa.items import Item
 from rl_lab.config.model import ModelConfig
-from rl_lab.errors import UserError
-from rl_lab.learning.checkpoint import CheckpointInfo, load_policy, read_info, write_info
+from rl_lab.learning.checkpoint import CheckpointInfo, check_policy, load_policy, read_info, reading, write_info
 from rl_lab.learning.ranks import is_first_rank
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.config import HyVLAConfig
@@ -27,7 +24,8 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.sharding import is_sharded, whole
-from rl_lab.model.tokenizer import load_tokenizer
+from rl_lab.model.stored_config import read_config_file
+from rl_lab.model.tokenizer import check_vocabulary, load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from rl_lab.seeding import integer
 from rl_lab.workers.rollout import Completion, Prompt
@@ -77,29 +75,46 @@ class LanguageModel:
 
 def load_language_model(folder: Path) -> LanguageModel:
     """Read the checkpoint folder of a VLM or of a policy; UserError when there is none or it does not fit."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no checkpoint in {folder}: config.json is missing; give a folder with a trained model")
-    if json.loads((folder / "config.json").read_text()).get("model_type") == HyVLAPolicy.config_class.model_type:
+    if is_policy(folder):
         policy, actions, info = load_policy(folder)
         return LanguageModel(policy, vlm_processor(policy.config, actions.tokenizer), info, actions)
-    try:
+    with reading(folder):
         model = HunYuanVLMoTForConditionalGeneration.from_pretrained(folder)
         processor = HunYuanVLMoTProcessor.from_pretrained(folder)
-    except (ValueError, OSError, SafetensorError) as error:
-        raise UserError(f"checkpoint {folder} does not fit: {error}") from error
+        check_vocabulary(processor.tokenizer, model.config.text.vocab_size)
     return LanguageModel(model, processor, read_info(folder))
 
 
+def check_language_model(folder: Path) -> HunYuanVLMoTProcessor:
+    """The processor of a checkpoint folder; UserError for what `load_language_model` would refuse. No model is made."""
+    if is_policy(folder):
+        config, actions, _ = check_policy(folder)
+        return vlm_processor(config, actions.tokenizer)
+    with reading(folder):
+        sizes = HunYuanVLMoTForConditionalGeneration.check_stored(folder)
+        processor = HunYuanVLMoTProcessor.from_pretrained(folder)
+        check_vocabulary(processor.tokenizer, sizes.text.vocab_size)
+    read_info(folder)
+    return processor
+
+
+def is_policy(folder: Path) -> bool:
+    """Whether a checkpoint folder holds a policy and not a VLM alone. UserError where it says nothing of the kind."""
+    with reading(folder):
+        return read_config_file(folder).get("model_type") == HyVLAConfig.model_type
+
+
 def load_chat_processor(folder: Path) -> HunYuanVLMoTProcessor:
-    """The processor of a checkpoint folder without its model."""
-    if json.loads((folder / "config.json").read_text()).get("model_type") == HyVLAPolicy.config_class.model_type:
-        return vlm_processor(HyVLAConfig.from_pretrained(folder), load_tokenizer(folder))
-    return HunYuanVLMoTProcessor.from_pretrained(folder)
+    """The processor of a checkpoint folder without its model. UserError for a folder that has none."""
+    with reading(folder):
+        if is_policy(folder):
+            return vlm_processor(HyVLAConfig.from_pretrained(folder), load_tokenizer(folder))
+        return HunYuanVLMoTProcessor.from_pretrained(folder)
 
 
 def checkpoint_dtype(folder: Path) -> str:
     """In what a checkpoint folder says that its weights are, float32 where it is silent."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config_file(folder)
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,12 +20,19 @@ from envs.rollout import NO_MEMORY, Memory
 from rl_lab.errors import UserError
 from rl_lab.files import write_file
 from rl_lab.learning.ranks import is_first_rank
+from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.sharding import is_sharded, whole
+from rl_lab.model.stored_config import read_config_file
+from rl_lab.model.tokenizer import check_vocabulary
+from rl_lab.reading import fit, parse_json, read_as
 from rl_lab.workers.weights import Snapshot, publish
 
+Checked = TypeVar("Checked")
 LAB_FILE, CONFIG_FILE = "lab.json", "config.json"
+MAX_COUNT = 10**9
+"""Of steps, versions and frames; a larger number is no count."""
 RELEASED_MEMORY = Memory(frames=6, interval=5)
 """Of Hy-VLA's RoboTwin policy (arXiv:2606.14409, appendix A, and released code), whose config does not hold it."""
 
@@ -43,6 +53,11 @@ class CheckpointInfo:
     """Commands between two of them."""
     first_slot: FirstSlot = "next"
     """What slot 0 of a chunk is: the next command, or the pose at the chunk's start (as released)."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("weight_version", 0), ("steps", 0), ("history", 1), ("history_interval", 1)):
+            if not least <= getattr(self, name) <= MAX_COUNT:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {least} to {MAX_COUNT}")
 
     @property
     def memory(self) -> Memory:
@@ -77,11 +92,8 @@ def write_info(folder: Path, info: CheckpointInfo) -> None:
     (folder / LAB_FILE).write_text(json.dumps(asdict(info), indent=1) + "\n")
 
 
-def _info(recorded: bytes | None, config: bytes | None) -> CheckpointInfo:
-    """What lab.json says; without one config.json says whether it is a policy and sees past frames."""
-    if recorded is not None:
-        return CheckpointInfo(**json.loads(recorded))
-    settings = json.loads(config or "{}")
+def _unrecorded(settings: dict[str, Any]) -> CheckpointInfo:
+    """Of a checkpoint without lab.json; config.json says whether it is a policy and sees past frames."""
     if "n_action_steps" not in settings:
         return CheckpointInfo(0, 0)
     memory = RELEASED_MEMORY if settings.get("use_video_encoder", False) else NO_MEMORY
@@ -90,26 +102,67 @@ def _info(recorded: bytes | None, config: bytes | None) -> CheckpointInfo:
 
 def read_info(folder: Path) -> CheckpointInfo:
     """What the lab recorded beside the weights. A checkpoint from elsewhere has version 0 and the habits of the
-    released policies: chunks that begin with the present pose and, with the memory encoder, six frames."""
-    files = (folder / name for name in (LAB_FILE, CONFIG_FILE))
-    return _info(*(path.read_bytes() if path.is_file() else None for path in files))
+    released policies: chunks that begin with the present pose and, with the memory encoder, six frames.
+
+    UserError for files that do not hold this."""
+    if (folder / LAB_FILE).exists():
+        return read_as(folder / LAB_FILE, CheckpointInfo)
+    return _unrecorded(read_config_file(folder) if (folder / CONFIG_FILE).exists() else {})
 
 
 def snapshot_info(snapshot: Snapshot) -> CheckpointInfo:
     """The same of a published checkpoint."""
-    return _info(snapshot.files.get(LAB_FILE), snapshot.files.get(CONFIG_FILE))
+    for name in (LAB_FILE, CONFIG_FILE):
+        if name in snapshot.files:
+            where = f"{name} of weights {snapshot.version}"
+            content = parse_json(snapshot.files[name], where)
+            return fit(content, CheckpointInfo, where) if name == LAB_FILE else _unrecorded(content)
+    return _unrecorded({})
 
 
 def load_policy(folder: Path) -> tuple[HyVLAPolicy, PolicyProcessor, CheckpointInfo]:
     """Read a checkpoint folder; UserError when it is missing or does not fit."""
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"no checkpoint in {folder}: config.json is missing; give a folder written by the lab")
-    try:
+    with reading(folder):
         policy = HyVLAPolicy.from_pretrained(folder)
-        processor = PolicyProcessor.from_pretrained(folder)
+        processor = _policy_processor(folder, policy.config)
+    return policy, processor, read_info(folder)
+
+
+def check_policy(folder: Path) -> tuple[HyVLAConfig, PolicyProcessor, CheckpointInfo]:
+    """All of a checkpoint folder but the model, which is not made; UserError for what `load_policy` would refuse."""
+    with reading(folder):
+        config = HyVLAPolicy.check_stored(folder)
+        processor = _policy_processor(folder, config)
+    return config, processor, read_info(folder)
+
+
+def _policy_processor(folder: Path, config: HyVLAConfig) -> PolicyProcessor:
+    processor = PolicyProcessor.from_pretrained(folder)
+    check_vocabulary(processor.tokenizer, config.vlm_sizes.vocab)
+    return processor
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """A checkpoint folder, read inside; UserError where it has no config or something in it does not fit."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"no checkpoint in {folder}: config.json is missing; give a folder with a trained model")
+    try:
+        yield
+    except UserError:
+        raise
     except (ValueError, OSError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder} does not fit: {error}") from error
-    return policy, processor, read_info(folder)
+
+
+def check_named(where: str, folder: Path, check: Callable[[Path], Checked]) -> Checked:
+    """What `check` finds in a checkpoint folder; its UserError in the name of `where`, the setting that gives it."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{where}: {folder} is no checkpoint folder: {CONFIG_FILE} is missing")
+    try:
+        return check(folder)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def published(folder: Path) -> Snapshot:

@@ -9,12 +9,22 @@ it does not know.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal
 
-from transformers import PretrainedConfig
-
-from rl_lab.model.sizes import MERGE, RELEASED_VISION_HEADS, TowerSizes, VisionSizes, size_problems, tower_sizes
+from rl_lab.model.sizes import (
+    MAX_SIZE,
+    MERGE,
+    RELEASED_VISION_HEADS,
+    TowerSizes,
+    VisionSizes,
+    check_size,
+    check_sizes,
+    tower_sizes,
+)
+from rl_lab.model.stored_config import StoredConfig
+from rl_lab.model.vlm_config import HyVLMConfig
 
 ENCODED_DIM = 20
 """Used numbers of a state or an action: per arm xyz, rot6d, gripper."""
@@ -23,6 +33,19 @@ ENCODED_DIM = 20
 CLEAN_CHUNK_MARK = "expert_predicts_clean_chunks"
 """Key of every camera in a written config whose expert predicts clean chunks. The released loader drops unknown keys of
 a config and would read the expert's output as a velocity; on an unknown key of a camera it stops, naming the key."""
+MAX_IMAGE_SIZE = 4096
+"""Side of the input image, pixels."""
+_MOST = {
+    "chunk_size": 10_000,
+    "n_action_steps": 10_000,
+    "num_steps": 10_000,
+    "tokenizer_max_length": 2**20,
+    "proj_width": MAX_SIZE,
+    "expert_intermediate_size": MAX_SIZE,
+    "max_state_dim": MAX_SIZE,
+    "max_action_dim": MAX_SIZE,
+}
+"""Sizes of which a larger value is a damaged file."""
 
 
 def _released_cameras() -> dict[str, Any]:
@@ -30,7 +53,7 @@ def _released_cameras() -> dict[str, Any]:
     return {f"observation.images.{name}": {"type": "VISUAL", "shape": [3, 480, 640]} for name in names}
 
 
-class HyVLAConfig(PretrainedConfig):
+class HyVLAConfig(StoredConfig):
     """Config of `HyVLAPolicy`: released fields first, ours after them, all with the released values as defaults."""
 
     model_type = "hy_vla"
@@ -97,12 +120,24 @@ class HyVLAConfig(PretrainedConfig):
         if self.vlm_config_dict is not None:
             self.check()
 
+    @classmethod
+    def check_stored(cls, content: Mapping[str, Any], where: str) -> None:
+        """As of every config, and the same of the language model's."""
+        super().check_stored(content, where)
+        HyVLMConfig.check_stored(content.get("vlm_config_dict") or {}, f"{where}, vlm_config_dict")
+
     def check(self) -> None:
-        """ValueError, naming the values, for sizes that cannot work together."""
-        tower, vision = self.vlm_sizes, self.vision_sizes
+        """ValueError, naming the values, for sizes that no model has, or that cannot work together."""
+        vision = self.vision_sizes
+        check_sizes(self.vlm_sizes, vision, self.special_token_ids)
+        if len(self.resize_imgs_with_padding) != 2:
+            raise ValueError(f"resize_imgs_with_padding is {self.resize_imgs_with_padding}; expected [width, height]")
         width, height = self.resize_imgs_with_padding
+        for name, most in _MOST.items():
+            check_size(name, getattr(self, name), most)
+        check_size("image size", width, MAX_IMAGE_SIZE)
         cell = MERGE * vision.patch_size
-        problems = size_problems(tower, vision) | {
+        problems = {
             f"n_action_steps is {self.n_action_steps} but chunk_size is {self.chunk_size}; it may not be larger": (
                 self.n_action_steps > self.chunk_size
             ),

@@ -11,16 +11,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Self
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, Field
 from transformers.image_processing_base import ImageProcessingMixin
 
 from rl_lab import pictures
 from rl_lab.model.sizes import MERGE, check_aspect
+from rl_lab.reading import fit, read_object
 
 IMAGE_CONFIG = "preprocessor_config.json"
+Pixels = Annotated[int, Field(ge=0, le=2**31)]
 
 VIDEO_CONFIG = "video_preprocessor_config.json"
 """Read by the released processor; here videos are cut as pictures are."""
@@ -32,6 +36,19 @@ _IMAGE_ONLY = ("image_processor_type", "min_pixels", "max_pixels")
 Grid = tuple[int, int, int]
 """Frames, rows and columns of patches."""
 Picture = Image.Image | np.ndarray
+
+
+class _Stated(BaseModel):
+    """What is read of a preprocessor config."""
+
+    patch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    merge_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
+    size: dict[str, Pixels | None] | None = None
+    image_mean: list[float] | float | None = None
+    image_std: list[float] | float | None = None
+    temporal_patch_size: int | None = None
 
 
 def _bounds(stated: dict[str, Any]) -> dict[str, int]:
@@ -142,6 +159,15 @@ class ImageProcessor(ImageProcessingMixin):
             raise ValueError(f"video has frames of {len({g for _, g in done})} sizes; give frames of one size")
         _, height, width = done[0][1]
         return np.concatenate([patches for patches, _ in done]), (len(done), height, width)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]  # no other way to read
+        """Read a folder or hub id. UserError for a file of a folder that holds something else."""
+        if (Path(name) / IMAGE_CONFIG).is_file():
+            stated = read_object(Path(name) / IMAGE_CONFIG)
+            known = {key: value for key, value in stated.items() if key in _Stated.model_fields}
+            fit(known, _Stated, str(Path(name) / IMAGE_CONFIG))
+        return super().from_pretrained(name, **kwargs)
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Self:

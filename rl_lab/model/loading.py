@@ -1,4 +1,4 @@
-"""Reading checkpoint folders: what the released config leaves out, and a strict check of keys and shapes.
+"""Reading checkpoint folders: what the released config leaves out, and models whose weights fit.
 
 A policy file written by the reference keeps the tied embedding under one of its two names and leaves out sizes that its
 code hard-codes. Here the sizes come from the tensors, the token ids from the tokenizer, and a file that does not fit is
@@ -7,38 +7,33 @@ refused with everything that is wrong in one message; the reference would load i
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from torch import Tensor, nn
+from transformers.utils import CONFIG_NAME, logging
 
 from rl_lab.model.config import HyVLAConfig
+from rl_lab.model.stored_config import read_config_file
 from rl_lab.model.tokenizer import load_tokenizer, special_token_ids
-
-IGNORED_KEYS = (
-    r"\.visual\.vision_tower\.(attn_pool|norm)\b",
-    r"\.expert\.(model\.embed_tokens|lm_head)\.",
-)
-"""Tensors that some published files hold and nothing uses: a pooling head and final norm of the vision tower, the text
-embeddings of an untrained expert."""
+from rl_lab.model.weights import Shapes, check_finite, check_fit, stored_tensors
 
 _TOWER = "visual.vision_tower."
+_SIZED = {"patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2, "pos_embed": 3}
+"""Tensors of the tower that sizes are read from, and their dimensions."""
 POLICY_PREFIX = "model.dual_tower.vlm.model."
 """Where a policy keeps its vision-language model."""
 _EXPERT_LAYER = "model.dual_tower.expert.model.layers.0."
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "norm_stats.pkl"]
-Shapes = dict[str, tuple[int, ...]]
 
 
 def checkpoint_folder(name: str | Path, options: dict[str, Any]) -> Path:
@@ -60,38 +55,16 @@ def checkpoint_folder(name: str | Path, options: dict[str, Any]) -> Path:
         ) from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The folder's safetensors files: the whole one, or the shards of the index. ValueError naming what is missing."""
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        return [folder / SAFE_WEIGHTS_NAME]
-    if not index.is_file():
-        raise ValueError(f"no weights in {folder}: {SAFE_WEIGHTS_NAME} is missing")
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing:
-        raise ValueError(f"no weights in {folder}: the index names {', '.join(missing)}, which is missing")
-    return [folder / shard for shard in shards]
-
-
-def checkpoint_shapes(folder: Path) -> Shapes:
-    """Shape of every tensor in the folder's safetensors files, from their headers."""
-    shapes: Shapes = {}
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as handle:
-                shapes |= {key: tuple(handle.get_slice(key).get_shape()) for key in handle.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged: {error}; copy it again") from error
-    return shapes
-
-
 def vision_shapes(shapes: Shapes, prefix: str) -> dict[str, int]:
     """Sizes of the vision tower that tensor shapes determine (all but the heads), under the names of the policy config.
 
-    `prefix` is that of the vision-language model. KeyError for the tensor that is missing.
+    `prefix` is that of the vision-language model. KeyError for the tensor that is missing, ValueError for one that has
+    another number of dimensions.
     """
     tower = prefix + _TOWER
+    for name, rank in _SIZED.items():
+        if len(shapes[tower + name]) != rank:
+            raise ValueError(f"tensor {tower + name} has shape {shapes[tower + name]}; expected {rank} dimensions")
     width, _, patch_size, _ = shapes[tower + "patch_embed.proj.weight"]
     blocks = {match[1] for key in shapes if (match := re.match(re.escape(tower) + r"blocks\.(\d+)\.", key))}
     return {
@@ -106,8 +79,8 @@ def vision_shapes(shapes: Shapes, prefix: str) -> dict[str, int]:
 def sizes_from_shapes(shapes: Shapes) -> dict[str, int]:
     """Config fields that tensor shapes determine: the vision tower (not its heads) and the expert's MLP."""
     try:
-        expert = {"expert_intermediate_size": shapes[_EXPERT_LAYER + "mlp.gate_proj.weight"][0]}
-        return vision_shapes(shapes, POLICY_PREFIX) | expert
+        expert, *_ = shapes[_EXPERT_LAYER + "mlp.gate_proj.weight"] or (0,)
+        return vision_shapes(shapes, POLICY_PREFIX) | {"expert_intermediate_size": expert}
     except KeyError as error:
         raise ValueError(f"not a policy checkpoint: tensor {error.args[0]} is missing") from error
 
@@ -127,10 +100,9 @@ def _unstated(stated: Mapping[str, Any], shapes: Shapes, folder: Path) -> dict[s
 
 def read_config(folder: Path, shapes: Shapes) -> HyVLAConfig:
     """The folder's config, completed from tensor shapes and tokenizer where the file is silent."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"no checkpoint in {folder}: config.json is missing")
-    config = HyVLAConfig.from_pretrained(folder, **_unstated(json.loads(path.read_text()), shapes, folder))
+    stated = read_config_file(folder)
+    HyVLAConfig.check_stored(stated, str(folder / CONFIG_NAME))
+    config = HyVLAConfig.from_pretrained(folder, **_unstated(stated, shapes, folder))
     config.check()
     return config
 
@@ -146,40 +118,29 @@ def complete_config(config: HyVLAConfig, folder: Path, shapes: Shapes) -> HyVLAC
     return completed
 
 
-NAMED = 12
-"""Tensors that a message lists of each kind of trouble."""
+def check_weights(shapes: Shapes, make: Callable[[], nn.Module], tied: tuple[str, str]) -> None:
+    """ValueError, listing the tensors, unless the model that `make` makes has these; it is made without memory."""
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in make().state_dict().items()}
+    check_fit(shapes, expected, tied)
 
 
-def check_fit(found: Shapes, expected: Shapes, tied: tuple[str, str]) -> None:
-    """ValueError naming missing, unexpected and wrongly shaped tensors. One name of the tied embedding is enough."""
-    found = {key: shape for key, shape in found.items() if not any(re.search(rule, key) for rule in IGNORED_KEYS)}
-    missing = sorted(expected.keys() - found.keys())
-    if any(name in found for name in tied):
-        missing = [key for key in missing if key not in tied]
-    problems = {
-        "missing": missing,
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": [
-            f"{key} ({found[key]}, the config asks for {shape})"
-            for key, shape in sorted(expected.items())
-            if found.get(key, shape) != shape
-        ],
-    }
-    lines = [f"{len(keys)} tensors {what}: {_named(keys)}" for what, keys in problems.items() if keys]
-    if lines:
-        raise ValueError("weights do not fit the model; " + "; ".join(lines))
+def check_values(folder: Path, tied: tuple[str, str]) -> None:
+    """ValueError for weights in files that are not finite, or hold two embeddings where the model has one."""
+    check_finite(stored_tensors(folder), folder)
+    both: list[Tensor] = [tensor for _, tensor in stored_tensors(folder, tied)]
+    if len(both) == 2 and not torch.equal(*both):
+        raise _untied(tied)
 
 
-def _named(keys: Sequence[str]) -> str:
-    """The first of them, and how many more there are: another model's weights differ in every tensor."""
-    more = len(keys) - NAMED
-    return ", ".join(keys[:NAMED]) + (f" and {more} more" if more > 0 else "")
+def _untied(tied: tuple[str, str]) -> ValueError:
+    return ValueError(f"weights do not fit the model; {tied[0]} and {tied[1]} must be equal: the embedding is tied")
 
 
 def check_tied(model: nn.Module, tied: tuple[str, str]) -> None:
     """ValueError if a loaded file held both names of the tied embedding with different values."""
     if model.get_parameter(tied[0]) is not model.get_parameter(tied[1]):
-        raise ValueError(f"weights do not fit the model; {tied[0]} and {tied[1]} must be equal: the embedding is tied")
+        raise _untied(tied)
 
 
 @contextmanager

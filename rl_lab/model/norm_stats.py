@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rl_lab.model.array_pickle import load_arrays, save_arrays
@@ -26,6 +27,33 @@ READ_STD_MIN = 1e-8
 
 def _std(moments: Moments, least: float, floor: float) -> np.ndarray:
     return np.maximum(moments.std, floor) if floor else np.where(moments.std < least, 1.0, moments.std)
+
+
+def _floored(std: np.ndarray) -> np.ndarray:
+    return np.where((std >= 0) & (std < READ_STD_MIN), READ_STD_MIN, std).astype(std.dtype)
+
+
+def _load_tensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError, KeyError, TypeError) as error:  # the last two: types that numpy lacks
+        raise ValueError(f"{path} is damaged: {error}; copy it again") from error
+    for name, value in arrays.items():
+        if value.dtype.kind != "f":
+            raise ValueError(f"{path}: statistic {name} is of type {value.dtype}; expected floats")
+    return arrays
+
+
+def _check_numbers(name: str, values: np.ndarray) -> None:
+    """ValueError, naming the first of them, for numbers that are not finite, and for widths that are not positive."""
+    bad = ~np.isfinite(values) if "_mean" in name else ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        place = tuple(np.argwhere(bad)[0].tolist())
+        wanted = "a finite number" if "_mean" in name else "a finite number above 0, by which states are divided"
+        raise ValueError(
+            f"statistic {name} is {values[place]} at {list(place)} ({bad.sum()} such); expected {wanted}; fit the "
+            "statistics again, or copy the file again"
+        )
 
 
 @dataclass(frozen=True)
@@ -46,10 +74,13 @@ class ActionStats:
     """[H, 20]."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            expected = (ENCODED_DIM,) if name.startswith("qpos") else (len(self.action_mean), ENCODED_DIM)
-            if value is not None and value.shape != expected:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        num_slots = self.action_mean.shape[0] if self.action_mean.ndim else 0
+        for name, value in given.items():
+            expected = (ENCODED_DIM,) if name.startswith("qpos") else (num_slots, ENCODED_DIM)
+            if value.shape != expected:
                 raise ValueError(f"statistic {name} has shape {value.shape}; expected {expected}")
+            _check_numbers(name, value)
         if (self.action_mean_abs is None) != (self.action_std_abs is None):
             raise ValueError("statistics of absolute chunks need both action_mean_abs and action_std_abs")
 
@@ -129,17 +160,21 @@ class ActionStats:
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote, or a released `norm_stats.pkl` (arrays only, see `array_pickle`).
 
-        ValueError for a file that is neither, lacks a statistic or has one of another shape.
+        ValueError for a file that is neither, or that lacks a statistic or has one of another shape, one that is not
+        finite, or a width that is not positive.
         """
         released = path.suffix == ".pkl"
-        arrays = load_arrays(path) if released else load_file(path)
+        arrays = load_arrays(path) if released else _load_tensors(path)
         known = {name: arrays[name] for name in (item.name for item in fields(cls)) if name in arrays}
         missing = sorted({"qpos_mean", "qpos_std", "action_mean", "action_std"} - known.keys())
         if missing:
             raise ValueError(f"{path} lacks the statistics {', '.join(missing)}")
-        if released:
-            known = {key: np.maximum(value, READ_STD_MIN) if "_std" in key else value for key, value in known.items()}
-        return cls(**known)
+        if released:  # its constant numbers may have a width of 0, but none has a negative one
+            known = {key: _floored(value) if "_std" in key else value for key, value in known.items()}
+        try:
+            return cls(**known)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:

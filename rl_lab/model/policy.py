@@ -24,11 +24,10 @@ from rl_lab.model.action_expert import ActionModel, Prefix
 from rl_lab.model.backbone import initialize
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
 from rl_lab.model.loading import (
-    IGNORED_KEYS,
-    check_fit,
     check_tied,
+    check_values,
+    check_weights,
     checkpoint_folder,
-    checkpoint_shapes,
     complete_config,
     no_progress_bars,
     read_config,
@@ -47,9 +46,11 @@ from rl_lab.model.memory import History
 from rl_lab.model.mot import attention_bias, run_prefix
 from rl_lab.model.patches import scale_pixels
 from rl_lab.model.token_scores import compare_tokens, next_tokens, token_scores
+from rl_lab.model.weights import IGNORED_KEYS, check_finite, checkpoint_shapes
 
 EMBEDDING = "model.dual_tower.vlm.model.language_model.model.embed_tokens.weight"
 OUTPUT_EMBEDDING = "model.dual_tower.vlm.model.language_model.lm_head.weight"
+TIED = (EMBEDDING, OUTPUT_EMBEDDING)
 
 
 class HyVLAPolicy(PreTrainedModel):
@@ -79,19 +80,31 @@ class HyVLAPolicy(PreTrainedModel):
     ) -> Self:
         """Load a checkpoint folder or hub id, ours or released (`dtype=` as in transformers, default: as stored).
 
-        ValueError, listing the tensors, if the weights do not fit the config.
+        ValueError, naming the tensors, if the weights do not fit the config or are not finite.
         """
         folder = checkpoint_folder(name, kwargs)
-        found = checkpoint_shapes(folder)
-        config = complete_config(config, folder, found) if config else read_config(folder, found)
-        with torch.device("meta"):
-            expected = {key: tuple(value.shape) for key, value in cls(config).state_dict().items()}
-        check_fit(found, expected, (EMBEDDING, OUTPUT_EMBEDDING))
+        config = cls.fitting_config(folder, config)
         with no_progress_bars():
             policy = super().from_pretrained(folder, config=config, **kwargs)
-        check_tied(policy, (EMBEDDING, OUTPUT_EMBEDDING))
+        check_tied(policy, TIED)
+        check_finite(policy.state_dict().items(), folder)
         policy._freeze()  # loading replaces the parameters
         return policy
+
+    @classmethod
+    def fitting_config(cls, folder: Path, config: HyVLAConfig | None = None) -> HyVLAConfig:
+        """The folder's config, or this one, completed. ValueError if the headers of the weights do not fit."""
+        found = checkpoint_shapes(folder)
+        config = complete_config(config, folder, found) if config else read_config(folder, found)
+        check_weights(found, lambda: cls(config), TIED)
+        return config
+
+    @classmethod
+    def check_stored(cls, folder: Path) -> HyVLAConfig:
+        """The folder's config; ValueError for what `from_pretrained` would refuse. The model is not made."""
+        config = cls.fitting_config(folder)
+        check_values(folder, TIED)
+        return config
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write config.json and model.safetensors with the released names."""

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from rl_lab.model.tokenizer_corpus import lines
+from rl_lab.reading import read_object
 
 FOLDER = Path(__file__).parent
 CHAT_TEMPLATE = FOLDER / "chat_template.jinja"
@@ -135,10 +136,26 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path = FOLDER) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint folder; ours by default. ValueError when its files are missing."""
+    """The tokenizer of a checkpoint folder; ours by default. ValueError when its files are missing or damaged."""
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"no tokenizer.json in {folder}; a checkpoint folder holds its tokenizer files")
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            read_object(folder / name)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"the tokenizer files in {folder} cannot be read ({said}); copy them again") from error
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> None:
+    """ValueError for a tokenizer with ids that a model of `size` tokens does not know."""
+    token, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if last >= size:
+        raise ValueError(
+            f"the tokenizer has the id {last} ({token!r}) but the model knows {size} tokens; it is of another model"
+        )
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
@@ -22,21 +21,22 @@ from algos.token_batch import TokenBatch
 from rl_lab.model.backbone import VisionLanguageModel, initialize
 from rl_lab.model.generation import repeat_visual
 from rl_lab.model.loading import (
-    IGNORED_KEYS,
-    check_fit,
     check_tied,
+    check_values,
+    check_weights,
     checkpoint_folder,
-    checkpoint_shapes,
     no_progress_bars,
 )
 from rl_lab.model.options import refuse_unknown
 from rl_lab.model.packing import Layout
 from rl_lab.model.token_scores import compare_tokens, next_tokens, token_scores
 from rl_lab.model.vlm_config import VISUAL_ROLES, HyVLMConfig
-from rl_lab.model.vlm_loading import complete_vlm_config
+from rl_lab.model.vlm_loading import check_generation, complete_vlm_config
+from rl_lab.model.weights import IGNORED_KEYS, check_finite, checkpoint_shapes
 
 EMBEDDING = "model.language_model.model.embed_tokens.weight"
 OUTPUT_EMBEDDING = "model.language_model.lm_head.weight"
+TIED = (EMBEDDING, OUTPUT_EMBEDDING)
 LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 """Options of transformers' loss of next tokens."""
 
@@ -80,18 +80,31 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> Self:
         """Load a checkpoint folder or hub id, ours or released (`dtype=` as in transformers, default: as stored).
 
-        ValueError, listing the tensors, if the weights do not fit the config.
+        ValueError, naming the tensors, if the weights do not fit the config or are not finite.
         """
         folder = checkpoint_folder(name, kwargs)
-        found = checkpoint_shapes(folder)
-        config = complete_vlm_config(config or HyVLMConfig.from_pretrained(folder), found, folder)
-        with torch.device("meta"):
-            expected = {key: tuple(value.shape) for key, value in cls(config).state_dict().items()}
-        check_fit(found, expected, (EMBEDDING, OUTPUT_EMBEDDING))
+        config = cls.fitting_config(folder, config)
         with no_progress_bars():
             model = super().from_pretrained(folder, config=config, **kwargs)
-        check_tied(model, (EMBEDDING, OUTPUT_EMBEDDING))
+        check_tied(model, TIED)
+        check_finite(model.state_dict().items(), folder)
         return model
+
+    @classmethod
+    def fitting_config(cls, folder: Path, config: HyVLMConfig | None = None) -> HyVLMConfig:
+        """The folder's config, or this one, completed. ValueError if the headers of the weights do not fit."""
+        found = checkpoint_shapes(folder)
+        config = complete_vlm_config(config or HyVLMConfig.from_pretrained(folder), found, folder)
+        check_generation(folder)
+        check_weights(found, lambda: cls(config), TIED)
+        return config
+
+    @classmethod
+    def check_stored(cls, folder: Path) -> HyVLMConfig:
+        """The folder's config; ValueError for what `from_pretrained` would refuse. The model is not made."""
+        config = cls.fitting_config(folder)
+        check_values(folder, TIED)
+        return config
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write config.json, generation_config.json and model.safetensors with the released names."""

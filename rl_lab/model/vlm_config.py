@@ -7,18 +7,21 @@ file it is completed from tensor shapes and tokenizer (`rl_lab.model.vlm_loading
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
-from rl_lab.model.sizes import MERGE, RELEASED_VISION_HEADS, TowerSizes, VisionSizes, size_problems, tower_sizes
+from rl_lab.errors import UserError
+from rl_lab.model.sizes import MERGE, RELEASED_VISION_HEADS, TowerSizes, VisionSizes, check_sizes, tower_sizes
+from rl_lab.model.stored_config import StoredConfig
 
 VISUAL_ROLES = ("image", "video", "row_end")
 """Special tokens that the model itself must know: patches of images and videos, and the separator of their rows."""
 
 
-class HyVLMTextConfig(PretrainedConfig):
+class HyVLMTextConfig(StoredConfig):
     """The language tower; the defaults are the released sizes."""
 
     model_type = "hunyuan_vl_mot_text"
@@ -52,12 +55,12 @@ class HyVLMTextConfig(PretrainedConfig):
             kwargs.pop(stale, None)
         self.architectures = None
         self.head_dim = (
-            self.head_dim or kwargs.get("attention_head_dim") or self.hidden_size // self.num_attention_heads
+            self.head_dim or kwargs.get("attention_head_dim") or self.hidden_size // max(self.num_attention_heads, 1)
         )
         super().__post_init__(**kwargs)
 
 
-class HyVLMVisionConfig(PretrainedConfig):
+class HyVLMVisionConfig(StoredConfig):
     """The vision tower; the defaults are the released sizes."""
 
     model_type = "hunyuan_vl_mot_vision"
@@ -85,7 +88,7 @@ _TEXT_FIELDS = {item.name for item in fields(HyVLMTextConfig)} - {item.name for 
 _TEXT_KEYS = (_TEXT_FIELDS | {"rope_parameters", "attention_head_dim"}) - {"tie_word_embeddings"}
 
 
-class HyVLMConfig(PretrainedConfig):
+class HyVLMConfig(StoredConfig):
     """Config of `HunYuanVLMoTForConditionalGeneration`, nested; a flat one is sorted into its sections."""
 
     model_type = "hunyuan_vl_mot"
@@ -113,6 +116,16 @@ class HyVLMConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
         self.set_special_tokens(self.special_token_ids)
         self.check()
+
+    @classmethod
+    def check_stored(cls, content: Mapping[str, Any], where: str) -> None:
+        """As of every config, and the same of its sections."""
+        super().check_stored(content, where)
+        for name in cls.sub_configs:
+            if not isinstance(content.get(name, {}), dict | None):
+                raise UserError(f"{where}: {name} is no object")
+        HyVLMTextConfig.check_stored(content.get("text_config") or content, f"{where}, text_config")
+        HyVLMVisionConfig.check_stored(content.get("vision_config") or {}, f"{where}, vision_config")
 
     def to_diff_dict(self) -> dict[str, Any]:
         """As in transformers, with the dtype in one place: loading would copy it into the sections."""
@@ -162,9 +175,6 @@ class HyVLMConfig(PretrainedConfig):
 
     def check(self) -> None:
         """ValueError, naming the values, for sizes that cannot work together."""
-        problems = size_problems(self.vlm_sizes, self.vision_sizes) | {
-            f"hidden_act is {self.text.hidden_act!r}; only 'silu' is implemented": self.text.hidden_act != "silu",
-        }
-        for message, wrong in problems.items():
-            if wrong:
-                raise ValueError(message)
+        check_sizes(self.vlm_sizes, self.vision_sizes, self.special_token_ids)
+        if self.text.hidden_act != "silu":
+            raise ValueError(f"hidden_act is {self.text.hidden_act!r}; only 'silu' is implemented")

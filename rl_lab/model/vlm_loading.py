@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rl_lab.model.loading import Shapes, vision_shapes
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from rl_lab.model.loading import vision_shapes
 from rl_lab.model.tokenizer import load_tokenizer, special_token_ids
 from rl_lab.model.vlm_config import VISUAL_ROLES, HyVLMConfig
+from rl_lab.model.weights import Shapes
+from rl_lab.reading import read_object
+
+
+def check_generation(folder: Path) -> None:
+    """ValueError for a folder's settings of generation that transformers cannot read; there may be none."""
+    path = folder / GENERATION_CONFIG_NAME
+    if not path.is_file():
+        return
+    read_object(path)
+    try:
+        GenerationConfig.from_pretrained(folder)
+    except (TypeError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def complete_vlm_config(config: HyVLMConfig, shapes: Shapes, folder: Path) -> HyVLMConfig:

@@ -38,15 +38,14 @@ def check_machine(config: RunConfig) -> None:
 def _sizes(model: ModelConfig) -> tuple[Any, int]:
     """The `HyVLAConfig` that SFT starts from, and the commands of its chunks."""
     from rl_lab.action.starting import num_commands, sized_config  # here, because they import the model
+    from rl_lab.learning.checkpoint import check_named, check_policy
 
-    for name in ("config.json", "model.safetensors") if model.path is not None else ():
-        if not (Path(model.path or "") / name).is_file():
-            raise UserError(f"model.path: {model.path} is no checkpoint folder: {name} is missing")
+    if model.path is not None:
+        check_named("model.path", Path(model.path), check_policy)
     try:
         return sized_config(model), num_commands(model)
-    except (ValueError, OSError, TypeError) as error:
-        where = "model" if model.path is None else f"model.path: {model.path} does not fit"
-        raise UserError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
 
 
 def _check_files(files: FilesConfig, image_size: int) -> None:
@@ -136,9 +135,11 @@ def _check_language(config: RunConfig) -> None:
             raise UserError(f"questions.{name}_file: {path} has open questions; give rewards.judge, which scores them")
     _check_rewards(config)
     _check_judge(config)
-    folder = config.model.path
-    if folder is not None and not (Path(folder) / "config.json").is_file():
-        raise UserError(f"model.path: {folder} is no checkpoint folder: config.json is missing")
+    if config.model.path is not None and not config.learns_actions:  # else it has been read
+        from rl_lab.language.model import check_language_model  # here, because they import the model
+        from rl_lab.learning.checkpoint import check_named
+
+        check_named("model.path", Path(config.model.path), check_language_model)
     lengths = {"grpo": config.grpo.max_completion_length, "distill": config.distill.max_completion_length}
     longest = max(
         config.examine.max_tokens, *(length * (kind in config.stage_names) for kind, length in lengths.items())
@@ -176,13 +177,26 @@ def _check_judge(config: RunConfig) -> None:
     """The judge that the run serves is there, and asked."""
     if config.judge is None:
         return
-    if not (Path(config.judge.path) / "config.json").is_file():
-        raise UserError(f"judge.path: {config.judge.path} is no model's folder: config.json is missing")
+    _check_judge_model(Path(config.judge.path))
     if not has_vllm():
         raise UserError("judge needs vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA")
     if config.rewards.judge is None:
         asks = f"{{base_url: ${JUDGE_URL}, model: {JUDGE_MODEL}}}"
         raise UserError(f"judge: nobody asks it; give rewards.judge: {asks}, or leave judge out")
+
+
+def _check_judge_model(folder: Path) -> None:
+    """The judge's folder holds weights whose headers can be read; more of another's architecture only vLLM knows."""
+    from rl_lab.model.stored_config import read_config_file  # here, because they import the model
+    from rl_lab.model.weights import check_headers
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"judge.path: {folder} is no model's folder: config.json is missing")
+    try:
+        read_config_file(folder)
+        check_headers(folder)
+    except ValueError as error:
+        raise UserError(f"judge.path: {error}") from error
 
 
 def _check_answers(run: Path) -> None:

@@ -15,7 +15,7 @@ from envs.types import EE_DIM
 from rl_lab.action.buffers import INDEX_FILE, read_pairs
 from rl_lab.config.action import CorrectorConfig
 from rl_lab.errors import UserError
-from rl_lab.learning.checkpoint import published, snapshot_info
+from rl_lab.learning.checkpoint import check_named, check_policy, published, snapshot_info
 from rl_lab.workers.weights import Snapshot
 
 
@@ -103,16 +103,11 @@ def check_corrector(settings: CorrectorConfig, image_size: int, execute: int) ->
 
 def check_acting(folder: Path, image_size: int, execute: int, where: str) -> None:
     """UserError, in the name of `where`, unless the folder holds a policy that can act in rounds of this size."""
-    from rl_lab.learning.checkpoint import load_policy  # here, because it imports the model
-
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{where}: {folder} is no checkpoint folder: {name} is missing")
-    policy, processor, _ = load_policy(folder)
-    if policy.config.image_size != image_size:
-        raise UserError(
-            f"{where}: {folder} takes {policy.config.image_size} pixels, but env.image_size is {image_size}"
-        )
+    sizes, processor, _ = check_named(where, folder, check_policy)
+    if not processor.has_stats:
+        raise UserError(f"{where}: {folder} has no normalisation statistics: such a policy cannot act; train it first")
+    if sizes.image_size != image_size:
+        raise UserError(f"{where}: {folder} takes {sizes.image_size} pixels, but env.image_size is {image_size}")
     if execute > processor.num_commands:
         raise UserError(
             f"{where}: {folder} predicts {processor.num_commands} commands, but collect.execute is {execute}"

@@ -13,9 +13,10 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
 from rl_lab.model.config import HyVLAConfig
-from rl_lab.model.loading import checkpoint_folder, checkpoint_shapes
+from rl_lab.model.loading import checkpoint_folder
 from rl_lab.model.vlm_config import HyVLMConfig, HyVLMTextConfig
 from rl_lab.model.vlm_loading import complete_vlm_config
+from rl_lab.model.weights import checkpoint_shapes
 
 SCHEDULER = "rl_lab.model.serving.scheduler.SegmentScheduler"
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.platforms import current_platform
 
-from rl_lab.model.loading import IGNORED_KEYS, Shapes, check_fit
 from rl_lab.model.vision import MergerPooler
+from rl_lab.model.weights import IGNORED_KEYS, Shapes, check_fit
 
 POLICY = "model.dual_tower."
 POLICY_VLM = POLICY + "vlm."
