@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -41,6 +42,25 @@ class ModelInfo:
     """Commands H of a chunk."""
     tasks: tuple[str, ...] = ()
     """Tasks that a world model has a goal for, in the order of `Ensemble.goals`."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; use one of {', '.join(KINDS)}")
+        for name, most in (("members", 1000), ("latent", 65536), ("horizon", 10_000)):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 < value <= most:
+                raise ValueError(f"{name} is {value!r}; use a whole number from 1 to {most}")
+        if not all(isinstance(task, str) for task in self.tasks):
+            raise ValueError(f"tasks are {self.tasks!r}; give names")
+
+    @classmethod
+    def read(cls, path: Path) -> ModelInfo:
+        """Of a folder's file. ValueError, naming the file, for one that holds something else."""
+        try:
+            values = json.loads(path.read_bytes())
+            return cls(**values | {"tasks": tuple(values["tasks"])})
+        except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
+            raise ValueError(f"{path} does not describe a reward model: {error}; train it again") from error
 
 
 class Ensemble(nn.Module):
@@ -133,10 +153,18 @@ class Ensemble(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Ensemble:
-        """Read what `save` wrote. OSError or ValueError for a folder that holds none."""
-        values: dict[str, Any] = json.loads((folder / INFO_FILE).read_text())
-        ensemble = cls(ModelInfo(**values | {"tasks": tuple(values["tasks"])}))
-        ensemble.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        """Read what `save` wrote. ValueError, naming the file, for a folder that holds none or is damaged."""
+        ensemble = cls(ModelInfo.read(folder / INFO_FILE))
+        path = folder / WEIGHTS_FILE
+        try:
+            weights = load_file(path)
+            ensemble.load_state_dict(weights)
+        except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: other tensors than those of the model
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(f"{path} does not fit its description: {said}; train it again") from error
+        bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+        if bad:
+            raise ValueError(f"{path} is not finite: {bad[0]} has numbers that are NaN or infinite; train it again")
         return ensemble.eval()
 
 

@@ -18,6 +18,7 @@ from rewards.calibration import rank_correlation
 from rewards.examination import pair_accuracy
 from rl_lab.action.buffers import read_candidates
 from rl_lab.action.collection import write_collection
+from rl_lab.errors import UserError
 from rl_lab.seeding import stream
 
 TRUTH_MARGIN = 0.02
@@ -36,9 +37,17 @@ def score_states(states: Sequence[Candidates], rewards: Sequence[str], models: M
         elif name == "random":
             found[name] = [stream(seed, "random_rank", n).normal(size=(1, len(s))) for n, s in enumerate(states)]
         else:
-            ensemble = Ensemble.load(models[name])
+            ensemble = load_ensemble(models[name])
             found[name] = [ensemble.score_chunks(state) for state in states]
     return found
+
+
+def load_ensemble(folder: Path) -> Ensemble:
+    """A trained reward model of actions. UserError for a folder that holds none or is damaged."""
+    try:
+        return Ensemble.load(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def ranked_pair(state: Candidates, choice: Choice, reward: str) -> PreferencePair:

@@ -11,11 +11,10 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from envs.types import Candidates
-from rewards.actions.ensemble import Ensemble
 from rewards.actions.ranking import choose, combined
 from rewards.calibration import rank_correlation
 from rl_lab.action.buffers import read_candidates, read_episodes
-from rl_lab.action.ranking import score_states
+from rl_lab.action.ranking import load_ensemble, score_states
 from rl_lab.config.action_rewards import RankingConfig
 from rl_lab.errors import UserError
 from rl_lab.seeding import integer
@@ -146,7 +145,7 @@ def rescore_episodes(run: Path, kind: str) -> dict[str, EpisodeAgreement]:
         if not model.is_dir():
             raise UserError(f"{run} trained no reward model {kind}; it needs reward_models/{model.name}")
         episodes = read_episodes(folder)
-        scores = Ensemble.load(model).score_episodes(episodes).mean(0)
+        scores = load_ensemble(model).score_episodes(episodes).mean(0)
         success = np.array([one.success for one in episodes])
         high = np.zeros(len(episodes), bool)
         high[np.argsort(-scores, kind="stable")[: success.sum()]] = True

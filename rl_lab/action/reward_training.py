@@ -21,6 +21,7 @@ from rewards.actions.world_model import TransitionBatch, transitions
 from rewards.calibration import fit_platt
 from rewards.examination import examine
 from rl_lab.action.buffers import read_episodes
+from rl_lab.action.ranking import load_ensemble
 from rl_lab.config.action_rewards import RewardModelsConfig
 from rl_lab.errors import UserError
 from rl_lab.learning.training import Parts
@@ -133,7 +134,7 @@ def make_card(model: Path, plan: RewardPlan) -> dict[str, Any]:
     Its scores become probabilities of success by Platt's method on the calibration episodes; everything else is
     measured on the test episodes. `test` is None where one of these has only successes or only failures.
     """
-    ensemble = Ensemble.load(model)
+    ensemble = load_ensemble(model)
     splits = split_episodes(read_episodes(plan.episodes), plan.settings.held_out, plan.seed)
     counts = {
         name: {"episodes": len(part), "successes": sum(one.success for one in part)} for name, part in splits.items()

@@ -24,9 +24,11 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.sharding import is_sharded, whole
+from rl_lab.model.sizes import TowerSizes
 from rl_lab.model.stored_config import read_config_file
 from rl_lab.model.tokenizer import check_vocabulary, load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
+from rl_lab.model.vlm_config import HyVLMConfig
 from rl_lab.seeding import integer
 from rl_lab.workers.rollout import Completion, Prompt
 
@@ -102,6 +104,13 @@ def is_policy(folder: Path) -> bool:
     """Whether a checkpoint folder holds a policy and not a VLM alone. UserError where it says nothing of the kind."""
     with reading(folder):
         return read_config_file(folder).get("model_type") == HyVLAConfig.model_type
+
+
+def language_sizes(folder: Path) -> TowerSizes:
+    """Sizes of the language tower of a checkpoint folder. UserError for a folder that has none."""
+    with reading(folder):
+        kind = HyVLAConfig if is_policy(folder) else HyVLMConfig
+        return kind.from_pretrained(folder).vlm_sizes
 
 
 def load_chat_processor(folder: Path) -> HunYuanVLMoTProcessor:

@@ -8,13 +8,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from algos.outcome import OutcomeHead, outcome_scores
 from rl_lab.errors import UserError
-from rl_lab.language.model import LanguageModel, load_language_model
+from rl_lab.language.model import LanguageModel, check_language_model, language_sizes, load_language_model
 from rl_lab.language.outcome_training import HEAD_FILE, hidden_size, scoring_batch
-from rl_lab.language.text_classifier import Question, TextClassifier, is_classifier
+from rl_lab.language.text_classifier import Question, TextClassifier, check_classifier, is_classifier
+from rl_lab.model.weights import check_finite, check_fit
 
 
 class Member(Protocol):
@@ -57,9 +60,39 @@ def load_member(folder: Path) -> Member:
     """A member, ready to score. UserError for a folder that is none."""
     if is_classifier(folder):
         return TextClassifier.load(folder)
-    if not (folder / HEAD_FILE).is_file():
-        raise UserError(f"{folder} is no member of an outcome reward model: {HEAD_FILE} is missing")
+    weights = _head_weights(folder)
     language = load_language_model(folder)
     head = OutcomeHead(hidden_size(language))
-    head.load_state_dict(load_file(folder / HEAD_FILE))
+    _check_head(folder, weights, head)
+    head.load_state_dict(weights)
     return HeadMember(language, head)
+
+
+def check_member(folder: Path) -> None:
+    """UserError for a folder that `load_member` would refuse; no model is made."""
+    if is_classifier(folder):
+        check_classifier(folder)
+        return
+    weights = _head_weights(folder)
+    check_language_model(folder)
+    _check_head(folder, weights, OutcomeHead(language_sizes(folder).hidden))
+
+
+def _head_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / HEAD_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} is no member of an outcome reward model: {HEAD_FILE} is missing")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}; copy it again") from error
+
+
+def _check_head(folder: Path, weights: dict[str, Tensor], head: OutcomeHead) -> None:
+    """UserError for weights that are not those of the head of this model, or not finite."""
+    expected = {name: tuple(value.shape) for name, value in head.state_dict().items()}
+    try:
+        check_fit({name: tuple(value.shape) for name, value in weights.items()}, expected, ("", ""))
+        check_finite(weights.items(), folder / HEAD_FILE)
+    except ValueError as error:
+        raise UserError(f"{folder / HEAD_FILE}: {error}") from error

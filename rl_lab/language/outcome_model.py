@@ -7,7 +7,6 @@ publish them, counts as a model of one member whose score is taken for a logit a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +17,9 @@ import torch
 
 from rewards.calibration import Platt
 from rl_lab.errors import UserError
-from rl_lab.language.outcome_members import Member, load_member
+from rl_lab.language.outcome_members import Member, check_member, load_member
 from rl_lab.language.text_classifier import CONFIG_FILE, Question, check_classifier, is_classifier
+from rl_lab.reading import fit, read_object
 
 MODEL_FILE = "model.json"
 KIND = "outcome"
@@ -56,8 +56,12 @@ class OutcomeModel:
 def _load(folder: Path, changed: float) -> OutcomeModel:
     if not (folder / MODEL_FILE).is_file():
         return OutcomeModel([load_member(folder)], [Platt()])
-    platts = [Platt(**platt) for platt in read_model_record(folder)["platt"]]
-    return OutcomeModel([load_member(folder / f"member-{number + 1}") for number in range(len(platts))], platts)
+    platts = _platts(folder)
+    return OutcomeModel([load_member(member) for member in _members(folder, platts)], platts)
+
+
+def _members(folder: Path, platts: Sequence[Platt]) -> list[Path]:
+    return [folder / f"member-{number + 1}" for number in range(len(platts))]
 
 
 def read_model_record(folder: Path) -> dict[str, Any]:
@@ -68,18 +72,26 @@ def read_model_record(folder: Path) -> dict[str, Any]:
             f"{folder} is no reward model: {MODEL_FILE} is missing; train one with an outcome_model stage, or give the "
             "folder of a sequence classifier"
         )
-    record = json.loads(path.read_text())
+    record = read_object(path)
     if record.get("kind") != KIND:
         raise UserError(f"{folder} is a reward model of kind {record.get('kind')!r}; answers need one of kind {KIND!r}")
+    if not record.get("platt"):
+        raise UserError(f"{path}: platt, the calibration of each member, is missing; train the model again")
     return record
 
 
+def _platts(folder: Path) -> list[Platt]:
+    """Calibration of each member."""
+    return fit(read_model_record(folder)["platt"], list[Platt], f"{folder / MODEL_FILE}, platt")
+
+
 def check_outcome_model(folder: Path) -> Path:
-    """The file that says what the folder holds. UserError for a folder that is no model."""
+    """The file that says what the folder holds. UserError for a folder that is no model, or a damaged one."""
     if is_classifier(folder):
         check_classifier(folder)
         return folder / CONFIG_FILE
-    read_model_record(folder)
+    for member in _members(folder, _platts(folder)):
+        check_member(member)
     return folder / MODEL_FILE
 
 

@@ -6,7 +6,6 @@ they are published, and encoders or decoders that get a new head. It sees no pic
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,8 @@ from transformers.utils import logging
 
 from rl_lab.errors import UserError
 from rl_lab.model.loading import no_progress_bars
+from rl_lab.model.stored_config import read_config_file
+from rl_lab.model.weights import NAMED, check_finite, stored_tensors
 from rl_lab.seeding import integer
 
 CONFIG_FILE = "config.json"
@@ -28,20 +29,25 @@ Question = tuple[str, Sequence[np.ndarray]]
 
 def is_classifier(folder: Path) -> bool:
     """Whether the folder holds a trained sequence classifier. UserError for a config that cannot be read."""
-    path = folder / CONFIG_FILE
-    with _reading(folder):
-        names = (json.loads(path.read_text()).get("architectures") or []) if path.is_file() else []
-    return any(name.endswith("ForSequenceClassification") for name in names)
+    if not (folder / CONFIG_FILE).is_file():
+        return False
+    names = read_config_file(folder).get("architectures") or []
+    return isinstance(names, list) and any(str(name).endswith("ForSequenceClassification") for name in names)
 
 
 def check_classifier(folder: Path) -> Any:
-    """The tokenizer of a folder that `TextClassifier` can read.
+    """The tokenizer of a folder that `TextClassifier` can read; no model is made.
 
-    UserError for a folder without a model or tokenizer of transformers, and for a model with several labels.
+    UserError for a folder without a model or tokenizer of transformers, for weights that do not fit or are not finite,
+    and for a model with several labels.
     """
     with _reading(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    _model(folder, device_map="meta")
+    if any(folder.glob("*.safetensors")):
+        with _reading(folder):
+            check_finite(stored_tensors(folder), folder)
     if is_classifier(folder) and config.num_labels != 1:
         raise UserError(
             f"{folder} gives {config.num_labels} numbers for an answer; a reward model gives 1 (num_labels)"
@@ -56,8 +62,10 @@ def check_classifier(folder: Path) -> Any:
 def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        said = str(error).strip().splitlines()[0]
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file of another's model; transformers raises whatever comes of it
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} is no sequence classifier of transformers with its tokenizer: {said}") from error
 
 
@@ -73,6 +81,24 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def _is_body(key: str, model: Any) -> bool:
+    """Whether a tensor is no part of what a classifier adds: its head, and of encoders the pooler below it."""
+    return key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
+
+
+def _model(folder: Path, **options: Any) -> Any:
+    """The model of a folder; only the head of a checkpoint that never had one may be missing, UserError for others."""
+    labels = {} if is_classifier(folder) else {"num_labels": 1}
+    with _quiet(), _reading(folder):
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **labels, **options
+        )
+        missing = sorted(key for key in found["missing_keys"] if is_classifier(folder) or _is_body(key, model))
+        if missing:
+            raise ValueError(f"{len(missing)} tensors are missing: {', '.join(missing[:NAMED])}")
+    return model
+
+
 class TextClassifier:
     """A model and its tokenizer."""
 
@@ -83,10 +109,11 @@ class TextClassifier:
     def load(cls, folder: Path, seed: int = 0) -> TextClassifier:
         """From a folder; a head that the checkpoint lacks is drawn from `seed`. UserError as `check_classifier`."""
         tokenizer = check_classifier(folder)
-        labels = {} if is_classifier(folder) else {"num_labels": 1}
-        with _quiet(), _reading(folder), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer(seed, "classifier", "head"))
-            model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, **labels)
+            model = _model(folder)
+        with _reading(folder):
+            check_finite(model.state_dict().items(), folder)
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         return cls(model.eval(), tokenizer)
 

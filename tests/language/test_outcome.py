@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save, save_file
 
 from rewards.config import RewardConfig, read_config
 from rl_lab.config.outcome import OutcomeConfig
@@ -17,7 +20,7 @@ from rl_lab.language.answering import score
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.outcome_labels import Answers, answer_pairs, label_answers, scene_splits
 from rl_lab.language.outcome_members import load_member
-from rl_lab.language.outcome_model import MODEL_FILE, load_outcome_model
+from rl_lab.language.outcome_model import MODEL_FILE, check_outcome_model, load_outcome_model
 from rl_lab.language.outcome_stages import OutcomeStages
 from rl_lab.language.outcome_training import OutcomePlan, scoring_batch
 from rl_lab.language.reward_models import make_rewards
@@ -162,3 +165,34 @@ def test_answers_that_are_all_right_teach_nothing(policy, labels, tmp_path):
     plan = OutcomePlan(policy, settings, labels / "labels.parquet", labels / "items.arrow", 0)
     with pytest.raises(UserError, match="so there is nothing to tell apart; lower outcome.threshold"):
         plan.build("cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.json", b"[]", "expected a JSON object, found list"),
+        ("model.json", b'{"kind": "outcome"}', "platt, the calibration of each member, is missing"),
+        ("model.json", b'{"kind": "outcome", "platt": [{"scale": "1"}]}', "platt: 0.scale: Input should be a valid"),
+        ("model.json", b'{"kind": "outcome", "platt": [{}, {}, {}]}', "member-3"),
+        ("member-2/head.safetensors", bytes(50), "head.safetensors is damaged"),
+        ("member-2/head.safetensors", save({"linear.bias": torch.zeros(1)}), "2 tensors missing: linear.weight"),
+        ("member-1/model.safetensors", bytes(50), "model.safetensors is damaged"),
+    ],
+)
+def test_a_damaged_model_is_refused_before_it_is_asked(model, tmp_path, file, content, said):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    (folder / file).unlink()
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(said)):
+        check_outcome_model(folder)
+
+
+def test_a_head_that_is_not_finite_is_refused_by_the_name_of_its_tensor(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    path = folder / "member-1" / "head.safetensors"
+    weights = load_file(path) | {"linear.bias": torch.tensor([float("nan")])}
+    path.unlink()
+    save_file(weights, path)
+    for read in (check_outcome_model, load_outcome_model):
+        with pytest.raises(UserError, match="not finite: linear.bias has 1 of 1 numbers"):
+            read(folder)

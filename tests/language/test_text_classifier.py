@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -25,7 +28,7 @@ from rl_lab.language.answering import score
 from rl_lab.language.outcome_model import MODEL_FILE, load_outcome_model
 from rl_lab.language.outcome_stages import OutcomeStages
 from rl_lab.language.reward_models import make_rewards
-from rl_lab.language.text_classifier import TextClassifier
+from rl_lab.language.text_classifier import TextClassifier, check_classifier
 from rl_lab.runner.expansion import expand
 from rl_lab.runner.preflight import check_machine
 from tests.language.builders import make_item
@@ -175,3 +178,38 @@ def run_of_answers(tmp_path, questions):
     path = tmp_path / "outcome.yaml"
     path.write_text(f"name: outcome\nstages: [outcome_model]\noutcome: {{run: {run}}}\nwandb: disabled\n")
     return path
+
+
+def spoil(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda found: found.pop(QUERY), f"1 tensors are missing: {QUERY}"),
+        (lambda found: found[QUERY].__setitem__((0, 0), float("inf")), f"not finite: {QUERY} has 1 of 256"),
+        (lambda found: found.update({QUERY: torch.zeros(3, 3)}), "no sequence classifier of transformers"),
+    ],
+)
+def test_a_published_model_with_damaged_weights_is_refused_before_a_run_and_at_load(tmp_path, change, said):
+    spoil(save_encoder(tmp_path), change)
+    for read in (check_classifier, TextClassifier.load):
+        with pytest.raises(UserError, match=re.escape(said)):
+            read(tmp_path)
+
+
+def test_damaged_files_of_a_published_model_are_one_line(tmp_path):
+    sound = save_encoder(tmp_path / "sound")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        for number, content in enumerate((b"", b"[]", b"{", bytes(99))):
+            folder = shutil.copytree(sound, tmp_path / f"{name}-{number}")
+            (folder / name).write_bytes(content)
+            with pytest.raises(UserError) as caught:
+                check_classifier(folder)
+            assert "\n" not in str(caught.value) and str(folder) in str(caught.value)

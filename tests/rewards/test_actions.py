@@ -1,8 +1,11 @@
 """Reward models of actions: hand values of the formulas, and that each learns what it is for."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from rewards.actions.deviation import expert_deviation
 from rewards.actions.encoder import ImageEncoder, random_shift
@@ -196,3 +199,45 @@ def test_the_best_and_the_worst_chunk_make_a_pair_unless_members_disagree_or_the
     assert choose(np.zeros((2, 3)), margin=0.0).abstained == "disagreement"
     assert choose(np.array([[0.0, np.nan], [0.0, 3.0]]), margin=0.0).abstained == "disagreement"
     assert choose(np.array([[0.0, 3.0]]), margin=np.nan).abstained == "margin"
+
+
+def info(**fields):
+    """`reward_model.json` of a sound model with fields replaced."""
+    return json.dumps({"kind": "success", "members": 2, "latent": 8, "horizon": 2, "tasks": []} | fields).encode()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("reward_model.json", b"[", "does not describe a reward model"),
+        ("reward_model.json", b"[]", "does not describe a reward model"),
+        ("reward_model.json", b"[" * 100_000, "does not describe a reward model"),
+        (
+            "reward_model.json",
+            b'{"kind": "x", "members": 1, "latent": 8, "horizon": 2, "tasks": []}',
+            "kind is 'x'; use one",
+        ),
+        (
+            "reward_model.json",
+            b'{"kind": "success", "members": 0, "latent": 8, "horizon": 2, "tasks": []}',
+            "members is 0;",
+        ),
+        ("reward_model.safetensors", bytes(60), "does not fit its description"),
+        ("reward_model.safetensors", save({"x": torch.zeros(1)}), "does not fit its description"),
+    ],
+)
+def test_a_damaged_model_is_one_line_that_names_the_file(tmp_path, file, content, said):
+    Ensemble(ModelInfo("success", 2, 8, 2)).save(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=said) as caught:
+        Ensemble.load(tmp_path)
+    assert str(tmp_path / file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    ensemble = Ensemble(ModelInfo("success", 2, 8, 2))
+    with torch.no_grad():
+        ensemble.members[1].encoder.head.bias[3] = float("nan")
+    ensemble.save(tmp_path)
+    with pytest.raises(ValueError, match=r"is not finite: members\.1\.encoder\.head\.bias has numbers"):
+        Ensemble.load(tmp_path)
