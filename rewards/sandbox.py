@@ -24,7 +24,7 @@ _KEPT = {"PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONHASHSE
 _KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_")
 _WRITABLE = ("/dev/null", "/dev/nvidia*")
 _POLL_MS = 1000
-_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _CAPABILITY_VERSION = 0x20080522
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # on every architecture
 _RULE_PATH_BENEATH = 1
@@ -62,8 +62,9 @@ def supervise(descriptor: int, caller: int, memory: int | None, work: Callable[[
 
 
 def _work(connection: socket.socket, scratch: str, memory: int | None, work: Callable[[socket.socket], None]) -> None:
-    """The second half, to its end."""
+    """The second half, to its end or that of the first."""
     code = 1
+    _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     try:
         _confine(scratch, memory)
         work(connection)

@@ -1,6 +1,7 @@
 """What a hostile reward function cannot do; each test really tries it."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -30,7 +31,7 @@ def call():
         values, failures = guards[-1]([""] * len(words), words, target=[str(target)] * len(words))
         return values, [failure.detail for failure in failures]
 
-    make.close = lambda: guards[-1].close()
+    make.guard = lambda: guards[-1]
     yield make
     for guard in guards:
         guard.close()
@@ -82,7 +83,7 @@ def test_nothing_that_a_function_starts_outlives_it(call, word):
     (value,), _ = call(word)
     pid = round(value * 2**31)
     assert is_alive(pid)
-    call.close()
+    call.guard().close()
     assert not is_alive(pid)
 
 
@@ -118,6 +119,15 @@ guard = Guard(mischief, "mischief", GuardConfig(timeout_s=60.0))
 print(round(value * 2**31), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def test_a_function_does_not_outlive_the_half_that_watches_it(call):
+    call("honest")
+    watching = call.guard()._function._process.pid
+    children = Path(f"/proc/{watching}/task/{watching}/children").read_text().split()
+    assert len(children) == 1 and is_alive(int(children[0]))
+    os.kill(watching, signal.SIGKILL)
+    assert gone(int(children[0]))
 
 
 def test_it_does_not_outlive_a_caller_that_is_killed(tmp_path):
@@ -172,7 +182,7 @@ def test_it_has_a_folder_of_its_own_which_goes_with_it(call, tmp_path, monkeypat
     assert failures == [] and values[0] > 0
     (scratch,) = tmp_path.iterdir()
     assert (scratch / "mine").read_text() == "mine"
-    call.close()
+    call.guard().close()
     assert not scratch.exists()
 
 
