@@ -79,6 +79,11 @@ def _check(folder: Path, experiment: Path, config: RunConfig, out: Path) -> set[
 
     if config.env.backend == "robotwin":
         check_robotwin(config)
+    if not config.collects_pairs:
+        raise UserError(
+            f"{experiment} has no rounds in which failures are corrected; give one whose stages repeat "
+            "[collect, optimise], such as experiments/flowpro_robotwin.yaml"
+        )
     check_acting(folder, config.env.image_size, config.collect.execute, "CKPT")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"--out {out} is a folder, or its folder does not exist; give a file in an existing folder")

@@ -3,7 +3,7 @@
 Evaluates a checkpoint folder and prints a line for each task and variant. The `env`, `eval` and `workers` sections and
 the seed come from the experiment FILE, else they are the defaults (hand-over, 100 held-out seeds); overrides are for
 example `env.tasks=[lift_pot] eval.seeds=development`. With several tasks or variants the table of RoboTwin's papers
-follows. Exit code: 0 done, 2 bad input.
+follows. FILE needs no stages: none are run. Exit code: 0 done, 2 bad input.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _config(options: Any) -> RunConfig:
     has_file = bool(options.arguments) and "=" not in options.arguments[0]
     overrides = options.arguments[has_file:]
     if has_file:
-        return load_config(as_path(options.arguments[0]), overrides)
+        return load_config(as_path(options.arguments[0]), overrides, DEFAULTS)
     return resolve_config(DEFAULTS, "command line", overrides)
 
 

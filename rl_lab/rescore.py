@@ -27,7 +27,8 @@ from rl_lab.files import write_whole
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.rescoring import Agreement, rescore
 from rl_lab.language.reward_models import make_rewards
-from rl_lab.runner.run_folder import CONFIG_FILE, STAGES_FILE
+from rl_lab.reading import read_as
+from rl_lab.runner.run_folder import CONFIG_FILE, STAGES_FILE, StagesFile
 from rl_lab.yaml_text import read_yaml
 
 FLIPS_SHOWN = 3
@@ -43,17 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = _config(options.run)
     if any(options.run.glob("pairs/*.rank")):
         return rescore_actions(options.run, options.reward, options.node, config)
+    trainings = _trainings(options.run, options.node)
+    threshold = _part(config, "examine").get("pass_threshold", 0.5)
     name, settings = _reward(options.reward, config, "rewards", "variants")
     questions = options.run / "questions" / "questions" / "train.arrow"
     if not questions.is_file():
-        raise UserError(f"{options.run} has no questions/questions/train.arrow, so its answers cannot be scored again")
-    threshold = config.get("examine", {}).get("pass_threshold", 0.5)
+        raise UserError(
+            f"{options.run} has no questions/questions/train.arrow, which its answers are scored by; give a whole run"
+        )
     rewards = _checked(settings, options.reward)
     try:
-        found = {
-            node.name: rescore(node, ItemFile(questions), rewards, threshold)
-            for node in _trainings(options.run, options.node)
-        }
+        found = {node.name: rescore(node, ItemFile(questions), rewards, threshold) for node in trainings}
     finally:
         rewards.close()
     empty = [_nothing(node, one) for node, one in found.items() if not one.answers]
@@ -74,18 +75,28 @@ def _config(run: Path) -> dict[str, Any]:
     return read_yaml(path)
 
 
+def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """A section of a run's configuration, {} where there is none."""
+    part = config.get(key)
+    if not isinstance(part, dict | None):
+        raise UserError(f"{CONFIG_FILE}: {key} holds no keys with values; put back the file as the run wrote it")
+    return part or {}
+
+
 def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, Any]) -> int:
     """The same for chunks of actions."""
     from rl_lab.action.rescoring import rescore_episodes, rescore_node  # here, because they load torch
 
     name, settings = _reward(given, config, "ranking", "rankings")
     new = _ranking(settings, given)
-    stages = {row["name"]: row for row in json.loads((run / STAGES_FILE).read_text())["nodes"]}
+    stages = {row.name: row.model_dump() for row in read_as(run / STAGES_FILE, StagesFile).nodes}
+    rankings = _part(_part(config, "sweep"), "rankings")
     chunks = {}
     for folder in _rankings(run, node):
-        row, sweep = stages[folder.name], config.get("sweep")
-        old = _ranking(sweep["rankings"][row["method"]] if sweep else config["ranking"], folder.name)
-        chunks[folder.name] = rescore_node(run, row, old, new, config["seed"])
+        row = stages.get(folder.name)
+        if row is None or not (settings := rankings.get(str(row.get("method"))) or _part(config, "ranking")):
+            raise UserError(f"{STAGES_FILE} and {CONFIG_FILE} of {run} say nothing of {folder.name}; give a whole run")
+        chunks[folder.name] = rescore_node(run, row, _ranking(settings, folder.name), new, config.get("seed", 0))
     episodes = {kind: rescore_episodes(run, kind) for kind in new.learned}
     plain: dict[str, Any] = {"chunks": {one: found.as_row() for one, found in chunks.items()}, "episodes": {}}
     plain["episodes"] = {kind: {one: found.as_row() for one, found in rows.items()} for kind, rows in episodes.items()}
@@ -123,7 +134,7 @@ def _ranking(settings: dict[str, Any], given: str) -> RankingConfig:
 
 def _reward(given: str, config: dict[str, Any], section: str, kind: str) -> tuple[str, dict[str, Any]]:
     """Name and section of the new reward."""
-    variants = (config.get("sweep") or {}).get(kind, {})
+    variants = _part(_part(config, "sweep"), kind)
     if given in variants:
         return given, variants[given]
     path = Path(given)
@@ -147,7 +158,10 @@ def _trainings(run: Path, node: str | None) -> list[Path]:
     """Folders of the trainings that answered questions."""
     found = sorted(path for path in (run / "grpo").glob("*") if (path / "rollouts").is_dir())
     if not found:
-        raise UserError(f"{run} has no stored rollouts; give a run that trained on answers")
+        raise UserError(
+            f"{run} has stored no answers and ranked no chunks, so there is nothing to score again; give a run with "
+            "grpo or distill, or with rank, among its stages"
+        )
     return _chosen(run, found, node, "training")
 
 

@@ -87,12 +87,13 @@ def _backend_section(tree: Tree, backend: str) -> Tree:
     return merge(rest, {"env": env}) if env else rest
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Tree | None = None) -> RunConfig:
     """Read a run's YAML file, apply `key=value` overrides and the backend's section, and validate all of it.
 
-    Raises UserError: one line with the file, the dotted key, what is wrong and, for a misspelt key, the nearest one.
+    `defaults` stand in for keys that the file leaves out. Raises UserError: one line with the file, the dotted key,
+    what is wrong and, for a misspelt key, the nearest one.
     """
-    return resolve_config(_read(Path(path)), str(path), overrides)
+    return resolve_config((defaults or {}) | _read(Path(path)), str(path), overrides)
 
 
 def resolve_config(content: Tree, where: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -135,7 +136,8 @@ def _explain(tree: Tree, error: Any, where: str, overrides: Sequence[tuple[list[
     if error["type"] == "extra_forbidden":
         return f"{where}: {name} is not a known key{_suggestion(keys)}"
     if error["type"] == "missing":
-        return f"{where}: {name} is missing"
+        evaluates = "; a file without them is for python -m rl_lab.eval CKPT FILE" if name == "stages" else ""
+        return f"{where}: {name} is missing{evaluates}"
     value = (
         "" if isinstance(error["input"], dict | list) or error["type"] == "value_error" else f", got {error['input']!r}"
     )

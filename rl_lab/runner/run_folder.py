@@ -71,7 +71,7 @@ class StageRow(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     name: str
-    status: str
+    status: str = "pending"
     hash: str | None = None
 
 

@@ -136,3 +136,17 @@ def test_a_reward_that_cannot_work_names_its_key(run, tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run folder at"):
         main([str(tmp_path), "--reward", "short"])
+
+
+def test_a_run_that_stored_nothing_is_refused_with_what_to_give(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: sft\n")
+    with pytest.raises(UserError, match="there is nothing to score again; give a run with grpo or distill"):
+        main([str(tmp_path), "--reward", "short"])
+
+
+@pytest.mark.parametrize("text", ["sweep: 3", "sweep: {variants: 3}", "examine: [1]", "!!int x", "- 1"])
+def test_a_broken_config_of_a_run_is_one_line(run, text):
+    (run / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config.yaml") as error:
+        main([str(run), "--reward", "short"])
+    assert "\n" not in str(error.value)

@@ -233,6 +233,8 @@ def test_a_run_without_a_pool_says_so_and_names_what_there_is(finished, tmp_path
         (["export", "RUN", "RUN/config.yaml"], "exists or its folder does not"),
         (["diff", "RUN", "RUN/nowhere"], "no run folder at"),
         (["html", "RUN", "--out", "RUN/nowhere/pool.html"], "cannot write"),
+        (["html", "RUN", "--out", "RUN/pool.sqlite"], "cannot write .*pool.sqlite: .* is read by the same command"),
+        (["export", "RUN", "RUN/new.jsonl"], "cannot write .*new.jsonl: .* is read by the same command"),
         (["paint", "RUN"], "invalid choice: 'paint'"),
         ([], "required: COMMAND"),
     ],

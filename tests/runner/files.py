@@ -3,6 +3,8 @@
 from pathlib import Path
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+RUNS = sorted(path for path in EXPERIMENTS.glob("*.yaml") if not path.stem.startswith("eval_"))
+"""Experiments for `rl_lab.run`."""
 
 SMALL = """
 name: small

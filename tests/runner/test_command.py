@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from rl_lab import run
+from rl_lab.config import load_config
 from rl_lab.errors import UserError, run_command
+from rl_lab.eval import DEFAULTS
 from rl_lab.runner import preflight
-from tests.runner.files import EXPERIMENTS, write_small
+from tests.runner.files import EXPERIMENTS, RUNS, write_small
 from tests.runner.test_executor import FakeStages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +80,7 @@ def test_runs_started_in_the_same_second_get_folders_of_their_own(home, capsys, 
     assert len(set(capsys.readouterr().out.split())) == 3
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_a_dry_run_of_every_experiment_prints_config_plan_and_cost_and_writes_nothing(home, capsys, monkeypatch, path):
     if path.stem in NEEDS_FILES:
         pytest.skip("it needs a checkpoint and questions of the user's own")
@@ -89,6 +91,14 @@ def test_a_dry_run_of_every_experiment_prints_config_plan_and_cost_and_writes_no
     assert re.search(r"(sft|cold_start|warm_start) +[0-9a-f]{12} +\d+ steps +[\d.]+ min", text)
     assert "min on two CPU cores" in text
     assert written(home) == []
+
+
+def test_a_file_for_evaluations_is_refused_with_the_command_that_takes_it(home, capsys):
+    path = EXPERIMENTS / "eval_robotwin.yaml"
+    assert_refused(capsys, "stages is missing; a file without them is for python -m rl_lab.eval CKPT FILE", str(path))
+    assert written(home) == []
+    config = load_config(path, defaults=DEFAULTS)
+    assert (config.name, config.eval.execute, config.env.tasks) == ("eval_robotwin", 7, ("handover_block",))
 
 
 @pytest.mark.parametrize("name", sorted(NEEDS_FILES))
@@ -121,6 +131,13 @@ def test_a_dry_run_says_what_would_be_reused(home, capsys):
         (("small.yaml", "--run-dir", "small.yaml"), "already used"),
         (("small.yaml", "--run-dir", "."), "already used"),
         (("small.yaml", "--run-dir", "/dev/null/run"), "writable"),
+        (("small.yaml", "--run-dir", "small.yaml/run"), "writable"),
+        (("small.yaml", "--run-dir", "/proc/run"), "writable"),
+        (("small.yaml", "--run-dir", "new/" + "a" * 300), "cannot be the name of a file"),
+        (("small.yaml", "--run-dir", ""), "the path is empty"),
+        (("small.yaml", "--run-dir", "a\nb"), "control characters"),
+        (("--resume", "a" * 300), "cannot be the name of a file"),
+        (("--resume", "small.yaml"), "no run to resume"),
         (("--resume", "nowhere"), "no run to resume"),
         (("--resume", "nowhere", "--run-dir", "x"), "leave out --run-dir"),
     ],

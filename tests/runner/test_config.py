@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rl_lab.config import dump_config, load_config
 from rl_lab.config.load import merge
 from rl_lab.errors import UserError
-from tests.runner.files import EXPERIMENTS, write_small
+from tests.runner.files import EXPERIMENTS, RUNS, write_small
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +168,7 @@ def test_a_model_path_replaces_the_preset_and_the_other_way_round():
     assert merge({"model": {"path": "x"}}, {"model": {"preset": "nano"}}) == {"model": {"preset": "nano"}}
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_the_resolved_config_of_every_experiment_reads_back_to_itself(path, tmp_path):
     config = load_config(path)
     resolved = tmp_path / "config.yaml"

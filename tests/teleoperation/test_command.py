@@ -242,6 +242,10 @@ def test_bad_input_is_one_line(given, tmp_path):
     experiment, policy = str(given / "experiment.yaml"), str(given / "policy")
     with pytest.raises(UserError, match=r"CKPT: .* is no checkpoint folder: config.json is missing"):
         main([str(tmp_path), experiment, "--out", str(tmp_path / "c.jsonl")])
+    with pytest.raises(UserError, match="cannot write .*policy/lab.json: .*policy is read by the same command"):
+        main([policy, experiment, "--out", f"{policy}/lab.json"])
+    with pytest.raises(UserError, match="experiment.yaml has no rounds in which failures are corrected; give one"):
+        main([policy, experiment, "stages=[demos, sft]", "--out", str(tmp_path / "c.jsonl")])
     with pytest.raises(UserError, match="its folder does not exist; give a file in an existing folder"):
         main([policy, experiment, "--out", str(tmp_path / "no" / "c.jsonl")])
     with pytest.raises(UserError, match="port 99999 cannot be used: .*; give another --port, or 0"):
