@@ -75,20 +75,29 @@ def point_reward(answer: str, truth: Any, config: DistanceConfig) -> float:
 
 
 def points_reward(answer: str, truth: Any, config: DistanceConfig) -> float:
-    """`points`: n exp(-C / scale), Chamfer distance C = (mean_a min_t d(a, t) + mean_t min_a d(a, t)) / 2.
+    """`points`: n m exp(-C / scale), Chamfer distance C = (mean_a min_t d(a, t) + mean_t min_a d(a, t)) / 2.
 
-    n = (min(distinct answered, distinct true) + min(copies answered, copies true)) / max(answered, true), so 1 for the
-    right number of different points: else a grid would be near every target, one centre near two, and a crowd of copies
-    would weigh as one point.
+    n = min(answered, true) / max(answered, true); m: see `spread`, of the pairs of the best one-to-one matching. Else a
+    grid would be near every target, one centre or a few copies of it near two, and a crowd would weigh as one point.
     """
     target = true_coordinates(truth, 2)
     found = parse_groups(answer, 2)
     if not found:
         return 0.0
-    distinct = [len(set(map(tuple, points))) for points in (found, target.tolist())]
-    copies = [len(found) - distinct[0], len(target) - distinct[1]]
-    number = (min(distinct) + min(copies)) / max(len(found), len(target))
-    return number * math.exp(-chamfer(np.array(found), target) / DIAGONAL / config.scale)
+    points = np.array(found)
+    ours, theirs = best_assignment(-np.linalg.norm(points[:, None] - target[None], axis=-1))
+    number = min(len(points), len(target)) / max(len(points), len(target))
+    closeness = math.exp(-chamfer(points, target) / DIAGONAL / config.scale)
+    return number * spread(points[ours], target[theirs]) * closeness
+
+
+def spread(points: np.ndarray, target: np.ndarray) -> float:
+    """min(1, 2 e(points) / e(target)), e the diagonal of the box around points [N, 2]; 1 for targets in one place.
+
+    Points in one place, which is near all of a small target, earn nothing; half as far apart is far enough.
+    """
+    extent, needed = (float(np.linalg.norm(np.ptp(one, axis=0))) for one in (points, target))
+    return min(2 * extent / needed, 1.0) if needed else 1.0
 
 
 def chamfer(points: np.ndarray, others: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rewards.answers import parse_groups
 from rewards.config import TrajectoryConfig
-from rewards.grounding import DIAGONAL
+from rewards.grounding import DIAGONAL, spread
 from rewards.truth import true_coordinates
 
 
@@ -20,7 +20,7 @@ def trajectory_reward(answer: str, truth: Any, config: TrajectoryConfig) -> floa
     """`trajectory`: m (w_f exp(-F/scale) + w_d exp(-D/scale) + w_e exp(-E/endpoint_scale)) / (w_f + w_d + w_e).
 
     F, D: discrete Frechet and DTW distance of both paths, each resampled to `waypoints` points evenly along its length;
-    E: distance of the last points; m: see `motion`. Direction counts. 0 for an answer without points.
+    E: distance of the last points; m: see `spread`. Direction counts. 0 for an answer without points.
     """
     target = true_coordinates(truth, 2)
     found = parse_groups(answer, 2)
@@ -32,16 +32,7 @@ def trajectory_reward(answer: str, truth: Any, config: TrajectoryConfig) -> floa
     similarity += config.frechet_weight * math.exp(-discrete_frechet(distance) / config.scale)
     similarity += config.dtw_weight * math.exp(-dtw(distance) / config.scale)
     weights = config.frechet_weight + config.dtw_weight + config.endpoint_weight
-    return motion(path, target) * min(similarity / weights, 1.0)
-
-
-def motion(path: np.ndarray, target: np.ndarray) -> float:
-    """min(1, 2 e(path) / e(target)), e the diagonal of the box around a path [N, 2]; 1 for a target that stands still.
-
-    So a path that stays put, which is near all of a short one, earns nothing, and one that goes half as far is not cut.
-    """
-    extent, needed = (float(np.linalg.norm(np.ptp(one, axis=0))) for one in (path, target))
-    return min(2 * extent / needed, 1.0) if needed else 1.0
+    return spread(path, target) * min(similarity / weights, 1.0)
 
 
 def path_distances(path: np.ndarray, other: np.ndarray) -> np.ndarray:

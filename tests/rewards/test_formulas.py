@@ -85,7 +85,11 @@ def test_points_are_paid_for_their_number_too():
     two = [[450, 500], [550, 500]]
     centre = math.exp(-50 / DIAGONAL / 0.1)  # 0.70: a distance of 50 from both
     assert points_reward("(500, 500)", two, POINT) == pytest.approx(centre / 2)
-    assert points_reward("(500, 500) (500, 500)", two, POINT) == pytest.approx(centre / 2)
+    assert points_reward("(500, 500) (500, 500)", two, POINT) == 0.0
+    # One step to each side of the centre: a distance of 49, and 2 of 100 apart.
+    apart = 2 * 2 / 100 * math.exp(-49 / DIAGONAL / 0.1)
+    assert points_reward("(499, 500) (501, 500)", two, POINT) == pytest.approx(apart)
+    assert points_reward("(475, 500) (525, 500)", two, POINT) == pytest.approx(math.exp(-25 / DIAGONAL / 0.1))
     assert points_reward("(450, 500) " * 60, [[450, 500]], POINT) == pytest.approx(1 / 60)
     assert points_reward("(450, 500) (550, 500) " * 30, two, POINT) == pytest.approx(2 / 60)
     grid = [[x, y] for x in range(62, 1000, 125) for y in range(62, 1000, 125)]

@@ -68,8 +68,8 @@ def test_any_text_gives_a_reward_in_0_to_1(case, text):
         assert 0.0 <= reward(reward_type, whole if whole.startswith("<") else f"<{whole}", truth) <= 1.0
 
 
-# A number's error is relative to the truth, and a path that stays put is no answer to one that moves.
-SYMMETRIC = TRUTHS.keys() - {"number", "trajectory"}
+# A number's error is relative to the truth; what stays in one place is no answer to what does not.
+SYMMETRIC = TRUTHS.keys() - {"number", "points", "trajectory"}
 
 
 @given(st.one_of([st.tuples(st.just(name), TRUTHS[name], TRUTHS[name]) for name in sorted(SYMMETRIC)]))
