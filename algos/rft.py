@@ -6,14 +6,18 @@ different correct traces: Yuan et al. (arXiv:2308.01825). The first gives no thr
 
 For an item with candidates i that have a reward r_i (None: the reward failed; not counted):
 
-    pass rate p = |{i: r_i >= min_reward}| / |{i: r_i is not None}|
+    bar b = min_reward, or without one max(1/2, mean of the known r_i)
+    pass rate p = |{i: r_i >= b}| / |{i: r_i is not None}|
+
+Rewards of 0 and 1 pass this bar as they pass min_reward = 1. Of graded ones (boxes, points, paths), of which hardly any
+is exactly 1, those above their item's average do, which is what best-of-n sampling keeps.
 
 A candidate is dropped for the first rule it breaks, in the order of `REASONS`:
 
     unrewarded      r_i is None: nobody knows whether it is correct
     too_hard        p <= low: the item is (nearly) never solved
     too_easy        p >= high: it is (nearly) always solved
-    incorrect       r_i < min_reward
+    incorrect       r_i < b
     unfinished      it did not end by itself
     overlong        it has more than max_tokens tokens
     repetitive      its share of repeated token n-grams is above max_repetition (`trace_similarity.repetition`)
@@ -40,7 +44,7 @@ from typing import Any
 
 import numpy as np
 
-from algos.rft_options import RFTOptions
+from algos.rft_options import LEAST_REWARD, RFTOptions
 from algos.trace_similarity import Sketch, Tokens, distance, likeness, normalised, repetition, sketch
 
 REASONS = (
@@ -92,10 +96,10 @@ def candidate(
 
 
 def own_reason(tokens: Tokens, finished: bool, reward: float | None, options: RFTOptions) -> str | None:
-    """First rule that a trace breaks by itself, None if it keeps them all."""
+    """First rule that a trace breaks by itself, None if it keeps them all; its item's mean may still be above it."""
     if reward is None:
         return "unrewarded"
-    if not reward >= options.min_reward:
+    if not reward >= bar(0.0, options):
         return "incorrect"
     if not finished:
         return "unfinished"
@@ -112,16 +116,28 @@ def band_reason(num_correct: int, num_rewarded: int, options: RFTOptions) -> str
     return "too_easy" if options.high is not None and rate >= options.high else None
 
 
-def reason_alone(own: str | None, band: str | None) -> str | None:
+def bar(mean: float, options: RFTOptions) -> float:
+    """Reward from which a trace is correct, of an item with this mean reward; sums of equal rewards may round up."""
+    return max(LEAST_REWARD, mean - 1e-9) if options.min_reward is None else options.min_reward
+
+
+def num_correct(rewards: Sequence[float], options: RFTOptions) -> int:
+    """How many of an item's known rewards are those of correct traces."""
+    least = bar(sum(rewards) / max(len(rewards), 1), options)
+    return sum(reward >= least for reward in rewards)
+
+
+def reason_alone(own: str | None, band: str | None, correct: bool) -> str | None:
     """First rule that a candidate breaks before judges and comparisons: its own, or that of its item."""
-    return own if own == "unrewarded" else band or own
+    return own if own == "unrewarded" else band or (own if correct else "incorrect")
 
 
 def select(candidates: Sequence[Candidate], options: RFTOptions) -> list[str | None]:
     """Why each candidate of one item is dropped, None for those kept, in the order given."""
     rewards = [one.reward for one in candidates if one.reward is not None]
-    band = band_reason(sum(reward >= options.min_reward for reward in rewards), len(rewards), options)
-    reasons = [_reason_unlike_others(one, band, options) for one in candidates]
+    band = band_reason(num_correct(rewards, options), len(rewards), options)
+    least = bar(sum(rewards) / max(len(rewards), 1), options)
+    reasons = [_reason_unlike_others(one, band, least, options) for one in candidates]
     left = sorted((i for i, reason in enumerate(reasons) if not reason), key=lambda i: _rank(candidates[i]))
     distinct: list[int] = []
     seen: set[bytes] = set()
@@ -158,9 +174,9 @@ def count_reasons(reasons: Sequence[str | None]) -> dict[str, int]:
     return {reason: found[reason] for reason in REASONS if found[reason]}
 
 
-def _reason_unlike_others(one: Candidate, band: str | None, options: RFTOptions) -> str | None:
+def _reason_unlike_others(one: Candidate, band: str | None, least: float, options: RFTOptions) -> str | None:
     """First rule that it breaks before it is compared with others."""
-    reason = reason_alone(one.own_reason, band)
+    reason = reason_alone(one.own_reason, band, one.reward is not None and one.reward >= least)
     if reason or options.min_judge_score is None:
         return reason
     if one.judge_score is None or not math.isfinite(one.judge_score):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LEAST_REWARD = 0.5
+"""Without `min_reward`, what a correct trace earns at least: half of what is to be had."""
+
 
 @dataclass(frozen=True)
 class RFTOptions:
@@ -12,8 +15,9 @@ class RFTOptions:
     low: float = 0.0
     high: float | None = 1.0
     """Partial success: low < pass rate of the item < high. high null: items that always succeed are kept, too."""
-    min_reward: float = 1.0
-    """A trace is correct with at least this reward; the pass rate counts correct traces."""
+    min_reward: float | None = None
+    """A trace is correct with at least this reward; the pass rate counts correct traces. None, for rewards of 0 and 1
+    and for graded ones alike: with at least `LEAST_REWARD` and the mean reward of its item."""
     max_tokens: int = 16_384
     """Longer traces are dropped (paper: at most 16,384)."""
     ngram: int = 4
@@ -45,7 +49,10 @@ class RFTOptions:
                 not 0 <= self.low < high <= 1,
                 f"the band ({self.low}, {self.high}) must satisfy 0 <= low < high <= 1; high may be null",
             ),
-            (not abs(self.min_reward) < float("inf"), f"min_reward is {self.min_reward}; give a finite number"),
+            (
+                self.min_reward is not None and not abs(self.min_reward) < float("inf"),
+                f"min_reward is {self.min_reward}; give a finite number, or null for the mean of the item",
+            ),
             (bad_count is not None, f"{bad_count} is {counts.get(bad_count or '')}; it must be at least 1"),
             (bad_share is not None, f"{bad_share} is {shares.get(bad_share or '')}; it must be in [0, 1]"),
             (

@@ -88,6 +88,11 @@ class RowFile:
         """The row of each record's id."""
         return {self.record(row)["id"]: row for row in range(len(self))}
 
+    def reward_types(self) -> dict[str, str]:
+        """Reward type of each record by its id."""
+        records = map(self.record, range(len(self)))
+        return {record["id"]: record["reward_type"] for record in records}
+
     def pngs(self, row: int) -> list[bytes]:
         """A row's pictures as PNG files."""
         return self._table["images"][int(row)].as_py()

@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from algos.rft import REASONS, Candidate, band_reason, candidate, select
+from algos.rft import REASONS, Candidate, band_reason, bar, candidate, select
 from algos.rft_options import RFTOptions
 from rl_lab.errors import UserError
 from rl_lab.language.rft_kept import KEPT_FILE, KEPT_SCHEMA, write_kept
@@ -62,7 +62,7 @@ CREATE TABLE steps (step INTEGER PRIMARY KEY, state INTEGER NOT NULL, first INTE
 CREATE TABLE traces (id INTEGER PRIMARY KEY, item TEXT NOT NULL, reward REAL, own TEXT, num_tokens INTEGER NOT NULL,
     judged INTEGER NOT NULL DEFAULT 0, score REAL, kept INTEGER NOT NULL DEFAULT 0, why TEXT);
 CREATE TABLE texts (id INTEGER PRIMARY KEY, digest BLOB NOT NULL, sketch BLOB NOT NULL);
-CREATE TABLE items (item TEXT PRIMARY KEY, correct INTEGER NOT NULL, rewarded INTEGER NOT NULL, band TEXT)
+CREATE TABLE items (item TEXT PRIMARY KEY, bar REAL, correct INTEGER NOT NULL, rewarded INTEGER NOT NULL, band TEXT)
     WITHOUT ROWID;
 """
 """Ids of traces follow steps and stored order: those of a step are first .. first + count - 1."""
@@ -111,6 +111,11 @@ class RFTSelection:
             if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'texts'").fetchone():
                 db.executescript("DROP TABLE texts; VACUUM;")
             return _summary(db)
+
+    def kept_by_item(self) -> Iterator[tuple[str, int, int]]:
+        """Each item with the number of its traces and of those that are kept, of a finished selection."""
+        with closing(connect(self.path)) as db:
+            yield from db.execute("SELECT item, COUNT(*), SUM(kept) FROM traces GROUP BY item")
 
     def _each_step(
         self,
@@ -201,11 +206,12 @@ class RFTSelection:
             return
         with transaction(db):
             db.execute("CREATE INDEX traces_by_item ON traces (item)")
+            db.create_function("bar", 1, lambda mean: bar(mean or 0.0, self.options))
             db.execute(
-                "INSERT INTO items SELECT item, COALESCE(SUM(reward >= ?), 0), COUNT(reward), NULL "
-                "FROM traces GROUP BY item",
-                [self.options.min_reward],
+                "INSERT INTO items SELECT item, bar(AVG(reward)), 0, COUNT(reward), NULL FROM traces GROUP BY item"
             )
+            counted = "SELECT COUNT(*) FROM traces WHERE traces.item = items.item AND reward >= items.bar"
+            db.execute(f"UPDATE items SET correct = ({counted})")
             db.create_function("band_reason", 2, lambda correct, rewarded: band_reason(correct, rewarded, self.options))
             db.execute("UPDATE items SET band = band_reason(correct, rewarded)")
             db.execute("UPDATE meta SET rated = 1")
@@ -229,7 +235,7 @@ class RFTSelection:
         first, count = _range(db, step)
         query = (
             "SELECT id FROM traces JOIN items USING (item) "
-            "WHERE id >= ? AND id < ? AND own IS NULL AND band IS NULL AND NOT judged"
+            "WHERE id >= ? AND id < ? AND own IS NULL AND band IS NULL AND reward >= bar AND NOT judged"
         )
         wanted = {number for (number,) in db.execute(query, [first, first + count])}
         for batch in self._batches(step, JUDGED) if wanted else ():

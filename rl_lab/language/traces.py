@@ -8,7 +8,7 @@ In memory at a time: the step that is waited for, and as many behind it as keep 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from algos.curriculum_items import Array
-from algos.rft import band_reason
+from algos.rft import band_reason, num_correct
 from algos.rft_options import RFTOptions
 from rl_lab.config.rft import TracesConfig
 from rl_lab.errors import UserError
 from rl_lab.language.groups import Answered
 from rl_lab.language.grpo_line import reward_line
 from rl_lab.language.grpo_rollouts import Issued, Questioner
+from rl_lab.language.item_files import ItemFile
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.rft_selection import RFT_FILE, Judge, RFTSelection, RFTSummary
 from rl_lab.language.rollout_store import RolloutStore
@@ -133,18 +134,26 @@ class TraceSampler:
 
 def partial_share(rewards: Array, options: RFTOptions) -> float:
     """Share of questions whose answers, rewards [P, G], are a partial success."""
-    rewarded = (~np.isnan(rewards)).sum(1).tolist()
-    correct = (rewards >= options.min_reward).sum(1).tolist()
-    return float(np.mean([band_reason(*counts, options) is None for counts in zip(correct, rewarded, strict=True)]))
+    known = [row[~np.isnan(row)].tolist() for row in rewards]
+    return float(np.mean([band_reason(num_correct(row, options), len(row), options) is None for row in known]))
 
 
 def select_traces(context: StageContext, options: RFTOptions, judge: Judge | None, step: int) -> RFTSummary:
-    """Choose from all stored traces of the stage; logs what became of them as the line of `step`."""
+    """Choose from all stored traces of the stage; logs what became of them as the line of `step`.
+
+    Says so, and raises an alarm, where all traces of the items of one reward type were dropped.
+    """
 
     def tell(name: str, done: int, total: int) -> None:
         context.progress(done, total, name)
 
-    summary = RFTSelection(context.out, options, judge).finish(tell)
+    selection = RFTSelection(context.out, options, judge)
+    summary = selection.finish(tell)
+    types = ItemFile(context.inputs["questions"] / "train.arrow").reward_types()
+    sampled, kept = Counter[str](), Counter[str]()
+    for item, num_sampled, num_kept in selection.kept_by_item():
+        sampled[types[item]] += num_sampled
+        kept[types[item]] += num_kept
     context.log(
         step,
         **{
@@ -154,5 +163,10 @@ def select_traces(context: StageContext, options: RFTOptions, judge: Judge | Non
             "traces/items_kept": summary.items_kept,
         },
         **{f"why_dropped/{reason}": count for reason, count in summary.dropped.items()},
+        **{f"kept_type/{name}": kept[name] / count for name, count in sampled.items()},
     )
+    for name in sorted(name for name in sampled if not kept[name]):
+        text = f"nothing kept: none of {sampled[name]} traces of questions with reward type {name}; see traces.select"
+        context.say(text)
+        context.log(step, alarm=text)
     return summary

@@ -18,7 +18,7 @@ MEANING = {
     "unrewarded": "its reward failed, so nobody knows whether it is correct",
     "too_hard": "too few traces of the item are correct",
     "too_easy": "too many traces of the item are correct",
-    "incorrect": "its reward is below select.min_reward",
+    "incorrect": "its reward is below select.min_reward, or without one below half or the mean of its item",
     "unfinished": "it was cut off at the length limit",
     "overlong": "it has more than select.max_tokens tokens",
     "repetitive": "too many of its token n-grams occurred before in it",

@@ -114,6 +114,7 @@ FAMILIES = {
     "reward_category/": "Mean reward of the answers to items of this category.",
     "reward_type/": "Mean reward of the answers that are scored this way.",
     "reward_failures/": "Calls of this part of the reward that failed for this reason, and masked their answers.",
+    "kept_type/": "Share of the traces of questions with this reward type that is kept.",
     "why_dropped/": "Traces that were dropped for this rule, the first that they break; see docs/rft.md.",
     "pool_flow/": "Items that the step moved from one band to the other.",
     "held_out/pass@": "Chance that one of this many answers to a held-out item passes.",

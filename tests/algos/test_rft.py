@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from algos import trace_similarity
 from algos.rft import REASONS, band_reason, candidate, count_reasons, most_diverse, select
-from algos.rft_options import RFTOptions
+from algos.rft_options import LEAST_REWARD, RFTOptions
 from algos.trace_similarity import SKETCH, distance, likeness, normalised, repetition, sketch
 
 WORDS = [f"w{i}" for i in range(400)]
@@ -191,7 +191,7 @@ def test_all_that_is_kept_satisfies_all_rules(rows):
     kept = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
     assert len(kept) <= OPTIONS.max_per_item
     for _, reward, tokens, finished, judge in kept:
-        assert reward >= OPTIONS.min_reward and finished and len(tokens) <= OPTIONS.max_tokens
+        assert reward >= LEAST_REWARD and finished and len(tokens) <= OPTIONS.max_tokens
         assert repetition(tokens, OPTIONS.ngram) <= OPTIONS.max_repetition and judge >= OPTIONS.min_judge_score
     texts = [normalised(row[0]) for row in kept]
     assert len(set(texts)) == len(texts)
@@ -212,3 +212,32 @@ def test_the_distance_is_a_metric(texts):
 
 def test_hashes_are_the_same_in_every_process():
     assert trace_similarity.sketch("the red cup", 3).tolist() == [36622206720636015]
+
+
+def graded(*rewards):
+    return [
+        made(number, f"answer {number} {'abcdefgh'[number]}", reward=reward) for number, reward in enumerate(rewards)
+    ]
+
+
+def test_graded_rewards_are_kept_from_half_and_from_their_items_mean_on():
+    assert select(graded(0.993, 0.9, 0.2, 0.1), RFTOptions(max_likeness=1.0)) == [None, None, "incorrect", "incorrect"]
+    assert select(graded(0.993, 0.9, 0.94), RFTOptions(max_likeness=1.0)) == [None, "incorrect", "incorrect"]
+    assert set(select(graded(0.4, 0.3, 0.0), RFTOptions())) == {"too_hard"}
+    assert set(select(graded(0.7, 0.7, 0.7), RFTOptions())) == {"too_easy"}
+    assert set(select(graded(0.993, 0.2), RFTOptions(min_reward=1.0))) == {"too_hard"}, "what is asked for is done"
+
+
+@given(st.lists(st.sampled_from([None, 0.0, 1.0]), min_size=1, max_size=8))
+def test_rewards_of_0_and_1_need_no_other_rule_than_correct_ones(rewards):
+    assert select(graded(*rewards), RFTOptions()) == select(graded(*rewards), RFTOptions(min_reward=1.0))
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
+def test_of_graded_rewards_the_best_is_kept_unless_all_are_bad_or_alike(rewards):
+    reasons = select(graded(*rewards), RFTOptions(max_likeness=1.0))
+    if max(rewards) >= LEAST_REWARD and min(rewards) < max(rewards) - 1e-6:
+        assert reasons[rewards.index(max(rewards))] is None
+        assert all(reward >= np.mean(rewards) - 1e-6 for reward, why in zip(rewards, reasons, strict=True) if not why)
+    else:
+        assert None not in reasons or min(rewards) < max(rewards)

@@ -29,6 +29,8 @@ WORDS = np.array([*"abcdefghijklmnopqrst"])
 def rollout(item, group, sample, rng):
     words = list(rng.choice(WORDS, rng.integers(4, 12))) if rng.random() > 0.2 else ["the", "red", "cup"]
     reward = None if rng.random() < 0.05 else float(rng.random() < int(item) % 10 / 9)
+    if reward is not None and int(item) % 3 == 0:  # graded ones
+        reward = 0.1 * int(rng.integers(0, 11))
     ids = [7] * 20 if rng.random() < 0.05 else rng.integers(0, 500, 30 if rng.random() < 0.05 else len(words)).tolist()
     return Rollout(
         item=item,

@@ -214,6 +214,16 @@ def test_a_step_lowers_the_cross_entropy_and_the_version_counts_on(traced, tmp_p
     assert (after.weight_version, after.steps) == (before.weight_version + 1, before.steps + 4)
 
 
+def test_a_reward_type_of_which_nothing_is_kept_is_named_while_it_runs_and_in_the_report(traced, capsys):
+    run = traced().start(SETTINGS.model_copy(update={"select": RFTOptions(min_reward=2.0)}))
+    line, alarm = run.lines[-2:]
+    assert line["kept_type/choice"] == 0.0
+    assert alarm["alarm"].startswith("nothing kept: none of 40 traces of questions with reward type choice")
+    assert "nothing kept" in capsys.readouterr().err
+    kept = traced("b").start().lines[-1]
+    assert kept["kept_type/choice"] == kept["traces/kept"] / 40 and "alarm" not in kept
+
+
 def test_nothing_kept_is_said_before_anything_is_trained(traced, tmp_path):
     run = traced().start(SETTINGS.model_copy(update={"select": RFTOptions(min_reward=2.0)}))
     assert run.summary.kept == 0
