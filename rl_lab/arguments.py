@@ -9,17 +9,22 @@ from pathlib import Path
 
 from rl_lab.errors import UserError
 
+MAX_NAME = 255
+"""Bytes of a name in a folder, of all file systems in use."""
+
 
 class BadArgumentError(UserError, ArgumentTypeError):
     """An argument that cannot be meant; argparse puts the option's name before the message."""
 
 
 def as_path(text: str) -> Path:
-    """A path. BadArgumentError for an empty one, and for one that would break a line of output that names it."""
+    """A path. BadArgumentError for one that is empty, too long, or would break a line of output that names it."""
     if not text:
         raise BadArgumentError("the path is empty; give a name, or . for this folder")
     if re.search("[\0-\x1f\x7f]", text):
         raise BadArgumentError(f"the path {text!r} holds control characters; rename it")
+    if max(len(name.encode()) for name in text.split("/")) > MAX_NAME:
+        raise BadArgumentError(f"a name in the path {text[:40]!r}... is longer than {MAX_NAME} bytes; shorten it")
     return Path(text)
 
 

@@ -58,7 +58,7 @@ def test_whole_numbers_have_bounds(text):
 
 
 def test_a_path_has_a_name_that_fits_on_a_line():
-    for text in ("", "a\nb", "a\x7f"):
+    for text in ("", "a\nb", "a\x7f", "b/" + "a" * 256):
         with pytest.raises(UserError, match="the path"):
             as_path(text)
 
