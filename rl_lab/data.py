@@ -7,7 +7,7 @@ episodes, the chosen sides are.
     inspect SOURCE               how many episodes of what, how long
     stats SOURCE --horizon 20    mean and deviation of states and of every chunk slot, as JSON
     convert SOURCE TARGET        --to lerobot (default), pairs (Parquet and video) or lab
-    validate SOURCE              every problem by episode and frame
+    validate SOURCE              every problem by episode and frame; warnings of other units and orders of numbers
 
 Broken episodes end the command, unless --skip-broken leaves them out and names them. Exit code: 0 done, 2 bad input.
 """
@@ -27,6 +27,7 @@ from rl_lab.config.section import MAX_PIXELS
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import write_folder
 from rl_lab.formats.checks import Problem, sound_episodes
+from rl_lab.formats.doubts import Doubts
 from rl_lab.formats.lerobot_write import write_lerobot
 from rl_lab.formats.pairs_write import write_pairs_layout
 from rl_lab.formats.robotwin import SAVE_FREQ
@@ -97,13 +98,16 @@ def convert(source: Source, options: argparse.Namespace) -> None:
 
 
 def validate(source: Source, options: argparse.Namespace) -> None:
-    """Print every problem; UserError if there is any."""
+    """Print every problem, and what is odd about the whole; UserError if there is a problem."""
     problems: list[Problem] = []
     kind = "episodes" if source.pairs is None else "pairs"
-    reads: Sequence[Callable[[], object]] = source.reads if source.pairs is None else source.pairs
-    sound = sum(1 for _ in sound_episodes(reads, problems.append))
-    for problem in problems:
-        print(problem)
+    reads: Sequence[Callable[[], Episode | PreferencePair]] = source.pairs or source.reads
+    doubts, sound = Doubts(), 0
+    for record in sound_episodes(reads, problems.append):
+        doubts.add(record)
+        sound += 1
+    for line in [*problems, *(f"warning: {doubt}" for doubt in doubts.lines())]:
+        print(line)
     if sound < len(reads):
         raise UserError(f"{len(reads) - sound} of {len(reads)} {kind} of {options.source} are broken")
     print(f"{sound} {kind}, no problems")

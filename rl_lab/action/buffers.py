@@ -46,8 +46,11 @@ def _read_records(folder: Path, make: Callable[[Arrays, Labels, str], Record]) -
 
     UserError for files that are damaged, or hold other arrays and labels than the lab writes.
     """
-    found = []
-    for number, labels in enumerate(read_json_lines(folder / INDEX_FILE), start=1):
+    found, rows = [], read_json_lines(folder / INDEX_FILE)
+    num_files = len(list(folder.glob("*.npz")))
+    if num_files > len(rows):
+        raise UserError(f"{folder / INDEX_FILE} lists {len(rows)} of {num_files} records; make the folder again")
+    for number, labels in enumerate(rows, start=1):
         where = f"{folder / INDEX_FILE}, line {number}"
         path = folder / f"{labels.pop('id', None)}.npz"
         arrays = read_arrays(path)

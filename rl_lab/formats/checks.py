@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from envs.se3 import split_arms
-from envs.types import ARMS, EE_DIM, Episode, PreferencePair, Segment
+from envs.types import ARMS, CAMERAS, EE_DIM, Episode, PreferencePair, Segment
 from rl_lab.errors import UserError
 
 QUAT_TOLERANCE = 1e-2
@@ -89,6 +89,10 @@ def episode_problems(name: str, episode: Episode) -> list[Problem]:
     if len(episode.poses) != steps + 1 or episode.num_steps != steps:
         text = f"truncated: {len(episode.poses)} poses and {steps} actions for {episode.num_steps} steps"
         found.append(Problem(name, min(len(episode.poses), steps), text))
+    found += image_problems(name, "images", episode.images)
+    if episode.frame_steps.ndim != 1 or episode.frame_steps.dtype.kind not in "iu":
+        text = f"frame steps are {episode.frame_steps.dtype} {list(episode.frame_steps.shape)}, expected whole numbers"
+        return [*found, Problem(name, None, f"{text} [n]")]
     if len(episode.images) != frames:
         found.append(Problem(name, min(len(episode.images), frames), f"{len(episode.images)} images, {frames} frames"))
     if frames < 1 or np.any(np.diff(episode.frame_steps) < 1) or np.any(episode.frame_steps < 0):
@@ -100,9 +104,18 @@ def episode_problems(name: str, episode: Episode) -> list[Problem]:
     return found
 
 
+def image_problems(name: str, label: str, images: np.ndarray) -> list[Problem]:
+    """Problems of views: anything but uint8 [n, 3, S, S, 3]."""
+    shape, dtype = tuple(images.shape), getattr(images, "dtype", np.dtype(np.uint8))  # stored ones have a shape only
+    if dtype == np.uint8 and len(shape) == 5 and (shape[1], shape[4]) == (len(CAMERAS), 3) and shape[2] == shape[3] > 0:
+        return []
+    return [Problem(name, None, f"{label} are {dtype} {list(shape)}, expected uint8 [n, {len(CAMERAS)}, S, S, 3]")]
+
+
 def segment_problems(name: str, segment: Segment) -> list[Problem]:
     """Everything that is wrong with one side of a pair."""
     found = pose_problems(name, "pose", segment.poses) + command_problems(name, "action", segment.actions)
+    found += image_problems(name, "images", segment.images)
     steps = len(segment.actions)
     if steps < 1:
         found.append(Problem(name, None, "has no control steps"))
@@ -119,6 +132,8 @@ def pair_problems(name: str, pair: PreferencePair) -> list[Problem]:
     if not found and not np.allclose(pair.winner.poses[0], pair.loser.poses[0], atol=START_TOLERANCE):
         gap = float(np.abs(pair.winner.poses[0] - pair.loser.poses[0]).max())
         found.append(Problem(name, 0, f"chosen and rejected start {gap:.3g} apart, expected one shared state"))
+    if pair.before is not None and len(pair.before):
+        found += image_problems(name, "frames before it", pair.before)
     if not pair.instruction.strip():
         found.append(Problem(name, None, "has no instruction"))
     return found

@@ -48,9 +48,9 @@ def _images(video: tuple[Path, float], hz: float, steps: np.ndarray, name: str, 
     raise BrokenEpisodeError([Problem(name, missing, text)])
 
 
-def _views(row: EpisodeRow, hz: float, steps: np.ndarray, name: str, image_size: int) -> np.ndarray:
-    """All frames of an episode, uint8 [N, 3, S, S, 3]."""
-    views = [_images(row.videos[key], hz, steps, name) for key in schema.VIDEO_KEYS]
+def _views(row: EpisodeRow, hz: float, steps: np.ndarray, name: str, image_size: int, seek: bool = False) -> np.ndarray:
+    """Frames of an episode, uint8 [N, 3, S, S, 3]."""
+    views = [_images(row.videos[key], hz, steps, name, seek) for key in schema.VIDEO_KEYS]
     sizes = {view.shape[1:3] for view in views}
     if len(sizes) > 1 or any(height != width for height, width in sizes):
         views = [np.stack([fit(image, image_size) for image in view]) for view in views]
@@ -127,7 +127,7 @@ def _labels(row: EpisodeRow, name: str) -> dict[str, Any]:
     return found
 
 
-def _read(folder: Path, number: int, name: str, image_size: int) -> Episode:
+def _read(folder: Path, number: int, name: str, image_size: int, decode: bool) -> Episode:
     info, rows, tasks = _tables(folder)
     row = rows[number]
     table = _rows(row)
@@ -138,12 +138,13 @@ def _read(folder: Path, number: int, name: str, image_size: int) -> Episode:
     foreign = {"task": folder.name, "variant": "", "seed": number, "success": True}
     told = {"instruction": _instruction(table, row, tasks, name), "num_steps": row.length}
     frame_steps = _frame_steps(table)
+    images = _views(row, info.fps, frame_steps if decode else frame_steps[-1:], name, image_size, seek=not decode)
     episode = Episode(
         **read_labels(Episode, foreign | told | labels, f"{name}, {schema.LABELS}"),
         poses=np.concatenate([states, final[None]]),
         actions=actions,
         frame_steps=frame_steps,
-        images=_views(row, info.fps, frame_steps, name, image_size),
+        images=np.broadcast_to(images, (len(frame_steps), *images.shape[1:])),
     )
     problems = episode_problems(name, episode)
     if problems:
@@ -151,11 +152,12 @@ def _read(folder: Path, number: int, name: str, image_size: int) -> Episode:
     return episode
 
 
-def read_episode(folder: Path, episode: int, image_size: int = 224) -> Episode:
-    """One episode by its index; BrokenEpisodeError with what is wrong with it."""
+def read_episode(folder: Path, episode: int, image_size: int = 224, decode: bool = True) -> Episode:
+    """One episode by its index, without `decode` with its last image in the place of all; BrokenEpisodeError with what
+    is wrong with it."""
     name = f"{folder}, episode {episode}"
     with naming_episode(name):
-        return _read(folder, episode, name, image_size)
+        return _read(folder, episode, name, image_size, decode)
 
 
 def episode_reads(folder: Path, image_size: int = 224) -> list[Callable[[], Episode]]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from envs.types import Episode
 from rl_lab.errors import UserError
 from rl_lab.formats import lerobot_read, lerobot_schema, robotwin
@@ -13,6 +15,8 @@ from rl_lab.formats.checks import BrokenEpisodeError, Problem
 from rl_lab.formats.lerobot_tables import read_info, read_rows
 from rl_lab.formats.stored_images import StoredImages
 
+GLANCES = 100
+"""So many episodes are looked at before a run begins; all are read when it does."""
 RATE_TOLERANCE = 0.01
 """Rates that differ by less than this part are the same."""
 
@@ -42,11 +46,19 @@ class Recording:
         images = StoredImages(self.format, path, self.episode, count, self.image_size)
         return replace(episode, images=images), []  # type: ignore[arg-type]  # stands for the array
 
-    def _read(self) -> Episode:
+    def problems(self) -> list[Problem]:
+        """What is wrong with it as far as that is seen without decoding all its images."""
+        try:
+            self._read(decode=False)
+        except BrokenEpisodeError as error:
+            return error.problems
+        return []
+
+    def _read(self, decode: bool = True) -> Episode:
         if self.format == "robotwin":
             (file,) = robotwin.find_episodes(self.path)
-            return robotwin.read_episode(file, self.image_size, self.save_freq, self.split)
-        return lerobot_read.read_episode(self.path, self.episode, self.image_size)
+            return robotwin.read_episode(file, self.image_size, self.save_freq, self.split, decode)
+        return lerobot_read.read_episode(self.path, self.episode, self.image_size, decode)
 
 
 def find_recordings(
@@ -76,3 +88,21 @@ def find_recordings(
                 f"{first} has {hz:.2f} frames a second but {path} has {rate:.2f}; train on sets of one rate"
             )
     return found, hz
+
+
+def check_sound(found: Sequence[list[Problem]], skip_broken: bool) -> None:
+    """UserError if episodes, given by the problems of each, are not to be learned from."""
+    broken = [problems for problems in found if problems]
+    if broken and not skip_broken:
+        raise UserError(
+            f"demos.files: {len(broken)} of {len(found)} episodes are broken, the first: {broken[0][0]}; mend them, or "
+            "leave them out with demos.files.skip_broken=true"
+        )
+    if len(broken) == len(found):
+        raise UserError(f"demos.files: none of {len(found)} episodes is sound, the first: {broken[0][0]}")
+
+
+def glance(recordings: Sequence[Recording], skip_broken: bool) -> None:
+    """`check_sound` of some recordings, spread evenly, before a run begins."""
+    places = np.linspace(0, len(recordings) - 1, min(len(recordings), GLANCES)).astype(int)
+    check_sound([recordings[place].problems() for place in places], skip_broken)

@@ -137,8 +137,8 @@ class _Reader:
         self.stop_if_broken()
         return np.concatenate(list(arrays.values()), axis=1)
 
-    def images(self, keys: list[str], num_frames: int, num_used: int, image_size: int) -> np.ndarray:
-        """uint8 [num_used, cameras, S, S, 3] of cameras that hold `num_frames` each."""
+    def images(self, keys: list[str], num_frames: int, num_used: int, image_size: int, decode: bool) -> np.ndarray:
+        """uint8 [num_used, cameras, S, S, 3] of cameras that hold `num_frames` each; black unless they are decoded."""
         images = np.zeros((num_used, len(keys), image_size, image_size, 3), dtype=np.uint8)
         for camera, key in enumerate(keys):
             node = self.file.get(key)
@@ -147,7 +147,7 @@ class _Reader:
             elif len(node) != num_frames:
                 text = f"truncated: {key} has {len(node)} images for {num_frames} frames"
                 self.fail(text, min(len(node), num_frames))
-            else:
+            elif decode:
                 self._decode(node, images[:, camera], key, image_size)
         return images
 
@@ -204,7 +204,7 @@ def _seed(file: EpisodeFile) -> int:
     return int(seeds[file.number])
 
 
-def _read(file: EpisodeFile, handle: h5py.File, image_size: int, save_freq: int, split: str) -> Episode:
+def _read(file: EpisodeFile, handle: h5py.File, image_size: int, save_freq: int, split: str, decode: bool) -> Episode:
     reader = _Reader(str(file.path), handle)
     reader.check_rate(save_freq)
     if "state" in handle:
@@ -220,7 +220,7 @@ def _read(file: EpisodeFile, handle: h5py.File, image_size: int, save_freq: int,
     if len(action) < 1:
         reader.fail("truncated: fewer than two frames")
     reader.stop_if_broken()
-    images = reader.images(_camera_keys(handle), num_frames, len(action), image_size)
+    images = reader.images(_camera_keys(handle), num_frames, len(action), image_size, decode)
     episode = Episode(
         task=file.task,
         variant=file.variant,
@@ -239,10 +239,12 @@ def _read(file: EpisodeFile, handle: h5py.File, image_size: int, save_freq: int,
     return episode
 
 
-def read_episode(file: EpisodeFile, image_size: int = 224, save_freq: int = SAVE_FREQ, split: str = "seen") -> Episode:
-    """One demonstration; BrokenEpisodeError with everything that is wrong with it."""
+def read_episode(
+    file: EpisodeFile, image_size: int = 224, save_freq: int = SAVE_FREQ, split: str = "seen", decode: bool = True
+) -> Episode:
+    """One demonstration, without `decode` with black images; BrokenEpisodeError with all that is wrong with it."""
     with naming_episode(str(file.path)), h5py.File(file.path, "r") as handle:
-        return _read(file, handle, image_size, save_freq, split)
+        return _read(file, handle, image_size, save_freq, split, decode)
 
 
 def _camera_keys(handle: h5py.File) -> list[str]:

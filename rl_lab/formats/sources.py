@@ -19,6 +19,7 @@ from rl_lab.formats.checks import (
     pair_problems,
     sound_episodes,
 )
+from rl_lab.formats.damaged import naming_episode
 from rl_lab.formats.lerobot_tables import read_info
 from rl_lab.formats.lerobot_write import correction
 from rl_lab.json_lines import read_json_lines
@@ -46,6 +47,13 @@ class Source:
 
 def open_source(folder: Path, *, image_size: int, save_freq: int, split: str, hz: float | None = None) -> Source:
     """Find out what a folder holds; UserError if it is nothing of ours. `hz` replaces the rate of lab files."""
+    source = _source(folder, image_size, save_freq, split, hz)
+    if not source.reads:
+        raise UserError(f"{folder} is a set ({source.format}) of no episodes")
+    return source
+
+
+def _source(folder: Path, image_size: int, save_freq: int, split: str, hz: float | None) -> Source:
     if not folder.exists():
         raise UserError(f"{folder} does not exist")
     if (folder / lerobot_schema.INFO_PATH).exists():
@@ -86,14 +94,16 @@ def _lab_source(folder: Path, hz: float | None) -> Source:
 
 
 def _checked(name: str, episode: Episode) -> Episode:
-    problems = episode_problems(name, episode)
+    with naming_episode(name):
+        problems = episode_problems(name, episode)
     if problems:
         raise BrokenEpisodeError(problems)
     return episode
 
 
 def _checked_pair(name: str, pair: PreferencePair) -> PreferencePair:
-    problems = pair_problems(name, pair)
+    with naming_episode(name):
+        problems = pair_problems(name, pair)
     if problems:
         raise BrokenEpisodeError(problems)
     return pair

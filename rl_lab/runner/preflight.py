@@ -49,14 +49,15 @@ def _sizes(model: ModelConfig) -> tuple[Any, int]:
 
 
 def _check_files(files: FilesConfig, image_size: int) -> None:
-    """There are episodes in every file and folder, all of one rate."""
-    from rl_lab.formats.recordings import find_recordings
+    """There are episodes in every file and folder, all of one rate, and those looked at are sound."""
+    from rl_lab.formats.recordings import find_recordings, glance
 
     paths = [Path(path) for path in files.paths]
     try:
-        find_recordings(paths, image_size=image_size, save_freq=files.save_freq, split=files.instructions)
+        found, _ = find_recordings(paths, image_size=image_size, save_freq=files.save_freq, split=files.instructions)
     except UserError as error:
         raise UserError(f"demos.files: {error}") from error
+    glance(found, files.skip_broken)
 
 
 def _check_given_policy(config: RunConfig, num_tokens: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from envs.correctors import Corrector, Place, recorded, scripted_expert, teacher
 from envs.rollout import Act
@@ -15,7 +16,9 @@ from envs.types import EE_DIM
 from rl_lab.action.buffers import INDEX_FILE, read_pairs
 from rl_lab.config.action import CorrectorConfig
 from rl_lab.errors import UserError
+from rl_lab.formats.checks import command_problems
 from rl_lab.learning.checkpoint import check_named, check_policy, published, snapshot_info
+from rl_lab.reading import fit, parse_json, read_text
 from rl_lab.workers.weights import Snapshot
 
 
@@ -50,6 +53,15 @@ def corrector_plan(settings: CorrectorConfig, execute: int) -> CorrectorPlan:
     return CorrectorPlan()
 
 
+@dataclass(frozen=True)
+class _Line:
+    task: str
+    variant: str
+    seed: int
+    step: int
+    actions: list[Annotated[list[float], Field(min_length=EE_DIM, max_length=EE_DIM)]]
+
+
 def read_corrections(path: Path) -> dict[Place, np.ndarray]:
     """Corrections of a file that `python -m rl_lab.correct` wrote, or the winners of a folder of pairs that a run left.
 
@@ -60,7 +72,7 @@ def read_corrections(path: Path) -> dict[Place, np.ndarray]:
     if path.is_dir():
         if not (path / INDEX_FILE).is_file():
             raise UserError(f"collect.corrector.path: {path} is no folder of pairs: {INDEX_FILE} is missing")
-        found = {(p.task, p.variant, p.seed, p.start_step): p.winner.actions for p in read_pairs(path)}
+        found = dict(_winners(path))
     else:
         found = dict(_lines(path))
     if not found:
@@ -68,29 +80,33 @@ def read_corrections(path: Path) -> dict[Place, np.ndarray]:
     return found
 
 
+def _winners(folder: Path) -> Iterator[tuple[Place, np.ndarray]]:
+    try:
+        for number, pair in enumerate(read_pairs(folder)):
+            place = (pair.task, pair.variant, pair.seed, pair.start_step)
+            yield place, _checked(f"{folder}, pair {number}", pair.winner.actions)
+    except UserError as error:
+        raise UserError(f"collect.corrector.path: {error}") from error
+
+
 def _lines(path: Path) -> Iterator[tuple[Place, np.ndarray]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"collect.corrector.path: {path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _correction(path, number, line)
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                row = fit(parse_json(line, where), _Line, where)
+                yield (row.task, row.variant, row.seed, row.step), _checked(where, np.array(row.actions))
+    except UserError as error:
+        raise UserError(f"collect.corrector.path: {error}") from error
 
 
-def _correction(path: Path, number: int, line: str) -> tuple[Place, np.ndarray]:
-    try:
-        row = json.loads(line)
-        place = (str(row["task"]), str(row["variant"]), int(row["seed"]), int(row["step"]))
-        actions = np.array(row["actions"], dtype=np.float64)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"collect.corrector.path: {path}, line {number}: no correction ({error!r})") from error
-    if actions.ndim != 2 or actions.shape[1] != EE_DIM or not len(actions) or not np.isfinite(actions).all():
-        raise UserError(
-            f"collect.corrector.path: {path}, line {number}: actions have shape {actions.shape}; expected finite "
-            f"numbers [T, {EE_DIM}]"
-        )
-    return place, actions
+def _checked(where: str, actions: np.ndarray) -> np.ndarray:
+    """Commands [T, 16]; UserError for anything that no environment takes."""
+    problems: Sequence[object] = command_problems(where, "action", actions)
+    problems = problems if len(actions) else [f"{where}: there are no actions"]
+    if problems:
+        raise UserError(f"{problems[0]}; mend it or leave it out")
+    return actions
 
 
 def check_corrector(settings: CorrectorConfig, image_size: int, execute: int) -> None:

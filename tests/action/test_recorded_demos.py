@@ -262,14 +262,31 @@ def break_episode(raw):
         file["endpose/left_endpose"][3] = np.nan
 
 
-def test_a_broken_episode_ends_a_run_with_2_unless_it_is_skipped(raw, tmp_path, monkeypatch, capsys):
+def break_picture(raw):
+    with h5py.File(raw / "handover_block/demo_clean/data/episode1.hdf5", "r+") as file:
+        file["observation/left_camera/rgb"][3] = b"\xff\xd8nothing"
+
+
+def test_numbers_that_are_broken_stop_a_run_before_anything_is_written(raw, tmp_path, monkeypatch):
     break_episode(raw)
+    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(RUN)
+    with pytest.raises(
+        UserError, match="^demos.files: 1 of 3 episodes are broken.*episode1.hdf5, frame 3: pose is not"
+    ):
+        main(["run.yaml", "stages=[demos]", "--run-dir", "stopped"], here)
+    assert not (tmp_path / "stopped").exists()
+
+
+def test_a_broken_episode_ends_a_run_with_2_unless_it_is_skipped(raw, tmp_path, monkeypatch, capsys):
+    break_picture(raw)
     monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(RUN)
     assert main(["run.yaml", "stages=[demos]", "--run-dir", "stopped"], here) == 2
     errors = capsys.readouterr().err
-    assert "episode1.hdf5, frame 3: pose is not finite" in errors
+    assert "episode1.hdf5, frame 3: observation/left_camera/rgb cannot be decoded" in errors
     assert "1 of 3 episodes are broken" in errors and "skip_broken=true" in errors
     assert main(["run.yaml", "stages=[demos]", "demos.files.skip_broken=true", "--run-dir", "out"], here) == 0
     assert "skipped: " in capsys.readouterr().err
