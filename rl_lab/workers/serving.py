@@ -15,6 +15,7 @@ client. Kinds of errors: "protocol" (no message of this version, or one larger t
 
 from __future__ import annotations
 
+import re
 import socket
 import socketserver
 import threading
@@ -75,8 +76,9 @@ def _decision(params: dict[str, Any], frames: int, image_size: int) -> Decision:
     problems = pose_problems("act", "pose", pose.astype(np.float64)[None])
     if problems:
         raise RequestError("bad_request", problems[0].text)
-    if not isinstance(params["instruction"], str) or not params["instruction"].strip():
-        raise RequestError("bad_request", "instruction must be a text that is not empty")
+    text = params["instruction"]
+    if not isinstance(text, str) or not text.strip() or re.search(r"[\ud800-\udfff]", text):
+        raise RequestError("bad_request", "instruction must be a text that is not empty, without halves of characters")
     if not isinstance(key, list) or len(key) != 2 or not all(type(number) is int for number in key):
         raise RequestError("bad_request", f"key must be [episode, decision], two whole numbers, not {key!r}")
     views = _checked_images(params["images"], frames)
@@ -86,7 +88,7 @@ def _decision(params: dict[str, Any], frames: int, image_size: int) -> Decision:
     endpose = {f"{arm}_endpose": part[:7] for arm, part in zip(ARMS, arms, strict=True)}
     endpose |= {f"{arm}_gripper": part[7] for arm, part in zip(ARMS, arms, strict=True)}
     now = {camera: {"rgb": view[-1]} for camera, view in zip(CAMERAS, views, strict=True)}
-    observation = {"observation": now, "endpose": endpose, "instruction": params["instruction"]}
+    observation = {"observation": now, "endpose": endpose, "instruction": text}
     past = views[:, :-1].swapaxes(0, 1) if frames > 1 else None
     return Decision(observation, (key[0], key[1]), past)
 
@@ -120,8 +122,9 @@ class PolicyService:
 
     def hello(self, params: dict[str, Any]) -> dict[str, Any]:
         """What this policy is."""
-        if params.get("version") != VERSION:
-            text = f"the client speaks version {params.get('version')}, this server {VERSION}; copy the client again"
+        version = params.get("version")
+        if type(version) is not int or version != VERSION:
+            text = f"the client speaks version {version!r:.40}, this server {VERSION}; copy the client again"
             raise RequestError("protocol", text)
         info, processor = self.policy.info, self.policy.processor
         return {

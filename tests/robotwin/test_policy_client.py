@@ -211,6 +211,7 @@ BAD = {
     "nan": ({"pose": np.full(16, np.nan)}, "pose is not finite"),
     "quaternion": ({"pose": 3 * PATH[0]}, "quaternion of norm 3.000"),
     "no text": ({"instruction": " "}, "instruction must be a text"),
+    "surrogate": ({"instruction": "\ud800"}, "instruction must be a text that is not empty, without halves"),
     "key": ({"key": [0, 1.5]}, r"key must be \[episode, decision\]"),
 }
 
@@ -238,6 +239,8 @@ def test_other_versions_methods_and_bytes_are_refused(port):
     connection = client().Connection(port, 60)
     with pytest.raises(RuntimeError, match="the client speaks version 9, this server 1"):
         connection.ask("hello", version=9)
+    with pytest.raises(RuntimeError, match="the client speaks version array"):
+        connection.ask("hello", version=np.ones(3))
     with pytest.raises(RuntimeError, match="unknown method 'reset'; this server has hello, act"):
         connection.ask("reset")
     with socket.create_connection(("127.0.0.1", port), 60) as other:
