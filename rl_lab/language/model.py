@@ -121,6 +121,13 @@ def load_chat_processor(folder: Path) -> HunYuanVLMoTProcessor:
         return HunYuanVLMoTProcessor.from_pretrained(folder)
 
 
+def model_processor(model: ModelConfig) -> HunYuanVLMoTProcessor:
+    """The processor of the model that a config names, a checkpoint or a preset, without the model."""
+    if model.path is not None:
+        return load_chat_processor(Path(model.path))
+    return vlm_processor(preset_config(model.preset), load_tokenizer())
+
+
 def checkpoint_dtype(folder: Path) -> str:
     """In what a checkpoint folder says that its weights are, float32 where it is silent."""
     config = read_config_file(folder)
@@ -133,9 +140,8 @@ def initial_language_model(model: ModelConfig, seed: int) -> LanguageModel:
         found = load_language_model(Path(model.path))
     else:
         torch.manual_seed(integer(seed, "initialisation"))
-        config = preset_config(model.preset)
-        made = HunYuanVLMoTForConditionalGeneration(vlm_config(config))
-        found = LanguageModel(made, vlm_processor(config, load_tokenizer()), CheckpointInfo(0, 0))
+        made = HunYuanVLMoTForConditionalGeneration(vlm_config(preset_config(model.preset)))
+        found = LanguageModel(made, model_processor(model), CheckpointInfo(0, 0))
     if model.dtype is not None:
         found.model.to(getattr(torch, model.dtype))
     return found

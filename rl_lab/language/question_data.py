@@ -34,9 +34,12 @@ from rl_lab.errors import UserError
 from rl_lab.language.question_files import Raw, is_table, raw_rows, texts_of
 from rl_lab.language.question_images import existing_file, read_image
 from rl_lab.language.question_layouts import ROLES, is_conversation, public_layout
+from rl_lab.model.tokenizer import SPECIAL_TOKENS
 
 QUESTION_FIELDS = ("prompt", "images", "answer", "reward_type", "category", "id", "solution")
 REQUIRED_FIELDS = ("prompt", "answer", "reward_type", "category")
+IMAGE_TAG = "<image>"
+"""What stands for a picture in the text of others' layouts."""
 SHOWN_ROWS = 20
 """Bad rows that the error's text lists; `BadRowsError.bad_rows` has all."""
 
@@ -118,8 +121,8 @@ def source_name(path: Path) -> str:
     return "table" if is_table(path) else path.name
 
 
-def source_rows(path: Path, ignored: Counter[str] | None = None) -> Iterator[Read]:
-    """The rows of a source one by one; `ignored` counts the fields of conversations that mean nothing."""
+def source_rows(path: Path, ignored: Counter[str] | None = None) -> Iterator[tuple[int, Read]]:
+    """The rows of a source one by one by number; `ignored` counts the fields of conversations that mean nothing."""
     name = source_name(path).removesuffix(".gz")
     return _rows(raw_rows(path), Path(name).stem, path.parent, Counter() if ignored is None else ignored)
 
@@ -145,11 +148,11 @@ def item_conversation(item: Item) -> Conversation:
     return Conversation(item.id, turns, item.images, ())
 
 
-def _collected(rows: Iterable[Read], name: str, skip_bad: bool, ignored: Counter[str]) -> QuestionData:
+def _collected(rows: Iterable[tuple[int, Read]], name: str, skip_bad: bool, ignored: Counter[str]) -> QuestionData:
     """Rows by kind. Errors as `read_questions`."""
     data = QuestionData([], [], [], ignored)
     kinds: dict[type, list[Any]] = {Item: data.items, Conversation: data.conversations, BadRow: data.bad_rows}
-    for row in rows:
+    for _, row in rows:
         kinds[type(row)].append(row)
     if data.bad_rows and not skip_bad:
         raise BadRowsError(name, data.bad_rows)
@@ -158,7 +161,7 @@ def _collected(rows: Iterable[Read], name: str, skip_bad: bool, ignored: Counter
     return data
 
 
-def _rows(raw_rows: Iterable[Raw], stem: str, folder: Path, ignored: Counter[str]) -> Iterator[Read]:
+def _rows(raw_rows: Iterable[Raw], stem: str, folder: Path, ignored: Counter[str]) -> Iterator[tuple[int, Read]]:
     """Rows, as JSON text (bytes) or mappings, by their number; those without an id are named by the stem and it."""
     lines: dict[str, int] = {}
     for line, raw in raw_rows:
@@ -167,12 +170,12 @@ def _rows(raw_rows: Iterable[Raw], stem: str, folder: Path, ignored: Counter[str
             identity = _identity(row, f"{stem}-{line}", lines)
             made = _conversation(row, identity, folder) if "messages" in row else _item(row, identity, folder)
         except ValueError as error:
-            yield BadRow(line, " ".join(str(error).split()))
+            yield line, BadRow(line, " ".join(str(error).split()))
         except RecursionError:
-            yield BadRow(line, "nested too deeply")
+            yield line, BadRow(line, "nested too deeply")
         else:
             lines[identity] = line
-            yield made
+            yield line, made
 
 
 def _fields(raw: Any, ignored: Counter[str]) -> dict[str, Any]:
@@ -206,8 +209,12 @@ def _identity(row: Mapping[str, Any], default: str, lines: Mapping[str, int]) ->
 
 
 def check_texts(row: Any) -> None:
-    """ValueError for text that no later stage could write: half of a surrogate pair, such as `"\\ud800"` in JSON."""
+    """ValueError for text that no later stage could use: half of a surrogate pair, such as `"\\ud800"` in JSON, and the
+    model's own special tokens, which stand for pictures and turns."""
     for text in texts_of(row):
+        special = next((token for token in SPECIAL_TOKENS if token in text), None)
+        if special is not None:
+            raise ValueError(f"a text holds the special token {special}, which only the chat template may write")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -225,6 +232,8 @@ def _item(row: Mapping[str, Any], identity: str, folder: Path) -> Item:
         raise ValueError(f"category is {row['category']!r}; use one of {', '.join(CATEGORIES)}")
     images = row.get("images", [])
     several = isinstance(images, list | tuple)
+    if (not several or images) and IMAGE_TAG in prompt:
+        raise ValueError(f"prompt holds {IMAGE_TAG}, but a question's pictures stand before its text; leave it out")
     return Item(
         id=identity,
         category=row["category"],

@@ -16,7 +16,6 @@ from envs.spatial_qa.controls import ConstantAnswer, best_constant_answers, blan
 from envs.spatial_qa.items import Item
 from envs.spatial_qa.splits import SEEDS_PER_BLOCK
 from rewards.compose import Rewards
-from rl_lab.errors import UserError
 from rl_lab.files import write_whole
 from rl_lab.json_lines import write_json_lines
 from rl_lab.language.answering import Scored, ask, collect, judge_agreement, plain, score
@@ -24,10 +23,10 @@ from rl_lab.language.engines import engines, policy_folder
 from rl_lab.language.gates import DEVELOPMENT_FILE
 from rl_lab.language.grpo_run import GRPORun
 from rl_lab.language.grpo_state import RunState
-from rl_lab.language.item_files import ItemFile, Row, conversation_row, item_row, write_rows
+from rl_lab.language.item_files import ItemFile, Row, write_rows
 from rl_lab.language.model import answer_texts, item_prompt, load_chat_processor
 from rl_lab.language.online_stage import with_learner
-from rl_lab.language.question_data import SHOWN_ROWS, QuestionData, read_questions
+from rl_lab.language.question_sets import check_shared, run_limits, set_questions, take_file
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.training import ColdStartPlan, GRPOPlan
@@ -91,13 +90,15 @@ class LanguageStages:
     def _write_sets(self, context: StageContext, wanted: Mapping[str, tuple[str, int, int]]) -> None:
         """Sets by name: split, its first seed, number of questions."""
         config = context.config.questions
+        files = {name: path for name, path in config.files().items() if name in wanted}
+        limits = run_limits(context.config) if files else None
         counts: dict[str, Any] = {}
         for name, (split, start, number) in wanted.items():
             path = context.out / f"{name}.arrow"
-            if name in config.files():
-                counts[name] = _take_file(config.files()[name], name, path, skip_bad=config.skip_bad_rows)
-                for field, number in counts[name].get("ignored_fields", {}).items():
-                    context.say(f"questions.{name}_file: the field {field} of {number} rows means nothing here")
+            if name in files:
+                counts[name] = take_file(files[name], name, path, skip_bad=config.skip_bad_rows, limits=limits)
+                for field, rows in counts[name].get("ignored_fields", {}).items():
+                    context.say(f"questions.{name}_file: the field {field} of {rows} rows means nothing here")
             else:
                 first = start // SEEDS_PER_BLOCK * config.per_scene
                 unit = QuestionUnit(
@@ -105,6 +106,8 @@ class LanguageStages:
                 )
                 write_rows(path, self._generated(context, name, unit, number))
                 counts[name] = {"questions": number}
+        if files:
+            check_shared({name: set_questions(context.out / f"{name}.arrow") for name in wanted}, files)
         write_whole(context.out / "questions.json", json.dumps(counts, indent=1) + "\n")
 
     def _generated(self, context: StageContext, name: str, first: QuestionUnit, number: int) -> Iterator[Row]:
@@ -240,38 +243,6 @@ def _items(context: StageContext, name: str, most: int | None = None, role: str 
     """The items of a set, or the first of them."""
     file = ItemFile(context.inputs[role] / f"{name}.arrow")
     return [file[row] for row in range(len(file) if most is None else min(len(file), most))]
-
-
-def _take_file(source: Path, name: str, target: Path, *, skip_bad: bool) -> dict[str, Any]:
-    """Questions or conversations of a user's file; counts, the rows that were left out, and the fields without meaning.
-
-    UserError, unless bad rows are skipped, for rows that this set cannot use, and for a file without any that it can.
-    """
-    data = read_questions(source, skip_bad=skip_bad)
-    unfit = _unfit(data, name)
-    if unfit and not skip_bad:
-        listed = "; ".join(f"{identity}: {reason}" for identity, reason in list(unfit.items())[:SHOWN_ROWS])
-        raise UserError(
-            f"questions.{name}_file: {source.name} has {len(unfit)} rows that cannot be used ({listed}); "
-            "mend them, or set questions.skip_bad_rows=true"
-        )
-    rows = [item_row(item) for item in data.items if item.id not in unfit]
-    rows += [conversation_row(talk) for talk in data.conversations if talk.id not in unfit]
-    if not rows:
-        raise UserError(f"questions.{name}_file: {source.name} has no row that can be used; give at least one")
-    write_rows(target, rows)
-    left_out: list[dict[str, Any]] = [{"line": row.line, "reason": row.reason} for row in data.bad_rows]
-    left_out += [{"id": identity, "reason": reason} for identity, reason in unfit.items()]
-    ignored = {"ignored_fields": dict(data.ignored)} if data.ignored else {}
-    return {"questions": len(rows), "file": source.name, "left_out": left_out} | ignored
-
-
-def _unfit(data: QuestionData, name: str) -> dict[str, str]:
-    """Why rows cannot be part of a set, by their id."""
-    if name == "cold_start":
-        return {item.id: "it has no solution to imitate" for item in data.items if not item.solution}
-    reason = "a conversation has no answer to score; give it in cold_start_file"
-    return {conversation.id: reason for conversation in data.conversations}
 
 
 def _constant_scores(items: Sequence[Item], training: Sequence[Item], rewards: Rewards) -> list[float | None]:

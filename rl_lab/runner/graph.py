@@ -60,6 +60,9 @@ READS: dict[str, tuple[str, ...]] = {
 }
 """Sections of the configuration that a stage of each kind may read; they enter its hash."""
 
+LIMITS = {"model": ("preset", "path"), "engine": ("images_per_prompt", "max_model_len")}
+"""Sections, and fields of them, that decide which rows of the user's own files can be used."""
+
 SIMULATES = frozenset(("demos", "evaluate", "collect", "record", "candidates"))
 """Kinds of stages with episodes. Another checkout of RoboTwin gives others, so the hash covers it."""
 
@@ -110,9 +113,15 @@ class Node:
         return (self.replicate or 0, *self.params.get("cycle", ()))
 
 
+def sections_read(config: RunConfig, kind: str) -> tuple[str, ...]:
+    """The sections that a stage of this kind may read: those of `READS`, and `LIMITS` for questions of one's own."""
+    own = "questions" in READS[kind] and bool(config.questions.files())
+    return (*READS[kind], *(LIMITS if own else ()))
+
+
 def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
     """The sections that a stage reads, with the content of files in place of their paths."""
-    params = config.model_dump(mode="json", include=set(READS[kind]))
+    params = config.model_dump(mode="json", include=set(sections_read(config, kind)))
     for name in ("rewards", "truth"):
         functions = (params.get(name) or {}).get("functions", {})
         functions |= {key: [source, file_digest(source_file(source))] for key, source in functions.items()}
@@ -137,6 +146,10 @@ def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
         paths = [recording_digest(Path(path)) for path in config.demos.files.paths] if kind == "demos" else []
         params["demos"]["files"] |= {"paths": paths}  # other stages have it by their input
     if "questions" in params:
+        params |= {
+            section: {name: params[section][name] for name in LIMITS[section]}
+            for section in LIMITS.keys() & params.keys()
+        }
         digests = {f"{name}_file": source_digest(path) for name, path in config.questions.files().items()}
         params["questions"] = _questions(params["questions"] | digests, of_gates=kind == "development")
     return params

@@ -141,6 +141,7 @@ def _check_language(config: RunConfig) -> None:
         from rl_lab.learning.checkpoint import check_named
 
         check_named("model.path", Path(config.model.path), check_language_model)
+    _check_questions(config)
     lengths = {"grpo": config.grpo.max_completion_length, "distill": config.distill.max_completion_length}
     longest = max(
         config.examine.max_tokens, *(length * (kind in config.stage_names) for kind, length in lengths.items())
@@ -160,6 +161,16 @@ def _check_language(config: RunConfig) -> None:
         from rl_lab.language.teacher_checks import check_teacher  # here, because it imports the model
 
         check_teacher(config)
+
+
+def _check_questions(config: RunConfig) -> None:
+    """Every row of the user's files can be used where it is given, and stands in one set."""
+    files = config.questions.files()
+    if not files or "questions" not in config.stage_names:
+        return
+    from rl_lab.language.question_sets import check_files, run_limits  # here, because it imports the model
+
+    check_files(files, run_limits(config), skip_bad=config.questions.skip_bad_rows)
 
 
 def _check_rewards(config: RunConfig) -> None:

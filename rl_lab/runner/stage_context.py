@@ -13,7 +13,7 @@ from rl_lab.config.action import ObjectiveConfig
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
 from rl_lab.json_lines import append_json_line, read_json_lines, write_json_lines
-from rl_lab.runner.graph import READS, RUNTIME, Node
+from rl_lab.runner.graph import RUNTIME, Node, sections_read
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import Line, RunFolder, plain_line
 from rl_lab.runner.store import METRICS_FILE
@@ -36,7 +36,7 @@ class StageConfig:
         self._config, self._kind, self._sections = config, kind, sections or {}
 
     def __getattr__(self, name: str) -> Any:
-        if name not in (*READS[self._kind], *RUNTIME):
+        if name not in (*sections_read(self._config, self._kind), *RUNTIME):
             raise AttributeError(
                 f"stage {self._kind} reads config.{name}; list it in rl_lab.runner.graph.READS[{self._kind!r}]"
             )

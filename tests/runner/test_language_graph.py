@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from rl_lab.config import RunConfig, load_config
@@ -196,3 +198,31 @@ def test_every_stage_reads_only_sections_that_enter_its_hash(config):
     found = {node.kind: node.params for node in expand(config())}
     assert set(found["grpo"]) >= {"engine", "grpo", "rl", "curriculum", "rewards", "examine", "replicate"}
     assert found["questions"].keys() == {"questions"}
+
+
+def test_what_engines_take_decides_on_files_of_ones_own_and_not_on_generated_questions(changed, config, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("{}\n")
+    assert "questions" not in changed("engine.max_model_len=300") | changed("model.preset=small")
+    own = f"questions.held_out_file={path}"
+    sets = [
+        hashes(config(own, *more))["questions"]
+        for more in ((), ("engine.max_model_len=300",), ("engine.max_num_seqs=7",))
+    ]
+    assert sets[0] != sets[1] and sets[0] == sets[2]
+
+
+def test_files_are_read_to_their_first_bad_row_before_anything_is_written(config, vllm, tmp_path):
+    good = {"prompt": "is it red?", "answer": "yes", "reward_type": "yes_no", "category": "perception"}
+    path = tmp_path / "mine.jsonl"
+    for bad, reason in (
+        (good | {"prompt": "no " * 2000}, "line 2: its prompt is .* engine.max_model_len is 1024"),
+        (good | {"category": "x"}, "line 2: category is 'x'"),
+    ):
+        path.write_text(json.dumps(good) + "\n" + json.dumps(bad) + "\n")
+        with pytest.raises(UserError, match=f"questions.held_out_file: mine.jsonl, {reason}"):
+            check_machine(config(f"questions.held_out_file={path}"))
+    path.write_text(json.dumps(good) + "\n")
+    check_machine(config(f"questions.held_out_file={path}"))
+    with pytest.raises(UserError, match="train and held_out share 1 questions .*: mine-1; keep each in one set"):
+        check_machine(config(f"questions.held_out_file={path}", f"questions.train_file={path}"))
