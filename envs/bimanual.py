@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from envs.commands import CommandError, check_commands
 from envs.se3 import normalize, split_arms
 from envs.types import EE_DIM, QPOS_DIM, Observation
 
@@ -63,13 +64,15 @@ class Bimanual(gymnasium.Env):
         return {"success": self.success, "step_count": self.step_count}
 
     def _checked(self, action: np.ndarray) -> np.ndarray:
-        """A copy of the action; ValueError for a wrong shape or a number that is not finite."""
+        """A copy of the action; ValueError for a wrong shape, CommandError for what no arm may be sent to."""
         size, array = ACTION_SIZES[self.action_type], np.array(action, dtype=np.float64)
         if array.shape != (size,):
             raise ValueError(f"action has shape {array.shape}; action_type={self.action_type!r} takes ({size},)")
         if not np.isfinite(array).all():
             wrong = np.flatnonzero(~np.isfinite(array)).tolist()
-            raise ValueError(f"action has numbers that are not finite at {wrong}")
+            raise CommandError(f"action has numbers that are not finite at {wrong}")
+        if self.action_type == "ee":
+            check_commands(array)
         return array
 
     def _check_views(self, images: bool) -> None:

@@ -1,5 +1,5 @@
-"""How commands fail: bad input is one line and exit code 2; a full disk is one line and exit code 1;
-anything else is our fault, a traceback and exit code 1."""
+"""How commands fail: bad input is one line and exit code 2; what only running can find, and a full disk, one line and
+exit code 1; anything else is our fault, a traceback and exit code 1."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from rl_lab.disk_errors import disk_error
 
 class UserError(ValueError):
     """Input that cannot work. The message is one line: what is wrong, where, and how to mend it."""
+
+    exit_code = 2
+
+
+class RunError(UserError):
+    """The same of a fault that only running can find."""
+
+    exit_code = 1
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -51,7 +59,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         code = main()
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        code = 2
+        code = error.exit_code
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # whoever read the output has seen enough

@@ -190,7 +190,7 @@ def _run(folder: RunFolder, config: RunConfig, stages: StageFactory, *, resumed:
             executor.run()
         except (StageError, UserError) as error:
             print(f"error: {error}", file=sys.stderr)
-            return 1 if isinstance(error, StageError) else 2
+            return 1 if isinstance(error, StageError) else error.exit_code
     _tell_verdict(folder)
     return 0
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from envs.commands import GRIPPER_OVERSHOOT, CommandError, check_commands
 from envs.se3 import split_arms
 from envs.types import ARMS, CAMERAS, EE_DIM, Episode, PreferencePair, Segment
 from rl_lab.errors import UserError
@@ -16,9 +17,6 @@ QUAT_TOLERANCE = 1e-2
 """Largest |norm - 1| of a quaternion; files with 32-bit floats stay far below."""
 GRIPPER_TOLERANCE = 0.02
 """How far a measured gripper may lie outside 0..1."""
-COMMAND_TOLERANCE = 5.0
-"""The same of a commanded one: what a policy samples leaves the range a little, where environments clip it
-(`envs.bimanual.executed`); numbers in mm, percent or bits leave it by far."""
 FASTEST_HZ = 10_000
 START_TOLERANCE = 1e-6
 """Largest difference between the start poses of a pair; they come from one simulator state."""
@@ -50,7 +48,12 @@ class BrokenEpisodeError(UserError):
 
 def command_problems(name: str, label: str, ee: np.ndarray) -> list[Problem]:
     """Problems of commands, `ee` rows [n, 16] as a policy or an expert gave them."""
-    return pose_problems(name, label, ee, COMMAND_TOLERANCE)
+    found = pose_problems(name, label, ee, GRIPPER_OVERSHOOT)
+    try:
+        check_commands(ee if not found else ee[:0])
+    except CommandError as error:
+        return [Problem(name, None, f"{label}: {error}")]
+    return found
 
 
 def pose_problems(name: str, label: str, ee: np.ndarray, tolerance: float = GRIPPER_TOLERANCE) -> list[Problem]:

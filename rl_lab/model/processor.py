@@ -20,16 +20,33 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from algos.batch import ObservationBatch
+from envs.commands import CommandError, check_commands
 from envs.se3 import blend, decode_absolute, encode_pose, from_relative, to_relative
-from envs.types import Observation, camera_images, ee_pose
+from envs.types import ARMS, Observation, camera_images, ee_pose
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
 from rl_lab.model.loading import checkpoint_folder
 from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
 from rl_lab.model.options import refuse_unknown
 from rl_lab.model.tokenizer import ASSISTANT, load_tokenizer, save_tokenizer
 
+WIDTH_LIMIT = 1000.0
+"""Standard deviations. Of N numbers none lies further than sqrt(N - 1) of them from their mean (Samuelson's
+inequality), so what was learned from a million chunks stays within it; the lab's own policies stay within 4."""
+_ENCODED_PARTS = ("x", "y", "z", *(f"rotation {row}{column}" for row in (1, 2) for column in (1, 2, 3)), "gripper")
 STATE_KEY, TASK_KEY = "observation.state", "task"
 """Released names in a batch, beside the cameras of the config."""
+
+
+def _check_widths(chunks: np.ndarray) -> None:
+    """CommandError, naming the first, for normalised numbers that no training data can have."""
+    far = ~(np.abs(chunks) <= WIDTH_LIMIT)  # True for NaN
+    if far.any():
+        *_, token, place = np.argwhere(far)[0].tolist()
+        arm, part = divmod(place, len(_ENCODED_PARTS))
+        raise CommandError(
+            f"action token {token} is refused: its {ARMS[arm]} {_ENCODED_PARTS[part]} (number {place}) is "
+            f"{chunks[far][0]:.6g} widths from the mean of the training data, expected at most {WIDTH_LIMIT:g}"
+        )
 
 
 def resize_with_padding(images: Tensor, width: int, height: int) -> Tensor:
@@ -166,12 +183,20 @@ class PolicyProcessor:
         return torch.from_numpy(chunks.astype(np.float32))
 
     def decode(self, chunks: np.ndarray, poses: np.ndarray) -> np.ndarray:
-        """Normalised chunks [N, C, 20] to absolute commands, float64 [N, H, 16]; inverse of `encode`."""
+        """Normalised chunks [N, C, 20] to absolute commands, float64 [N, H, 16]; inverse of `encode`.
+
+        CommandError for chunks that are not finite or lie `WIDTH_LIMIT` widths of the training data outside it, and for
+        commands beyond the bounds of `envs.commands`.
+        """
+        _check_widths(np.asarray(chunks))
         tokens = np.asarray(chunks) * self.stats.token_std + self.stats.token_mean
-        if not self.stats.has_absolute:
-            return from_relative(tokens, poses)
-        relative, absolute = np.split(tokens, 2, axis=-2)
-        return blend(from_relative(relative, poses), decode_absolute(absolute))
+        if self.stats.has_absolute:
+            relative, absolute = np.split(tokens, 2, axis=-2)
+            commands = blend(from_relative(relative, poses), decode_absolute(absolute))
+        else:
+            commands = from_relative(tokens, poses)
+        check_commands(commands, unit=True)
+        return commands
 
     def save_pretrained(self, folder: Path) -> None:
         """Write tokenizer and statistics, these for the released code too; the sizes are in the model's config.json."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rl_lab.config.schema import RunConfig
 from rl_lab.disk_errors import DiskError, disk_error
-from rl_lab.errors import UserError
+from rl_lab.errors import RunError, UserError
 from rl_lab.json_lines import read_json_lines
 from rl_lab.reading import read_object
 from rl_lab.runner.graph import Node
@@ -308,7 +308,8 @@ class Executor:
                 traceback.print_exception(failure, file=sys.stderr)
         node, failure = self._failures[0]
         if isinstance(failure, UserError):
-            raise UserError(f"{node.name}: {failure}") from failure
+            kind = RunError if failure.exit_code == RunError.exit_code else UserError
+            raise kind(f"{node.name}: {failure}") from failure
         if troubles[0] is not None:
             raise DiskError(f"{node.name}: {troubles[0]}", troubles[0].exit_code) from failure
         more = f" (and {len(self._failures) - 1} more)" if len(self._failures) > 1 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from envs import se3
+from envs.commands import POSITION_LIMIT_M
 from envs.types import ARMS
 
 STEP_M = 0.02
@@ -40,7 +41,7 @@ class KeyboardArms:
         arm = self._command[self._arm]
         if key in MOVES:
             axis, sign = MOVES[key]
-            arm[axis] += sign * STEP_M
+            arm[axis] = np.clip(arm[axis] + sign * STEP_M, -POSITION_LIMIT_M, POSITION_LIMIT_M)
         elif key in TURNS:
             axis, sign = TURNS[key]
             turn = np.zeros(4)

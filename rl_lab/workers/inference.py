@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayTaskError
 
 from envs.rollout import Decision
 from rl_lab.workers.policy import LocalPolicy, policy_key
@@ -56,6 +57,9 @@ class SharedPolicy:
 
         It lacks them at first, after others pushed them out, and when it died and was started again.
         """
-        while (chunks := ray.get(self._server.act.remote(self._key, decisions))) is None:
-            ray.get(self._server.load.remote(self._snapshot, self._seed))
+        try:
+            while (chunks := ray.get(self._server.act.remote(self._key, decisions))) is None:
+                ray.get(self._server.load.remote(self._snapshot, self._seed))
+        except RayTaskError as error:
+            raise error.cause from error  # as a policy of this process would
         return chunks

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from envs.commands import CommandError
 from envs.rollout import Decision
 from envs.types import camera_images, ee_pose
+from rl_lab.errors import RunError
 from rl_lab.learning.checkpoint import load_policy
 from rl_lab.seeding import stream
 from rl_lab.workers.weights import Snapshot, pull
@@ -56,11 +58,20 @@ class LocalPolicy:
 
     @torch.inference_mode()
     def act(self, decisions: Sequence[Decision]) -> np.ndarray:
-        """Chunks of `ee` commands [len(decisions), H, 16], one forward pass for all."""
+        """Chunks of `ee` commands [len(decisions), H, 16], one forward pass for all.
+
+        RunError for commands that no arm may be sent to (see `PolicyProcessor.decode`).
+        """
         observations = [decision.observation for decision in decisions]
         instructions = [self.info.condition(str(observation["instruction"])) for observation in observations]
         poses = np.stack([ee_pose(observation) for observation in observations])
         images = np.stack([_views(decision, self.info.history) for decision in decisions])
         batch = self.processor.batch(images, poses, instructions).to(self.device)
         chunks = self.policy.sample_actions(self.policy.encode(batch), self._noise(decisions))
-        return self.processor.decode(chunks.cpu().numpy(), poses)
+        try:
+            return self.processor.decode(chunks.cpu().numpy(), poses)
+        except CommandError as error:
+            raise RunError(
+                f"the policy of weight version {self.info.weight_version} must not act: {error}; its statistics or its "
+                "weights are not those it was trained with, or its training diverged"
+            ) from error

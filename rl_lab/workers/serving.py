@@ -29,7 +29,7 @@ from envs.robotwin import protocol
 from envs.robotwin.env import fit
 from envs.rollout import Decision
 from envs.types import ARMS, CAMERAS, EE_DIM
-from rl_lab.errors import UserError
+from rl_lab.errors import RunError, UserError
 from rl_lab.formats.checks import pose_problems
 from rl_lab.listening import ADDRESS, BoundedClients, hang_up, receiver, send
 from rl_lab.workers.policy import LocalPolicy
@@ -115,6 +115,8 @@ class PolicyService:
             return {"id": number, "result": methods[method](params)}
         except RequestError as error:
             return {"id": number, "error": {"kind": error.kind, "message": str(error), "detail": ""}}
+        except RunError as error:
+            return {"id": number, "error": {"kind": "server", "message": str(error), "detail": ""}}
         except Exception as error:  # a client must hear of it, whatever it is
             message = f"{method} failed: {type(error).__name__}: {error}"
             problem = {"kind": "server", "message": " ".join(message.split()), "detail": traceback.format_exc()}

@@ -4,10 +4,12 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from rl_lab.action.batching import fit_processor
 from rl_lab.action.starting import starting_policy
 from rl_lab.config.model import MemoryConfig, ModelConfig
 from rl_lab.learning.checkpoint import save_policy
+from rl_lab.model.norm_stats import STATS_FILE, ActionStats
 from rl_lab.workers.policy import LocalPolicy
 from rl_lab.workers.serving import MAX_CLIENTS, PolicyServer, PolicyService
 from tests.records import episode, poses
@@ -307,3 +310,13 @@ def test_bad_input_of_the_command_is_one_line(checkpoint, arguments, words):
     with pytest.raises(UserError, match=words) as caught:
         main([text.format(checkpoint) for text in arguments])
     assert "\n" not in str(caught.value)
+
+
+def test_a_chunk_that_no_arm_may_be_sent_to_is_refused_and_not_sent(checkpoint, tmp_path):
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    stats = ActionStats.find(broken)
+    replace(stats, action_mean=stats.action_mean * 1e4).save(broken / STATS_FILE)
+    with served(broken) as port:
+        connection = client().Connection(port, 60)
+        with pytest.raises(Exception, match=r"must not act: command 0 is refused: its left gripper .number 7. is "):
+            connection.ask("act", **GOOD)

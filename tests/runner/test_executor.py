@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rl_lab.config import RunConfig, load_config
-from rl_lab.errors import UserError
+from rl_lab.errors import RunError, UserError
 from rl_lab.files import write_whole
 from rl_lab.json_lines import read_json_lines
 from rl_lab.runner.executor import Executor, StageError
@@ -211,6 +211,15 @@ def test_bad_input_found_by_a_stage_stays_bad_input(tmp_path, config):
     stages.fail_at, stages.failure = "sft", UserError("model.path is no checkpoint; give another")
     with pytest.raises(UserError, match="sft: model.path is no checkpoint"):
         run(config, stages, tmp_path / "run")
+
+
+def test_what_only_running_can_find_is_one_line_and_no_bad_input(tmp_path, config, capsys):
+    stages = FakeStages()
+    stages.fail_at, stages.failure = "sft", RunError("the policy must not act: its left x is 918")
+    with pytest.raises(RunError, match="sft: the policy must not act: its left x is 918") as caught:
+        run(config, stages, tmp_path / "run")
+    assert caught.value.exit_code == 1
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_stop_reaches_running_stages_and_leaves_a_resumable_run(tmp_path, config, monkeypatch):

@@ -1,23 +1,30 @@
 """Simulation workers act alike with a policy of their own and with one they share."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import RayTaskError
 
 from algos.chunks import Timing
+from envs.commands import CommandError
 from envs.rollout import Decision
 from rl_lab.action.batching import fit_processor
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
+from rl_lab.errors import RunError
 from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
+from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
+from rl_lab.model.processor import PolicyProcessor
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.inference import KEPT_POLICIES, Inference, SharedPolicy
 from rl_lab.workers.policy import policy_key
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
-from rl_lab.workers.weights import publish
+from rl_lab.workers.weights import publish, pull
 from tests.records import episode
 
 UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", image_size=64), seeds=(3, 4), run_seed=0)
@@ -79,3 +86,42 @@ def test_a_server_keeps_the_policies_used_last(snapshot):
     for seed in range(KEPT_POLICIES + 1):
         server.load(snapshot, seed)
     assert server.act(policy_key(snapshot, 0), []) is None
+
+
+def misfit(snapshot, tmp_path, **factors):
+    """The checkpoint with statistics of another scale."""
+    folder = pull(snapshot, tmp_path / "misfit")
+    stats = ActionStats.find(folder)
+    replace(stats, **{name: getattr(stats, name) * factor for name, factor in factors.items()}).save(
+        folder / STATS_FILE
+    )
+    (folder / RELEASED_STATS_FILE).unlink(missing_ok=True)
+    return publish(folder, 1)
+
+
+@pytest.mark.parametrize("factors", [{"action_std": 1e4, "action_mean": 1e4}, {"action_mean": 1e4}])
+def test_statistics_of_another_scale_end_a_unit_with_one_line_before_anything_moves(snapshot, tmp_path, factors):
+    with pytest.raises(RunError, match=r"of weight version 1 must not act: command \d+ is refused: its (left|right) "):
+        Simulation().evaluate(UNIT, misfit(snapshot, tmp_path, **factors), execute=8)
+
+
+def test_a_shared_policy_refuses_in_the_same_words(snapshot, shared_actor, tmp_path):
+    broken = misfit(snapshot, tmp_path, action_mean=1e4)
+    with pytest.raises(RayTaskError) as caught:
+        ray.get(shared_actor.evaluate.remote(UNIT, broken, execute=8))
+    with pytest.raises(RunError) as local:
+        Simulation().evaluate(UNIT, broken, execute=8)
+    assert type(caught.value.cause) is RunError and str(caught.value.cause) == str(local.value)
+
+
+def test_chunks_far_outside_the_training_data_are_refused(snapshot, tmp_path):
+    processor = PolicyProcessor.from_pretrained(pull(snapshot, tmp_path / "folder"))
+    poses = np.tile([0.3, -0.2, 0.9, 1.0, 0.0, 0.0, 0.0, 1.0], 2)[None]
+    chunks = np.zeros((1, processor.config.n_action_steps, 20), np.float32)
+    processor.decode(chunks, poses)
+    for value in (np.nan, -np.inf, 1000.5):
+        chunks[0, 3, 19] = value
+        with pytest.raises(
+            CommandError, match=f"action token 3 is refused: its right gripper .number 19. is {value:g}"
+        ):
+            processor.decode(chunks, poses)
