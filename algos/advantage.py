@@ -19,20 +19,16 @@ def with_advantage(instruction: str, positive: bool) -> str:
     return f"{instruction.rstrip()} {POSITIVE if positive else NEGATIVE}"
 
 
-def condition_instructions(
-    instructions: Sequence[str],
-    positive: Sequence[bool] | np.ndarray,
-    generator: np.random.Generator,
-    dropout: float = 0.3,
-) -> list[str]:
-    """Instructions with indicators; each is left as it is with probability `dropout` (0.3 in RECAP).
+def condition_instructions(instructions: Sequence[str], positive: Sequence[bool] | np.ndarray) -> list[str]:
+    """Instructions with indicators: demonstrations and winners are positive, losers negative."""
+    return [with_advantage(text, bool(good)) for text, good in zip(instructions, positive, strict=True)]
 
-    Demonstrations and winners are positive, losers negative. ValueError for a dropout outside [0, 1].
+
+def dropped(count: int, generator: np.random.Generator, dropout: float = 0.3) -> np.ndarray:
+    """Which rows of a batch lose their indicator, bool [count], each with probability `dropout` (0.3 in RECAP).
+
+    To be drawn anew for every batch, so that every row is learned both with and without. ValueError outside [0, 1].
     """
     if not 0 <= dropout <= 1:
         raise ValueError(f"advantage dropout is {dropout}; it is a probability between 0 and 1")
-    dropped = generator.random(len(instructions)) < dropout
-    return [
-        text if drop else with_advantage(text, bool(good))
-        for text, good, drop in zip(instructions, positive, dropped, strict=True)
-    ]
+    return generator.random(count) < dropout

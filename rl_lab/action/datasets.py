@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from algos.advantage import condition_instructions
+from algos.advantage import condition_instructions, dropped
 from algos.batch import FlowBatch, ObservationBatch, PreferenceBatch, TrajectoryBatch
 from algos.chunks import Timing
 from algos.methods import Method
@@ -52,6 +52,22 @@ class StateData:
     def batch(self, step: int) -> FlowBatch | PreferenceBatch:
         """See `Dataset`."""
         return self.rows.select(torch.from_numpy(self.sampler.numbers(step)))
+
+
+@dataclass
+class LabelledData:
+    """Rows whose instruction says which side they are from; a step draws which of its rows are read without."""
+
+    rows: PreferenceBatch
+    """All rows as they are, then all with their indicator."""
+    sampler: MixedSampler
+    seed: int
+
+    def batch(self, step: int) -> PreferenceBatch:
+        """See `Dataset`."""
+        numbers = self.sampler.numbers(step)
+        plain = dropped(len(numbers), stream(self.seed, "advantage", step))
+        return self.rows.select(torch.from_numpy(np.where(plain, numbers, numbers + len(self.rows) // 2)))
 
 
 @dataclass
@@ -116,18 +132,16 @@ def _recorded(states: PairStates) -> PairStates:
     return replace(states, winner=chunk, loser=chunk, identical=np.ones(len(states), dtype=bool))
 
 
-def _for_method(method: Method, states: PairStates, generator: np.random.Generator) -> PairStates:
+def _for_method(method: Method, states: PairStates) -> PairStates:
     """The rows of a buffer as a method sees them."""
     if method.rows == "winners":
         return states.select(~states.from_loser)
-    if method.rows == "trajectories":
-        return _recorded(states)
-    if method.rows == "labelled":
-        return replace(
-            _recorded(states),
-            instructions=condition_instructions(states.instructions, ~states.from_loser, generator),
-        )
-    return states
+    return _recorded(states) if method.rows in ("trajectories", "labelled") else states
+
+
+def _labelled(states: PairStates) -> PairStates:
+    """The same rows with an indicator in their instruction."""
+    return replace(states, instructions=condition_instructions(states.instructions, ~states.from_loser))
 
 
 def _preference_batch(
@@ -176,7 +190,7 @@ def preference_data(
     batch_size: int,
     seed: int,
     ranked: Sequence[PreferencePair] = (),
-) -> StateData | TrajectoryData:
+) -> StateData | TrajectoryData | LabelledData:
     """The buffers of one round: its pairs (the last of `rounds`), the pairs of older rounds, demonstrations, and pairs
     of ranked chunks, if there are any.
 
@@ -184,14 +198,16 @@ def preference_data(
     ranked pairs behind them.
     """
     older = [pair for pairs in rounds[:-1] for pair in pairs]
-    generator = stream(seed, "advantage")
     collected = {NEW: rounds[-1], OLDER: older, RANKED: ranked}
     states = {
         source: pair_states(pairs, timing, method.interpolation) for source, pairs in collected.items() if pairs
     } | {DEMONSTRATIONS: _as_states(demos)}
     sources = sorted(states)
-    buffers = [_for_method(method, states[source], generator) for source in sources]
+    buffers = [_for_method(method, states[source]) for source in sources]
     ratios = mix if method.fixed_ratios else None
+    if method.rows == "labelled":
+        rows = _preference_batch([*buffers, *map(_labelled, buffers)], [*sources, *sources], processor)
+        return LabelledData(rows, MixedSampler([len(item) for item in buffers], ratios, batch_size, seed), seed)
     rows = _preference_batch(buffers, sources, processor)
     if method.rows == "trajectories":
         members, sizes = _members(buffers)

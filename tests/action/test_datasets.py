@@ -156,7 +156,25 @@ def test_advantage_conditioning_labels_losers_and_imitates_what_was_done(demos, 
     assert rows.identical.all()
     negative = processor.tokenize(["Pass the red block to the right arm. Advantage: negative"])[0][0]
     labelled = (rows.observation.tokens == negative).all(dim=1)
-    assert 0 < int(labelled.sum()) <= 3 * LOSER_STATES and not labelled[rows.source == 2].any()
+    assert int(labelled.sum()) == 3 * LOSER_STATES and not labelled[rows.source == 2].any()
+
+
+def test_every_row_is_read_with_and_without_its_indicator_whatever_was_read_before(demos, processor):
+    data, again = (build("advantage_conditioned", demos, processor) for _ in range(2))
+    half = len(data.rows) // 2
+    assert torch.equal(data.rows.winner[:half], data.rows.winner[half:])
+    assert torch.equal(data.rows.source[:half], data.rows.source[half:])
+    plain = {tuple(tokens) for tokens in data.rows.observation.tokens[:half].tolist()}
+    shares, seen = [], {}
+    for step in range(40):
+        batch = data.batch(step)
+        bare = [tuple(tokens) in plain for tokens in batch.observation.tokens.tolist()]
+        shares.append(np.mean(bare))
+        for chunk, is_bare in zip(batch.winner.flatten(1).tolist(), bare, strict=True):
+            seen.setdefault(tuple(chunk), set()).add(is_bare)
+    assert np.mean(shares) == pytest.approx(0.3, abs=0.05)
+    assert np.mean([len(kinds) == 2 for kinds in seen.values()]) > 0.9
+    assert torch.equal(again.batch(7).observation.tokens, data.batch(7).observation.tokens)
 
 
 def test_stored_prefixes_equal_those_computed_with_the_batch(demos, processor):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from algos.advantage import condition_instructions, with_advantage
+from algos.advantage import condition_instructions, dropped, with_advantage
 
 
 def test_the_indicator_comes_last():
@@ -14,18 +14,16 @@ def test_the_indicator_comes_last():
 def test_three_in_ten_instructions_stay_as_they_are():
     texts = ["lift"] * 4000
     positive = np.arange(4000) % 2 == 0
-    found = condition_instructions(texts, positive, np.random.default_rng(0))
-    plain = np.array([text == "lift" for text in found])
-    assert abs(plain.mean() - 0.3) < 0.03
-    for text, good, dropped in zip(found, positive, plain, strict=True):
-        assert dropped or text == with_advantage("lift", bool(good))
+    assert abs(dropped(len(texts), np.random.default_rng(0)).mean() - 0.3) < 0.03
+    found = condition_instructions(texts, positive)
+    assert found == [with_advantage("lift", bool(good)) for good in positive]
 
 
 def test_the_generator_decides_everything():
-    first, second = (condition_instructions(["a"] * 20, [True] * 20, np.random.default_rng(5)) for _ in range(2))
-    assert first == second
+    first, second = (dropped(20, np.random.default_rng(5)) for _ in range(2))
+    assert np.array_equal(first, second)
 
 
 def test_a_dropout_that_is_no_probability_is_refused():
     with pytest.raises(ValueError, match=r"dropout is 1\.3"):
-        condition_instructions(["a"], [True], np.random.default_rng(0), dropout=1.3)
+        dropped(1, np.random.default_rng(0), dropout=1.3)
