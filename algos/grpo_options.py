@@ -47,7 +47,7 @@ class GRPOOptions:
     loss_type: str = "dapo"
     """How token losses become one number; see `algos.grpo.aggregate`."""
     epsilon: float = 0.2
-    """The ratio is clipped below 1 - epsilon."""
+    """The ratio is clipped below 1 - epsilon; with `num_iterations` 1 it is 1, and no clip acts."""
     epsilon_high: float | None = None
     """The ratio is clipped above 1 + epsilon_high; None: epsilon."""
     delta: float | None = None
@@ -67,6 +67,13 @@ class GRPOOptions:
     """That ratio of tokens or of rows; outside the bounds it becomes the bound (truncate) or 0 (mask)."""
     vllm_importance_sampling_clip_max: float | None = 3.0
     vllm_importance_sampling_clip_min: float | None = None
+
+    @property
+    def idle_clip(self) -> str | None:
+        """Name of a clip that was chosen and cannot act, because every batch is learned from once, with ratios of 1."""
+        clips = (item for item in fields(self) if item.name in ("epsilon", "epsilon_high", "delta"))
+        chosen = (item.name for item in clips if getattr(self, item.name) != item.default)
+        return next(chosen, None) if self.num_iterations == 1 else None
 
     @property
     def ratio_bounds(self) -> tuple[float, float]:

@@ -293,8 +293,13 @@ def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
 
 
 def warnings(config: RunConfig) -> list[str]:
-    """What is allowed but probably not meant, one line each: see `algos.alarms.cap_warning`."""
-    lines = []
+    """What is allowed but probably not meant, one line each: idle clips, and see `algos.alarms.cap_warning`."""
+    lines, name = [], config.grpo.idle_clip
+    if name is not None and config.stage_names & {"grpo", "joint"}:
+        lines.append(
+            f"grpo.{name} is {getattr(config.grpo, name)} but cannot act: with grpo.num_iterations = 1 every ratio is "
+            "1; raise num_iterations, or leave it out"
+        )
     for method in config.methods:
         row, settings = find_method(method), config.objective(method)
         if row.needs_reference and row.proximal and row.sft_term:

@@ -81,6 +81,17 @@ def test_a_run_is_questions_cold_start_examinations_and_every_scheme_and_replica
 
 
 @pytest.mark.parametrize(
+    ("override", "name"),
+    [("grpo.epsilon=0.1", "epsilon"), ("grpo.epsilon_high=0.35", "epsilon_high"), ("grpo.delta=2.0", "delta")],
+)
+def test_a_clip_that_cannot_act_is_named_and_one_that_can_is_not(config, override, name):
+    (text,) = preflight.warnings(config(override))
+    assert text.startswith(f"grpo.{name} is ") and "cannot act" in text
+    assert preflight.warnings(config(override, "grpo.num_iterations=2")) == [] == preflight.warnings(config())
+    assert preflight.warnings(config(override, "stages=[questions, cold_start, examine]")) == []
+
+
+@pytest.mark.parametrize(
     "override",
     ["rl.lr=0.5", "curriculum.explore=0.4", "grpo.epsilon=0.1", "rl.staleness=1", "rl.max_refills=1"],
 )
