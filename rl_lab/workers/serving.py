@@ -114,13 +114,13 @@ class PolicyService:
                 raise RequestError("protocol", f"unknown method {method!r:.80}; this server has {', '.join(methods)}")
             return {"id": number, "result": methods[method](params)}
         except RequestError as error:
-            return {"id": number, "error": {"kind": error.kind, "message": str(error), "detail": ""}}
+            kind, message, detail = error.kind, str(error), ""
         except RunError as error:
-            return {"id": number, "error": {"kind": "server", "message": str(error), "detail": ""}}
+            kind, message, detail = "server", str(error), ""
         except Exception as error:  # a client must hear of it, whatever it is
-            message = f"{method} failed: {type(error).__name__}: {error}"
-            problem = {"kind": "server", "message": " ".join(message.split()), "detail": traceback.format_exc()}
-            return {"id": number, "error": problem}
+            kind, message = "server", f"{method} failed: {type(error).__name__}: {error}"
+            detail = traceback.format_exc()
+        return {"id": number, "error": {"kind": kind, "message": " ".join(message.split()), "detail": detail}}
 
     def hello(self, params: dict[str, Any]) -> dict[str, Any]:
         """What this policy is."""

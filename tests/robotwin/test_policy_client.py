@@ -242,8 +242,8 @@ def test_other_versions_methods_and_bytes_are_refused(port):
     connection = client().Connection(port, 60)
     with pytest.raises(RuntimeError, match="the client speaks version 9, this server 1"):
         connection.ask("hello", version=9)
-    with pytest.raises(RuntimeError, match="the client speaks version array"):
-        connection.ask("hello", version=np.ones(3))
+    with pytest.raises(RuntimeError, match="the client speaks version array[^\n]*again$"):
+        connection.ask("hello", version=np.ones((3, 3)))
     with pytest.raises(RuntimeError, match="unknown method 'reset'; this server has hello, act"):
         connection.ask("reset")
     with socket.create_connection(("127.0.0.1", port), 60) as other:
