@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -15,6 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 from rl_lab.errors import UserError
 
 T = TypeVar("T")
+DAMAGE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError, EOFError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What libraries raise where a file is damaged: sizes and offsets in damaged bytes may be anything."""
 _MEND = "put back the file as it was written, or make it again"
 _adapter: Any = cache(TypeAdapter)  # building one takes longer than using it
 

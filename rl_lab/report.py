@@ -1,12 +1,13 @@
 """python -m rl_lab.report RUN [--against RUN]
 
 Rebuilds summary.json and report.html of a run folder and prints its table. With --against it also compares the run with
-another one on the episodes that both evaluated, and writes compare-<other>.html beside the report.
-Exit code: 0 done, 2 bad input.
+another one on the episodes that both evaluated, and writes compare-<other>.html beside the report. Damaged files are
+left out, and named on stderr and in the page. Exit code: 0 done, 2 bad input.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from rl_lab.arguments import as_path
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compared = write_comparison(run, other) if other else None
     except OSError as error:
         raise UserError(f"cannot write the report into {options.run}: {error.strerror}; make it writable") from error
+    for problem in dict.fromkeys([*summary["problems"], *(other.problems if other else ())]):
+        print(f"warning: {problem}", file=sys.stderr)
     print(summary_lines(summary))
     if compared:
         print(f"\n{comparison}\n\n{compared}")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,14 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rl_lab import reading
 from rl_lab.errors import UserError
 from rl_lab.formats.checks import BrokenEpisodeError, Problem
 
-DAMAGE = (
-    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError, EOFError, SyntaxError),
-    *(pa.ArrowException, av.FFmpegError, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
-)
-"""Of h5py, pyarrow, PyAV and numpy: sizes and offsets in damaged bytes may be anything."""
+DAMAGE = (*reading.DAMAGE, pa.ArrowException, av.FFmpegError)
 
 
 @contextlib.contextmanager

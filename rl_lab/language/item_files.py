@@ -14,13 +14,16 @@ import pyarrow as pa
 from PIL import Image
 
 from envs.spatial_qa.items import Item
+from rl_lab.errors import UserError
 from rl_lab.files import write_file
 from rl_lab.language.question_data import Conversation, item_conversation
 from rl_lab.pictures import read_picture
+from rl_lab.reading import fit, parse_json
 
 SCHEMA = pa.schema([("record", pa.string()), ("images", pa.list_(pa.binary()))])
 """The record as JSON, and the pictures as PNG."""
 ROWS_AT_ONCE = 256
+MEND = "put it back, or run the stage again"
 
 
 def png(image: np.ndarray) -> bytes:
@@ -75,18 +78,28 @@ class RowFile:
     """Records and pictures of a file by row number; the file is mapped into memory, not read."""
 
     def __init__(self, path: Path) -> None:
-        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        """UserError for a file that is none of `write_rows`."""
+        self._path = path
+        try:
+            self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().cast(SCHEMA)
+            self._table.validate(full=True)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{path} holds no questions ({' '.join(str(error).split())}); {MEND}") from error
 
     def __len__(self) -> int:
         return self._table.num_rows
 
     def record(self, row: int) -> dict[str, Any]:
         """All of a row but its pictures."""
-        return json.loads(self._table["record"][int(row)].as_py())
+        where = self._where(row)
+        return fit(parse_json(self._table["record"][int(row)].as_py() or "", where), dict[str, Any], where)
+
+    def _where(self, row: int) -> str:
+        return f"{self._path}, row {int(row) + 1}"
 
     def rows_by_id(self) -> dict[str, int]:
         """The row of each record's id."""
-        return {self.record(row)["id"]: row for row in range(len(self))}
+        return {str(self.record(row).get("id")): row for row in range(len(self))}
 
     def reward_types(self) -> dict[str, str]:
         """Reward type of each record by its id."""
@@ -95,11 +108,22 @@ class RowFile:
 
     def pngs(self, row: int) -> list[bytes]:
         """A row's pictures as PNG files."""
-        return self._table["images"][int(row)].as_py()
+        return self._table["images"][int(row)].as_py() or []
 
     def images(self, row: int) -> tuple[np.ndarray, ...]:
         """A row's pictures, uint8 [H, W, 3]."""
         return tuple(np.asarray(read_picture(data)) for data in self.pngs(row))
+
+    def item(self, row: int, record: dict[str, Any]) -> Item:
+        """The item of a row and its record. UserError where they make none."""
+        try:
+            found = Item(**record, images=self.images(row))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self._where(row)} is no question: {error}; {MEND}") from error
+        for name in ("id", "category", "task", "reward_type", "scene", "prompt", "solution"):
+            if not isinstance(getattr(found, name), str):
+                raise UserError(f"{self._where(row)}: {name} is no text; {MEND}")
+        return found
 
 
 class ItemFile(RowFile):
@@ -109,7 +133,7 @@ class ItemFile(RowFile):
         """The item of a row; IndexError behind the last."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        return Item(**self.record(row), images=self.images(row))
+        return self.item(row, self.record(row))
 
 
 class SolutionFile(RowFile):
@@ -121,6 +145,6 @@ class SolutionFile(RowFile):
             raise IndexError(row)
         record = self.record(row)
         if "messages" not in record:
-            return item_conversation(Item(**record, images=self.images(row)))
+            return item_conversation(self.item(row, record))
         videos = tuple(map(Path, record["videos"]))
         return Conversation(record["id"], tuple(record["messages"]), self.images(row), videos)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rl_lab.errors import UserError
 from rl_lab.files import write_file
 
 FOLDER = "rollouts"
@@ -154,7 +156,8 @@ class RolloutStore:
     ) -> list[Row]:
         """Rollouts as dictionaries, by step and in stored order; of these items, steps and columns only.
 
-        A column that a step does not have is None there. ValueError for a column that no stored step has.
+        A column that a step does not have is None there. ValueError for a column that no stored step has, UserError for
+        files that are damaged.
         """
         wanted = None if items is None else set(items)
         chosen = self.steps() if steps is None else [step for step in self.steps() if step in set(steps)]
@@ -192,15 +195,33 @@ class RolloutStore:
         path = self.path(step)
         if not path.exists():
             raise ValueError(f"step {step} is not stored in {self.folder}")
-        present = pq.read_schema(path).names
-        chosen = None if columns is None else [name for name in columns if name in present]
         filters = None if items is None else [("item", "in", items)]
-        return pq.read_table(path, columns=chosen, filters=filters, use_threads=False)
+        try:
+            present = pq.read_schema(path).names
+            chosen = None if columns is None else [name for name in columns if name in present]
+            return _as_written(pq.read_table(path, columns=chosen, filters=filters, use_threads=False), columns)
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); put it back, or remove it") from error
 
     def _replace(self, step: int, table: pa.Table) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
         write_file(self.path(step), lambda file: pq.write_table(table, file, **options))
+
+
+def _as_written(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """The table with its own columns in their kinds; ArrowInvalid where one holds nothing or something else."""
+    for field in SCHEMA:
+        if field.name not in (columns or SCHEMA.names):
+            continue
+        column = table[field.name].cast(field.type)
+        column.validate(full=True)
+        if column.null_count and field.name != "reward":
+            raise pa.ArrowInvalid(f"{field.name} is null in {column.null_count} rows")
+        if pa.types.is_floating(field.type) and not pc.all(pc.is_finite(column)).as_py() and len(column):
+            raise pa.ArrowInvalid(f"{field.name} is not finite")
+        table = table.set_column(table.column_names.index(field.name), field, column)
+    return table
 
 
 def _with_columns(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:

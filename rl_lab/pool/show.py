@@ -15,8 +15,8 @@ from rl_lab.arguments import check_output
 from rl_lab.errors import UserError
 from rl_lab.json_lines import write_json_lines
 from rl_lab.pool.tables import HEAD, item_cells
-from rl_lab.pool.view import PoolView, Row
-from rl_lab.pool.why import MEANING, beta_text
+from rl_lab.pool.view import REASONS, PoolView, Row
+from rl_lab.pool.why import beta_text
 from rl_lab.reports.rollout_data import selection_text
 from rl_lab.reports.terminal import columns
 
@@ -76,7 +76,7 @@ def _moves(view: PoolView, number: int) -> str:
 
 def _selected(view: PoolView, number: int) -> str:
     rows = view.selections(number)
-    lines = [f"  {count} x {MEANING[reason]}" for reason, count in Counter(row["reason"] for row in rows).items()]
+    lines = [f"  {count} x {REASONS[reason]}" for reason, count in Counter(row["reason"] for row in rows).items()]
     steps = ", ".join(str(row["step"]) for row in rows[-12:])
     head = f"selected {len(rows)} times{f', last at steps {steps}' * bool(rows)}"
     edits = [f"  {edit['action']}: {_applied(edit['applied_step'])}" for edit in view.edits(number)]

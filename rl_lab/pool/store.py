@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 
 from algos.curriculum import Curriculum, Selection
-from algos.curriculum_items import RECORD, Array, Items, Observation
+from algos.curriculum_items import BANDS, RECORD, Array, Items, Observation
 from algos.curriculum_options import CurriculumOptions
 from algos.curriculum_stage import StageProgress
 from rl_lab.errors import UserError
 from rl_lab.pool.edits import EDITS, Edit, carry_edits, due_edits
+from rl_lab.reading import fit, parse_json
 
 POOL_FILE = "pool.sqlite"
 FORMAT = 2
@@ -122,25 +123,42 @@ def remove_pool(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def read_meta(db: sqlite3.Connection) -> dict[str, Any]:
-    """Settings of the pool: format, seed, categories, options, progress of stage mode. UserError for another format."""
-    meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
+@dataclass(frozen=True)
+class PoolMeta:
+    """Settings of a pool."""
+
+    format: int
+    seed: int
+    categories: list[str]
+    options: CurriculumOptions
+    progress: dict[str, int]
+    """Of stage mode."""
+
+
+def read_meta(db: sqlite3.Connection, path: Path) -> PoolMeta:
+    """Settings of the pool in a file. UserError for another format, and for settings that a pool cannot have."""
+    texts = dict(db.execute("SELECT key, value FROM meta"))
+    meta = {key: parse_json(value, f"{path}: {key}") for key, value in texts.items()}
     if meta.get("format") != FORMAT:
         raise UserError(
-            f"the pool has format {meta.get('format')}, this version reads {FORMAT}; use the one that wrote it"
+            f"{path} has format {meta.get('format')}, this version reads {FORMAT}; use the one that wrote it"
         )
-    return meta
+    fit(meta.get("options"), CurriculumOptions, f"{path}: options")  # of a part fit takes unknown keys
+    return fit(meta, PoolMeta, str(path))
 
 
-def read_items(db: sqlite3.Connection) -> Items:
-    """The columns of all items."""
-    blob = b"".join(row[0] for row in db.execute("SELECT records FROM chunks ORDER BY chunk"))
-    return Items(np.frombuffer(blob, RECORD))
-
-
-def read_options(meta: dict[str, Any]) -> CurriculumOptions:
-    """The settings of a pool."""
-    return CurriculumOptions(**(meta["options"] | {"prior": tuple(meta["options"]["prior"])}))
+def read_items(db: sqlite3.Connection, path: Path, num_categories: int) -> Items:
+    """The columns of all items of the pool in a file. UserError where they are not those of its items."""
+    blob = b"".join(row[0] for row in db.execute("SELECT CAST(records AS BLOB) FROM chunks ORDER BY chunk"))
+    ((count,),) = db.execute("SELECT COUNT(*) FROM items")
+    if len(blob) != count * RECORD.itemsize:
+        raise UserError(
+            f"{path} holds {len(blob) / RECORD.itemsize:g} records of {count} items; it is no pool, or not whole"
+        )
+    items = Items(np.frombuffer(blob, RECORD))
+    if (items.category >= num_categories).any() or (items.band >= len(BANDS)).any():
+        raise UserError(f"{path} has items of a category or band that is not there; it is no pool, or not whole")
+    return items
 
 
 class PoolStore:
@@ -151,15 +169,11 @@ class PoolStore:
         if not path.is_file():
             raise UserError(f"{path} is missing; a run writes it when its curriculum starts")
         self.path, self._db = path, connect(path)
-        meta = read_meta(self._db)
-        self.categories: list[str] = meta["categories"]
-        self.curriculum = Curriculum(
-            read_options(meta),
-            meta["seed"],
-            len(self.categories),
-            read_items(self._db),
-            StageProgress.from_state(meta["progress"]),
-        )
+        meta = read_meta(self._db, path)
+        self.categories = meta.categories
+        items = read_items(self._db, path, len(meta.categories))
+        progress = StageProgress.from_state(meta.progress)
+        self.curriculum = Curriculum(meta.options, meta.seed, len(meta.categories), items, progress)
 
     @classmethod
     def create(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -124,7 +125,7 @@ def _title(view: PoolView) -> str:
 
 
 def _settings(first: PoolView, second: PoolView) -> list[str]:
-    a, b = ({"seed": view.meta["seed"]} | view.meta["options"] for view in (first, second))
+    a, b = ({"seed": view.meta.seed} | asdict(view.options) for view in (first, second))
     rows = [[key, str(a.get(key)), str(b.get(key))] for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
     return [columns(("setting", "A", "B"), rows, left=3)] if rows else []
 

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from algos.curriculum_items import BANDS, Array, Items
-from algos.curriculum_options import CurriculumOptions
 from rl_lab.errors import UserError
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.pool.place import locate
-from rl_lab.pool.store import read_items, read_meta, read_options
+from rl_lab.pool.store import read_items, read_meta
+from rl_lab.reading import fit, parse_json
 
 SORTS = ("frontier", "rate", "age", "groups", "selections", "id")
+REASONS = {
+    "frontier": "drawn by its probability of lying in the frontier band",
+    "unseen": "exploration: drawn evenly from the items never observed",
+    "stale": "re-probing: drawn evenly from the items not observed for long",
+    "pinned": "pinned by hand",
+    "uniform": "drawn evenly from all free items",
+    "probe": "a candidate of the stage, probed to see whether it is solved sometimes",
+    "stage": "kept for the stage because it was solved sometimes; read in shuffled passes",
+    "easy": "drawn evenly from the easy pool",
+    "normal": "drawn evenly from the normal pool",
+    "hard": "drawn evenly from the hard pool",
+}
+"""Reason of a selection, in words."""
+_TEXTS = ("category", "task", "reward_type", "content", "draws", "bands", "reason", "action", "item")
+_REALS = ("time", "chance", "mean", "spread", "band_probability", "successes", "evidence")
+_MAY_LACK = ("due_step", "applied_step")
 Row = dict[str, Any]
+T = TypeVar("T")
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a column of the pool can hold a value: SQLite takes any in every column."""
+    if name in ("png", "id"):  # an item's id is a text, that of an edit a number
+        return isinstance(value, bytes if name == "png" else str | int)
+    if name in _TEXTS:
+        return isinstance(value, str) and (name != "reason" or value in REASONS)
+    if name in _REALS:
+        return isinstance(value, float | int)
+    if name in ("band", "band_before"):
+        return value in range(len(BANDS))
+    return isinstance(value, int) or (value is None and name in _MAY_LACK)
 
 
 @dataclass(frozen=True)
@@ -44,16 +75,21 @@ class PoolView:
     def __init__(self, text: str) -> None:
         """A place as `rl_lab.pool.place.locate` reads it; UserError if there is no such pool or it cannot be read."""
         self.name, self.place = text, locate(text)
-        try:
+        with self._whole():
             self._db = self._open()
-            self.meta = read_meta(self._db)
-        except sqlite3.DatabaseError as error:
+            self.meta = read_meta(self._db, self.place.path)
+        self.options, self.categories = self.meta.options, self.meta.categories
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """UserError, naming the file, for what SQLite finds in a damaged one."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise UserError(f"{self.place.path} cannot be read: {error}; it is no pool, or not whole") from error
-        self.options: CurriculumOptions = read_options(self.meta)
-        self.categories: list[str] = self.meta["categories"]
 
     def _open(self) -> sqlite3.Connection:
-        """Read-only; a sealed file, and one beside which no log can be opened, as it stands."""
+        """Read-only, and nothing is left beside the file."""
         uri = self.place.path.resolve().as_uri()
         db = sqlite3.connect(f"{uri}?{self._mode()}", uri=True, timeout=60.0, isolation_level=None)
         try:
@@ -66,9 +102,11 @@ class PoolView:
         return db
 
     def _mode(self) -> str:
-        """A sealed file gets no log beside it, unless the one that it was sealed with still holds something."""
+        """A file without a log beside it is one that nobody writes, and is read as it stands: else SQLite would leave
+        a log there. So is a sealed file, unless the log that it was sealed with still holds something."""
         log = self.place.path.with_name(f"{self.place.path.name}-wal")
-        return "immutable=1" if self.place.sealed and not (log.is_file() and log.stat().st_size) else "mode=ro"
+        there = log.is_file() and (log.stat().st_size or not self.place.sealed)
+        return "mode=ro" if there else "immutable=1"
 
     def close(self) -> None:
         """Let go of the file."""
@@ -80,13 +118,25 @@ class PoolView:
         return RolloutStore(self.place.folder)
 
     def rows(self, query: str, *values: Any) -> list[Row]:
-        """Rows of a query, each as a dict."""
-        return [dict(row) for row in self._db.execute(query, values)]
+        """Rows of a query, each as a dict. UserError for values that no pool has."""
+        with self._whole():
+            found = [dict(row) for row in self._db.execute(query, values)]
+        for row in found:
+            for name, value in row.items():
+                if not _fits(name, value):
+                    raise UserError(f"{self.place.path}: {name} of a row is {value!r:.40}; it is no pool, or not whole")
+        return found
+
+    def content(self, text: str, kind: type[T], name: str) -> T:
+        """JSON text in the pool as what it should hold. UserError for anything else."""
+        where = f"{self.place.path}: {name}"
+        return fit(parse_json(text, where), kind, where)
 
     @cached_property
     def items(self) -> Items:
         """Columns of all items, as they were when they were first asked for."""
-        return read_items(self._db)
+        with self._whole():
+            return read_items(self._db, self.place.path, len(self.categories))
 
     @cached_property
     def now(self) -> tuple[int, int]:
@@ -113,9 +163,9 @@ class PoolView:
 
     def number(self, item: str) -> int:
         """Number of an item by its id. UserError, with ids that begin alike, if there is none."""
-        row = self._db.execute("SELECT number FROM items WHERE id = ?", (item,)).fetchone()
-        if row:
-            return int(row[0])
+        found = self.rows("SELECT number FROM items WHERE id = ?", item)
+        if found:
+            return int(found[0]["number"])
         start = item[: max(len(item) // 2, 1)]
         upper = start[:-1] + chr(ord(start[-1]) + 1) if start else "\U0010ffff"
         near = self.rows("SELECT id FROM items WHERE id >= ? AND id < ? ORDER BY id LIMIT 3", start, upper)
@@ -127,7 +177,7 @@ class PoolView:
     def item(self, number: int) -> Row:
         """id, category, task, reward_type and content (a dict) of an item."""
         row = self.rows("SELECT * FROM items WHERE number = ?", number)[0]
-        return row | {"content": json.loads(row["content"])}
+        return row | {"content": self.content(row["content"], dict[str, Any], f"content of {row['id']}")}
 
     def state(self, number: int) -> Row:
         """What the pool knows about an item: its columns, band name, rate and age (None if unseen)."""
@@ -161,9 +211,11 @@ class PoolView:
         )
 
     def steps(self) -> list[Row]:
-        """Selections of round 0: step, version, bands [C][5] (before the selection), draws."""
+        """Selections of round 0: step, version, bands [C][5] (before the selection), draws as JSON text."""
         rows = self.rows("SELECT * FROM steps WHERE round = 0 ORDER BY step")
-        return [row | {"bands": json.loads(row["bands"]), "draws": json.loads(row["draws"])} for row in rows]
+        return [
+            row | {"bands": self.content(row["bands"], list[list[int]], f"bands of step {row['step']}")} for row in rows
+        ]
 
     def bands(self) -> Array:
         """Items of each category in each band now, retired ones left out, [C, 5]."""

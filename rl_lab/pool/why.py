@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 
 from algos.curriculum import ALL, RESTING, frontier_weight
 from algos.curriculum_items import BANDS
 from rl_lab.errors import UserError
-from rl_lab.pool.view import PoolView, Row
-
-MEANING = {
-    "frontier": "drawn by its probability of lying in the frontier band",
-    "unseen": "exploration: drawn evenly from the items never observed",
-    "stale": "re-probing: drawn evenly from the items not observed for long",
-    "pinned": "pinned by hand",
-    "uniform": "drawn evenly from all free items",
-    "probe": "a candidate of the stage, probed to see whether it is solved sometimes",
-    "stage": "kept for the stage because it was solved sometimes; read in shuffled passes",
-    "easy": "drawn evenly from the easy pool",
-    "normal": "drawn evenly from the normal pool",
-    "hard": "drawn evenly from the hard pool",
-}
-"""Reason of a selection, in words."""
+from rl_lab.pool.view import REASONS, PoolView, Row
 
 
 def beta_text(view: PoolView, observation: Row | None) -> str:
@@ -69,7 +52,7 @@ def _known(view: PoolView, known: list[Row]) -> str:
 
 def _taken(row: Row) -> str:
     where = "in the batch" if row["round"] == 0 else f"as a replacement (refill {row['round']})"
-    return f"Sampled {where}: {MEANING[row['reason']]}; its chance was {percent(row['chance'])}."
+    return f"Sampled {where}: {REASONS[row['reason']]}; its chance was {percent(row['chance'])}."
 
 
 def _result(view: PoolView, number: int, step: int) -> list[str]:
@@ -94,7 +77,7 @@ def _reason(view: PoolView, number: int, step: int, rounds: list[Row], known: li
     if earlier and (not known or known[-1]["step"] < earlier[-1]):
         return f"its rollouts of step {earlier[-1]} were still out."
     code = view.category_code(view.item(number)["category"])
-    draws = [(row, draw) for row in rounds for draw in json.loads(row["draws"]) if draw[1] in (code, ALL)]
+    draws = [(row, draw) for row in rounds for draw in _draws(view, row) if draw[1] in (code, ALL)]
     if not any(draw[0] != "pinned" for _, draw in draws):
         return "its category had no free place."
     rests = bool(earlier) and earlier[-1] >= step - view.options.cooldown
@@ -108,7 +91,12 @@ def _reason(view: PoolView, number: int, step: int, rounds: list[Row], known: li
     return f"no place was for items like it: {', '.join(f'{draw[2]} {draw[0]}' for _, draw in draws)}."
 
 
-def _odds(view: PoolView, made: Row, known: list[Row], draw: list[Any], rests: bool) -> str:
+def _draws(view: PoolView, made: Row) -> list[tuple[str, int, int, int, float]]:
+    """Reason, category, places, candidates and total weight of each draw of a step."""
+    return view.content(made["draws"], list[tuple[str, int, int, int, float]], f"draws of step {made['step']}")
+
+
+def _odds(view: PoolView, made: Row, known: list[Row], draw: tuple[str, int, int, int, float], rests: bool) -> str:
     """The chance that the item had in one draw; empty if the draw was not for it."""
     reason, _, places, candidates, total = draw
     share = f"{places} place{'s' * (places != 1)} for {candidates} candidates ({reason})"

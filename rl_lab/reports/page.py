@@ -99,16 +99,18 @@ def write_report(run_dir: Path) -> tuple[Row, Path]:
 
     Of a sweep also `sweep.json` and `sweep.html`, of a pipeline `provenance.json`.
 
-    UserError if there is no run folder; whatever else is missing, the page says so.
+    UserError if there is no run folder; whatever else is missing or damaged, the page and `problems` say so.
     """
     run = load_run(Path(run_dir))
     summary = summarise(run)
+    page = build_page(run, summary)  # before anything is written: it may refuse
+    summary["problems"] = run.problems
     path = run.path / "report.html"
     own = {name: part for name, part in summary.items() if name != "sweep"}
     write_whole(run.path / "summary.json", json.dumps(own, indent=1) + "\n")
     if "pipeline" in summary:
         write_whole(run.path / PROVENANCE_FILE, json.dumps(provenance(run), indent=1) + "\n")
-    write_whole(path, build_page(run, summary))
+    write_whole(path, page)
     if "sweep" in summary:
         write_sweep(run, summary["sweep"])
     return summary, path

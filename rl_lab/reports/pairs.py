@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rl_lab.reading import DAMAGE
 from rl_lab.reports.markup import Markup, details, json_script, note, section, table, tag
 from rl_lab.reports.metrics import Record
 from rl_lab.reports.rundir import PairSet, RunFolder, label
@@ -89,7 +90,7 @@ def segment_data(poses: np.ndarray, images: np.ndarray) -> dict[str, Any]:
 
 
 def pair_data(shown: Shown) -> dict[str, Any]:
-    """One pair as the script reads it. ValueError, KeyError or OSError if its file is unusable."""
+    """One pair as the script reads it; raises what is in `DAMAGE` if its file is unusable."""
     path = shown.pair_set.folder / f"{shown.record['id']}.npz"
     with np.load(path, allow_pickle=False) as arrays:
         sides = {side: segment_data(arrays[f"{side}_poses"], arrays[f"{side}_images"]) for side in ("winner", "loser")}
@@ -103,7 +104,7 @@ def load_pairs(run: RunFolder, budget: int = BUDGET_BYTES) -> list[dict[str, Any
     for shown in choose([pair_set for pair_set, _ in distinct_sets(run.pairs).values()]):
         try:
             data = pair_data(shown)
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except DAMAGE as error:
             run.problems.append(f"pair {shown.record.get('id')} of {shown.pair_set.node} cannot be read: {error}")
             continue
         used += sum(len(data[side]["sprite"]) + 12 * len(data[side]["arms"][0]) * 3 for side in ("winner", "loser"))

@@ -12,8 +12,7 @@ from algos.curriculum_items import BANDS, UNSEEN, Array
 from rl_lab.errors import UserError
 from rl_lab.files import write_whole
 from rl_lab.pool.tables import HEAD, item_cells, state_text
-from rl_lab.pool.view import PoolView, Row
-from rl_lab.pool.why import MEANING
+from rl_lab.pool.view import REASONS, PoolView, Row
 from rl_lab.reports.bands import band_columns, band_legend
 from rl_lab.reports.document import document
 from rl_lab.reports.markup import Cell, Markup, details, json_script, note, section, table, tag
@@ -67,7 +66,7 @@ def item_data(view: PoolView, number: int, rollouts: list[Row], images: list[str
         "content": _content(item["content"]),
         "images": images,
         "moves": [_move(view, row) for row in view.observations(number)[-MOVES:]],
-        "picked": [[row["step"], row["round"], MEANING[row["reason"]]] for row in picked[-MOVES:]],
+        "picked": [[row["step"], row["round"], REASONS[row["reason"]]] for row in picked[-MOVES:]],
         "numPicked": len(picked),
         "samples": [rollout_data(row) for row in rollouts],
     }

@@ -105,17 +105,16 @@ def _scheme_groups(run: RunFolder, training: Training, count: int, pictures: Pic
     groups, problems = choose_groups(RolloutStore(training.folder), count)
     run.problems += [f"{training.node}: {problem}" for problem in problems]
     try:
-        view = PoolView(str(training.folder))
+        with closing(PoolView(str(training.folder))) as view:
+            found = []
+            for group in groups:
+                number = view.number(group[0]["item"])
+                images = pictures.encode(view.images(number))
+                found.append(group_data(group, training.scheme, view.item(number), images))
+        return found
     except UserError as error:
         run.problems.append(str(error))
         return [group_data(group, training.scheme, {}, []) for group in groups]
-    with closing(view):
-        found = []
-        for group in groups:
-            number = view.number(group[0]["item"])
-            images = pictures.encode(view.images(number))
-            found.append(group_data(group, training.scheme, view.item(number), images))
-    return found
 
 
 def _within(groups: Sequence[dict[str, Any]], budget: int = TOKEN_BUDGET) -> list[dict[str, Any]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rl_lab.errors import UserError
+from rl_lab.errors import UserError, one_line
 from rl_lab.json_lines import Record, read_json_lines
+from rl_lab.reading import DAMAGE, fit, read_object
 from rl_lab.reports.examinations import (
     EXAMINATIONS,
     TRAININGS,
@@ -216,8 +216,8 @@ def load_run(path: Path) -> RunFolder:
         raise UserError(f"{path} is not a run folder: it has no config.yaml")
     run = RunFolder(path)
     run.config = _part(run, path / "config.yaml", read_yaml, dict) or {}
-    run.environment = _part(run, path / "environment.json", _read_json, dict) or {}
-    run.stages = _stages(_part(run, path / "stages.json", _read_json, dict) or {})
+    run.environment = _part(run, path / "environment.json", _read_environment, dict) or {}
+    run.stages = _part(run, path / "stages.json", _read_stages, list) or []
     run.metrics = _part(run, path / "metrics.jsonl", read_metrics, list) or []
     run.evaluations = _evaluations(run)
     run.examinations = _examinations(run)
@@ -232,8 +232,44 @@ def load_run(path: Path) -> RunFolder:
     return run
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class _StageRow:
+    """What a report reads of a stage, all but its name optional."""
+
+    name: str
+    kind: str | None = None
+    method: str | None = None
+    round: int | None = None
+    replicate: int | None = None
+    hash: str | None = None
+    status: str | None = None
+    seconds: float | None = None
+    reused: bool | None = None
+
+
+@dataclass(frozen=True)
+class _Substitution:
+    """What stood in for what."""
+
+    wanted: str
+    used: str
+    why: str
+
+
+def _read_stages(path: Path) -> list[dict[str, Any]]:
+    """The rows of stages.json."""
+    rows = fit(read_object(path).get("nodes"), list[dict[str, Any]], f"{path}: nodes")
+    for row in rows:
+        known = {name: row[name] for name in _StageRow.__dataclass_fields__ if name in row}
+        fit(known, _StageRow, f"{path}: {str(row.get('name')):.60}")
+    return rows
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    """environment.json, its substitutions as they must be."""
+    found = read_object(path)
+    fit(found.get("substitutions", []), list[_Substitution], f"{path}: substitutions")
+    return found
 
 
 def _part(run: RunFolder, path: Path, read: Any, kind: type) -> Any:
@@ -242,18 +278,13 @@ def _part(run: RunFolder, path: Path, read: Any, kind: type) -> Any:
         return None
     try:
         value = read(path)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        run.problems.append(f"{path.relative_to(run.path)} cannot be read: {' '.join(str(error).split())}")
+    except DAMAGE as error:
+        run.problems.append(f"{path.relative_to(run.path)} cannot be read: {one_line(error)}")
         return None
     if not isinstance(value, kind):
         run.problems.append(f"{path.relative_to(run.path)} holds no {kind.__name__}")
         return None
     return value
-
-
-def _stages(graph: dict[str, Any]) -> list[dict[str, Any]]:
-    nodes = graph.get("nodes")
-    return [n for n in nodes if isinstance(n, dict) and "name" in n] if isinstance(nodes, list) else []
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -275,14 +306,15 @@ def _in_stage_order(run: RunFolder, folder: str) -> list[tuple[str, str, int, Pa
     return [(name, method, round_, path) for _, _, round_, name, method, path in sorted(found)]
 
 
-def _episode(record: Record) -> EpisodeResult:
+def _episode(record: Record, where: str) -> EpisodeResult:
     names = EpisodeResult.__dataclass_fields__
-    return EpisodeResult(**{k: v for k, v in record.items() if k in names})
+    return fit({k: v for k, v in record.items() if k in names}, EpisodeResult, where)
 
 
 def read_episodes(path: Path) -> list[EpisodeResult]:
     """The episodes of a `results.jsonl`. UserError if one scene occurs twice: it would be counted twice."""
-    episodes = [_episode(record) for record in read_json_lines(path)]
+    rows = enumerate(read_json_lines(path), start=1)
+    episodes = [_episode(record, f"{path}, line {number}") for number, record in rows]
     if len({e.key for e in episodes}) < len(episodes):
         raise UserError(f"{path} holds the same (task, variant, seed) more than once")
     return episodes
@@ -328,7 +360,7 @@ def _pair_sets(run: RunFolder) -> list[PairSet]:
     seeds = {stage["name"]: stage.get("replicate") for stage in run.stages}
     for node, method, round_, path in _in_stage_order(run, "pairs"):
         index = _part(run, path / "index.jsonl", read_json_lines, list) or []
-        counts = _part(run, path / "collection.json", _read_json, dict) or {}
+        counts = _part(run, path / "collection.json", read_object, dict) or {}
         if index or counts:
             found.append(PairSet(node, method, round_, path, index, counts, hashes.get(node), seeds.get(node)))
     return found + [pairs for arm in run.joint for pairs in _arm_pairs(run, arm)]
@@ -339,6 +371,6 @@ def _arm_pairs(run: RunFolder, arm: Arm) -> list[PairSet]:
     found = []
     for number, path in enumerate(_folders(arm.folder / "pairs"), start=1):
         index = _part(run, path / "index.jsonl", read_json_lines, list) or []
-        counts = _part(run, path / "collection.json", _read_json, dict) or {}
+        counts = _part(run, path / "collection.json", read_object, dict) or {}
         found.append(PairSet(f"{arm.node}.{path.name}", arm.name, number, path, index, counts, counts.get("digest")))
     return found

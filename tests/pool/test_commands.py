@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -253,6 +255,31 @@ def test_a_file_that_is_no_pool_is_named(tmp_path, junk):
     (tmp_path / "pool.sqlite").write_bytes(junk)
     with pytest.raises(UserError, match=r"pool.sqlite cannot be read: .*; it is no pool, or not whole"):
         main(["ls", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("UPDATE meta SET value = '3' WHERE key = 'options'", "options: "),
+        ("UPDATE meta SET value = '{' WHERE key = 'seed'", "seed: not JSON"),
+        ("DELETE FROM items WHERE number = 3", "holds 5 records of 4 items"),
+        ("UPDATE items SET category = x'41'", "category of a row is b'A'"),
+        ("UPDATE items SET id = CAST(x'ff' AS TEXT) WHERE number = 0", "cannot be read: Could not decode"),
+        ("DROP TABLE steps", "cannot be read: no such table: steps"),
+    ],
+)
+def test_a_damaged_pool_is_one_line_that_names_what_is_wrong_in_it(tmp_path, change, message):
+    create(tmp_path, 5).close()
+    with closing(sqlite3.connect(tmp_path / "pool.sqlite", isolation_level=None)) as db:
+        db.execute(change)
+    with pytest.raises(UserError, match=rf"pool.sqlite.*({message})"):
+        main(["ls", str(tmp_path)])
+
+
+def test_readers_leave_nothing_beside_the_pool(tmp_path, capsys):
+    create(tmp_path, 5).close()
+    output(capsys, "ls", tmp_path), output(capsys, "hist", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "pool.sqlite"]
 
 
 def test_a_pool_without_any_selection_yet_can_be_read(tmp_path, capsys):
