@@ -1,11 +1,13 @@
 """Hy-VLA's image augmentation (arXiv:2606.14409, released code), in numpy.
 
-Half of the images are changed: by noise, by colour jitter, or by both. Frames of a history are changed each on its own.
-A dark image is brightened first. Half of the changed images of index 0 are also cropped to a random 95 % and scaled
-back: the head camera's, and with a history its *oldest* frame only, as released (probably unintended there).
+Half of the images are changed: by colour jitter, by noise, or by both, in this order. Frames of a history are changed
+each on its own. A dark image is brightened first. Half of the changed images of index 0 are then cropped to a random
+95 % and scaled back: the head camera's, and with a history its *oldest* frame only, as released (probably unintended
+there). All of it happens to the picture, not to the black bars around it, which are added later in the released code.
 
-Differs from the released code: uniform random numbers come from numpy, so not the same ones; black frames from before
-the episode stay black.   Letters: V cameras, K frames, S image side.
+Differs from the released code: uniform random numbers come from numpy, so not the same ones; the picture has the
+model's size already, and is rounded to whole numbers once, at the end; black frames from before the episode stay black.
+Letters: V cameras, K frames, S image side, H, W sides of the picture in it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ HUE = 0.05
 """Shift of the hue, in turns, drawn from [-x, x]."""
 NOISE = 0.05
 """Largest scale of the noise, with images in [0, 1]."""
+PER_CHANNEL = 0.5
 DARK, BRIGHTEN = 0.15, 1.75
 CHANGED, CROPPED, CROP = 0.5, 0.5, 0.95
 GREY = np.array([0.299, 0.587, 0.114])
@@ -36,31 +39,45 @@ def augment(views: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def augment_image(image: np.ndarray, generator: np.random.Generator, can_crop: bool = False) -> np.ndarray:
-    """One image, uint8 [S, S, 3]."""
-    pixels = image / 255.0
+    """One image, uint8 [S, S, 3]; black rows and columns at its edges stay."""
+    place = picture_place(image)
+    pixels = image[place] / 255.0
     if pixels.mean() <= DARK:
         pixels = np.minimum(pixels * BRIGHTEN, 1.0)
     if generator.random() < CHANGED:
         kind = generator.choice(["noise", "jitter", "both"])
-        if can_crop and generator.random() < CROPPED:
-            pixels = random_crop(pixels, generator)
-        if kind != "jitter":
-            pixels = add_noise(pixels, generator)
         if kind != "noise":
             pixels = colour_jitter(pixels, generator)
-    return np.round(255 * pixels).astype(np.uint8)
+        if kind != "jitter":
+            pixels = add_noise(pixels, generator)
+        if can_crop and generator.random() < CROPPED:
+            pixels = random_crop(pixels, generator)
+    result = image.copy()
+    result[place] = np.round(255 * pixels)
+    return result
+
+
+def picture_place(image: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of an image [S, S, 3] from the first to the last that is not black; all of a black one."""
+    ends = [np.flatnonzero(image.max(axis=axes)) for axes in ((1, 2), (0, 2))]
+    rows, columns = (slice(int(end[0]), int(end[-1]) + 1) if len(end) else slice(None) for end in ends)
+    return rows, columns
 
 
 def add_noise(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Gaussian, Laplace or centred Poisson noise of a scale up to `NOISE`, each pixel and channel on its own."""
+    """Gaussian or Laplace noise, or a Poisson number with a random sign, of a scale (Poisson: mean) up to `NOISE`.
+
+    Each pixel [H, W, 3] has its own; in half of the images each channel too.
+    """
     scale = generator.uniform(0, NOISE)
     kind = generator.choice(["gaussian", "laplace", "poisson"])
+    shape = pixels.shape if generator.random() < PER_CHANNEL else (*pixels.shape[:-1], 1)
     if kind == "gaussian":
-        noise = generator.normal(scale=scale, size=pixels.shape)
+        noise = generator.normal(scale=scale, size=shape)
     elif kind == "laplace":
-        noise = generator.laplace(scale=scale, size=pixels.shape)
+        noise = generator.laplace(scale=scale, size=shape)
     else:
-        noise = (generator.poisson(255 * scale, pixels.shape) - 255 * scale) / 255
+        noise = generator.choice([-1, 1], size=shape) * generator.poisson(255 * scale, shape) / 255
     return np.clip(pixels + noise, 0, 1)
 
 
@@ -93,13 +110,18 @@ def shift_hue(pixels: np.ndarray, turns: float) -> np.ndarray:
 
 
 def random_crop(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A random square of 95 % of the side, scaled back bilinearly, [S, S, 3]."""
-    side = len(pixels)
-    kept = max(1, round(CROP * side))
-    top, left = generator.integers(0, side - kept + 1, size=2)
+    """A random rectangle of 95 % of both sides, scaled back bilinearly, [H, W, 3]."""
+    for axis in (0, 1):
+        pixels = _crop_axis(pixels, axis, generator)
+    return pixels
+
+
+def _crop_axis(pixels: np.ndarray, axis: int, generator: np.random.Generator) -> np.ndarray:
+    side = pixels.shape[axis]
+    kept = max(1, int(CROP * side))
+    start = generator.integers(0, side - kept + 1)
     centres = np.clip((np.arange(side) + 0.5) * kept / side - 0.5, 0, kept - 1)
     low = np.floor(centres).astype(int)
-    high, part = np.minimum(low + 1, kept - 1), centres - low
-    crop = pixels[top : top + kept, left : left + kept]
-    rows = crop[low] * (1 - part)[:, None, None] + crop[high] * part[:, None, None]
-    return rows[:, low] * (1 - part)[None, :, None] + rows[:, high] * part[None, :, None]
+    part = np.expand_dims(centres - low, tuple(other for other in range(pixels.ndim) if other != axis))
+    first, second = (pixels.take(start + index, axis) for index in (low, np.minimum(low + 1, kept - 1)))
+    return first * (1 - part) + second * part

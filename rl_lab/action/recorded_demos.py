@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,12 +23,7 @@ SAID_PROBLEMS = 20
 def record_demos(cluster: Cluster, context: StageContext) -> None:
     """Write the demonstrations of `demos.files`; UserError, after naming every problem, for broken ones."""
     files = context.config.demos.files
-    recordings, _ = find_recordings(
-        [Path(path) for path in files.paths],
-        image_size=context.config.env.image_size,
-        save_freq=files.save_freq,
-        split=files.instructions,
-    )
+    recordings, _ = find_recordings(**files.reading(), image_size=context.config.env.image_size)
     read = _read(cluster, context, recordings)
     episodes = [episode for episode, _ in read if episode is not None]
     problems = [problem for _, found in read for problem in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -32,8 +33,19 @@ class FilesConfig(Section):
     """Physics steps (1/250 s) a frame of RoboTwin's files; another number in a file is a problem of its episode."""
     instructions: Literal["seen", "unseen"] = "seen"
     """Which of RoboTwin's texts."""
+    index: str | None = None
+    """The authors' index of RoboTwin's episodes (dataset_index.csv): those that it calls dirty are left out."""
     skip_broken: bool = False
     """Leave broken episodes out, and list them, instead of stopping."""
+
+    def reading(self) -> dict[str, Any]:
+        """Arguments of `rl_lab.formats.recordings.find_recordings`."""
+        return {
+            "paths": [Path(path) for path in self.paths],
+            "save_freq": self.save_freq,
+            "split": self.instructions,
+            "index": None if self.index is None else Path(self.index),
+        }
 
 
 class DemosConfig(Section):

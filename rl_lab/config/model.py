@@ -42,6 +42,8 @@ class ModelConfig(Section):
     """Predict every chunk twice, relative to its start and absolute, and command the mean; None: as the checkpoint."""
     first_slot: FirstSlot | None = None
     """Slot 0 of a chunk is the next command, or (as released) the pose at its start; None: as the checkpoint, next."""
+    visual_segment_isolation: bool | None = None
+    """An image's tokens see their own image only (as Hy-VLA's RoboTwin policy); None: as the preset or checkpoint."""
     memory: MemoryConfig | None = None
     """None: as the checkpoint, else the present frame alone."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -49,7 +51,10 @@ class ModelConfig(Section):
 
     def options(self) -> dict[str, Any]:
         """The model options that are set here, but for those of chunks."""
-        options = self.model_dump(include={"prediction", "time_density", "loss_weight_clip"}, exclude_none=True)
+        fields = {"prediction", "time_density", "loss_weight_clip", "visual_segment_isolation"}
+        options = self.model_dump(include=fields, exclude_none=True)
+        if self.loss_weight_clip == 0:
+            options["loss_weight_clip"] = None
         if self.memory is not None:
             options["use_video_encoder"] = True
             if self.memory.layer_stride is not None:

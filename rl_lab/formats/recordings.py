@@ -12,6 +12,7 @@ from envs.types import Episode
 from rl_lab.errors import UserError
 from rl_lab.formats import lerobot_read, lerobot_schema, robotwin
 from rl_lab.formats.checks import BrokenEpisodeError, Problem
+from rl_lab.formats.episode_index import clean_files
 from rl_lab.formats.lerobot_tables import read_info, read_rows
 from rl_lab.formats.stored_images import StoredImages
 
@@ -62,11 +63,13 @@ class Recording:
 
 
 def find_recordings(
-    paths: Sequence[Path], *, image_size: int, save_freq: int, split: str
+    paths: Sequence[Path], *, image_size: int, save_freq: int, split: str, index: Path | None = None
 ) -> tuple[list[Recording], float]:
-    """All episodes of files and folders, in the order given, and their rate in hertz.
+    """All episodes of files and folders, in the order given, and their rate in hertz; RoboTwin's without those that an
+    `index` of their authors calls dirty.
 
-    UserError for a path without episodes, and for sets of different rates: a chunk would mean another time in each.
+    UserError for a path without episodes, episodes that the index does not know, and for sets of different rates: a
+    chunk would mean another time in each.
     """
     found: list[Recording] = []
     rates: dict[Path, float] = {}
@@ -80,7 +83,9 @@ def find_recordings(
             found += [Recording("lerobot", path, row.number, *rest) for row in read_rows(path, info)]
         else:
             rates[path] = robotwin.control_hz(save_freq)
-            found += [Recording("robotwin", file.path, 0, *rest) for file in robotwin.find_episodes(path)]
+            files = [file.path for file in robotwin.find_episodes(path)]
+            kept = files if index is None else clean_files(files, index)
+            found += [Recording("robotwin", file, 0, *rest) for file in kept]
     (first, hz), *others = rates.items()
     for path, rate in others:
         if not abs(rate - hz) <= RATE_TOLERANCE * hz:

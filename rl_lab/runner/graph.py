@@ -143,8 +143,9 @@ def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
     if params.get("model", {}).get("path"):
         params["model"] = params["model"] | {"preset": None, "path": tree_digest(Path(config.model.path or ""))}
     if config.demos.files is not None and "demos" in params:
-        paths = [recording_digest(Path(path)) for path in config.demos.files.paths] if kind == "demos" else []
-        params["demos"]["files"] |= {"paths": paths}  # other stages have it by their input
+        named = [*config.demos.files.paths, *filter(None, [config.demos.files.index])]
+        paths = [recording_digest(Path(path)) for path in named] if kind == "demos" else []
+        params["demos"]["files"] |= {"paths": paths, "index": None}  # other stages have it by their input
     if "questions" in params:
         params |= {
             section: {name: params[section][name] for name in LIMITS[section]}

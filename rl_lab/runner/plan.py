@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rl_lab.config.action import FilesConfig
@@ -66,8 +65,7 @@ def _num_recorded(files: FilesConfig) -> int:
     """Episodes in the files of demonstrations."""
     from rl_lab.formats.recordings import find_recordings  # here, because it imports the readers of all formats
 
-    paths = [Path(path) for path in files.paths]
-    return len(find_recordings(paths, image_size=1, save_freq=files.save_freq, split=files.instructions)[0])
+    return len(find_recordings(**files.reading(), image_size=1)[0])
 
 
 def _training(node: Node, config: RunConfig) -> Any:

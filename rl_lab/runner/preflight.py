@@ -52,11 +52,12 @@ def _check_files(files: FilesConfig, image_size: int) -> None:
     """There are episodes in every file and folder, all of one rate, and those looked at are sound."""
     from rl_lab.formats.recordings import find_recordings, glance
 
-    paths = [Path(path) for path in files.paths]
     try:
-        found, _ = find_recordings(paths, image_size=image_size, save_freq=files.save_freq, split=files.instructions)
+        found, _ = find_recordings(**files.reading(), image_size=image_size)
     except UserError as error:
         raise UserError(f"demos.files: {error}") from error
+    if not found:
+        raise UserError(f"demos.files.index: {files.index} calls every episode of {', '.join(files.paths)} dirty")
     glance(found, files.skip_broken)
 
 

@@ -43,24 +43,54 @@ def test_jitter_stays_within_its_ranges():
 
 
 def test_noise_is_centred_and_no_larger_than_its_scale():
-    noise = np.stack([a.add_noise(np.full((16, 16, 3), 0.5), GENERATOR(seed)) - 0.5 for seed in range(100)])
+    noise = np.stack([a.add_noise(np.full((16, 16, 3), 0.5), GENERATOR(seed)) - 0.5 for seed in range(200)])
     assert abs(noise.mean()) < 2e-3
     scales = noise.std(axis=(1, 2, 3))
     assert scales.min() < 0.02 and 0.04 < scales.max() < 0.08
+    grey = [np.ptp(image, axis=-1).max() == 0 for image in noise]
+    assert 0.35 < np.mean(grey) < 0.65, "the same in all channels of half of the images"
+
+
+def test_the_picture_changes_and_the_bars_around_it_stay_black():
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[3:13] = 100
+    assert a.picture_place(image) == (slice(3, 13), slice(0, 16))
+    changed = [a.augment_image(image, GENERATOR(seed), can_crop=True) for seed in range(20)]
+    assert not any(found[:3].any() or found[13:].any() for found in changed)
+    assert sum((found[3:13] != 100).any() for found in changed) >= 5
+
+
+def test_colours_change_first_then_noise_then_the_crop(monkeypatch):
+    order = []
+    for name in ("colour_jitter", "add_noise", "random_crop"):
+        monkeypatch.setattr(a, name, lambda pixels, _, name=name: order.append(name) or pixels)
+    image = np.full((8, 8, 3), 100, np.uint8)
+    for seed in range(60):
+        order.clear()
+        a.augment_image(image, GENERATOR(seed), can_crop=True)
+        if len(order) == 3:
+            break
+    assert order == ["colour_jitter", "add_noise", "random_crop"]
 
 
 def test_a_crop_keeps_95_percent_and_flat_images():
     ramp = np.tile(np.linspace(0, 1, 40)[None, :, None], (40, 1, 3))
     spans = {round(np.ptp(a.random_crop(ramp, GENERATOR(seed))), 3) for seed in range(20)}
     assert all(0.93 < span <= 0.95 for span in spans)
+    wide = np.stack([np.arange(40) % 2, np.zeros(40), np.ones(40)], axis=-1)[None].repeat(20, axis=0)
+    assert a.random_crop(wide, GENERATOR(1)).shape == (20, 40, 3)
     np.testing.assert_allclose(a.random_crop(np.full((40, 40, 3), 0.3), GENERATOR(0)), 0.3)
 
 
-def test_only_image_0_is_cropped(monkeypatch):
-    cropped = []
-    monkeypatch.setattr(a, "random_crop", lambda pixels, _: cropped.append(pixels.mean()) or pixels)
+def test_only_image_0_is_cropped_and_half_of_its_changed_ones(monkeypatch):
+    seen, cropped = [], []
+    whole = a.augment_image
+    monkeypatch.setattr(a, "random_crop", lambda pixels, _: cropped.append(1) or pixels)
+    monkeypatch.setattr(a, "augment_image", lambda image, _, can_crop: seen.append((image.mean(), can_crop)) or image)
     marked = views(3)
     marked[0, 0] = 200
-    for seed in range(40):
-        a.augment(marked, GENERATOR(seed))
-    assert 4 <= len(cropped) <= 16 and np.allclose(cropped, 200 / 255)
+    a.augment(marked, GENERATOR(0))
+    assert seen == [(200, True)] + [(100, False)] * 8
+    for seed in range(80):
+        whole(marked[0, 0], GENERATOR(seed), can_crop=True)
+    assert 10 <= len(cropped) <= 30

@@ -6,6 +6,7 @@ import pytest
 
 from rl_lab.errors import UserError
 from rl_lab.formats.checks import BrokenEpisodeError
+from rl_lab.formats.episode_index import read_index
 from rl_lab.formats.recordings import find_recordings
 from rl_lab.formats.robotwin import control_hz, find_episodes, read_robotwin
 from rl_lab.formats.sources import open_source
@@ -150,3 +151,37 @@ def test_episodes_in_linked_folders_are_found_with_their_names_and_sources(tmp_p
     assert (source.format, len(source.reads)) == ("robotwin", 2)
     recordings, _ = find_recordings([tmp_path / "data"], image_size=32, save_freq=15, split="seen")
     assert [recording.read()[1] for recording in recordings] == [[], []]
+
+
+INDEX_HEAD = "episode_dir,hdf5_name,instruction_name,num_frames,is_dirty\n"
+
+
+def test_episodes_that_the_authors_index_calls_dirty_are_left_out(tmp_path):
+    for number in range(3):
+        write_classic(tmp_path / "data", number)
+    rows = [f"handover_block/demo_clean,data/episode_{n}.hdf5,x.json,7,{int(n == 1)}\n" for n in range(3)]
+    index = tmp_path / "index.csv"
+    index.write_text(INDEX_HEAD + "".join(rows))
+    options = {"image_size": 32, "save_freq": 15, "split": "seen", "index": index}
+    kept, _ = find_recordings([tmp_path / "data"], **options)
+    assert [recording.path.name for recording in kept] == ["episode0.hdf5", "episode2.hdf5"]
+    index.write_text(INDEX_HEAD + "".join(rows[:2]))
+    with pytest.raises(UserError, match=r"episode2.hdf5 is not in the index .*index.csv; name RoboTwin's own folders"):
+        find_recordings([tmp_path / "data"], **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "lacks the columns episode_dir, hdf5_name, is_dirty"),
+        ("episode_dir,is_dirty\n", "lacks the columns hdf5_name"),
+        (INDEX_HEAD + "a/b,data/episode_0.hdf5,x.json,7,yes\n", "line 2: expected"),
+        (INDEX_HEAD + "a/b,data/film.hdf5,x.json,7,0\n", "line 2: expected"),
+        (INDEX_HEAD + "a/b\n", "line 2: expected"),
+    ],
+)
+def test_a_file_that_is_no_index_is_refused(tmp_path, text, said):
+    path = tmp_path / "index.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_index(path)
