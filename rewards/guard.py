@@ -94,6 +94,16 @@ class Guard:
             failures += [failure] if failure else []
         return values, failures
 
+    def start(self) -> None:
+        """Start the process, which imports the function. ValueError, with what the import raised, where it fails."""
+        try:
+            self._function.start(time.monotonic() + self._config.start_timeout_s)
+        except (TimeoutError, CallFailedError) as error:
+            said = " ".join(str(error).split()) or f"no answer in {self._config.start_timeout_s:g} s"
+            raise ValueError(
+                f"functions.{self._name} cannot be imported: {said}; install what it imports, or mend its file"
+            ) from error
+
     def close(self) -> None:
         """End the process."""
         self._function.close()

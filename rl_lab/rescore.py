@@ -149,7 +149,9 @@ def _reward(given: str, config: dict[str, Any], section: str, kind: str) -> tupl
 
 def _checked(settings: dict[str, Any], given: str) -> Rewards:
     try:
-        return make_rewards(read_config(RewardConfig, settings))
+        made = make_rewards(read_config(RewardConfig, settings))
+        made.start()
+        return made
     except ValueError as error:
         raise UserError(f"{given}: {error}") from error
 

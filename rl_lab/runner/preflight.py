@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
@@ -175,13 +176,14 @@ def _check_questions(config: RunConfig) -> None:
 
 
 def _check_rewards(config: RunConfig) -> None:
-    """Every weight has its reward, and every function that is named can be found."""
+    """Every weight has its reward, and every function that is named can be imported, where it will be called."""
     variants = config.sweep.variants if config.sweep is not None else {}
     named = {"rewards": config.rewards, "truth": config.truth}
     named |= {f"sweep.variants.{name}": rewards for name, rewards in variants.items()}
     for where, rewards in named.items():
         try:
-            make_rewards(rewards).close()
+            with contextlib.closing(make_rewards(rewards)) as made:
+                made.start()
         except ValueError as error:
             raise UserError(f"{where}.{error}") from error
 

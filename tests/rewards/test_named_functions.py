@@ -1,5 +1,6 @@
 """Reward functions that a configuration names by file or module."""
 
+import contextlib
 import os
 import textwrap
 
@@ -76,6 +77,26 @@ def test_what_cannot_be_found_is_said_before_anything_runs(mine, tmp_path, sourc
     with pytest.raises(ValueError, match="functions.mine: ") as error:
         reward(source.format(mine=mine, prose=prose))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("from collections import no_such_name", "ImportError: cannot import name 'no_such_name'"),
+        ("raise SystemExit(3)", "the process of reward function mine died"),
+        ("x = 1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_said_before_anything_is_asked(tmp_path, code, said):
+    (tmp_path / "broken.py").write_text(f"{code}\ndef f(**columns): ...\n")
+    config = RewardConfig(weights=WEIGHTS, functions={"mine": f"{tmp_path / 'broken.py'}:f"})
+    with (
+        contextlib.closing(Rewards(config)) as made,
+        pytest.raises(ValueError, match=r"functions\.mine cannot be imported: .*install what it imports") as caught,
+    ):
+        made.start()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_configuration_takes_names_and_nothing_else(mine):
