@@ -11,7 +11,6 @@ under both, 2 bad input.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from rewards.compose import Rewards
 from rewards.config import RewardConfig, read_config
 from rl_lab.arguments import as_path
 from rl_lab.config.action_rewards import RankingConfig
-from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.errors import CommandParser, RunError, UserError, run_command
 from rl_lab.files import write_whole
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.rescoring import Agreement, rescore
@@ -35,7 +34,7 @@ FLIPS_SHOWN = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; UserError for bad input."""
+    """Run the command; UserError for bad input, RunError where a training has nothing to compare."""
     parser = CommandParser(prog="python -m rl_lab.rescore", description="Score stored rollouts under another reward.")
     parser.add_argument("run", type=as_path, metavar="RUN", help="a run folder")
     parser.add_argument("--reward", required=True, metavar="FILE|VARIANT", help="YAML with `rewards`, or a variant")
@@ -63,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_whole(target, json.dumps({node: one.as_row() for node, one in found.items()}, indent=1) + "\n")
         lines = [line for node, one in found.items() if one.answers for line in _lines(node, one)]
         print("\n".join([*lines, str(target)]))
-    for line in empty:
-        print(f"error: {line}", file=sys.stderr)
-    return 1 if empty else 0
+    if empty:
+        raise RunError("; ".join(empty))
+    return 0
 
 
 def _config(run: Path) -> dict[str, Any]:

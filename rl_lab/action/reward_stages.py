@@ -16,7 +16,7 @@ from rl_lab.action.collection import kept
 from rl_lab.action.ranking import rank_folder
 from rl_lab.action.reward_training import RewardPlan, make_card
 from rl_lab.action.starting import num_commands
-from rl_lab.errors import UserError
+from rl_lab.errors import RunError
 from rl_lab.files import write_whole
 from rl_lab.learning.checkpoint import published
 from rl_lab.learning.stage import train
@@ -81,13 +81,13 @@ class ActionRewardStages:
         write_whole(context.out / CARD_FILE, json.dumps(card, indent=1) + "\n")
 
     def rank(self, context: StageContext) -> None:
-        """Preference pairs of sampled chunks. UserError if no state gives one."""
+        """Preference pairs of sampled chunks. RunError if no state gives one."""
         ranking = context.config.ranking
         models = {kind: context.inputs[kind] for kind in ranking.learned}
         arguments = (context.inputs["candidates"], models, ranking.weights, ranking.margin, context.training_seed)
         found = _call(rank_folder, *arguments, context.out)
         if not found["pairs"]:
-            raise UserError(
+            raise RunError(
                 f"no pair in {found['states']} states: {found.get('abstained/disagreement', 0)} times the members "
                 f"disagreed, {found.get('abstained/margin', 0)} times chunks were too close; lower ranking.margin or "
                 "train the reward models longer"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewards.guard import FAILED_CALL
-from rl_lab.errors import UserError
+from rl_lab.errors import RunError
 from rl_lab.language.answering import Scored
 from rl_lab.runner.stage_context import StageContext
 
@@ -22,14 +22,14 @@ class RewardFailures:
         self._fruitless = 0
 
     def check(self, step: int, scored: Scored) -> None:
-        """As `tell`, for a step of a training. UserError if no answer of several steps has a reward."""
+        """As `tell`, for a step of a training. RunError if no answer of several steps has a reward."""
         self.tell(step, scored)
         self._fruitless = self._fruitless + 1 if scored.all_failed else 0
         if self._fruitless == FRUITLESS_STEPS:
             raise _nothing(f"no answer of the last {FRUITLESS_STEPS} steps has a reward", [scored])
 
     def check_all(self, name: str, sets: Sequence[Scored]) -> None:
-        """As `tell`, for an examination. UserError if none of its answers has a reward."""
+        """As `tell`, for an examination. RunError if none of its answers has a reward."""
         for scored in sets:
             self.tell(0, scored)
         if sets and all(scored.all_failed for scored in sets):
@@ -45,6 +45,6 @@ class RewardFailures:
                 self._context.log(step, alarm=text)
 
 
-def _nothing(what: str, sets: Sequence[Scored]) -> UserError:
+def _nothing(what: str, sets: Sequence[Scored]) -> RunError:
     why = next((words for scored in sets for words in scored.examples.values()), "see the failures in its rollouts")
-    return UserError(f"{what}; the first failure: {why}; mend the reward, and go on with --resume")
+    return RunError(f"{what}; the first failure: {why}; mend the reward, and go on with --resume")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rewards.judge import MalformedVerdictError
 from rewards.reasoning import ReasoningJudge, Trace, reference_text
-from rl_lab.errors import UserError
+from rl_lab.errors import RunError
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.rollout_store import Row
 
@@ -26,13 +26,13 @@ class TraceJudge:
     def __call__(self, rows: Sequence[Row]) -> list[float | None]:
         """A score in 0..1 for each trace, None where a call failed.
 
-        UserError where the judge is out of order: dropping every trace as unjudged would look like a result.
+        RunError where the judge is out of order: dropping every trace as unjudged would look like a result.
         """
         scores, failures = self.judge([self._trace(row) for row in rows])
         silent = all(score is None for score in scores)
         replied = any(failure.detail.startswith(MalformedVerdictError.__name__) for failure in failures)
         if silent and (len(rows) >= SILENT or not self._works and not replied):
-            raise UserError(
+            raise RunError(
                 f"the judge scored none of {len(rows)} traces, the first for: {failures[0].detail}; mend rewards.judge "
                 "or its server, and resume"
             )

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from rl_lab.errors import UserError
+from rl_lab.errors import RunError, UserError
 from rl_lab.language.item_files import item_row, write_rows
 from rl_lab.language.rollout_store import Rollout, RolloutStore
 from rl_lab.rescore import main
@@ -94,11 +94,12 @@ def failing(tmp_path, name):
 
 
 def test_a_reward_that_always_fails_is_no_result(run, tmp_path, capsys):
-    assert main([str(run), "--reward", failing(tmp_path, "always")]) == 1
-    said = capsys.readouterr()
-    assert said.out == "" and said.err == (
-        "error: verifier.1.grpo: no answer could be scored, 6 calls failed, the first: mine on answer 0 to item-0 of "
-        "step 1 (exception: RuntimeError: no licence); mend the reward\n"
+    with pytest.raises(RunError) as error:
+        main([str(run), "--reward", failing(tmp_path, "always")])
+    assert capsys.readouterr().out == "" and error.value.exit_code == 1
+    assert str(error.value) == (
+        "verifier.1.grpo: no answer could be scored, 6 calls failed, the first: mine on answer 0 to item-0 of "
+        "step 1 (exception: RuntimeError: no licence); mend the reward"
     )
     assert not list(run.glob("rescored-*"))
 
