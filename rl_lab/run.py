@@ -1,4 +1,4 @@
-"""python -m rl_lab.run FILE [key=value ...] [--run-dir DIR] [--resume DIR] [--dry-run] [--address HOST:PORT]
+"""python -m rl_lab.run FILE [key=value ...] [--run-dir DIR] [--resume DIR] [--dry-run | --plan] [--address HOST:PORT]
 
 Runs an experiment: loads and checks its file, expands it into stages, reuses the stored ones and runs the others.
 The first and the last line printed is the run folder. Exit code: 0 done, 1 failure, 2 bad input, 130 stopped.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.arguments import as_path
-from rl_lab.config import RunConfig, dump_config, load_config
+from rl_lab.config import RunConfig, dump_changes, dump_config, load_config
 from rl_lab.config.judge import JUDGE_URL
 from rl_lab.disk_errors import DiskError, disk_error
 from rl_lab.errors import CommandParser, UserError, run_command
@@ -45,6 +45,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--run-dir", type=as_path, help="new folder for this run; default runs/NAME-TIMESTAMP")
     parser.add_argument("--resume", type=as_path, metavar="DIR", help="continue the run in this folder")
     parser.add_argument("--dry-run", action="store_true", help="print config, plan and estimated cost; write nothing")
+    parser.add_argument("--plan", action="store_true", help="the same, with those settings only that are no defaults")
     parser.add_argument(
         "--address", help="run on the Ray cluster at this address (as RAY_ADDRESS); auto: the local one"
     )
@@ -98,9 +99,9 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
         os.environ["RAY_ADDRESS"] = options.address
     config = _load(options)
     check_machine(config)
-    if options.dry_run:
+    if options.dry_run or options.plan:
         nodes = expand(config)
-        print(dump_config(config))
+        print(dump_config(config) if options.dry_run else dump_changes(config))
         _say_backend(config)
         print(placement_table(config))
         print(plan_table(config, nodes, stage_hashes(nodes, config.seed, code_versions()), Store(STORE)))

@@ -117,6 +117,23 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
 
 
+def dump_changes(config: RunConfig) -> str:
+    """The settings that differ from the defaults, as YAML that says the same; a line for each small section."""
+    whole = config.model_dump(mode="json")
+    plain = RunConfig.model_construct(name="", stages=()).model_dump(mode="json")
+    return yaml.safe_dump(_changes(whole, plain), sort_keys=False, width=120, default_flow_style=None)
+
+
+def _changes(tree: Tree, default: Tree) -> Tree:
+    """The keys of a tree whose values are others than in `default`, down to the last level that both have."""
+    found = {}
+    for key, value in tree.items():
+        before = default.get(key)
+        if value != before:
+            found[key] = _changes(value, before) if isinstance(value, dict) and isinstance(before, dict) else value
+    return found
+
+
 def _validate(tree: Tree, where: str, overrides: Sequence[tuple[list[str], Any]]) -> RunConfig:
     try:
         # Through JSON, because strict JSON validation takes lists for tuples and still refuses text for numbers.

@@ -109,6 +109,14 @@ def test_an_experiment_on_files_that_are_not_there_names_the_first(home, monkeyp
     assert written(home) == []
 
 
+def test_a_plan_shows_only_what_the_file_changed(home, capsys):
+    assert main("small.yaml", "--plan") == 0
+    text = capsys.readouterr().out
+    assert "sft: {steps: 10, warmup: 2}" in text and "min on two CPU cores" in text
+    assert "lr:" not in text and "questions" not in text
+    assert written(home) == []
+
+
 def test_a_dry_run_says_what_would_be_reused(home, capsys):
     main("small.yaml", "stages=[demos]")
     main("small.yaml", "--dry-run")
