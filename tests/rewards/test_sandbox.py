@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rewards import isolation
 from rewards.config import GuardConfig
 from rewards.guard import Guard
 from rewards.sandbox import clean_environment, landlock_abi
@@ -111,6 +112,7 @@ def written(folder):
 
 CALLER = """
 import os, signal, sys
+from rewards import isolation
 from rewards.config import GuardConfig
 from rewards.guard import Guard
 from tests.rewards.mischief import mischief
@@ -189,3 +191,14 @@ def test_it_has_a_folder_of_its_own_which_goes_with_it(call, tmp_path, monkeypat
 def test_a_function_that_exits_is_a_failure(call):
     values, failures = call("exit", "honest")
     assert values == [None, 1.0] and "died" in failures[0]
+
+
+def test_a_kernel_that_cannot_deny_writes_is_said_once(call, monkeypatch, caplog):
+    monkeypatch.setattr(isolation, "landlock_abi", lambda: 0)
+    isolation._warn_of_writes.cache_clear()
+    call("honest")
+    call("honest")
+    isolation._warn_of_writes.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == [
+        "this kernel has no Landlock: reward functions can write wherever we can"
+    ]
