@@ -38,11 +38,13 @@ print(os.environ.get("MUJOCO_GL"), flush=True)
 os._exit(0)  # some GL libraries complain at interpreter exit
 """
 START_RAY = """
-import os
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
-ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+from rl_lab.errors import RunError
+from rl_lab.workers.connection import start
+try:
+    start(1, 100 << 20)
+except RunError as error:
+    raise error.__cause__
 assert ray.get(ray.remote(lambda: 41 + 1).remote()) == 42
 ray.shutdown()
 print(ray.__version__)
@@ -126,8 +128,7 @@ def check_ray() -> Iterator[Finding]:
     if works:
         yield Finding("ok", f"Ray {line} starts")
     else:
-        mend = "free memory and /dev/shm, unset RAY_ADDRESS, or use a shorter TMPDIR"
-        yield Finding("bad", f"Ray does not start: {line}", mend)
+        yield Finding("bad", f"Ray does not start: {line}", "free memory and /dev/shm, or use a shorter TMPDIR")
 
 
 def check_vllm() -> Iterator[Finding]:

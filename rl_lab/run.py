@@ -20,7 +20,7 @@ from rl_lab.arguments import as_path
 from rl_lab.config import RunConfig, dump_changes, dump_config, load_config
 from rl_lab.config.judge import JUDGE_URL
 from rl_lab.disk_errors import DiskError, disk_error
-from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.errors import CommandParser, RunError, UserError, one_line, run_command
 from rl_lab.reading import read_object
 from rl_lab.runner.environment import describe
 from rl_lab.runner.executor import Executor, StageError
@@ -115,6 +115,9 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
             code = _run(folder, config, stages, resumed=options.resume is not None)
         except KeyboardInterrupt:
             code = 130
+        except RunError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            code = 1
         except UserError:
             raise
         except Exception as error:

@@ -19,7 +19,7 @@ from rl_lab.errors import UserError
 from rl_lab.language.question_files import has_open_questions
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import QUESTIONS_FILE, stores
-from rl_lab.workers.bundles import bundles, lacking
+from rl_lab.workers.bundles import bundles, joins_cluster, lacking
 from rl_lab.workers.robotwin import check_robotwin
 
 
@@ -262,7 +262,7 @@ def _check_gl() -> None:
 def _check_placement(config: RunConfig) -> None:
     import torch
 
-    if config.placement.device == "gpu" and "RAY_ADDRESS" not in os.environ and not torch.cuda.is_available():
+    if config.placement.device == "gpu" and not joins_cluster() and not torch.cuda.is_available():
         raise UserError(
             "placement is gpu but torch sees none; use placement=auto or install torch's CUDA build and a driver"
         )
@@ -279,7 +279,7 @@ def _nodes() -> list[dict[str, float]]:
     """Resources of this machine, or of those of the cluster that RAY_ADDRESS names."""
     import torch
 
-    if "RAY_ADDRESS" not in os.environ:
+    if not joins_cluster():
         return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
     from rl_lab.workers.cluster import cluster_nodes  # here, because a run on this machine has no Ray yet
 
@@ -288,7 +288,7 @@ def _nodes() -> list[dict[str, float]]:
 
 def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
     """UserError if the machines do not have what the placement reserves."""
-    shared = "RAY_ADDRESS" in os.environ  # on this machine what is not reserved takes turns on its cores
+    shared = joins_cluster()  # on this machine what is not reserved takes turns on its cores
     asked = bundles(config.placement, config.workers_needed, shared=shared)
     shortage = lacking(asked, nodes, config.placement.strategy)
     if shortage is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ class Bundle:
 
 ACTOR_CPUS = 0.5
 """Of what is not reserved: workers and learners take turns, so a laptop with two cores holds two of each kind."""
+
+
+def joins_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster that was there before; else a run starts its own on this machine."""
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def bundles(placement: Placement, workers: WorkersConfig, *, shared: bool = False) -> list[Bundle]:

@@ -25,7 +25,8 @@ from rl_lab.errors import UserError
 from rl_lab.joint.training import JointPlan
 from rl_lab.language.training import OnlinePlan
 from rl_lab.learning.training import Plan
-from rl_lab.workers.bundles import ACTOR_CPUS, bundles, lacking, resources
+from rl_lab.workers import connection
+from rl_lab.workers.bundles import ACTOR_CPUS, bundles, joins_cluster, lacking, resources
 from rl_lab.workers.inference import Inference
 from rl_lab.workers.joint_learner import JointLearner
 from rl_lab.workers.judge_server import JudgeServer
@@ -44,7 +45,6 @@ LEARNER_GPUS, INFERENCE_GPUS = 0.9, 0.1
 """A learner has a GPU to itself, but for what acts or answers in the same run."""
 INFERENCE_RESTARTS = 20
 """An actor that keeps dying (out of memory, a broken driver) must not be restarted forever."""
-OBJECT_STORE_BYTES = 1 << 30
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
@@ -66,22 +66,13 @@ class Cluster:
         self._connect()
 
     def _connect(self) -> None:
-        options: dict[str, Any] = {"runtime_env": {"env_vars": _ENVIRONMENT}}
-        if "RAY_ADDRESS" not in os.environ:
-            # Loopback only, so token authentication (which writes a file into the user's home) has nothing to protect.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        runtime_env = {"env_vars": _ENVIRONMENT}
+        if joins_cluster():
+            connection.join(runtime_env=runtime_env)
+        else:
             needed = ACTOR_CPUS * (self.workers.simulation + self.workers.rollout + 3)
             needed += sum(one.count * one.resources["CPU"] for one in bundles(self.placement, self.workers))
-            options |= {
-                "address": "local",  # else Ray joins whatever somebody has started on this machine
-                "num_cpus": max(os.cpu_count() or 1, int(needed + 1)),
-                "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
-                "log_to_driver": False,
-            }
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(**options)
+            connection.start(max(os.cpu_count() or 1, int(needed + 1)), runtime_env=runtime_env)
         asked = bundles(self.placement, self.workers, shared=True)
         shortage = lacking(asked, _resources_of_nodes(), self.placement.strategy)
         if shortage is not None:
@@ -201,7 +192,7 @@ class Cluster:
 
     def check_folders(self, folders: Iterable[Path]) -> None:
         """UserError if a machine of a cluster that was there before cannot see the files of the run."""
-        if "RAY_ADDRESS" in os.environ:
+        if joins_cluster():
             for folder in folders:
                 _check_shared(folder.absolute())
 
@@ -227,12 +218,8 @@ class Cluster:
 
 
 def cluster_nodes() -> list[dict[str, float]]:
-    """Resources of the machines of the cluster at RAY_ADDRESS; UserError if it does not answer."""
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no Ray cluster answers at {os.environ['RAY_ADDRESS']} ({reason}); start one there") from error
+    """Resources of the machines of the cluster at RAY_ADDRESS; see `connection.join` for what is raised."""
+    connection.join(log_to_driver=False, logging_level=logging.ERROR)
     try:
         return _resources_of_nodes()
     finally:

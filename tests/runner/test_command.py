@@ -11,9 +11,10 @@ import pytest
 
 from rl_lab import run
 from rl_lab.config import load_config
-from rl_lab.errors import UserError, run_command
+from rl_lab.errors import RunError, UserError, run_command
 from rl_lab.eval import DEFAULTS
 from rl_lab.runner import preflight
+from rl_lab.workers import connection
 from tests.runner.files import EXPERIMENTS, RUNS, write_small
 from tests.runner.test_executor import FakeStages
 
@@ -115,6 +116,23 @@ def test_a_plan_shows_only_what_the_file_changed(home, capsys):
     assert "sft: {steps: 10, warmup: 2}" in text and "min on two CPU cores" in text
     assert "lr:" not in text and "questions" not in text
     assert written(home) == []
+
+
+def test_a_ray_that_does_not_start_is_one_line_and_the_run_can_be_resumed(home, capsys, monkeypatch):
+    def start(*arguments, **options):
+        raise RunError("Ray does not start: the node timed out")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(connection, "start", start)
+    assert run.main(["small.yaml", "--run-dir", "run"]) == 1
+    told = capsys.readouterr()
+    errors = [line for line in told.err.splitlines() if not line.startswith(("environment:", "simulator:", "warning:"))]
+    assert errors == [
+        "error: Ray does not start: the node timed out",
+        "continue with: python -m rl_lab.run --resume run",
+    ]
+    assert told.out.split() == ["run", "run"]
+    assert main("--resume", "run") == 0
 
 
 def test_a_dry_run_says_what_would_be_reused(home, capsys):

@@ -38,11 +38,9 @@ STALE = {staleness: (*RUN, f"rl.staleness={staleness}") for staleness in (1, 2)}
 
 @pytest.fixture(scope="module")
 def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        cluster = Cluster(WorkersConfig(simulation=1, rollout=2, rollout_threads=1), Placement(device="cpu"))
-        yield cluster
-        cluster.close()
+    cluster = Cluster(WorkersConfig(simulation=1, rollout=2, rollout_threads=1), Placement(device="cpu"))
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture(scope="module")

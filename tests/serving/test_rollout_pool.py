@@ -29,12 +29,10 @@ SAMPLING = Sampling(max_tokens=60, num_generations=4)
 
 @pytest.fixture(scope="module")
 def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        workers = WorkersConfig(rollout=2, rollout_threads=1, rollout_timeout_s=TIMEOUT_S)
-        cluster = Cluster(workers, Placement(device="cpu"))
-        yield cluster
-        cluster.close()
+    workers = WorkersConfig(rollout=2, rollout_threads=1, rollout_timeout_s=TIMEOUT_S)
+    cluster = Cluster(workers, Placement(device="cpu"))
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture

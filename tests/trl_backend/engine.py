@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 
 from rl_lab.trl_backend.grpo import RollOut
+from rl_lab.workers import connection
 from rl_lab.workers.rollout import ENVIRONMENT, Completion, Prompt, RolloutEngine, Sampling
 from rl_lab.workers.weights import Snapshot
 from tests.serving.conftest import ENGINE
@@ -17,7 +18,7 @@ from tests.serving.conftest import ENGINE
 @contextmanager
 def engine(folder: Path, sampling: Sampling) -> Iterator[RollOut]:
     """`roll_out` by vLLM, which takes every snapshot."""
-    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
+    connection.start(1, 200 << 20)
     try:
         actor = (
             ray.remote(RolloutEngine)

@@ -173,12 +173,10 @@ class Spread(Rewards):
 
 
 @pytest.mark.slow
-def test_the_first_steps_with_an_engine_are_the_learners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_steps_with_an_engine_are_the_learners(tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
     options = GRPOOptions(num_generations=SIZE, max_completion_length=12)
     optimiser = Optimiser(lr=2e-4, steps=3)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     with engine(make_folder(tmp_path / "first"), Sampling(max_tokens=12, num_generations=SIZE)) as roll_out:
         run = Run(tmp_path, 3, options, optimiser, roll_out, Spread())
     check_same(run, 3, options, optimiser)

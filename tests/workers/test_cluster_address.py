@@ -13,6 +13,7 @@ from rl_lab.config.placement import LearnerPlacement, Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.errors import UserError
 from rl_lab.workers import cluster as cluster_module
+from rl_lab.workers import connection
 from rl_lab.workers.cluster import Cluster, cluster_nodes
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +31,8 @@ wandb: disabled
 
 @pytest.fixture(scope="module")
 def address():
-    variables = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300"}
+    connection.use_token("token", "cd" * 32)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
         size = {"num_cpus": 2, "object_store_memory": 100 << 20}
         made = RayCluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
         made.add_node(**size)

@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from rl_lab.errors import UserError
+from rl_lab.workers import connection
 from rl_lab.workers.pool import BrokenWorkerError, PoolError, WorkerPool
 
 TIMEOUT_S = 4.0
@@ -54,13 +55,9 @@ class Sleeper:
 
 @pytest.fixture(scope="module")
 def cluster():
-    variables = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
-        yield
-        ray.shutdown()
+    connection.start(2, 100 << 20)
+    yield
+    ray.shutdown()
 
 
 class Pools:

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from rl_lab.errors import UserError
+from rl_lab.workers import connection
 from rl_lab.workers.ranks import group_class
 
 
@@ -45,14 +46,9 @@ class Member:
 
 @pytest.fixture(scope="module")
 def cluster():
-    variables = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
-        yield
-        ray.shutdown()
+    connection.start(2, 100 << 20)
+    yield
+    ray.shutdown()
 
 
 def start(state: Path) -> Any:
