@@ -45,6 +45,7 @@ def supervise(descriptor: int, caller: int, memory: int | None, work: Callable[[
     `caller` is the process at the other end, `memory` the child's limit in bytes.
     """
     _checked(_libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(2, 1)  # what the function prints is no output of the caller's
     folder = tempfile.TemporaryDirectory(prefix="reward-", ignore_cleanup_errors=True)
     with socket.socket(fileno=descriptor) as connection, folder as scratch:
@@ -56,7 +57,8 @@ def supervise(descriptor: int, caller: int, memory: int | None, work: Callable[[
         _kill_children()
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL has no other action
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 
@@ -123,11 +125,10 @@ def _confine(scratch: str, memory: int | None) -> None:
     """This process and all that it starts: a limit of memory each, no privileges, no writes but to `scratch`."""
     os.environ.update(HOME=scratch, TMPDIR=scratch)
     tempfile.tempdir = scratch
-    for kind, limit in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, memory)):
-        if limit is not None:
-            hard = resource.getrlimit(kind)[1]
-            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-            resource.setrlimit(kind, (limit, limit))
+    if memory is not None:
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     _checked(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     if landlock_abi():
         _deny_writes_outside(scratch)

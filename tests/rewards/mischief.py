@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -92,6 +93,8 @@ def mischief(prompts, completions, target, **columns):
         with open("/dev/null", "w") as file:
             file.write("nothing")
         return [len(os.environ["TMPDIR"]) / 1000]
+    if word == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
     if word == "exit":
         sys.exit(0)
     return [1.0]

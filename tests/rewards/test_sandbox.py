@@ -123,7 +123,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_function_does_not_outlive_the_half_that_watches_it(call):
+def test_a_function_does_not_outlive_the_half_that_watches_it(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # which nobody empties then
     call("honest")
     watching = call.guard()._function._process.pid
     children = Path(f"/proc/{watching}/task/{watching}/children").read_text().split()
@@ -188,9 +189,12 @@ def test_it_has_a_folder_of_its_own_which_goes_with_it(call, tmp_path, monkeypat
     assert not scratch.exists()
 
 
-def test_a_function_that_exits_is_a_failure(call):
-    values, failures = call("exit", "honest")
+@pytest.mark.parametrize("word", ["exit", "kill"])
+def test_a_function_that_ends_its_process_is_a_failure(call, capfd, word):
+    values, failures = call(word, "honest")
     assert values == [None, 1.0] and "died" in failures[0]
+    said = capfd.readouterr().err
+    assert ("SystemExit" in said) == (word == "exit") and "OSError" not in said
 
 
 def test_a_kernel_that_cannot_deny_writes_is_said_once(call, monkeypatch, caplog):
