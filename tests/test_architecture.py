@@ -98,7 +98,7 @@ def test_a_violation_is_found_and_named(tmp_path, monkeypatch):
 
 def test_every_library_that_is_imported_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split("[[=<>!~]", line)[0] for line in project["dependencies"]}
+    declared = {re.split(r"[\[=<>!~]", line)[0] for line in project["dependencies"]}
     imported = {name.split(".")[0] for path in MODULES for name, _, _ in imports(path)}
     foreign = imported - set(sys.stdlib_module_names) - set(PACKAGES) - OPTIONAL - {"packaging"}
     assert {DISTRIBUTIONS.get(name, name) for name in foreign} - declared == set()
