@@ -127,6 +127,15 @@ def _labels(row: EpisodeRow, name: str) -> dict[str, Any]:
     return found
 
 
+def episode_place(folder: Path, number: int) -> tuple[str, str, int] | None:
+    """Task, variant and environment seed of an episode, which only our own exports tell."""
+    _, rows, _ = _tables(folder)
+    labels = _labels(rows[number], str(folder))
+    task, variant, seed = (labels.get(name) for name in ("task", "variant", "seed"))
+    is_told = isinstance(task, str) and isinstance(variant, str) and isinstance(seed, int)
+    return (task, variant, seed) if is_told else None  # type: ignore[return-value]  # mypy does not see through is_told
+
+
 def _read(folder: Path, number: int, name: str, image_size: int, decode: bool) -> Episode:
     info, rows, tasks = _tables(folder)
     row = rows[number]

@@ -55,6 +55,15 @@ class Recording:
             return error.problems
         return []
 
+    def place(self) -> tuple[str, str, int] | None:
+        """Task, variant and environment seed; None where its files do not tell, or cannot be read."""
+        try:
+            if self.format == "robotwin":
+                return robotwin.episode_place(self.path)
+            return lerobot_read.episode_place(self.path, self.episode)
+        except (UserError, ValueError):
+            return None
+
     def _read(self, decode: bool = True) -> Episode:
         if self.format == "robotwin":
             (file,) = robotwin.find_episodes(self.path)

@@ -193,6 +193,12 @@ def _instruction(file: EpisodeFile, handle: h5py.File, split: str) -> str:
     return text
 
 
+def episode_place(path: Path) -> tuple[str, str, int]:
+    """Task, variant and environment seed of an episode's file, as what lies beside it tells."""
+    (file,) = find_episodes(path)
+    return file.task, file.variant, _seed(file)
+
+
 def _seed(file: EpisodeFile) -> int:
     """The episode's entry of seed.txt; its number where there is none."""
     path = file.folder / "seed.txt"

@@ -19,6 +19,7 @@ from rl_lab.errors import UserError
 from rl_lab.language.question_files import has_open_questions
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import QUESTIONS_FILE, stores
+from rl_lab.runner.seed_checks import check_learned
 from rl_lab.workers.bundles import bundles, joins_cluster, lacking
 from rl_lab.workers.robotwin import check_robotwin
 
@@ -49,8 +50,9 @@ def _sizes(model: ModelConfig) -> tuple[Any, int]:
         raise UserError(f"model: {error}") from error
 
 
-def _check_files(files: FilesConfig, image_size: int) -> None:
-    """There are episodes in every file and folder, all of one rate, and those looked at are sound."""
+def _check_files(config: RunConfig, files: FilesConfig, image_size: int) -> None:
+    """There are episodes in every file and folder, all of one rate and none to be examined on, and those looked at are
+    sound."""
     from rl_lab.formats.recordings import find_recordings, glance
 
     try:
@@ -60,6 +62,7 @@ def _check_files(files: FilesConfig, image_size: int) -> None:
     if not found:
         raise UserError(f"demos.files.index: {files.index} calls every episode of {', '.join(files.paths)} dirty")
     glance(found, files.skip_broken)
+    check_learned(config, "demos.files", filter(None, (recording.place() for recording in found)))
 
 
 def _check_given_policy(config: RunConfig, num_tokens: int) -> None:
@@ -81,11 +84,15 @@ def _check_model(config: RunConfig) -> None:
     rollback = config.collect.rollback_steps
     _check_given_policy(config, sizes.n_action_steps)
     if config.demos.files is not None:
-        _check_files(config.demos.files, sizes.image_size)
+        _check_files(config, config.demos.files, sizes.image_size)
     if config.collects_pairs and config.collect.corrector.path is not None:
-        from rl_lab.workers.correctors import check_corrector  # here, because it imports the model
+        from rl_lab.workers.correctors import check_corrector, read_corrections  # here, because they import the model
 
-        check_corrector(config.collect.corrector, config.env.image_size, config.collect.execute)
+        corrector = config.collect.corrector
+        check_corrector(corrector, config.env.image_size, config.collect.execute)
+        if corrector.kind == "recorded":
+            places = read_corrections(Path(corrector.path or ""))
+            check_learned(config, "collect.corrector.path", (place[:3] for place in places))
     if config.env.image_size != sizes.image_size:
         wanted = f"env.image_size is {config.env.image_size} but the model takes {sizes.image_size} pixels"
         raise UserError(f"{wanted}; set env.image_size={sizes.image_size}")
