@@ -52,7 +52,7 @@ def _read_records(folder: Path, make: Callable[[Arrays, Labels, str], Record]) -
         raise UserError(f"{folder / INDEX_FILE} lists {len(rows)} of {num_files} records; make the folder again")
     for number, labels in enumerate(rows, start=1):
         where = f"{folder / INDEX_FILE}, line {number}"
-        path = folder / f"{labels.pop('id', None)}.npz"
+        path = folder / f"{str(labels.pop('id', None))[:100]}.npz"
         arrays = read_arrays(path)
         try:
             found.append(make(arrays, labels, where))

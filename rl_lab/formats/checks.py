@@ -12,6 +12,7 @@ from envs.commands import GRIPPER_OVERSHOOT, CommandError, check_commands
 from envs.se3 import split_arms
 from envs.types import ARMS, CAMERAS, EE_DIM, Episode, PreferencePair, Segment
 from rl_lab.errors import UserError
+from rl_lab.formats.labels import labels_of
 
 QUAT_TOLERANCE = 1e-2
 """Largest |norm - 1| of a quaternion; files with 32-bit floats stay far below."""
@@ -60,6 +61,8 @@ def pose_problems(name: str, label: str, ee: np.ndarray, tolerance: float = GRIP
     """Problems of `ee` rows [n, 16]: values that are not finite, quaternions not of unit norm, odd grippers."""
     if ee.ndim != 2 or ee.shape[1] != EE_DIM:
         return [Problem(name, None, f"{label} has shape {list(ee.shape)}, expected [n, {EE_DIM}]")]
+    if ee.dtype.kind not in "fiu":
+        return [Problem(name, None, f"{label} is {ee.dtype}, expected numbers")]
     bad = ~np.isfinite(ee).all(axis=1)
     if bad.any():
         return [Problem(name, int(np.argmax(bad)), f"{label} is not finite in {bad.sum()} of {len(ee)} frames")]
@@ -102,8 +105,17 @@ def episode_problems(name: str, episode: Episode) -> list[Problem]:
         found.append(Problem(name, None, "frame steps must be there, not negative and rising"))
     elif episode.frame_steps[-1] > steps:
         found.append(Problem(name, frames - 1, f"has images of step {episode.frame_steps[-1]}, beyond step {steps}"))
-    if not episode.instruction.strip():
-        found.append(Problem(name, None, "has no instruction"))
+    return found + label_problems(name, episode)
+
+
+def label_problems(name: str, record: Episode | PreferencePair) -> list[Problem]:
+    """Problems of labels: no instruction, text that no file can hold, whole numbers beyond 64 bits."""
+    found = [] if record.instruction.strip() else [Problem(name, None, "has no instruction")]
+    for label, value in labels_of(record).items():
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            found.append(Problem(name, None, f"{label} has half a character (a lone surrogate)"))
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            found.append(Problem(name, None, f"{label} is a number of {len(str(value))} digits"))
     return found
 
 
@@ -137,9 +149,7 @@ def pair_problems(name: str, pair: PreferencePair) -> list[Problem]:
         found.append(Problem(name, 0, f"chosen and rejected start {gap:.3g} apart, expected one shared state"))
     if pair.before is not None and len(pair.before):
         found += image_problems(name, "frames before it", pair.before)
-    if not pair.instruction.strip():
-        found.append(Problem(name, None, "has no instruction"))
-    return found
+    return found + label_problems(name, pair)
 
 
 def check_rate(name: str, hz: float) -> float:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from envs.robotwin.env import fit
-from envs.types import Episode
+from envs.types import EE_DIM, Episode
 from rl_lab.formats import lerobot_schema as schema
 from rl_lab.formats.checks import BrokenEpisodeError, Problem, Report, episode_problems, sound_episodes
 from rl_lab.formats.damaged import naming_episode
@@ -89,6 +89,13 @@ def _column(table: pa.Table, key: str) -> np.ndarray:
     return np.stack(values).astype(np.float64) if values.dtype == object else values
 
 
+def _vectors(table: pa.Table, key: str) -> np.ndarray:
+    values = _column(table, key)
+    if values.shape != (table.num_rows, EE_DIM):
+        raise ValueError(f"{key} has shape {list(values.shape)}, expected [{table.num_rows}, {EE_DIM}]")
+    return values
+
+
 def _frame_steps(table: pa.Table) -> np.ndarray:
     """Steps of an episode at which images were taken, int64 [N]: all of them unless a column of ours says otherwise."""
     ours = [key for key in (schema.FRAME_STEP, schema.OLD_FRAME_STEP) if key in table.column_names]
@@ -141,7 +148,7 @@ def _read(folder: Path, number: int, name: str, image_size: int, decode: bool) -
     row = rows[number]
     table = _rows(row)
     _check_times(table, row, info.fps, name)
-    states, actions = _column(table, schema.STATE), _column(table, schema.ACTION)
+    states, actions = _vectors(table, schema.STATE), _vectors(table, schema.ACTION)
     labels = _labels(row, name)
     final = np.array(labels.pop("final_pose", actions[-1]), dtype=np.float64)
     foreign = {"task": folder.name, "variant": "", "seed": number, "success": True}

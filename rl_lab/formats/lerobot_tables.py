@@ -57,7 +57,7 @@ def read_info(folder: Path) -> Info:
     content = read_object(path)
     version = content.get("codebase_version")
     if isinstance(version, str) and not version.startswith("v3."):
-        raise UserError(f"{folder} is LeRobotDataset {version}; convert it to v3 with lerobot's own script")
+        raise UserError(f"{folder} is LeRobotDataset {version[:40]}; convert it to v3 with lerobot's own script")
     known = [field.name for field in fields(Info)]
     info = fit({key: value for key, value in content.items() if key in known}, Info, str(path))
     check_rate(f"{path}: fps", info.fps)

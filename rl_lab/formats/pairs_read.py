@@ -46,7 +46,9 @@ def read_info(folder: Path) -> PairsInfo:
     found = read_object(path)
     kind, version = found.get("format"), found.get("version")
     if (kind, version) != (FORMAT, VERSION):
-        raise UserError(f"{folder} is {kind} version {version}; this lab reads {FORMAT} version {VERSION}")
+        raise UserError(
+            f"{folder} is {str(kind)[:40]} version {str(version)[:40]}; this lab reads {FORMAT} version {VERSION}"
+        )
     info = read_as(path, PairsInfo)
     check_rate(f"{path}: hz", info.hz)
     if info.cameras != list(CAMERAS):
