@@ -269,7 +269,7 @@ def test_a_run_killed_before_its_first_stage_can_be_resumed(home, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '{"store": 1, "nodes": []}', '{"store": "x", "nodes": [{"name": "a"}]}', "[" * 9999]
+    "content", ["", "{}", "[]", '{"store": 1, "nodes": []}', '{"store": "x", "nodes": [{"name": 1}]}', "[" * 9999]
 )
 def test_a_damaged_list_of_stages_is_one_line_with_the_way_out(home, capsys, content):
     main("small.yaml", "stages=[demos]", "--run-dir", "mine")
