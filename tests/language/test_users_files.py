@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from envs.spatial_qa.items import Item
+from rl_lab.config import resolve_config
 from rl_lab.config.model import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.language.item_files import ItemFile, SolutionFile
 from rl_lab.language.model import model_processor
 from rl_lab.language.question_sets import Limits, check_files, check_shared, set_questions, take_file, unfit
+from rl_lab.language.stages import LanguageStages
 from rl_lab.model.tokenizer import ROLES, SPECIAL_TOKENS
+from rl_lab.runner.stage_context import StageConfig
 
 QUESTION = {"prompt": "is it red? /no_think", "answer": "yes", "reward_type": "yes_no", "category": "perception"}
 WORKED = QUESTION | {"solution": "<answer>yes</answer>"}
@@ -215,3 +219,27 @@ def test_sets_that_were_written_are_compared_where_one_is_of_ones_own(tmp_path, 
     check_shared(sets, own=())
     with pytest.raises(UserError, match="cold_start and train share 2 questions .*: mine-1, mine-2; keep each"):
         check_shared(sets, own=("train",))
+
+
+def test_the_stage_writes_the_sets_of_ones_own_and_compares_them(tmp_path):
+    files = {
+        "train": lines(tmp_path / "t.jsonl", QUESTION),
+        "cold_start": lines(tmp_path / "c.jsonl", TALK | {"_category": "x"}),
+        "held_out": lines(tmp_path / "h.jsonl", QUESTION | {"prompt": "is it blue?"}),
+    }
+    said = []
+
+    def stage(**changed):
+        named = {f"{name}_file": str(path) for name, path in (files | changed).items()}
+        config = resolve_config({"name": "own", "stages": ["questions"], "questions": named}, "test")
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        context = SimpleNamespace(config=StageConfig(config, "questions"), seed=0, out=out, say=said.append)
+        LanguageStages(None).questions(context)
+        return json.loads((out / "questions.json").read_text())
+
+    counts = stage()
+    assert [counts[name]["questions"] for name in files] == [1, 1, 1]
+    assert said == ["questions.cold_start_file: the field _category of 1 rows means nothing here"]
+    with pytest.raises(UserError, match="train and held_out share 1 questions"):
+        stage(held_out=files["train"])
