@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from rl_lab.reading import read_object
 from rl_lab.runner.environment import describe
 from rl_lab.runner.executor import Executor, StageError
 from rl_lab.runner.expansion import expand
-from rl_lab.runner.graph import stage_hashes
+from rl_lab.runner.graph import Node, stage_hashes
+from rl_lab.runner.needs import lacking_room, needs
 from rl_lab.runner.plan import plan_table
 from rl_lab.runner.preflight import check_machine, warnings
 from rl_lab.runner.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, RunFolder
@@ -37,6 +39,21 @@ from rl_lab.workers.robotwin import backend_line
 
 STORE = Path("runs") / ".stages"
 StageFactory = Callable[[RunConfig], contextlib.AbstractContextManager[Mapping[str, Stage]]]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The stages of a run, hashed once: the hashes read every file that the configuration names."""
+
+    nodes: list[Node]
+    versions: dict[str, str]
+    hashes: dict[str, str]
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Graph:
+        """Expand a configuration."""
+        nodes, versions = expand(config), code_versions()
+        return cls(nodes, versions, stage_hashes(nodes, config.seed, versions))
 
 
 def _parse(arguments: Sequence[str] | None) -> Any:
@@ -99,20 +116,25 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
         os.environ["RAY_ADDRESS"] = options.address
     config = _load(options)
     check_machine(config)
+    graph, store = Graph.of(config), Store(STORE)
+    wanted = needs(config, graph.nodes, graph.hashes, store)
+    lack = lacking_room(config, wanted, store)
     if options.dry_run or options.plan:
-        nodes = expand(config)
         print(dump_config(config) if options.dry_run else dump_changes(config))
         _say_backend(config)
         print(placement_table(config))
-        print(plan_table(config, nodes, stage_hashes(nodes, config.seed, code_versions()), Store(STORE)))
-        _warn(warnings(config))
+        print(plan_table(config, graph.nodes, graph.hashes, store))
+        print(f"  {wanted}")
+        _warn([*warnings(config), *([lack] if lack else [])])
         _tell_power(config)
         return 0
     if not options.resume:
-        Store(STORE).check_writable()
+        if lack is not None:
+            raise UserError(lack)
+        store.check_writable()
     with _use_folder(options, config) as folder:
         try:
-            code = _run(folder, config, stages, resumed=options.resume is not None)
+            code = _run(folder, config, graph, stages, resumed=options.resume is not None)
         except KeyboardInterrupt:
             code = 130
         except RunError as error:
@@ -181,14 +203,12 @@ def _warn(lines: Sequence[str]) -> None:
         print(f"warning: {line}", file=sys.stderr)
 
 
-def _run(folder: RunFolder, config: RunConfig, stages: StageFactory, *, resumed: bool) -> int:
+def _run(folder: RunFolder, config: RunConfig, graph: Graph, stages: StageFactory, *, resumed: bool) -> int:
     """Bring the stages to their end. Returns the exit code; KeyboardInterrupt after a clean stop."""
     rows, store = _begin(folder, config, resumed=resumed)
-    nodes, versions = expand(config), code_versions()
-    hashes = stage_hashes(nodes, config.seed, versions)
     make = partial(real_stages, config, folder.path, store.root) if stages is real_stages else partial(stages, config)
-    with make() as functions, Tracker(config, folder.path, nodes) as tracker, _stops_on_signals():
-        executor = Executor(config, nodes, hashes, versions, functions, store, folder, tracker.log)
+    with make() as functions, Tracker(config, folder.path, graph.nodes) as tracker, _stops_on_signals():
+        executor = Executor(config, graph.nodes, graph.hashes, graph.versions, functions, store, folder, tracker.log)
         _tell_changes(folder, executor.continue_from(rows))
         try:
             executor.run()
