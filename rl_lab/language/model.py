@@ -32,6 +32,8 @@ from rl_lab.model.vlm_config import HyVLMConfig
 from rl_lab.seeding import integer
 from rl_lab.workers.rollout import Completion, Prompt
 
+KINDS = (HyVLMConfig.model_type, HyVLAConfig.model_type)
+"""What config.json may call a model that reads and writes text here."""
 NO_THINKING = "/no_think"
 """End of a prompt that asks for the answer alone."""
 

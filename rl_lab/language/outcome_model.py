@@ -85,19 +85,21 @@ def _platts(folder: Path) -> list[Platt]:
     return fit(read_model_record(folder)["platt"], list[Platt], f"{folder / MODEL_FILE}, platt")
 
 
-def check_outcome_model(folder: Path) -> Path:
-    """The file that says what the folder holds. UserError for a folder that is no model, or a damaged one."""
+def check_outcome_model(folder: Path) -> None:
+    """UserError for a folder that is no model, or a damaged one; no model is made."""
     if is_classifier(folder):
         check_classifier(folder)
-        return folder / CONFIG_FILE
+        return
     for member in _members(folder, _platts(folder)):
         check_member(member)
-    return folder / MODEL_FILE
 
 
 def load_outcome_model(folder: Path) -> OutcomeModel:
     """The model of a folder; the same one for every caller of a process. UserError for a folder that is none."""
-    return _load(folder.absolute(), check_outcome_model(folder).stat().st_mtime)
+    file = CONFIG_FILE if is_classifier(folder) else MODEL_FILE
+    if file == MODEL_FILE:
+        read_model_record(folder)
+    return _load(folder.absolute(), (folder / file).stat().st_mtime)
 
 
 class OutcomeReward:

@@ -6,15 +6,13 @@ from pathlib import Path
 
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError
-from rl_lab.language.model import check_language_model, load_chat_processor
+from rl_lab.language.model import KINDS, check_language_model, load_chat_processor
 from rl_lab.learning.checkpoint import check_named
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.conversion import vlm_processor
-from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.stored_config import read_config_file
 from rl_lab.model.tokenizer import load_tokenizer
-from rl_lab.model.vlm_config import HyVLMConfig
 
 
 def check_teacher(config: RunConfig) -> None:
@@ -40,10 +38,9 @@ def _check_folder(folder: Path) -> None:
     """UserError unless this is a checkpoint that can read pictures and text."""
     where = "teacher.model.path"
     kind = check_named(where, folder, read_config_file).get("model_type")
-    known = (HyVLMConfig.model_type, HyVLAPolicy.config_class.model_type)
-    if kind not in known:
+    if kind not in KINDS:
         raise UserError(
-            f"{where}: {folder} holds a model of type {kind!r}, not one of {', '.join(known)}; give a vision-language "
+            f"{where}: {folder} holds a model of type {kind!r}, not one of {', '.join(KINDS)}; give a vision-language "
             "model, or a policy around one"
         )
     check_named(where, folder, check_language_model)

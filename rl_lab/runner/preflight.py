@@ -19,6 +19,7 @@ from rl_lab.errors import UserError
 from rl_lab.language.question_files import has_open_questions
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import QUESTIONS_FILE, stores
+from rl_lab.reading import parse_json, read_text
 from rl_lab.runner.seed_checks import check_learned
 from rl_lab.workers.bundles import bundles, joins_cluster, lacking
 from rl_lab.workers.robotwin import check_robotwin
@@ -199,23 +200,28 @@ def _check_judge(config: RunConfig) -> None:
     """The judge that the run serves is there, and asked."""
     if config.judge is None:
         return
-    _check_judge_model(Path(config.judge.path))
+    if not (Path(config.judge.path) / "config.json").is_file():
+        raise UserError(f"judge.path: {config.judge.path} is no model's folder: config.json is missing")
     if not has_vllm():
         raise UserError("judge needs vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA")
     if config.rewards.judge is None:
         asks = f"{{base_url: ${JUDGE_URL}, model: {JUDGE_MODEL}}}"
         raise UserError(f"judge: nobody asks it; give rewards.judge: {asks}, or leave judge out")
+    _check_judge_model(Path(config.judge.path))
 
 
 def _check_judge_model(folder: Path) -> None:
-    """The judge's folder holds weights whose headers can be read; more of another's architecture only vLLM knows."""
-    from rl_lab.model.stored_config import read_config_file  # here, because they import the model
+    """The judge's folder holds a model of the lab, or JSON and headers that can be read: the rest only vLLM knows."""
+    from rl_lab.language.model import KINDS, check_language_model  # here, because they import the model
+    from rl_lab.model.stored_config import read_config_file
     from rl_lab.model.weights import check_headers
 
-    if not (folder / "config.json").is_file():
-        raise UserError(f"judge.path: {folder} is no model's folder: config.json is missing")
     try:
-        read_config_file(folder)
+        if read_config_file(folder).get("model_type") in KINDS:
+            check_language_model(folder)
+            return
+        for path in sorted(folder.glob("*.json")):
+            parse_json(read_text(path), str(path))
         check_headers(folder)
     except ValueError as error:
         raise UserError(f"judge.path: {error}") from error

@@ -98,6 +98,25 @@ def test_a_judge_that_is_not_there_or_not_asked_is_refused(tmp_path):
         check_machine(config(stages=ANSWERING, judge={"path": str(tmp_path)}))
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"config.json": "[]"}, "config.json: expected a JSON object, found list"),
+        ({"config.json": "{}"}, "no weights in .*: model.safetensors is missing"),
+        ({"config.json": "{}", "model.safetensors": "no weights at all"}, "model.safetensors is damaged"),
+        ({"config.json": "{}", "tokenizer.json": "{"}, "tokenizer.json: not JSON"),
+        ({"config.json": '{"model_type": "hunyuan_vl_mot"}', "model.safetensors": ""}, "model.safetensors is damaged"),
+    ],
+)
+def test_a_damaged_judge_is_refused_before_it_is_served(tmp_path, files, said):
+    pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    asks = {"judge": {"base_url": f"${JUDGE_URL}", "model": JUDGE_MODEL}}
+    with pytest.raises(UserError, match=f"judge.path: .*{said}"):
+        check_machine(config(stages=ANSWERING, rewards=asks, judge={"path": str(tmp_path)}))
+
+
 def test_trl_trains_in_one_process():
     run = config({"learner": {"ranks": 2}}, rl={"backend": "trl"})
     with pytest.raises(UserError, match="ranks is 2 but rl.backend is trl"):
