@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
         _tell_power(config)
         return 0
     if not options.resume:
-        if lack is not None:
+        if lack is not None and stages is real_stages:
             raise UserError(lack)
         store.check_writable()
     with _use_folder(options, config) as folder:
