@@ -20,6 +20,7 @@ from rl_lab.config.model import ModelConfig
 from rl_lab.config.schema import RunConfig
 from rl_lab.runner.graph import LEARNS, Node
 from rl_lab.runner.store import Store
+from rl_lab.workers.bundles import joins_cluster
 
 GIB = 2**30
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -110,7 +111,7 @@ def _memory(config: RunConfig) -> tuple[int, str]:
 
 def lacking_room(config: RunConfig, wanted: Needs, store: Store) -> str | None:
     """One line if the memory or the disk of this machine cannot hold a run; None if they may, or for a cluster."""
-    if "RAY_ADDRESS" in os.environ:
+    if joins_cluster():
         return None
     memory, owner = _memory(config)
     if wanted.memory > memory:
