@@ -50,11 +50,13 @@ class BrokenEpisodeError(UserError):
 def command_problems(name: str, label: str, ee: np.ndarray) -> list[Problem]:
     """Problems of commands, `ee` rows [n, 16] as a policy or an expert gave them."""
     found = pose_problems(name, label, ee, GRIPPER_OVERSHOOT)
+    if found:
+        return found
     try:
-        check_commands(ee if not found else ee[:0])
+        check_commands(ee)
     except CommandError as error:
         return [Problem(name, None, f"{label}: {error}")]
-    return found
+    return []
 
 
 def pose_problems(name: str, label: str, ee: np.ndarray, tolerance: float = GRIPPER_TOLERANCE) -> list[Problem]:
