@@ -5,11 +5,13 @@ set each stage. Numbers and thresholds are not given there. Schemes, all of them
 
 * `frontier`, mode `online`: of each category's equal share of the batch, `explore` goes to items never observed,
   `reprobe` to stale ones, and the rest is drawn with weights w = P[pass rate in (low, high) | rewards] ** sharpness.
-  The frontier gets at most ceil(sum w) places: what it lacks at the start of a run goes to exploration. An item rests
-  for `cooldown` steps, so that a small frontier is not drilled.
+  The frontier gets at most ceil(sum w) places: what it lacks goes to exploration. Unseen items are drawn by the same
+  weights, with the probability that the observed items of their task and level have on average. The posterior does
+  not know that an item was just trained on, so an item that was selected rests (weight * RESTING) until the frontier
+  could have been read once: E / places - 1 steps, E = sum of P over the category. So it is read in passes, not drilled.
 * `frontier`, mode `stage`: as in the paper; see `algos.curriculum_stage`.
-* `uniform`: every item alike. `dynamic`: uniform, and groups without signal are replaced (DAPO, arXiv:2503.14476,
-  section 3.2). `difficulty_pools`: fixed shares from an easy, a normal and a hard pool, as prime-rl has.
+* `uniform`: every item alike, in shuffled passes. `dynamic`: uniform, and groups without signal are replaced (DAPO,
+  arXiv:2503.14476, section 3.2). `difficulty_pools`: fixed shares from an easy, a normal and a hard pool (prime-rl).
 
 A selection is a function of (seed, step, round) and the items' columns, so a resumed run selects what the unbroken one
 did. Pinned items come first in every scheme; retired items and items whose result is still out never come.
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from algos.curriculum_draws import balanced_places, draw_weighted
-from algos.curriculum_items import BANDS, Array, Items, Observation, check_rewards, observe
+from algos.curriculum_items import BANDS, Array, Items, Observation, check_rewards, observe, promised
 from algos.curriculum_options import CurriculumOptions
 from algos.curriculum_posterior import Floats
 from algos.curriculum_stage import StageProgress, next_items, settle
@@ -49,6 +51,8 @@ class Draw:
     """Items that could have been taken."""
     total_weight: float
     """Sum of their weights; the number of candidates for even draws."""
+    rest: int = 0
+    """Steps that items of the category rest after a selection."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,14 @@ class Curriculum:
         self.progress = progress or StageProgress()
         self._index()
 
-    def add(self, categories: Array) -> None:
-        """Append unseen items with these category codes. ValueError for a code outside [0, num_categories)."""
+    def add(self, categories: Array, cells: Array | None = None) -> None:
+        """Append unseen items with these category codes, and codes of their task and level (None: one a category).
+
+        ValueError for a category outside [0, num_categories).
+        """
         if len(categories) and not 0 <= np.min(categories) <= np.max(categories) < self.num_categories:
             raise ValueError(f"category codes must be in [0, {self.num_categories}), got {np.unique(categories)}")
-        self.items.append(categories, self.options)
+        self.items.append(categories, categories if cells is None else cells, self.options)
         self._index()
 
     def _index(self) -> None:
@@ -212,7 +219,7 @@ class Curriculum:
         elif self.options.scheme == "difficulty_pools":
             yield from self._pools(rng, total - len(taken), free)
         else:
-            yield self._even(rng, "uniform", ALL, np.flatnonzero(free), total - len(taken))
+            yield from self._passes(rng, np.flatnonzero(free), total - len(taken))
 
     def _places(self, step: int, total: int, taken: Array, free: Array) -> Array:
         """Balanced places [C] less those that pinned items have taken."""
@@ -230,6 +237,16 @@ class Curriculum:
         chance = count / max(len(rows), 1)
         return Draw(reason, category, numbers, np.full(count, chance), len(rows), float(len(rows)))
 
+    def _passes(self, rng: np.random.Generator, rows: Array, count: int) -> Iterator[Draw]:
+        """`count` of the rows, those that were selected least often first and by chance among them."""
+        times = self.items.selections[rows]
+        while count > 0 and len(rows):
+            least = times == times.min()
+            draw = self._even(rng, "uniform", ALL, rows[least], count)
+            yield draw
+            count -= len(draw.numbers)
+            rows, times = rows[~least], times[~least]
+
     def _frontier(
         self, rng: np.random.Generator, step: int, version: int, places: Array, free: Array
     ) -> Iterator[Draw]:
@@ -240,21 +257,31 @@ class Curriculum:
         items, options = self.items, self.options
         observed = items.groups > 0
         unseen, seen = free & ~observed, free & observed
-        stale = seen & (items.version < version - options.stale_after)
-        resting = np.flatnonzero(items.selected_step >= max(step - options.cooldown, 0))
+        promise = promised(items, self.num_categories, options)
+        worth = frontier_weight(promise, options.sharpness)
         for category in np.flatnonzero(places).tolist():
             rows = self._members[category]
-            weights = self._weights[rows]
-            weights *= seen[rows]
-            weights[np.searchsorted(rows, resting[items.category[resting] == category])] *= RESTING
-            parts = [rows[np.flatnonzero(mask[rows])] for mask in (unseen, stale)]
-            sizes = len(parts[0]), len(parts[1]), int(np.count_nonzero(weights))
+            rest = self._rest(rows, observed[rows], promise)
+            rests = items.selected_step[rows] >= max(step - rest, 0)
+            stale = rows[np.flatnonzero(seen[rows] & ~rests & (items.version[rows] < version - options.stale_after))]
+            weights = self._weights[rows] * seen[rows]
+            weights[rests] *= RESTING
+            sizes = int(np.count_nonzero(unseen[rows])), len(stale), int(np.count_nonzero(weights))
             counts = self._shares(rng, int(places[category]), sizes, float(weights.sum()))
-            yield self._even(rng, "unseen", category, parts[0], counts[0])
-            reprobed = self._even(rng, "stale", category, parts[1], counts[1])
+            yield self._weighted(rng, "unseen", category, rows, worth[items.cell[rows]] * unseen[rows], counts[0])
+            reprobed = self._even(rng, "stale", category, stale, counts[1])
             yield reprobed
             weights[np.searchsorted(rows, reprobed.numbers)] = 0.0
-            yield self._weighted(rng, category, rows, weights, counts[2])
+            yield self._weighted(rng, "frontier", category, rows, weights, counts[2], rest)
+
+    def _rest(self, rows: Array, observed: Array, promise: Floats) -> int:
+        """Steps that the items of a category (its rows, and whether each was observed) rest after a selection."""
+        if self.options.cooldown is not None:
+            return self.options.cooldown
+        probability = np.where(observed, self.items.band_probability[rows], promise[self.items.cell[rows]])
+        categories = sum(bool(len(members)) for members in self._members)
+        expected = float(probability[~self.items.retired[rows]].sum())
+        return max(int(expected * categories / self.options.batch_size) - 1, 0)
 
     def _shares(
         self, rng: np.random.Generator, places: int, sizes: tuple[int, int, int], trusted: float
@@ -274,12 +301,21 @@ class Curriculum:
         num_unseen = min(places - num_stale - min(room, math.ceil(trusted - 0.01)), unseen)
         return num_unseen, num_stale, places - num_stale - num_unseen
 
-    def _weighted(self, rng: np.random.Generator, category: int, rows: Array, weights: Floats, count: int) -> Draw:
+    def _weighted(
+        self,
+        rng: np.random.Generator,
+        reason: str,
+        category: int,
+        rows: Array,
+        weights: Floats,
+        count: int,
+        rest: int = 0,
+    ) -> Draw:
         """`count` of the rows by their weights, of which those that cannot be taken are 0."""
         chosen = draw_weighted(rng, weights, count)
         total = float(weights.sum())
         chances = np.minimum(len(chosen) * weights[chosen] / max(total, 1e-300), 1.0)
-        return Draw("frontier", category, rows[chosen], chances, int(np.count_nonzero(weights)), total)
+        return Draw(reason, category, rows[chosen], chances, int(np.count_nonzero(weights)), total, rest)
 
     def _pools(self, rng: np.random.Generator, total: int, free: Array) -> Iterator[Draw]:
         """Fixed shares of the easy and the hard pool; what they cannot fill comes from the normal one, and back."""

@@ -19,6 +19,7 @@ UNSEEN, HARD, FRONTIER, EASY, FLAT = range(5)
 
 COLUMNS: dict[str, tuple[str, Any]] = {
     "category": ("u1", 0),
+    "cell": ("u4", 0),
     "band": ("u1", UNSEEN),
     "pinned": ("?", False),
     "retired": ("?", False),
@@ -39,10 +40,13 @@ COLUMNS: dict[str, tuple[str, Any]] = {
     "failures": ("i4", 0),
     "selections": ("i4", 0),
 }
-"""Column -> type and value of a new item. successes, evidence, squares: the sums S, N, Q of `curriculum_posterior`;
-pending: selected, result not there yet; last_*: of the newest group; version: newest weight version observed; groups,
-rollouts: scored ones; failures: masked rollouts (failed reward calls); *_stage: last stage that probed or kept it."""
+"""Column -> type and value of a new item. cell: code of its task and level; successes, evidence, squares: the sums S,
+N, Q of `curriculum_posterior`; pending: selected, result not there yet; last_*: of the newest group; version: newest
+weight version observed; groups, rollouts: scored ones; failures: masked rollouts (failed reward calls); *_stage: last
+stage that probed or kept it."""
 
+PSEUDO = 4.0
+"""Items whose worth a category's mean has where little is known of a cell."""
 RECORD = np.dtype([(name, kind) for name, (kind, _) in COLUMNS.items()])
 """One item as bytes: what is stored."""
 
@@ -92,10 +96,10 @@ class Items:
         except KeyError:
             raise AttributeError(name) from None
 
-    def append(self, categories: Array, options: CurriculumOptions) -> None:
-        """New, unseen items with these category codes; their band probability is the prior's."""
+    def append(self, categories: Array, cells: Array, options: CurriculumOptions) -> None:
+        """New, unseen items with these category and cell codes; their band probability is the prior's."""
         new = {name: np.full(len(categories), value, kind) for name, (kind, value) in COLUMNS.items()}
-        new["category"][:] = categories
+        new["category"][:], new["cell"][:] = categories, cells
         new["band_probability"][:] = band_probabilities(np.zeros((3, 1)), options)[1]
         self.columns = {name: np.concatenate([old, new[name]]) for name, old in self.columns.items()}
 
@@ -114,6 +118,26 @@ def band_probabilities(sums: Array, options: CurriculumOptions) -> Array:
     below, upto = beta_cdf(a, b, options.low), beta_cdf(a, b, options.high)
     spread = spread_probability(total, evidence, squares, options.min_spread)
     return np.stack([below, (upto - below) * spread, 1 - upto])
+
+
+def promised(items: Items, num_categories: int, options: CurriculumOptions) -> Array:
+    """Probability that an unseen item of each cell lies in the frontier, float64 [cells].
+
+    The mean of the band probabilities of the cell's n observed items, drawn to that of its category, and that to the
+    prior's, as if PSEUDO items more had that mean: p_cell = (sum_i p_i + PSEUDO p_category) / (n + PSEUDO).
+    """
+    seen = items.groups > 0
+    known = items.band_probability * seen
+
+    def means(codes: Array, above: Array) -> Array:
+        sums, counts = (np.bincount(codes, what, len(above)) for what in (known, seen))
+        return (sums + PSEUDO * above) / (counts + PSEUDO)
+
+    prior = float(band_probabilities(np.zeros((3, 1)), options)[1][0])
+    categories = means(items.category, np.full(num_categories, prior))
+    owner = np.zeros(int(items.cell.max(initial=0)) + 1, np.int64)
+    owner[items.cell] = items.category
+    return means(items.cell, categories[owner])
 
 
 def classify(sums: Array, options: CurriculumOptions) -> tuple[Array, Array]:

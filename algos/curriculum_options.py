@@ -30,12 +30,13 @@ class CurriculumOptions:
     sharpness: float = 4.0
     """Frontier items are drawn with weight (probability of being in the band) ** sharpness."""
     explore: float = 0.2
-    """Least share of a batch for items never observed, while there are any."""
+    """Least share of a batch for items never observed, while there are any; by what their task and level promise."""
     reprobe: float = 0.1
     """Share for items not observed for `stale_after` weight versions, while there are any."""
     stale_after: int = 50
-    cooldown: int = 4
-    """Steps that a selected item rests before the frontier draws it again, unless nothing else is left."""
+    cooldown: int | None = None
+    """Steps that a selected item rests before it is drawn again, unless nothing else is left; None: as many as it takes
+    to read once all items of its category that probably lie in the frontier."""
     pinned_share: float = 0.5
     """Largest share of a batch that pinned items may take; beyond that they take turns."""
     stage_candidates: int | None = None
@@ -98,7 +99,10 @@ class CurriculumOptions:
             (not self.half_life > 0, f"half_life is {self.half_life}; it must be above 0"),
             (not 0 < self.sharpness < math.inf, f"sharpness is {self.sharpness}; it must be above 0"),
             (not 0 <= self.min_spread < 0.5, f"min_spread is {self.min_spread}; it must be in [0, 0.5)"),
-            (self.cooldown < 0, f"cooldown is {self.cooldown}; it must be at least 0"),
+            (
+                self.cooldown is not None and self.cooldown < 0,
+                f"cooldown is {self.cooldown}; it must be at least 0, or null for a pass over the frontier",
+            ),
             (self.stale_after < 1, f"stale_after is {self.stale_after}; it must be at least 1"),
             (
                 self.stage_candidates is not None and self.stage_candidates < 1,

@@ -6,7 +6,8 @@ records of `algos.curriculum_items.RECORD`, CHUNK of them a row; items, history 
 
     items          number, id, category, task, reward_type, content: JSON with prompt, answer, image paths, ...
     images         number, place, png: pictures of items that were rolled out
-    steps          step, round, time, version, trains, draws: JSON [reason, category, places, candidates, total weight],
+    steps          step, round, time, version, trains,
+                   draws: JSON [reason, category, places, candidates, total weight, steps that items rest],
                    bands: JSON counts [category][band] before the selection
     selections     step, round, place in the batch, number, reason, chance: why each item was taken
     observations   what each group said about an item, and its sums after it
@@ -36,7 +37,7 @@ from rl_lab.pool.edits import EDITS, Edit, carry_edits, due_edits
 from rl_lab.reading import fit, parse_json
 
 POOL_FILE = "pool.sqlite"
-FORMAT = 2
+FORMAT = 3
 CHUNK = 50
 """Records in a row of `chunks`: together they fit in one page of 4096 bytes, so that a changed item costs one page."""
 SCHEMA = f"""
@@ -68,6 +69,11 @@ class PoolItem:
     reward_type: str = ""
     content: dict[str, Any] = field(default_factory=dict)
     """prompt, answer, difficulty, ...; `images`: paths, absolute or relative to the run folder."""
+
+    @property
+    def cell(self) -> str:
+        """What it shares with the items that promise as much as it does while unseen: task and level."""
+        return json.dumps([self.category, self.task, self.content.get("difficulty")], sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,8 @@ class PoolMeta:
     options: CurriculumOptions
     progress: dict[str, int]
     """Of stage mode."""
+    cells: list[str]
+    """Category, task and level of each cell's items, as JSON."""
 
 
 def read_meta(db: sqlite3.Connection, path: Path) -> PoolMeta:
@@ -147,7 +155,7 @@ def read_meta(db: sqlite3.Connection, path: Path) -> PoolMeta:
     return fit(meta, PoolMeta, str(path))
 
 
-def read_items(db: sqlite3.Connection, path: Path, num_categories: int) -> Items:
+def read_items(db: sqlite3.Connection, path: Path, meta: PoolMeta) -> Items:
     """The columns of all items of the pool in a file. UserError where they are not those of its items."""
     blob = b"".join(row[0] for row in db.execute("SELECT CAST(records AS BLOB) FROM chunks ORDER BY chunk"))
     ((count,),) = db.execute("SELECT COUNT(*) FROM items")
@@ -156,8 +164,10 @@ def read_items(db: sqlite3.Connection, path: Path, num_categories: int) -> Items
             f"{path} holds {len(blob) / RECORD.itemsize:g} records of {count} items; it is no pool, or not whole"
         )
     items = Items(np.frombuffer(blob, RECORD))
-    if (items.category >= num_categories).any() or (items.band >= len(BANDS)).any():
-        raise UserError(f"{path} has items of a category or band that is not there; it is no pool, or not whole")
+    limits = {"category": len(meta.categories), "cell": len(meta.cells), "band": len(BANDS)}
+    for name, size in limits.items():
+        if (items.columns[name] >= size).any():
+            raise UserError(f"{path} has items of a {name} that is not there; it is no pool, or not whole")
     return items
 
 
@@ -171,7 +181,8 @@ class PoolStore:
         self.path, self._db = path, connect(path)
         meta = read_meta(self._db, path)
         self.categories = meta.categories
-        items = read_items(self._db, path, len(meta.categories))
+        self._cells = {key: code for code, key in enumerate(meta.cells)}
+        items = read_items(self._db, path, meta)
         progress = StageProgress.from_state(meta.progress)
         self.curriculum = Curriculum(meta.options, meta.seed, len(meta.categories), items, progress)
 
@@ -185,7 +196,7 @@ class PoolStore:
         partial = path.with_name(f".{path.name}.partial")
         partial.unlink(missing_ok=True)
         meta = {"format": FORMAT, "seed": seed, "categories": list(categories), "options": asdict(options)}
-        meta["progress"] = StageProgress().state()
+        meta |= {"progress": StageProgress().state(), "cells": []}
         with closing(connect(partial)) as db:
             db.executescript(SCHEMA)
             db.executemany("INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(value)) for key, value in meta.items()])
@@ -216,13 +227,14 @@ class PoolStore:
     def add(self, items: Iterable[PoolItem]) -> None:
         """Register unseen items, before or during a run. UserError for a repeated id or an unknown category."""
         codes = {name: code for code, name in enumerate(self.categories)}
-        first, added = len(self), []
+        first, added, cells, known = len(self), [], [], dict(self._cells)
 
         def rows() -> Iterator[tuple[int, str, str, str, str, str]]:
             for number, item in enumerate(items, start=first):
                 if item.category not in codes:
                     raise UserError(f"item {item.id} has category {item.category!r}; use {', '.join(codes)}")
                 added.append(codes[item.category])
+                cells.append(known.setdefault(item.cell, len(known)))
                 yield number, item.id, item.category, item.task, item.reward_type, json.dumps(item.content)
 
         with transaction(self._db):
@@ -232,7 +244,9 @@ class PoolStore:
                 raise UserError(
                     f"item {first + len(added) - 1} of the pool repeats an id; ids must be distinct"
                 ) from error
-            self.curriculum.add(np.array(added, np.uint8))
+            self._db.execute("UPDATE meta SET value = ? WHERE key = 'cells'", [json.dumps(list(known))])
+            self._cells = known
+            self.curriculum.add(np.array(added, np.uint8), np.array(cells, np.uint32))
             self._write(np.arange(first, len(self)))
 
     def select(self, step: int, version: int, places: Array | None = None, round_: int = 0) -> Batch:
@@ -354,7 +368,7 @@ class PoolStore:
         path.with_name(f".{POOL_FILE}.restored").unlink()
 
     def _log_selection(self, selection: Selection, version: int, bands: str) -> None:
-        draws = [[d.reason, d.category, len(d.numbers), d.candidates, d.total_weight] for d in selection.draws]
+        draws = [[d.reason, d.category, len(d.numbers), d.candidates, d.total_weight, d.rest] for d in selection.draws]
         where = selection.step, selection.round
         row = (*where, time.time(), version, selection.trains, json.dumps(draws), bands)
         self._db.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?)", row)

@@ -22,10 +22,10 @@ from rl_lab.reading import fit, parse_json
 SORTS = ("frontier", "rate", "age", "groups", "selections", "id")
 REASONS = {
     "frontier": "drawn by its probability of lying in the frontier band",
-    "unseen": "exploration: drawn evenly from the items never observed",
+    "unseen": "exploration: drawn from the items never observed, by what items of their task and level were like",
     "stale": "re-probing: drawn evenly from the items not observed for long",
     "pinned": "pinned by hand",
-    "uniform": "drawn evenly from all free items",
+    "uniform": "read in shuffled passes over all items",
     "probe": "a candidate of the stage, probed to see whether it is solved sometimes",
     "stage": "kept for the stage because it was solved sometimes; read in shuffled passes",
     "easy": "drawn evenly from the easy pool",
@@ -136,7 +136,7 @@ class PoolView:
     def items(self) -> Items:
         """Columns of all items, as they were when they were first asked for."""
         with self._whole():
-            return read_items(self._db, self.place.path, len(self.categories))
+            return read_items(self._db, self.place.path, self.meta)
 
     @cached_property
     def now(self) -> tuple[int, int]:

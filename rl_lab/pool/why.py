@@ -80,7 +80,7 @@ def _reason(view: PoolView, number: int, step: int, rounds: list[Row], known: li
     draws = [(row, draw) for row in rounds for draw in _draws(view, row) if draw[1] in (code, ALL)]
     if not any(draw[0] != "pinned" for _, draw in draws):
         return "its category had no free place."
-    rests = bool(earlier) and earlier[-1] >= step - view.options.cooldown
+    rests = bool(earlier) and earlier[-1] >= step - max(draw[5] for _, draw in draws)
     odds = [
         f"{'batch' if row['round'] == 0 else 'refill'}: {text}"
         for row, draw in draws
@@ -91,32 +91,35 @@ def _reason(view: PoolView, number: int, step: int, rounds: list[Row], known: li
     return f"no place was for items like it: {', '.join(f'{draw[2]} {draw[0]}' for _, draw in draws)}."
 
 
-def _draws(view: PoolView, made: Row) -> list[tuple[str, int, int, int, float]]:
-    """Reason, category, places, candidates and total weight of each draw of a step."""
-    return view.content(made["draws"], list[tuple[str, int, int, int, float]], f"draws of step {made['step']}")
+def _draws(view: PoolView, made: Row) -> list[tuple[str, int, int, int, float, int]]:
+    """Reason, category, places, candidates, total weight and steps of rest of each draw of a step."""
+    return view.content(made["draws"], list[tuple[str, int, int, int, float, int]], f"draws of step {made['step']}")
 
 
-def _odds(view: PoolView, made: Row, known: list[Row], draw: tuple[str, int, int, int, float], rests: bool) -> str:
+def _odds(view: PoolView, made: Row, known: list[Row], draw: tuple[str, int, int, int, float, int], rests: bool) -> str:
     """The chance that the item had in one draw; empty if the draw was not for it."""
-    reason, _, places, candidates, total = draw
+    reason, _, places, candidates, total, rest = draw
     share = f"{places} place{'s' * (places != 1)} for {candidates} candidates ({reason})"
+    even = percent(places / max(candidates, 1))
     if reason == "frontier" and known:
         weight = float(frontier_weight(np.array([known[-1]["band_probability"]]), view.options.sharpness)[0])
         weight *= RESTING if rests else 1.0
         chance = min(places * weight / total, 1.0) if total else 0.0
-        rest = f" while it rests for {view.options.cooldown} steps after its last selection" * rests
-        return f"{share}; its weight was {weight:.2g} of {total:.4g}{rest}, a chance of {percent(chance)}"
+        because = f" while it rests for {rest} steps after its last selection" * rests
+        return f"{share}; its weight was {weight:.2g} of {total:.4g}{because}, a chance of {percent(chance)}"
+    if reason == "unseen" and not known:
+        return f"{share}, each with a chance of {even} on average, by what items of its task and level were like"
     stale = known and known[-1]["version"] < made["version"] - view.options.stale_after
     mine = {
-        "unseen": not known,
-        "stale": bool(stale),
-        "uniform": True,
+        "stale": bool(stale) and not rests,
         "easy": bool(known) and known[-1]["mean"] >= view.options.easy_border,
         "hard": bool(known) and known[-1]["mean"] <= view.options.hard_border,
     }
     mine["normal"] = not mine["easy"] and not mine["hard"]
     if mine.get(reason):
-        return f"{share}, each with a chance of {percent(places / max(candidates, 1))}"
+        return f"{share}, each with a chance of {even}"
+    if reason == "uniform":
+        return f"{share}, each with a chance of {even} among those that were read least often"
     if reason in ("probe", "stage"):
         return f"{places} items came from the {candidates} of this {reason}, it was not their turn or not among them"
     return ""

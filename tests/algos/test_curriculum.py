@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos.curriculum import Curriculum
 from algos.curriculum_draws import balanced_places, draw_weighted
-from algos.curriculum_items import Items
+from algos.curriculum_items import Items, observe, promised
 from algos.curriculum_options import CurriculumOptions
 from algos.curriculum_stage import StageProgress
+from tests.algos import simulated_learner
 
 
 def pool(num_items=400, seed=0, **options):
@@ -110,7 +111,7 @@ def test_a_category_that_runs_out_lends_its_places():
 
 
 def test_known_frontier_items_are_preferred_and_solved_or_hopeless_ones_left_alone():
-    curriculum, rates = pool(num_items=1600, explore=0.1, reprobe=0.0), mixed_rates(1600)
+    curriculum, rates = pool(num_items=1600, explore=0.1, reprobe=0.0, cooldown=4), mixed_rates(1600)
     train(curriculum, rates, 60)
     late = np.concatenate(
         [d.numbers for s in train(curriculum, rates, 20, 60) for d in s.draws if d.reason == "frontier"]
@@ -137,9 +138,71 @@ def test_a_small_frontier_is_not_drilled():
     assert (curriculum.items.selections - before)[:40].max() <= 8
 
 
+@given(st.integers(20, 120), st.sampled_from([4, 8, 12]), st.integers(0, 9))
+@settings(max_examples=8, deadline=None)
+def test_a_frontier_is_read_in_passes_no_item_returns_while_it_rests(num_items, batch, seed):
+    """All items are in the frontier and known, so the others of a category suffice while one rests."""
+    curriculum = pool(seed=seed, num_items=num_items, batch_size=batch, explore=0.0, reprobe=0.0)
+    everything = np.arange(num_items)
+    curriculum.observe(0, everything, np.tile([0.0, 1.0], (num_items, 32)), np.zeros(num_items))
+    taken = {}
+    for step in range(1, 40):
+        selection = curriculum.select(step, 1)
+        for draw in selection.draws:
+            for number in draw.numbers.tolist():
+                assert step - taken.get(number, -1000) > draw.rest
+                taken[number] = step
+        curriculum.release(selection.numbers)
+    share = num_items // 4 * 4 / batch
+    assert {draw.rest for draw in selection.draws} <= set(range(int(0.9 * share) - 5, int(share) + 2))
+
+
+def test_a_given_cooldown_is_taken_as_it_is():
+    curriculum = pool(cooldown=7)
+    train(curriculum, np.full(400, 0.5), 30)
+    assert {d.rest for d in curriculum.select(30, 30).draws if d.reason == "frontier"} <= {7}
+
+
+def test_unseen_items_are_drawn_by_what_their_task_and_level_promise():
+    curriculum = Curriculum(CurriculumOptions(batch_size=16, explore=1.0, reprobe=0.0), 0, num_categories=4)
+    cells = np.arange(1600) // 4 % 10
+    curriculum.add(np.arange(1600) % 4, cells * 4 + np.arange(1600) % 4)
+    rates = np.where(cells < 5, 0.5, 0.0)
+    train(curriculum, rates, 30)
+    late = np.concatenate(
+        [d.numbers for s in train(curriculum, rates, 10, 30) for d in s.draws if d.reason == "unseen"]
+    )
+    assert len(late) == 160 and (rates[late] == 0.5).mean() > 0.75
+    blind = pool(num_items=1600, explore=1.0, reprobe=0.0)
+    train(blind, rates, 15)
+    drawn = np.concatenate([s.numbers for s in train(blind, rates, 10, 15)])
+    assert 0.35 < (rates[drawn] == 0.5).mean() < 0.65
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 8)), min_size=1, max_size=40), st.randoms())
+def test_the_promise_of_a_cell_lies_between_what_is_known_of_it_and_of_its_category(cells, random):
+    """A cell of which nothing is known promises what its category does, a pool of that kind what the prior does."""
+    options = CurriculumOptions(batch_size=4)
+    items = Items()
+    items.append(np.zeros(len(cells) + 1, np.uint8), np.array([3, *(cell for cell, _ in cells)]), options)
+    prior = promised(items, 1, options)
+    assert prior == pytest.approx(float(items.band_probability[0]), abs=1e-6)
+    for number, (_, right) in enumerate(cells, start=1):
+        observe(items, 1, np.array([number]), np.arange(8)[None] < right, np.zeros(1, int), options)
+    found, known = promised(items, 1, options), items.band_probability[1:]
+    category = (known.sum() + 4 * prior[0]) / (len(known) + 4)
+    assert found[3] == pytest.approx(category, abs=1e-6)
+    for cell in {cell for cell, _ in cells}:
+        own = known[[c == cell for c, _ in cells]].mean()
+        assert min(own, category) - 1e-6 <= found[cell] <= max(own, category) + 1e-6
+    order = list(range(len(items)))
+    random.shuffle(order)
+    assert promised(Items(items.records(np.array(order))), 1, options) == pytest.approx(found)
+
+
 @pytest.mark.parametrize("explore", [0.1, 0.3])
 def test_the_exploration_share_is_kept_on_average_once_the_frontier_is_known(explore):
-    curriculum = pool(num_items=8000, explore=explore, reprobe=0.0)
+    curriculum = pool(num_items=8000, explore=explore, reprobe=0.0, cooldown=4)
     rates = np.full(8000, 0.5)
     train(curriculum, rates, 30)
     counts = reasons(train(curriculum, rates, 80, 30))
@@ -197,6 +260,24 @@ def test_uniform_selection_has_equal_chances():
     for selection in train(curriculum, np.full(40, 0.5), 400):
         counts[selection.numbers] += 1
     assert counts.sum() == 4000 and counts.min() > 70 and counts.max() < 130
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.sampled_from(["uniform", "dynamic"]))
+@settings(max_examples=30, deadline=None)
+def test_uniform_reads_in_passes(num_items, batch, scheme):
+    curriculum = pool(num_items=num_items, batch_size=batch, scheme=scheme)
+    for step in range(12):
+        numbers = curriculum.select(step, 0).numbers
+        assert len(numbers) == len(set(numbers.tolist())) == min(batch, num_items)
+        curriculum.release(numbers)
+        times = curriculum.items.selections
+        assert times.max() - times.min() <= 1
+
+
+def test_the_passes_of_uniform_have_different_orders():
+    curriculum = pool(num_items=32, batch_size=32, scheme="uniform")
+    orders = [selection.numbers.tolist() for selection in train(curriculum, np.full(32, 0.5), 3)]
+    assert orders[0] != orders[1] != orders[2] and sorted(orders[0]) == sorted(orders[2])
 
 
 def test_difficulty_pools_keep_their_shares():
@@ -349,3 +430,29 @@ def test_impossible_rewards_are_refused_and_change_nothing(numbers, rewards, mes
 def test_settings_that_cannot_work_name_themselves(options, message):
     with pytest.raises(ValueError, match=message):
         CurriculumOptions(**({"batch_size": 16} | options))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """100 steps of 16 on 1,000 items, as the learner's own curriculum chooses; by scheme, two seeds each."""
+    schemes = {"frontier": {}, "drilled": {"cooldown": 4}, "uniform": {"scheme": "uniform"}}
+    return {name: [simulated_learner.train(seed, **options) for seed in (0, 1)] for name, options in schemes.items()}
+
+
+def test_on_a_learner_the_frontier_reads_widely_and_drills_nothing(learned):
+    assert all(one.distinct > 900 and one.most <= 4 for one in learned["frontier"])
+    assert all(one.distinct < 500 and one.most > 8 for one in learned["drilled"]), "a cooldown of 4 steps drills"
+    assert all((one.distinct, one.most) == (1000, 2) for one in learned["uniform"])
+
+
+def test_on_a_learner_the_frontier_has_more_signal_than_uniform_and_drilling_less(learned):
+    signal = {name: np.mean([one.signal for one in found]) for name, found in learned.items()}
+    assert signal["frontier"] > signal["uniform"] > signal["drilled"]
+
+
+def test_where_most_tasks_and_levels_teach_nothing_the_frontier_finds_those_that_do():
+    found, uniform = (
+        [simulated_learner.train(s, num_items=4000, useless=0.7, scheme=name).signal for s in (0, 1)]
+        for name in ("frontier", "uniform")
+    )
+    assert np.mean(found) > 1.4 * np.mean(uniform)

@@ -248,3 +248,26 @@ def test_pictures_are_kept_once_and_released_items_come_back(tmp_path):
     store.release(batch.numbers)
     assert sorted(store.select(1, 0).ids) == sorted(batch.ids)
     assert PoolStore(store.path).curriculum.items.pending.all()
+
+
+def test_items_of_one_task_and_level_share_a_cell_also_when_they_come_later(tmp_path):
+    store = create(tmp_path, num_items=40)
+    cells = store.curriculum.items.cell
+    assert len(set(cells.tolist())) == 20, "four tasks at five levels"
+    assert all(cells[number] == cells[number + 20] for number in range(20))
+    store.close()
+    again = PoolStore(tmp_path / POOL_FILE)
+    again.add([PoolItem("late", "planning", "next_step", "choice", {"difficulty": {"objects": 3}})])
+    again.add([PoolItem("new", "planning", "next_step", "choice", {"difficulty": {"objects": 9}})])
+    assert again.curriculum.items.cell[-2:].tolist() == [int(cells[3]), 20]
+    again.close()
+    assert PoolStore(tmp_path / POOL_FILE).curriculum.items.cell[-2:].tolist() == [int(cells[3]), 20]
+
+
+def test_a_pool_of_an_older_run_is_refused_by_its_format(tmp_path):
+    store = create(tmp_path)
+    store._db.execute("UPDATE meta SET value = '2' WHERE key = 'format'")
+    store.close()
+    for reads in (lambda: PoolStore(tmp_path / POOL_FILE), lambda: PoolView(str(tmp_path))):
+        with pytest.raises(UserError, match="has format 2, this version reads 3"):
+            reads()
