@@ -98,7 +98,8 @@ class JudgeConfig:
     """An OpenAI-compatible endpoint that scores open answers; `rewards.judge.Judge`."""
 
     base_url: str
-    """As OpenAI clients take it, with the version: `http://host:port/v1`; or `$NAME`, an environment variable."""
+    """As OpenAI clients take it, with the version: `http://host:port/v1`; or `$NAME`, an environment variable. User,
+    password and query only in a variable: configs are stored and shown."""
     model: str
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; None sends no key."""
@@ -121,6 +122,13 @@ class JudgeConfig:
         _check(self, ("temperature", "retries", "backoff_s"))
         _check(self, ("timeout_s", "batch_timeout_s"), above=True)
         _check(self, ("max_tokens", "concurrency"), low=1)
+        if set("@?#") & set(self.base_url):
+            raise ValueError(
+                "base_url holds a user, a password or a query, which config.yaml would show; put the address into an "
+                "environment variable and give base_url: $NAME"
+            )
+        if self.api_key_env is not None and not self.api_key_env.isidentifier():
+            raise ValueError("api_key_env must be the name of an environment variable that holds the key, not a key")
         if not self.base_url.startswith(("http://", "https://", "$")):
             raise ValueError(f"base_url is {self.base_url!r}; it must start with http:// or https://, or be $NAME")
 

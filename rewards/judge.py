@@ -114,7 +114,8 @@ class Judge:
         base = self.config.base_url
         if base.startswith("$") and not (base := os.environ.get(base[1:], "")):
             raise RuntimeError(f"the judge's address is not in the environment variable {self.config.base_url[1:]}")
-        return f"{base.rstrip('/')}/chat/completions"
+        address, question, query = base.partition("?")
+        return f"{address.rstrip('/')}/chat/completions{question}{query}"
 
     def _headers(self) -> dict[str, str]:
         if self.config.api_key_env is None:

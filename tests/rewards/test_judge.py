@@ -133,6 +133,40 @@ def test_the_key_comes_from_the_named_variable_only(serve, monkeypatch):
     assert "SOME_KEY" in judge(server, api_key_env="SOME_KEY")([QUESTION])[2][0].detail
 
 
+def test_user_password_and_query_of_an_address_are_sent_and_never_told(serve, monkeypatch):
+    server = serve(replies((200, completion(verdict(4))), (401, b"no access for hunter2 with sesame42")))
+    monkeypatch.setenv("MY_JUDGE", server.url.replace("//", "//me:hunt%65r2@") + "?key=sesame42")
+    config = JudgeConfig("$MY_JUDGE", "m", retries=0)
+    assert Judge(config)([QUESTION])[0] == [0.4]
+    assert server.requests[0][0] == "/v1/chat/completions?key=sesame42"
+    assert server.headers[0]["Authorization"] == "Basic bWU6aHVudGVyMg=="  # me:hunter2
+    told = [Judge(config)([QUESTION])[2][0].detail]
+    for address in (
+        "http://me:hunter2@127.0.0.1:9/v1?key=sesame42",
+        "http://me:hunter2/x@h/v1",
+        "http://h/ v1?sesame42",
+    ):
+        monkeypatch.setenv("MY_JUDGE", address)
+        told.append(Judge(config)([QUESTION])[2][0].detail)
+    assert not [text for text in told if "sesame42" in text or "hunt" in text], told
+    assert "status 401" in told[0] and "127.0.0.1:9: ConnectionRefused" in told[1] and "percent-encoded" in told[2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"base_url": "http://me:hunter2@h/v1"},
+        {"base_url": "https://h/v1?key=hunter2"},
+        {"base_url": "me:hunter2@h"},
+        {"base_url": "http://h/v1", "api_key_env": "sk-hunter2"},
+    ],
+)
+def test_a_secret_in_a_config_is_refused_and_not_repeated(settings):
+    with pytest.raises(ValueError, match="environment variable") as error:
+        JudgeConfig(model="m", **settings)
+    assert "hunter2" not in str(error.value)
+
+
 def content(text):
     return {"choices": [{"message": {"content": text}}]}
 

@@ -118,6 +118,14 @@ def test_a_plan_shows_only_what_the_file_changed(home, capsys):
     assert written(home) == []
 
 
+def test_a_password_in_the_judges_address_is_refused_and_reaches_no_output(home, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run_command(lambda: main("small.yaml", "rewards={judge: {model: m, base_url: 'http://me:hunter2@h/v1'}}"))
+    told = capsys.readouterr()
+    assert exit_.value.code == 2 and "base_url: $NAME" in told.err and "hunter2" not in told.err + told.out
+    assert written(home) == []
+
+
 def test_a_ray_that_does_not_start_is_one_line_and_the_run_can_be_resumed(home, capsys, monkeypatch):
     def start(*arguments, **options):
         raise RunError("Ray does not start: the node timed out")
