@@ -7,7 +7,9 @@ from typing import Literal
 from rl_lab.config.section import PositiveFloat, Rows, Seconds, Section, Tokens
 
 JUDGE_URL = "RL_LAB_JUDGE_URL"
-"""Environment variable with the address of the run's own judge."""
+"""Environment variable with the address of the run's own judge, its key in it as a password."""
+JUDGE_KEY = "RL_LAB_JUDGE_KEY"
+"""Environment variable of the judge's server: the header `Authorization` that it asks for."""
 JUDGE_MODEL = "judge"
 """The name under which it is served."""
 

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from rl_lab.config.judge import JudgeServerConfig
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
-from rl_lab.errors import UserError
+from rl_lab.errors import RunError, UserError
 from rl_lab.joint.training import JointPlan
 from rl_lab.language.training import OnlinePlan
 from rl_lab.learning.training import Plan
@@ -182,13 +182,17 @@ class Cluster:
         return front.remote(member, given, place.ranks, bundle, self.placement.strategy)
 
     def serve_judge(self, settings: JudgeServerConfig) -> str:
-        """Start the run's own judge; its address, once it answers. UserError if it does not start."""
+        """Start the run's own judge; its address, once it answers. RunError if it does not start."""
         gpus = self._on_gpu * (1 - LEARNER_GPUS) / 2
-        self._judge = ray.remote(JudgeServer).options(**self._resources("judges", gpus)).remote(settings)
+        self._judge = (
+            ray.remote(JudgeServer)
+            .options(**self._resources("judges", gpus))
+            .remote(settings, ray.util.get_node_ip_address())
+        )
         try:
             return ray.get(self._judge.address.remote())
         except ray.exceptions.RayTaskError as error:
-            raise UserError(f"judge: {error.cause}") from error
+            raise RunError(f"judge: {error.cause}") from error
 
     def check_folders(self, folders: Iterable[Path]) -> None:
         """UserError if a machine of a cluster that was there before cannot see the files of the run."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -17,7 +19,9 @@ from typing import IO
 
 import ray
 
-from rl_lab.config.judge import JUDGE_MODEL, JudgeServerConfig
+from rl_lab.config.judge import JUDGE_KEY, JUDGE_MODEL, JudgeServerConfig
+from rl_lab.workers.connection import LOOPBACK
+from rl_lab.workers.judge_key import RequireKey
 from rl_lab.workers.rollout import ENVIRONMENT
 
 MAX_RESTARTS = 20
@@ -28,11 +32,15 @@ _PR_SET_PDEATHSIG = 1
 class JudgeServer:
     """An actor with the server as its child: it starts it again, at the same address, and takes it along when it ends.
 
-    What is asked meanwhile is asked again by the judge's client (`rewards.judge.retries`), or masked.
+    What is asked meanwhile is asked again by the judge's client (`rewards.judge.retries`), or masked. It answers only
+    who has its key, and on loopback where the driver, whose node's address is given, is on the same machine.
     """
 
-    def __init__(self, settings: JudgeServerConfig) -> None:
-        self.settings, self.host = settings, ray.util.get_node_ip_address()
+    def __init__(self, settings: JudgeServerConfig, driver: str) -> None:
+        here = ray.util.get_node_ip_address()
+        self.settings, self.host = settings, LOOPBACK if here == driver else here
+        self.login = f"judge:{secrets.token_hex(32)}"
+        self.header = f"Basic {base64.b64encode(self.login.encode()).decode()}"
         with socket.socket() as probe:
             probe.bind((self.host, 0))
             self.port = probe.getsockname()[1]
@@ -43,15 +51,18 @@ class JudgeServer:
         self._began.wait()
 
     def address(self) -> str:
-        """As OpenAI's clients take it, once the server answers. RuntimeError if it ends before, or never answers."""
+        """With user and password, once the server answers. RuntimeError if it ends before, or never answers."""
         deadline = time.monotonic() + self.settings.start_timeout_s
+        health = urllib.request.Request(
+            f"http://{self.host}:{self.port}/health", headers={"Authorization": self.header}
+        )
         while time.monotonic() < deadline:
             if self.server.poll() is not None:
                 raise RuntimeError(f"the judge of {self.settings.path} ended: {self._last_words()}")
             try:
-                with urllib.request.urlopen(f"http://{self.host}:{self.port}/health", timeout=5):
+                with urllib.request.urlopen(health, timeout=5):
                     self._answered = True
-                    return f"http://{self.host}:{self.port}/v1"
+                    return f"http://{self.login}@{self.host}:{self.port}/v1"
             except OSError:
                 time.sleep(1)
         raise RuntimeError(f"the judge of {self.settings.path} did not answer in {self.settings.start_timeout_s:g} s")
@@ -61,6 +72,7 @@ class JudgeServer:
         options = {
             "host": self.host,
             "port": self.port,
+            "middleware": f"{RequireKey.__module__}.{RequireKey.__name__}",
             "served-model-name": JUDGE_MODEL,
             "dtype": settings.dtype,
             "max-model-len": settings.max_model_len,
@@ -72,7 +84,7 @@ class JudgeServer:
         pairs = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         return subprocess.Popen(
             [Path(sys.executable).with_name("vllm"), "serve", settings.path, *pairs],
-            env=os.environ | ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+            env=os.environ | ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", JUDGE_KEY: self.header},
             stdout=self.log,
             stderr=subprocess.STDOUT,
             preexec_fn=_end_with_parent,

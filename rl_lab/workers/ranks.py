@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -18,6 +19,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rl_lab.workers.connection import LOOPBACK
 
 JOIN_LIMIT = timedelta(minutes=10)
 """What ranks may wait for each other: until all are started, or in one step."""
@@ -33,19 +36,39 @@ class Rank:
         self._member, self._arguments = member, arguments
         self._store: Any = None
 
-    def host(self) -> tuple[str, int]:
-        """Open the rendezvous, of the first rank; its address. The port is free because the system chose it."""
+    def node(self) -> str:
+        """The address of its machine."""
+        return ray.util.get_node_ip_address()
+
+    def host(self, *nodes: str) -> tuple[str, int]:
+        """Open the rendezvous, of the first rank, for ranks on these nodes; its address.
+
+        Whoever reaches it can disturb the group, so it is on loopback where all ranks are on one machine. The port is
+        free because the system chose it; torch, which would listen on all addresses, is given the socket.
+        """
         from torch.distributed import TCPStore
 
-        address = ray.util.get_node_ip_address()
-        self._store = TCPStore(address, 0, self._count, is_master=True, wait_for_workers=False, timeout=JOIN_LIMIT)
-        return address, self._store.port
+        address = LOOPBACK if len(set(nodes)) == 1 else nodes[0]
+        with socket.create_server((address, 0)) as listening:
+            port = listening.getsockname()[1]
+            self._store = TCPStore(
+                address,
+                port,
+                self._count,
+                is_master=True,
+                wait_for_workers=False,
+                timeout=JOIN_LIMIT,
+                master_listen_fd=listening.detach(),
+            )
+        return address, port
 
     def join(self, rendezvous: tuple[str, int]) -> None:
         """Wait for the others, then make the member."""
         import torch
         import torch.distributed as dist
 
+        if rendezvous[0] == LOOPBACK:
+            os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         if self._store is None:
             self._store = dist.TCPStore(*rendezvous, self._count, is_master=False, timeout=JOIN_LIMIT)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -86,7 +109,7 @@ class _Front:
             .remote(number, count, member, arguments)
             for number in range(count)
         ]
-        rendezvous = self._ranks[0].host.remote()
+        rendezvous = self._ranks[0].host.remote(*[rank.node.remote() for rank in self._ranks])
         self._joined = [rank.join.remote(rendezvous) for rank in self._ranks]
 
     def rank_processes(self) -> list[int]:

@@ -28,9 +28,11 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCHDYNAMO_DISABLE": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
 }
-"""What the engine's process needs before vLLM is imported: engine and model in this process, nobody told, and no
-compilation of the sampler (12 s for nothing)."""
+"""What the engine's process needs before vLLM is imported: engine and model in this process, nobody told, no
+compilation of the sampler (12 s for nothing), and torch's groups, of this process alone, off the network."""
 GPU_MEMORY_UTILIZATION = 0.05
 """The cache has its own size, so all that this does is to refuse a GPU with less than this share free; by default vLLM
 would refuse one that a learner works on as well."""

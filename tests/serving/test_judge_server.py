@@ -1,7 +1,9 @@
 """A judge that the run serves itself: placed, asked, restarted where it was, gone with the cluster."""
 
+import base64
 import os
 import time
+import urllib.error
 import urllib.request
 
 import psutil
@@ -23,12 +25,35 @@ def servers():
     return [one for one in psutil.process_iter(["cmdline"]) if "--served-model-name" in (one.info["cmdline"] or [])]
 
 
-def answers(address):
+def status(address, path="/health", login=None):
+    """Of a request with this user and password, those of the address, or (an empty text) none; None without answer."""
+    own, _, place = address.removeprefix("http://").removesuffix("/v1").rpartition("@")
+    login = base64.b64encode((own if login is None else login).encode()).decode()
+    request = urllib.request.Request(
+        f"http://{place}{path}", headers={"Authorization": f"Basic {login}"} if login else {}
+    )
     try:
-        with urllib.request.urlopen(address.replace("/v1", "/health"), timeout=5):
-            return True
+        with urllib.request.urlopen(request, timeout=5) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
     except OSError:
-        return False
+        return None
+
+
+def answers(address):
+    return status(address) == 200
+
+
+def check_closed(address):
+    """Nobody without the key is answered, on any path, and nothing of the server listens beyond this machine."""
+    key = address.removeprefix("http://judge:").partition("@")[0]
+    for path in ("/health", "/metrics", "/invocations", "/tokenize", "/v1/models", "/v1/chat/completions", "/nowhere"):
+        assert status(address, path, "") == status(address, path, f"judge:{'0' * 64}") == 401
+    members = [child for one in servers() for child in (one, *one.children(recursive=True))]
+    found = [one.laddr.ip for member in members for one in member.net_connections("tcp") if one.status == "LISTEN"]
+    assert found and {ip.removeprefix("::ffff:") for ip in found} == {"127.0.0.1"}
+    assert not any(key in text for member in members for text in member.cmdline())
 
 
 def wait_until(condition, seconds=180):
@@ -52,6 +77,7 @@ def test_a_run_serves_its_judge_and_starts_it_again(folder, tmp_path, monkeypatc
         rewards, _, failures = judge([Question("How many blocks are red?", "two", "two")] * 4)
         # Random weights have no opinion, but the server holds them to the form of a verdict.
         assert any(reward is not None and 0 <= reward <= 1 for reward in rewards), failures
+        check_closed(address)
         first = servers()
         first[0].kill()
         wait_until(lambda: not answers(address))
