@@ -56,6 +56,7 @@ def test_what_is_odd_in_some_poses_only_is_not(learned_pairs, learned_episodes):
 
 def test_both_sides_of_pairs_are_looked_at(tmp_path, capsys):
     odd = pair(1)
+    odd.loser.poses = odd.loser.poses.copy()  # whose commands are a view of it
     odd.loser.poses[3, 0] = 700.0
     write_pairs(tmp_path / "lab", [odd])
     main(["validate", str(tmp_path / "lab")])
