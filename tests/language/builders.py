@@ -177,7 +177,7 @@ class FakeLearner:
         weights = self.publish()
         signal = float((groups.advantages != 0).any(1).float().mean())
         metrics = {"loss": self.weight, "mismatch/newest": self.mismatch, "grad_norm": self.weight}
-        metrics |= {"groups/with_signal": signal}
+        metrics |= {"groups/with_signal": signal} if groups.advantages.shape[1] > 1 else {}  # else it imitates
         return Learned(metrics, weights.version, 0.0, self.error), weights
 
     def save(self, path: Path) -> None:
