@@ -13,6 +13,7 @@ from rl_lab.runner import preflight
 from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import Node, stage_hashes
 from tests.runner.pipelines import pipeline
+from tests.trl_backend.builders import make_folder
 
 
 def nodes(config: RunConfig) -> dict[str, Node]:
@@ -103,7 +104,8 @@ def test_what_is_missing_is_said(tmp_path, stages, overrides, said):
 
 
 def test_a_run_without_answers_is_named_before_the_start(tmp_path):
-    config = pipeline(tmp_path, "[outcome_model]", f"outcome.run={tmp_path}", f"model.path={base(tmp_path / 'base')}")
+    folder = make_folder(tmp_path / "base")
+    config = pipeline(tmp_path, "[outcome_model]", f"outcome.run={tmp_path}", f"model.path={folder}")
     with pytest.raises(UserError, match=r"outcome.run: .* has no stored answers with their questions"):
         preflight.check_machine(config)
 
