@@ -26,7 +26,7 @@ from rl_lab.files import write_whole
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.rescoring import Agreement, rescore
 from rl_lab.language.reward_models import make_rewards
-from rl_lab.reading import read_as
+from rl_lab.reading import fit, read_as
 from rl_lab.runner.run_folder import CONFIG_FILE, STAGES_FILE, StagesFile
 from rl_lab.yaml_text import read_yaml
 
@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(options.run.glob("pairs/*.rank")):
         return rescore_actions(options.run, options.reward, options.node, config)
     trainings = _trainings(options.run, options.node)
-    threshold = _part(config, "examine").get("pass_threshold", 0.5)
+    given = _part(config, "examine").get("pass_threshold", 0.5)
+    threshold = fit(given, float, f"{options.run / CONFIG_FILE}: examine.pass_threshold")
     name, settings = _reward(options.reward, config, "rewards", "variants")
     questions = options.run / "questions" / "questions" / "train.arrow"
     if not questions.is_file():
@@ -90,12 +91,13 @@ def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, A
     new = _ranking(settings, given)
     stages = {row.name: row.model_dump() for row in read_as(run / STAGES_FILE, StagesFile).nodes}
     rankings = _part(_part(config, "sweep"), "rankings")
+    seed = fit(config.get("seed", 0), int, f"{run / CONFIG_FILE}: seed")
     chunks = {}
     for folder in _rankings(run, node):
         row = stages.get(folder.name)
         if row is None or not (settings := rankings.get(str(row.get("method"))) or _part(config, "ranking")):
             raise UserError(f"{STAGES_FILE} and {CONFIG_FILE} of {run} say nothing of {folder.name}; give a whole run")
-        chunks[folder.name] = rescore_node(run, row, _ranking(settings, folder.name), new, config.get("seed", 0))
+        chunks[folder.name] = rescore_node(run, row, _ranking(settings, folder.name), new, seed)
     episodes = {kind: rescore_episodes(run, kind) for kind in new.learned}
     plain: dict[str, Any] = {"chunks": {one: found.as_row() for one, found in chunks.items()}, "episodes": {}}
     plain["episodes"] = {kind: {one: found.as_row() for one, found in rows.items()} for kind, rows in episodes.items()}
@@ -124,6 +126,8 @@ def _chunk_lines(node: str, found: Any) -> list[str]:
 
 
 def _ranking(settings: dict[str, Any], given: str) -> RankingConfig:
+    if not isinstance(settings, dict):
+        raise UserError(f"{given}: ranking holds no keys with values; write it as in an experiment's file")
     try:
         return RankingConfig(**settings)
     except ValidationError as error:

@@ -17,6 +17,7 @@ from rl_lab.action.buffers import read_candidates, read_episodes
 from rl_lab.action.ranking import load_ensemble, score_states
 from rl_lab.config.action_rewards import RankingConfig
 from rl_lab.errors import UserError
+from rl_lab.reading import fit
 from rl_lab.seeding import integer
 
 FLIPS_KEPT = 50
@@ -91,6 +92,14 @@ def compare_scores(
     )
 
 
+@dataclass(frozen=True)
+class _Ranked:
+    """What is read of a ranking's row in stages.json."""
+
+    inputs: dict[str, str]
+    replicate: int | None
+
+
 def rescore_node(
     run: Path, row: Mapping[str, Any], old: RankingConfig, new: RankingConfig, seed: int
 ) -> ChunkAgreement:
@@ -98,8 +107,9 @@ def rescore_node(
 
     The reward models are those of the run. UserError for one that it did not train.
     """
-    states = read_candidates(run / "candidates" / row["inputs"]["candidates"])
-    replicate = row.get("replicate")
+    stage = fit({name: row.get(name) for name in ("inputs", "replicate")}, _Ranked, f"stages.json, {row.get('name')}")
+    states = read_candidates(run / "candidates" / stage.inputs.get("candidates", ""))
+    replicate = stage.replicate
     seed = seed if replicate is None else integer(seed, "replicate", replicate)  # as in `StageContext.training_seed`
     scores = [
         combined(_scores(run, row, states, one, seed), {str(name): weight for name, weight in one.weights.items()})

@@ -199,7 +199,8 @@ class RolloutStore:
         try:
             present = pq.read_schema(path).names
             chosen = None if columns is None else [name for name in columns if name in present]
-            return _as_written(pq.read_table(path, columns=chosen, filters=filters, use_threads=False), columns)
+            options: dict[str, Any] = {"use_threads": False, "page_checksum_verification": True}
+            return _as_written(pq.read_table(path, columns=chosen, filters=filters, **options), columns)
         except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); put it back, or remove it") from error
 

@@ -33,11 +33,21 @@ REASONS = {
     "hard": "drawn evenly from the hard pool",
 }
 """Reason of a selection, in words."""
+IMMUTABLE = "immutable=1"
 _TEXTS = ("category", "task", "reward_type", "content", "draws", "bands", "reason", "action", "item")
 _REALS = ("time", "chance", "mean", "spread", "band_probability", "successes", "evidence")
 _MAY_LACK = ("due_step", "applied_step")
 Row = dict[str, Any]
 T = TypeVar("T")
+
+
+def _check_length(path: Path) -> None:
+    """DatabaseError for a file that ends before its last page, which SQLite notices only where it reads that page."""
+    with path.open("rb") as file:
+        head = file.read(100)
+    size, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
+    if path.stat().st_size < (65536 if size == 1 else size) * pages:
+        raise sqlite3.DatabaseError("it ends before its last page")
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -90,13 +100,15 @@ class PoolView:
 
     def _open(self) -> sqlite3.Connection:
         """Read-only, and nothing is left beside the file."""
-        uri = self.place.path.resolve().as_uri()
-        db = sqlite3.connect(f"{uri}?{self._mode()}", uri=True, timeout=60.0, isolation_level=None)
+        uri, mode = self.place.path.resolve().as_uri(), self._mode()
+        if mode == IMMUTABLE:
+            _check_length(self.place.path)
+        db = sqlite3.connect(f"{uri}?{mode}", uri=True, timeout=60.0, isolation_level=None)
         try:
             db.execute("SELECT 1 FROM meta").fetchone()
         except sqlite3.OperationalError:
             db.close()
-            db = sqlite3.connect(f"{uri}?immutable=1", uri=True, isolation_level=None)
+            db = sqlite3.connect(f"{uri}?{IMMUTABLE}", uri=True, isolation_level=None)
         db.row_factory = sqlite3.Row
         db.execute("BEGIN")  # everything that is read comes from one state of the pool
         return db
@@ -106,7 +118,7 @@ class PoolView:
         a log there. So is a sealed file, unless the log that it was sealed with still holds something."""
         log = self.place.path.with_name(f"{self.place.path.name}-wal")
         there = log.is_file() and (log.stat().st_size or not self.place.sealed)
-        return "mode=ro" if there else "immutable=1"
+        return "mode=ro" if there else IMMUTABLE
 
     def close(self) -> None:
         """Let go of the file."""

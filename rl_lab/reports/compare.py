@@ -55,6 +55,8 @@ def gain(after: Episodes, before: Episodes) -> Row:
     Steps are compared where both policies succeed (a faster policy, not an easier subset) and capped over all episodes.
     """
     pairs = pair_episodes(after, before)
+    if not pairs:
+        raise UserError("no episode was evaluated under both")
     both, wins, losses, neither = (
         sum((a.success, b.success) == outcome for a, b in pairs)
         for outcome in ((True, True), (True, False), (False, True), (False, False))

@@ -1,0 +1,203 @@
+"""A small valid instance of each kind of file that the lab reads, as the lab writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+import yaml
+
+from algos.chunks import Timing
+from rewards.actions.ensemble import Ensemble, ModelInfo
+from rl_lab.action.batching import fit_processor
+from rl_lab.action.buffers import write_candidates, write_episodes, write_pairs
+from rl_lab.action.ranking import rank_folder
+from rl_lab.config.schema import ModelConfig
+from rl_lab.formats.lerobot_write import write_lerobot
+from rl_lab.formats.pairs_write import write_pairs_layout
+from rl_lab.language.item_files import item_row, write_rows
+from rl_lab.language.model import initial_language_model
+from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.presets import preset_config
+from rl_lab.teleoperation.session import correction_line
+from tests.action.test_ranking import STATES
+from tests.action.test_rescoring import RANKINGS
+from tests.formats.robotwin_files import write_classic, write_trajectory
+from tests.language.builders import make_item
+from tests.language.test_rescoring import rollout
+from tests.language.test_rft_selection import write_run as write_traces
+from tests.pool.synthetic import write_run as write_pool
+from tests.records import episode, pair, poses
+from tests.reports.synthetic import build_run
+from tests.reports.synthetic_language import build_language_run
+from tests.rewards.test_actions import walk
+from tests.runner.files import SMALL
+
+LANGUAGE = """
+name: language
+stages: [questions, cold_start, grpo]
+grpo: {num_generations: 4, max_completion_length: 16}
+curriculum: {batch_size: 4}
+rl: {steps: 6, warmup: 0}
+wandb: disabled
+"""
+REWARD = "def reward(prompts, completions, **columns):\n    return [float(len(text) > 9) for text in completions]\n"
+
+
+@cache
+def _policy() -> tuple:
+    torch.manual_seed(0)
+    policy = HyVLAPolicy(preset_config("nano"))
+    return policy, fit_processor(policy.config, [episode(0)], Timing(policy.chunk_size))
+
+
+def policy(folder: Path) -> None:
+    """A policy's checkpoint, and experiments that use it."""
+    save_policy(folder / "policy", *_policy(), CheckpointInfo(weight_version=1, steps=0))
+    experiments(folder)
+
+
+def sharded(folder: Path) -> None:
+    """The same in several files of weights."""
+    policy(folder)
+    model, _ = _policy()
+    (folder / "policy" / "model.safetensors").unlink()
+    model.save_pretrained(folder / "policy", max_shard_size="4MB")
+
+
+def language_model(folder: Path) -> None:
+    """A vision-language model's checkpoint, and an experiment that starts from it."""
+    initial_language_model(ModelConfig(), seed=0).save(folder / "vlm", CheckpointInfo(1, 7))
+    experiments(folder)
+
+
+def experiments(folder: Path) -> None:
+    """Files of runs on actions, without SFT, and on language."""
+    small = yaml.safe_load(SMALL)
+    given = small | {"name": "given", "stages": ["demos", "evaluate", {"repeat": 1, "of": ["collect", "optimise"]}]}
+    language = yaml.safe_load(LANGUAGE) | {
+        "rewards": {"weights": {"mine": 1.0}, "functions": {"mine": "mine.py:reward"}}
+    }
+    for name, content in {"small": small, "given": given, "language": language}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    (folder / "mine.py").write_text(REWARD)
+
+
+def corrections(folder: Path) -> None:
+    """Recorded corrections, and pairs of another run."""
+    policy(folder)
+    lines = [correction_line(("handover_block", "clean", seed, 3), poses(6, seed)[1:]) for seed in range(3)]
+    (folder / "corrections.jsonl").write_text("".join(lines))
+    write_pairs(folder / "pairs", [pair(1, 9, 8), pair(2, 9, 8)])
+
+
+def robotwin(folder: Path) -> None:
+    """Demonstrations in both of RoboTwin's layouts."""
+    experiments(folder)
+    for number in range(2):
+        write_classic(folder / "classic", number, steps=4)
+        write_trajectory(folder / "trajectory", number, steps=4)
+
+
+def lerobot(folder: Path) -> None:
+    """Demonstrations as a LeRobotDataset."""
+    experiments(folder)
+    write_lerobot(folder / "set", [episode(1, steps=6), episode(2, steps=5)], 12.5)
+
+
+def lab_data(folder: Path) -> None:
+    """The lab's own demonstrations and pairs, and pairs in their exchange layout."""
+    write_episodes(folder / "episodes", [episode(1, steps=6), episode(2, steps=5)])
+    write_pairs(folder / "pairs", [pair(1, 9, 8), pair(2, 9, 8)])
+    write_pairs_layout(folder / "layout", [pair(1, 9, 8), pair(2, 9, 8)], 12.5)
+
+
+def questions(folder: Path) -> None:
+    """A user's questions in each form."""
+    import datasets
+
+    experiments(folder)
+    rows = [
+        {"prompt": f"which of {n} cups? /think", "answer": "AB"[n % 2], "reward_type": "choice", "category": "planning"}
+        for n in range(6)
+    ]
+    rows = [row | {"id": f"mine-{n}", "solution": f"<answer>{row['answer']}</answer>"} for n, row in enumerate(rows)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = datasets.Dataset.from_list(rows)
+    table.to_parquet(folder / "questions.parquet")
+    table.save_to_disk(folder / "questions")
+    turns = [{"role": "user", "content": "which?"}, {"role": "assistant", "content": "A"}]
+    (folder / "talks.jsonl").write_text("".join(json.dumps({"id": str(n), "messages": turns}) + "\n" for n in range(3)))
+
+
+def resumed(folder: Path) -> None:
+    """A finished run of plain functions."""
+    from rl_lab import run
+    from tests.runner.test_executor import FakeStages
+
+    experiments(folder)
+    functions = FakeStages().functions()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        assert run.main(("small.yaml", "--run-dir", "run"), lambda config: contextlib.nullcontext(functions)) == 0
+    content = json.loads((folder / "run" / "stages.json").read_text())
+    hash_ = next(row["hash"] for row in content["nodes"] if row["name"] == "sft")
+    (folder / "sft").symlink_to(Path("runs/.stages") / hash_)
+
+
+def reports(folder: Path) -> None:
+    """Two runs on actions."""
+    build_run(folder / "run", n=4, pairs=1, pair_steps=20, videos=1, steps=20)
+    build_run(folder / "other", n=4, pairs=0, videos=0, steps=20, seed=1)
+
+
+def language_reports(folder: Path) -> None:
+    """A run on language."""
+    build_language_run(folder / "run", schemes={"frontier": 0.3, "uniform": 0.2}, replicates=1, items=8, steps=6)
+
+
+def pool(folder: Path) -> None:
+    """A run with a pool, and one of traces."""
+    write_pool(folder / "run", steps=4, num_items=12)
+    write_traces(folder / "traces", steps=2, items=4)
+
+
+def answers(folder: Path) -> None:
+    """Stored answers to questions, to score again."""
+    items = [make_item(0), make_item(1)]
+    (folder / "run" / "questions" / "questions").mkdir(parents=True)
+    write_rows(folder / "run" / "questions" / "questions" / "train.arrow", map(item_row, items))
+    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.proxies:short"}}}}
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump({"sweep": sweep, "examine": {"pass_threshold": 0.6}}))
+    store = RolloutStore(folder / "run" / "grpo" / "verifier.1.grpo")
+    for step, item in enumerate(items, 1):
+        store.write(step, [rollout(item, 0, 0, "word " * 40, 1.0), rollout(item, 0, 1, "word", 0.0)])
+    (folder / "mine.py").write_text(REWARD)
+    mine = {"rewards": {"weights": {"mine": 1.0}, "functions": {"mine": "mine.py:reward"}}}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(mine))
+
+
+def chunks(folder: Path) -> None:
+    """Ranked chunks and recorded episodes, to score again."""
+    run = folder / "run"
+    run.mkdir()
+    config = {"seed": 0, "sweep": {"baseline": "interventions", "rankings": RANKINGS}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    row = {
+        "name": "deviation.1.rank",
+        "method": "deviation",
+        "replicate": 1,
+        "inputs": {"candidates": "seed.1.candidates"},
+    }
+    (run / "stages.json").write_text(json.dumps({"store": "", "nodes": [row]}))
+    write_candidates(run / "candidates" / "seed.1.candidates", STATES)
+    rank_folder(
+        run / "candidates" / "seed.1.candidates", {}, {"deviation": 1.0}, 1.0, 0, run / "pairs" / "deviation.1.rank"
+    )
+    write_episodes(run / "episodes" / "seed.1.episodes", [walk(seed, success=seed % 2 == 0) for seed in range(4)])
+    Ensemble(ModelInfo("success", 2, 8, 8), [1, 2]).save(run / "reward_models" / "seed.1.success")
