@@ -38,7 +38,7 @@ def _changed(array: np.ndarray, text: bool) -> Iterator[tuple[str, str, np.ndarr
     if array.ndim:
         yield "other shape", "shorter", array[: len(array) // 2]
         yield "other shape", "no rows", array[:0]
-        yield "other shape", "flat", array.reshape(-1)
+        yield from (("other shape", "flat", array.reshape(-1)),) if array.ndim > 1 else ()
         yield "other shape", "a scalar", array.reshape(-1)[:1].reshape(())
     yield "other shape", "one more dimension", array[None]
     if array.dtype.kind in "fiu":
@@ -71,7 +71,7 @@ def npz(whole: bytes) -> Iterator[Damage]:
 def safetensors(whole: bytes) -> Iterator[Damage]:
     arrays, size = load(whole), int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + size])
-    few = {name: arrays[name] for name in list(arrays)[:: max(1, len(arrays) // 4)]}
+    few = {name: arrays[name] for name in sorted(arrays)[:: max(1, len(arrays) // 4)]}
     yield from _arrays(few, lambda changed: save(_without(arrays, few, changed), {"format": "pt"}), text=False)
     yield Damage("header", "huge length", lambda: (2**62).to_bytes(8, "little") + whole[8:])
     yield Damage("header", "nesting", lambda: _with_header(b"[" * DEEP, whole))

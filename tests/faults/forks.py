@@ -7,6 +7,7 @@ thread, no Ray and no GL context. Work that a command would begin once its input
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -74,6 +75,7 @@ class Forks:
 def serve() -> None:
     """Answer requests until there are no more."""
     commands = load_commands()
+    gc.freeze()  # else every fork copies the pages of all objects that its collector looks at
     for line in sys.stdin:
         folder, command, arguments = json.loads(line)
         outcome = _forked(Path(folder), commands[command], arguments)

@@ -18,7 +18,7 @@ from tests.faults.damage_kinds import Damage
 from tests.faults.forks import ACCEPTED, LATE, Forks, Outcome
 from tests.faults.instances import INSTANCES, Reading, copy
 
-EACH = 5
+EACH = 4
 """Damages of a file that each of its commands meets in the default run."""
 SHOWN = 12
 ONLY_RUNNING_FINDS = ("bad code",)
