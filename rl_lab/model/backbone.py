@@ -136,7 +136,7 @@ class VisionLanguageModel(nn.Module):
         same batch. Hidden states are the residual stream before the first layer and after every one; the last is
         normed. ValueError for options that are not honoured (`refuse_unknown`).
         """
-        refuse_unknown(unknown, known=("return_dict",))
+        refuse_unknown(unknown, known=("return_dict", "logits_to_keep"))  # there are no logits; TRL asks all the same
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         length = past_key_values.get_seq_length() if past_key_values is not None else 0

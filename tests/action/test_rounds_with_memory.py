@@ -134,6 +134,7 @@ def test_a_released_policy_takes_the_place_of_sft(given, tmp_path):
 
 def test_a_policy_without_statistics_cannot_take_the_place_of_sft(given, tmp_path):
     folder = foreign(given, tmp_path / "released")
-    (folder / "norm_stats.safetensors").unlink()
+    for path in folder.glob("norm_stats.*"):
+        path.unlink()
     with pytest.raises(UserError, match="has no statistics but predicts 10, so it cannot act; add sft to stages"):
         check_machine(released_run(folder))

@@ -24,7 +24,7 @@ GROUPS = st.lists(
 
 def one_item(groups, options=OPTIONS):
     items = Items()
-    items.append(np.zeros(1), options)
+    items.append(np.zeros(1), np.zeros(1), options)
     for step, (rewards, version) in enumerate(groups):
         observe(items, step, np.array([0]), np.array([rewards]), np.array([version]), options)
     return items
