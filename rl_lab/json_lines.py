@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from rl_lab.errors import UserError
 from rl_lab.files import naming, write_whole
-from rl_lab.reading import read_bytes
+from rl_lab.reading import fit, read_bytes
 
 Record = dict[str, Any]
+T = TypeVar("T")
 
 
 def _line(record: Mapping[str, Any]) -> str:
@@ -48,11 +50,14 @@ def _end_of_last_line(file: IO[bytes], block: int = 4096) -> int:
 def read_json_lines(path: Path, *, missing_ok: bool = False) -> list[Record]:
     """All objects of a file; a torn last line is ignored. With `missing_ok` an absent file has none.
 
-    UserError for any other line that is no JSON object: it would silently change what is made of the file.
+    UserError for any other line that is no JSON object, and for a last one that is not the beginning of one: it would
+    silently change what is made of the file.
     """
     if missing_ok and not path.exists():
         return []
-    *lines, _unfinished = read_bytes(path).decode(errors="replace").split("\n")
+    *lines, unfinished = read_bytes(path).decode(errors="replace").split("\n")
+    if unfinished.strip() and not unfinished.startswith("{"):
+        raise UserError(f"{path}, line {len(lines) + 1} is no beginning of a JSON object; put back the file")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -65,3 +70,13 @@ def read_json_lines(path: Path, *, missing_ok: bool = False) -> list[Record]:
             raise UserError(f"{path}, line {number} is not a JSON object; mend or delete that line")
         records.append(record)
     return records
+
+
+def read_lines_as(path: Path, kind: type[T], *, missing_ok: bool = False) -> list[T]:
+    """The objects of a file as dataclasses, whose fields are all that is read of them. UserError naming file, line and
+    key for what does not fit them, and as `read_json_lines`."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return [
+        fit({key: value for key, value in row.items() if key in known}, kind, f"{path}, line {number}")
+        for number, row in enumerate(read_json_lines(path, missing_ok=missing_ok), start=1)
+    ]

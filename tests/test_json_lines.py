@@ -25,6 +25,14 @@ def test_appending_mends_a_tear_of_any_length(tmp_path_factory, length):
     assert [record["step"] for record in read_json_lines(path)] == [1, 2]
 
 
+@pytest.mark.parametrize("before", ["", '{"step": 1}\n'])
+def test_a_last_line_that_never_was_json_is_no_tear(tmp_path, before):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(before + "SQLite format 3\0")
+    with pytest.raises(ValueError, match=f"line {1 + bool(before)} is no beginning of a JSON object"):
+        read_json_lines(path)
+
+
 def test_a_bad_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')

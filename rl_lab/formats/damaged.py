@@ -48,13 +48,14 @@ def read_columns(path: Path, kinds: Kinds, optional: Kinds = MappingProxyType({}
             raise UserError(f"{path} has no column {min(missing)}")
         table = pq.read_table(path, columns=list(wanted), partitioning=None)
         values = {name: table[name] if kind is None else table[name].cast(kind) for name, kind in wanted.items()}
+        rows = pa.table(values).to_pylist()  # only here are bytes that are no text found
     except UserError:
         raise
     except DAMAGE as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}; make it again") from error
     if empty := [name for name, kind in kinds.items() if kind is not None and values[name].null_count]:
         raise UserError(f"{path}: {empty[0]} is null in {values[empty[0]].null_count} rows; make it again")
-    return [dict.fromkeys(optional) | row for row in pa.table(values).to_pylist()]
+    return [dict.fromkeys(optional) | row for row in rows]
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

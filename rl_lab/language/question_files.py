@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from rl_lab.errors import UserError
 from rl_lab.files import files_below
+from rl_lab.reading import DAMAGE
 
 BOM = b"\xef\xbb\xbf"
 MAX_PATH_CHARS = 500
@@ -75,7 +76,7 @@ def _table_rows(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str,
             yield from batch.to_pylist()
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (*DAMAGE, AttributeError, pa.ArrowException) as error:  # AttributeError: datasets' own files hold anything
         raise UserError(f"{path} is no table of datasets: {' '.join(str(error).split())}") from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rl_lab.errors import UserError
-from rl_lab.json_lines import Record, read_json_lines
+from rl_lab.json_lines import read_lines_as
 from rl_lab.reports.replicates import Array, pass_at_k
 
 EXAMINATIONS = "examinations"
@@ -36,7 +36,7 @@ class ItemResult:
     """Of each sampled answer."""
     blank: Rewards
     """Of answers to the same question with a grey picture."""
-    constant: float
+    constant: float = math.nan
     """Of the best constant answer of its generator, chosen on training items."""
 
     @property
@@ -89,14 +89,18 @@ class Training:
     """Of one sampled answer an item, [T, n]; NaN where the reward call failed."""
 
 
+@dataclass(frozen=True)
+class _HeldOut:
+    """A line of `held_out.jsonl`, as far as reports need it."""
+
+    step: int
+    tokens: float
+    rewards: Rewards
+
+
 def read_examination(path: Path) -> list[ItemResult]:
     """The items of a `results.jsonl`. UserError if one occurs twice: it would be counted twice."""
-    items = [
-        ItemResult(
-            row["item"], row["category"], tuple(row["rewards"]), tuple(row["blank"]), row.get("constant", math.nan)
-        )
-        for row in read_json_lines(path)
-    ]
+    items = read_lines_as(path, ItemResult)
     if len({item.item for item in items}) < len(items):
         raise UserError(f"{path} holds the same item more than once")
     return items
@@ -107,12 +111,12 @@ def read_training(path: Path) -> tuple[Array, Array, Array]:
 
     A step that a resumed run examined again counts once. ValueError if the number of items changes.
     """
-    rows: dict[int, Record] = {row["step"]: row for row in read_json_lines(path, missing_ok=True)}
+    rows = {row.step: row for row in read_lines_as(path, _HeldOut, missing_ok=True)}
     steps = sorted(rows)
-    rewards = [[math.nan if reward is None else reward for reward in rows[step]["rewards"]] for step in steps]
+    rewards = [[math.nan if reward is None else reward for reward in rows[step].rewards] for step in steps]
     if len({len(row) for row in rewards}) > 1:
         raise ValueError("its examinations have different numbers of items")
-    tokens = [rows[step]["tokens"] for step in steps]
+    tokens = [rows[step].tokens for step in steps]
     shape = (len(steps), len(rewards[0]) if rewards else 0)
     return np.array(steps, float), np.array(tokens, float), np.array(rewards, float).reshape(shape)
 

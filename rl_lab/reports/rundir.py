@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rl_lab.errors import UserError, one_line
-from rl_lab.json_lines import Record, read_json_lines
+from rl_lab.json_lines import Record, read_lines_as
 from rl_lab.reading import DAMAGE, fit, read_object
 from rl_lab.reports.examinations import (
     EXAMINATIONS,
@@ -227,7 +228,7 @@ def load_run(path: Path) -> RunFolder:
     run.videos = [
         (folder, index)
         for folder in _folders(path / "videos")
-        if (index := _part(run, folder / "index.jsonl", read_json_lines, list))
+        if (index := _part(run, folder / "index.jsonl", partial(_read_index, _Video), list))
     ]
     return run
 
@@ -248,6 +249,45 @@ class _StageRow:
 
 
 @dataclass(frozen=True)
+class _Pair:
+    """What a report reads of a line about a pair, whose arrays are a file beside it; older runs lack some of it."""
+
+    id: str
+    task: str | None = None
+    variant: str | None = None
+    seed: int | None = None
+    instruction: str | None = None
+    trigger: str | None = None
+    start_step: int | None = None
+    trigger_step: int | None = None
+    rollback_steps: int | None = None
+    corrector: str | None = None
+    weight_version: int | None = None
+    start_digest: str | None = None
+    origin: str | None = None
+    reward: str | None = None
+    reward_gap: float | None = None
+    restore_method: str | None = None
+    exact_restore: bool | None = None
+    restore_error: float | None = None
+
+
+@dataclass(frozen=True)
+class _Video:
+    """What a report reads of a line about an episode that was filmed; films are files beside it."""
+
+    before: str
+    after: str
+    task: str | None = None
+    variant: str | None = None
+    seed: int | None = None
+    before_node: str | None = None
+    after_node: str | None = None
+    before_failure: str | None = None
+    after_failure: str | None = None
+
+
+@dataclass(frozen=True)
 class _Substitution:
     """What stood in for what."""
 
@@ -265,6 +305,11 @@ def _read_stages(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _read_index(kind: type, path: Path) -> list[Record]:
+    """The lines of an index.jsonl, as far as reports read them."""
+    return list(map(vars, read_lines_as(path, kind)))
+
+
 def _read_environment(path: Path) -> dict[str, Any]:
     """environment.json, its substitutions as they must be."""
     found = read_object(path)
@@ -278,6 +323,7 @@ def _part(run: RunFolder, path: Path, read: Any, kind: type) -> Any:
         return None
     try:
         value = read(path)
+        json.dumps(value, ensure_ascii=False, default=str).encode()  # no page could hold half of a surrogate pair
     except DAMAGE as error:
         run.problems.append(f"{path.relative_to(run.path)} cannot be read: {one_line(error)}")
         return None
@@ -306,15 +352,9 @@ def _in_stage_order(run: RunFolder, folder: str) -> list[tuple[str, str, int, Pa
     return [(name, method, round_, path) for _, _, round_, name, method, path in sorted(found)]
 
 
-def _episode(record: Record, where: str) -> EpisodeResult:
-    names = EpisodeResult.__dataclass_fields__
-    return fit({k: v for k, v in record.items() if k in names}, EpisodeResult, where)
-
-
 def read_episodes(path: Path) -> list[EpisodeResult]:
     """The episodes of a `results.jsonl`. UserError if one scene occurs twice: it would be counted twice."""
-    rows = enumerate(read_json_lines(path), start=1)
-    episodes = [_episode(record, f"{path}, line {number}") for number, record in rows]
+    episodes = read_lines_as(path, EpisodeResult)
     if len({e.key for e in episodes}) < len(episodes):
         raise UserError(f"{path} holds the same (task, variant, seed) more than once")
     return episodes
@@ -359,7 +399,7 @@ def _pair_sets(run: RunFolder) -> list[PairSet]:
     hashes = {stage["name"]: stage.get("hash") for stage in run.stages}
     seeds = {stage["name"]: stage.get("replicate") for stage in run.stages}
     for node, method, round_, path in _in_stage_order(run, "pairs"):
-        index = _part(run, path / "index.jsonl", read_json_lines, list) or []
+        index = _part(run, path / "index.jsonl", partial(_read_index, _Pair), list) or []
         counts = _part(run, path / "collection.json", read_object, dict) or {}
         if index or counts:
             found.append(PairSet(node, method, round_, path, index, counts, hashes.get(node), seeds.get(node)))
@@ -370,7 +410,7 @@ def _arm_pairs(run: RunFolder, arm: Arm) -> list[PairSet]:
     """The rounds of pairs of an arm of joint training; those of the same weights are the same pairs."""
     found = []
     for number, path in enumerate(_folders(arm.folder / "pairs"), start=1):
-        index = _part(run, path / "index.jsonl", read_json_lines, list) or []
+        index = _part(run, path / "index.jsonl", partial(_read_index, _Pair), list) or []
         counts = _part(run, path / "collection.json", read_object, dict) or {}
         found.append(PairSet(f"{arm.node}.{path.name}", arm.name, number, path, index, counts, counts.get("digest")))
     return found

@@ -124,6 +124,9 @@ REFUSED = {
     "is no path of a v3 dataset": lambda folder: change_info(folder, data_path="data/{chunk}.parquet"),
     "has no column length": lambda folder: change_table(folder / EPISODES, length=None),
     "length is null in 1 rows": lambda folder: change_table(folder / EPISODES, length=pa.array([None], pa.int64())),
+    "cannot be read: 'utf-8' codec can't decode": lambda folder: change_table(
+        folder / EPISODES, **{schema.LABELS: pa.array([b"\xff\xfe"]).view(pa.string())}
+    ),
     "column timestamp is missing": lambda folder: change_table(folder / DATA, timestamp=None),
     "observation.state has shape .6, 14., expected .6, 16.": lambda folder: change_table(
         folder / DATA, **{"observation.state": [[0.1] * 14] * 6}

@@ -240,6 +240,16 @@ def test_a_saved_table_and_a_parquet_file_are_sources_like_any_other(tmp_path):
         read_questions(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "state.json"])
+@pytest.mark.parametrize("content", ["", "[]", "3", "[" * 100_000], ids=["nothing", "list", "number", "deep"])
+def test_what_datasets_wrote_about_a_table_may_be_damaged(tmp_path, name, content):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"prompt": ["Where?"]}).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / name).write_text(content)
+    with pytest.raises(UserError, match="saved is no table of datasets"):
+        read_questions(tmp_path / "saved")
+
+
 def test_a_source_depends_on_the_pictures_that_it_names(tmp_path, write):
     source = write(GOOD | {"images": "shown.png"})
     (source.parent / "shown.png").write_bytes(png())

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from rl_lab.errors import UserError
 from rl_lab.reports.budgets import at_equal_budget, curves, make_curve, tokens_needed
 from rl_lab.reports.examinations import ItemResult, Training, read_examination, read_training
 from rl_lab.reports.page import write_report
@@ -98,6 +99,17 @@ def test_curves_are_read_once_a_step_and_failed_calls_are_missing(tmp_path):
     write_jsonl(path, [*rows, {"step": 6, "tokens": 11, "rewards": [1.0]}])
     with pytest.raises(ValueError, match="different numbers"):
         read_training(path)
+
+
+@pytest.mark.parametrize("reward", ["text", np.inf, [1.0], True])
+def test_rewards_are_finite_numbers(tmp_path, reward):
+    path = tmp_path / "lines.jsonl"
+    write_jsonl(path, [{"step": 0, "tokens": 0, "rewards": [0.0, reward]}])
+    with pytest.raises(UserError, match="lines.jsonl, line 1: rewards.1"):
+        read_training(path)
+    write_jsonl(path, [result("a", [1.0], blank=[0.0, reward])])
+    with pytest.raises(UserError, match="lines.jsonl, line 1: blank.1"):
+        read_examination(path)
 
 
 def test_curves_are_linear_between_examinations_over_the_range_that_all_replicates_cover():

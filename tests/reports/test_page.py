@@ -176,6 +176,24 @@ def test_unusable_files_and_unfinished_stages_are_named(copied):
     assert "rpro.2.evaluate (stopped)" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("pairs/rpro.1.collect/index.jsonl", "trigger", "\ud800"),
+        ("pairs/rpro.1.collect/index.jsonl", "seed", []),
+        ("pairs/rpro.1.collect/index.jsonl", "id", None),
+        ("videos/rescued/index.jsonl", "before", {}),
+        ("videos/rescued/index.jsonl", "task", "\ud800"),
+        ("metrics.jsonl", "method", "\ud800"),
+        ("environment.json", "commit", "\ud800"),
+    ],
+)
+def test_a_damaged_value_is_named_and_left_out(copied, name, key, value):
+    first, *others = (copied / name).read_text().splitlines() if name.endswith("l") else ["{}"]
+    (copied / name).write_text("\n".join([json.dumps(json.loads(first) | {key: value}), *others, ""]))
+    assert f"{name} cannot be read" in visible(page_of(copied))
+
+
 def test_videos_outside_their_folder_are_not_embedded(copied):
     index = copied / "videos" / "rescued" / "index.jsonl"
     rows = [json.loads(line) for line in index.read_text().splitlines()]
