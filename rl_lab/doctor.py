@@ -231,10 +231,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.file is not None and not options.file.is_file():
         raise UserError(f"no such file: {options.file}")
+    of_file = [] if options.file is None else list(check_file(options.file))
     with ThreadPoolExecutor(2) as pool:
         findings = [finding for found in pool.map(lambda check: list(check()), CHECKS) for finding in found]
-    if options.file is not None:
-        findings += check_file(options.file)
+    findings += of_file
     for finding in findings:
         print(f"{finding.level:5} {finding.what}" + (f" -> {finding.mend}" if finding.mend else ""))
     return int(any(finding.level == "bad" for finding in findings))

@@ -23,6 +23,7 @@ from rl_lab.config.judge import JUDGE_URL
 from rl_lab.disk_errors import DiskError, disk_error
 from rl_lab.errors import CommandParser, RunError, UserError, one_line, run_command
 from rl_lab.reading import read_object
+from rl_lab.json_lines import read_json_lines
 from rl_lab.runner.environment import describe
 from rl_lab.runner.executor import Executor, StageError
 from rl_lab.runner.expansion import expand
@@ -171,6 +172,7 @@ def _begin(folder: RunFolder, config: RunConfig, *, resumed: bool) -> tuple[list
     path, rows = folder.read_stages()
     store = Store(path or STORE)
     if resumed:
+        read_json_lines(folder.metrics_path, missing_ok=True)  # refused before anything is written
         store.check_writable()
     else:
         folder.write(CONFIG_FILE, dump_config(config))

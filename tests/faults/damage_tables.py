@@ -203,7 +203,9 @@ def sqlite(whole: bytes) -> Iterator[Damage]:
         path.write_bytes(whole)
         db = sqlite3.connect(path)
         tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        columns = {table: [row[1] for row in db.execute(f"PRAGMA table_info({table})")] for table in tables}
+        about = {table: db.execute(f"PRAGMA table_info({table})").fetchall() for table in tables}
+        columns = {table: [row[1] for row in rows] for table, rows in about.items()}
+        keys = {table: [(row[1], row[2]) for row in rows if row[5]] for table, rows in about.items()}
         first = {table: db.execute(f"SELECT * FROM {table}").fetchone() for table in tables}
         meta = db.execute("SELECT key, value FROM meta").fetchall()
         db.close()
@@ -215,6 +217,8 @@ def sqlite(whole: bytes) -> Iterator[Damage]:
         for column in columns[table]:
             where = f"{table}.{column}"
             yield Damage("missing key", where, changed((f"ALTER TABLE {table} RENAME COLUMN {column} TO gone", ())))
+            if keys[table] == [(column, "INTEGER")]:  # a rowid, for which SQLite takes integers only
+                continue
             for kind, value in (("other type", "text"), ("other type", b"\xff"), ("huge", 1e300), ("negative", -1)):
                 query = f"UPDATE {table} SET {column} = ? WHERE rowid = (SELECT min(rowid) FROM {table})"
                 if table in ("meta", "steps", "selections"):

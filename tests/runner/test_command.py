@@ -286,6 +286,15 @@ def test_a_damaged_list_of_stages_is_one_line_with_the_way_out(home, capsys, con
     assert_refused(capsys, "mine/stages.json", "--resume", "mine")
 
 
+def test_damaged_metrics_are_refused_before_anything_is_written(home):
+    main("small.yaml", "stages=[demos]", "--run-dir", "mine")
+    (home / "mine" / "metrics.jsonl").write_text("nonsense\n{}\n")
+    (home / "mine" / "environment.json").write_text("of the first run")
+    with pytest.raises(UserError, match="mine/metrics.jsonl, line 1 is not a JSON object"):
+        main("--resume", "mine")
+    assert (home / "mine" / "environment.json").read_text() == "of the first run"
+
+
 def test_an_edited_config_is_named_as_what_changed(home, capsys):
     main("small.yaml", "stages=[demos, sft]", "--run-dir", "mine")
     path = home / "mine" / "config.yaml"

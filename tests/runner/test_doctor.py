@@ -90,6 +90,7 @@ def test_an_experiment_file_is_checked_as_well(monkeypatch, capsys, tmp_path):
     only(monkeypatch)
     assert main([str(EXPERIMENTS / "flowpro_smoke.yaml")]) == 0
     assert "flowpro_smoke, tabletop/handover_block" in capsys.readouterr().out
+    only(monkeypatch, lambda: pytest.fail("the machine was examined before the file"))
     with pytest.raises(UserError, match="did you mean sft.steps"):
         main([str(write_small(tmp_path, "tabletop: {sft: {stepz: 1}}\n"))])
     with pytest.raises(UserError, match="no such file"):
