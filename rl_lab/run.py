@@ -22,8 +22,8 @@ from rl_lab.config import RunConfig, dump_changes, dump_config, load_config
 from rl_lab.config.judge import JUDGE_URL
 from rl_lab.disk_errors import DiskError, disk_error
 from rl_lab.errors import CommandParser, RunError, UserError, one_line, run_command
-from rl_lab.reading import read_object
 from rl_lab.json_lines import read_json_lines
+from rl_lab.reading import read_object
 from rl_lab.runner.environment import describe
 from rl_lab.runner.executor import Executor, StageError
 from rl_lab.runner.expansion import expand
