@@ -14,6 +14,9 @@ from typing import Any
 
 from rewards.config import suggestion
 
+NOT_CALLED = (ast.ClassDef, ast.Constant, ast.JoinedStr, ast.List, ast.Tuple, ast.Set, ast.Dict)
+"""What a name may stand for that cannot score: a call of a class makes an object, not rewards."""
+
 
 def _split(source: str) -> tuple[str, str]:
     """File or module, and function; ValueError for anything else."""
@@ -56,7 +59,8 @@ def load(source: str) -> Callable[..., Any]:
 class NamedFunction:
     """A reward function by its name; unpickling it in another process imports it there.
 
-    ValueError at once where the file is missing or does not define the function; its code is read, not run.
+    ValueError at once where the file is missing, does not define the function, or defines a class or a plain value by
+    this name; its code is read, not run.
     """
 
     def __init__(self, source: str) -> None:
@@ -64,7 +68,9 @@ class NamedFunction:
         path = source_file(source).resolve()
         defined = _definitions(path, source)
         if name not in defined:
-            raise ValueError(f"{source!r}: {path.name} defines no {name}{suggestion(name, defined)}")
+            raise ValueError(f"{source!r}: {path.name} defines no {name}{suggestion(name, list(defined))}")
+        if isinstance(defined[name], NOT_CALLED):
+            raise ValueError(f"{source!r}: {name} is a class or a plain value; name a function or a callable object")
         self.source = f"{path}:{name}" if source.rpartition(":")[0].endswith(".py") else source
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -75,18 +81,18 @@ class NamedFunction:
         return load(self.source)(**arguments)
 
 
-def _definitions(path: Path, source: str) -> list[str]:
-    """Names of the functions at the top of a file, and what it imports."""
+def _definitions(path: Path, source: str) -> dict[str, ast.AST]:
+    """By name what the top of a file defines or imports."""
     try:
         tree = ast.parse(path.read_text())
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f"{source!r}: {path.name} is no Python ({error})") from error
-    found: list[str] = []
+    found: dict[str, ast.AST] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.append(node.name)
+            found[node.name] = node
         elif isinstance(node, ast.Assign):
-            found += [target.id for target in node.targets if isinstance(target, ast.Name)]
+            found |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found += [alias.asname or alias.name for alias in node.names]
+            found |= {alias.asname or alias.name: node for alias in node.names}
     return found

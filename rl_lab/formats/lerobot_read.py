@@ -103,7 +103,7 @@ def _frame_steps(table: pa.Table) -> np.ndarray:
 
 
 def _instruction(table: pa.Table, row: EpisodeRow, tasks: Mapping[int, str], name: str) -> str:
-    """The task of all rows; from the table of episodes where the dataset has no table of tasks."""
+    """The task of all rows; from the table of episodes where the table of tasks is empty."""
     found = list(row.tasks or [])
     if tasks:
         found = [tasks.get(number, "") for number in np.unique(_column(table, "task_index")).tolist()]

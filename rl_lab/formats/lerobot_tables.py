@@ -123,11 +123,8 @@ def _row(folder: Path, info: Info, row: dict[str, Any]) -> EpisodeRow:
 
 
 def read_tasks(folder: Path) -> dict[int, str]:
-    """Instructions by `task_index`; none where the dataset has no table of them."""
-    path = folder / schema.TASKS_PATH
-    if not path.is_file():
-        return {}
+    """Instructions by `task_index`; UserError where the dataset has no table of them, which every v3 dataset has."""
     kinds = {"task_index": pa.int64()}
     texts = {"task": pa.string(), "__index_level_0__": pa.string()}  # how pandas stores an index without a name
-    rows = read_columns(path, kinds, texts)
+    rows = read_columns(folder / schema.TASKS_PATH, kinds, texts)
     return {row["task_index"]: row["task"] or row["__index_level_0__"] or "" for row in rows}

@@ -127,6 +127,7 @@ REFUSED = {
     "cannot be read: 'utf-8' codec can't decode": lambda folder: change_table(
         folder / EPISODES, **{schema.LABELS: pa.array([b"\xff\xfe"]).view(pa.string())}
     ),
+    "meta/tasks.parquet cannot be read": lambda folder: (folder / schema.TASKS_PATH).unlink(),
     "column timestamp is missing": lambda folder: change_table(folder / DATA, timestamp=None),
     "observation.state has shape .6, 14., expected .6, 16.": lambda folder: change_table(
         folder / DATA, **{"observation.state": [[0.1] * 14] * 6}

@@ -69,13 +69,17 @@ def test_a_file_that_fails_when_it_is_imported_fails_every_sample_by_name(tmp_pa
         ("no.such.module:half", "there is no module no.such.module"),
         ("{mine}:hafl", "mine.py defines no hafl; did you mean half?"),
         ("{prose}:f", "prose.py is no Python"),
+        ("tests.rewards.functions:Scaled", "Scaled is a class or a plain value; name a function"),
+        ("{value}:f", "f is a class or a plain value"),
     ],
 )
 def test_what_cannot_be_found_is_said_before_anything_runs(mine, tmp_path, source, said):
     prose = tmp_path / "prose.py"
     prose.write_text("dear reader,")
+    value = tmp_path / "value.py"
+    value.write_text("def f(): ...\nf = 3\n")
     with pytest.raises(ValueError, match="functions.mine: ") as error:
-        reward(source.format(mine=mine, prose=prose))
+        reward(source.format(mine=mine, prose=prose, value=value))
     assert said in str(error.value)
 
 
