@@ -61,26 +61,24 @@ def read_info(folder: Path) -> Info:
     known = [field.name for field in fields(Info)]
     info = fit({key: value for key, value in content.items() if key in known}, Info, str(path))
     check_rate(f"{path}: fps", info.fps)
-    _check_features(folder, info.features)
+    _check_features(path, info.features)
     return info
 
 
-def _check_features(folder: Path, features: dict[str, Feature]) -> None:
+def _check_features(path: Path, features: dict[str, Feature]) -> None:
     """There are two arms as poses, and three videos in colour."""
     for key in (schema.STATE, schema.ACTION):
         shape = features[key].shape if key in features else []
         if shape != [EE_DIM]:
-            raise UserError(f"{folder}: {key} has shape {shape}, expected [{EE_DIM}]: xyz, wxyz, gripper of two arms")
+            raise UserError(f"{path}: {key} has shape {shape}, expected [{EE_DIM}]: xyz, wxyz, gripper of two arms")
     for key in schema.VIDEO_KEYS:
         kind = features[key].dtype if key in features else None
         if kind != "video":
             is_picture = "; its pictures are in Parquet: make videos of them with lerobot's tools" * (kind == "image")
-            raise UserError(
-                f"{folder} has no video {key}; all of {', '.join(schema.VIDEO_KEYS)} are needed{is_picture}"
-            )
+            raise UserError(f"{path} has no video {key}; all of {', '.join(schema.VIDEO_KEYS)} are needed{is_picture}")
         about = features[key].info or {}
         if about.get("video.is_depth_map") or about.get("is_depth_map"):
-            raise UserError(f"{folder}: {key} is a depth map; videos in colour are needed")
+            raise UserError(f"{path}: {key} is a depth map; videos in colour are needed")
 
 
 def read_rows(folder: Path, info: Info) -> list[EpisodeRow]:

@@ -80,7 +80,10 @@ def find_episodes(folder: Path) -> list[EpisodeFile]:
             else:
                 found.append(EpisodeFile(path, "classic", int(name[1]), parents[1], parents[0]))
     if not found:
-        raise UserError(f"{folder} holds no episode0.hdf5 or episode_0000000.hdf5; name RoboTwin's data folder")
+        raise UserError(
+            f"{folder} holds no episode0.hdf5 or episode_0000000.hdf5; name RoboTwin's data folder, or a "
+            "LeRobotDataset with its meta/info.json"
+        )
     return sorted(found, key=lambda file: (str(file.path.parent), file.number))
 
 

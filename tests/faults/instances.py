@@ -260,7 +260,12 @@ INSTANCES: dict[str, Instance] = {
         (
             Reading("questions.jsonl", "lines", asks("questions.jsonl"), accepts=ANY | DEFAULTED),
             Reading("questions.parquet", "parquet", asks("questions.parquet"), accepts=ANY | DEFAULTED),
-            Reading("questions/data-00000-of-00001.arrow", "arrow", asks("questions"), accepts=ANY | DEFAULTED),
+            Reading(
+                "questions/data-00000-of-00001.arrow",
+                "arrow",
+                asks("questions"),
+                accepts=ANY | DEFAULTED | {"null": "what is null in a table's row is absent there, such as an id"},
+            ),
             Reading("questions/dataset_info.json", "json", asks("questions"), accepts=UNREAD | ANY),
             Reading("questions/state.json", "json", asks("questions"), accepts=UNREAD | ANY),
             Reading(

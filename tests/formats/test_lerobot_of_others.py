@@ -119,6 +119,7 @@ def feature(folder, key, **values):
 
 REFUSED = {
     "pictures are in Parquet": lambda folder: feature(folder, schema.VIDEO_KEYS[0], dtype="image"),
+    "info.json: action has shape .3., expected .16.": lambda folder: feature(folder, schema.ACTION, shape=[3]),
     "is a depth map": lambda folder: feature(folder, schema.VIDEO_KEYS[1], info={"video.is_depth_map": True}),
     "holds 1 episodes, 1 of them different, but meta/info.json says 2": lambda f: change_info(f, total_episodes=2),
     "is no path of a v3 dataset": lambda folder: change_info(folder, data_path="data/{chunk}.parquet"),

@@ -132,7 +132,7 @@ def test_broken_episodes_are_left_out_only_when_asked_and_reported(tmp_path, lay
 
 
 def test_a_folder_without_episodes_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"holds no episode0.hdf5"):
+    with pytest.raises(UserError, match=r"holds no episode0.hdf5 .* meta/info.json"):
         read(tmp_path)
 
 
