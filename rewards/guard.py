@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Literal
 
 from rewards.config import GuardConfig
-from rewards.isolation import CallFailedError, IsolatedFunction
+from rewards.isolation import CallFailedError, IsolatedFunction, as_number
 
 Reason = Literal["exception", "not a number", "out of range", "time-out", "abstained"]
 FAILED_CALL = "reward call failed"
@@ -46,7 +46,7 @@ def checked(function: Callable[[], Any], sample: int, part: str) -> tuple[float 
     """Value of a call in this process, or its failure. None from the function is "not applicable" and no failure."""
     try:
         value = function()
-        value = value if value is None else float(value)
+        value = as_number(value)
     except Exception as error:  # noqa: BLE001 - one sample's reward must not end the step, whatever it raises
         return None, _failed(error, sample, part)
     if value is None or 0.0 <= value <= 1.0:

@@ -179,10 +179,16 @@ def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
         values = list(values)
         if len(values) != 1:
             raise ValueError(f"a reward function returns one value for each completion, but this gave {values!r:.80}")
-        value = values[0]
-        return json.dumps({"value": None if value is None else float(value)}).encode()
+        return json.dumps({"value": as_number(values[0])}).encode()
     except Exception as error:  # noqa: BLE001 - whatever it raises is a failed call
         return _error(error)
+
+
+def as_number(value: Any) -> float | None:
+    """A reward as a function returns it: a number of Python, numpy or torch, or None. TypeError for text."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"a reward is a number or None, not the text {value!r:.80}")
+    return None if value is None else float(value)
 
 
 async def _awaited(values: Any) -> Any:

@@ -33,7 +33,7 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         if not re.fullmatch(r"-?[0-9]{1,19}", text) or not low <= int(text) <= high:
-            raise BadArgumentError(f"{text[:40]!r} is no count; give a whole number from {low} to {high}")
+            raise BadArgumentError(f"{text[:40]!r} is not allowed here; give a whole number from {low} to {high}")
         return int(text)
 
     return read

@@ -106,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from envs.rollback import RollbackConfig
     from rl_lab.teleoperation.server import PageServer
 
+    print("running the policy until it fails; the page opens then", flush=True)
     rollback = RollbackConfig(**config.collect.rollback())
     failures = failed_episodes(options.checkpoint, config, done)
     session = CorrectionSession(failures, partial(_append, options.out), rollback)

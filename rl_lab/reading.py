@@ -34,6 +34,8 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
             content = file.read() if limit is None else file.read(limit + 1)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {_MEND}") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} cannot be read: it is a folder; give a file") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {_MEND}") from error
     if limit is not None and len(content) > limit:
@@ -55,8 +57,10 @@ def parse_json(text: str | bytes, where: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise UserError(f"{where}: JSON nested too deeply; {_MEND}") from error
-    except ValueError as error:  # also numbers of thousands of digits, and bytes that are no text
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: not JSON: {error}; {_MEND}") from error
+    except ValueError as error:
+        raise UserError(f"{where}: a number of thousands of digits; {_MEND}") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -18,6 +18,9 @@ MAX_DEPTH = 40
 MAX_VALUES = 50_000
 """Keys and values with every alias written out: a few lines of aliases of aliases are billions."""
 MAX_INTEGER = 2**63 - 1
+MAX_DIGITS = 4300
+"""Python reads no longer integers from text."""
+_NUMBERS = ("int", "float")
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
@@ -55,10 +58,13 @@ class _Loader(yaml.SafeLoader):
         name = node.tag.removeprefix("tag:yaml.org,2002:")
         if node.tag not in _TAGS:
             self._refuse(node, f"the tag !!{name} is none of plain text, numbers, lists and keys with values")
+        if name in _NUMBERS and re.search(r":|^[-+]?0[0-9_]+$", node.value):
+            self._refuse(node, f"{node.value[:40]} is read in base 60 or 8; write a plain number, or put it in quotes")
         try:
             value = super().construct_object(node, deep)
         except (ValueError, LookupError):  # of PyYAML, for text that is not of its tag
-            self._refuse(node, f"not of type {name}")
+            long = name == "int" and len(node.value) > MAX_DIGITS
+            self._refuse(node, "an integer of more than 64 bits" if long else f"not of type {name}")
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
             self._refuse(node, "an integer of more than 64 bits")
         if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):

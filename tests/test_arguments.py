@@ -52,7 +52,7 @@ def test_odd_arguments_are_one_line_and_exit_code_2(home, name, arguments, odd):
 
 @pytest.mark.parametrize("text", ["", "1.5", "0", "11", "1" * 400, "x", "²", "-1"])
 def test_whole_numbers_have_bounds(text):
-    with pytest.raises(UserError, match="is no count; give a whole number from 1 to 10"):
+    with pytest.raises(UserError, match="is not allowed here; give a whole number from 1 to 10"):
         whole_number(1, 10)(text)
     assert whole_number(1, 10)("10") == 10
 

@@ -42,6 +42,12 @@ def test_text_that_is_no_json_is_refused_in_one_line(text):
     assert "\n" not in str(error.value)
 
 
+def test_a_number_of_thousands_of_digits_is_said_in_our_words():
+    with pytest.raises(UserError, match="line 3: a number of thousands of digits") as error:
+        parse_json("9" * 5000, "line 3")
+    assert "sys.set_int" not in str(error.value)
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x80")
     (tmp_path / "list.json").write_text("[]")

@@ -116,7 +116,7 @@ class WorkersConfig(Section):
 class RunConfig(Section):
     """A run. `tabletop:` and `robotwin:` in a file are overrides for that backend and are merged while loading."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
     seed: Seed = 0
     env: EnvConfig = EnvConfig()
     model: ModelConfig = ModelConfig()

@@ -116,8 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, "text/plain", b"POST JSON to /press\n")
             return
         try:
-            row = self._body()
-            key = str(row["key"]) if "key" in row else None
+            key = self._body().get("key")
+            if not isinstance(key, str | None):
+                raise UserError("key must be text")
         except (UserError, OSError):
             self._answer(400, "text/plain", b'expected {"key": NAME}\n')
             return

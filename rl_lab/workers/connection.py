@@ -89,7 +89,8 @@ def join(**options: Any) -> None:
 def _head() -> str:
     """Host and port of the cluster at RAY_ADDRESS, where something listens."""
     named = os.environ["RAY_ADDRESS"]
-    if "://" in named:
+    port = named.rpartition(":")[2]
+    if "://" in named or (named != "auto" and not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536)):
         raise UserError(f"RAY_ADDRESS or --address is {named}; give HOST:PORT of the cluster's head node")
     try:
         address = str(services.canonicalize_bootstrap_address(named))

@@ -49,6 +49,12 @@ def test_a_call_in_this_process_gives_a_value_or_a_failure():
     assert checked(lambda: "one", 0, "p")[1].reason == "exception"
 
 
+@pytest.mark.parametrize("value", ["1", b"1"])
+def test_text_is_no_reward(value):
+    reward, failure = checked(lambda: value, 0, "p")
+    assert reward is None and failure.reason == "exception" and "not the text" in failure.detail
+
+
 def test_every_kind_of_failure_costs_only_its_own_sample(guarded):
     completions = ["0.5", "raise", "nan", "1.5", "nothing", "two", "1", "exit", "0"]
     values, failures = run(guarded(functions.obedient), completions)

@@ -135,10 +135,13 @@ def test_a_body_that_comes_too_slowly_is_refused(page, monkeypatch):
     assert keys.pressed == []
 
 
-@pytest.mark.parametrize("body", [b"3", b"null", b'"key"', b"[" * 1000, b"\xff", b"[]"])
-def test_what_is_no_object_is_refused(page, body):
+@pytest.mark.parametrize(
+    "body", [b"3", b"null", b'"key"', b"[" * 1000, b"\xff", b"[]", b'{"key": 5}', b'{"key": ["w"]}']
+)
+def test_what_names_no_key_is_refused(page, body):
     with pytest.raises(HTTPError, match="400"):
         page[1]("/press", body)
+    assert page[0].pressed == []
 
 
 @pytest.mark.parametrize(
