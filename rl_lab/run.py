@@ -31,7 +31,7 @@ from rl_lab.runner.graph import Node, stage_hashes
 from rl_lab.runner.needs import lacking_room, needs
 from rl_lab.runner.plan import plan_table
 from rl_lab.runner.preflight import check_machine, warnings
-from rl_lab.runner.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, RunFolder
+from rl_lab.runner.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, RunFolder, check_unused
 from rl_lab.runner.stage_context import Stage
 from rl_lab.runner.store import Store, code_versions
 from rl_lab.runner.tracking import Tracker
@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
     options = _parse(arguments)
     if options.address:
         os.environ["RAY_ADDRESS"] = options.address
+    if options.run_dir:
+        check_unused(options.run_dir)
     config = _load(options)
     check_machine(config)
     graph, store = Graph.of(config), Store(STORE)

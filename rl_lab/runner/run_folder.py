@@ -99,6 +99,14 @@ def _remove(target: Path) -> None:
         target.unlink(missing_ok=True)
 
 
+def check_unused(path: Path) -> None:
+    """UserError for a file, or a folder with something in it, where a new run shall be."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--run-dir {path} is a file; give a new folder")
+    if path.exists() and any(not inside.name.startswith(".") for inside in path.iterdir()):
+        raise UserError(f"{path} is already used; continue it with --resume {path} or give another --run-dir")
+
+
 class RunFolder:
     """A run folder in use by this process. Closing it, or the end of the process, lets another one resume it."""
 
@@ -121,8 +129,7 @@ class RunFolder:
             path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
             while path.exists():
                 path = path.with_name(f"{path.name}-2")
-        if path.exists() and (not path.is_dir() or any(not inside.name.startswith(".") for inside in path.iterdir())):
-            raise UserError(f"{path} is already used; continue it with --resume {path} or give another --run-dir")
+        check_unused(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
