@@ -42,7 +42,7 @@ def read_spread(value: Any) -> Any:
         summary = json.loads(path.read_text())
         verdicts = [row["verdict"] for row in summary["variants"] if row.get("verdict")]
         found = [verdict for verdict in verdicts if verdict.get("spread")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no sweep.json ({type(error).__name__}); name one, or give the numbers") from error
     if not found:
         raise ValueError(f"{path} measured no spread: that takes two training seeds or more; give the numbers instead")

@@ -6,12 +6,12 @@ the run folder: a node's folder is read-only once the node is done.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from rl_lab.errors import UserError
 from rl_lab.pool.store import POOL_FILE
+from rl_lab.reading import read_object
 
 NODES = ("grpo", "joint")
 """Folders of a run that hold one folder for each node with a pool."""
@@ -44,8 +44,10 @@ class PoolPlace:
         if self.sealed:
             return True
         stages = self.run / "stages.json"
-        nodes = json.loads(stages.read_text())["nodes"] if stages.is_file() else []
-        return any((node["name"], node["status"]) == (self.folder.name, "done") for node in nodes)
+        nodes = read_object(stages).get("nodes") if stages.is_file() else []
+        if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes):
+            raise UserError(f"{stages}: nodes is no list of stages; put back the file as it was written")
+        return any((node.get("name"), node.get("status")) == (self.folder.name, "done") for node in nodes)
 
 
 def pool_folders(run: Path) -> list[Path]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
+from rl_lab.reading import read_object
 from rl_lab.reports.markup import Markup, details, note, section, table, tag
 from rl_lab.reports.overview import percent
 from rl_lab.reports.plots import Axis, Series, chart
@@ -37,7 +37,7 @@ def action_cards(run: RunFolder) -> dict[str, Row]:
     found = {}
     for path in sorted((run.path / FOLDER).glob(f"*/{CARD_FILE}")):
         try:
-            found[path.parent.name] = json.loads(path.read_text())
+            found[path.parent.name] = read_object(path)
         except ValueError as error:
             run.problems.append(f"{path.relative_to(run.path)} cannot be read: {error}")
     return found

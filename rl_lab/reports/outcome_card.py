@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from rl_lab.reading import read_object
 from rl_lab.reports.held_out_page import minus
 from rl_lab.reports.markup import Markup, details, note, section, table, tag
 from rl_lab.reports.overview import percent
@@ -28,7 +28,7 @@ def outcome_models(run: RunFolder) -> dict[str, Row]:
     found = {}
     for path in sorted((run.path / FOLDER).glob("*/model.json")):
         try:
-            record = json.loads(path.read_text())
+            record = read_object(path)
         except ValueError as error:
             run.problems.append(f"{path.relative_to(run.path)} cannot be read: {error}")
             continue

@@ -5,11 +5,11 @@ Everything is read from the run folder; `provenance` is what `provenance.json` h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rl_lab.reading import read_object
 from rl_lab.reports.rundir import BASE, RunFolder
 from rl_lab.reports.verdict import OVERALL, Row, find
 
@@ -41,7 +41,7 @@ class Chain:
         folder = self.folder(node)
         path = folder / name if folder is not None else None
         try:
-            return json.loads(path.read_text()) if path is not None and path.is_file() else {}
+            return read_object(path) if path is not None and path.is_file() else {}
         except ValueError as error:
             self.run.problems.append(f"{node}: {name} cannot be read: {error}")
             return {}

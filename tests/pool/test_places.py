@@ -6,7 +6,7 @@ import pytest
 
 from rl_lab.errors import UserError
 from rl_lab.pool.__main__ import main
-from rl_lab.pool.place import locate
+from rl_lab.pool.place import PoolPlace, locate
 from rl_lab.pool.store import PoolStore
 from rl_lab.pool.view import PoolView
 from tests.pool.synthetic import create, train, write_nodes, write_run
@@ -108,3 +108,14 @@ def test_a_file_sealed_with_its_log_shows_what_the_log_holds(tmp_path):
     train(store, 3)
     (tmp_path / "pool.sqlite").chmod(0o444)
     assert PoolView(str(tmp_path)).now == (2, 2)
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, '{"nodes": 3}', '{"nodes": [3]}', "\\udcff"])
+def test_a_damaged_list_of_stages_is_named(tmp_path, text):
+    folder = tmp_path / "grpo" / "frontier"
+    folder.mkdir(parents=True)
+    pool = folder / "pool.sqlite"
+    pool.touch(0o644)
+    (tmp_path / "stages.json").write_text(text)
+    with pytest.raises(UserError, match="stages.json"):
+        _ = PoolPlace(tmp_path, folder, pool).over
