@@ -223,7 +223,7 @@ def test_a_run_without_a_pool_says_so_and_names_what_there_is(finished, tmp_path
         (["ls", "RUN", "--band", "best"], "invalid choice: 'best'"),
         (["ls", "RUN", "--rate", "high"], "'high' is no range; write LOW:HIGH"),
         (["ls", "RUN", "--rate", "0.9:0.1"], "is no range"),
-        (["ls", "RUN", "--limit", "0"], "'0' is no count"),
+        (["ls", "RUN", "--limit", "0"], "'0' is not allowed here; give a whole number from 1 to "),
         (["show", "RUN", "pointing-00"], "has no item 'pointing-00'; ids that begin alike: pointing-000, pointing-004"),
         (["show", "RUN", ""], "has no item ''"),
         (["why", "RUN", "pointing-000"], "is not ITEM@STEP; write for example pointing-000@12"),
