@@ -26,7 +26,8 @@ from rl_lab.model.conversion import vlm_config, vlm_processor
 from rl_lab.model.presets import preset_config
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from rl_lab.workers.rollout import EngineOptions, Prompt, RolloutEngine, Sampling, snapshot_tensors
+from rl_lab.records.types import Prompt, Sampling
+from rl_lab.workers.rollout import EngineOptions, RolloutEngine, snapshot_tensors
 from rl_lab.workers.weights import publish
 
 PICTURE = "".join(ROLES[role] for role in ("vision_start", "image", "latent", "vision_end"))

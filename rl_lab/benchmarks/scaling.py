@@ -39,8 +39,9 @@ from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
+from rl_lab.records.types import Prompt, Sampling
 from rl_lab.workers.correctors import CorrectorPlan
-from rl_lab.workers.rollout import EngineOptions, Prompt, RolloutEngine, Sampling
+from rl_lab.workers.rollout import EngineOptions, RolloutEngine
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from rl_lab.workers.weights import publish
 

@@ -14,8 +14,8 @@ from envs.spatial_qa.items import Item
 from rewards.agreement import agreement
 from rewards.compose import Breakdown, Rewards
 from rl_lab.language.reward_models import reward_columns
+from rl_lab.records.types import Completion, Prompt, Sampling
 from rl_lab.workers.pool import Batch, WorkerPool
-from rl_lab.workers.rollout import Completion, Prompt, Sampling
 from rl_lab.workers.rollout_worker import RolloutUnit
 
 Answers = list[list[Completion]]

@@ -9,10 +9,10 @@ from rl_lab.config.distill import DistillConfig
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.online_run import OnlineRun
 from rl_lab.language.online_steps import Learning, OnlineMethod, OnlineSteps, TeacherReads
+from rl_lab.records.types import Sampling
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.rollout import Sampling
 
 
 def distill_method(settings: DistillConfig, scale_rewards: str) -> OnlineMethod:

@@ -17,7 +17,7 @@ from algos.token_batch import RolloutBatch, ScoredRolloutBatch
 from rl_lab.config.distill import DistillConfig, ImitateConfig
 from rl_lab.language.training import Groups, OnlineTraining, frozen_model
 from rl_lab.learning.training import optimiser
-from rl_lab.workers.rollout import TopScores
+from rl_lab.records.types import TopScores
 
 
 @dataclass(frozen=True)

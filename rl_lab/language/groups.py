@@ -16,7 +16,7 @@ from rl_lab.language.model import token_texts
 from rl_lab.language.rollout_store import Rollout
 from rl_lab.language.training import Groups
 from rl_lab.model.chat import HunYuanVLMoTProcessor
-from rl_lab.workers.rollout import Completion, Prompt
+from rl_lab.records.types import Completion, Prompt
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import answer_texts, item_prompt
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.records.types import Sampling
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.rollout import Sampling
 from rl_lab.workers.rollout_learner import Weights
 
 

@@ -22,9 +22,9 @@ from rl_lab.language.model import answer_texts, item_prompt
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.pool.store import PoolStore
+from rl_lab.records.types import Prompt, Sampling
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import Batch, WorkerPool
-from rl_lab.workers.rollout import Prompt, Sampling
 from rl_lab.workers.rollout_learner import Weights
 
 

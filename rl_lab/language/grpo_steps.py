@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from rl_lab.language.online_steps import Learning, OnlineMethod, OnlineSteps, StepsState
+from rl_lab.records.types import Sampling
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.rollout import Sampling
 
 
 class GRPOSteps(OnlineSteps):

@@ -29,10 +29,10 @@ from rl_lab.language.token_batching import expanded_tokens
 from rl_lab.language.training import Groups, epoch_order
 from rl_lab.learning.saved_states import SavedStates
 from rl_lab.learning.watch import Watch, nothing_learned
+from rl_lab.records.types import Completion
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.rollout import Completion
 
 INDEX_FILE = "traces.arrow"
 

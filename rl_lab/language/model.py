@@ -29,8 +29,8 @@ from rl_lab.model.stored_config import read_config_file
 from rl_lab.model.tokenizer import check_vocabulary, load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from rl_lab.model.vlm_config import HyVLMConfig
+from rl_lab.records.types import Completion, Prompt
 from rl_lab.seeding import integer
-from rl_lab.workers.rollout import Completion, Prompt
 
 KINDS = (HyVLMConfig.model_type, HyVLAConfig.model_type)
 """What config.json may call a model that reads and writes text here."""

@@ -31,9 +31,9 @@ from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.training import Groups
 from rl_lab.pool.store import PoolItem, PoolStore
+from rl_lab.records.types import Sampling, TopScores
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.rollout import Sampling, TopScores
 from rl_lab.workers.rollout_learner import Learned, Weights
 from rl_lab.workers.weights import Snapshot
 

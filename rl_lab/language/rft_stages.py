@@ -19,11 +19,11 @@ from rl_lab.language.traces import TraceSampler, select_traces
 from rl_lab.language.trl_stages import trl_rft
 from rl_lab.learning.checkpoint import published
 from rl_lab.learning.stage import train
+from rl_lab.records.types import Sampling
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.rollout import Sampling
 from rl_lab.workers.rollout_learner import Weights
 
 POOL_FILE = "train.arrow"

@@ -34,12 +34,12 @@ from rl_lab.language.trl_stages import trl_cold_start, trl_grpo
 from rl_lab.learning.checkpoint import published
 from rl_lab.learning.stage import train
 from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.records.types import Sampling
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.questions import QuestionUnit, question_units
-from rl_lab.workers.rollout import Sampling
 
 SEEDS_OF_A_RUN = 4_000_000
 """Seeds of the training questions of neighbouring run seeds are so far apart."""

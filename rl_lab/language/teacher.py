@@ -15,10 +15,11 @@ from rl_lab.config.language import EngineConfig
 from rl_lab.language.groups import Answered
 from rl_lab.language.model import checkpoint_dtype
 from rl_lab.learning.checkpoint import published
+from rl_lab.records.types import Prompt, TopScores
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.rollout import EngineOptions, Prompt, TopScores
+from rl_lab.workers.rollout import EngineOptions
 from rl_lab.workers.rollout_worker import ScoreUnit
 
 TOKENS, LOGPROBS = "teacher_tokens", "teacher_logprobs"

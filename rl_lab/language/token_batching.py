@@ -18,7 +18,7 @@ from rl_lab.model.chat import IGNORED, HunYuanVLMoTProcessor, answer_labels, ima
 from rl_lab.model.images import ImageProcessor
 from rl_lab.model.pictures import Pictures
 from rl_lab.model.tokenizer import ROLES
-from rl_lab.workers.rollout import Completion, Prompt
+from rl_lab.records.types import Completion, Prompt
 
 Message = Mapping[str, Any]
 """A turn of a chat: `role` and `content`, a text or a list of typed parts, as in the public `messages` layout."""

@@ -26,8 +26,8 @@ from rl_lab.learning.learner import Learner
 from rl_lab.learning.training import Parts, optimiser, trainable
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.lora import Adapted
+from rl_lab.records.types import Completion, Prompt, TopScores
 from rl_lab.seeding import integer, stream
-from rl_lab.workers.rollout import Completion, Prompt, TopScores
 from rl_lab.workers.weights import Snapshot, publish
 
 GROUPS = ("vision", "vlm")

@@ -33,10 +33,10 @@ from rl_lab.language.token_batching import chat_batch
 from rl_lab.language.training import GROUPS, ColdStartPlan
 from rl_lab.learning.training import optimiser
 from rl_lab.learning.watch import Watch, nothing_learned
+from rl_lab.records.types import Prompt, Sampling
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.rollout import Prompt, Sampling
 from rl_lab.workers.weights import Snapshot
 
 

@@ -37,8 +37,8 @@ from rl_lab.learning.checkpoint import CheckpointInfo
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.registration import register
 from rl_lab.model.token_scores import sampling_bias
+from rl_lab.records.types import Completion, Prompt
 from rl_lab.trl_backend.trainer import Log, Settings, common_arguments, load_vlm, optimizers, own_config, train
-from rl_lab.workers.rollout import Completion, Prompt
 from rl_lab.workers.weights import Snapshot, publish
 
 NAMES = {

@@ -21,6 +21,7 @@ from torch import Tensor
 from rl_lab.errors import UserError
 from rl_lab.learning.checkpoint import read_info
 from rl_lab.model.vllm_plugin import register
+from rl_lab.records.types import Completion, Prompt, Sampling, TopScores
 from rl_lab.workers.weights import Snapshot, pull, verify
 
 ENVIRONMENT = {
@@ -38,60 +39,6 @@ GPU_MEMORY_UTILIZATION = 0.05
 would refuse one that a learner works on as well."""
 CPU_BLOCK_SIZE = 32
 """Tokens of a cache block on a CPU; the least that its kernels like, so that short prompts share prefixes."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What to continue."""
-
-    tokens: Sequence[int]
-    """Ids as the chat template writes them: one image token for an image. Rows of patches, as of an earlier turn's
-    `Completion.prompt_tokens`, are accepted as well."""
-    images: Sequence[np.ndarray] = ()
-    """uint8 [H, W, 3] of any size, in the order of their tokens."""
-    seed: int | None = None
-    """Of the samples of this prompt: with it they depend on nothing else but prompt and weights."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to continue; the names are TRL's and vLLM's."""
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    num_generations: int = 1
-    """Completions of each prompt."""
-    ignore_eos: bool = False
-    """Always `max_tokens` long; for measurements."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer and what training needs to know about it."""
-
-    prompt_tokens: tuple[int, ...]
-    """The prompt as the model read it, images as rows of patches and separators."""
-    tokens: tuple[int, ...]
-    """With the token that ended it, if one did."""
-    logprobs: tuple[float, ...]
-    """Of each token under the distribution it was drawn from: after temperature and top_p, and without the tokens that
-    stand for patches, which are never drawn."""
-    weight_version: int
-    finished: bool
-    """It ended by itself, not at `max_tokens`."""
-    num_cached_tokens: int
-    """Tokens of the prompt that were not computed again."""
-
-
-@dataclass(frozen=True)
-class TopScores:
-    """What a model finds likely at the T tokens of an answer that it only reads."""
-
-    tokens: np.ndarray
-    """Its k most likely tokens at each place, the likeliest first, int32 [T, k]."""
-    logprobs: np.ndarray
-    """Their log-probabilities in the whole vocabulary at temperature 1, float32 [T, k]."""
 
 
 @dataclass(frozen=True)

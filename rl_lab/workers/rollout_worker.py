@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from rl_lab.records.types import Completion, Prompt, Sampling, TopScores
 from rl_lab.workers.pool import BrokenWorkerError
-from rl_lab.workers.rollout import Completion, EngineOptions, Prompt, RolloutEngine, Sampling, TopScores
+from rl_lab.workers.rollout import EngineOptions, RolloutEngine
 from rl_lab.workers.weights import Snapshot
 
 Answer = TypeVar("Answer")

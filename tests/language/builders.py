@@ -19,11 +19,11 @@ from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import item_row, write_rows
 from rl_lab.language.model import item_prompt, load_chat_processor
 from rl_lab.language.training import Groups
+from rl_lab.records.types import Completion, Prompt
 from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import StageConfig, StageContext
-from rl_lab.workers.rollout import Completion, Prompt
 from rl_lab.workers.rollout_learner import Learned, Weights
 from rl_lab.workers.rollout_worker import Rollouts, RolloutUnit
 from rl_lab.workers.weights import Snapshot, digest

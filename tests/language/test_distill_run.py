@@ -17,11 +17,11 @@ from rl_lab.language.imitate_run import ImitateRun, ImitateState
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.teacher import LOGPROBS, TOKENS, TeacherEngines
+from rl_lab.records.types import TopScores
 from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import StageConfig, StageContext
-from rl_lab.workers.rollout import TopScores
 from tests.language.builders import FakeEngines, FakeLearner, Killed, make_item
 
 CONFIG = """

@@ -16,7 +16,7 @@ from rl_lab.language.answering import Scored, ask, collect, means, plain, reward
 from rl_lab.language.groups import Answered, merged, stored_answers
 from rl_lab.language.model import answer_texts, item_prompt, load_chat_processor
 from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.workers.rollout import Sampling
+from rl_lab.records.types import Sampling
 from tests.language.builders import FakeEngines, FakeLearner, make_item
 
 

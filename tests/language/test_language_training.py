@@ -29,8 +29,8 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
+from rl_lab.records.types import Completion
 from rl_lab.workers import rollout_learner
-from rl_lab.workers.rollout import Completion
 from rl_lab.workers.rollout_learner import LearnerHandle, RolloutLearner, Weights
 from rl_lab.workers.weights import Snapshot, verify
 from tests.language.builders import make_item

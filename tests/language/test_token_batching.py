@@ -22,7 +22,7 @@ from rl_lab.learning.learner import Learner, Optimiser
 from rl_lab.model.chat import HunYuanVLMoTProcessor, answer_labels
 from rl_lab.model.conversion import vlm_from_policy, vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
-from rl_lab.workers.rollout import Completion, Prompt
+from rl_lab.records.types import Completion, Prompt
 from tests.model.builders import make_policy
 
 GENERATOR = torch.Generator()

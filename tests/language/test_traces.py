@@ -24,7 +24,7 @@ from rl_lab.language.token_batching import answer_batch, expanded_tokens, rollou
 from rl_lab.language.trace_judge import TraceJudge
 from rl_lab.language.traces import TraceSampler, select_traces
 from rl_lab.learning.training import Training
-from rl_lab.workers.rollout import Completion, Prompt, Sampling
+from rl_lab.records.types import Completion, Prompt, Sampling
 from rl_lab.workers.rollout_learner import Weights
 from rl_lab.workers.weights import Snapshot, digest
 from tests.language.builders import FakeEngines, Killed, make_context, make_item, write_questions

@@ -16,7 +16,7 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.tokenizer import load_tokenizer, save_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from rl_lab.workers.rollout import Completion
+from rl_lab.records.types import Completion
 
 VLM = HunYuanVLMoTForConditionalGeneration
 

@@ -15,8 +15,8 @@ from rl_lab.json_lines import read_json_lines
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.teacher import TOKENS
 from rl_lab.language.token_batching import answer_batch
+from rl_lab.records.types import Prompt
 from rl_lab.reports.metrics import HEADER, define
-from rl_lab.workers.rollout import Prompt
 from tests.faults.test_kill import Run
 from tests.serving.builders import Drawer, image_prompt, make_processor, make_vlm
 

@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 
 from rl_lab.errors import UserError
-from rl_lab.workers.rollout import Prompt, Sampling, load_vllm, one_token_per_image
+from rl_lab.records.types import Prompt, Sampling
+from rl_lab.workers.rollout import load_vllm, one_token_per_image
 from rl_lab.workers.weights import digest, publish
 from tests.serving.builders import Drawer, image_prompt
 

@@ -10,7 +10,8 @@ import torch
 from algos.grpo import GRPO, group_advantages
 from algos.grpo_options import GRPOOptions
 from rl_lab.language.token_batching import rollout_batch
-from rl_lab.workers.rollout import Prompt, RolloutEngine, Sampling
+from rl_lab.records.types import Prompt, Sampling
+from rl_lab.workers.rollout import RolloutEngine
 from tests.serving.builders import VLM, Drawer, image_prompt, make_processor
 
 

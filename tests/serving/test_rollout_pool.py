@@ -13,8 +13,8 @@ import ray
 
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
+from rl_lab.records.types import Prompt, Sampling
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.rollout import Prompt, Sampling
 from rl_lab.workers.rollout_worker import RolloutUnit
 from rl_lab.workers.weights import publish
 from tests.faults.test_kill import descendants

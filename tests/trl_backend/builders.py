@@ -11,8 +11,8 @@ import torch
 
 from envs.spatial_qa.items import Item
 from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.records.types import Completion, Prompt
 from rl_lab.trl_backend.trainer import load_vlm
-from rl_lab.workers.rollout import Completion, Prompt
 from tests.serving.builders import make_vlm, save_vlm
 
 REPLIES = (

@@ -17,9 +17,9 @@ from rl_lab.language.model import item_prompt
 from rl_lab.language.token_batching import rollout_batch
 from rl_lab.learning.checkpoint import CheckpointInfo, read_info
 from rl_lab.learning.learner import Learner, Optimiser
+from rl_lab.records.types import Sampling
 from rl_lab.trl_backend.grpo import RollOut, Step, train_grpo
 from rl_lab.trl_backend.trainer import Settings, load_vlm
-from rl_lab.workers.rollout import Sampling
 from tests.trl_backend.builders import FixedAnswers, make_folder, make_item
 from tests.trl_backend.engine import engine
 

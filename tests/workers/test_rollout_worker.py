@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from rl_lab.errors import UserError
+from rl_lab.records.types import Prompt, Sampling
 from rl_lab.workers import rollout_worker
 from rl_lab.workers.pool import BrokenWorkerError
-from rl_lab.workers.rollout import EngineOptions, Prompt, Sampling
+from rl_lab.workers.rollout import EngineOptions
 from rl_lab.workers.rollout_worker import Rollout, RolloutUnit
 from rl_lab.workers.weights import Snapshot, digest
 

@@ -1,0 +1,1 @@
+"""Records: what workers sample, what stages store and what learners read."""
