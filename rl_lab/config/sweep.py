@@ -17,7 +17,7 @@ VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class SpreadConfig(Section):
-    """Measured standard deviations of a paired difference; see `rl_lab.reports.spread.Spread`."""
+    """Measured standard deviations of a paired difference; see `rl_lab.stats.Spread`."""
 
     items: NonNegativeFloat
     seeds: NonNegativeFloat

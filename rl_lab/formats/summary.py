@@ -11,7 +11,7 @@ import numpy as np
 from algos.chunks import Timing
 from envs.se3 import encode_pose, to_relative
 from envs.types import Episode
-from rl_lab.moments import Moments
+from rl_lab.stats import Moments
 
 
 def contents(episodes: Iterable[Episode]) -> dict[str, Any]:

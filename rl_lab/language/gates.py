@@ -1,7 +1,7 @@
 """Gates of a pipeline: which of two models goes on, decided on questions that nothing else uses.
 
 Both models answered the same development questions. The gain is the mean over questions of the new model's reward minus
-that of the model before, with the report's two-sided interval (`rl_lab.reports.replicates`: bootstrap over questions)
+that of the model before, with the report's two-sided interval (`rl_lab.stats`: bootstrap over questions)
 at the gate's confidence c. The new model passes if the whole interval lies above `rise`: a model that rises by `rise`
 and no more passes with a chance of about (1 - c) / 2, 2.5 % at the default. "Not passed" therefore means not shown to
 be better, which with few questions also happens to better models.
@@ -23,10 +23,10 @@ from rl_lab.errors import UserError
 from rl_lab.files import write_whole
 from rl_lab.json_lines import Record, read_json_lines
 from rl_lab.reports.examinations import known_mean
-from rl_lab.reports.replicates import mean_interval
 from rl_lab.runner.run_folder import GATE_FILE
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.runner.store import RECORD_FILE
+from rl_lab.stats import mean_interval
 
 DEVELOPMENT_FILE = "development.jsonl"
 """Answers of one model to the development questions, in the output of its examination and of the gates behind it."""

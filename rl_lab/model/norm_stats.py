@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from rl_lab.model.array_pickle import load_arrays, save_arrays
 from rl_lab.model.config import ENCODED_DIM
-from rl_lab.moments import Moments
+from rl_lab.stats import Moments
 
 STATS_FILE = "norm_stats.safetensors"
 RELEASED_STATS_FILE = "norm_stats.pkl"

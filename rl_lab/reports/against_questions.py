@@ -8,9 +8,9 @@ from rl_lab.reports.examinations import Examination, reward_table
 from rl_lab.reports.held_out import interval_row, of_scheme
 from rl_lab.reports.held_out_page import difference_text
 from rl_lab.reports.held_out_verdict import reward, signed
-from rl_lab.reports.replicates import METHOD
 from rl_lab.reports.rundir import BASE, RunFolder, label
 from rl_lab.reports.verdict import Row
+from rl_lab.stats import REWARD_METHOD
 
 HEAD = ("here", "there", "items", "replicates", "reward here", "reward there", "difference")
 
@@ -61,5 +61,5 @@ def pair_questions(run: RunFolder, other: RunFolder) -> Pairing:
     found = held_out_rows(run, other)
     rows = [_cells(row) for row in found]
     marked = [[*cells[:-1], difference_text(row["difference"])] for row, cells in zip(found, rows, strict=True)]
-    reading = f"Difference: here minus there on the same questions and replicates. Intervals: {METHOD}."
+    reading = f"Difference: here minus there on the same questions and replicates. Intervals: {REWARD_METHOD}."
     return Pairing(HEAD, rows, marked, reading)

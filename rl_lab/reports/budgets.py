@@ -14,7 +14,9 @@ import numpy as np
 
 from rl_lab.reports.examinations import Training
 from rl_lab.reports.pairs import spread
-from rl_lab.reports.replicates import (
+from rl_lab.reports.rundir import RunFolder
+from rl_lab.reports.verdict import Row
+from rl_lab.stats import (
     Array,
     first_reach,
     mean_interval,
@@ -22,8 +24,6 @@ from rl_lab.reports.replicates import (
     plain_mean,
     resampled_means,
 )
-from rl_lab.reports.rundir import RunFolder
-from rl_lab.reports.verdict import Row
 
 REFERENCE = "uniform"
 """The scheme whose final reward the others are to reach."""

@@ -1,6 +1,6 @@
 """Success, completion steps and paired gains of a run on episodes.
 
-Two policies are compared on the same (task, variant, seed) episodes; the methods are in `statistics.METHODS`.
+Two policies are compared on the same (task, variant, seed) episodes; the methods are in `stats.EPISODE_METHODS`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import asdict
 from rl_lab.errors import UserError
 from rl_lab.reports.benchmark import success_table
 from rl_lab.reports.rundir import BASE, EpisodeResult, Evaluation, RunFolder
-from rl_lab.reports.statistics import METHODS, bootstrap_mean, mcnemar_p, paired_difference, wilson
 from rl_lab.reports.verdict import OVERALL, Row, verdict
+from rl_lab.stats import EPISODE_METHODS, bootstrap_mean, mcnemar_p, paired_difference, wilson
 
 Episodes = Sequence[EpisodeResult]
 
@@ -150,7 +150,7 @@ def episode_summary(run: RunFolder) -> Row:
         "benchmark": _benchmark(run),
         "collection": [{"node": p.node, "method": p.method, "round": p.round, **p.counts} for p in run.pairs],
         "seed_overlap": seed_overlap(run),
-        "intervals": METHODS,
+        "intervals": EPISODE_METHODS,
     }
     return summary | {"verdict": verdict(summary)}
 

@@ -15,7 +15,9 @@ import numpy as np
 from rl_lab.reports.budgets import Curve, make_curve
 from rl_lab.reports.examinations import Examination, Training, read_training, reward_table
 from rl_lab.reports.pipeline import Chain
-from rl_lab.reports.replicates import (
+from rl_lab.reports.rundir import RunFolder
+from rl_lab.reports.verdict import Row
+from rl_lab.stats import (
     Array,
     first_reach,
     mean_interval,
@@ -23,8 +25,6 @@ from rl_lab.reports.replicates import (
     plain_mean,
     resampled_means,
 )
-from rl_lab.reports.rundir import RunFolder
-from rl_lab.reports.verdict import Row
 
 TEACHER, DISTILL, IMITATE, STUDENT = "teacher", "distill", "imitate", "student"
 LEAST_GAP = 0.15

@@ -11,7 +11,7 @@ import numpy as np
 
 from rl_lab.errors import UserError
 from rl_lab.json_lines import read_lines_as
-from rl_lab.reports.replicates import Array, pass_at_k
+from rl_lab.stats import Array, pass_at_k
 
 EXAMINATIONS = "examinations"
 TRAININGS = "grpo"

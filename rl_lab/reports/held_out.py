@@ -1,6 +1,6 @@
 """Results on held-out questions: rewards of every scheme, and paired differences to what they are held against.
 
-Intervals are those of `replicates`. Differences are taken item by item, and between schemes also replicate by
+Intervals are those of `stats`. Differences are taken item by item, and between schemes also replicate by
 replicate (same training seed), before anything is averaged.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import asdict
 import numpy as np
 
 from rl_lab.reports.examinations import Examination, ItemResult, reward_table
-from rl_lab.reports.replicates import Array, mean_interval
 from rl_lab.reports.rundir import BASE, RunFolder
 from rl_lab.reports.verdict import OVERALL, Row
+from rl_lab.stats import Array, mean_interval
 
 BLANK, CONSTANT = "blank", "constant"
 """Names of what a model is held against besides other models: itself with grey pictures, and the best fixed answer."""

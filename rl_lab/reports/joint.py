@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from rl_lab.reports.joint_data import SKILLS, Arm
-from rl_lab.reports.replicates import mean_interval
 from rl_lab.reports.rundir import BASE
-from rl_lab.reports.statistics import wilson
 from rl_lab.reports.verdict import OVERALL, Row, find, points
+from rl_lab.stats import mean_interval, wilson
 
 ALONE = {"language": "grpo_alone", "actions": "rpro_alone"}
 """The control in which only the skill's own objective trains."""

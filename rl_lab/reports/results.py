@@ -9,8 +9,8 @@ from rl_lab.reports.markup import Markup, details, join, note, section, table, t
 from rl_lab.reports.overview import percent, signed_points, standing
 from rl_lab.reports.plots import Axis, Series, chart, interval_bar
 from rl_lab.reports.rundir import BASE, label
-from rl_lab.reports.statistics import METHODS
 from rl_lab.reports.verdict import OVERALL, Row, final_round, find, p_text
+from rl_lab.stats import EPISODE_METHODS
 
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
 GREY = "cg"
@@ -181,5 +181,5 @@ def results(summary: Row) -> Markup:
         *parts,
         _pairwise(summary),
         _seed_check(summary),
-        details("How the intervals are computed", note("; ".join(f"{k}: {v}" for k, v in METHODS.items()))),
+        details("How the intervals are computed", note("; ".join(f"{k}: {v}" for k, v in EPISODE_METHODS.items()))),
     )

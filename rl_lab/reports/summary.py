@@ -12,10 +12,10 @@ from rl_lab.reports.held_out_verdict import held_out_verdict
 from rl_lab.reports.joint import joint_summary, joint_verdict
 from rl_lab.reports.outcome_card import outcome_models, outcome_sentence
 from rl_lab.reports.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by
-from rl_lab.reports.replicates import METHOD
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.sweep import is_sweep, sweep_summary
 from rl_lab.reports.verdict import Row
+from rl_lab.stats import REWARD_METHOD
 
 
 def summarise(run: RunFolder) -> Row:
@@ -63,7 +63,7 @@ def language_summary(run: RunFolder) -> Row:
         "at_equal_steps": at_equal_budget(run, "steps"),
         "at_equal_tokens": at_equal_budget(run, "tokens"),
         "tokens_needed": tokens_needed(run),
-        "held_out_intervals": {"rewards and differences": METHOD, "tokens needed": REACH_METHOD},
+        "held_out_intervals": {"rewards and differences": REWARD_METHOD, "tokens needed": REACH_METHOD},
     }
     if is_pipeline(run):
         rows = pipeline_rows(run, summary)

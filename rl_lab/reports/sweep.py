@@ -19,14 +19,13 @@ from rl_lab.reports.action_rewards import ranking_alarms
 from rl_lab.reports.budgets import curves
 from rl_lab.reports.examinations import Training
 from rl_lab.reports.held_out import interval_row
-from rl_lab.reports.replicates import Array, mean_interval
 from rl_lab.reports.rundir import RunFolder
-from rl_lab.reports.spread import Spread
 from rl_lab.reports.sweep_alarms import Course, course_alarms
 from rl_lab.reports.sweep_curves import success_rows
 from rl_lab.reports.sweep_truth import Truth, Unit, ranks_actions, truth_of, variant_names, variant_settings
 from rl_lab.reports.sweep_verdict import EFFECT, judge_variant
 from rl_lab.reports.verdict import OVERALL, Row
+from rl_lab.stats import Array, Spread, mean_interval
 
 LAST_STEPS = 3
 """Of each training, the steps whose rollouts tell which part of the reward still varies."""

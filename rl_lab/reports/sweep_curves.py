@@ -17,10 +17,10 @@ from rl_lab.reports.held_out_page import scheme_colours
 from rl_lab.reports.markup import Markup, join, tag
 from rl_lab.reports.metrics import curve
 from rl_lab.reports.plots import Axis, Series, chart, thin
-from rl_lab.reports.replicates import Array, mean_interval
 from rl_lab.reports.rundir import BASE, RunFolder, label
 from rl_lab.reports.sweep_truth import EpisodeTruth, variant_names
 from rl_lab.reports.verdict import OVERALL, Row
+from rl_lab.stats import Array, mean_interval
 
 BLOCKS = 40
 """Points of a curve at most; each is the mean of equally many steps."""

@@ -10,9 +10,9 @@ import numpy as np
 from rl_lab.reports.compare import in_scope, scopes
 from rl_lab.reports.examinations import reward_table
 from rl_lab.reports.held_out import of_scheme, pass_threshold, scoped_items
-from rl_lab.reports.replicates import Array
 from rl_lab.reports.rundir import BASE, RunFolder
 from rl_lab.reports.verdict import OVERALL, Row
+from rl_lab.stats import Array
 
 Unit = Any
 """What one row of a table is about: the id of an item, or (task, variant, seed) of an episode."""

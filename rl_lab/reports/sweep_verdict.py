@@ -2,7 +2,7 @@
 
 Paired differences of the truth, [n items or episodes, R training seeds], variant minus baseline at the same item and
 seed. Of m variants each gets an interval of level 1 - 0.05 / m (Bonferroni), so that all of them hold together in 95 of
-100 sweeps. Two intervals: over items and training seeds (hierarchical bootstrap, `replicates`), and over items alone,
+100 sweeps. Two intervals: over items and training seeds (hierarchical bootstrap, `stats`), and over items alone,
 with these trained policies as they are.
 """
 
@@ -13,9 +13,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from rl_lab.reports.replicates import Array, mean_interval
-from rl_lab.reports.spread import Spread, spread
-from rl_lab.reports.statistics import Interval
+from rl_lab.stats import Array, Interval, Spread, mean_interval, spread
 
 ERROR = 0.05
 """Chance that any of the intervals of a sweep misses."""

@@ -11,7 +11,7 @@ import pytest
 from rl_lab.config.pipeline import Gate
 from rl_lab.errors import UserError
 from rl_lab.language.gates import decide, take_model
-from rl_lab.reports.replicates import mean_interval
+from rl_lab.stats import mean_interval
 
 
 def rows(rewards, first: int = 0) -> list[dict]:

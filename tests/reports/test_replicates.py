@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_lab.reports.replicates import (
+from rl_lab.stats import (
+    bootstrap_mean,
     first_reach,
     item_weights,
     mean_interval,
@@ -14,7 +15,6 @@ from rl_lab.reports.replicates import (
     replicate_weights,
     resampled_means,
 )
-from rl_lab.reports.statistics import bootstrap_mean
 
 
 def test_weights_sum_to_one_and_come_from_a_fixed_generator():

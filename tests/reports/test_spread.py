@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from rl_lab.reports.spread import Spread, spread
+from rl_lab.stats import Spread, spread
 
 
 def draw(rng, n, seeds, true, mean=0.0):

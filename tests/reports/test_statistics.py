@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_lab.reports.statistics import bootstrap_mean, mcnemar_p, paired_difference, wilson
+from rl_lab.stats import bootstrap_mean, mcnemar_p, paired_difference, wilson
 
 COUNT = st.integers(0, 60)
 TABLES = st.tuples(COUNT, COUNT, COUNT, COUNT).filter(lambda counts: sum(counts) > 0)
