@@ -24,7 +24,7 @@ from rl_lab.action.buffers import read_episodes
 from rl_lab.action.ranking import load_ensemble
 from rl_lab.config.action_rewards import RewardModelsConfig
 from rl_lab.errors import UserError
-from rl_lab.learning.training import Parts
+from rl_lab.learning.training import DataPlan, Parts
 from rl_lab.seeding import integer, stream
 
 SPLITS = ("train", "calibration", "test")
@@ -48,7 +48,7 @@ class RewardData:
 
 
 @dataclass(frozen=True)
-class RewardPlan:
+class RewardPlan(DataPlan):
     """The members of one kind of reward model, trained together."""
 
     kind: str
@@ -62,16 +62,16 @@ class RewardPlan:
 
     @property
     def name(self) -> str:
-        """See `rl_lab.learning.training.Plan`."""
+        """See `DataPlan`."""
         return self.kind
 
     @property
     def learner_seed(self) -> int:
-        """See `rl_lab.learning.training.Plan`."""
+        """See `DataPlan`."""
         return integer(self.seed, "reward", self.kind)
 
     def build(self, device: str) -> Parts:
-        """See `rl_lab.learning.training.Plan`; UserError where the episodes cannot teach this kind."""
+        """See `DataPlan`; UserError where the episodes cannot teach this kind."""
         settings, seeds = self.settings, [integer(self.learner_seed, member) for member in range(self.settings.members)]
         episodes = split_episodes(read_episodes(self.episodes), settings.held_out, self.seed)["train"]
         episodes += [] if self.demos is None else read_episodes(self.demos)

@@ -24,7 +24,7 @@ from rl_lab.config.action import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.model import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.learning.checkpoint import load_policy, save_policy
-from rl_lab.learning.training import Parts, trainable
+from rl_lab.learning.training import DataPlan, Parts, trainable
 from rl_lab.model.compiling import compile_blocks
 from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.policy import HyVLAPolicy
@@ -34,7 +34,7 @@ ALL_GROUPS = ("vision", "vlm", "expert")
 
 
 @dataclass(frozen=True)
-class SFTPlan:
+class SFTPlan(DataPlan):
     """Imitation of the demonstrations, starting from a preset's random weights or from a checkpoint."""
 
     model: ModelConfig
@@ -46,18 +46,13 @@ class SFTPlan:
 
     name = "sft"
 
-    @property
-    def learner_seed(self) -> int:
-        """See `rl_lab.learning.training.Plan`."""
-        return self.seed
-
     def build(self, device: str) -> Parts:
-        """See `rl_lab.learning.training.Plan`."""
+        """See `DataPlan`."""
         return sft_parts(self, starting_policy(self.model, self.seed, self.stride), device)
 
 
 @dataclass(frozen=True)
-class OptimisePlan:
+class OptimisePlan(DataPlan):
     """One round of a method, starting from a policy of the lab."""
 
     method: str
@@ -78,16 +73,16 @@ class OptimisePlan:
 
     @property
     def name(self) -> str:
-        """See `rl_lab.learning.training.Plan`."""
+        """See `DataPlan`."""
         return self.method
 
     @property
     def learner_seed(self) -> int:
-        """See `rl_lab.learning.training.Plan`."""
+        """See `DataPlan`."""
         return integer(self.seed, "round", self.round)
 
     def build(self, device: str) -> Parts:
-        """See `rl_lab.learning.training.Plan`."""
+        """See `DataPlan`."""
         return _optimise_parts(self, device)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.joint.exams import SkillExams
-from rl_lab.joint.feeds import ActionFeed, Feed, JointLearning, LanguageFeed
+from rl_lab.joint.feeds import ActionFeed, Feed, LanguageFeed
 from rl_lab.joint.guard import Exam, Guard, Harm, mean
 from rl_lab.joint.schedule import Schedule
 from rl_lab.joint.state import EXAMS_FILE, GUARD_FILE, JointState
@@ -24,6 +24,7 @@ from rl_lab.learning.watch import Alarm, Watch, nothing_learned
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.rollout_learner import LearnerHandle
 
 POLL_S = 0.02
 LEFT_OUT = ("idle/", "seconds/", "weight_version")
@@ -52,7 +53,7 @@ class JointRun:
         policy: Path,
         engines: WorkerPool,
         simulations: WorkerPool,
-        learner: JointLearning,
+        learner: LearnerHandle,
         state: JointState,
     ) -> None:
         """`learner` stands at the state's checkpoint; `policy` is the checkpoint folder that the run began with."""

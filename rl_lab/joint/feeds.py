@@ -19,36 +19,13 @@ from rl_lab.action.collection import COUNTS_FILE, Request, collect_pairs, write_
 from rl_lab.files import write_folder
 from rl_lab.joint.state import JointState
 from rl_lab.language.grpo_steps import GRPOSteps
-from rl_lab.language.online_steps import BAD_BATCH_FILE, Learning
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.pool import POLL_S, WorkerPool
-from rl_lab.workers.rollout_learner import Learned, Weights
+from rl_lab.workers.rollout_learner import BAD_BATCH_FILE, LearnerHandle, Weights
 from rl_lab.workers.weights import Snapshot
 
 PAIRS = "pairs"
 """Folder of the rounds of pairs in a run's output."""
-
-
-class JointLearning(Learning, Protocol):
-    """What the driver asks of the learner; `rl_lab.workers.joint_learner.JointHandle` is the real one."""
-
-    def use_pairs(self, rounds: tuple[Path, ...]) -> None:
-        """Learn from now on from these rounds."""
-
-    def learn_pairs(self, steps: int, bad_batch: Path) -> tuple[Learned, Weights]:
-        """Steps of RPRO; what they gave and the weights after them."""
-
-    def publish_without(self, objective: str) -> Weights:
-        """Weights without what an objective did to the shared ones."""
-
-    def lower(self, objective: str, factor: float) -> None:
-        """Multiply an objective's learning rate."""
-
-    def freeze(self, objective: str) -> None:
-        """Train what the other skill reads no longer by this objective."""
-
-    def roll_back(self, state: Path, objective: str, factor: float) -> None:
-        """Weights and optimizers of a saved state, and a lower rate."""
 
 
 class Feed(Protocol):
@@ -100,7 +77,7 @@ class ActionFeed:
     """Rounds of preference pairs, collected in the background and kept when they are whole."""
 
     def __init__(
-        self, context: StageContext, simulations: WorkerPool, learner: JointLearning, state: JointState
+        self, context: StageContext, simulations: WorkerPool, learner: LearnerHandle, state: JointState
     ) -> None:
         """Continues where the state is."""
         self.context, self.simulations, self.learner, self.state = context, simulations, learner, state

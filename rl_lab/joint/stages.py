@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import ray
-from ray.exceptions import RayActorError
-
 from rl_lab.action.training import SFTPlan
 from rl_lab.joint.driver import JointRun
 from rl_lab.joint.state import JointState
 from rl_lab.joint.training import JointPlan
 from rl_lab.joint.warm_start import WarmStartPlan
 from rl_lab.language.engines import engines, policy_folder
-from rl_lab.learning.stage import LEARNER_RESTARTS, tell_of_death, train
+from rl_lab.learning.stage import train, with_learner
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.joint_learner import JointHandle
 
 
 class JointStages:
@@ -34,26 +28,21 @@ class JointStages:
         """Imitation of worked solutions and of demonstrations, interleaved."""
         config, inputs = context.config, context.inputs
         actions = SFTPlan(config.model, config.sft, inputs["demos"], config.demos.stride, context.seed)
-        plan: Any = WarmStartPlan(actions, config.cold_start, inputs["questions"] / "cold_start.arrow")
+        plan = WarmStartPlan(actions, config.cold_start, inputs["questions"] / "cold_start.arrow")
         train(self.cluster, context, plan)
 
     def joint(self, context: StageContext) -> None:
         """One arm in a learner process; if that dies, it goes on from the last checkpoint."""
         plan, policy = _plan(context), policy_folder(context)
         with self.cluster.simulation_pool(context.say) as simulations, engines(self.cluster, context) as answering:
-            for attempt in range(LEARNER_RESTARTS + 1):
-                state = JointState(context.out, context.scratch, context.say)
-                learner = self.cluster.joint_learner(plan, state.learner_state)
-                handle = JointHandle(learner, context.check_stop)
-                try:
-                    JointRun(context, policy, answering, simulations, handle, state).run()
-                    return
-                except RayActorError as error:
-                    tell_of_death(context, error, is_last=attempt == LEARNER_RESTARTS)
-                finally:
-                    answering.cancel()
-                    simulations.cancel()
-                    ray.kill(learner)
+            with_learner(
+                self.cluster,
+                context,
+                plan,
+                lambda: JointState(context.out, context.scratch, context.say),
+                lambda learner, state: JointRun(context, policy, answering, simulations, learner, state).run(),
+                (answering, simulations),
+            )
 
 
 def _plan(context: StageContext) -> JointPlan:

@@ -11,9 +11,9 @@ from typing import Any
 from rl_lab.files import write_whole
 from rl_lab.joint.schedule import PARTS
 from rl_lab.json_lines import append_json_line, read_json_lines, write_json_lines
-from rl_lab.language.grpo_state import LEARNER_FILE, Progress
+from rl_lab.language.grpo_state import Progress
 from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.learning.saved_states import SavedStates
+from rl_lab.learning.saved_states import LEARNER_FILE, SavedStates
 from rl_lab.pool.store import POOL_FILE, PoolStore, remove_pool
 from rl_lab.workers.weights import Snapshot, publish, pull
 
@@ -83,7 +83,7 @@ class JointState:
     @property
     def learner_state(self) -> Path | None:
         """The learner's state at the last checkpoint; None before the first."""
-        return self._newest / LEARNER_FILE if self._newest is not None and self.counts.turn else None
+        return self.states.learner_state
 
     @property
     def good_state(self) -> Path:

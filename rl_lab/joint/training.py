@@ -64,6 +64,15 @@ class JointPlan:
     """Batches of GRPO between two measurements of the gradients' cosine; 0: never."""
     seed: int
 
+    @property
+    def settings(self) -> RLConfig:
+        """See `rl_lab.learning.training.Plan`."""
+        return self.rl
+
+    def training(self, device: str) -> JointTraining:
+        """See `rl_lab.learning.training.Plan`."""
+        return JointTraining(self, device)
+
 
 class JointTraining:
     """The learner of both; any call that changes weights makes a new version of them."""

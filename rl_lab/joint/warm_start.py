@@ -40,20 +40,13 @@ class WarmStartPlan:
     solutions: Path
     """File of `rl_lab.language.item_files`."""
 
-    name = "warm_start"
-
-    @property
-    def learner_seed(self) -> int:
-        """See `rl_lab.learning.training.Plan`."""
-        return self.actions.seed
-
     @property
     def settings(self) -> OptimiserConfig:
         """The actions' settings with the steps of both."""
         return self.actions.settings.model_copy(update={"steps": self.language.steps + self.actions.settings.steps})
 
     def training(self, device: str) -> WarmStart:
-        """See `rl_lab.workers.training`."""
+        """See `rl_lab.learning.training.Plan`."""
         return WarmStart(self, device)
 
     def start(self) -> Start:
@@ -85,7 +78,7 @@ class WarmStart:
             LANGUAGE: ConversationData(solutions, order, processor),
             ACTIONS: self.parts.data,
         }
-        self.learner = Learner(policy, seed=plan.learner_seed)
+        self.learner = Learner(policy, seed=plan.actions.seed)
         self.learner.add(LANGUAGE, CrossEntropy(groups=GROUPS), optimiser(plan.language))
         self.learner.add(ACTIONS, self.parts.objective, optimiser(plan.actions.settings))
         ema = plan.actions.settings.ema

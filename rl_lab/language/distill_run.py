@@ -8,11 +8,12 @@ from algos.curriculum_options import CurriculumOptions
 from rl_lab.config.distill import DistillConfig
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.online_run import OnlineRun
-from rl_lab.language.online_steps import Learning, OnlineMethod, OnlineSteps, TeacherReads
+from rl_lab.language.online_steps import OnlineMethod, OnlineSteps, TeacherReads
 from rl_lab.records.types import Sampling
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.rollout_learner import LearnerHandle
 
 
 def distill_method(settings: DistillConfig, scale_rewards: str) -> OnlineMethod:
@@ -42,13 +43,13 @@ class DistillRun(OnlineRun):
         context: StageContext,
         policy: Path,
         engines: WorkerPool,
-        learner: Learning,
+        learner: LearnerHandle,
+        state: RunState,
         teacher: TeacherReads | None = None,
     ) -> None:
-        """`learner` stands at the last checkpoint. `teacher` None: it lies beside the student in the learner."""
+        """`learner` stands at the state's checkpoint. `teacher` None: it lies beside the student in the learner."""
         settings = context.config.distill
         seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
         method = distill_method(settings, context.config.grpo.scale_rewards)
-        state = RunState(context.out, context.scratch, context.say)
         steps = OnlineSteps(context, policy, engines, learner, state, method, seed=seed, teacher=teacher)
         super().__init__(context, steps, state, settings.examine_every, seed)

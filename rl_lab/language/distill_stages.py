@@ -13,9 +13,9 @@ from rl_lab.language.engines import engines, policy_folder
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.imitate_run import ImitateRun, ImitateState
 from rl_lab.language.model import load_chat_processor
-from rl_lab.language.online_stage import with_learner
 from rl_lab.language.teacher import TeacherEngines, teacher_engines
 from rl_lab.language.teacher_checks import check_same_patches, check_same_text
+from rl_lab.learning.stage import with_learner
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.cluster import Cluster
@@ -65,9 +65,9 @@ class DistillStages:
                 self.cluster,
                 context,
                 plan,
-                lambda: RunState(context.out, context.scratch, context.say).learner_state,
-                lambda learner: DistillRun(context, policy, pool, learner, reads).run(),
-                pool.cancel,
+                lambda: RunState(context.out, context.scratch, context.say),
+                lambda learner, state: DistillRun(context, policy, pool, learner, state, reads).run(),
+                (pool,),
             )
 
     def imitate(self, context: StageContext) -> None:
@@ -76,15 +76,12 @@ class DistillStages:
         seed = integer(context.seed, "imitate", *context.node.stream, settings.replicate)
         plan = ImitatePlan(policy, settings, seed)
 
-        def state() -> ImitateState:
-            return ImitateState(context.out, context.scratch, context.say)
-
         with engines(self.cluster, context) as pool:
             with_learner(
                 self.cluster,
                 context,
                 plan,
-                lambda: state().learner_state,
-                lambda learner: ImitateRun(context, policy, pool, learner, state()).run(),
-                pool.cancel,
+                lambda: ImitateState(context.out, context.scratch, context.say),
+                lambda learner, state: ImitateRun(context, policy, pool, learner, state).run(),
+                (pool,),
             )

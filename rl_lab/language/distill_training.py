@@ -32,8 +32,8 @@ class DistillPlan:
     """Of the GRPO loss that is added with `distill.reward_weight`; None: none is."""
     seed: int
 
-    def build(self, device: str) -> DistillTraining:
-        """See `rl_lab.language.training.OnlinePlan`."""
+    def training(self, device: str) -> DistillTraining:
+        """See `rl_lab.learning.training.Plan`."""
         return DistillTraining(self, device)
 
 
@@ -80,8 +80,8 @@ class ImitatePlan:
     settings: ImitateConfig
     seed: int
 
-    def build(self, device: str) -> ImitateTraining:
-        """See `rl_lab.language.training.OnlinePlan`."""
+    def training(self, device: str) -> ImitateTraining:
+        """See `rl_lab.learning.training.Plan`."""
         return ImitateTraining(self, device)
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from rl_lab.files import write_whole
 from rl_lab.json_lines import read_json_lines, write_json_lines
 from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.learning.saved_states import SavedStates
+from rl_lab.learning.saved_states import LEARNER_FILE, SavedStates
 from rl_lab.pool.store import POOL_FILE, PoolStore, remove_pool
 from rl_lab.workers.weights import Snapshot, publish, pull
 
 HELD_OUT_FILE = "held_out.jsonl"
 """Short examinations of the run: step, tokens so far, rewards of the held-out items."""
 PROGRESS_FILE = "progress.json"
-LEARNER_FILE = "learner.pt"
 
 
 @dataclass
@@ -62,7 +61,7 @@ class RunState:
     @property
     def learner_state(self) -> Path | None:
         """The learner's state at the last checkpoint; None before the first."""
-        return self._newest / LEARNER_FILE if self._newest is not None and self.progress.step else None
+        return self.states.learner_state
 
     def _checkpoint(self) -> Path:
         return self.out / "checkpoints" / f"step-{self.progress.step}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rl_lab.language.online_steps import Learning, OnlineMethod, OnlineSteps, StepsState
+from rl_lab.language.online_steps import OnlineMethod, OnlineSteps, StepsState
 from rl_lab.records.types import Sampling
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.rollout_learner import LearnerHandle
 
 
 class GRPOSteps(OnlineSteps):
@@ -19,7 +20,7 @@ class GRPOSteps(OnlineSteps):
         context: StageContext,
         policy: Path,
         engines: WorkerPool,
-        learner: Learning,
+        learner: LearnerHandle,
         state: StepsState,
         *,
         scheme: str,

@@ -17,22 +17,22 @@ import torch
 from rl_lab.files import write_file, write_whole
 from rl_lab.json_lines import read_json_lines, write_json_lines
 from rl_lab.language.grpo_exam import HeldOutExam
-from rl_lab.language.grpo_state import HELD_OUT_FILE, LEARNER_FILE, PROGRESS_FILE, Progress
+from rl_lab.language.grpo_state import HELD_OUT_FILE, PROGRESS_FILE, Progress
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import item_prompt, load_chat_processor
-from rl_lab.language.online_steps import BAD_BATCH_FILE, Learning
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rft_training import INDEX_SCHEMA, TraceFile
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.token_batching import expanded_tokens
 from rl_lab.language.training import Groups, epoch_order
-from rl_lab.learning.saved_states import SavedStates
+from rl_lab.learning.saved_states import LEARNER_FILE, SavedStates
 from rl_lab.learning.watch import Watch, nothing_learned
 from rl_lab.records.types import Completion
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.rollout_learner import BAD_BATCH_FILE, LearnerHandle
 
 INDEX_FILE = "traces.arrow"
 
@@ -64,7 +64,7 @@ class ImitateState:
     @property
     def learner_state(self) -> Path | None:
         """The learner's state; None before the first."""
-        return None if self.states.newest is None else self.states.newest / LEARNER_FILE
+        return self.states.learner_state
 
     def save(self, save_learner: Callable[[Path], None]) -> None:
         """Make this the state to continue from."""
@@ -86,7 +86,7 @@ class ImitateRun:
     """One run: `run()` brings it from its last state to its end."""
 
     def __init__(
-        self, context: StageContext, policy: Path, engines: WorkerPool, learner: Learning, state: ImitateState
+        self, context: StageContext, policy: Path, engines: WorkerPool, learner: LearnerHandle, state: ImitateState
     ) -> None:
         """`learner` stands at the state; `policy` is the checkpoint folder that the run began with."""
         config = context.config

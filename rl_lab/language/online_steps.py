@@ -29,39 +29,15 @@ from rl_lab.language.model import load_chat_processor
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.language.training import Groups
 from rl_lab.pool.store import PoolItem, PoolStore
 from rl_lab.records.types import Sampling, TopScores
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.rollout_learner import Learned, Weights
+from rl_lab.workers.rollout_learner import BAD_BATCH_FILE, LearnerHandle
 from rl_lab.workers.weights import Snapshot
 
-BAD_BATCH_FILE = "bad_batch.pt"
 SHOWN = ("prompt", "answer", "difficulty", "scene", "seed")
 """Of an item's record, what the pool keeps for those who look at it."""
-
-
-class Learning(Protocol):
-    """What the driver asks of the learner; `rl_lab.workers.rollout_learner.LearnerHandle` is the real one."""
-
-    def publish(self) -> Weights:
-        """The weights of the moment."""
-
-    def learn(self, groups: Groups, bad_batch: Path) -> tuple[Learned, Weights]:
-        """Learn from a batch; what that gave and the weights after it."""
-
-    def save(self, path: Path) -> None:
-        """Save the state to continue from."""
-
-    def finish(self, folder: Path) -> None:
-        """Write the trained model's checkpoint files."""
-
-    def snapshot(self, weights: Weights) -> Snapshot:
-        """Published weights themselves."""
-
-    def share(self, snapshot: Snapshot) -> Weights:
-        """Weights from a file, for the engines."""
 
 
 class StepsState(Protocol):
@@ -132,7 +108,7 @@ class OnlineSteps:
         context: StageContext,
         policy: Path,
         engines: WorkerPool,
-        learner: Learning,
+        learner: LearnerHandle,
         state: StepsState,
         method: OnlineMethod,
         *,

@@ -21,7 +21,7 @@ from rl_lab.language.outcome_labels import Answers, answer_pairs
 from rl_lab.language.token_batching import answer_batch
 from rl_lab.language.training import GROUPS, epoch_order
 from rl_lab.learning.ranks import is_first_rank
-from rl_lab.learning.training import Parts, trainable
+from rl_lab.learning.training import DataPlan, Parts, trainable
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.sharding import is_sharded, whole
@@ -114,7 +114,7 @@ def training_rows(
 
 
 @dataclass(frozen=True)
-class OutcomePlan:
+class OutcomePlan(DataPlan):
     """One member, from a checkpoint and the labels of `outcome_labels`."""
 
     policy: Path
@@ -125,11 +125,6 @@ class OutcomePlan:
     """The member's own: its head and the order of its rows follow from it."""
 
     name = "outcome"
-
-    @property
-    def learner_seed(self) -> int:
-        """See `rl_lab.learning.training.Plan`."""
-        return self.seed
 
     def data(self, processor: HunYuanVLMoTProcessor) -> OutcomeData:
         """The batches of every step. UserError without anything to learn from."""
@@ -147,7 +142,7 @@ class OutcomePlan:
         return found, head
 
     def build(self, device: str) -> Parts:
-        """See `rl_lab.learning.training.Plan`."""
+        """See `DataPlan`."""
         start, head = self.start()
         data = self.data(start.processor)
         start.model.to(device)  # type: ignore[arg-type]

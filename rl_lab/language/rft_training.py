@@ -18,7 +18,7 @@ from rl_lab.language.model import LanguageModel, item_prompt, load_language_mode
 from rl_lab.language.rft_kept import KEPT_FILE, kept_batches
 from rl_lab.language.token_batching import answer_batch
 from rl_lab.language.training import GROUPS, epoch_order
-from rl_lab.learning.training import Parts, trainable
+from rl_lab.learning.training import DataPlan, Parts, trainable
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.seeding import integer
 
@@ -84,7 +84,7 @@ class TraceData:
 
 
 @dataclass(frozen=True)
-class RFTPlan:
+class RFTPlan(DataPlan):
     """Fine-tuning of a checkpoint on kept traces."""
 
     policy: Path
@@ -97,11 +97,6 @@ class RFTPlan:
 
     name = "rft"
 
-    @property
-    def learner_seed(self) -> int:
-        """See `rl_lab.learning.training.Plan`."""
-        return self.seed
-
     def data(self, processor: HunYuanVLMoTProcessor) -> TraceData:
         """The batches of every step."""
         traces, settings = TraceFile(self.traces), self.settings
@@ -109,7 +104,7 @@ class RFTPlan:
         return TraceData(traces, ItemFile(self.items), order, processor)
 
     def build(self, device: str) -> Parts:
-        """See `rl_lab.learning.training.Plan`."""
+        """See `DataPlan`."""
         start: LanguageModel = load_language_model(self.policy)
         start.model.to(device)  # type: ignore[arg-type]
         version, steps = start.info.weight_version + 1, start.info.steps + self.settings.steps

@@ -25,14 +25,13 @@ from rl_lab.language.grpo_run import GRPORun
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import ItemFile, Row, write_rows
 from rl_lab.language.model import answer_texts, item_prompt, load_chat_processor
-from rl_lab.language.online_stage import with_learner
 from rl_lab.language.question_sets import check_shared, run_limits, set_questions, take_file
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.training import ColdStartPlan, GRPOPlan
 from rl_lab.language.trl_stages import trl_cold_start, trl_grpo
 from rl_lab.learning.checkpoint import published
-from rl_lab.learning.stage import train
+from rl_lab.learning.stage import train, with_learner
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.records.types import Sampling
 from rl_lab.runner.stage_context import Stage, StageContext
@@ -181,9 +180,9 @@ class LanguageStages:
                 self.cluster,
                 context,
                 plan,
-                lambda: RunState(context.out, context.scratch, context.say).learner_state,
-                lambda learner: GRPORun(context, policy, pool, learner).run(),
-                pool.cancel,
+                lambda: RunState(context.out, context.scratch, context.say),
+                lambda learner, state: GRPORun(context, policy, pool, learner, state).run(),
+                (pool,),
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from rl_lab.language.item_files import SolutionFile
 from rl_lab.language.model import LanguageModel, initial_language_model, load_language_model
 from rl_lab.language.token_batching import chat_batch, rollout_batch
 from rl_lab.learning.learner import Learner
-from rl_lab.learning.training import Parts, optimiser, trainable
+from rl_lab.learning.training import DataPlan, Parts, optimiser, trainable
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.lora import Adapted
 from rl_lab.records.types import Completion, Prompt, TopScores
@@ -64,7 +64,7 @@ class ConversationData:
 
 
 @dataclass(frozen=True)
-class ColdStartPlan:
+class ColdStartPlan(DataPlan):
     """Imitation of worked solutions, from a preset's random weights or from a checkpoint."""
 
     model: ModelConfig
@@ -74,11 +74,6 @@ class ColdStartPlan:
     seed: int
 
     name = "cold_start"
-
-    @property
-    def learner_seed(self) -> int:
-        """See `rl_lab.learning.training.Plan`."""
-        return self.seed
 
     def start(self) -> LanguageModel:
         """The model that imitation begins with; random weights are fitted to the first pictures and to numbers."""
@@ -94,7 +89,7 @@ class ColdStartPlan:
         return epoch_order(num_rows, self.settings.steps, self.settings.batch_size, integer(self.seed, "cold_start"))
 
     def build(self, device: str) -> Parts:
-        """See `rl_lab.learning.training.Plan`."""
+        """See `DataPlan`."""
         start = self.start()
         start.model.to(device)  # type: ignore[arg-type]
         solutions, settings = SolutionFile(self.solutions), self.settings
@@ -119,17 +114,6 @@ class Groups:
     """bool [P, G]: the answer is learned from; for GRPO, the reward call did not fail."""
     teacher: list[list[TopScores]] | None = None
     """[P][G]; None: nobody was asked."""
-
-
-class OnlinePlan(Protocol):
-    """Training on groups as they come, ready to be built in the learner's process."""
-
-    @property
-    def settings(self) -> ScheduleConfig:
-        """How it is optimised."""
-
-    def build(self, device: str) -> OnlineTraining:
-        """Load and make everything; UserError for a checkpoint that does not fit."""
 
 
 class OnlineTraining:
@@ -160,6 +144,14 @@ class OnlineTraining:
         made = rollout_batch(groups.prompts, groups.completions, groups.advantages, processor, scored=groups.scored)
         return made.to(self.device)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs besides its plan."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.learner.load_state_dict(state)
+
     def finish(self, folder: Path) -> None:
         """Write the model of the moment into a checkpoint folder; its version counts on by the batches learned."""
         start, steps = self.start.info, self.learner.tracks[self.name].step
@@ -182,8 +174,8 @@ class GRPOPlan:
     settings: RLConfig
     seed: int
 
-    def build(self, device: str) -> GRPOTraining:
-        """See `OnlinePlan`."""
+    def training(self, device: str) -> GRPOTraining:
+        """See `rl_lab.learning.training.Plan`."""
         return GRPOTraining(self, device)
 
 

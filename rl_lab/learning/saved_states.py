@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rl_lab.digests import folder_damage, write_checked_folder
 
+LEARNER_FILE = "learner.pt"
 KEPT = 2
 """A state that turns out damaged costs the steps since the one before it, not the stage."""
 
@@ -30,6 +31,17 @@ class SavedStates:
     def newest(self) -> Path | None:
         """The last state; None: begin anew. Call `drop_damaged` before the first look of a process."""
         return self.path(self.steps()[-1]) if self.steps() else None
+
+    @property
+    def last(self) -> int:
+        """Step of the last state, 0 without any."""
+        return max(self.steps(), default=0)
+
+    @property
+    def learner_state(self) -> Path | None:
+        """The learner's in the last state; None where that comes before its first step, or there is none."""
+        path = None if self.newest is None else self.newest / LEARNER_FILE
+        return path if path is not None and path.exists() else None
 
     def save(self, step: int, write: Callable[[Path], object]) -> None:
         """Fill the state of a step by `write(folder)`, whole or not at all, and forget all but the last `KEPT`."""

@@ -1,52 +1,90 @@
-"""A training stage on a data set: a plan in a learner process, driven in slices."""
+"""A stage with a learner process, and the training on a data set in one, driven in slices of steps."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
 
 from algos.alarms import cap_alarm, collapse_alarm
-from rl_lab.learning.saved_states import SavedStates
+from rl_lab.learning.saved_states import LEARNER_FILE, SavedStates
 from rl_lab.learning.training import Plan
 from rl_lab.learning.watch import Watch, nothing_learned
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.rollout_learner import BAD_BATCH_FILE, LearnerHandle
 
 LEARNER_RESTARTS = 3
+SLICE = 10
+"""Steps on a data set between two looks at them."""
 
 
-def tell_of_death(context: StageContext, error: RayActorError, *, is_last: bool) -> None:
-    """Say that the learner's process is gone and what follows; raise the error where nothing does any more."""
-    if is_last:
-        raise error
-    context.say("the learner died; a new one goes on from the last saved state")
+class LearnerState(Protocol):
+    """Where a stage is."""
+
+    @property
+    def learner_state(self) -> Path | None:
+        """The learner's state at the last checkpoint; None before the first."""
+
+
+State = TypeVar("State", bound=LearnerState)
+
+
+def with_learner(
+    cluster: Cluster,
+    context: StageContext,
+    plan: Plan,
+    find_state: Callable[[], State],
+    run: Callable[[LearnerHandle, State], None],
+    pools: Sequence[WorkerPool] = (),
+) -> None:
+    """Call `run` with a learner at the stage's last state, again with a new one if it died.
+
+    `pools` then forget what the dead one waited for.
+    """
+    for attempt in range(LEARNER_RESTARTS + 1):
+        state = find_state()
+        learner = cluster.learner(plan, state.learner_state)
+        try:
+            run(LearnerHandle(learner, context.check_stop), state)
+            return
+        except RayActorError:
+            if attempt == LEARNER_RESTARTS:
+                raise
+            context.say("the learner died; a new one goes on from the last saved state")
+        finally:
+            for pool in pools:
+                pool.cancel()
+            ray.kill(learner)
 
 
 def train(cluster: Cluster, context: StageContext, plan: Plan) -> None:
-    """Run a plan in a learner process, which is replaced if it dies."""
-    SavedStates(context.scratch).drop_damaged(context.say)
-    for attempt in range(LEARNER_RESTARTS + 1):
-        worker = cluster.learner(plan, context.scratch)
-        try:
-            _run_slices(context, worker, plan.settings.steps)
-            ray.get(worker.finish.remote(context.out))
-            return
-        except RayActorError as error:
-            tell_of_death(context, error, is_last=attempt == LEARNER_RESTARTS)
-        finally:
-            ray.kill(worker)
+    """Run a plan with a data set in a learner process."""
+
+    def find_states() -> SavedStates:
+        states = SavedStates(context.scratch)
+        states.drop_damaged(context.say)
+        return states
+
+    def run(learner: LearnerHandle, states: SavedStates) -> None:
+        _run_slices(context, learner, states, plan.settings.steps)
+        learner.finish(context.out)
+
+    with_learner(cluster, context, plan, find_states, run)
 
 
-def _run_slices(context: StageContext, worker: Any, steps: int) -> None:
+def _run_slices(context: StageContext, learner: LearnerHandle, states: SavedStates, steps: int) -> None:
     """Drive the learner to `steps`, from wherever its last saved state is."""
-    step = ray.get(worker.step.remote())
+    step = states.last
     watch = Watch(context)
     watch.add(*context.resume_from(step))
     every = context.checkpoint_every(steps)
     while step < steps:
-        result = ray.get(worker.run.remote(min(10, steps - step, every - step % every)))
+        result = learner.run(min(SLICE, steps - step, every - step % every), context.scratch / BAD_BATCH_FILE)
         for line in result.lines:
             context.log(**line)
         if result.error:
@@ -55,6 +93,6 @@ def _run_slices(context: StageContext, worker: Any, steps: int) -> None:
         watch.add(*result.lines)
         watch.look(step, nothing_learned(steps))
         if step % every == 0:
-            ray.get(worker.save.remote())
+            states.save(step, lambda folder: learner.save(folder / LEARNER_FILE))
         context.progress(step, steps, f"loss {watch.lines[-1]['loss']:.4g}")
     watch.look(step, collapse_alarm, cap_alarm)

@@ -15,7 +15,7 @@ import torch
 
 from algos.objective import Objective
 from rl_lab.action.datasets import Dataset
-from rl_lab.config.section import OptimiserConfig, ScheduleConfig
+from rl_lab.config.section import ScheduleConfig
 from rl_lab.learning.learner import Learner, Optimiser
 from rl_lab.learning.ranks import num_ranks
 from rl_lab.model.lora import Adapted
@@ -35,22 +35,40 @@ class Parts:
 
 
 class Plan(Protocol):
-    """A training stage, ready to be built in the learner's process."""
+    """What is trained and how, ready to be built in the learner's process."""
+
+    @property
+    def settings(self) -> ScheduleConfig:
+        """How it is optimised."""
+
+    def training(self, device: str) -> Any:
+        """Load and make everything; UserError for a checkpoint that does not fit."""
+
+
+class DataPlan:
+    """A plan with a data set: `build` makes the parts of its training."""
+
+    settings: Any
+    """`OptimiserConfig`: how it is optimised."""
+    seed: int
 
     @property
     def name(self) -> str:
         """Of the objective in the learner."""
-
-    @property
-    def settings(self) -> OptimiserConfig:
-        """How it is optimised."""
+        raise NotImplementedError
 
     @property
     def learner_seed(self) -> int:
         """Seed of the randomness inside steps."""
+        return self.seed
 
     def build(self, device: str) -> Parts:
         """Load and make everything; UserError for a checkpoint that does not fit."""
+        raise NotImplementedError
+
+    def training(self, device: str) -> Training:
+        """See `Plan`."""
+        return Training(self, device)
 
 
 def trainable(model: Any, settings: ScheduleConfig, groups: tuple[str, ...], seed: int) -> Any:
@@ -73,7 +91,7 @@ def optimiser(settings: ScheduleConfig, steps_per_batch: int = 1) -> Optimiser:
 class Training:
     """A learner with its data; `run_step` until `step` reaches the plan's number of steps, then `finish`."""
 
-    def __init__(self, plan: Plan, device: str = "cpu") -> None:
+    def __init__(self, plan: DataPlan, device: str = "cpu") -> None:
         self.device, self.name = device, plan.name
         self.parts = plan.build(device)
         self.learner = Learner(self.parts.model, seed=plan.learner_seed)

@@ -22,23 +22,19 @@ from rl_lab.config.judge import JudgeServerConfig
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.errors import RunError, UserError
-from rl_lab.joint.training import JointPlan
-from rl_lab.language.training import OnlinePlan
 from rl_lab.learning.training import Plan
 from rl_lab.workers import connection
 from rl_lab.workers.bundles import ACTOR_CPUS, bundles, joins_cluster, lacking, resources
 from rl_lab.workers.inference import Inference
-from rl_lab.workers.joint_learner import JointLearner
 from rl_lab.workers.judge_server import JudgeServer
 from rl_lab.workers.pool import WorkerPool, warn_on_stderr
 from rl_lab.workers.ranks import group_class
 from rl_lab.workers.robotwin import find_robotwin
 from rl_lab.workers.rollout import ENVIRONMENT as ENGINE_ENVIRONMENT
 from rl_lab.workers.rollout import EngineOptions
-from rl_lab.workers.rollout_learner import RolloutLearner
+from rl_lab.workers.rollout_learner import LearnerWorker
 from rl_lab.workers.rollout_worker import Rollout
 from rl_lab.workers.simulation import Simulation
-from rl_lab.workers.training import LearnerWorker
 from rl_lab.workers.turns import Turns
 
 LEARNER_GPUS, INFERENCE_GPUS = 0.9, 0.1
@@ -170,16 +166,19 @@ class Cluster:
         place = PlacementGroupSchedulingStrategy(self._groups[kind])
         return {"num_cpus": named.cpus, "num_gpus": named.gpus, "scheduling_strategy": place}
 
-    def _learner(self, member: type, *arguments: Any) -> Any:
-        """Start a learner: an actor of its own, or one in front of its ranks; `ray.kill` ends it with all of them."""
+    def learner(self, plan: Plan, state: Path | None) -> Any:
+        """Start a `LearnerWorker`, from a saved state if there is one; end it with `ray.kill`, and so its ranks.
+
+        It is an actor of its own, on a GPU if there is one and the placement is not cpu, or one in front of ranks.
+        """
         place = self.placement.learner
         if place is None:
-            actor: Any = ray.remote(member).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
-            return actor.remote(*arguments, self._device)
-        given = [ray.put(argument) for argument in (*arguments, "cuda" if place.gpus else "cpu")]
+            actor: Any = ray.remote(LearnerWorker).options(num_cpus=ACTOR_CPUS, num_gpus=LEARNER_GPUS * self._on_gpu)
+            return actor.remote(plan, state, self._device)
+        given = [ray.put(argument) for argument in (plan, state, "cuda" if place.gpus else "cpu")]
         bundle = resources(place.cpus, place.gpus)
-        front: Any = ray.remote(group_class(member)).options(num_cpus=0)
-        return front.remote(member, given, place.ranks, bundle, self.placement.strategy)
+        front: Any = ray.remote(group_class(LearnerWorker)).options(num_cpus=0)
+        return front.remote(LearnerWorker, given, place.ranks, bundle, self.placement.strategy)
 
     def serve_judge(self, settings: JudgeServerConfig) -> str:
         """Start the run's own judge; its address, once it answers. RunError if it does not start."""
@@ -199,18 +198,6 @@ class Cluster:
         if joins_cluster():
             for folder in folders:
                 _check_shared(folder.absolute())
-
-    def learner(self, plan: Plan, scratch: Path) -> Any:
-        """Start a `LearnerWorker`, on a GPU if there is one and the placement is not cpu; end it with `ray.kill`."""
-        return self._learner(LearnerWorker, plan, scratch)
-
-    def rollout_learner(self, plan: OnlinePlan, state: Path | None) -> Any:
-        """Start a `RolloutLearner` where a learner runs, from a saved state if there is one; end it with `ray.kill`."""
-        return self._learner(RolloutLearner, plan, state)
-
-    def joint_learner(self, plan: JointPlan, state: Path | None) -> Any:
-        """Start a `JointLearner` where a learner runs, from a saved state if there is one; end it with `ray.kill`."""
-        return self._learner(JointLearner, plan, state)
 
     def close(self) -> None:
         """End the pools and shut Ray down, with all its actors."""

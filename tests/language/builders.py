@@ -158,13 +158,13 @@ class FakeLearner:
         """`save` or `finish`: the call that is the last."""
 
     def publish(self) -> Weights:
-        """See `rl_lab.language.online_steps.Learning`."""
+        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
         files = {"weight": repr(self.weight).encode()}
         version = self.start + self.batches
         return Weights(version, Snapshot(version, digest(files), files))
 
     def learn(self, groups: Groups, bad_batch: Path) -> tuple[Learned, Weights]:
-        """See `rl_lab.language.online_steps.Learning`."""
+        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
         if self.batches + 1 == self.die_at:
             raise Killed
         self.learned.append(groups)
@@ -181,12 +181,12 @@ class FakeLearner:
         return Learned(metrics, weights.version, 0.0, self.error), weights
 
     def save(self, path: Path) -> None:
-        """See `rl_lab.language.online_steps.Learning`."""
+        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
         path.write_text(json.dumps([self.batches, self.weight]))
         self._end("save")
 
     def finish(self, folder: Path) -> None:
-        """See `rl_lab.language.online_steps.Learning`."""
+        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
         (folder / "model").write_text(repr(self.weight))
         self._end("finish")
 
@@ -195,11 +195,11 @@ class FakeLearner:
             raise Killed
 
     def snapshot(self, weights: Weights) -> Snapshot:
-        """See `rl_lab.language.online_steps.Learning`."""
+        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
         return weights.reference
 
     def share(self, snapshot: Snapshot) -> Weights:
-        """See `rl_lab.language.online_steps.Learning`."""
+        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
         return Weights(snapshot.version, snapshot)
 
 
@@ -224,10 +224,11 @@ class FakeRun:
         try:
             items = [make_item(number) for number in [*range(24), *range(1000, 1005)]]
             self.engines = FakeEngines(self.policy, items, self.rate)
-            self.learner = FakeLearner(RunState(context.out, context.scratch, context.say).learner_state)
+            state = RunState(context.out, context.scratch, context.say)
+            self.learner = FakeLearner(state.learner_state)
             for name, value in learner.items():
                 setattr(self.learner, name, value)
-            self.run = GRPORun(context, self.policy, self.engines, self.learner)  # type: ignore[arg-type]
+            self.run = GRPORun(context, self.policy, self.engines, self.learner, state)  # type: ignore[arg-type]
             self.run.run()
         finally:
             context._folder.close()

@@ -80,9 +80,9 @@ class FakeStage:
         return self.learner
 
     def _distill(self, context: StageContext, attributes: dict[str, Any]) -> None:
-        state = RunState(context.out, context.scratch, context.say).learner_state
-        learner = self._learner(state, attributes)
-        DistillRun(context, self.policy, self.engines, learner, self.teacher).run()  # type: ignore[arg-type]
+        state = RunState(context.out, context.scratch, context.say)
+        learner = self._learner(state.learner_state, attributes)
+        DistillRun(context, self.policy, self.engines, learner, state, self.teacher).run()  # type: ignore[arg-type]
 
     def _imitate(self, context: StageContext, attributes: dict[str, Any]) -> None:
         state = ImitateState(context.out, context.scratch, context.say)

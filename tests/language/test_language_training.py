@@ -31,7 +31,7 @@ from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.types import Completion
 from rl_lab.workers import rollout_learner
-from rl_lab.workers.rollout_learner import LearnerHandle, RolloutLearner, Weights
+from rl_lab.workers.rollout_learner import LearnerHandle, LearnerWorker, Weights
 from rl_lab.workers.weights import Snapshot, verify
 from tests.language.builders import make_item
 
@@ -251,12 +251,12 @@ def test_only_the_groups_that_train_change(policy, tmp_path):
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2, alpha=4.0)])
 def test_a_learner_that_was_saved_goes_on_to_the_same_bits(policy, tmp_path, lora):
     plan = GRPOPlan(policy, OPTIONS, SETTINGS.model_copy(update={"lora": lora}), seed=0)
-    first = RolloutLearner(plan, None, "cpu")
+    first = LearnerWorker(plan, None, "cpu")
     first.learn(make_groups(policy, 1), tmp_path / "bad.pt")
     first.save(tmp_path / "state.pt")
     learned, unbroken = first.learn(make_groups(policy, 2), tmp_path / "bad.pt")
-    second = RolloutLearner(plan, tmp_path / "state.pt", "cpu")
-    assert second.publish().version == 2
+    second = LearnerWorker(plan, tmp_path / "state.pt", "cpu")
+    assert second.call("publish").version == 2
     again, resumed = second.learn(make_groups(policy, 2), tmp_path / "bad.pt")
     assert resumed.digest == unbroken.digest and resumed.version == 3 == learned.version
     assert again.metrics == learned.metrics
@@ -264,7 +264,7 @@ def test_a_learner_that_was_saved_goes_on_to_the_same_bits(policy, tmp_path, lor
 
 
 def test_a_loss_that_is_no_number_is_told_and_its_batch_kept(policy, tmp_path, monkeypatch):
-    learner = RolloutLearner(GRPOPlan(policy, OPTIONS, SETTINGS, 0), None, "cpu")
+    learner = LearnerWorker(GRPOPlan(policy, OPTIONS, SETTINGS, 0), None, "cpu")
     batch = rollout_learner_batch(learner.training, make_groups(policy))
 
     def fail(groups):
@@ -308,7 +308,7 @@ class Remote:
 
 def test_the_drivers_handle_waits_and_notices_that_the_run_is_being_stopped(policy, tmp_path, monkeypatch):
     monkeypatch.setattr(rollout_learner, "ray", LateRay())
-    learner = RolloutLearner(GRPOPlan(policy, OPTIONS, SETTINGS, 0), None, "cpu")
+    learner = LearnerWorker(GRPOPlan(policy, OPTIONS, SETTINGS, 0), None, "cpu")
     checks: list[int] = []
     handle = LearnerHandle(Remote(learner), lambda: checks.append(1))
     published = handle.publish()

@@ -77,8 +77,8 @@ class Stages:
         """Steps without vLLM."""
         policy = self.shown["cold_start"]
         engines = FakeEngines(policy, map(make_item, [*range(24), *range(1000, 1005)]))
-        learner = FakeLearner(RunState(context.out, context.scratch, context.say).learner_state)
-        GRPORun(context, policy, engines, learner).run()
+        state = RunState(context.out, context.scratch, context.say)
+        GRPORun(context, policy, engines, FakeLearner(state.learner_state), state).run()
 
     def functions(self):
         """By kind."""

@@ -76,7 +76,7 @@ def test_a_killed_learner_goes_on_from_the_last_checkpoint(cluster, unbroken, fo
     def twice():
         for after in (1, 3):
             wait_until(lambda after=after: steps_logged(path) >= after)
-            found = wait_until(lambda: set(worker("ray::RolloutLearner")) - learners)
+            found = wait_until(lambda: set(worker("ray::LearnerWorker")) - learners)
             learners.update(found)
             os.kill(found.pop(), signal.SIGKILL)
 
@@ -109,7 +109,7 @@ def test_with_rollouts_ahead_of_the_learner_nothing_is_lost_or_counted_twice(clu
 
     def trouble():
         kill("ray::Rollout.generate", path, after=1)
-        kill("ray::RolloutLearner", path, after=3)
+        kill("ray::LearnerWorker", path, after=3)
         wait_until(lambda: steps_logged(path) >= 5)
         os.kill(os.getpid(), signal.SIGTERM)
 
