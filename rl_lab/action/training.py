@@ -14,7 +14,8 @@ import torch
 from algos.advantage import POSITIVE
 from algos.auxiliary import PoseProbe
 from algos.flow_matching import FlowMatching, is_frozen_prefix
-from algos.methods import find_method
+from algos.methods import Method, find_method
+from algos.objective import Objective
 from rl_lab.action.batching import demonstrations, fit_processor
 from rl_lab.action.buffers import read_episodes, read_pairs
 from rl_lab.action.datasets import Dataset, demonstration_data, encode_rows, preference_data
@@ -136,10 +137,7 @@ def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
     _store_prefixes(data, trained, reference, settings)
     if settings.compile:  # afterwards, because prefixes are stored once, and steps are many
         compile_blocks(policy)
-    weights = plan.objective.model_dump(include={"beta", "lambda_pro", "lambda_sft"})
-    objective = method.objective(
-        groups=groups, draws_per_sample=settings.draws_per_sample, reference=reference, **weights
-    )
+    objective = method_objective(method, settings, plan.objective, reference)
     done = replace(
         info,
         weight_version=plan.round + 1,
@@ -147,6 +145,16 @@ def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
         prompt_suffix=POSITIVE if method.rows == "labelled" else "",
     )
     return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, done))
+
+
+def method_objective(method: Method, settings: OptimiseConfig, weights: ObjectiveConfig, reference: Any) -> Objective:
+    """The loss of a method with its weights; `reference` is None where it needs none."""
+    return method.objective(
+        groups=settings.train,
+        draws_per_sample=settings.draws_per_sample,
+        reference=reference,
+        **weights.model_dump(include={"beta", "lambda_pro", "lambda_sft"}),
+    )
 
 
 def _reference(plan: OptimisePlan, policy: HyVLAPolicy | Adapted, device: str) -> HyVLAPolicy | BaseWeights:

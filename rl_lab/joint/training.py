@@ -6,31 +6,26 @@ and what drift is measured from. A saved state names it by its digest and holds 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from algos.grpo import GRPO
 from algos.grpo_options import GRPOOptions
 from algos.methods import find_method
 from rl_lab.action.batching import demonstrations
 from rl_lab.action.buffers import read_episodes, read_pairs
 from rl_lab.action.datasets import Dataset, encode_rows, preference_data
+from rl_lab.action.training import method_objective
 from rl_lab.config.action import BuffersConfig, ObjectiveConfig, OptimiseConfig
 from rl_lab.config.language import RLConfig
 from rl_lab.errors import UserError
 from rl_lab.joint.interference import Moves, cosines, drift
-from rl_lab.language.model import load_language_model
-from rl_lab.language.token_batching import rollout_batch
-from rl_lab.language.training import Groups
-from rl_lab.learning.checkpoint import load_policy
-from rl_lab.learning.learner import Learner
+from rl_lab.language.training import Groups, GRPOUpdate, OnlineTraining, frozen_model
 from rl_lab.learning.ranks import num_ranks
 from rl_lab.learning.training import optimiser
 from rl_lab.model.policy import HyVLAPolicy
@@ -74,22 +69,19 @@ class JointPlan:
         return JointTraining(self, device)
 
 
-class JointTraining:
+class JointTraining(OnlineTraining):
     """The learner of both; any call that changes weights makes a new version of them."""
 
     def __init__(self, plan: JointPlan, device: str = "cpu") -> None:
         """UserError for a checkpoint without an action expert."""
-        self.plan, self.device = plan, device
-        self.start = load_language_model(plan.policy)
+        saves_memory = plan.rl.gradient_checkpointing or plan.optimise.gradient_checkpointing
+        settings = plan.rl.model_copy(update={"gradient_checkpointing": saves_memory})
+        super().__init__(plan.policy, settings, SHARED, plan.seed, device)
         if self.start.actions is None:
             raise UserError(f"{plan.policy} holds a vision-language model, but RPRO needs a policy: train it first")
-        self.policy: Any = self.start.model.to(device)  # type: ignore[arg-type]
-        if plan.rl.gradient_checkpointing or plan.optimise.gradient_checkpointing:
-            self.policy.gradient_checkpointing_enable()
-        self.reference: HyVLAPolicy = load_policy(plan.policy)[0].eval().requires_grad_(False)
-        self.reference.to(device)
+        self.plan, self.policy = plan, self.trained
+        self.reference: HyVLAPolicy = frozen_model(plan.policy, device)
         self.digest = publish(plan.policy, 0).digest
-        self.learner = Learner(self.policy, seed=plan.seed)
         self._add_objectives()
         groups = self.policy.parameter_groups()
         self.moves = Moves([parameter for group in SHARED for parameter in groups[group]])
@@ -101,17 +93,9 @@ class JointTraining:
     def _add_objectives(self) -> None:
         plan = self.plan
         if "grpo" in plan.parts:
-            reference = self.reference if plan.grpo.beta > 0 else None
-            grpo = GRPO(plan.grpo, groups=plan.rl.train, reference=reference)
-            self.learner.add("grpo", grpo, optimiser(plan.rl, plan.grpo.num_iterations))
+            self.grpo = GRPOUpdate(self.learner, plan.grpo, plan.rl, self.reference if plan.grpo.beta > 0 else None)
         if "rpro" in plan.parts:
-            weights = plan.rpro.model_dump(include={"beta", "lambda_pro", "lambda_sft"})
-            rpro = METHOD.objective(
-                groups=plan.optimise.train,
-                draws_per_sample=plan.optimise.draws_per_sample,
-                reference=self.reference,
-                **weights,
-            )
+            rpro = method_objective(METHOD, plan.optimise, plan.rpro, self.reference)
             whole = plan.optimise.model_copy(update={"steps": plan.rounds * plan.optimise.steps})
             self.learner.add("rpro", rpro, optimiser(whole))
 
@@ -122,27 +106,17 @@ class JointTraining:
 
     def learn(self, groups: Groups) -> dict[str, float]:
         """A batch of GRPO, as `GRPOTraining.learn`; with the cosine of both gradients before it where that is due."""
-        plan, options = self.plan, self.plan.grpo
-        torch.set_num_threads(plan.rl.threads)
-        processor = self.start.processor.image_processor
-        batch = rollout_batch(
-            groups.prompts, groups.completions, groups.advantages, processor, scored=groups.scored
-        ).to(self.device)
-        track = self.learner.tracks["grpo"]
-        if options.num_iterations > 1:
-            assert isinstance(track.objective, GRPO)
-            batch = track.objective.prepare(self.policy, batch)
+        torch.set_num_threads(self.plan.rl.threads)
+        batch = self.grpo.prepare(self.batch(groups))
         measured = self._cosines(batch)
         with self._moving("grpo"):
-            lines = [self.learner.step("grpo", batch, plan.rl.rows_at_once) for _ in range(options.num_iterations)]
-        first = {name: value for name, value in lines[0].items() if name.startswith("mismatch/")}
-        return lines[-1] | first | measured | self.drift()
+            line = self.grpo.take(batch)
+        return line | measured | self.drift()
 
     def _cosines(self, batch: Any) -> dict[str, float]:
         """Cosines of GRPO's gradient on its newest batch and RPRO's on its own, where due and where there are both."""
-        every, batches = self.plan.cosine_every, self.learner.tracks["grpo"].step // self.plan.grpo.num_iterations
-        rpro = self.learner.tracks.get("rpro")
-        if not every or batches % every or rpro is None or not rpro.step or self._data is None:
+        every, rpro = self.plan.cosine_every, self.learner.tracks.get("rpro")
+        if not every or self.grpo.batches % every or rpro is None or not rpro.step or self._data is None:
             return {}
         first = self.learner.gradients("grpo", batch, self.plan.rl.rows_at_once)
         torch.set_num_threads(self.plan.optimise.threads)
@@ -220,7 +194,7 @@ class JointTraining:
         """What a resumed training needs besides its plan."""
         return {
             "reference": self.digest,
-            "learner": self.learner.state_dict(),
+            "learner": super().state_dict(),
             "moves": whole(self.moves.sums) if num_ranks() > 1 else self.moves.sums,
             "changes": self.changes,
         }
@@ -228,7 +202,7 @@ class JointTraining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`; RuntimeError if it was made with another reference."""
         self._check(state)
-        self.learner.load_state_dict(state["learner"])
+        super().load_state_dict(state["learner"])
         self.moves.sums, self.changes = self._shares(state["moves"]), state["changes"]
 
     def _shares(self, moves: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
@@ -241,17 +215,6 @@ class JointTraining:
     def _check(self, state: dict[str, Any]) -> None:
         if state["reference"] != self.digest:
             raise RuntimeError(f"the saved state belongs to another start than {self.plan.policy}; run the stage anew")
-
-    def finish(self, folder: Path) -> None:
-        """Write the model of the moment into a checkpoint folder."""
-        start, steps = self.start.info, sum(track.step for track in self.learner.tracks.values())
-        self.start.save(folder, replace(start, weight_version=self.version, steps=start.steps + steps))
-
-    def publish(self) -> Snapshot:
-        """The same as a snapshot for engines and simulators."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.finish(Path(folder))
-            return publish(Path(folder), self.version)
 
     @torch.no_grad()
     def publish_without(self, objective: str) -> Snapshot:

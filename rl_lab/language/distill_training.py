@@ -42,7 +42,7 @@ class DistillTraining(OnlineTraining):
 
     def __init__(self, plan: DistillPlan, device: str = "cpu") -> None:
         settings = plan.settings
-        super().__init__(plan.policy, "distill", settings, settings.train, plan.seed, device)
+        super().__init__(plan.policy, settings, settings.train, plan.seed, device)
         self.plan = plan
         teacher = None if plan.teacher is None else frozen_model(plan.teacher, device)
         objective: Any = Distillation(settings.options(), groups=settings.train, teacher=teacher)
@@ -90,7 +90,7 @@ class ImitateTraining(OnlineTraining):
 
     def __init__(self, plan: ImitatePlan, device: str = "cpu") -> None:
         settings = plan.settings
-        super().__init__(plan.policy, "imitate", settings, settings.train, plan.seed, device)
+        super().__init__(plan.policy, settings, settings.train, plan.seed, device)
         self.plan = plan
         self.learner.add("imitate", CrossEntropy(groups=settings.train), optimiser(settings))
 

@@ -119,20 +119,23 @@ class Groups:
 class OnlineTraining:
     """A learner that takes groups as they come and publishes its weights; what it learns is for the kinds of it."""
 
-    def __init__(
-        self, policy: Path, name: str, settings: ScheduleConfig, groups: tuple[str, ...], seed: int, device: str
-    ) -> None:
-        """Load the checkpoint folder `policy`; an objective called `name` is to be added to the learner."""
-        self.device, self.name, self.steps_per_batch = device, name, 1
+    def __init__(self, policy: Path, settings: ScheduleConfig, groups: tuple[str, ...], seed: int, device: str) -> None:
+        """Load the checkpoint folder `policy`; objectives are to be added to the learner."""
+        self.device, self.steps_per_batch = device, 1
         self.start: LanguageModel = load_language_model(policy)
         self.start.model.to(device)  # type: ignore[arg-type]
         self.trained = trainable(self.start.model, settings, groups, integer(seed, "lora"))
         self.learner = Learner(self.trained, seed=seed)
 
     @property
-    def batches(self) -> int:
-        """Batches learned so far."""
-        return self.learner.tracks[self.name].step // self.steps_per_batch
+    def steps(self) -> int:
+        """Optimizer steps so far, of all objectives."""
+        return sum(track.step for track in self.learner.tracks.values())
+
+    @property
+    def version(self) -> int:
+        """Of the weights of the moment, which counts on by the batches learned."""
+        return self.start.info.weight_version + self.steps // self.steps_per_batch
 
     def learn(self, groups: Groups) -> dict[str, float]:
         """Learn from a batch; its metrics. ValueError if no answer of it can be learned from."""
@@ -153,16 +156,39 @@ class OnlineTraining:
         self.learner.load_state_dict(state)
 
     def finish(self, folder: Path) -> None:
-        """Write the model of the moment into a checkpoint folder; its version counts on by the batches learned."""
-        start, steps = self.start.info, self.learner.tracks[self.name].step
-        info = replace(start, weight_version=start.weight_version + self.batches, steps=start.steps + steps)
+        """Write the model of the moment into a checkpoint folder."""
+        info = replace(self.start.info, weight_version=self.version, steps=self.start.info.steps + self.steps)
         self.start.save(folder, info, self.trained.merged_state_dict() if isinstance(self.trained, Adapted) else None)
 
     def publish(self) -> Snapshot:
         """The same as a snapshot for engines."""
         with tempfile.TemporaryDirectory() as folder:
             self.finish(Path(folder))
-            return publish(Path(folder), self.start.info.weight_version + self.batches)
+            return publish(Path(folder), self.version)
+
+
+class GRPOUpdate:
+    """GRPO on a learner: its objective, and the steps on each batch."""
+
+    def __init__(self, learner: Learner, options: GRPOOptions, settings: RLConfig, reference: Any) -> None:
+        """`reference` is the model that the KL term holds to; None without one."""
+        self.learner, self.iterations, self.rows_at_once = learner, options.num_iterations, settings.rows_at_once
+        self.objective = GRPO(options, groups=settings.train, reference=reference)
+        learner.add("grpo", self.objective, optimiser(settings, options.num_iterations))
+
+    @property
+    def batches(self) -> int:
+        """Batches learned so far."""
+        return self.learner.tracks["grpo"].step // self.iterations
+
+    def prepare(self, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with the log-probabilities before its first step, which later ones are held to."""
+        return self.objective.prepare(self.learner.policy, batch) if self.iterations > 1 else batch
+
+    def take(self, batch: RolloutBatch) -> dict[str, float]:
+        """The optimizer steps on a prepared batch; the metrics of the last, mismatch being that of the first."""
+        lines = [self.learner.step("grpo", batch, self.rows_at_once) for _ in range(self.iterations)]
+        return lines[-1] | {name: value for name, value in lines[0].items() if name.startswith("mismatch/")}
 
 
 @dataclass(frozen=True)
@@ -184,13 +210,12 @@ class GRPOTraining(OnlineTraining):
 
     def __init__(self, plan: GRPOPlan, device: str = "cpu") -> None:
         settings, options = plan.settings, plan.options
-        super().__init__(plan.policy, "grpo", settings, settings.train, plan.seed, device)
+        super().__init__(plan.policy, settings, settings.train, plan.seed, device)
         self.plan, self.steps_per_batch = plan, options.num_iterations
-        self.objective = GRPO(options, groups=settings.train, reference=self._reference())
-        self.learner.add("grpo", self.objective, optimiser(settings, options.num_iterations))
+        self.grpo = GRPOUpdate(self.learner, options, settings, self._reference())
 
     def _reference(self) -> Any:
-        """The model that the KL term holds to: the start, without a copy where adapters leave it as it was."""
+        """The start, without a copy where adapters leave it as it was; None without a KL term."""
         if self.plan.options.beta == 0:
             return None
         if isinstance(self.trained, Adapted):
@@ -198,16 +223,8 @@ class GRPOTraining(OnlineTraining):
         return frozen_model(self.plan.policy, self.device)
 
     def learn(self, groups: Groups) -> dict[str, float]:
-        """`num_iterations` optimizer steps on one batch; the metrics of the last, mismatch being that of the first.
-
-        ValueError if no answer of the batch has a reward.
-        """
-        batch = self.batch(groups)
-        if self.plan.options.num_iterations > 1:
-            batch = self.objective.prepare(self.trained, batch)
-        at_once, iterations = self.plan.settings.rows_at_once, self.plan.options.num_iterations
-        lines = [self.learner.step("grpo", batch, at_once) for _ in range(iterations)]
-        return lines[-1] | {name: value for name, value in lines[0].items() if name.startswith("mismatch/")}
+        """`num_iterations` optimizer steps on one batch. ValueError if no answer of the batch has a reward."""
+        return self.grpo.take(self.grpo.prepare(self.batch(groups)))
 
 
 def frozen_model(folder: Path, device: str) -> Any:

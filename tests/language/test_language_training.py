@@ -152,7 +152,7 @@ def test_grpo_learns_publishes_and_counts_batches_whatever_the_steps_on_each(pol
         for batch in (1, 2):
             line = training.learn(make_groups(policy, batch))
             assert np.isfinite(line["loss"]) and line["grad_norm"] > 0
-            assert training.batches == batch and training.publish().version == 1 + batch
+            assert training.grpo.batches == batch and training.publish().version == 1 + batch
             assert (line["ratio/mean"] == 1.0) == (iterations == 1)
         snapshot = training.publish()
         verify(snapshot)
@@ -174,7 +174,7 @@ def test_the_mismatch_of_several_steps_is_that_before_the_first(policy):
 def test_the_reference_of_the_kl_term_stays_where_the_run_began(policy, lora):
     settings = SETTINGS.model_copy(update={"lora": lora})
     training = GRPOTraining(GRPOPlan(policy, replace(OPTIONS, beta=0.1), settings, 0))
-    groups, reference = make_groups(policy), training.objective.reference
+    groups, reference = make_groups(policy), training.grpo.objective.reference
     batch = rollout_learner_batch(training, groups)
     before = reference.token_logprobs(batch).logprobs.detach().clone()
     for _ in range(2):
