@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from rl_lab.arguments import as_path
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.reports.against import comparison_lines, write_comparison
-from rl_lab.reports.page import write_report
+from rl_lab.reports.page import write_pages
 from rl_lab.reports.rundir import load_run
+from rl_lab.reports.summary import measure
 from rl_lab.reports.terminal import summary_lines
 
 
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run, other = load_run(options.run), load_run(options.against) if options.against else None
     comparison = comparison_lines(run, other) if other else ""  # before anything is written: it may refuse
     try:
-        summary, page = write_report(options.run)
+        summary = measure(run)
+        page = write_pages(run, summary)
         compared = write_comparison(run, other) if other else None
     except OSError as error:
         raise UserError(f"cannot write the report into {options.run}: {error.strerror}; make it writable") from error

@@ -44,6 +44,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def standing(self) -> str:
+        """Where the interval lies: `above` 0, `below` 0, or `open`."""
+        return "above" if self.low > 0 else "below" if self.high < 0 else "open"
+
 
 def wilson(successes: int, n: int) -> Interval:
     """Success rate with the Wilson score interval, (p + z^2/2n +- z sqrt(pq/n + z^2/4n^2)) / (1 + z^2/n).

@@ -6,20 +6,34 @@ Runs that differ in nothing but the training seed are repetitions: those are sho
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rl_lab.errors import UserError
 from rl_lab.files import write_whole
-from rl_lab.reports.against_episodes import Pairing, pair_runs
-from rl_lab.reports.against_questions import pair_questions
-from rl_lab.reports.compare import episode_summary
 from rl_lab.reports.document import document
+from rl_lab.reports.estimates import (
+    Estimate,
+    cell,
+    examined,
+    gain,
+    gain_row,
+    mean_estimate,
+    of_scheme,
+    reward_row,
+    score,
+    shared_replicates,
+)
+from rl_lab.reports.examinations import reward_table
+from rl_lab.reports.held_out_page import difference_text
 from rl_lab.reports.markup import Cell, Markup, note, section, table, tag
-from rl_lab.reports.rundir import RunFolder, label
+from rl_lab.reports.results import gain_text
+from rl_lab.reports.rundir import BASE, Evaluation, RunFolder, label
 from rl_lab.reports.terminal import columns
-from rl_lab.reports.verdict import OVERALL, Row
+from rl_lab.reports.verdict import Row, p_text, points, reward, signed
+from rl_lab.stats import REWARD_METHOD
 
 REPEATED = ("seed", "name")
 """Config keys in which repetitions of one experiment may differ."""
@@ -67,8 +81,8 @@ def over_seeds(runs: Sequence[RunFolder]) -> list[Row]:
     """Success of each method and round over training seeds: every value, mean and standard deviation (n - 1)."""
     rates: dict[tuple[str, int], list[float]] = {}
     for run in runs:
-        for row in (r for r in episode_summary(run)["scores"] if r["scope"] == OVERALL):
-            rates.setdefault((row["method"], row["round"]), []).append(row["rate"])
+        for one in run.evaluations:
+            rates.setdefault((one.method, one.round), []).append(score(one.episodes)[0].value)
     return [
         {"policy": label(method, round_), "rates": values, "mean": statistics.fmean(values)}
         | {"sd": statistics.stdev(values) if len(values) > 1 else None}
@@ -91,6 +105,8 @@ def _seed_cells(row: Row) -> list[str]:
 
 
 SEED_HEAD = ("policy", "seeds", "success of each (%)", "mean", "SD (points)")
+EPISODE_HEAD = ("here", "there", "n", "solved here", "solved there", "difference (points)", "p")
+QUESTION_HEAD = ("here", "there", "items", "replicates", "reward here", "reward there", "difference")
 CONFIG_HEAD = ("key", "here", "there")
 STAGE_HEAD = ("stage", "", "seconds here", "seconds there")
 
@@ -98,6 +114,117 @@ STAGE_HEAD = ("stage", "", "seconds here", "seconds there")
 def _stage_cells(row: tuple[str, str, Any, Any]) -> list[str]:
     name, how, *seconds = row
     return [name, how, *("" if value is None else f"{value:.0f}" for value in seconds)]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models that were tested on the same: both means, and the paired difference, here minus there."""
+
+    here: str
+    there: str
+    difference: Estimate
+    means: Sequence[Estimate]
+    of: int = 0
+    """Episodes that the larger evaluation has."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What two runs were both tested on: a table whose first two columns name the sides."""
+
+    head: Sequence[str]
+    rows: list[list[str]]
+    marked: list[list[Any]]
+    """The same rows for a page."""
+    reading: str
+    """How to read it."""
+
+
+def matched_policies(run: RunFolder, other: RunFolder) -> list[tuple[Evaluation, Evaluation]]:
+    """What is compared: the bases, each shared method after the last round both have, and the methods under test."""
+    common = [method for method in [BASE, *run.methods] if method == BASE or method in other.methods]
+    rounds = [min(run.last_round(method), other.last_round(method)) for method in common]
+    wanted = [(method, last, method, last) for method, last in zip(common, rounds, strict=True)]
+    if run.method and other.method and run.method != other.method:
+        wanted.append((run.method, run.last_round(run.method), other.method, other.last_round(other.method)))
+    found = [(run.evaluation(a, i), other.evaluation(b, j)) for a, i, b, j in wanted]
+    return [(first, second) for first, second in found if first and second]
+
+
+def episode_pairs(run: RunFolder, other: RunFolder) -> Iterator[Pair]:
+    """Success on the shared episodes."""
+    for first, second in matched_policies(run, other):
+        keys = {e.key for e in first.episodes} & {e.key for e in second.episodes}
+        if keys:
+            sides = [[e for e in side.episodes if e.key in keys] for side in (first, second)]
+            here, there = (label(side.method, side.round) for side in (first, second))
+            means, whole = [score(side)[0] for side in sides], max(len(first.episodes), len(second.episodes))
+            yield Pair(here, there, gain(*sides)[0], means, whole)
+
+
+def _matched_schemes(run: RunFolder, other: RunFolder) -> list[tuple[str, str]]:
+    """The base and every shared scheme; the first schemes of both if they share none."""
+    pairs = [(scheme, scheme) for scheme in examined(run) if scheme in examined(other)]
+    if run.schemes and other.schemes and not set(run.schemes) & set(other.schemes):
+        pairs.append((run.schemes[0], other.schemes[0]))
+    return pairs
+
+
+def question_pairs(run: RunFolder, other: RunFolder) -> Iterator[Pair]:
+    """Final held-out reward on the shared questions and replicates."""
+    for here, there in _matched_schemes(run, other):
+        sides = shared_replicates(of_scheme(run, here), of_scheme(other, there))
+        names = [{item.item for examination in side for item in examination.items} for side in sides]
+        items = sorted(names[0] & names[1])
+        tables = [reward_table(side, items, lambda item: item.reward) for side in sides]
+        found = [mean_estimate(rewards) for rewards in (tables[0] - tables[1], *tables)] if items else [None]
+        difference, *means = found
+        if difference is not None:
+            yield Pair(label(here), label(there), difference, [mean for mean in means if mean is not None])
+
+
+def _episode_cells(pair: Pair) -> list[str]:
+    gain = pair.difference
+    n = str(gain.n) if gain.n == pair.of else f"{gain.n} of {pair.of}"
+    solved = [str(mean.successes) for mean in pair.means]
+    return [pair.here, pair.there, n, *solved, cell(gain, points), p_text(gain.p).removeprefix("= ")]
+
+
+def _question_cells(pair: Pair) -> list[str]:
+    gain = pair.difference
+    rewards = [reward(mean.value) for mean in pair.means]
+    return [pair.here, pair.there, str(gain.n), str(gain.replicates), *rewards, cell(gain, signed)]
+
+
+def pair_runs(run: RunFolder, other: RunFolder) -> Pairing:
+    """Paired differences of success. UserError if no episode is shared."""
+    pairs = list(episode_pairs(run, other))
+    if not pairs:
+        raise UserError(
+            f"{run.path} and {other.path} share no evaluated (task, variant, seed); evaluate both on the same seeds"
+        )
+    rows = [_episode_cells(pair) for pair in pairs]
+    gains = [gain_text(gain_row([pair.difference])) for pair in pairs]
+    marked = [[*cells[:-2], gain, cells[-1]] for gain, cells in zip(gains, rows, strict=True)]
+    reading = (
+        "Difference: here minus there on the episodes that both evaluated, with its paired 95 % interval. "
+        "It speaks about these two trained policies; another training seed gives another policy."
+    )
+    return Pairing(EPISODE_HEAD, rows, marked, reading)
+
+
+def pair_questions(run: RunFolder, other: RunFolder) -> Pairing:
+    """Paired differences of held-out reward. UserError if no question is shared."""
+    pairs = list(question_pairs(run, other))
+    if not pairs:
+        raise UserError(
+            f"{run.path} and {other.path} share no examined question; examine both on the same held-out items"
+        )
+    rows = [_question_cells(pair) for pair in pairs]
+    gains = [difference_text(reward_row(pair.difference)) for pair in pairs]
+    marked = [[*cells[:-1], gain] for gain, cells in zip(gains, rows, strict=True)]
+    reading = f"Difference: here minus there on the same questions and replicates. Intervals: {REWARD_METHOD}."
+    return Pairing(QUESTION_HEAD, rows, marked, reading)
 
 
 def find_pairing(run: RunFolder, other: RunFolder) -> Pairing:

@@ -11,12 +11,11 @@ from rl_lab.reports.distillation import (
     reward_curves,
 )
 from rl_lab.reports.held_out_page import mean_text, minus
-from rl_lab.reports.held_out_verdict import reward
 from rl_lab.reports.markup import Markup, join, note, section, table, tag
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.schemes_page import curve_series
-from rl_lab.reports.verdict import Row
+from rl_lab.reports.verdict import Row, reward
 
 NAMES = {
     STUDENT: "student, before",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl_lab.reports.held_out import BLANK, CONSTANT
-from rl_lab.reports.held_out_verdict import NAMES, reward, signed
+from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES
 from rl_lab.reports.markup import Markup, details, join, note, section, table, tag
 from rl_lab.reports.overview import standing, tile
 from rl_lab.reports.plots import interval_bar
 from rl_lab.reports.rundir import BASE, label
-from rl_lab.reports.verdict import OVERALL, Row, find
+from rl_lab.reports.verdict import OVERALL, Row, find, reward, signed
 
 TITLE = "Held-out questions"
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")

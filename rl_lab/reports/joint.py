@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rl_lab.reports.estimates import REWARD, SUCCESS, Estimate, cell
 from rl_lab.reports.joint_data import SKILLS, Arm
 from rl_lab.reports.rundir import BASE
 from rl_lab.reports.verdict import OVERALL, Row, find, points
@@ -13,6 +14,11 @@ from rl_lab.stats import mean_interval, wilson
 
 ALONE = {"language": "grpo_alone", "actions": "rpro_alone"}
 """The control in which only the skill's own objective trains."""
+MEASURED = {
+    "language": (REWARD, "Reward on held-out questions"),
+    "actions": (SUCCESS, "Success in held-out episodes"),
+}
+STANDINGS = {"above": "better", "below": "worse", "open": "no difference is shown"}
 GROUPS = ("vision", "vlm", "expert")
 WORKERS = ("learner", "engines", "simulators")
 
@@ -97,29 +103,26 @@ def _pair(summary: Row, name: str, over: str) -> Row | None:
     return {"arm": name, "over": over, "language": language, "actions": actions}
 
 
-def _sentence(row: Row | None, skill: str) -> str:
+def _sentence(found: Estimate | None) -> str:
     """A paired difference in words."""
-    if row is None or "refused" in row:
+    if found is None or found.refused is not None:
         return ""
-    value = row["value"] if skill == "language" else row["difference"]
-    verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference is shown"
-    if skill == "language":
-        return f"{value:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n = {row['n']}): {verdict}"
-    ends = f"[{points(row['low'])}, {points(row['high'])}]"
-    return f"{points(value)} points {ends} (n = {row['n']}): {verdict}"
+    size = cell(found, "{:+.3f}".format)
+    if found.how == SUCCESS:
+        size = cell(found, points).replace(" ", " points ", 1)
+    return f"{size} (n = {found.n}): {STANDINGS[found.standing]}"
 
 
-def joint_verdict(joint: Row) -> list[str]:
+def joint_verdict(joint: Row, table: Sequence[Estimate]) -> list[str]:
     """What training together did to each skill, as sentences that claim no more than the intervals do."""
     sentences = []
-    words = {"language": "Reward on held-out questions", "actions": "Success in held-out episodes"}
     if "together" in joint["arms"]:
         for skill, alone in ALONE.items():
+            how, words = MEASURED[skill]
             for over, name in ((BASE, "the base policy"), (alone, "its own objective alone"), ("sequence", "sequence")):
-                row = find(joint["interference"], arm="together", over=over)
-                text = _sentence(row and row[skill], skill)
-                if text:
-                    sentences.append(f"{words[skill]}, together over {name}: {text}.")
+                text = _sentence(find(table, how=how, scope=OVERALL, model="together", over=over))
+                if text and over in (BASE, *joint["arms"]):
+                    sentences.append(f"{words}, together over {name}: {text}.")
         events = joint["guard"].get("together", [])
         acted = [event for event in events if event["action"] != "none"]
         sentences.append(

@@ -26,7 +26,7 @@ from rl_lab.reports.rft_page import rft_section
 from rl_lab.reports.rollouts_page import rollouts_section
 from rl_lab.reports.rundir import RunFolder, load_run
 from rl_lab.reports.schemes_page import schemes_section
-from rl_lab.reports.summary import summarise
+from rl_lab.reports.summary import measure, written
 from rl_lab.reports.sweep_page import sweep_link, write_sweep
 from rl_lab.reports.verdict import Row
 from rl_lab.reports.videos import videos
@@ -102,15 +102,20 @@ def write_report(run_dir: Path) -> tuple[Row, Path]:
     UserError if there is no run folder; whatever else is missing or damaged, the page and `problems` say so.
     """
     run = load_run(Path(run_dir))
-    summary = summarise(run)
+    summary = measure(run)
+    path = write_pages(run, summary)
+    return written(summary), path
+
+
+def write_pages(run: RunFolder, summary: Row) -> Path:
+    """The same of what was measured already; returns the path of the page."""
     page = build_page(run, summary)  # before anything is written: it may refuse
     summary["problems"] = run.problems
     path = run.path / "report.html"
-    own = {name: part for name, part in summary.items() if name != "sweep"}
-    write_whole(run.path / "summary.json", json.dumps(own, indent=1) + "\n")
+    write_whole(run.path / "summary.json", json.dumps(written(summary), indent=1) + "\n")
     if "pipeline" in summary:
         write_whole(run.path / PROVENANCE_FILE, json.dumps(provenance(run), indent=1) + "\n")
     write_whole(path, page)
     if "sweep" in summary:
         write_sweep(run, summary["sweep"])
-    return summary, path
+    return path

@@ -204,6 +204,10 @@ class RunFolder:
         stages = (s for s in self.stages if s.get("kind") != "report" and not s.get("reused"))
         return sum(s.get("seconds") or 0 for s in stages)
 
+    def last_round(self, method: str | None) -> int:
+        """Last evaluated round of a method, 0 for none."""
+        return max((e.round for e in self.evaluations if e.method == method), default=0)
+
     def evaluation(self, method: str, round_: int) -> Evaluation | None:
         """The evaluation of a method after a round, None if there is none."""
         return next((e for e in self.evaluations if (e.method, e.round) == (method, round_)), None)

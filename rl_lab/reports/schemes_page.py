@@ -8,11 +8,10 @@ import numpy as np
 
 from rl_lab.reports.budgets import REFERENCE, Curve, curves
 from rl_lab.reports.held_out_page import difference_text, mean_text, minus, scheme_colours
-from rl_lab.reports.held_out_verdict import reward, share
 from rl_lab.reports.markup import Markup, note, section, table, tag
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder, label
-from rl_lab.reports.verdict import Row, find
+from rl_lab.reports.verdict import Row, find, reward, share
 
 
 def curve_series(curve: Curve, css: str, name: str | None = None) -> Series:

@@ -17,8 +17,8 @@ from rl_lab.errors import UserError
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.reports.action_rewards import ranking_alarms
 from rl_lab.reports.budgets import curves
+from rl_lab.reports.estimates import mean_estimate, reward_row
 from rl_lab.reports.examinations import Training
-from rl_lab.reports.held_out import interval_row
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.sweep_alarms import Course, course_alarms
 from rl_lab.reports.sweep_curves import success_rows
@@ -111,9 +111,9 @@ def _variant(run: RunFolder, truth: Truth, name: str, baseline: str, compared: i
         "failed": [
             stage["name"] for stage in run.stages if stage.get("method") == name and stage["status"] == "failed"
         ],
-        "reward": interval_row(truth.table(name, truth.seeds(name), units.get(OVERALL, []))),
+        "reward": reward_row(mean_estimate(truth.table(name, truth.seeds(name), units.get(OVERALL, [])))),
         "means": {
-            scope: interval_row(truth.table(name, truth.seeds(name), ids))
+            scope: reward_row(mean_estimate(truth.table(name, truth.seeds(name), ids)))
             for scope, ids in units.items()
             if scope != OVERALL
         },
@@ -135,7 +135,9 @@ def _variant(run: RunFolder, truth: Truth, name: str, baseline: str, compared: i
     return row | {
         "verdict": asdict(verdict) | {"scope": verdict.scope.replace("items", truth.unit)},
         "sentence": verdict.sentence(name, baseline, truth.unit),
-        "categories": {scope: interval_row(table) for scope, table in differences.items() if scope != OVERALL},
+        "categories": {
+            scope: reward_row(mean_estimate(table)) for scope, table in differences.items() if scope != OVERALL
+        },
         "flips": flips(truth, name, baseline),
     }
 

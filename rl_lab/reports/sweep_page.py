@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 from rl_lab.files import write_whole
 from rl_lab.json_lines import read_json_lines
 from rl_lab.reports.document import document
+from rl_lab.reports.estimates import of_scheme
 from rl_lab.reports.examinations import EXAMINATIONS
-from rl_lab.reports.held_out import of_scheme
 from rl_lab.reports.held_out_page import difference_text, mean_text, minus
-from rl_lab.reports.held_out_verdict import reward, share
 from rl_lab.reports.markup import Markup, details, join, note, section, table, tag
 from rl_lab.reports.pictures import Pictures
 from rl_lab.reports.rundir import RunFolder, parse_node
@@ -21,7 +20,7 @@ from rl_lab.reports.schemes_page import reward_charts
 from rl_lab.reports.sweep_curves import training_charts
 from rl_lab.reports.sweep_truth import ranks_actions
 from rl_lab.reports.sweep_verdict import EFFECT
-from rl_lab.reports.verdict import Row
+from rl_lab.reports.verdict import Row, reward, share
 from rl_lab.reports.videos import filmed
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rl_lab.reports.compare import in_scope, scopes
+from rl_lab.reports.estimates import in_scope, of_scheme, pass_threshold, scoped_items, scopes
 from rl_lab.reports.examinations import reward_table
-from rl_lab.reports.held_out import of_scheme, pass_threshold, scoped_items
 from rl_lab.reports.rundir import BASE, RunFolder
 from rl_lab.reports.verdict import OVERALL, Row
 from rl_lab.stats import Array

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_text
+from rl_lab.reports.estimates import BLANK, CAPPED_STEPS, CONSTANT, REWARD, STEPS, SUCCESS, cell
 from rl_lab.reports.rundir import BASE, label
-from rl_lab.reports.verdict import OVERALL, Row, find, points
+from rl_lab.reports.verdict import OVERALL, Row, find, points, reward
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -22,33 +23,25 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     return "\n".join(written(line) for line in (lines[0], rule, *lines[1:]))
 
 
-def gain_cell(row: Row | None) -> str:
-    """A paired difference in points with its interval."""
-    if row is None:
-        return ""
-    if "refused" in row:
-        return "not paired"
-    return f"{points(row['difference'])} [{points(row['low'])}, {points(row['high'])}]"
-
-
 def score_lines(summary: Row, scope: str = OVERALL) -> str:
     """The table of the report's first page for one scope."""
     overs = [BASE, *([summary["control"]] if summary["control"] else [])]
-    head = ["policy", "n", "success", "95 % interval", *(f"over {label(over)}" for over in overs)]
+    head = ["policy", "n", "success", "95 % interval", *(f"over {label(over)}" for over in overs), "steps", "capped"]
+    table = [one for one in summary["estimates"] if one.scope == scope]
     rows = []
-    for row in (r for r in summary["scores"] if r["scope"] == scope):
-        key = {"scope": scope, "method": row["method"], "round": row["round"]}
-        cells = [label(row["method"], row["round"]), str(row["n"]), f"{100 * row['rate']:.0f} %"]
-        cells.append(f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %")
-        cells += [gain_cell(find(summary["gains"], **key, over=over)) for over in overs]
-        steps = row["steps_over_successes"]
-        rows.append([*cells, "" if steps is None else f"{steps:.0f}", f"{row['capped_steps']:.0f}"])
-    return columns([*head, "steps", "capped"], rows)
+    for rate in (one for one in table if (one.how, one.over) == (SUCCESS, None)):
+        own = [one for one in table if (one.model, one.round) == (rate.model, rate.round)]
+        cells = [label(rate.model, rate.round), str(rate.n), f"{100 * rate.value:.0f} %"]
+        cells.append(f"{rate.ends(lambda value: f'{100 * value:.0f}')} %")
+        cells += [cell(find(own, how=SUCCESS, over=over), points) for over in overs]
+        steps = [find(own, how=how, over=None) for how in (STEPS, CAPPED_STEPS)]
+        rows.append([*cells, *("" if one is None else f"{one.value:.0f}" for one in steps)])
+    return columns(head, rows)
 
 
 def episode_lines(summary: Row) -> list[str]:
     """Tables of all scopes of a run on episodes."""
-    scopes = list(dict.fromkeys(row["scope"] for row in summary["scores"]))
+    scopes = list(dict.fromkeys(one.scope for one in summary["estimates"] if one.how == SUCCESS))
     shown = scopes if len(scopes) > 2 else scopes[:1]
     return [f"{scope}\n{score_lines(summary, scope)}" for scope in shown] + benchmark_lines(summary["benchmark"])
 
@@ -62,23 +55,25 @@ def benchmark_lines(tables: Sequence[Row]) -> list[str]:
     return [f"success in percent, {episodes_text(tables[0])}\n{columns(head, rows)}"]
 
 
+def held_out_lines(summary: Row) -> list[str]:
+    """The table of a run on language: rewards, passes, and what the models are held against."""
+    names = list(dict.fromkeys((REWARD, "pass@1", f"pass@{summary['samples']}", BLANK, CONSTANT)))
+    table = [one for one in summary["estimates"] if one.scope == OVERALL]
+    rows = []
+    for mean in (one for one in table if (one.how, one.over) == (REWARD, None)):
+        own = [one for one in table if one.model == mean.model]
+        means = [find(own, how=name, over=None) for name in names[1:]]
+        rest = ["" if one is None else reward(one.value) for one in means]
+        counts = [str(mean.replicates), str(mean.n)]
+        over = find(own, how=REWARD, over=BASE)
+        rows.append([label(mean.model), *counts, cell(mean, reward), *rest, cell(over, reward)])
+    head = ["model", "replicates", "items", *names, "over base"]
+    return [columns(head, rows)] if rows else []
+
+
 def reward_cell(row: Row | None) -> str:
     """A mean reward, or a difference, with its interval."""
     return "" if row is None else f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def held_out_lines(summary: Row) -> list[str]:
-    """The table of a run on language: rewards, passes, and what the models are held against."""
-    k = summary["samples"]
-    names = list(dict.fromkeys(("reward", "pass@1", f"pass@{k}", "blank", "constant")))
-    rows = []
-    for row in (r for r in summary["held_out"] if r["scope"] == OVERALL and r["reward"]):
-        over = find(summary["held_out_differences"], scope=OVERALL, scheme=row["scheme"], over=BASE)
-        counts = [str(row["reward"]["replicates"]), str(row["reward"]["n"])]
-        rest = ["" if row[name] is None else f"{row[name]['value']:.3f}" for name in names[1:]]
-        rows.append([label(row["scheme"]), *counts, reward_cell(row["reward"]), *rest, reward_cell(over)])
-    head = ["model", "replicates", "items", *names, "over base"]
-    return [columns(head, rows)] if rows else []
 
 
 def pipeline_lines(summary: Row) -> list[str]:

@@ -11,7 +11,7 @@ from rewards.examination import examine
 from rl_lab.reports.films import flipped
 from rl_lab.reports.page import write_report
 from rl_lab.reports.rundir import load_run
-from rl_lab.reports.summary import summarise
+from rl_lab.reports.summary import measure
 from rl_lab.reports.sweep import expected_power
 from rl_lab.reports.sweep_curves import seeds_interval
 from rl_lab.reports.terminal import summary_lines
@@ -102,7 +102,7 @@ def test_variants_are_judged_by_success_episode_by_episode_and_seed_by_seed(swee
 
 
 def test_the_terminal_shows_truth_differences_and_verdicts_and_no_rounds(sweep):
-    summary = summarise(load_run(sweep))
+    summary = measure(load_run(sweep))
     table, verdicts = summary_lines(summary).split("\n\n")
     lines = {line.split()[0]: line for line in table.splitlines()[2:]}
     assert set(lines) == {"interventions", *RIGHT} and "training seeds and episodes" in lines["progress"]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from rl_lab.reports import summary
-from rl_lab.reports.compare import gain, pair_episodes, score
+from rl_lab.reports.estimates import gain, gain_row, pair_episodes, score, score_row
 from rl_lab.reports.page import write_report
 from rl_lab.reports.rundir import EpisodeResult, load_run, parse_node
 from rl_lab.reports.verdict import find
@@ -26,21 +26,21 @@ def policy(outcomes):
 
 
 def test_scores_by_hand():
-    row = score([episode(0, True, 90), episode(1, True, 110), episode(2, False), episode(3, False)])
+    row = score_row(score([episode(0, True, 90), episode(1, True, 110), episode(2, False), episode(3, False)]))
     assert (row["n"], row["successes"], row["rate"]) == (4, 2, 0.5)
     assert (row["steps_over_successes"], row["capped_steps"]) == (100, (90 + 110 + 180 + 180) / 4)
     assert (row["low"], row["high"]) == pytest.approx((0.1500, 0.8500), abs=1e-4)
 
 
 def test_steps_over_successes_are_absent_without_a_success():
-    row = score([episode(0, False)])
+    row = score_row(score([episode(0, False)]))
     assert row["steps_over_successes"] is None
     assert row["capped_steps"] == 180
 
 
 def test_gain_counts_episodes_that_changed():
     before, after = policy([1, 1, 0, 0, 0, 0]), policy([1, 0, 1, 1, 1, 0])
-    row = gain(after, before)
+    row = gain_row(gain(after, before))
     assert (row["n"], row["wins"], row["losses"]) == (6, 3, 1)
     assert row["difference"] == pytest.approx(2 / 6)
     assert row["p"] == pytest.approx(10 / 16)
@@ -50,7 +50,7 @@ def test_gain_counts_episodes_that_changed():
 def test_steps_are_compared_where_both_policies_succeed():
     before = [episode(0, True, 120), episode(1, True, 130), episode(2, False), episode(3, True, 100)]
     after = [episode(0, True, 100), episode(1, True, 100), episode(2, True, 170), episode(3, False)]
-    row = gain(after, before)
+    row = gain_row(gain(after, before))
     assert row["steps_where_both_succeed"]["value"] == -25
     assert row["steps_where_both_succeed"]["n"] == 2
     assert row["capped_steps"]["value"] == (-20 - 30 - 10 + 80) / 4

@@ -11,7 +11,7 @@ from rl_lab.reports.budgets import at_equal_budget, curves, make_curve, tokens_n
 from rl_lab.reports.examinations import ItemResult, Training, read_examination, read_training
 from rl_lab.reports.page import write_report
 from rl_lab.reports.rundir import load_run
-from rl_lab.reports.summary import summarise
+from rl_lab.reports.summary import measure, summarise
 from rl_lab.reports.terminal import summary_lines
 from rl_lab.reports.verdict import find
 from tests.reports.synthetic import write_jsonl
@@ -159,7 +159,7 @@ def test_the_whole_summary_is_strict_json_the_same_each_time_and_says_what_was_s
     verdict = next(line for line in summary["verdict"] if line.startswith("Frontier: held-out reward"))
     assert "80 items, 3 replicates" in verdict and "Better than (interval above 0): " in verdict
     assert "the base +" in verdict and "of uniform's tokens" in verdict
-    printed = summary_lines(summary)
+    printed = summary_lines(measure(load_run(run)))
     assert "difficulty pools" in printed and "pass@4" in printed and "over base" in printed
 
 
@@ -172,4 +172,4 @@ def test_a_run_that_has_only_begun_has_what_there_is(language_run, tmp_path):
     loaded = load_run(run)
     assert summarise(loaded)["verdict"] == ["No model was examined."]
     assert len(curves(loaded, "steps")) == 1 and loaded.on_language and not loaded.on_episodes
-    assert summary_lines(summarise(loaded)) == "No model was examined."
+    assert summary_lines(measure(loaded)) == "No model was examined."

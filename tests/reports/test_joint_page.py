@@ -13,7 +13,7 @@ from rl_lab.reports.joint import joint_verdict, score, times
 from rl_lab.reports.joint_data import Arm, read_arm
 from rl_lab.reports.page import build_page, write_report
 from rl_lab.reports.rundir import load_run
-from rl_lab.reports.summary import summarise
+from rl_lab.reports.summary import measure, summarise
 from rl_lab.reports.verdict import find
 
 ARMS = ("together", "sequence", "grpo_alone", "rpro_alone")
@@ -123,7 +123,8 @@ def test_idle_shares_are_weighted_by_the_seconds_of_the_turns():
 
 
 def test_the_summary_holds_each_skill_together_against_alone_and_sequence(run):
-    joint = summarise(load_run(run))["joint"]
+    summary = measure(load_run(run))
+    joint = summary["joint"]
     assert joint["arms"] == list(ARMS)
     over_alone = find(joint["interference"], arm="together", over="rpro_alone")["actions"]
     assert over_alone["difference"] == pytest.approx(-0.1, abs=0.03) and over_alone["n"] == N
@@ -132,7 +133,7 @@ def test_the_summary_holds_each_skill_together_against_alone_and_sequence(run):
     assert joint["cosines"]["together"][0] == {"group": "vision", "n": 2, "mean": pytest.approx(0.1), "negative": 0}
     assert joint["drift"]["together"]["vlm"] == pytest.approx(0.04) and "sequence" in joint["drift"]
     assert [event["action"] for event in joint["guard"]["together"]] == ["lower"]
-    text = " ".join(joint_verdict(joint))
+    text = " ".join(joint_verdict(joint, summary["estimates"]))
     assert (
         "together over its own objective alone" in text
         and "The guard acted 1 time." in text

@@ -12,6 +12,7 @@ from rl_lab.config import dump_config
 from rl_lab.reports.page import write_report
 from rl_lab.reports.pipeline import last_model, stopped_by
 from rl_lab.reports.rundir import load_run
+from rl_lab.reports.summary import measure
 from rl_lab.reports.terminal import summary_lines
 from tests.reports.test_page import Outline, visible
 from tests.runner.pipelines import FRONT, WHOLE, FakeModels, pipeline, run
@@ -107,7 +108,7 @@ def test_the_page_shows_chain_gates_and_provenance_and_every_model_among_the_hel
 
 
 def test_the_terminal_shows_the_chain(whole):
-    lines = summary_lines(whole[0]).splitlines()
+    lines = summary_lines(measure(load_run(whole[2]))).splitlines()
     row = next(line for line in lines if line.startswith("rft.1 "))
     assert re.search(r"grpo\.1: -0\.100 \[-0\.100, -0\.100\].*2,000.*grpo\.1 goes on", row)
 
