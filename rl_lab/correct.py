@@ -19,8 +19,9 @@ import numpy as np
 
 from envs.correctors import Place
 from rl_lab.arguments import as_path, check_output
-from rl_lab.config import RunConfig, load_config
+from rl_lab.config import RunConfig
 from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.stages.kinds import load_config
 from rl_lab.teleoperation.session import CorrectionSession, FailedEpisode, correction_line
 
 DEFAULT_PORT = 8766

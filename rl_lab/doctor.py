@@ -199,8 +199,8 @@ def check_robotwin() -> Iterator[Finding]:
 
 def check_file(path: Path) -> Iterator[Finding]:
     """The experiment file is right and fits this machine."""
-    from rl_lab.config import load_config  # these need the packages that other checks may find missing
     from rl_lab.runner.preflight import check_machine, warnings
+    from rl_lab.stages.kinds import load_config  # these need the packages that other checks may find missing
     from rl_lab.workers.robotwin import backend_line
 
     config = load_config(path)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.arguments import as_path, check_output
-from rl_lab.config import RunConfig, load_config, resolve_config
+from rl_lab.config import RunConfig
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.reports.benchmark import success_table
 from rl_lab.reports.terminal import benchmark_lines, columns
+from rl_lab.stages.kinds import load_config, resolve_config
 from rl_lab.stats import wilson
 
 DEFAULTS: dict[str, Any] = {"name": "eval", "stages": ["demos"]}

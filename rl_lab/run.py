@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.arguments import as_path
-from rl_lab.config import RunConfig, dump_changes, dump_config, load_config
+from rl_lab.config import RunConfig, dump_changes, dump_config
 from rl_lab.config.judge import JUDGE_URL
 from rl_lab.disk_errors import DiskError, disk_error
 from rl_lab.errors import CommandParser, RunError, UserError, one_line, run_command
@@ -26,7 +26,6 @@ from rl_lab.json_lines import read_json_lines
 from rl_lab.reading import read_object
 from rl_lab.runner.environment import describe
 from rl_lab.runner.executor import Executor, StageError
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import Node, stage_hashes
 from rl_lab.runner.needs import lacking_room, needs
 from rl_lab.runner.plan import plan_table
@@ -35,6 +34,7 @@ from rl_lab.runner.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE
 from rl_lab.runner.stage_context import Stage
 from rl_lab.runner.store import Store, code_versions
 from rl_lab.runner.tracking import Tracker
+from rl_lab.stages.kinds import expand, load_config
 from rl_lab.workers.bundles import placement_table
 from rl_lab.workers.robotwin import backend_line
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -79,29 +78,6 @@ class JointConfig(Section):
         if self.lead and "together" not in self.arms:
             raise ValueError("lead is about the arm together, which arms leaves out; leave lead out too")
         return self
-
-
-def check_stages(stages: Sequence[Any], has_base: bool) -> None:
-    """ValueError unless the stages of a joint run come once each and find what they need before them."""
-    needs = {
-        "warm_start": ("demos", "questions"),
-        "examine": ("questions",),
-        "evaluate": ("demos",),
-        "joint": ("demos", "questions"),
-    }
-    for position, name in enumerate(stages):
-        before = stages[:position]
-        if name in before:
-            raise ValueError(f"stages: {name} is there twice")
-        if name not in (*needs, "demos", "questions"):
-            raise ValueError(f"stages: {name} cannot be part of a joint run; give it a run of its own")
-        missing = next((other for other in needs.get(name, ()) if other not in before), None)
-        if missing is not None:
-            raise ValueError(f"stages: {name} needs {missing} before it")
-        if name in ("examine", "evaluate", "joint") and not has_base and "warm_start" not in before:
-            raise ValueError(f"stages: {name} needs warm_start before it, or a trained policy: give model.path")
-    if "joint" not in stages:
-        raise ValueError("stages: warm_start makes a policy for joint, which is not there; add joint")
 
 
 def check_settings(config: Any) -> None:

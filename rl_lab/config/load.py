@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +21,7 @@ from rl_lab.errors import UserError
 from rl_lab.yaml_text import MAX_DEPTH, parse_yaml, read_yaml
 
 Tree = dict[str, Any]
+Check = Callable[[RunConfig], None]
 BACKENDS = ("tabletop", "robotwin")
 PLAIN_VARIANT = {"tabletop": "clean", "robotwin": "demo_clean"}
 """Where a file names no variants."""
@@ -87,29 +88,36 @@ def _backend_section(tree: Tree, backend: str) -> Tree:
     return merge(rest, {"env": env}) if env else rest
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Tree | None = None) -> RunConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), defaults: Tree | None = None, check: Check | None = None
+) -> RunConfig:
     """Read a run's YAML file, apply `key=value` overrides and the backend's section, and validate all of it.
 
-    `defaults` stand in for keys that the file leaves out. Raises UserError: one line with the file, the dotted key,
-    what is wrong and, for a misspelt key, the nearest one.
+    `defaults` stand in for keys that the file leaves out; `check` raises ValueError for stages that cannot follow each
+    other. Raises UserError: one line with the file, the dotted key, what is wrong and, for a misspelt key, the nearest
+    one.
     """
-    return resolve_config((defaults or {}) | _read(Path(path)), str(path), overrides)
+    return resolve_config((defaults or {}) | _read(Path(path)), str(path), overrides, check)
 
 
-def resolve_config(content: Tree, where: str, overrides: Sequence[str] = ()) -> RunConfig:
+def resolve_config(content: Tree, where: str, overrides: Sequence[str] = (), check: Check | None = None) -> RunConfig:
     """The same for the content of a file; `where` names it in errors."""
+
+    def validate(tree: Tree, where: str) -> RunConfig:
+        return _validate(tree, where, changes, check)
+
     changes = [_parse_override(text) for text in overrides]
     tree = _apply(content, changes)
     sections = {backend: _backend_section(tree, backend) for backend in BACKENDS}
     shared = {key: value for key, value in tree.items() if key not in BACKENDS}
-    config = _validate(shared, where, changes)
+    config = validate(shared, where)
     for backend, section in sections.items():
         open_backend = {"env": {"backend": "auto"}}  # the run's own need not have the section's variants
-        _validate(merge(merge(shared, section), open_backend), f"{where}, {backend} section", changes)
+        validate(merge(merge(shared, section), open_backend), f"{where}, {backend} section")
     backend = resolve_backend(config.env.backend)
     merged = _apply(merge(shared, sections[backend]), [change for change in changes if change[0][0] not in BACKENDS])
     plain = merge({"env": {"variants": [PLAIN_VARIANT[backend]]}}, merged)
-    return _validate(merge(plain, {"env": {"backend": backend}}), where, changes)
+    return validate(merge(plain, {"env": {"backend": backend}}), where)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -134,10 +142,10 @@ def _changes(tree: Tree, default: Tree) -> Tree:
     return found
 
 
-def _validate(tree: Tree, where: str, overrides: Sequence[tuple[list[str], Any]]) -> RunConfig:
+def _validate(tree: Tree, where: str, overrides: Sequence[tuple[list[str], Any]], check: Check | None) -> RunConfig:
     try:
         # Through JSON, because strict JSON validation takes lists for tuples and still refuses text for numbers.
-        return RunConfig.model_validate_json(json.dumps(tree))
+        return RunConfig.model_validate_json(json.dumps(tree), context=check)
     except ValidationError as failure:
         errors = sorted(failure.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -1,12 +1,8 @@
-"""Stages of a run: their names, repeated blocks and gates; and what a pipeline needs in front of what.
-
-A run on language is a *pipeline*, one chain of models, as soon as its stages hold one of `PIPELINE_STAGES` or a repeat
-of language stages; otherwise it is a comparison of curricula from one base. See docs/pipeline.md.
-"""
+"""Stages of a run as its file names them: words, repeated blocks and gates. What they mean is in `rl_lab.stages`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -32,10 +28,6 @@ StageName = Literal[
     "warm_start",
     "joint",
 ]
-PIPELINE_STAGES = ("rft", "gate", "teacher", "distill", "imitate", "outcome_model")
-"""Stages that make a run on language a pipeline."""
-TRAINING = ("grpo", "rft", "distill")
-"""Stages that take the newest model of the chain and make the next."""
 ENGINE_STAGES = ("examine", "grpo", "rft", "distill", "imitate", "joint")
 """Stages that sample answers."""
 ACTION_ROUNDS = (
@@ -127,13 +119,15 @@ Stage = Annotated[
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a pipeline, with repeats written out."""
+    """One stage of a run, with the cycles of a pipeline written out."""
 
     kind: str
     cycle: int | None = None
     """1, 2, ... inside a repeat."""
     gate: Gate | None = None
     """For kind `gate`."""
+    rounds: Repeat | None = None
+    """For kind `repeat`: rounds of a method."""
 
     @property
     def model(self) -> str:
@@ -159,109 +153,15 @@ def stage_names(stages: Iterable[str | GateStage | Repeat]) -> set[str]:
     return names
 
 
-def is_pipeline(stages: Iterable[str | GateStage | Repeat]) -> bool:
-    """Whether a run trains one chain of models."""
-    return any(
-        stage.on_language if isinstance(stage, Repeat) else stage_name(stage) in PIPELINE_STAGES for stage in stages
-    )
-
-
 def steps(stages: Iterable[str | GateStage | Repeat], cycle: int | None = None) -> Iterator[Step]:
-    """The stages of a pipeline in order, repeats written out."""
+    """The stages in order, the cycles of a pipeline written out."""
     for stage in stages:
-        if isinstance(stage, Repeat):
+        if isinstance(stage, Repeat) and not stage.on_language:
+            yield Step("repeat", rounds=stage)
+        elif isinstance(stage, Repeat):
             for number in range(1, stage.repeat + 1):
                 yield from steps(stage.of, number)
         elif isinstance(stage, GateStage):
             yield Step("gate", cycle, stage.gate)
         else:
             yield Step(stage, cycle, Gate() if stage == "gate" else None)
-
-
-class _Order:
-    """Walks along a pipeline and says what is missing in front of a stage."""
-
-    def __init__(self, has_base: bool, has_answers: bool, has_classifier: bool) -> None:
-        self.has_base, self.has_answers, self.has_classifier = has_base, has_answers, has_classifier
-        self.done: set[str] = set()
-        self.newest: str | None = "base" if has_base else None
-        """The model that an examine would examine."""
-        self.examined: set[str] = set()
-        self.before: str = ""
-        self.chain: list[str] = ["base"]
-
-    def take(self, step: Step) -> None:
-        """The next stage. ValueError where it cannot stand."""
-        if step.kind not in ("examine", "gate"):
-            self._train(step)
-        elif step.kind == "examine":
-            self._examine()
-        else:
-            self._gate()
-        self.before = step.kind
-
-    def _train(self, step: Step) -> None:
-        needs = {"questions": (), "cold_start": ("questions",), "imitate": ("questions", "teacher")}
-        needs |= {"distill": ("questions", "teacher"), "outcome_model": () if self.has_answers else ("questions",)}
-        for wanted in needs.get(step.kind, ("questions",)):
-            if wanted not in self.done:
-                raise ValueError(f"stages: {step.kind} needs {wanted} before it")
-        if step.model in self.done:
-            repeat = f"{{repeat: 2, of: [{step.kind}, ...]}}"
-            raise ValueError(f"stages: {step.kind} is there twice; write {repeat}, whose cycles are numbered")
-        starts = self.has_base or "cold_start" in self.done
-        starts |= step.kind == "outcome_model" and self.has_answers and self.has_classifier
-        if step.kind in (*TRAINING, "imitate", "outcome_model") and not starts:
-            raise ValueError(f"stages: {step.kind} needs cold_start before it, or a trained model: give model.path")
-        self.done.add(step.model)
-        if step.kind in TRAINING:
-            self.chain.append(step.model)
-        if step.kind not in ("questions", "outcome_model"):
-            self.newest = "base" if step.kind == "cold_start" else step.model
-
-    def _examine(self) -> None:
-        if self.newest is None:
-            raise ValueError("stages: examine needs cold_start before it, or a trained model: give model.path")
-        if "questions" not in self.done:
-            raise ValueError("stages: examine needs questions before it")
-        if self.newest in self.examined:
-            raise ValueError(f"stages: examine comes twice for the model {self.newest}; leave one out")
-        self.examined.add(self.newest)
-
-    def _gate(self) -> None:
-        if self.before != "examine":
-            raise ValueError("stages: gate needs examine right before it")
-        if self.newest != self.chain[-1] or len(self.chain) < 2:
-            why = "comes before any training" if len(self.chain) < 2 else f"would decide about {self.newest}"
-            raise ValueError(f"stages: a gate decides about a model that grpo, rft or distill made; this one {why}")
-        if not self.examined & set(self.chain[:-1]):
-            raise ValueError("stages: gate compares with an earlier examination; put examine behind cold_start too")
-
-
-def check_order(
-    stages: Sequence[str | GateStage | Repeat],
-    has_base: bool,
-    has_answers: bool = False,
-    has_classifier: bool = False,
-) -> None:
-    """ValueError unless every stage of a pipeline finds what it needs before it.
-
-    `has_base`: model.path is given; `has_answers`: a reward model learns from the answers of another run;
-    `has_classifier`: it starts from a sequence classifier.
-    """
-    names = stage_names(stages)
-    foreign = sorted(names & {"demos", "sft", "reward_models", "evaluate", "collect", "rank", "optimise"})
-    if foreign:
-        raise ValueError(f"stages: {foreign[0]} is of the action side; give it a run of its own, beside this pipeline")
-    order = _Order(has_base, has_answers, has_classifier)
-    for step in steps(stages):
-        order.take(step)
-
-
-def check_gates(names: set[str], development: int, other_file: str | None) -> None:
-    """ValueError for gates without questions to decide on."""
-    if "gate" in names and development < 2 and other_file is None:
-        raise ValueError(
-            f"questions.development is {development}, but a gate decides on questions of its own, so that held-out "
-            "ones stay clean; set it to 200, or give questions.development_file"
-        )

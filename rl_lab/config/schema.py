@@ -1,6 +1,7 @@
 """Every setting of a run, typed; the defaults are the vetted setting.
 
-A field that a stage reads must be listed for it in `rl_lab.runner.graph.READS`, so that its content hash covers it.
+A section that a stage reads must be listed in the `reads` of its kind (`rl_lab.stages`), so that its content hash
+covers it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from algos.curriculum_options import CurriculumOptions
 from algos.grpo_options import GRPOOptions
@@ -32,7 +33,7 @@ from rl_lab.config.action_rewards import (
     check_rankings,
 )
 from rl_lab.config.distill import DistillConfig, ImitateConfig, TeacherConfig
-from rl_lab.config.joint import JointConfig, check_settings, check_stages
+from rl_lab.config.joint import JointConfig
 from rl_lab.config.judge import JudgeServerConfig
 from rl_lab.config.language import (
     BATCH_SIZE,
@@ -47,7 +48,7 @@ from rl_lab.config.language import (
 )
 from rl_lab.config.model import ModelConfig
 from rl_lab.config.outcome import OutcomeConfig
-from rl_lab.config.pipeline import ENGINE_STAGES, Repeat, Stage, check_gates, check_order, is_pipeline, stage_names
+from rl_lab.config.pipeline import ENGINE_STAGES, Repeat, Stage, stage_names
 from rl_lab.config.placement import Placement, PlacementBlock
 from rl_lab.config.rft import RFTConfig, TracesConfig
 from rl_lab.config.section import (
@@ -232,11 +233,6 @@ class RunConfig(Section):
         return self.workers if self.engine_stages else self.workers.model_copy(update={"rollout": 0})
 
     @property
-    def is_pipeline(self) -> bool:
-        """Whether the run trains one chain of models, instead of holding curricula against each other."""
-        return is_pipeline(self.stages)
-
-    @property
     def is_joint(self) -> bool:
         """Whether both skills are trained on one learner."""
         return bool({"warm_start", "joint"} & self.stage_names)
@@ -273,56 +269,24 @@ class RunConfig(Section):
         return self.num_rounds > 0 or bool(self.stage_names & {"evaluate", "reward_models"})
 
     @model_validator(mode="after")
-    def _stages_follow(self) -> Self:
-        """Each stage finds what it needs before it."""
+    def _methods_exist(self) -> Self:
+        for key, names in (("method", (self.method,)), ("controls", self.controls), ("objectives", self.objectives)):
+            for name in names:
+                try:
+                    find_method(name)
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from error
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"controls: {list(self.controls)} repeat a method of the run; name each once")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_follow(self, info: ValidationInfo) -> Self:
+        """Each stage finds what it needs before it; the loader gives, as context, the function that checks it."""
         if not self.stages:
             raise ValueError("stages is empty; write for example [demos, sft, evaluate]")
-        if self.is_joint:
-            check_stages(self.stages, has_base=self.model.path is not None)
-        elif self.is_pipeline:
-            learned_from = self.outcome.run is not None, self.outcome.classifier is not None
-            check_order(self.stages, self.model.path is not None, *learned_from)
-        else:
-            self._check_comparison()
-        for name in sorted(self.engine_stages):
-            if self.workers.rollout < 1:
-                raise ValueError(f"workers.rollout is 0, but {name} needs an engine; give at least 1")
-        return self
-
-    def _check_comparison(self) -> None:
-        """Stages that come once each; a repeated block comes at the end."""
-        names = ["repeat" if isinstance(stage, Repeat) else str(stage) for stage in self.stages]
-        needs = {"sft": "demos", "repeat": "demos"}
-        needs |= {name: "questions" for name in ("cold_start", "examine", "grpo")}
-        for position, name in enumerate(names):
-            if name in names[:position]:
-                raise ValueError(f"stages: {name} is there twice")
-            if name in needs and needs[name] not in names[:position]:
-                raise ValueError(f"stages: {name} needs {needs[name]} before it")
-            without_base = self.model.path is None and "cold_start" not in names[:position]
-            if name in ("examine", "grpo") and without_base:
-                raise ValueError(f"stages: {name} needs cold_start before it, or a trained model: give model.path")
-            without_policy = self.model.path is None and "sft" not in names[:position]
-            if name in ("reward_models", "evaluate", "repeat") and (without_policy or "sft" in names[position:]):
-                raise ValueError(f"stages: {name} needs sft before it, or a trained policy: give model.path")
-        if "repeat" in names[:-1]:
-            raise ValueError("stages: the repeated stages must come last")
-
-    @model_validator(mode="after")
-    def _joint_fits(self) -> Self:
-        if self.is_joint:
-            check_settings(self)
-        return self
-
-    @model_validator(mode="after")
-    def _one_chain(self) -> Self:
-        if self.is_pipeline:
-            for key, given in (("other_schemes", bool(self.other_schemes)), ("replicates", self.replicates > 1)):
-                if given:
-                    raise ValueError(
-                        f"{key}: a pipeline trains one chain of models; leave it out, and use seed instead"
-                    )
-            check_gates(self.stage_names, self.questions.development, self.questions.development_file)
+        if info.context is not None:
+            info.context(self)
         return self
 
     @model_validator(mode="after")
@@ -376,16 +340,4 @@ class RunConfig(Section):
             raise ValueError(
                 "sft.probe_weight needs ground truth of the simulator, which demos.files have not; set it to 0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _methods_exist(self) -> Self:
-        for key, names in (("method", (self.method,)), ("controls", self.controls), ("objectives", self.objectives)):
-            for name in names:
-                try:
-                    find_method(name)
-                except ValueError as error:
-                    raise ValueError(f"{key}: {error}") from error
-        if len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"controls: {list(self.controls)} repeat a method of the run; name each once")
         return self

@@ -212,7 +212,7 @@ class Executor:
             folder.mkdir(parents=True, exist_ok=True)
         return StageContext(
             node=node,
-            config=self.config if is_report else StageConfig(self.config, node.kind, node.sections),
+            config=self.config if is_report else StageConfig(self.config, node.stage, node.sections),
             inputs={
                 role: self.store.path(self.hashes[name])
                 for role, name in node.inputs.items()

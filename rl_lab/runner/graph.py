@@ -1,10 +1,6 @@
-"""A run as a graph of stages, and the content hash of each.
+"""Nodes of the graph that a run is, kinds of stages, and the content hash of each node.
 
-Actions: demos -> sft (without the stage: the given policy) -> base.evaluate; for every method m and round k:
-m.k.collect -> m.k.optimise -> m.k.evaluate. With rewards of actions: see `rl_lab.runner.ranking_graph`.
-Language: questions -> cold_start -> base.examine; for every scheme s and replicate r: s.r.grpo -> s.r.examine; or a
-pipeline, see `rl_lab.runner.pipeline`. Then the report. A hash covers what a stage reads, never its name: two methods
-whose first round collects with the same policy share it.
+A hash covers what a stage reads, never its name: two methods whose first round collects with the same policy share it.
 """
 
 from __future__ import annotations
@@ -19,6 +15,7 @@ from typing import Any
 
 from rewards.functions import source_file
 from rl_lab.config.action import ObjectiveConfig
+from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
 from rl_lab.files import files_below
@@ -26,53 +23,11 @@ from rl_lab.language.question_files import source_files
 from rl_lab.language.rollout_store import FOLDER, QUESTIONS_FILE, stores
 from rl_lab.workers.robotwin import checkout_digest
 
-READS: dict[str, tuple[str, ...]] = {
-    "demos": ("env", "demos"),
-    "sft": ("env", "model", "demos", "sft"),
-    "given": ("model",),
-    "evaluate": ("env", "eval"),
-    "collect": ("env", "collect"),
-    "record": ("env", "record"),
-    "reward_model": ("model", "reward_models"),
-    "candidates": ("env", "candidates"),
-    "rank": ("ranking",),
-    "optimise": ("env", "demos", "optimise"),
-    "questions": ("questions",),
-    "development": ("questions",),
-    "cold_start": ("model", "cold_start"),
-    "examine": ("model", "engine", "examine", "rewards", "truth"),
-    "grpo": ("model", "engine", "grpo", "rl", "curriculum", "rewards", "truth", "examine"),
-    "traces": ("model", "engine", "traces", "rewards"),
-    "rft": ("model", "rft"),
-    "distill": ("model", "engine", "grpo", "distill", "rewards", "truth", "examine"),
-    "imitate": ("model", "engine", "imitate", "rewards", "examine"),
-    "outcome_labels": ("outcome",),
-    "outcome_member": ("model", "outcome"),
-    "outcome_model": ("outcome",),
-    "teacher": ("model",),
-    "gate": ("model",),
-    "join": (),
-    "warm_start": ("env", "model", "demos", "sft", "cold_start"),
-    "joint": (
-        *("model", "engine", "grpo", "rl", "curriculum", "rewards", "truth", "examine"),
-        *("env", "demos", "collect", "optimise", "buffers", "eval", "joint"),
-    ),
-}
-"""Sections of the configuration that a stage of each kind may read; they enter its hash."""
-
 LIMITS = {"model": ("preset", "path"), "engine": ("images_per_prompt", "max_model_len")}
 """Sections, and fields of them, that decide which rows of the user's own files can be used."""
 
-SIMULATES = frozenset(("demos", "evaluate", "collect", "record", "candidates"))
-"""Kinds of stages with episodes. Another checkout of RoboTwin gives others, so the hash covers it."""
-
-LEARNS = frozenset(
-    (
-        *("sft", "reward_model", "optimise", "cold_start", "grpo", "rft", "distill", "imitate", "outcome_member"),
-        *("teacher", "warm_start", "joint"),
-    )
-)
-"""Kinds of stages with a learner. Another number of its ranks gives other rounding, so the hash covers it."""
+GATES_QUESTIONS = ("development", "development_file")
+"""Settings of the questions that gates decide on."""
 
 RUNTIME = ("workers", "placement", "checkpoint_every")
 """Sections that every stage may read and no hash covers: they must not change any result."""
@@ -85,7 +40,7 @@ class Node:
     name: str
     """`demos`, `sft`, `base.evaluate`, `<method>.<round>.<kind>`, `<scheme>.<replicate>.<kind>`, `report`; in a
     pipeline `<model>` for what makes a model, and `<model>.<kind>`."""
-    kind: str
+    stage: StageKind
     params: dict[str, Any] = field(default_factory=dict)
     """Everything but inputs and seed that decides the result, as JSON values."""
     inputs: dict[str, str] = field(default_factory=dict)
@@ -107,61 +62,125 @@ class Node:
     """Gate, and whether it must have passed for this node to run; else the node is skipped."""
 
     @property
+    def kind(self) -> str:
+        """Name of the kind of stage."""
+        return self.stage.name
+
+    @property
     def stream(self) -> tuple[str | int, ...]:
         """Names that address the node's random streams, behind its kind: the replicate; from the second cycle of a
         pipeline on also the cycle, and in another branch that it is one. In its params, so the hash covers them."""
         return (self.replicate or 0, *self.params.get("cycle", ()))
 
 
-def sections_read(config: RunConfig, kind: str) -> tuple[str, ...]:
-    """The sections that a stage of this kind may read: those of `READS`, and `LIMITS` for questions of one's own."""
-    own = "questions" in READS[kind] and bool(config.questions.files())
-    return (*READS[kind], *(LIMITS if own else ()))
+class StageKind:
+    """A kind of stage: what it reads, makes and needs, its share of the graph, its checks, its cost and its run.
 
+    One object serves all stages of the kind; what differs between them is in their nodes. Kinds stand in
+    `rl_lab.stages`, where `rl_lab.stages.kinds` names them all.
+    """
 
-def stage_params(config: RunConfig, kind: str) -> dict[str, Any]:
-    """The sections that a stage reads, with the content of files in place of their paths."""
-    params = config.model_dump(mode="json", include=set(sections_read(config, kind)))
-    for name in ("rewards", "truth"):
-        functions = (params.get(name) or {}).get("functions", {})
-        functions |= {key: [source, file_digest(source_file(source))] for key, source in functions.items()}
-        for model in (params.get(name) or {}).get("models", {}).values():
-            model["path"] = tree_digest(Path(model["path"]))
-    if params.get("outcome", {}).get("run"):
-        params["outcome"]["run"] = answers_digest(Path(params["outcome"]["run"]))
-    if params.get("outcome", {}).get("classifier"):
-        params["outcome"]["classifier"] = tree_digest(Path(params["outcome"]["classifier"]))
-    if config.judge is not None and "rewards" in READS[kind]:
-        params["judge"] = tree_digest(Path(config.judge.path))
-    if kind in SIMULATES and config.env.backend == "robotwin" and config.runs_episodes:
-        params["robotwin"] = checkout_digest(os.environ["ROBOTWIN_ROOT"])
-    if kind in LEARNS and config.placement.ranks > 1:
-        params["ranks"] = config.placement.ranks
-    if "collect" in params and config.collect.corrector.path is not None:
-        digest = recording_digest(Path(config.collect.corrector.path))
-        params["collect"]["corrector"]["path"] = digest
-    if params.get("model", {}).get("path"):
-        params["model"] = params["model"] | {"preset": None, "path": tree_digest(Path(config.model.path or ""))}
-    if config.demos.files is not None and "demos" in params:
-        named = [*config.demos.files.paths, *filter(None, [config.demos.files.index])]
-        paths = [recording_digest(Path(path)) for path in named] if kind == "demos" else []
-        params["demos"]["files"] |= {"paths": paths, "index": None}  # other stages have it by their input
-    if "questions" in params:
-        params |= {
-            section: {name: params[section][name] for name in LIMITS[section]}
-            for section in LIMITS.keys() & params.keys()
-        }
-        digests = {f"{name}_file": source_digest(path) for name, path in config.questions.files().items()}
-        params["questions"] = _questions(params["questions"] | digests, of_gates=kind == "development")
-    return params
+    name: str
+    reads: tuple[str, ...] = ()
+    """Sections of the configuration that it may read; they enter its hash."""
+    learns = False
+    """Whether it has a learner. Another number of its ranks gives other rounding, so the hash covers it."""
+    simulates = False
+    """Whether it has episodes. Another checkout of RoboTwin gives others, so the hash covers it."""
+    workers: frozenset[str] = frozenset()
+    """Workers of which a run has one pool, so that only one stage has them at a time."""
+    folder = ""
+    """Where its output appears in the run folder, one folder a node."""
+    is_live = False
+    """Whether that can be inspected while it runs."""
+    questions_left_out: tuple[str, ...] = GATES_QUESTIONS
+    """Settings of questions that it does not depend on: a gate more makes no other set anew."""
+    of_actions = False
+    """Whether it cannot be part of a run on language."""
+    is_joint = False
+    """Whether it can be part of a joint run."""
+    comes_again = False
+    """Whether a pipeline may have it twice outside repeats."""
+    makes_chain = False
+    """Whether it makes a run on language a pipeline."""
+    makes = ""
+    """What the stage is one unit of, where it does so little that its model's size does not count."""
+    seconds_per_unit = 1.0
+    """With the nano preset on two CPU cores, where a second stage runs beside most."""
+    has_model = True
+    """Whether its time grows with the model."""
 
+    def needs(self, graph: Any) -> tuple[str, ...]:
+        """Stages that must come before it, in a `rl_lab.runner.pipeline.Expansion`."""
+        return ()
 
-def _questions(params: dict[str, Any], *, of_gates: bool) -> dict[str, Any]:
-    """Of the settings of questions those of the gates' set, or of the others: a gate more makes no other set anew."""
-    gates = ("development", "development_file")
-    others = ("train", "cold_start", "held_out", "split", "train_file", "cold_start_file", "held_out_file")
-    left_out = others if of_gates else gates
-    return {name: value for name, value in params.items() if name not in left_out}
+    def starts(self, graph: Any) -> tuple[str, str] | None:
+        """Where it starts from a model: the stage that makes one, and what that is; else model.path must be given."""
+        return None
+
+    def expand(self, graph: Any, step: Step) -> None:
+        """Add its nodes. ValueError where it cannot stand."""
+        raise NotImplementedError
+
+    def fits(self, config: RunConfig) -> None:
+        """ValueError for settings that a run with it cannot have."""
+
+    def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
+        """How many units of work a stage is, and what they are."""
+        return 1, self.makes
+
+    def work_seconds(self, node: Node, config: RunConfig) -> float:
+        """Rough time of its work with the nano preset."""
+        return self.units(node, config)[0] * self.seconds_per_unit
+
+    def has_learner(self, config: RunConfig) -> bool:
+        """Whether a model is trained in it, or held to be, whose memory counts."""
+        return self.learns
+
+    def settings(self, node: Node, config: RunConfig) -> Any:
+        """The section with the steps of a stage that trains; None where nothing is trained."""
+        return None
+
+    def sections(self, config: RunConfig) -> tuple[str, ...]:
+        """The sections that it may read: those of `reads`, and `LIMITS` for questions of one's own."""
+        own = "questions" in self.reads and bool(config.questions.files())
+        return (*self.reads, *(LIMITS if own else ()))
+
+    def params(self, config: RunConfig) -> dict[str, Any]:
+        """The sections that it reads, with the content of files in place of their paths."""
+        params = config.model_dump(mode="json", include=set(self.sections(config)))
+        for name in ("rewards", "truth"):
+            functions = (params.get(name) or {}).get("functions", {})
+            functions |= {key: [source, file_digest(source_file(source))] for key, source in functions.items()}
+            for model in (params.get(name) or {}).get("models", {}).values():
+                model["path"] = tree_digest(Path(model["path"]))
+        if params.get("outcome", {}).get("run"):
+            params["outcome"]["run"] = answers_digest(Path(params["outcome"]["run"]))
+        if params.get("outcome", {}).get("classifier"):
+            params["outcome"]["classifier"] = tree_digest(Path(params["outcome"]["classifier"]))
+        if config.judge is not None and "rewards" in self.reads:
+            params["judge"] = tree_digest(Path(config.judge.path))
+        if self.simulates and config.env.backend == "robotwin" and config.runs_episodes:
+            params["robotwin"] = checkout_digest(os.environ["ROBOTWIN_ROOT"])
+        if self.learns and config.placement.ranks > 1:
+            params["ranks"] = config.placement.ranks
+        if "collect" in params and config.collect.corrector.path is not None:
+            digest = recording_digest(Path(config.collect.corrector.path))
+            params["collect"]["corrector"]["path"] = digest
+        if params.get("model", {}).get("path"):
+            params["model"] = params["model"] | {"preset": None, "path": tree_digest(Path(config.model.path or ""))}
+        if config.demos.files is not None and "demos" in params:  # most have the files by their input
+            params["demos"]["files"] |= {"paths": [], "index": None}
+        if "questions" in params:
+            params |= {
+                section: {name: params[section][name] for name in LIMITS[section]}
+                for section in LIMITS.keys() & params.keys()
+            }
+            digests = {f"{name}_file": source_digest(path) for name, path in config.questions.files().items()}
+            questions = params["questions"] | digests
+            kept = questions.keys() - set(self.questions_left_out)
+            params["questions"] = {name: value for name, value in questions.items() if name in kept}
+        return params
 
 
 def source_digest(path: Path) -> str:

@@ -18,16 +18,12 @@ from typing import Any
 
 from rl_lab.config.model import ModelConfig
 from rl_lab.config.schema import RunConfig
-from rl_lab.runner.graph import LEARNS, Node
+from rl_lab.runner.graph import Node
 from rl_lab.runner.store import Store
 from rl_lab.workers.bundles import joins_cluster
 
 GIB = 2**30
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-
-SECTIONS = {"grpo": "rl", "outcome_member": "outcome", "warm_start": "sft", "joint": "optimise"}
-"""Where the settings of a training stand that are not under its kind."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +68,7 @@ def _numbers(model: ModelConfig, of_policy: bool) -> tuple[dict[str, int], int]:
 
 def _trained(node: Node, config: RunConfig, groups: Mapping[str, int]) -> int:
     """Numbers that a stage trains; of adapters none are counted."""
-    name = SECTIONS.get(node.kind, node.kind)
-    own = node.sections.get(name, getattr(config, name))
-    section = own.training if node.kind == "teacher" else own
+    section = node.stage.settings(node, config)
     if section is None or section.lora is not None:
         return 0
     return sum(groups.get(name, 0) for name in getattr(section, "train", groups) if name)
@@ -84,9 +78,7 @@ def needs(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, str], s
     """Of the stages that are not stored yet."""
     found, largest, written = Needs(), 0, dict[str, int]()
     for node in nodes:
-        if node.kind not in LEARNS - {"reward_model"} or store.has(hashes[node.name]):
-            continue
-        if node.kind == "outcome_member" and config.outcome.classifier is not None:
+        if not node.stage.has_learner(config) or store.has(hashes[node.name]):
             continue
         groups, width = _numbers(node.sections.get("model", config.model), config.learns_actions)
         trained, weights = _trained(node, config, groups), groups[""] * width

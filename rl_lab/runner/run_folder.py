@@ -29,38 +29,6 @@ SUMMARY_FILE = "summary.json"
 STAGES_FILE = "stages.json"
 GATE_FILE = "gate.json"
 """What a gate decided, in its output: at least `passed` and, in words, `reason`."""
-OUTPUT_FOLDERS = {
-    "demos": "episodes",
-    "sft": "checkpoints",
-    "given": "checkpoints",
-    "optimise": "checkpoints",
-    "record": "episodes",
-    "reward_model": "reward_models",
-    "candidates": "candidates",
-    "rank": "pairs",
-    "collect": "pairs",
-    "evaluate": "episodes",
-    "questions": "questions",
-    "development": "questions",
-    "cold_start": "checkpoints",
-    "examine": "examinations",
-    "grpo": "grpo",
-    "distill": "grpo",
-    "traces": "rft",
-    "rft": "checkpoints",
-    "imitate": "checkpoints",
-    "outcome_labels": "reward_models",
-    "outcome_member": "checkpoints",
-    "outcome_model": "reward_models",
-    "teacher": "checkpoints",
-    "gate": "checkpoints",
-    "join": "checkpoints",
-    "warm_start": "checkpoints",
-    "joint": "joint",
-}
-"""Where the output of a stage of each kind appears in the run folder, one folder a node."""
-LIVE_KINDS = ("grpo", "distill", "traces", "joint")
-"""Stages whose output can be inspected while they run."""
 
 Line = dict[str, Any]
 
@@ -182,15 +150,15 @@ class RunFolder:
 
     def show_live(self, node: Node, out: Path) -> None:
         """Point to the output of a stage that is running, at the place where it will be when it is done."""
-        if node.kind in LIVE_KINDS:
-            target = self.path / OUTPUT_FOLDERS[node.kind] / node.name
+        if node.stage.is_live:
+            target = self.path / node.stage.folder / node.name
             target.parent.mkdir(exist_ok=True)
             _remove(target)
             target.symlink_to(os.path.relpath(out, target.parent), target_is_directory=True)
 
     def show(self, node: Node, stored: Path) -> None:
         """Link a finished stage's files to their place in the folder; its `videos/`, if any, go to `videos/<node>`."""
-        target = self.path / OUTPUT_FOLDERS[node.kind] / node.name
+        target = self.path / node.stage.folder / node.name
         target.parent.mkdir(exist_ok=True)
         if target.is_symlink():
             _remove(target)

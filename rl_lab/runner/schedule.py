@@ -8,12 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from rl_lab.runner.graph import Node
 
-SIMULATORS, ENGINES = frozenset({"simulators"}), frozenset({"engines"})
-SHARED = dict.fromkeys(("demos", "questions", "development", "collect", "evaluate", "record", "candidates"), SIMULATORS)
-SHARED |= dict.fromkeys(("examine", "grpo", "traces", "distill", "imitate"), ENGINES)
-SHARED["joint"] = SIMULATORS | ENGINES
-"""Workers of which a run has one pool, so that only one of these stages has them at a time."""
-
 
 def wall_seconds(nodes: Sequence[Node], costs: Mapping[str, float], slots: int) -> float:
     """Seconds from the first start to the last end. `slots` stages run at once, in the order of the graph."""
@@ -28,7 +22,7 @@ def wall_seconds(nodes: Sequence[Node], costs: Mapping[str, float], slots: int) 
     now = 0.0
     while ready or running:
         for node in list(ready):
-            workers = SHARED.get(node.kind, frozenset())
+            workers = node.stage.workers
             if len(running) < slots and not any(workers & others for others in taken.values()):
                 ready.remove(node)
                 taken[node.name] = workers

@@ -13,7 +13,7 @@ from rl_lab.config.action import ObjectiveConfig
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
 from rl_lab.json_lines import append_json_line, read_json_lines, write_json_lines
-from rl_lab.runner.graph import RUNTIME, Node, sections_read
+from rl_lab.runner.graph import RUNTIME, Node, StageKind
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import Line, RunFolder, plain_line
 from rl_lab.runner.store import METRICS_FILE
@@ -31,14 +31,14 @@ class StageStopped(Exception):  # noqa: N818 - not an error
 class StageConfig:
     """The sections of the configuration that a stage may read; others would escape its content hash."""
 
-    def __init__(self, config: RunConfig, kind: str, sections: Mapping[str, Section] | None = None) -> None:
+    def __init__(self, config: RunConfig, kind: StageKind, sections: Mapping[str, Section] | None = None) -> None:
         """`sections` take the place of those of the same name."""
         self._config, self._kind, self._sections = config, kind, sections or {}
 
     def __getattr__(self, name: str) -> Any:
-        if name not in (*sections_read(self._config, self._kind), *RUNTIME):
+        if name not in (*self._kind.sections(self._config), *RUNTIME):
             raise AttributeError(
-                f"stage {self._kind} reads config.{name}; list it in rl_lab.runner.graph.READS[{self._kind!r}]"
+                f"stage {self._kind.name} reads config.{name}; list it in reads of {type(self._kind).__name__}"
             )
         return self._sections[name] if name in self._sections else getattr(self._config, name)
 
@@ -60,7 +60,7 @@ class StageContext:
     node: Node
     """name, kind, method, round; for `optimise` also objective (ObjectiveConfig) and mix (batch shares)."""
     config: Any
-    """The sections that this kind may read (`READS`, `RUNTIME` of the graph); for the report, the whole RunConfig."""
+    """The sections that this kind may read (`StageKind.sections`, `RUNTIME`); for the report, the whole RunConfig."""
     inputs: dict[str, Path]
     """Role -> folder of a finished stage, read-only, without those that were skipped; see `Node.inputs`."""
     out: Path

@@ -31,7 +31,7 @@ from rl_lab.learning.checkpoint import read_info
 from rl_lab.learning.training import Training
 from rl_lab.reports.stage import ReportStage
 from rl_lab.run import main
-from rl_lab.runner.graph import stage_params
+from rl_lab.stages.kinds import KINDS
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from rl_lab.workers.weights import publish
 from tests.formats.robotwin_files import write_classic, write_trajectory
@@ -229,7 +229,7 @@ def test_the_contents_of_the_files_decide_the_hash_of_the_stage_and_their_names_
             },
             "here",
         )
-        return stage_params(config, kind)["demos"]
+        return KINDS[kind].params(config)["demos"]
 
     before = params(raw)
     copy = shutil.copytree(raw, tmp_path / "copy")

@@ -24,8 +24,8 @@ from rl_lab.errors import UserError
 from rl_lab.learning.checkpoint import published, read_info
 from rl_lab.learning.training import Training
 from rl_lab.runner.environment import substitutions
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.preflight import check_machine
+from rl_lab.stages.kinds import expand
 from rl_lab.workers.correctors import CorrectorPlan
 from rl_lab.workers.simulation import BranchConfig, EnvSpec, Simulation, Unit
 from tests.records import episode

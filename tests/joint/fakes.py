@@ -26,6 +26,7 @@ from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import StageConfig, StageContext
+from rl_lab.stages.kinds import KINDS
 from rl_lab.workers.rollout_learner import Learned, Weights
 from rl_lab.workers.simulation import Unit
 from rl_lab.workers.weights import Snapshot, digest
@@ -254,7 +255,7 @@ class FakeJoint:
         file = self.path.parent / "joint.yaml"
         file.write_text(CONFIG)
         config = load_config(file, self.overrides)
-        node = Node(f"{self.arm}.joint", "joint", {"arm": self.arm}, objective=config.objective("rpro"))
+        node = Node(f"{self.arm}.joint", KINDS["joint"], {"arm": self.arm}, objective=config.objective("rpro"))
         out, scratch = self.path / "work" / "out", self.path / "work" / "scratch"
         for folder in (out, scratch):
             folder.mkdir(parents=True, exist_ok=True)
@@ -263,7 +264,7 @@ class FakeJoint:
         inputs = {role: self.questions for role in ("questions", "development", "demos")}
         return StageContext(
             node=node,
-            config=StageConfig(config, "joint"),
+            config=StageConfig(config, KINDS["joint"]),
             inputs=inputs,
             out=out,
             scratch=scratch,

@@ -24,6 +24,7 @@ from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import StageConfig, StageContext
+from rl_lab.stages.kinds import KINDS
 from rl_lab.workers.rollout_learner import Learned, Weights
 from rl_lab.workers.rollout_worker import Rollouts, RolloutUnit
 from rl_lab.workers.weights import Snapshot, digest
@@ -77,7 +78,7 @@ def make_context(
     config = load_config(path, overrides)
     scheme = config.curriculum.scheme
     params = {"curriculum": {"scheme": scheme}}
-    node = Node(f"{scheme}.1.grpo", "grpo", params, method=scheme, replicate=1)
+    node = Node(f"{scheme}.1.grpo", KINDS["grpo"], params, method=scheme, replicate=1)
     out, scratch = run / "work" / "out", run / "work" / "scratch"
     for folder in (out, scratch):
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def make_context(
     folder.keep_metrics(lambda line: False)
     return StageContext(
         node=node,
-        config=StageConfig(config, "grpo"),
+        config=StageConfig(config, KINDS["grpo"]),
         inputs={"questions": questions},
         out=out,
         scratch=scratch,

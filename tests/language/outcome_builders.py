@@ -19,6 +19,7 @@ from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import StageConfig, StageContext
+from rl_lab.stages.kinds import KINDS
 
 SETTINGS = OutcomeConfig(steps=2, batch_size=4, warmup=1, calibration=0.3, test=0.3)
 CONFIG = """
@@ -61,8 +62,8 @@ def stage_context(
     for folder in (out, scratch):
         folder.mkdir(parents=True)
     return StageContext(
-        node=Node(name, kind, params),
-        config=StageConfig(config, kind),
+        node=Node(name, KINDS[kind], params),
+        config=StageConfig(config, KINDS[kind]),
         inputs=inputs,
         out=out,
         scratch=scratch,

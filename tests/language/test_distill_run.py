@@ -22,6 +22,7 @@ from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import StageConfig, StageContext
+from rl_lab.stages.kinds import KINDS
 from tests.language.builders import FakeEngines, FakeLearner, Killed, make_item
 
 CONFIG = """
@@ -98,8 +99,8 @@ class FakeStage:
         folder = RunFolder(self.path)
         folder.keep_metrics(lambda line: False)
         return StageContext(
-            node=Node(self.kind, self.kind, {"replicate": 1}, method=self.kind, replicate=1),
-            config=StageConfig(config, self.kind),
+            node=Node(self.kind, KINDS[self.kind], {"replicate": 1}, method=self.kind, replicate=1),
+            config=StageConfig(config, KINDS[self.kind]),
             inputs=self.inputs,
             out=self.out,
             scratch=self.scratch,

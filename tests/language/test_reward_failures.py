@@ -18,10 +18,10 @@ from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.reports.page import write_report
 from rl_lab.runner.executor import Executor
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.run_folder import CONFIG_FILE, RunFolder
 from rl_lab.runner.store import Store
+from rl_lab.stages.kinds import expand
 from tests.language.builders import CONFIG, FakeEngines, FakeLearner, FakeRun, make_item
 from tests.runner.test_executor import statuses
 

@@ -22,15 +22,14 @@ from transformers import (
 )
 
 from rewards.config import RewardConfig, read_config
-from rl_lab.config import load_config
 from rl_lab.errors import UserError
 from rl_lab.language.answering import score
 from rl_lab.language.outcome_model import MODEL_FILE, load_outcome_model
 from rl_lab.language.outcome_stages import OutcomeStages
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.text_classifier import TextClassifier, check_classifier
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.preflight import check_machine
+from rl_lab.stages.kinds import expand, load_config
 from tests.language.builders import make_item
 from tests.language.outcome_builders import stage_context, write_rollouts
 

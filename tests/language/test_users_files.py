@@ -20,6 +20,7 @@ from rl_lab.language.question_sets import Limits, check_files, check_shared, set
 from rl_lab.language.stages import LanguageStages
 from rl_lab.model.tokenizer import ROLES, SPECIAL_TOKENS
 from rl_lab.runner.stage_context import StageConfig
+from rl_lab.stages.kinds import KINDS
 
 QUESTION = {"prompt": "is it red? /no_think", "answer": "yes", "reward_type": "yes_no", "category": "perception"}
 WORKED = QUESTION | {"solution": "<answer>yes</answer>"}
@@ -234,7 +235,7 @@ def test_the_stage_writes_the_sets_of_ones_own_and_compares_them(tmp_path):
         config = resolve_config({"name": "own", "stages": ["questions"], "questions": named}, "test")
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        context = SimpleNamespace(config=StageConfig(config, "questions"), seed=0, out=out, say=said.append)
+        context = SimpleNamespace(config=StageConfig(config, KINDS["questions"]), seed=0, out=out, say=said.append)
         LanguageStages(None).questions(context)
         return json.loads((out / "questions.json").read_text())
 

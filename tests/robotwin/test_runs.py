@@ -12,7 +12,7 @@ from rl_lab.config import load_config
 from rl_lab.errors import UserError
 from rl_lab.run import main
 from rl_lab.runner.environment import describe
-from rl_lab.runner.graph import stage_params
+from rl_lab.stages.kinds import KINDS
 from rl_lab.workers.robotwin import backend_line, check_robotwin, examine
 from tests.robotwin.fake import CONFIG_FOLDERS, make_checkout
 
@@ -119,10 +119,10 @@ def test_a_wrong_interpreter_and_a_task_that_does_not_load_are_one_line(named, p
 
 def test_another_checkout_gives_other_stages(named, path):
     config = load_config(path)
-    before = {kind: stage_params(config, kind) for kind in ("demos", "evaluate", "sft")}
+    before = {kind: KINDS[kind].params(config) for kind in ("demos", "evaluate", "sft")}
     with (named / "envs" / "push_block.py").open("a") as file:
         file.write("# changed\n")
-    after = {kind: stage_params(config, kind) for kind in before}
+    after = {kind: KINDS[kind].params(config) for kind in before}
     assert [kind for kind in before if before[kind] != after[kind]] == ["demos", "evaluate"]
 
 

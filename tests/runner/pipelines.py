@@ -6,15 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from rl_lab.config import RunConfig, load_config
+from rl_lab.config import RunConfig
 from rl_lab.json_lines import write_json_lines
 from rl_lab.language.gates import DEVELOPMENT_FILE, GateStages
 from rl_lab.runner.executor import Executor
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.runner.store import Store
+from rl_lab.stages.kinds import expand, load_config
 
 TEXT = """
 name: chain

@@ -13,11 +13,12 @@ from algos.curriculum_options import CurriculumOptions
 from algos.grpo_options import GRPOOptions
 from algos.rft_options import RFTOptions
 from rewards.config import JudgeConfig, RewardConfig
-from rl_lab.config import RunConfig, load_config
+from rl_lab.config import RunConfig
 from rl_lab.config.language import GRPO, Curriculum, Rewards
 from rl_lab.config.rft import Select
 from rl_lab.config.section import Section
 from rl_lab.errors import UserError
+from rl_lab.stages.kinds import load_config
 from tests.runner.files import write_small
 
 CHECKED_BY_HAND = {"tasks", "variants", "controls", "stages"}

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from rl_lab import run
-from rl_lab.config import load_config
 from rl_lab.errors import RunError, UserError, run_command
 from rl_lab.eval import DEFAULTS
 from rl_lab.runner import preflight
+from rl_lab.stages.kinds import load_config
 from rl_lab.workers import connection
 from tests.runner.files import EXPERIMENTS, RUNS, write_small
 from tests.runner.test_executor import FakeStages

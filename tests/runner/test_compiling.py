@@ -3,9 +3,9 @@
 import pytest
 from torch._inductor import config as inductor
 
-from rl_lab.config import load_config
 from rl_lab.errors import UserError, run_command
 from rl_lab.runner.preflight import check_machine
+from rl_lab.stages.kinds import load_config
 from tests.runner.files import EXPERIMENTS
 
 SMOKE, JOINT = EXPERIMENTS / "flowpro_smoke.yaml", EXPERIMENTS / "joint.yaml"

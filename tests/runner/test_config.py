@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_lab.config import dump_config, load_config
+from rl_lab.config import dump_config
 from rl_lab.config.load import merge
 from rl_lab.errors import UserError
+from rl_lab.stages.kinds import load_config
 from tests.runner.files import EXPERIMENTS, RUNS, write_small
 
 

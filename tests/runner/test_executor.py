@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.config import RunConfig, load_config
+from rl_lab.config import RunConfig
 from rl_lab.errors import RunError, UserError
 from rl_lab.files import write_whole
 from rl_lab.json_lines import read_json_lines
 from rl_lab.runner.executor import Executor, StageError
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.runner.store import Store
+from rl_lab.stages.kinds import expand, load_config
 from tests.runner.files import write_small
 
 VERSIONS = {"code": "1"}
@@ -255,7 +255,7 @@ def test_a_stage_cannot_read_settings_that_its_hash_does_not_cover(tmp_path, con
     folder = RunFolder.create(tmp_path / "run", config.name)
     reading = executor(config, FakeStages(), folder, tmp_path / "store")
     reading.stages = {"demos": demos}
-    with pytest.raises(StageError, match=r"demos reads config.eval; list it in rl_lab.runner.graph.READS"):
+    with pytest.raises(StageError, match=r"demos reads config.eval; list it in reads of Demos"):
         reading.run()
 
 

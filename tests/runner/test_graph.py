@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_lab.config import RunConfig, load_config
-from rl_lab.runner.expansion import expand
+from rl_lab.config import RunConfig
 from rl_lab.runner.graph import stage_hashes, tree_digest
+from rl_lab.stages.kinds import expand, load_config
 from tests.runner.files import EXPERIMENTS
 
 VERSIONS = {"code": "1", "torch": "2"}

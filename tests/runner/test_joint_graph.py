@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from rl_lab.config import load_config
 from rl_lab.errors import UserError
-from rl_lab.runner.expansion import expand
-from rl_lab.runner.graph import stage_hashes
-from rl_lab.runner.plan import seconds, units
+from rl_lab.runner.graph import Node, stage_hashes
+from rl_lab.runner.plan import seconds
+from rl_lab.stages.kinds import expand, load_config
 
 TEXT = """
 name: joint
@@ -59,9 +58,13 @@ def test_an_arm_is_reused_whatever_other_arms_there_are(load):
 def test_the_plan_counts_the_turns_of_each_arm(load):
     config = load()
     nodes = {node.name: node for node in expand(config)}
-    turns = {name: units(nodes[f"{name}.joint"], config)[0] for name in ("together", "grpo_alone", "rpro_alone")}
+
+    def units(node: Node) -> tuple[int, str]:
+        return node.stage.units(node, config)
+
+    turns = {name: units(nodes[f"{name}.joint"])[0] for name in ("together", "grpo_alone", "rpro_alone")}
     assert turns == {"together": 12 + 2 * 3, "grpo_alone": 12, "rpro_alone": 6}
-    assert units(nodes["warm_start"], config) == (config.cold_start.steps + config.sft.steps, "steps")
+    assert units(nodes["warm_start"]) == (config.cold_start.steps + config.sft.steps, "steps")
     alone = sum(seconds(nodes[f"{name}.joint"], config) for name in ("grpo_alone", "rpro_alone"))
     assert seconds(nodes["together.joint"], config) <= alone
 

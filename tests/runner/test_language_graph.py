@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from rl_lab.config import RunConfig, load_config
+from rl_lab.config import RunConfig
 from rl_lab.errors import UserError, run_command
 from rl_lab.runner import preflight
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.plan import plan_table
 from rl_lab.runner.preflight import check_machine
 from rl_lab.runner.store import Store
+from rl_lab.stages.kinds import expand, load_config
 
 TEXT = """
 name: words

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from rl_lab import run
-from rl_lab.config import load_config
 from rl_lab.errors import UserError
 from rl_lab.runner import needs as module
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.needs import GIB, Needs, lacking_room, needs
 from rl_lab.runner.store import RECORD_FILE, Store
+from rl_lab.stages.kinds import expand, load_config
 from tests.model.builders import make_policy
 from tests.runner.files import write_small
 

@@ -10,8 +10,8 @@ from rl_lab.config import RunConfig
 from rl_lab.errors import UserError
 from rl_lab.language.outcome_model import MODEL_FILE
 from rl_lab.runner import preflight
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import Node, stage_hashes
+from rl_lab.stages.kinds import expand
 from tests.runner.pipelines import pipeline
 from tests.trl_backend.builders import make_folder
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from rl_lab.config import RunConfig, dump_config, load_config
+from rl_lab.config import RunConfig, dump_config
 from rl_lab.errors import UserError
-from rl_lab.runner.expansion import expand
-from rl_lab.runner.graph import READS, Node, stage_hashes
+from rl_lab.runner.graph import Node, stage_hashes
 from rl_lab.runner.plan import plan_table
 from rl_lab.runner.store import Store
+from rl_lab.stages.kinds import expand, load_config
 from tests.runner.pipelines import CYCLE, FRONT, WHOLE, pipeline
 
 
@@ -204,7 +204,7 @@ def test_a_checkpoint_of_ones_own_can_be_the_base(tmp_path):
 def test_every_stage_reads_only_sections_that_enter_its_hash(tmp_path):
     for node in expand(pipeline(tmp_path, WHOLE)):
         if node.kind not in ("report", "gate", "join"):
-            assert set(READS[node.kind]) <= set(node.params)
+            assert set(node.stage.reads) <= set(node.params)
 
 
 def test_the_plan_shows_gates_and_branches(tmp_path):

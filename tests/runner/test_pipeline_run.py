@@ -7,8 +7,8 @@ import json
 import pytest
 
 from rl_lab.runner.executor import StageError
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.run_folder import RunFolder
+from rl_lab.stages.kinds import expand
 from tests.runner.pipelines import FRONT, WHOLE, FakeModels, executor, pipeline, run, statuses
 
 BRANCH = f"[{FRONT}, grpo, examine, {{gate: {{otherwise: [rft, examine]}}}}, teacher, distill]"

@@ -7,15 +7,14 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from rl_lab.config import dump_changes, load_config
-from rl_lab.config.load import resolve_config
+from rl_lab.config import dump_changes
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import Node
 from rl_lab.runner.plan import CORES, PARAMETERS, SECONDS_PER_STAGE, plan_table, seconds
 from rl_lab.runner.schedule import wall_seconds
 from rl_lab.runner.store import Store
+from rl_lab.stages.kinds import KINDS, expand, load_config, resolve_config
 from tests.runner.files import EXPERIMENTS, RUNS, write_small
 
 BASE = ("questions", "cold_start", "base.examine")
@@ -49,7 +48,7 @@ def test_estimates_are_near_what_was_measured(name, minutes, there, monkeypatch)
 
 def test_stages_wait_for_inputs_for_slots_and_for_workers_that_they_share():
     def node(name: str, kind: str, *needs: str) -> Node:
-        return Node(name, kind, inputs={need: need for need in needs})
+        return Node(name, KINDS[kind], inputs={need: need for need in needs})
 
     first, other = node("a", "sft"), node("b", "optimise", "a")
     costs = dict.fromkeys("abcde", 10.0)
@@ -60,7 +59,7 @@ def test_stages_wait_for_inputs_for_slots_and_for_workers_that_they_share():
     assert wall_seconds(engines[:2], costs, 2) == 20
     assert wall_seconds(engines[1:3], costs, 2) == 10
     assert wall_seconds(engines[2:], costs, 2) == 20
-    gated = Node("b", "sft", when=("a", True))
+    gated = Node("b", KINDS["sft"], when=("a", True))
     assert wall_seconds([node("a", "gate"), gated], costs, 2) == 20
 
 
@@ -75,7 +74,7 @@ def test_a_checkpoint_costs_what_its_own_size_costs(tmp_path):
     path, steps = write_small(tmp_path), "sft.steps=10000"
     save_file({"weight": torch.zeros(1000, 5400)}, tmp_path / "model.safetensors")  # twice nano's parameters
     nano, given = load_config(path, [steps]), load_config(path, [steps, f"model.path={tmp_path}"])
-    times = [seconds(Node("sft", "sft"), config) - SECONDS_PER_STAGE for config in (nano, given)]
+    times = [seconds(Node("sft", KINDS["sft"]), config) - SECONDS_PER_STAGE for config in (nano, given)]
     assert times[1] == pytest.approx(2 * times[0])
 
 

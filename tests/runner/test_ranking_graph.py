@@ -3,10 +3,9 @@
 import pytest
 import yaml
 
-from rl_lab.config import load_config
 from rl_lab.errors import UserError
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import stage_hashes
+from rl_lab.stages.kinds import expand, load_config
 from tests.runner.files import EXPERIMENTS
 
 SWEEP = yaml.safe_load((EXPERIMENTS / "reward_ablation_actions_smoke.yaml").read_text())

@@ -13,8 +13,9 @@ from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import StageContext
+from rl_lab.stages.kinds import KINDS
 
-NODE = Node("frontier.1.grpo", "grpo", method="frontier", replicate=1)
+NODE = Node("frontier.1.grpo", KINDS["grpo"], method="frontier", replicate=1)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_stage_that_runs_again_replaces_the_tree_of_its_last_run(folder, tmp_p
 
 
 def test_only_stages_worth_watching_are_shown_live(folder):
-    folder.show_live(Node("cold_start", "cold_start"), folder.path / "work" / "1")
+    folder.show_live(Node("cold_start", KINDS["cold_start"]), folder.path / "work" / "1")
     assert not (folder.path / "checkpoints").exists()
 
 

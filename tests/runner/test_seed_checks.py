@@ -7,13 +7,13 @@ import json
 
 import pytest
 
-from rl_lab.config import load_config
 from rl_lab.errors import UserError
 from rl_lab.formats.lerobot_write import write_lerobot
 from rl_lab.formats.recordings import find_recordings
 from rl_lab.runner.preflight import check_machine
 from rl_lab.runner.seed_checks import examined
 from rl_lab.seeding import SPLIT_SIZE
+from rl_lab.stages.kinds import load_config
 from tests.formats.robotwin_files import write_classic
 from tests.records import episode, poses
 

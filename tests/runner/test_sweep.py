@@ -6,15 +6,14 @@ import pytest
 import yaml
 
 from rl_lab import run
-from rl_lab.config import load_config
 from rl_lab.errors import UserError
 from rl_lab.reports.sweep import expected_power
 from rl_lab.reports.sweep_page import power_text
 from rl_lab.runner import preflight
 from rl_lab.runner.executor import StageError
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.graph import stage_hashes
 from rl_lab.runner.run_folder import RunFolder
+from rl_lab.stages.kinds import expand, load_config
 from tests.runner.files import EXPERIMENTS
 from tests.runner.test_executor import FakeStages, executor, statuses
 

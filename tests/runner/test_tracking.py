@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from rl_lab.config import RunConfig, load_config
+from rl_lab.config import RunConfig
 from rl_lab.runner import tracking
-from rl_lab.runner.expansion import expand
 from rl_lab.runner.tracking import Tracker
+from rl_lab.stages.kinds import expand, load_config
 from tests.runner.files import EXPERIMENTS, write_small
 
 LINE = {"node": "sft", "method": None, "round": None, "step": 1, "time": 0.1, "loss": 1.5, "alarm": None}

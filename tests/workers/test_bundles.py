@@ -5,9 +5,8 @@ import pytest
 from rl_lab.config.judge import JUDGE_MODEL, JUDGE_URL
 from rl_lab.config.load import resolve_config
 from rl_lab.errors import UserError
-from rl_lab.runner.expansion import expand
-from rl_lab.runner.graph import LEARNS, READS
 from rl_lab.runner.preflight import check_machine, check_resources
+from rl_lab.stages.kinds import KINDS, expand
 from rl_lab.workers.bundles import bundles, lacking, placement_table
 
 BASE = {"name": "small", "stages": ["demos", "sft", "evaluate"], "env": {"backend": "tabletop"}}
@@ -145,4 +144,4 @@ def test_ranks_are_part_of_what_is_learned_and_of_nothing_else():
         params[ranks] = {node.name: node.params for node in nodes}
     changed = {name for name in params[1] if params[1][name] != params[2][name]}
     assert changed == {"sft"} and params[2]["sft"]["ranks"] == 2
-    assert READS.keys() >= LEARNS
+    assert all(kind.reads for kind in KINDS.values() if kind.learns)

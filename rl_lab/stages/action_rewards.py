@@ -1,0 +1,164 @@
+"""Rewards of actions: what they learn from, the models, sampled chunks, and the pairs that they make of them.
+
+A run:    reward.episodes -> reward.KIND;   m.k.candidates -> m.k.rank -> m.k.optimise   of method m and round k.
+A sweep:  of training seed r, seed.r.collect, seed.r.episodes -> seed.r.KIND and seed.r.candidates, shared by all
+          variants v: v.r.rank -> v.r.optimise -> v.r.evaluate.
+A training seed is everything behind the base policy: other episodes, pairs and candidates, other starting weights of
+the reward models, and another order and noise of the optimisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rl_lab.config.action_rewards import RankingConfig
+from rl_lab.config.pipeline import Step
+from rl_lab.config.schema import RunConfig
+from rl_lab.runner.graph import Node, StageKind
+from rl_lab.runner.pipeline import Expansion
+from rl_lab.stages.base import BASE_POLICY, SIMULATORS, Training
+
+MODELS, SEED = "reward", "seed"
+"""First part of the names of reward models, and of what the variants of a sweep share."""
+
+
+class RewardModels(StageKind):
+    """Recorded episodes and the reward models that learn from them; in a sweep every training seed has its own."""
+
+    name = "reward_models"
+    of_actions = True
+
+    def starts(self, graph: Expansion) -> tuple[str, str]:
+        """From a policy whose episodes are recorded."""
+        return BASE_POLICY
+
+    def expand(self, graph: Expansion, step: Step) -> None:
+        """Shared by all rounds."""
+        if graph.config.sweep is None:
+            add_models(graph, MODELS)
+
+
+class Record(StageKind):
+    """Episodes of a policy with their pictures."""
+
+    name = "record"
+    reads = ("env", "record")
+    simulates = True
+    workers = SIMULATORS
+    folder = "episodes"
+    seconds_per_unit = 0.25
+
+    def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
+        """Episodes."""
+        return config.record.episodes, "episodes"
+
+
+class RewardModel(Training):
+    """One kind of reward model on recorded episodes, an ensemble of small networks whose memory does not count."""
+
+    name = "reward_model"
+    reads = ("model", "reward_models")
+    folder = "reward_models"
+    section = "reward_models"
+    seconds_per_row = 0.003
+
+    def params(self, config: RunConfig) -> dict[str, Any]:
+        """Without the other kinds."""
+        params = super().params(config)
+        del params["reward_models"]["kinds"]
+        return params
+
+    def rows(self, node: Node, config: RunConfig) -> float:
+        """Of every member."""
+        return super().rows(node, config) * self.settings(node, config).members
+
+    def has_learner(self, config: RunConfig) -> bool:
+        """None that counts."""
+        return False
+
+
+class Candidates(StageKind):
+    """Several chunks in each of some states of a policy's episodes."""
+
+    name = "candidates"
+    reads = ("env", "candidates")
+    simulates = True
+    workers = SIMULATORS
+    folder = "candidates"
+    seconds_per_unit = 0.25
+
+    def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
+        """States with their chunks."""
+        return config.candidates.states, "states"
+
+
+class Rank(StageKind):
+    """Preference pairs of sampled chunks."""
+
+    name = "rank"
+    reads = ("ranking",)
+    of_actions = True
+    folder = "pairs"
+    seconds_per_unit = 0.02
+
+    def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
+        """States with their chunks."""
+        return config.candidates.states, "states"
+
+
+def add_models(graph: Expansion, prefix: str, replicate: int | None = None) -> None:
+    """Recorded episodes and the reward models that learn from them."""
+    more = {} if replicate is None else {"replicate": replicate}
+    episodes = graph.add(f"{prefix}.episodes", "record", {"policy": "sft"}, more=more, replicate=replicate).name
+    models = graph.config.reward_models
+    inputs = {"episodes": episodes} | ({"demos": "demos"} if models.demonstrations else {})
+    for kind in models.kinds:
+        graph.add(f"{prefix}.{kind}", "reward_model", inputs, more=more | {"kind": kind}, replicate=replicate)
+
+
+def add_candidates(graph: Expansion, prefix: str, policy: str, **labels: Any) -> str:
+    """Chunks that a policy samples."""
+    more = _numbers(labels)
+    return graph.add(f"{prefix}.candidates", "candidates", {"policy": policy}, more=more, **labels).name
+
+
+def add_rank(graph: Expansion, prefix: str, candidates: str, models: str, **labels: Any) -> str:
+    """Pairs by the run's ranking, or by that of a variant in `labels["sections"]`."""
+    ranking: RankingConfig = labels.get("sections", {}).get("ranking", graph.config.ranking)
+    inputs = {"candidates": candidates} | {kind: f"{models}.{kind}" for kind in ranking.learned}
+    params = {"ranking": ranking.model_dump(mode="json", include={"weights", "margin"})} | _numbers(labels)
+    return graph.add(f"{prefix}.rank", "rank", inputs, params=params, **labels).name
+
+
+def _numbers(labels: dict[str, Any]) -> dict[str, Any]:
+    """Of the labels those that address random streams."""
+    return {name: labels[name] for name in ("round", "replicate") if name in labels}
+
+
+def add_sweep(graph: Expansion, optimise: Callable[..., str]) -> None:
+    """All training seeds of every variant; `optimise` adds the node of a training."""
+    config = graph.config
+    assert config.sweep is not None
+    for replicate in range(1, config.replicates + 1):
+        shared, labels = f"{SEED}.{replicate}", {"round": 1, "replicate": replicate}
+        graph.add(f"{shared}.collect", "collect", {"policy": "sft"}, more=labels, **labels)
+        if "reward_models" in graph.names:
+            add_models(graph, shared, replicate)
+        add_candidates(graph, shared, "sft", **labels)
+        for variant in config.sweep.names:
+            _add_variant(graph, variant, config.sweep.rankings[variant], replicate, optimise)
+
+
+def _add_variant(
+    graph: Expansion, variant: str, ranking: RankingConfig, replicate: int, optimise: Callable[..., str]
+) -> None:
+    shared, name = f"{SEED}.{replicate}", f"{variant}.{replicate}"
+    labels: dict[str, Any] = {"method": variant, "round": 1, "replicate": replicate}
+    inputs = {"policy": "sft", "sft": "sft", "demos": "demos", "pairs.1": f"{shared}.collect"}
+    if ranking.weights:
+        own = labels | {"sections": {"ranking": ranking}}
+        inputs["ranked"] = add_rank(graph, name, f"{shared}.candidates", shared, **own)
+    more = {"replicate": replicate}
+    trained = optimise(graph, name, graph.config.method, inputs, ranking, more, **labels)
+    graph.add(f"{name}.evaluate", "evaluate", {"policy": trained}, **labels)

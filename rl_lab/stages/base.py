@@ -1,0 +1,50 @@
+"""What kinds of stages share: workers of which a run has one pool, and the cost of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rl_lab.config.schema import RunConfig
+from rl_lab.runner.graph import Node, StageKind
+
+SIMULATORS, ENGINES = frozenset({"simulators"}), frozenset({"engines"})
+BASE_MODEL = ("cold_start", "model")
+"""Where language starts from: the stage that makes it, and what it is."""
+BASE_POLICY = ("sft", "policy")
+"""Where actions start from."""
+SECONDS_PER_ANSWER = 0.01
+
+
+class Training(StageKind):
+    """A stage of so many steps on batches of rows."""
+
+    learns = True
+    folder = "checkpoints"
+    seconds_per_row = 0.0
+    """Of a batch through one training step, everything trainable; measured like `seconds_per_unit`."""
+    section = ""
+    """Where its settings stand, if not under its own name."""
+    examines = False
+    """Whether it asks held-out questions on the way, one answer each."""
+
+    def settings(self, node: Node, config: RunConfig) -> Any:
+        """The section with its steps, that of a teacher where the node has one."""
+        name = self.section or self.name
+        return node.sections.get(name, getattr(config, name))
+
+    def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
+        """Its steps."""
+        return self.settings(node, config).steps, "steps"
+
+    def rows(self, node: Node, config: RunConfig) -> float:
+        """Rows of a batch, or what costs as much."""
+        settings = self.settings(node, config)
+        return settings.batch_size * getattr(settings, "num_generations", 1)
+
+    def work_seconds(self, node: Node, config: RunConfig) -> float:
+        """Of the steps, and of its own examinations."""
+        settings = self.settings(node, config)
+        work = settings.steps * (self.rows(node, config) * self.seconds_per_row)
+        if self.examines and settings.examine_every:
+            work += settings.steps // settings.examine_every * config.questions.held_out * SECONDS_PER_ANSWER
+        return work

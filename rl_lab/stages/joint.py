@@ -1,0 +1,125 @@
+"""A joint run: demos, questions, development (questions of the short examinations), warm_start, base.examine,
+base.evaluate; then of every arm its joint, examine and evaluate.
+
+Arms: together; sequence; grpo_alone and rpro_alone (`isolated`). All start from the same policy with the same budgets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rl_lab.config.joint import check_settings
+from rl_lab.config.pipeline import Step
+from rl_lab.config.schema import RunConfig
+from rl_lab.runner.graph import Node
+from rl_lab.runner.pipeline import Expansion
+from rl_lab.stages.base import BASE_POLICY, ENGINES, SIMULATORS, Training
+from rl_lab.stages.flowpro import SFT, Collect, Evaluate, Optimise
+from rl_lab.stages.grpo import GRPO
+from rl_lab.stages.language import ColdStart
+
+ISOLATED = ("grpo_alone", "rpro_alone")
+
+
+def arms(config: RunConfig) -> list[str]:
+    """Names of the arms, in the order in which they run."""
+    return [name for arm in config.joint.arms for name in (ISOLATED if arm == "isolated" else (arm,))]
+
+
+class WarmStart(Training):
+    """Imitation of worked solutions and of demonstrations, interleaved: a policy with both skills to begin with."""
+
+    name = "warm_start"
+    reads = ("env", "model", "demos", "sft", "cold_start")
+    is_joint = True
+    section = "sft"
+
+    def needs(self, graph: Expansion) -> tuple[str, ...]:
+        """What it imitates."""
+        return ("demos", "questions")
+
+    def expand(self, graph: Expansion, step: Step) -> None:
+        """Once."""
+        graph.add("warm_start", "warm_start", {"demos": "demos", "questions": "questions"})
+
+    def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
+        """Steps of both."""
+        return config.cold_start.steps + config.sft.steps, "steps"
+
+    def work_seconds(self, node: Node, config: RunConfig) -> float:
+        """Of both."""
+        parts = ((config.cold_start, ColdStart), (config.sft, SFT))
+        return sum(part.steps * part.batch_size * kind.seconds_per_row for part, kind in parts)
+
+
+class Joint(Training):
+    """One arm: GRPO and RPRO on one learner."""
+
+    name = "joint"
+    reads = (
+        *("model", "engine", "grpo", "rl", "curriculum", "rewards", "truth", "examine"),
+        *("env", "demos", "collect", "optimise", "buffers", "eval", "joint"),
+    )
+    is_joint = is_live = True
+    workers = SIMULATORS | ENGINES
+    folder = "joint"
+    section = "optimise"
+
+    def needs(self, graph: Expansion) -> tuple[str, ...]:
+        """What both objectives learn from."""
+        return ("demos", "questions")
+
+    def starts(self, graph: Expansion) -> tuple[str, str]:
+        """From a policy."""
+        return BASE_POLICY
+
+    def expand(self, graph: Expansion, step: Step) -> None:
+        """Of every arm the training, and the held-out reward and success as far as the stages name them."""
+        objective, start = graph.config.objective("rpro"), graph.base.inputs()
+        for arm in arms(graph.config):
+            inputs = {role: role for role in ("demos", "questions", "development")} | start
+            more = {"arm": arm, "objective": objective.model_dump(mode="json")}
+            labels: dict[str, Any] = {"method": arm, "round": 1}
+            own = labels | {"replicate": 1, "objective": objective}
+            policy = {"policy": graph.add(f"{arm}.joint", "joint", inputs, more=more, **own).name}
+            if "examine" in graph.names:
+                asked = {"questions": "questions"} | policy
+                graph.add(f"{arm}.examine", "examine", asked, replicate=1, **labels)
+            if "evaluate" in graph.names:
+                graph.add(f"{arm}.evaluate", "evaluate", policy, **labels)
+
+    def fits(self, config: RunConfig) -> None:
+        """See `rl_lab.config.joint`."""
+        check_settings(config)
+
+    def params(self, config: RunConfig) -> dict[str, Any]:
+        """Without the other arms."""
+        params = super().params(config)
+        del params["joint"]["arms"]
+        return params
+
+    def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
+        """Turns of both objectives."""
+        return sum(_turns(node, config).values()), "turns"
+
+    def work_seconds(self, node: Node, config: RunConfig) -> float:
+        """Of turns, pairs and examinations."""
+        turns, joint = _turns(node, config), config.joint
+        scenes = len(config.env.tasks) * len(config.env.variants)
+        exams = 1 + sum(turns.values()) / joint.exam_every
+        seconds = exams * joint.exam_episodes * scenes * Evaluate.seconds_per_unit
+        if "grpo" in turns:
+            rows = turns["grpo"] * config.curriculum.batch_size * config.grpo.num_generations
+            seconds += rows * GRPO.seconds_per_row
+        if "rpro" in turns:
+            rows = joint.rounds * config.optimise.steps * config.optimise.batch_size
+            pairs = joint.rounds * config.collect.pairs
+            seconds += rows * Optimise.seconds_per_row + pairs * Collect.seconds_per_unit
+        return seconds
+
+
+def _turns(node: Node, config: RunConfig) -> dict[str, int]:
+    blocks = -(-config.optimise.steps // config.joint.block)
+    turns = {"grpo": config.rl.steps, "rpro": config.joint.rounds * blocks}
+    arm = node.params["arm"]
+    return {part: count for part, count in turns.items() if arm in (f"{part}_alone", "together", "sequence")}

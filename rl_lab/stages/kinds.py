@@ -1,0 +1,60 @@
+"""All kinds of stages by name: a new one is a file beside this and a line here."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from rl_lab.config import load
+from rl_lab.config.schema import RunConfig
+from rl_lab.runner.graph import Node
+from rl_lab.runner.pipeline import Expansion
+from rl_lab.stages.action_rewards import Candidates, Rank, Record, RewardModel, RewardModels
+from rl_lab.stages.distill import Distill, Imitate, Teacher
+from rl_lab.stages.flowpro import SFT, Collect, Demos, Evaluate, Given, Optimise, Rounds
+from rl_lab.stages.gate import GateKind, Join
+from rl_lab.stages.grpo import GRPO
+from rl_lab.stages.joint import Joint, WarmStart
+from rl_lab.stages.language import ColdStart, Development, Examine, Questions
+from rl_lab.stages.outcome import OutcomeLabels, OutcomeMember, OutcomeModel
+from rl_lab.stages.report import Report
+from rl_lab.stages.rft import RFT, Traces
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        *(Demos(), SFT(), Given(), Rounds(), Collect(), Optimise(), Evaluate()),
+        *(RewardModels(), Record(), RewardModel(), Candidates(), Rank()),
+        *(Questions(), Development(), ColdStart(), Examine(), GRPO()),
+        *(Traces(), RFT()),
+        *(OutcomeLabels(), OutcomeMember(), OutcomeModel()),
+        *(Teacher(), Distill(), Imitate()),
+        *(GateKind(), Join()),
+        *(WarmStart(), Joint()),
+        Report(),
+    )
+}
+
+
+def expand(config: RunConfig) -> list[Node]:
+    """The nodes of a run, every node after its inputs; the last is the report."""
+    nodes = Expansion(config, KINDS).run()
+    return [*nodes, Node("report", KINDS["report"], inputs={node.name: node.name for node in nodes})]
+
+
+def check_stages(config: RunConfig) -> None:
+    """ValueError unless every stage finds what it needs before it, and settings that fit it."""
+    graph = Expansion(config, KINDS, hashed=False)
+    graph.run()
+    for name in sorted(config.engine_stages):
+        if config.workers.rollout < 1:
+            raise ValueError(f"workers.rollout is 0, but {name} needs an engine; give at least 1")
+    if graph.is_chain:
+        for key, given in (("other_schemes", bool(config.other_schemes)), ("replicates", config.replicates > 1)):
+            if given:
+                raise ValueError(f"{key}: a pipeline trains one chain of models; leave it out, and use seed instead")
+    for name in sorted(graph.names):
+        KINDS[name].fits(config)
+
+
+load_config = partial(load.load_config, check=check_stages)
+resolve_config = partial(load.resolve_config, check=check_stages)

@@ -1,0 +1,14 @@
+"""The last stage: what a run leaves for people to read."""
+
+from __future__ import annotations
+
+from rl_lab.runner.graph import StageKind
+
+
+class Report(StageKind):
+    """Films, summary and page of the run folder."""
+
+    name = "report"
+    makes = "page"
+    seconds_per_unit = 15.0
+    has_model = False
