@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from rl_lab.reading import read_object
-from rl_lab.reports.markup import Markup, details, note, section, table, tag
+from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.overview import percent
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import PairSet, RunFolder
@@ -19,17 +18,6 @@ Z = 1.96
 """The share of right pairs must lie so many standard errors of chance below one half."""
 MOST_DISAGREEMENT = 0.5
 """Share of states on which members disagree above which an ensemble knows too little."""
-READING = (
-    "Held-out: episodes that were neither learned from nor used to calibrate; intervals are bootstraps over episodes, "
-    "95 %. An episode is scored by its last picture, so these numbers say how well ends are told apart. Brier: mean "
-    "squared error of the probability of success, beside what the success rate alone would earn."
-)
-RANKING_READING = (
-    "Held against how far the task had come after each chunk in the simulator, which no reward has seen, where chunks "
-    "of a state led to different progress. Rank correlation: Spearman's rho within a state, mean over states. Pairs in "
-    "order: of two chunks of a state, how often the better one scores higher (0.5 is chance). Chosen pairs right: the "
-    "same for the pairs that were learned from."
-)
 
 
 def action_cards(run: RunFolder) -> dict[str, Row]:
@@ -71,12 +59,11 @@ def action_rewards_section(run: RunFolder) -> Markup:
     cards, sets = action_cards(run), ranked_sets(run)
     if not cards and not sets:
         return Markup("")
-    parts: list[Any] = []
-    if cards:
-        parts += [_card_table(cards), note(READING), _calibration(cards)]
-    if sets:
-        parts += [_ranking_table(sets), note(RANKING_READING)]
-    return section("action-rewards", "Rewards of actions", *parts)
+    return macros("actions").action_rewards(
+        cards=_card_table(cards) if cards else "",
+        calibration=_calibration(cards),
+        rankings=_ranking_table(sets) if sets else "",
+    )
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -88,7 +75,7 @@ def _with_ends(test: Row, name: str) -> Markup | str:
         return ""
     ends = test[f"{name}_interval"]
     interval = "" if ends is None else f" {_number(ends[0])} to {_number(ends[1])}"
-    return tag("span", tag("b", _number(test[name])), tag("span", interval, css="ci"))
+    return parts.estimate(_number(test[name]), interval)
 
 
 def _card_table(cards: dict[str, Row]) -> Markup:
@@ -108,11 +95,11 @@ def _card_table(cards: dict[str, Row]) -> Markup:
         cells = [_with_ends(test, "accuracy"), _with_ends(test, "auroc"), _number(test["rank_correlation"]), brier]
         cells += [_number(test["calibration_error"], 3), _number(test["disagreement"], 3)]
         rows.append([*start, *cells, f"{card['episodes_per_second']:,.0f}"])
-    return table(head, rows, "Reward models on held-out episodes", css="numbers stacked")
+    return parts.table(head, rows, "Reward models on held-out episodes", "numbers stacked")
 
 
-def _calibration(cards: dict[str, Row]) -> Markup:
-    """Predicted beside observed success of every model, behind a heading."""
+def _calibration(cards: dict[str, Row]) -> list[Markup]:
+    """Predicted beside observed success of every model."""
     charts = []
     for name, card in cards.items():
         if card["test"] is None:
@@ -127,7 +114,7 @@ def _calibration(cards: dict[str, Row]) -> Markup:
         ]
         axes = Axis("predicted probability", (0.0, 1.0)), Axis("share that succeeded", (0.0, 1.0))
         charts.append(chart(name, series, *axes))
-    return details("Calibration", tag("div", *charts, css="charts")) if charts else Markup("")
+    return charts
 
 
 def _ranking_table(sets: list[PairSet]) -> Markup:
@@ -147,4 +134,4 @@ def _ranking_table(sets: list[PairSet]) -> Markup:
                 *(right, f"{found['chunks_per_second']:,.0f}"),
             ]
         )
-    return table(head, rows, "Rankings of sampled chunks", css="numbers stacked")
+    return parts.table(head, rows, "Rankings of sampled chunks", "numbers stacked")

@@ -28,7 +28,7 @@ from rl_lab.reports.estimates import (
 )
 from rl_lab.reports.examinations import reward_table
 from rl_lab.reports.held_out_page import difference_text
-from rl_lab.reports.markup import Cell, Markup, note, section, table, tag
+from rl_lab.reports.markup import Cell, parts
 from rl_lab.reports.results import gain_text
 from rl_lab.reports.rundir import BASE, Evaluation, RunFolder, label
 from rl_lab.reports.terminal import columns
@@ -249,38 +249,26 @@ def comparison_lines(run: RunFolder, other: RunFolder) -> str:
     return "\n\n".join(parts)
 
 
-def _repetitions(run: RunFolder, other: RunFolder) -> Markup:
-    if not is_repetition(run, other):
-        return Markup("")
-    rows = [_seed_cells(row) for row in over_seeds([run, other])]
-    remark = "The runs differ in their training seed alone, so their difference is the spread between repetitions."
-    return section("seeds", "Over training seeds", table(SEED_HEAD, rows, css="numbers"), note(remark))
-
-
 def write_comparison(run: RunFolder, other: RunFolder) -> Path:
     """Write `compare-<other>.html` into the folder of `run`, whole or not at all. UserError if nothing is shared."""
     pairing = find_pairing(run, other)
-    pairs = [[here, Cell(there, "left"), *cells] for here, there, *cells in pairing.marked]
-    changes = [(tag("code", key), str(a), str(b)) for key, a, b in config_differences(run, other)]
-    cells = [_stage_cells(row) for row in stage_differences(run, other)]
-    stages = [[name, Cell(how, "left"), *seconds] for name, how, *seconds in cells]
-    title = f"{run.path.resolve().name} against {other.path.resolve().name}"
-    names = tag("p", f"Here: {run.name}, seed {run.seed}. There: {other.name}, seed {other.seed}.", css="facts")
-    head = tag("header", tag("div", "rl-lab comparison", css="eyebrow"), tag("h1", title), names)
-    warnings = [tag("div", line, css="callout") for line in _warnings(run, other)]
-    body = [
-        head,
-        *warnings,
-        section(
-            "paired",
-            "Paired differences",
-            table([pairing.head[0], Cell(pairing.head[1], "left"), *pairing.head[2:]], pairs, css="numbers"),
-            note(pairing.reading),
-        ),
-        _repetitions(run, other),
-        section("config", "Configuration", table(CONFIG_HEAD, changes) if changes else note("Equal.")),
-        section("stages", "Stages", table(STAGE_HEAD, stages, css="numbers")),
-    ]
+    stages = [[name, Cell(how, "left"), *rest] for name, how, *rest in map(_stage_cells, stage_differences(run, other))]
+    page = document(
+        "against",
+        title=f"{run.path.resolve().name} against {other.path.resolve().name}",
+        run=run,
+        other=other,
+        warnings=_warnings(run, other),
+        pairing=pairing,
+        pairs=[[here, Cell(there, "left"), *cells] for here, there, *cells in pairing.marked],
+        pairs_head=[pairing.head[0], Cell(pairing.head[1], "left"), *pairing.head[2:]],
+        seeds_head=SEED_HEAD,
+        seeds=[_seed_cells(row) for row in over_seeds([run, other])] if is_repetition(run, other) else [],
+        config_head=CONFIG_HEAD,
+        changes=[(parts.code(key), str(a), str(b)) for key, a, b in config_differences(run, other)],
+        stages_head=STAGE_HEAD,
+        stages=stages,
+    )
     path = run.path / f"compare-{other.path.resolve().name}.html"
-    write_whole(path, document(title, body))
+    write_whole(path, page)
     return path

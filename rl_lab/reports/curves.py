@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl_lab.reports.markup import Markup, details, note, section, table, tag
+from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.metrics import HEADER, Record, curve, define, is_finite
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder, label
 
+CURVES = macros("curves")
 GROUPS = {
     "Loss and its parts": ("loss", "loss/preference", "loss/proximal", "loss/sft", "flow/loss", "flow/probe"),
     "Flow-matching losses, dashed: frozen reference": (
@@ -108,12 +109,11 @@ def _grouped(run: RunFolder, nodes: Sequence[str]) -> list[Markup]:
     return [drawn for drawn in charts if drawn]
 
 
-def _rest(run: RunFolder, nodes: Sequence[str]) -> Markup:
-    """Every other logged value, each in a chart of its own, behind a heading."""
+def _rest(run: RunFolder, nodes: Sequence[str]) -> list[Markup]:
+    """Every other logged value, each in a chart of its own."""
     drawn = {name for names in GROUPS.values() for name in names} | set(REWARDS)
     names = [name for name in logged_values(run.metrics, nodes) if name not in drawn]
-    charts = [metric_chart(run, name, nodes, [name], name) for name in names]
-    return details("More logged values", tag("div", *charts, css="charts")) if charts else Markup("")
+    return [metric_chart(run, name, nodes, [name], name) for name in names]
 
 
 def rewards(run: RunFolder) -> Markup:
@@ -122,34 +122,21 @@ def rewards(run: RunFolder) -> Markup:
     for method, nodes in training_nodes(run).items():
         names = [name for name in REWARDS if name in logged_values(run.metrics, nodes)]
         charts.append(metric_chart(run, label(method), nodes, names, "implicit reward"))
-    if not any(charts):
-        return section("rewards", "Implicit rewards", note("No method of this run logged implicit rewards."))
-    reading = (
-        "r = beta/2 (loss of the frozen reference minus loss of the policy), on real pairs. A winner above 0 is fitted "
-        "better than by the reference, a loser below 0 is pushed away. Winners far below 0 mean collapse, winners that "
-        "stay at 0 mean that nothing is learned from them."
-    )
-    return section("rewards", "Implicit rewards of winner and loser", tag("div", *charts, css="charts"), note(reading))
+    return CURVES.rewards([drawn for drawn in charts if drawn])
 
 
 def chain(run: RunFolder, method: str, nodes: Sequence[str]) -> Markup:
     """All charts of a chain of nodes; a single one takes half the width."""
-    charts = _grouped(run, nodes)
-    css = "method wide" if len(charts) > 1 else "method"
-    return tag("div", tag("h3", label(method)), tag("div", *charts, css="charts"), _rest(run, nodes), css=css)
+    return CURVES.chain(label(method), _grouped(run, nodes), _rest(run, nodes))
 
 
 def glossary(names: Sequence[str]) -> Markup:
     """What logged values mean, behind a heading."""
-    rows = [(tag("code", name), define(name) or "not defined") for name in names]
-    return details("What the names mean", table(("Name", "Meaning"), rows))
+    return CURVES.glossary([(parts.code(name), define(name) or "not defined") for name in names])
 
 
 def learning_curves(run: RunFolder) -> Markup:
     """Losses of SFT and of every method, and the definition of every logged value."""
     chains = training_nodes(run)
-    if not chains:
-        return section("curves", "Learning curves", note("metrics.jsonl has no training step."))
     names = logged_values(run.metrics, [node for nodes in chains.values() for node in nodes])
-    blocks = [chain(run, method, nodes) for method, nodes in chains.items()]
-    return section("curves", "Learning curves", tag("div", *blocks, css="methods"), glossary(names))
+    return CURVES.learning_curves([chain(run, method, nodes) for method, nodes in chains.items()], glossary(names))

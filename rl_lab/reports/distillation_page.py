@@ -11,7 +11,7 @@ from rl_lab.reports.distillation import (
     reward_curves,
 )
 from rl_lab.reports.held_out_page import mean_text, minus
-from rl_lab.reports.markup import Markup, join, note, section, table, tag
+from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.schemes_page import curve_series
@@ -31,8 +31,7 @@ def _share(row: Row | None) -> Markup | str:
     if row is None or row["value"] is None:
         return ""
     ends = [f"{100 * row[end]:.0f}" if row[end] is not None else "unbounded" for end in ("low", "high")]
-    value = tag("b", minus(f"{100 * row['value']:.0f} %"))
-    return tag("span", value, tag("span", minus(f" {ends[0]} to {ends[1]}"), css="ci"))
+    return parts.estimate(minus(f"{100 * row['value']:.0f} %"), minus(f" {ends[0]} to {ends[1]}"))
 
 
 def _tokens(entry: Row | None, share: float) -> str:
@@ -57,7 +56,7 @@ def models_table(row: Row) -> Markup:
         recovered = row["recovered"].get(name) if has_gap(row) else None
         cells = [label, mean_text(row["rewards"][name]), _share(recovered), spent]
         rows.append([*cells, *(_tokens(entry, share) for share in shares)])
-    return table(head, rows, "Teacher, student, and both ways to learn", css="numbers stacked")
+    return parts.table(head, rows, "Teacher, student, and both ways to learn", "numbers stacked")
 
 
 def curves_chart(run: RunFolder, row: Row) -> Markup:
@@ -69,7 +68,7 @@ def curves_chart(run: RunFolder, row: Row) -> Markup:
     ends = [0.0, max(curve.places[-1] for curve in curves)]
     for name, css in ((STUDENT, "cb"), (TEACHER, "cg")):
         series.append(Series(NAMES[name], ends, [row["rewards"][name]["value"]] * 2, css))
-    return tag("div", chart("Held-out reward over tokens", series, Axis("tokens learned from"), Axis("reward")))
+    return chart("Held-out reward over tokens", series, Axis("tokens learned from"), Axis("reward"))
 
 
 def seconds_line(row: Row) -> str:
@@ -83,7 +82,6 @@ def distillation_section(run: RunFolder, row: Row | None) -> Markup:
     """All of it, or nothing for a run without teacher and student."""
     if row is None:
         return Markup("")
-    said = tag("ul", join(tag("li", minus(sentence)) for sentence in row["verdict"]))
     gap = f"The gap is {reward(row['gap']['value'])} [{reward(row['gap']['low'])}, {reward(row['gap']['high'])}]."
-    parts = [said, models_table(row), curves_chart(run, row)]
-    return section("distillation", "Distillation", *parts, note(minus(f"{gap} {seconds_line(row)} {row['method']}.")))
+    said = minus(f"{gap} {seconds_line(row)} {row['method']}.")
+    return macros("language").distillation(map(minus, row["verdict"]), models_table(row), curves_chart(run, row), said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rl_lab.reports.markup import Cell, Markup, note, section, table, tag
+from rl_lab.reports.markup import Cell, Markup, macros, parts
 from rl_lab.reports.rundir import EpisodeResult, RunFolder, label
 
 
@@ -27,11 +27,8 @@ def failure_modes(run: RunFolder) -> Markup:
         cells = []
         for count, evaluation in zip(counts, run.evaluations, strict=True):
             share = count[key] / len(evaluation.episodes)
-            heat = tag(
-                "span", count[key] or "", css="heat bad" if failed else "heat good", style=f"--share:{share:.2f}"
-            )
+            heat = parts.heat(count[key] or "", share, "bad" if failed else "good")
             cells.append(Cell(heat, "heatcell"))
         rows.append([text, *cells])
     head = ["Outcome", *(label(e.method, e.round) for e in run.evaluations)]
-    remark = "Episodes of each policy by how they ended; a failure is the first irreversible event or the step limit."
-    return section("failures", "Failure modes", table(head, rows, css="numbers"), note(remark))
+    return macros("actions").failures(head, rows)

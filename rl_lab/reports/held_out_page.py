@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES
-from rl_lab.reports.markup import Markup, details, join, note, section, table, tag
-from rl_lab.reports.overview import standing, tile
+from rl_lab.reports.markup import Markup, Tile, macros, parts
+from rl_lab.reports.overview import standing
 from rl_lab.reports.plots import interval_bar
 from rl_lab.reports.rundir import BASE, label
 from rl_lab.reports.verdict import OVERALL, Row, find, reward, signed
 
-TITLE = "Held-out questions"
+LANGUAGE = macros("language")
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
 
 
@@ -37,19 +37,19 @@ def mean_text(row: Row | None) -> Markup | str:
     if row is None:
         return ""
     ends = f" {reward(row['low'])} to {reward(row['high'])}"
-    return tag("span", tag("b", minus(reward(row["value"]))), tag("span", minus(ends), css="ci"))
+    return parts.estimate(minus(reward(row["value"])), minus(ends))
 
 
 def difference_text(row: Row | None) -> Markup | str:
     """A paired difference with its interval; coloured where the interval excludes 0."""
     if row is None:
         return ""
-    value = tag("b", minus(signed(row["value"])), css=standing(row))
     ends = minus(f" {signed(row['low'])} to {signed(row['high'])}")
-    return tag("span", value, tag("span", ends, css="ci"), title=f"{row['n']} items, {row['replicates']} replicates")
+    title = f"{row['n']} items, {row['replicates']} replicates"
+    return parts.estimate(minus(signed(row["value"])), ends, standing(row), title)
 
 
-def held_out_tiles(summary: Row) -> Markup:
+def held_out_tiles(summary: Row) -> list[Tile]:
     """Base, the scheme under test, and what it gained over base, grey pictures and constant answers."""
     scheme = next(iter(summary["schemes"]), BASE)
     shown = []
@@ -58,14 +58,14 @@ def held_out_tiles(summary: Row) -> Markup:
         if row is not None and row["reward"] is not None:
             mean = row["reward"]
             span = f"mean reward, 95 % interval {reward(mean['low'])} to {reward(mean['high'])}"
-            shown.append(tile(label(name).capitalize(), reward(mean["value"]), minus(span)))
+            shown.append(Tile(label(name).capitalize(), reward(mean["value"]), minus(span)))
     for over in (BASE, BLANK, CONSTANT):
         row = find(summary["held_out_differences"], scope=OVERALL, scheme=scheme, over=over)
         if row is not None:
             span = f"paired 95 % interval {signed(row['low'])} to {signed(row['high'])}"
             title = f"Over {NAMES[over]}"
-            shown.append(tile(title, minus(signed(row["value"])), minus(span), standing(row)))
-    return tag("div", *shown, css="tiles")
+            shown.append(Tile(title, minus(signed(row["value"])), minus(span), standing(row)))
+    return shown
 
 
 def score_table(summary: Row) -> Markup:
@@ -74,7 +74,7 @@ def score_table(summary: Row) -> Markup:
     head = ["Model", "Replicates", "Items", "Reward", "", *(["pass@1", f"pass@{k}"] if k > 1 else ["pass@1"])]
     scored = [row for row in summary["held_out"] if row["scope"] == OVERALL and row["reward"] is not None]
     if not scored:
-        return note("No answer could be scored.")
+        return parts.note("No answer could be scored.")
     low, high = min(row["reward"]["low"] for row in scored), max(row["reward"]["high"] for row in scored)
     bounds = low, max(high, low + 0.01)
     rows = []
@@ -84,7 +84,7 @@ def score_table(summary: Row) -> Markup:
         passes = [mean_text(row[name]) for name in dict.fromkeys(("pass@1", f"pass@{k}"))]
         blind = [mean_text(row[BLANK]), mean_text(row[CONSTANT])]
         rows.append([label(row["scheme"]), mean["replicates"], mean["n"], mean_text(mean), bar, *passes, *blind])
-    return table([*head, "Grey pictures", "Constant answer"], rows, css="numbers stacked")
+    return parts.table([*head, "Grey pictures", "Constant answer"], rows, css="numbers stacked")
 
 
 def difference_table(summary: Row) -> Markup:
@@ -99,7 +99,7 @@ def difference_table(summary: Row) -> Markup:
         for scheme in dict.fromkeys(row["scheme"] for row in rows)
     ]
     head = ["Model", *(f"Over {over_name(over)}" for over in overs)]
-    return table(head, body, "Paired differences of reward", css="numbers stacked")
+    return parts.table(head, body, "Paired differences of reward", "numbers stacked")
 
 
 def category_tables(summary: Row) -> Markup:
@@ -123,9 +123,7 @@ def category_tables(summary: Row) -> Markup:
         for scheme in schemes
         if scheme != BASE
     ]
-    over = table(["Model", *scopes], gains, "Over the base, by category", css="numbers stacked") if gains else ""
-    scores = table(["Model", *map(count, scopes)], body, "Reward by category (items)", css="numbers stacked")
-    return join([scores, over])
+    return LANGUAGE.categories(["Model", *map(count, scopes)], body, ["Model", *scopes], gains)
 
 
 def _gain(summary: Row, scope: str, scheme: str) -> Row | None:
@@ -145,20 +143,13 @@ def _left_out(summary: Row) -> str:
 def held_out_section(summary: Row) -> Markup:
     """Everything that was measured on held-out questions."""
     if not summary["held_out"]:
-        return section("held-out", TITLE, note("No model was examined yet."))
-    reading = (
-        f"Reward: mean over the items of the mean over {summary['samples']} sampled answers. A pass is a reward of at "
-        f"least {summary['pass_threshold']:g}; pass@k is the unbiased estimate. Grey pictures: the same model and "
-        "questions, every picture replaced by grey. Constant answer: the best fixed answer of each kind of question, "
-        f"chosen on training items. {_left_out(summary)}"
-    )
-    methods = [note(f"{name}: {text}.") for name, text in summary["held_out_intervals"].items()]
-    return section(
-        "held-out",
-        TITLE,
-        score_table(summary),
-        note(reading),
-        difference_table(summary),
-        category_tables(summary),
-        details("How the intervals are computed", *methods),
+        return LANGUAGE.no_held_out()
+    return LANGUAGE.held_out(
+        scores=score_table(summary),
+        samples=summary["samples"],
+        threshold=f"{summary['pass_threshold']:g}",
+        left_out=_left_out(summary),
+        differences=difference_table(summary),
+        categories=category_tables(summary),
+        methods=summary["held_out_intervals"],
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rl_lab.reports.held_out_page import difference_text, mean_text, minus
 from rl_lab.reports.joint import ALONE, GROUPS, WORKERS, exam_rows
 from rl_lab.reports.joint_data import Arm
-from rl_lab.reports.markup import Markup, details, join, note, section, table, tag
+from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.overview import duration, percent
 from rl_lab.reports.plots import Axis, Series, chart, number
 from rl_lab.reports.results import gain_text
@@ -23,22 +23,15 @@ def joint_section(arms: Sequence[Arm], summary: Row) -> Markup:
     if not arms:
         return Markup("")
     joint = summary["joint"]
-    reading = (
-        "Held-out questions and held-out episodes, paired over the same ones; blue and red: the interval excludes 0. "
-        "`alone`: the same steps of the skill's own objective with nothing else; sequence: one part after the other. "
-        "All arms start from the same policy and have the same batches of GRPO and steps of RPRO."
-    )
-    return section(
-        "joint",
-        "One model, two learners",
-        interference_table(summary, joint),
-        note(reading),
-        skill_charts(arms),
-        guard_table(joint),
-        tag("div", *cosine_charts(arms), *drift_charts(arms), css="charts"),
-        cosine_table(joint),
-        times_table(joint),
-        details("Training signals of both objectives", tag("div", *signal_charts(arms), css="charts")),
+    return macros("joint").joint(
+        interference=interference_table(summary, joint),
+        skills=skill_charts(arms),
+        guard=joint["guard"].get("together"),
+        guarded=guard_rows(joint),
+        gradients=[*cosine_charts(arms), *drift_charts(arms)],
+        cosines=cosine_table(joint),
+        times=times_table(joint),
+        signals=signal_charts(arms),
     )
 
 
@@ -59,7 +52,7 @@ def interference_table(summary: Row, joint: Row) -> Markup:
         cells.append(_rate(success))
         cells += [gain_text(_difference(joint, name, over, "actions")) for over in _overs("actions")]
         rows.append([label(name), *cells])
-    return table(head, rows, f"Interference ({_counts(summary)})", css="numbers stacked")
+    return parts.table(head, rows, f"Interference ({_counts(summary)})", "numbers stacked")
 
 
 def _overs(skill: str) -> tuple[str, str, str]:
@@ -75,7 +68,7 @@ def _rate(row: Row | None) -> Markup | str:
     if row is None:
         return ""
     ends = f" {100 * row['low']:.0f} to {percent(row['high'])}"
-    return tag("span", tag("b", percent(row["rate"])), tag("span", ends, css="ci"))
+    return parts.estimate(percent(row["rate"]), ends)
 
 
 def _counts(summary: Row) -> str:
@@ -109,7 +102,7 @@ def skill_charts(arms: Sequence[Arm]) -> Markup:
                 )
             )
         charts.append(chart(title, series, Axis("turn of the learner"), Axis(skill)))
-    return tag("div", *charts, css="charts")
+    return parts.charts(charts)
 
 
 def _series(arm: Arm, metric: str, name: str, css: str) -> Series:
@@ -168,7 +161,7 @@ def cosine_table(joint: Row) -> Markup:
         for arm, found in joint["cosines"].items()
         for row in found
     ]
-    return table(["Gradient cosine", "Times", "Mean", "Below 0"], rows, css="numbers") if rows else Markup("")
+    return parts.table(["Gradient cosine", "Times", "Mean", "Below 0"], rows, css="numbers") if rows else Markup("")
 
 
 def times_table(joint: Row) -> Markup:
@@ -188,21 +181,12 @@ def times_table(joint: Row) -> Markup:
         far = [number(joint["drift"][row["arm"]].get(group, 0.0)) for group in GROUPS]
         took = [duration(row["seconds"]), *idle, duration(row["examining_seconds"])]
         rows.append([label(row["arm"]), row["batches"], f"{row['steps']:.0f}", *took, *far])
-    reading = (
-        "Idle: share of the turns' time without work, examinations left out. The learner waits while a batch is not "
-        "there; engines and simulators have nothing to do once what the next turns need is prepared."
-    )
-    return join([table(head, rows, "Time and drift", css="numbers"), note(reading)])
+    return parts.table(head, rows, "Time and drift", "numbers")
 
 
-def guard_table(joint: Row) -> Markup:
+def guard_rows(joint: Row) -> list[list[str]]:
     """What the guard found and did."""
-    events = joint["guard"].get("together")
-    if events is None:
-        return Markup("")
-    if not events:
-        return note("The guard found no harm of one objective to the other's skill.")
-    rows = [
+    return [
         [
             f"turn {event['turn']}",
             event["skill"],
@@ -211,7 +195,5 @@ def guard_table(joint: Row) -> Markup:
             event["objective"],
             event["action"].replace("_", " "),
         ]
-        for event in events
+        for event in joint["guard"].get("together") or ()
     ]
-    head = ["When", "Skill", "Change", "Without the other's moves", "Blamed", "Done"]
-    return join([table(head, rows, "The guard", css="numbers"), *(note(event["text"]) for event in events)])

@@ -12,9 +12,9 @@ import numpy as np
 
 from algos.curriculum_items import BANDS
 from rl_lab.reports.bands import band_columns, band_legend
-from rl_lab.reports.curves import chain, glossary, logged_values, training_nodes
+from rl_lab.reports.curves import CURVES, chain, glossary, logged_values, training_nodes
 from rl_lab.reports.held_out_page import COLOURS, scheme_colours
-from rl_lab.reports.markup import Cell, Markup, details, join, note, section, table, tag
+from rl_lab.reports.markup import Cell, Markup, parts
 from rl_lab.reports.metrics import curve, define
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder, label
@@ -82,7 +82,7 @@ def compared(run: RunFolder) -> Markup:
             unit, (0, max([0.05, *(v for s in series for v in (*s.y, *s.band[1]))])) if unit == "share" else None
         )
         charts.append(chart(title, series, Axis("optimiser step"), small, definitions=texts))
-    return tag("div", *charts, css="charts")
+    return parts.charts(charts)
 
 
 def _split(run: RunFolder, nodes: Sequence[str], title: str, known: Sequence[str]) -> Markup:
@@ -103,7 +103,7 @@ def bands_over_time(run: RunFolder, nodes: Sequence[str]) -> Markup:
     if not steps:
         return Markup("")
     counts = [{name: float(np.mean(found[name].get(step, [0.0]))) for name in BANDS} for step in steps]
-    return tag("div", band_legend(), band_columns(steps, counts))
+    return CURVES.bands(band_legend(), band_columns(steps, counts))
 
 
 def flow(run: RunFolder, nodes: Sequence[str]) -> Markup:
@@ -119,12 +119,12 @@ def flow(run: RunFolder, nodes: Sequence[str]) -> Markup:
         return Markup("")
     most = max(moves.values())
     rows = [[before, *(_moved(moves[before, after], most, len(nodes)) for after in BANDS[1:])] for before in BANDS]
-    return table(["From", *(f"to {name}" for name in BANDS[1:])], rows, "Moves between bands", css="numbers")
+    return parts.table(["From", *(f"to {name}" for name in BANDS[1:])], rows, "Moves between bands", "numbers")
 
 
 def _moved(count: float, most: float, replicates: int) -> Cell:
     text = f"{count / replicates:,.0f}" if count else ""
-    return Cell(tag("span", text, css="heat good", style=f"--share:{count / most:.2f}"), "heatcell")
+    return Cell(parts.heat(text, count / most), "heatcell")
 
 
 def failed_calls(run: RunFolder) -> Markup:
@@ -137,18 +137,17 @@ def failed_calls(run: RunFolder) -> Markup:
                 counts[schemes[record["node"]]][name.removeprefix("reward_failures/")] += value
     names = sorted(set().union(*counts.values()))
     if not names:
-        return note("No reward call failed while training.")
+        return parts.note("No reward call failed while training.")
     rows = [[name.replace("/", ": "), *(f"{count[name]:g}" for count in counts.values())] for name in names]
     head = ["Failed reward calls while training", *map(label, counts)]
-    return table(head, rows, css="numbers")
+    return parts.table(head, rows, css="numbers")
 
 
-def _rest(run: RunFolder, nodes: Sequence[str], known: Sequence[str]) -> Markup:
+def _rest(run: RunFolder, nodes: Sequence[str], known: Sequence[str]) -> list[Markup]:
     """Every other logged value of a scheme, each in a chart of its own."""
     drawn = {name for _, names in COMPARED.values() for name in names}
     names = [name for name in known if name not in drawn and not name.startswith(FAMILIES)]
-    charts = [chart(n, [_series(run, nodes, n, n, "c0")], Axis("optimiser step"), Axis("")) for n in names]
-    return details("More logged values", tag("div", *charts, css="charts")) if charts else Markup("")
+    return [chart(n, [_series(run, nodes, n, n, "c0")], Axis("optimiser step"), Axis("")) for n in names]
 
 
 def scheme_block(run: RunFolder, scheme: str, open_: bool) -> Markup:
@@ -158,13 +157,8 @@ def scheme_block(run: RunFolder, scheme: str, open_: bool) -> Markup:
     if not known:
         return Markup("")
     charts = [_split(run, nodes, title, known) for title in SPLIT]
-    pool = tag("div", bands_over_time(run, nodes), flow(run, nodes), css="pool-history")
-    return details(
-        f"{label(scheme)}: rewards, bands and time",
-        tag("div", *charts, css="charts"),
-        pool,
-        _rest(run, nodes, known),
-        open_=open_,
+    return CURVES.scheme(
+        label(scheme), open_, charts, bands_over_time(run, nodes), flow(run, nodes), _rest(run, nodes, known)
     )
 
 
@@ -174,9 +168,12 @@ def language_curves(run: RunFolder) -> Markup:
     nodes = [training.node for training in run.trainings]
     known = logged_values(run.metrics, [*nodes, *(node for chained in others.values() for node in chained)])
     if not known:
-        return section("training", "Learning curves", note("metrics.jsonl has no training step."))
-    blocks = [scheme_block(run, scheme, place == 0) for place, scheme in enumerate(run.schemes)]
-    before = [details(name.replace("_", " "), chain(run, name, chained)) for name, chained in others.items()]
-    reading = "Lines: mean over the replicates that logged the step; areas: from the lowest to the highest of them."
-    parts = [compared(run), failed_calls(run), *blocks] if logged_values(run.metrics, nodes) else []
-    return section("training", "Learning curves", note(reading), join(parts), *before, glossary(known))
+        return CURVES.no_curves()
+    trained = bool(logged_values(run.metrics, nodes))
+    return CURVES.language_curves(
+        compared=compared(run) if trained else "",
+        failed=failed_calls(run) if trained else "",
+        schemes=[scheme_block(run, scheme, place == 0) for place, scheme in enumerate(run.schemes) if trained],
+        chains=[(name.replace("_", " "), chain(run, name, chained)) for name, chained in others.items()],
+        glossary=glossary(known),
+    )

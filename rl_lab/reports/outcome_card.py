@@ -6,7 +6,7 @@ from typing import Any
 
 from rl_lab.reading import read_object
 from rl_lab.reports.held_out_page import minus
-from rl_lab.reports.markup import Markup, details, note, section, table, tag
+from rl_lab.reports.markup import Markup, macros
 from rl_lab.reports.overview import percent
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder
@@ -14,13 +14,7 @@ from rl_lab.reports.verdict import Row
 
 FOLDER = "reward_models"
 KIND = "outcome"
-READING = (
-    "On answers to questions about scenes that no member was trained or calibrated on; intervals are bootstraps over "
-    "scenes, 95 %. Pairs: of two answers to one question, the better one scores higher; GRPO feels nothing "
-    "else. Grey pictures: the same answers beside blank images, which is what the model knows "
-    "without looking. Brier: mean squared error of the probabilities, beside what the share of correct answers alone "
-    "would earn. Abstention: accuracy on what is left when the answers on which members disagree most are masked."
-)
+LANGUAGE = macros("language")
 
 
 def outcome_models(run: RunFolder) -> dict[str, Row]:
@@ -63,7 +57,7 @@ def _number(value: float | None) -> str:
 def outcome_section(run: RunFolder) -> Markup:
     """A card for every model; nothing for a run without any."""
     cards = [_card(name, record) for name, record in outcome_models(run).items()]
-    return section("reward-models", "Reward model of answers", *cards, note(READING)) if cards else Markup("")
+    return LANGUAGE.outcome_models(cards) if cards else Markup("")
 
 
 def _card(name: str, record: Row) -> Markup:
@@ -76,14 +70,7 @@ def _card(name: str, record: Row) -> Markup:
         f"{sides['calibration']:,}, examined on {sides['test']:,}. Scores {record['answers_per_second']:,.0f} "
         f"answers a second on {record['device']}."
     )
-    return tag(
-        "div",
-        tag("p", tag("b", name), f": {facts}"),
-        table(["", "Held-out answers", ""], _rows(record), css="numbers"),
-        tag("div", _reliability(test), css="charts"),
-        _ensemble(test),
-        css="card",
-    )
+    return LANGUAGE.outcome_card(name, facts, _rows(record), _reliability(test), _ensemble(test))
 
 
 def _rows(record: Row) -> list[list[Any]]:
@@ -127,8 +114,4 @@ def _ensemble(test: Row) -> Markup:
         [f"member {k}", _number(row["auroc"]), _number(row["brier"])] for k, row in enumerate(test["members"], 1)
     ]
     left = [[percent(row["kept"]), f"{row['limit']:.3f}", _number(row["accuracy"])] for row in test["abstention"]]
-    return details(
-        f"Members (mean disagreement {test['disagreement']:.3f}) and abstention",
-        table(["", "AUROC", "Brier"], members, css="numbers"),
-        table(["Answers kept", "abstain_above", "Accuracy"], left, css="numbers"),
-    )
+    return LANGUAGE.ensemble(f"{test['disagreement']:.3f}", members, left)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from rl_lab.reports.markup import Markup, note, table, tag
+from rl_lab.reports.markup import Tile
 from rl_lab.reports.rundir import BASE, RunFolder, label
 from rl_lab.reports.verdict import OVERALL, Row, final_round, find, points
 
@@ -34,10 +35,10 @@ def duration(seconds: float) -> str:
     )
 
 
-def header(run: RunFolder, summary: Row) -> Markup:
-    """Name, method, seed, commit, time, and a link to the alarms if there are any."""
+def facts(run: RunFolder, summary: Row) -> list[str]:
+    """Method, seed, commit and time."""
     commit = run.environment.get("commit")
-    facts = [
+    said = [
         f"arms {', '.join(map(label, summary['joint']['arms']))}" if "joint" in summary else "",
         f"method {label(summary['method'])}" if summary.get("method") and "joint" not in summary else "",
         f"curriculum {', '.join(map(label, summary['schemes']))}"
@@ -47,75 +48,49 @@ def header(run: RunFolder, summary: Row) -> Markup:
         f"commit {str(commit)[:12]}" if commit else "",
         f"stages add up to {duration(summary['computed_seconds'])}",
     ]
-    count = summary["alarms"]
-    alarm = tag("a", f"{count} alarm{'s' * (count > 1)} raised", href="#alarms", css="alarm") if count else ""
-    line = tag("p", " \u00b7 ".join(fact for fact in facts if fact), " \u00b7 " if count else "", alarm, css="facts")
-    return tag("header", tag("div", "rl-lab run report", css="eyebrow"), tag("h1", run.name), line)
+    return [fact for fact in said if fact]
 
 
-def incomplete(run: RunFolder) -> Markup:
+def incomplete(run: RunFolder) -> list[str]:
     """Unfinished stages and unusable files."""
-    lines = [f"Not finished: {', '.join(run.unfinished)}."] if run.unfinished else []
-    lines += run.problems
-    if not lines:
-        return Markup("")
-    listing = tag("ul", *(tag("li", line) for line in lines))
-    return tag("div", tag("b", "This report is incomplete."), listing, css="callout")
+    return [*([f"Not finished: {', '.join(run.unfinished)}."] if run.unfinished else []), *run.problems]
 
 
-def verdict_box(summary: Row) -> Markup:
-    """The sentences of `verdict`, with real minus signs and unbroken p-values."""
-    typeset = (re.sub(r"(?<=[ (])-(?=\d)", "\u2212", sentence) for sentence in summary["verdict"])
-    return tag("div", *(tag("p", re.sub(r"p ([<=]) ", "p\u00a0\\1\u00a0", text)) for text in typeset), css="verdict")
+def typeset(sentence: str) -> str:
+    """A sentence of `verdict` with real minus signs and unbroken p-values."""
+    return re.sub(r"p ([<=]) ", "p\u00a0\\1\u00a0", re.sub(r"(?<=[ (])-(?=\d)", "\u2212", sentence))
 
 
-def substitutions(run: RunFolder) -> Markup:
-    """What stood in for what, from `environment.json`."""
+def substitutions(run: RunFolder) -> list[Any] | None:
+    """What stood in for what, from `environment.json`; None if it does not say."""
     rows = run.environment.get("substitutions")
-    if not isinstance(rows, list):
-        return note("This run folder does not say what stood in for what (no substitutions in environment.json).")
-    if not rows:
-        return note("Nothing stood in for anything else in this run.")
-    head = ("Used", "In place of", "Note")
-    body = [(row.get("used"), row.get("wanted"), row.get("why")) for row in rows if isinstance(row, dict)]
-    return tag("div", table(head, body, "What stood in for what"), css="standins")
+    return rows if isinstance(rows, list) else None
 
 
-def tile(title: str, value: str, detail: str, css: str = "") -> Markup:
-    """One number with what it is and how sure it is."""
-    return tag(
-        "div",
-        tag("div", title, css="tile-title"),
-        tag("div", value, css=f"tile-value {css}"),
-        tag("div", detail, css="tile-detail"),
-        css="tile",
-    )
-
-
-def _score_tile(title: str, row: Row | None) -> Markup:
+def _score_tile(title: str, row: Row | None) -> list[Tile]:
     if row is None:
-        return Markup("")
+        return []
     span = f"{row['successes']} of {row['n']} episodes, 95 % interval {percent(row['low'])} to {percent(row['high'])}"
-    return tile(title, percent(row["rate"]), span)
+    return [Tile(title, percent(row["rate"]), span)]
 
 
-def _gain_tile(title: str, row: Row | None) -> Markup:
+def _gain_tile(title: str, row: Row | None) -> list[Tile]:
     if row is None or "refused" in row:
-        return Markup("")
+        return []
     low, high = (signed_points(row[end]) for end in ("low", "high"))
     value = signed_points(row["difference"])
-    return tile(title, value, f"points, paired 95 % interval {low} to {high}", standing(row))
+    return [Tile(title, value, f"points, paired 95 % interval {low} to {high}", standing(row))]
 
 
-def tiles(summary: Row) -> Markup:
+def tiles(summary: Row) -> list[Tile]:
     """The four numbers of a run: base, final, and the paired gains over base and control."""
     method, last = summary["method"], final_round(summary, summary["method"])
     final = {"scope": OVERALL, "method": method, "round": last}
-    shown = [_score_tile("Base policy", find(summary["scores"], scope=OVERALL, method=BASE))]
+    shown = _score_tile("Base policy", find(summary["scores"], scope=OVERALL, method=BASE))
     if method is not None:
-        shown.append(_score_tile(label(method, last), find(summary["scores"], **final)))
-        shown.append(_gain_tile("Gain over the base policy", find(summary["gains"], **final, over=BASE)))
+        shown += _score_tile(label(method, last), find(summary["scores"], **final))
+        shown += _gain_tile("Gain over the base policy", find(summary["gains"], **final, over=BASE))
     if summary["control"]:
         title = f"Gain over {label(summary['control'])}"
-        shown.append(_gain_tile(title, find(summary["gains"], **final, over=summary["control"])))
-    return tag("div", *shown, css="tiles")
+        shown += _gain_tile(title, find(summary["gains"], **final, over=summary["control"]))
+    return shown

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rl_lab.files import write_whole
 from rl_lab.reports.action_rewards import action_rewards_section
-from rl_lab.reports.appendix import alarms, setup, stages
+from rl_lab.reports.appendix import setup, stages
 from rl_lab.reports.curves import learning_curves, rewards
 from rl_lab.reports.distillation_page import distillation_section
 from rl_lab.reports.document import document
@@ -15,9 +15,9 @@ from rl_lab.reports.failures import failure_modes
 from rl_lab.reports.held_out_page import held_out_section, held_out_tiles
 from rl_lab.reports.joint_page import joint_section
 from rl_lab.reports.language_curves import language_curves
-from rl_lab.reports.markup import Markup, join, tag
+from rl_lab.reports.markup import Markup, Tile
 from rl_lab.reports.outcome_card import outcome_section
-from rl_lab.reports.overview import header, incomplete, substitutions, tiles, verdict_box
+from rl_lab.reports.overview import duration, facts, incomplete, substitutions, tiles, typeset
 from rl_lab.reports.pairs import pair_browser
 from rl_lab.reports.pipeline import provenance
 from rl_lab.reports.pipeline_page import pipeline_section, pipeline_tiles
@@ -69,8 +69,12 @@ def language_sections(run: RunFolder, summary: Row) -> Sections:
     }
 
 
-def _language_tiles(summary: Row) -> Markup:
-    return pipeline_tiles(summary["pipeline"]) if "pipeline" in summary else held_out_tiles(summary)
+def _tiles(run: RunFolder, summary: Row) -> list[list[Tile]]:
+    """A line of numbers for each skill."""
+    shown = [tiles(summary)] if run.on_episodes else []
+    if run.on_language:
+        shown.append(pipeline_tiles(summary["pipeline"]) if "pipeline" in summary else held_out_tiles(summary))
+    return shown
 
 
 def build_page(run: RunFolder, summary: Row) -> str:
@@ -82,16 +86,28 @@ def build_page(run: RunFolder, summary: Row) -> str:
         sections |= episode_sections(run, summary)
     if run.on_language:
         sections |= language_sections(run, summary)
-    sections |= {"alarms": ("Alarms", alarms(run)), "stages": ("Stages", stages(run)), "setup": ("Setup", setup(run))}
     shown = {anchor: part for anchor, part in sections.items() if part[1]}
-    links = [tag("a", name, href=f"#{anchor}") for anchor, (name, _) in shown.items()]
-    numbers = [tiles(summary) if run.on_episodes else "", _language_tiles(summary) if run.on_language else ""]
-    # After the sections: they add what they could not read to the problems.
-    top = [header(run, summary), substitutions(run), incomplete(run), verdict_box(summary), *numbers]
-    scripts = [script for anchor in shown for script in SCRIPTS.get(anchor, ())]
-    styles = ["browser.css"] if run.on_language else []
-    body = [join(top), tag("nav", *links), *(part for _, part in shown.values())]
-    return document(f"{run.name}: report", body, scripts, styles)
+    stand_ins = substitutions(run)
+    return document(
+        "report",
+        run=run,
+        summary=summary,
+        facts=facts(run, summary),
+        substitutions=stand_ins,
+        stand_ins=[
+            (row.get("used"), row.get("wanted"), row.get("why")) for row in stand_ins or [] if isinstance(row, dict)
+        ],
+        incomplete=incomplete(run),  # after the sections: they add what they could not read to the problems
+        verdict=map(typeset, summary["verdict"]),
+        tiles=_tiles(run, summary),
+        sections=shown,
+        alarms=[(r.get("node"), r.get("step"), r["alarm"]) for r in run.metrics if "alarm" in r],
+        stages=stages(run),
+        computed=duration(run.computed_seconds),
+        setup=setup(run),
+        styles=["browser.css"] if run.on_language else [],
+        scripts=[script for anchor in shown for script in SCRIPTS.get(anchor, ())],
+    )
 
 
 def write_report(run_dir: Path) -> tuple[Row, Path]:

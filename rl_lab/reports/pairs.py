@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rl_lab.reading import DAMAGE
-from rl_lab.reports.markup import Markup, details, json_script, note, section, table, tag
+from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.metrics import Record
 from rl_lab.reports.rundir import PairSet, RunFolder, label
 
@@ -130,7 +130,7 @@ def collection_table(run: RunFolder) -> Markup:
     names = list(dict.fromkeys(name for row in counts for name in row))
     head = ["Collection", *(name.replace("_", " ").replace("/", ": ") for name in names)]
     rows = [[p.label, *(row.get(n, 0) for n in names)] for p, row in zip(run.pairs, counts, strict=True)]
-    return table(head, rows, css="numbers")
+    return parts.table(head, rows, css="numbers")
 
 
 def _title(pair_set: PairSet, others: list[PairSet]) -> str:
@@ -140,33 +140,16 @@ def _title(pair_set: PairSet, others: list[PairSet]) -> str:
 
 def pair_browser(run: RunFolder) -> Markup:
     """Collection counts and the browser; its script is `page.js`."""
-    title = "Preference pairs"
-    if not run.pairs:
-        return section("pairs", title, note("No preference pair is in this run folder."))
-    pairs = load_pairs(run)
-    if not pairs:
-        return section("pairs", title, collection_table(run), note("No pair of this run can be drawn."))
-    titles = {node: _title(*sets) for node, sets in distinct_sets(run.pairs).items()}
+    pairs, sets = load_pairs(run), distinct_sets(run.pairs)
+    titles = {node: _title(*both) for node, both in sets.items()}
     groups = [{"node": n, "title": t} for n, t in titles.items() if any(p["node"] == n for p in pairs)]
-    total = sum(len(pair_set.index) for pair_set, _ in distinct_sets(run.pairs).values())
-    shown = (
-        f"{len(pairs)} of {total} pairs are in this page, evenly spaced in order of collection and at most "
-        f"{PAIRS_A_ROUND} a round; all of them are in the folder pairs."
-    )
-    reading = (
-        "Winner: the correction, or the chunk that a reward ranked best; loser: what the policy did, or the chunk that "
-        "was ranked worst. Both start from one restored simulator state, the black dot; restore error: by how much the "
-        "loser's first steps differ when they are run from it again. Points are the gripper centres of both arms in "
-        "world coordinates. "
-    )
     head = ["pair", *(key.replace("_", " ") for key in META)]
-    listing = [[p["id"], *(p["meta"].get(key.replace("_", " "), "") for key in META)] for p in pairs]
-    return section(
-        "pairs",
-        title,
-        collection_table(run),
-        note(reading, shown),
-        tag("div", tag("noscript", note("The browser needs JavaScript; the list below does not.")), id="browser"),
-        json_script("pair-data", {"groups": groups, "pairs": pairs}),
-        details("List of the pairs shown", table(head, listing, css="small")),
+    return macros("actions").pairs(
+        collections=collection_table(run) if run.pairs else "",
+        data={"groups": groups, "pairs": pairs},
+        total=sum(len(pair_set.index) for pair_set, _ in sets.values()),
+        a_round=PAIRS_A_ROUND,
+        listing=parts.table(
+            head, [[p["id"], *(p["meta"].get(key, "") for key in head[1:])] for p in pairs], css="small"
+        ),
     )

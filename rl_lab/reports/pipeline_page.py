@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rl_lab.reports.held_out_page import difference_text, mean_text, minus
-from rl_lab.reports.markup import Cell, Markup, details, note, section, table, tag
-from rl_lab.reports.overview import duration, tile
+from rl_lab.reports.markup import Cell, Markup, Tile, macros, parts
+from rl_lab.reports.overview import duration, standing
 from rl_lab.reports.pipeline import last_model
 from rl_lab.reports.plots import interval_bar
 from rl_lab.reports.rundir import BASE
@@ -18,13 +18,6 @@ MADE = {
     "imitate": "imitation of the teacher",
     "teacher": "a given checkpoint",
 }
-READING = (
-    "In the order of the stages. Reward: held-out questions, mean with 95 % interval. Differences are paired on the "
-    "same questions; before: the model that the gate holds it against, else the one it was made from. Gates decide on "
-    "development questions that nothing else uses, so the held-out rewards are not selected on; the gates' own "
-    "differences are, the more so the more gates ask the same questions. Tokens: completion tokens that engines wrote "
-    "for a model's training, of its traces for a fine-tuned one. Time: its training, and the sampling of its traces."
-)
 
 
 def _origin(row: Row) -> str:
@@ -52,17 +45,16 @@ def _outcome(row: Row) -> tuple[str, str]:
     return f"not passed: {goes}", "held"
 
 
-def chain_picture(rows: list[Row]) -> Markup:
-    """The models as boxes in order; controls have a dashed frame, skipped ones are faint."""
+def chain_boxes(rows: list[Row]) -> list[Row]:
+    """The models in order; controls have a dashed frame, skipped ones are faint."""
     last, boxes = last_model(rows), []
     for row in rows:
         word, css = _outcome(row)
-        reward = "" if row["held_out"] is None else f"{row['held_out']['value']:.3f}"
-        classes = f"model {'beside' if row['beside'] else ''} {css} {'final' if last and row is last else ''}"
-        parts = [tag("b", row["model"]), tag("span", reward or "not examined", css="model-reward")]
-        parts.append(tag("span", word if row["gate_status"] or css == "skipped" else MADE[row["made_by"]], css="quiet"))
-        boxes.append(tag("li", *parts, css=" ".join(classes.split())))
-    return tag("ol", *boxes, css="chain")
+        reward = "not examined" if row["held_out"] is None else f"{row['held_out']['value']:.3f}"
+        classes = ("model", "beside" if row["beside"] else "", css, "final" if last and row is last else "")
+        said = word if row["gate_status"] or css == "skipped" else MADE[row["made_by"]]
+        boxes.append({"css": " ".join(filter(None, classes)), "model": row["model"], "reward": reward, "said": said})
+    return boxes
 
 
 def chain_table(rows: list[Row]) -> Markup:
@@ -74,18 +66,18 @@ def chain_table(rows: list[Row]) -> Markup:
     for row in rows:
         mean = row["held_out"]
         bar = interval_bar(mean["value"], mean["low"], mean["high"], bounds) if mean else ""
-        name = tag("span", row["model"], tag("span", _origin(row), css="ci"))
+        name = parts.above(row["model"], _origin(row))
         tokens = row["tokens_sampled"] or row["tokens_imitated"]
         if row["status"] == "skipped":
             body.append([name, Cell("skipped", "left"), "", "", "", "", "", ""])
             continue
         seconds = f"{duration(row['seconds'])}{' (reused)' if row['reused'] else ''}"
         compared = [difference_text(row["over_before"]), difference_text(row["over_base"])]
-        before = tag("span", row["before"] or "", css="ci")
-        cells = [mean_text(mean), bar, tag("span", compared[0], before) if row["over_before"] else "", compared[1]]
+        before = parts.above(compared[0], row["before"] or "") if row["over_before"] else ""
+        cells = [mean_text(mean), bar, before, compared[1]]
         body.append([name, *cells, f"{tokens:,}" if tokens else "", row["steps"], seconds])
     head = ["Model", "Held-out reward", "", "Over the one before", "Over the base", "Tokens", "Steps in all", "Time"]
-    return table(head, body, css="numbers stacked")
+    return parts.table(head, body, css="numbers stacked")
 
 
 def gate_table(rows: list[Row]) -> Markup:
@@ -99,22 +91,17 @@ def gate_table(rows: list[Row]) -> Markup:
             body.append([f"{row['model']}", *[""] * 5, Cell(row["gate_status"], "left")])
             continue
         ends = f" {found['low']:+.3f} to {found['high']:+.3f}"
-        gain = tag("span", tag("b", minus(f"{found['difference']:+.3f}")), tag("span", minus(ends), css="ci"))
+        gain = parts.estimate(minus(f"{found['difference']:+.3f}"), minus(ends))
         asked = minus(f"above {found['rise']:g}")
         word, css = _outcome(row)
-        taken = tag("span", word, css={"passed": "above", "held": "below"}.get(css, ""))
         goes = f"{row['goes_on']} goes on" if row["goes_on"] else ""
+        taken = parts.above(parts.coloured(word, {"passed": "above", "held": "below"}.get(css, "")), goes)
         cells = [f"{found['before']:.3f}", f"{found['after']:.3f}", gain, asked, f"{100 * found['confidence']:g} %"]
-        body.append([f"{row['model']} ({found['n']} questions)", *cells, Cell(join_words(taken, goes), "left")])
+        body.append([f"{row['model']} ({found['n']} questions)", *cells, Cell(taken, "left")])
     if not body:
         return Markup("")
     head = ["Gate behind", "Before", "After", "Paired gain", "Asked", "Interval", Cell("Decision", "left")]
-    return table(head, body, "Gates, on development questions", css="numbers stacked")
-
-
-def join_words(first: Markup, second: str) -> Markup:
-    """A word, and a quiet line below it."""
-    return tag("span", first, tag("span", second, css="ci"))
+    return parts.table(head, body, "Gates, on development questions", "numbers stacked")
 
 
 def provenance_table(rows: list[Row]) -> Markup:
@@ -124,39 +111,30 @@ def provenance_table(rows: list[Row]) -> Markup:
         parents = ", ".join(f"{role} {parent['node']}" for role, parent in row["parents"].items())
         how = row["status"] if row["status"] != "done" else "reused" if row["reused"] else "computed"
         version = "" if row["weight_version"] is None else row["weight_version"]
-        digest = tag("code", str(row["hash"])[:12])
+        digest = parts.code(str(row["hash"])[:12])
         body.append([row["model"], row["node"], digest, parents, version, row["steps"], how])
-    return table(["Model", "Node", "Hash", "Made from", "Weight version", "Steps", ""], body, css="small")
+    return parts.table(["Model", "Node", "Hash", "Made from", "Weight version", "Steps", ""], body, css="small")
 
 
-def pipeline_tiles(rows: list[Row]) -> Markup:
+def pipeline_tiles(rows: list[Row]) -> list[Tile]:
     """Base, the model that the chain ends with, and what it gained."""
     last, shown = last_model(rows), []
     base = next((row for row in rows if row["model"] == BASE), None)
     for title, row in (("Base", base), (f"End of the chain: {last['model']}" if last else "", last)):
         if row is not None and row["held_out"] is not None:
             mean = row["held_out"]
-            shown.append(tile(title, f"{mean['value']:.3f}", f"95 % interval {mean['low']:.3f} to {mean['high']:.3f}"))
+            shown.append(Tile(title, f"{mean['value']:.3f}", f"95 % interval {mean['low']:.3f} to {mean['high']:.3f}"))
     if last is not None and last["over_base"] is not None:
         gain = last["over_base"]
-        standing = "above" if gain["low"] > 0 else "below" if gain["high"] < 0 else "open"
         span = minus(f"paired 95 % interval {gain['low']:+.3f} to {gain['high']:+.3f}")
-        shown.append(tile("Over the base", minus(f"{gain['value']:+.3f}"), span, standing))
+        shown.append(Tile("Over the base", minus(f"{gain['value']:+.3f}"), span, standing(gain)))
     gates = [row["gate"] for row in rows if row["gate"]]
     if gates:
         passed = sum(gate["passed"] for gate in gates)
-        shown.append(tile("Gates passed", f"{passed} of {len(gates)}", "on development questions"))
-    return tag("div", *shown, css="tiles")
+        shown.append(Tile("Gates passed", f"{passed} of {len(gates)}", "on development questions"))
+    return shown
 
 
 def pipeline_section(rows: list[Row]) -> Markup:
     """The chain, its gates and where every model is from."""
-    return section(
-        "pipeline",
-        "Chain of models",
-        chain_picture(rows),
-        chain_table(rows),
-        note(READING),
-        gate_table(rows),
-        details("Provenance of every model", provenance_table(rows), note("The same is in provenance.json.")),
-    )
+    return macros("language").pipeline(chain_boxes(rows), chain_table(rows), gate_table(rows), provenance_table(rows))

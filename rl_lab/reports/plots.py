@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from rl_lab.reports.markup import Markup, join, tag
+from rl_lab.reports.markup import Markup, macros
 
+CHARTS = macros("charts")
 WIDTH, HEIGHT = 520, 280
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 42
 MAX_POINTS = 240
@@ -35,6 +36,15 @@ class Series:
     """The line begins with this many points that belong to another series and are drawn there."""
     band: tuple[Sequence[float], Sequence[float]] = ((), ())
     """Lower and upper edge of an area behind the line."""
+
+    def line(self, x: Scale, y: Scale) -> str:
+        """Pixels of the line."""
+        return _pixels(zip(*thin(self.x, self.y), strict=True), x, y)
+
+    def area(self, x: Scale, y: Scale) -> str:
+        """Pixels around the band."""
+        low, high = (list(zip(*thin(self.x, edge), strict=True)) for edge in self.band)
+        return _pixels([*low, *reversed(high)], x, y)
 
 
 @dataclass(frozen=True)
@@ -115,71 +125,8 @@ def thin(x: Sequence[float], y: Sequence[float], limit: int = MAX_POINTS) -> tup
     return [math.fsum(x[b]) / len(x[b]) for b in blocks], [math.fsum(y[b]) / len(y[b]) for b in blocks]
 
 
-def _axes(x: Scale, y: Scale, x_axis: Axis, y_axis: Axis) -> Markup:
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    parts = []
-    for value, text in y.ticks:
-        at = round(y(value), 1)
-        css = "zero" if value == 0 and y.low < 0 else "grid"
-        parts.append(tag("line", x1=LEFT, x2=right, y1=at, y2=at, css=css))
-        parts.append(tag("text", text, x=LEFT - 7, y=at + 3.5, text_anchor="end"))
-    for value, text in x.ticks:
-        at = round(x(value), 1)
-        parts.append(tag("line", x1=at, x2=at, y1=bottom, y2=bottom + 4, css="axis"))
-        parts.append(tag("text", text, x=at, y=bottom + 17, text_anchor="middle"))
-    parts.append(tag("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, css="axis"))
-    middle = (TOP + bottom) / 2
-    parts.append(tag("text", x_axis.label, x=(LEFT + right) / 2, y=HEIGHT - 6, text_anchor="middle", css="label"))
-    turn = f"rotate(-90 13 {middle})"
-    y_label = y_axis.label + (" (log scale)" if y.log else "")
-    parts.append(tag("text", y_label, x=13, y=middle, text_anchor="middle", transform=turn, css="label"))
-    return join(parts)
-
-
-def _separators(x: Scale, separators: Sequence[tuple[float, str]]) -> Markup:
-    parts = []
-    for value, text in separators:
-        at = round(x(value), 1)
-        parts.append(tag("line", x1=at, x2=at, y1=TOP, y2=HEIGHT - BOTTOM, css="separator"))
-        parts.append(tag("text", text, x=at + 4, y=TOP + 9, css="small"))
-    return join(parts)
-
-
-def _line(series: Series, x: Scale, y: Scale) -> Markup:
-    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(*thin(series.x, series.y), strict=True))
-    css = f"{series.css} line" + (" dashed" if series.dashed else "")
-    return tag("polyline", points=points, css=css)
-
-
-def _band(series: Series, x: Scale, y: Scale) -> Markup:
-    edges = [list(zip(*thin(series.x, edge), strict=True)) for edge in series.band]
-    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in [*edges[0], *reversed(edges[1])])
-    return tag("polygon", points=points, css=f"{series.css} band")
-
-
-def _points(series: Series, x: Scale, y: Scale) -> Markup:
-    """Error bars and dots, each with its text for the pointer."""
-    parts = []
-    for i, (a, b) in list(enumerate(zip(series.x, series.y, strict=True)))[series.bare :]:
-        at, height = round(x(a), 1), round(y(b), 1)
-        marks = [tag("title", series.labels[i])] if series.labels else []
-        if series.low:
-            low, high = round(y(series.low[i]), 1), round(y(series.high[i]), 1)
-            marks.append(tag("line", x1=at, x2=at, y1=low, y2=high, css="bar"))
-            marks += [tag("line", x1=at - 4, x2=at + 4, y1=end, y2=end, css="bar") for end in (low, high)]
-        marks.append(tag("circle", cx=at, cy=height, r=4))
-        parts.append(tag("g", *marks, css=f"{series.css} point"))
-    return join(parts)
-
-
-def legend(series: Sequence[Series], definitions: dict[str, str] | None = None) -> Markup:
-    """Names with the line style of their first series; the definition of a name shows when the pointer rests on it."""
-    keys = []
-    for one in {one.name: one for one in reversed(series) if one.name}.values():
-        css = f"{one.css} line" + (" dashed" if one.dashed else "")
-        swatch = tag("svg", tag("line", x1=0, x2=22, y1=5, y2=5, css=css), width=22, height=10, aria_hidden="true")
-        keys.append(tag("span", swatch, one.name, css="key", title=(definitions or {}).get(one.name)))
-    return tag("div", *reversed(keys), css="legend")
+def _pixels(points: Iterable[tuple[float, float]], x: Scale, y: Scale) -> str:
+    return " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
 
 
 def chart(
@@ -198,28 +145,13 @@ def chart(
     x = make_scale([v for s in series for v in s.x], x_axis, LEFT, WIDTH - RIGHT, pad=0.0)
     values = [v for s in series for values in (s.y, s.low, s.high, *s.band) for v in values]
     y = make_scale(values, y_axis, HEIGHT - BOTTOM, TOP)
-    drawn = [_axes(x, y, x_axis, y_axis), _separators(x, separators)]
-    drawn += [_band(s, x, y) for s in series if s.band[0]]
-    drawn += [_line(s, x, y) for s in series]
-    drawn += [_points(s, x, y) for s in series if s.low or s.labels]
-    box = f"0 0 {WIDTH} {HEIGHT}"
-    svg = tag(
-        "svg",
-        *drawn,
-        viewBox=box,
-        role="img",
-        aria_label=f"{title}: {', '.join(dict.fromkeys(s.name for s in series if s.name))}",
-    )
-    return tag("figure", tag("figcaption", title), legend(series, definitions), svg, css="chart")
+    first = {one.name: one for one in reversed(series) if one.name}
+    texts = definitions or {}
+    keys = [{"name": n, "css": one.css, "dashed": one.dashed, "definition": texts.get(n)} for n, one in first.items()]
+    labels = x_axis.label, y_axis.label
+    return CHARTS.chart(title, series, x, y, *labels, separators, keys[::-1], (WIDTH, HEIGHT))
 
 
 def interval_bar(value: float, low: float, high: float, bounds: tuple[float, float]) -> Markup:
-    """A small picture of an estimate with its interval for table cells; a line marks 0 if the bounds hold it."""
-    scale = Scale(*bounds, 2, 98)
-    left, right, at = (round(scale(v), 1) for v in (low, high, value))
-    parts = [tag("rect", x=2, y=6, width=96, height=2, css="track")]
-    if bounds[0] < 0 < bounds[1]:
-        parts.append(tag("line", x1=scale(0), x2=scale(0), y1=0, y2=14, css="zero"))
-    parts.append(tag("rect", x=left, y=4, width=max(1.0, round(right - left, 1)), height=6, rx=3, css="range"))
-    parts.append(tag("circle", cx=at, cy=7, r=3.5, css="dot"))
-    return tag("svg", *parts, viewBox="0 0 100 14", width=100, height=14, css="interval", aria_hidden="true")
+    """A small picture of an estimate with its interval for table cells."""
+    return CHARTS.interval_bar(value, low, high, Scale(*bounds, 2, 98))

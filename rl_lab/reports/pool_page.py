@@ -15,13 +15,13 @@ from rl_lab.pool.tables import HEAD, item_cells, state_text
 from rl_lab.pool.view import REASONS, PoolView, Row
 from rl_lab.reports.bands import band_columns, band_legend
 from rl_lab.reports.document import document
-from rl_lab.reports.markup import Cell, Markup, details, json_script, note, section, table, tag
+from rl_lab.reports.markup import Cell, Markup, parts
 from rl_lab.reports.pictures import Pictures
+from rl_lab.reports.plots import CHARTS
 from rl_lab.reports.rollout_data import finite, rollout_data
 
 IMAGE_BUDGET_BYTES = 16_000_000
 """Encoded pictures of the page; items beyond it are shown without."""
-SCRIPTS = ("browser.js", "pool_page.js")
 MOVES = 20
 """Newest groups of an item in the page."""
 
@@ -72,31 +72,21 @@ def item_data(view: PoolView, number: int, rollouts: list[Row], images: list[str
     }
 
 
-def _band_bar(counts: Array) -> Markup:
-    """Observed items by band as one bar."""
-    total = int(counts.sum() - counts[UNSEEN]) or 1
-    parts = [
-        tag("span", css=f"band-{name}", style=f"width:{100 * count / total:.2f}%", title=f"{name}: {count}")
-        for name, count in zip(BANDS, counts.tolist(), strict=True)
-        if name != "unseen"
-    ]
-    return tag("div", *parts, css="bandbar")
-
-
 def _bands_now(view: PoolView) -> Markup:
-    counts = view.bands()
-    names = [*view.categories, "all"]
-    rows = [
-        (name, Cell(_band_bar(row), "metercell"), *row.tolist())
-        for name, row in zip(names, [*counts, counts.sum(0)], strict=True)
-    ]
-    return table(("Category", "Observed items by band", *BANDS), rows, css="numbers")
+    """Observed items by band, category by category."""
+    counts, names = view.bands(), [*view.categories, "all"]
+    rows = []
+    for name, row in zip(names, [*counts, counts.sum(0)], strict=True):
+        bands = [(band, count) for band, count in zip(BANDS, row.tolist(), strict=True) if band != "unseen"]
+        bar = CHARTS.band_bar(bands, int(row.sum() - row[UNSEEN]) or 1)
+        rows.append((name, Cell(bar, "metercell"), *row.tolist()))
+    return parts.table(("Category", "Observed items by band", *BANDS), rows, css="numbers")
 
 
 def _bands_over_time(view: PoolView) -> Markup:
     steps = view.steps()
     if not steps:
-        return note("Nothing was selected yet.")
+        return Markup("")
     counts = [dict(zip(BANDS, np.array(step["bands"]).sum(0).tolist(), strict=True)) for step in steps]
     return band_columns([step["step"] for step in steps], counts)
 
@@ -105,26 +95,6 @@ def _name(view: PoolView) -> str:
     """The run, and of a run with nodes the node."""
     run, folder = view.place.run.resolve(), view.place.folder
     return run.name if folder == view.place.run else f"{run.name}, {folder.absolute().name}"
-
-
-def _head(view: PoolView, shown: int, problems: list[str]) -> Markup:
-    step, version = view.now
-    options = view.options
-    facts = (
-        f"{len(view.items)} items, scheme {options.scheme} ({options.mode}), frontier band {options.low:g} to "
-        f"{options.high:g}; "
-        + (f"after the selection of step {step}, weight version {version}." if step >= 0 else "new.")
-    )
-    title = tag("h1", _name(view))
-    callout = tag("div", tag("ul", *(tag("li", line) for line in problems)), css="callout") if problems else ""
-    rest = f" The browser below holds {shown} of them." if shown < len(view.items) else ""
-    return tag(
-        "header",
-        tag("div", "rl-lab curriculum pool", css="eyebrow"),
-        title,
-        tag("p", facts + rest, css="facts"),
-        callout,
-    )
 
 
 def build_page(view: PoolView, numbers: Array, rollouts: int) -> tuple[str, list[str]]:
@@ -139,28 +109,19 @@ def build_page(view: PoolView, numbers: Array, rollouts: int) -> tuple[str, list
     problems += pictures.problems()
     if not any(found.values()):
         problems.append("no rollout of these items is under rollouts/")
-    listing = [item_cells(view, number) for number in numbers.tolist()]
-    reading = (
-        "A band is where the pass rate most probably lies; frontier is the probability that this is the frontier band "
-        "and that rewards differ enough to learn from. Tokens are shaded by how improbable they were when sampled."
+    page = document(
+        "pool",
+        name=_name(view),
+        view=view,
+        problems=problems,
+        legend=band_legend(),
+        bands_now=_bands_now(view),
+        bands_over_time=_bands_over_time(view),
+        data={"items": items, "categories": view.categories, "bands": list(BANDS)},
+        head=HEAD,
+        listing=[item_cells(view, number) for number in numbers.tolist()],
     )
-    body = [
-        _head(view, len(items), problems),
-        section("bands", "Bands", band_legend(), _bands_now(view), _bands_over_time(view)),
-        section(
-            "items",
-            "Items",
-            tag(
-                "div",
-                tag("noscript", note("The browser needs JavaScript; the list below does not.")),
-                id="pool-browser",
-            ),
-            note(reading),
-            json_script("pool-data", {"items": items, "categories": view.categories, "bands": list(BANDS)}),
-            details("List of the items in this page", table(HEAD, listing, css="small")),
-        ),
-    ]
-    return document(f"{_name(view)}: pool", body, SCRIPTS, ["browser.css"]), problems
+    return page, problems
 
 
 def write_page(view: PoolView, numbers: Array, rollouts: int, path: Path) -> list[str]:

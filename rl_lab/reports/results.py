@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_text
-from rl_lab.reports.markup import Markup, details, join, note, section, table, tag
+from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.overview import percent, signed_points, standing
 from rl_lab.reports.plots import Axis, Series, chart, interval_bar
 from rl_lab.reports.rundir import BASE, label
 from rl_lab.reports.verdict import OVERALL, Row, final_round, find, p_text
 from rl_lab.stats import EPISODE_METHODS
 
+ACTIONS = macros("actions")
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
 GREY = "cg"
 
@@ -34,11 +35,10 @@ def gain_text(row: Row | None) -> Markup | str:
     if row is None:
         return ""
     if "refused" in row:
-        return tag("span", "not paired", title=row["refused"])
-    value = tag("b", signed_points(row["difference"]), css=standing(row))
+        return parts.titled("not paired", row["refused"])
     low, high = (signed_points(row[end]) for end in ("low", "high"))
     text = f"{row['wins']} episodes won, {row['losses']} lost, p {p_text(row['p'])}"
-    return tag("span", value, tag("span", f" {low} to {high}", css="ci"), title=text)
+    return parts.estimate(signed_points(row["difference"]), f" {low} to {high}", standing(row), text)
 
 
 def score_table(summary: Row, scope: str, caption: str | None = None) -> Markup:
@@ -57,13 +57,13 @@ def score_table(summary: Row, scope: str, caption: str | None = None) -> Markup:
     rows = []
     for row in (r for r in summary["scores"] if r["scope"] == scope):
         key = {"scope": scope, "method": row["method"], "round": row["round"]}
-        cells = [label(row["method"], row["round"]), row["n"], tag("b", percent(row["rate"]))]
+        cells = [label(row["method"], row["round"]), row["n"], parts.bold(percent(row["rate"]))]
         cells.append(interval_bar(row["rate"], row["low"], row["high"], (0.0, 1.0)))
         cells.append(f"{100 * row['low']:.0f} to {percent(row['high'])}")
         overs = [BASE, *([control] if control else [])]
         cells += [gain_text(find(summary["gains"], **key, over=over)) for over in overs]
         rows.append([*cells, _steps(row["steps_over_successes"]), _steps(row["capped_steps"])])
-    return table(head, rows, caption, css="numbers")
+    return parts.table(head, rows, caption, "numbers")
 
 
 def _round_axis(rows: Sequence[Row]) -> Axis:
@@ -128,25 +128,12 @@ def _pairwise(summary: Row) -> Markup:
         found = [find(summary["gains"], scope=OVERALL, method=method, round=last, over=m) for m in methods]
         rows.append([label(method, last), *(gain_text(row) for row in found)])
     count = len(methods) * (len(methods) - 1) // 2
-    remark = f"Each interval stands for itself: of {count} comparisons some exclude 0 by chance."
-    caption = "Every method against every other after the last round (row minus column, points)"
-    return join([table(["", *map(label, methods)], rows, caption), note(remark)])
-
-
-def _seed_check(summary: Row) -> Markup:
-    overlap = summary["seed_overlap"]
-    if overlap:
-        text = f"{len(overlap)} evaluation seeds also occur in preference pairs, such as {overlap[0]}: the success "
-        return tag("p", text, "rates above are not held out.", css="alarm")
-    split = str(summary["evaluation_seeds"] or "unnamed").replace("_", " ")
-    tuned = "" if split == "held out" else " (settings may have been tuned on them)"
-    pairs = sum(row.get("pairs") or 0 for row in summary["collection"])
-    return note(f"Evaluation seeds: {split}{tuned}. No evaluation seed occurs in any of the {pairs} preference pairs.")
+    return ACTIONS.pairwise(["", *map(label, methods)], rows, count)
 
 
 def _charts(summary: Row, scope: str) -> Markup:
     steps = "Completion steps (dashed: failures count as the limit)"
-    return tag("div", success_chart(summary, scope, "Success"), steps_chart(summary, scope, steps), css="charts")
+    return parts.charts([success_chart(summary, scope, "Success"), steps_chart(summary, scope, steps)])
 
 
 def _benchmark(summary: Row) -> Markup:
@@ -155,31 +142,23 @@ def _benchmark(summary: Row) -> Markup:
     if not tables or not has_several_cells(tables[0]):
         return Markup("")
     head, rows = table_text([(label(row["method"], row["round"]), row) for row in tables])
-    return table(head, rows, f"Success (%) by task and task config, {episodes_text(tables[0])}", css="numbers")
+    return parts.table(head, rows, f"Success (%) by task and task config, {episodes_text(tables[0])}", "numbers")
 
 
 def results(summary: Row) -> Markup:
     """Tables and charts of success and steps: overall, and for each task and variant where there are several."""
-    if not summary["scores"]:
-        return section("results", "Success and completion steps", note("No evaluation is in this run folder."))
     scopes = list(dict.fromkeys(row["scope"] for row in summary["scores"] if row["scope"] != OVERALL))
-    parts = [
-        details(scope, score_table(summary, scope), _charts(summary, scope), open_="/" not in scope)
-        for scope in (scopes if len(scopes) > 1 else ())
-    ]
-    reading = (
-        "Over: paired difference in percentage points on the same episodes, with its 95 % interval. Steps, successes: "
-        "mean control steps of solved episodes; capped: mean with failures at the step limit."
-    )
-    return section(
-        "results",
-        "Success and completion steps",
-        score_table(summary, OVERALL, "All tasks" if parts else scopes[0]),
-        note(reading),
-        _charts(summary, OVERALL),
-        _benchmark(summary),
-        *parts,
-        _pairwise(summary),
-        _seed_check(summary),
-        details("How the intervals are computed", note("; ".join(f"{k}: {v}" for k, v in EPISODE_METHODS.items()))),
+    if not scopes:
+        return ACTIONS.no_results()
+    several = len(scopes) > 1
+    return ACTIONS.results(
+        table=score_table(summary, OVERALL, "All tasks" if several else scopes[0]),
+        charts=_charts(summary, OVERALL),
+        benchmark=_benchmark(summary),
+        scopes=[(scope, score_table(summary, scope), _charts(summary, scope)) for scope in scopes if several],
+        pairwise=_pairwise(summary),
+        overlap=summary["seed_overlap"],
+        split=str(summary["evaluation_seeds"] or "unnamed").replace("_", " "),
+        pairs=sum(row.get("pairs") or 0 for row in summary["collection"]),
+        methods="; ".join(f"{k}: {v}" for k, v in EPISODE_METHODS.items()),
     )

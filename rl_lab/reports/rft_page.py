@@ -7,7 +7,7 @@ from typing import Any
 
 from algos.rft import REASONS
 from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.reports.markup import Markup, details, note, section, table
+from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.rundir import RunFolder, label
 
 FOLDER = "rft"
@@ -35,13 +35,8 @@ def rft_section(run: RunFolder) -> Markup:
         ]
         for node, line in counts.items()
     ]
-    reading = (
-        "Sampled answers to the questions of the pool. Kept are correct ones of partial-success questions that are "
-        "neither too long nor repetitive nor near copies of each other; the columns behind say by which rule the "
-        "others were dropped, the first that applied. docs/rft.md has the rules."
-    )
-    examples = [details(f"Examples: {label(node)}", _examples(run.path / FOLDER / node)) for node in counts]
-    return section("traces", "Traces for fine-tuning", table(head, rows, css="numbers"), note(reading), *examples)
+    examples = [(label(node), _examples(run.path / FOLDER / node)) for node in counts]
+    return macros("language").traces(head, rows, examples)
 
 
 def _counts(run: RunFolder, node: str) -> dict[str, Any]:
@@ -60,7 +55,7 @@ def _examples(folder: Path) -> Markup:
     try:
         rows = store.read(steps=steps[-1:], columns=SHOWN)
     except (OSError, ValueError) as error:
-        return note(f"The traces of {folder.name} cannot be read: {error}")
+        return parts.note(f"The traces of {folder.name} cannot be read: {error}")
     shown: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         group = shown.setdefault(row["why_dropped"] or "kept", [])
@@ -72,7 +67,7 @@ def _examples(folder: Path) -> Markup:
         for name in order
         for row in shown[name]
     ]
-    return table(["", "Question", "Reward", "Judge", "Trace"], lines, f"Of step {steps[-1]}")
+    return parts.table(["", "Question", "Reward", "Judge", "Trace"], lines, f"Of step {steps[-1]}")
 
 
 def _score(value: float | None) -> str:

@@ -11,7 +11,7 @@ from rl_lab.errors import UserError
 from rl_lab.language.rollout_store import RolloutStore, Row
 from rl_lab.pool.view import PoolView
 from rl_lab.reports.examinations import Training
-from rl_lab.reports.markup import Markup, details, json_script, note, section, table, tag
+from rl_lab.reports.markup import Markup, macros
 from rl_lab.reports.pairs import spread
 from rl_lab.reports.pictures import Pictures
 from rl_lab.reports.rollout_data import finite, rollout_data
@@ -138,23 +138,5 @@ def rollouts_section(run: RunFolder) -> Markup:
     turns = [column[turn] for turn in range(max(shares)) for column in columns if turn < len(column)]
     groups = _within(turns)
     run.problems += pictures.problems()
-    names = ", ".join(training.node for training in trainings)
-    reading = (
-        f"{len(groups)} groups of answers from {names}: the newest step and evenly spaced earlier ones, in each from "
-        f"low to high rewards; of each group up to {ANSWERS} answers from the best to the worst. Tokens are shaded by "
-        "how improbable they were when sampled. All rollouts are in the folder rollouts beside each pool."
-    )
-    head = ("Item", "Scheme", "Step", "Category", "Mean reward", "Prompt")
     rows = [[g["name"], g["scheme"], g["step"], g["category"], f"{g['mean']:.3f}", g["prompt"]] for g in groups]
-    return section(
-        "rollouts",
-        "Rollouts",
-        note(reading),
-        tag(
-            "div",
-            tag("noscript", note("The browser needs JavaScript; the list below does not.")),
-            id="rollouts-browser",
-        ),
-        json_script("rollouts-data", {"groups": groups}),
-        details("List of the groups shown", table(head, rows, css="small")),
-    )
+    return macros("language").rollouts({"groups": groups}, [training.node for training in trainings], ANSWERS, rows)

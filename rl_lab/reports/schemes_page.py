@@ -8,7 +8,7 @@ import numpy as np
 
 from rl_lab.reports.budgets import REFERENCE, Curve, curves
 from rl_lab.reports.held_out_page import difference_text, mean_text, minus, scheme_colours
-from rl_lab.reports.markup import Markup, note, section, table, tag
+from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder, label
 from rl_lab.reports.verdict import Row, find, reward, share
@@ -27,25 +27,21 @@ def reward_charts(run: RunFolder) -> Markup:
     for axis, name in (("steps", "optimiser step"), ("tokens", "completion tokens generated for training")):
         series = [curve_series(curve, css[curve.scheme]) for curve in curves(run, axis)]
         charts.append(chart(f"Held-out reward over {axis}", series, Axis(name), Axis("reward")))
-    return tag("div", *charts, css="charts") if any(charts) else Markup("")
+    return parts.charts(charts) if any(charts) else Markup("")
 
 
 def _equal(summary: Row, name: str, scheme: str) -> Sequence[Markup | str]:
     row = find(summary[name], scheme=scheme)
     if row is None:
         return "", ""
-    return mean_text(row["reward"]), "" if scheme == REFERENCE else _over(row)
-
-
-def _over(row: Row) -> Markup | str:
-    return difference_text(row["over"])
+    return mean_text(row["reward"]), "" if scheme == REFERENCE else difference_text(row["over"])
 
 
 def _needed(row: Row | None) -> Markup | str:
     if row is None:
         return ""
     ends = f" {share(row['low'])} to {share(row['high'])}"
-    return tag("span", tag("b", share(row["share"])), tag("span", ends, css="ci"))
+    return parts.estimate(share(row["share"]), ends)
 
 
 def budget_table(summary: Row) -> Markup:
@@ -61,7 +57,7 @@ def budget_table(summary: Row) -> Markup:
         cells = [*_equal(summary, "at_equal_steps", scheme), *_equal(summary, "at_equal_tokens", scheme)]
         there = f"{row['replicates_reached']} of {row['replicates']}"
         rows.append([label(scheme), *cells, _needed(row), there])
-    return table(head, rows, "At equal budgets", css="numbers stacked")
+    return parts.table(head, rows, "At equal budgets", "numbers stacked")
 
 
 def schemes_section(run: RunFolder, summary: Row) -> Markup:
@@ -69,12 +65,9 @@ def schemes_section(run: RunFolder, summary: Row) -> Markup:
     charts = reward_charts(run)
     if not charts:
         return Markup("")
-    bands = "Line: mean over replicates of one sampled answer to each held-out question; area: its 95 % interval."
     needed = summary["tokens_needed"]
     target = ""
     if needed:
-        target = f" Uniform's final reward is {reward(needed[0]['target'])} after {needed[0]['tokens']:,.0f} tokens"
+        target = f"Uniform's final reward is {reward(needed[0]['target'])} after {needed[0]['tokens']:,.0f} tokens"
         target = minus(f"{target}; {summary['held_out_intervals']['tokens needed']}.")
-    several = len(run.schemes) > 1
-    title = "Schemes at equal steps and tokens" if several else "Held-out reward while training"
-    return section("schemes", title, charts, budget_table(summary), note(bands, target))
+    return macros("language").schemes(len(run.schemes) > 1, charts, budget_table(summary), target)

@@ -14,7 +14,7 @@ from scipy.stats import t
 
 from rl_lab.reports.curves import glossary
 from rl_lab.reports.held_out_page import scheme_colours
-from rl_lab.reports.markup import Markup, join, tag
+from rl_lab.reports.markup import Markup, parts
 from rl_lab.reports.metrics import curve
 from rl_lab.reports.plots import Axis, Series, chart, thin
 from rl_lab.reports.rundir import BASE, RunFolder, label
@@ -93,4 +93,4 @@ def training_charts(run: RunFolder) -> Markup:
     for metric, unit in SHOWN.items():
         lines = [line for name in names if (line := _series(run, name, metric, css[name]))]
         charts.append(chart(metric, lines, Axis("optimiser step"), Axis(unit)))
-    return join([tag("div", *charts, css="charts"), glossary(list(SHOWN))]) if any(charts) else Markup("")
+    return parts.charts(charts) + glossary(list(SHOWN)) if any(charts) else Markup("")

@@ -6,10 +6,11 @@ import base64
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl_lab.reports.markup import Markup, note, section, tag
+from rl_lab.reports.markup import Markup, macros
 from rl_lab.reports.metrics import Record
 from rl_lab.reports.rundir import BASE, RunFolder, label, parse_node
 
+ACTIONS = macros("actions")
 VIDEO_BUDGET_BYTES = 4_500_000
 """Both sides of all embedded videos; the rest stays in the run folder."""
 SIDES = ("before", "after")
@@ -33,10 +34,8 @@ def _video(run: RunFolder, folder: Path, record: Record) -> Markup:
     for side in SIDES:
         end = str(record.get(f"{side}_failure") or "success").replace("_", " ")
         text = f"{_policy(run, str(record.get(f'{side}_node', side)))}: {end}"
-        image = tag("img", src=_picture(folder / record[side]), alt=text, loading="lazy")
-        sides.append(tag("figure", image, tag("figcaption", text)))
-    heading = tag("div", f"{record.get('task')}, {record.get('variant')}, seed {record.get('seed')}", css="videohead")
-    return tag("div", heading, tag("div", *sides, css="sides"), css="video")
+        sides.append((_picture(folder / record[side]), text))
+    return ACTIONS.video(f"{record.get('task')}, {record.get('variant')}, seed {record.get('seed')}", sides)
 
 
 def _playable(run: RunFolder) -> Iterator[tuple[Path, Record]]:
@@ -63,10 +62,5 @@ def filmed(run: RunFolder, budget: int = VIDEO_BUDGET_BYTES) -> list[tuple[str, 
 
 def videos(run: RunFolder) -> Markup:
     """Episodes that went from failure to success."""
-    title = "From failure to success"
     count = sum(len(index) for _, index in run.videos)
-    if not count:
-        return section("videos", title, note("No videos are in this run folder."))
-    shown = [film for _, film in filmed(run)]
-    text = f"{len(shown)} of {count} recorded episodes; the same scene before and after, on an evaluation seed."
-    return section("videos", title, tag("div", *shown, css="videos"), note(text))
+    return ACTIONS.videos([film for _, film in filmed(run)], count)

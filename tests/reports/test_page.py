@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_lab.reports import pairs as pair_module
-from rl_lab.reports.markup import escape, json_script, tag
+from rl_lab.reports.markup import ENVIRONMENT, escape, parts
 from rl_lab.reports.page import build_page, write_report
 from rl_lab.reports.pairs import choose, distinct_sets, load_pairs, spread
 from rl_lab.reports.plots import Axis, Series, chart, make_scale, nice_ticks, thin
@@ -121,6 +121,7 @@ def test_text_of_runs_is_escaped(copied):
 
 
 def test_data_for_scripts_cannot_end_its_element():
+    json_script = parts.json_script
     assert "<" not in json_script("x", {"a": "</script>"}).removeprefix('<script type="application/json" id="x">')[:-9]
     with pytest.raises(ValueError, match="JSON compliant"):
         json_script("x", float("nan"))
@@ -129,7 +130,8 @@ def test_data_for_scripts_cannot_end_its_element():
 @given(st.text(), st.text())
 def test_elements_give_back_text_and_attributes_as_they_were(text, title):
     text, title = (value.replace("\r", "").replace("\0", "") for value in (text, title))
-    outline = Outline(tag("p", text, title=title))
+    template = ENVIRONMENT.from_string('<p title="{{ title }}">{{ text }}</p>')
+    outline = Outline(template.render(title=title, text=text))
     assert "".join(outline.text) == text
     assert outline.attributes == [("p", "title", title)]
     assert escape(escape(text)) == escape(text)
