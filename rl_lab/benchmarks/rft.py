@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from algos.rft_options import RFTOptions
+from envs.spatial_qa.items import Item
 from rl_lab.config.section import PositiveInt, Rows, Tokens
 from rl_lab.errors import UserError
 from rl_lab.language.rft_kept import KEPT_FILE
 from rl_lab.language.rft_selection import RFT_FILE, RFTSelection
-from rl_lab.language.rollout_store import FOLDER, Rollout, RolloutStore, Row
+from rl_lab.language.rollout_store import FOLDER, RolloutStore, Row
+from rl_lab.records.types import Completion, Prompt, RolloutGroup
 
 VOCABULARY = np.array([f"word{number}" for number in range(2000)])
 OPTIONS = RFTOptions(min_judge_score=0.3)
@@ -76,7 +78,7 @@ def write_traces(run_folder: Path, num_steps: int, per_step: int, words: int) ->
     """Steps that differ in their items only; the rules compare traces within an item."""
     store, rng = RolloutStore(run_folder), np.random.default_rng(0)
     items = [str(place // SAMPLES) for place in range(per_step)]
-    store.write(1, list(_rollouts(rng, items, words)))
+    store.write(1, _groups(rng, items, words))
     table = pq.read_table(store.path(1))
     place = table.column_names.index("item")
     for step in range(2, num_steps + 1):
@@ -86,31 +88,30 @@ def write_traces(run_folder: Path, num_steps: int, per_step: int, words: int) ->
         pq.write_table(numbered, store.path(step), compression="zstd")
 
 
-def _rollouts(rng: np.random.Generator, items: Sequence[str], words: int) -> Iterator[Rollout]:
-    before: dict[str, np.ndarray] = {}
-    for place, item in enumerate(items):
+def _groups(rng: np.random.Generator, items: Sequence[str], words: int) -> list[RolloutGroup]:
+    groups, before = list[RolloutGroup](), dict[str, np.ndarray]()
+    for item in items:
         ids = rng.integers(0, len(VOCABULARY), rng.integers(words // 2, words * 3 // 2))
         if rng.random() < 0.1:
             ids = before.get(item, ids)
         if rng.random() < 0.05:
             ids = np.resize(ids[:5], len(ids))
+        if item not in before:
+            question = Item(item, "perception", "none", "text", 0, "none:0", {}, f"question {item}", (), "", "")
+            groups.append(RolloutGroup(question, Prompt(()), []))
         before[item] = ids
-        yield Rollout(
-            item=item,
-            group=place // SAMPLES,
-            sample=place % SAMPLES,
-            prompt=f"question {item}",
-            prompt_tokens=list(range(64)),
-            completion=" ".join(VOCABULARY[ids]),
-            tokens=ids.tolist(),
-            token_texts=VOCABULARY[ids].tolist(),
-            logprobs=(-rng.random(len(ids))).tolist(),
+        completion = Completion(
+            prompt_tokens=tuple(range(64)),
+            tokens=tuple(ids.tolist()),
+            logprobs=tuple((-rng.random(len(ids))).tolist()),
             weight_version=1,
             finished=bool(rng.random() > 0.05),
-            rewards={},
+            text=" ".join(VOCABULARY[ids]),
+            token_texts=tuple(VOCABULARY[ids].tolist()),
             reward=float(rng.random() < int(item) % 9 / 8),
-            advantage=0.0,
         )
+        groups[-1].completions.append(completion)
+    return groups
 
 
 def measure(run_folder: Path) -> dict[str, Any]:

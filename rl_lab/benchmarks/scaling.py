@@ -22,6 +22,7 @@ import torch
 from algos.flowpro import RPRO
 from algos.grpo_options import GRPOOptions
 from envs.rollback import RollbackConfig
+from envs.spatial_qa.items import Item
 from envs.types import Episode
 from rl_lab.benchmarks.model import seconds
 from rl_lab.benchmarks.options import check_divides
@@ -30,7 +31,7 @@ from rl_lab.benchmarks.rpro import random_batch
 from rl_lab.config.language import RLConfig
 from rl_lab.config.model import Preset
 from rl_lab.config.section import AtLeastOne, Rounds, Rows, Tokens
-from rl_lab.language.training import Groups, GRPOPlan, GRPOTraining
+from rl_lab.language.training import GRPOPlan, GRPOTraining
 from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
 from rl_lab.learning.learner import Learner, Optimiser
 from rl_lab.model.conversion import vlm_config, vlm_processor
@@ -39,7 +40,7 @@ from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from rl_lab.records.types import Prompt, Sampling
+from rl_lab.records.types import Prompt, RolloutGroup, Sampling, filled
 from rl_lab.workers.correctors import CorrectorPlan
 from rl_lab.workers.rollout import EngineOptions, RolloutEngine
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
@@ -71,6 +72,8 @@ def collection_seconds(episodes: float, steps: float, workers: float, steps_per_
 
 GROUP = 4
 """Answers to a prompt."""
+ITEM = Item("item", "perception", "none", "text", 0, "none:0", {}, "", (), "", "")
+"""Nobody reads the questions."""
 
 
 @dataclass
@@ -103,7 +106,7 @@ class GRPOStep:
         engine_options = EngineOptions(dtype="float32", max_model_len=length, max_num_seqs=sizes.answers)
         self.engine = RolloutEngine.from_snapshot(publish(folder, version=1), engine_options)
 
-    def generate(self, answers: int) -> Groups:
+    def generate(self, answers: int) -> list[RolloutGroup]:
         """Answers to new prompts, in groups of GROUP, with random advantages."""
         picture = self.processor.tokenizer.encode(PICTURE, add_special_tokens=False)
         shape = (self.side, self.side, 3)
@@ -116,8 +119,9 @@ class GRPOStep:
         ]
         sampling = Sampling(max_tokens=self.sizes.new_tokens, num_generations=GROUP, ignore_eos=True)
         found = self.engine.generate(prompts, sampling)
-        advantages = torch.from_numpy(self.draws.standard_normal((len(prompts), GROUP)).astype(np.float32))
-        return Groups(prompts, found, advantages, torch.ones(len(prompts), GROUP, dtype=torch.bool))
+        groups = [RolloutGroup(ITEM, *one) for one in zip(prompts, found, strict=True)]
+        advantages = self.draws.standard_normal(len(prompts) * GROUP).tolist()
+        return filled(groups, advantage=advantages, reward=advantages)
 
     def round(self) -> dict[str, float]:
         """Seconds of the calibration's calls, then of a step that is `factor` times as large, and its prediction."""

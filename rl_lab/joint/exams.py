@@ -11,11 +11,11 @@ from typing import Any
 
 from rewards.compose import Rewards
 from rl_lab.joint.guard import Scores
-from rl_lab.language.answering import Scored, ask, collect, plain, score
+from rl_lab.language.answering import FirstFailures, ask, collect, rollout_groups, score
 from rl_lab.language.item_files import ItemFile
-from rl_lab.language.model import answer_texts, item_prompt
+from rl_lab.language.model import item_prompt
 from rl_lab.model.chat import HunYuanVLMoTProcessor
-from rl_lab.records.types import Sampling
+from rl_lab.records.types import Sampling, all_completions
 from rl_lab.seeding import evaluation_seeds, integer
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.rollout_learner import Weights
@@ -37,7 +37,7 @@ class SkillExams:
         *,
         seed: int,
         check_stop: Callable[[], None],
-        tell: Callable[[Scored], None],
+        tell: Callable[[FirstFailures], None],
     ) -> None:
         """Of the configuration: examine, engine, env, eval and joint. `tell` names failed reward calls."""
         self.items = [items[row] for row in range(len(items))]
@@ -70,8 +70,8 @@ class SkillExams:
     def _finish(self, skill: str, batch: Any) -> Scores:
         if skill == "language":
             answers, _ = collect(self.engines, batch, self.check_stop)
-            texts = [answer_texts(row, self.processor) for row in answers]
-            scored = score(self.rewards, self.items, texts)
-            self.tell(scored)
-            return plain(scored.rewards[:, 0].tolist())
+            groups = rollout_groups(self.items, self.prompts, answers, self.processor)
+            groups, first_failures = score(self.rewards, groups)
+            self.tell(first_failures)
+            return [completion.reward for completion in all_completions(groups)]
         return [float(row["success"]) for rows in self.simulations.results(batch, self.check_stop) for row in rows]

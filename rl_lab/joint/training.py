@@ -6,7 +6,7 @@ and what drift is measured from. A saved state names it by its digest and holds 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,12 @@ from rl_lab.config.action import BuffersConfig, ObjectiveConfig, OptimiseConfig
 from rl_lab.config.language import RLConfig
 from rl_lab.errors import UserError
 from rl_lab.joint.interference import Moves, cosines, drift
-from rl_lab.language.training import Groups, GRPOUpdate, OnlineTraining, frozen_model
+from rl_lab.language.training import GRPOUpdate, OnlineTraining, frozen_model
 from rl_lab.learning.ranks import num_ranks
 from rl_lab.learning.training import optimiser
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.sharding import share_like, whole
+from rl_lab.records.types import RolloutGroup
 from rl_lab.seeding import integer
 from rl_lab.workers.weights import Snapshot, publish
 
@@ -104,7 +105,7 @@ class JointTraining(OnlineTraining):
         """Of the weights of the moment: one counter for everything that reads them."""
         return self.start.info.weight_version + self.changes
 
-    def learn(self, groups: Groups) -> dict[str, float]:
+    def learn(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """A batch of GRPO, as `GRPOTraining.learn`; with the cosine of both gradients before it where that is due."""
         torch.set_num_threads(self.plan.rl.threads)
         batch = self.grpo.prepare(self.batch(groups))

@@ -1,25 +1,27 @@
-"""Questions to engines, answers back, rewards for them: what examinations and reinforcement learning share."""
+"""Questions to engines, completions back, rewards for them: what examinations and reinforcement learning share."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-import numpy as np
 import ray
+import torch
 
+from algos.grpo import group_advantages
 from envs.spatial_qa.items import Item
 from rewards.agreement import agreement
 from rewards.compose import Breakdown, Rewards
 from rl_lab.language.reward_models import reward_columns
-from rl_lab.records.types import Completion, Prompt, Sampling
+from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.records.types import Completion, Prompt, RolloutGroup, Sampling, all_completions, filled, group_rewards
 from rl_lab.workers.pool import Batch, WorkerPool
 from rl_lab.workers.rollout_worker import RolloutUnit
 
-Answers = list[list[Completion]]
-"""Completions of each prompt."""
+FirstFailures = Mapping[str, str]
+"""By `PART/REASON` the first reward call that failed so in words, with the completion on which it failed."""
 
 
 def ask(
@@ -36,8 +38,8 @@ def ask(
     return engines.submit(lambda actor, unit: actor.generate.remote(unit, weights), units)
 
 
-def collect(engines: WorkerPool, batch: Batch, check_stop: Callable[[], None]) -> tuple[Answers, float]:
-    """Wait for the answers to prompts that were given to the engines; and the seconds that engines were busy with them.
+def collect(engines: WorkerPool, batch: Batch, check_stop: Callable[[], None]) -> tuple[list[list[Completion]], float]:
+    """Wait for the completions of each prompt that was given to the engines; and the seconds that engines were busy.
 
     Errors as `WorkerPool.results`.
     """
@@ -45,86 +47,90 @@ def collect(engines: WorkerPool, batch: Batch, check_stop: Callable[[], None]) -
     return [row for part in parts for row in part.completions], sum(part.busy_s for part in parts)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Rewards of P questions with G answers each."""
-
-    rewards: np.ndarray
-    """float64 [P, G]; NaN where a reward call failed."""
-    parts: list[list[dict[str, float | None]]]
-    """[P][G] rewards by part."""
-    failures: list[list[list[str]]]
-    """[P][G] failed reward calls as `PART/REASON`, [] where none failed."""
-    examples: Mapping[str, str] = field(default_factory=dict)
-    """By `PART/REASON` the first such call in words, with the answer on which it failed."""
-
-    @property
-    def all_failed(self) -> bool:
-        """Whether no answer has a reward, each because a call failed."""
-        nothing = self.rewards.size > 0 and bool(np.isnan(self.rewards).all())
-        return nothing and all(names for row in self.failures for names in row)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """`reward_failures/PART/REASON`: counts; `reward_masked`: share of answers without a reward for that reason."""
-        flat = [names for row in self.failures for names in row]
-        counts = Counter(name for names in flat for name in names)
-        masked = [bool(names) and math.isnan(reward) for names, reward in zip(flat, self.rewards.flat, strict=True)]
-        failed = {f"reward_failures/{name}": float(count) for name, count in counts.items()}
-        return failed | {"reward_masked": sum(masked) / max(len(masked), 1)}
+def rollout_groups(
+    items: Sequence[Item],
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    processor: HunYuanVLMoTProcessor,
+) -> list[RolloutGroup]:
+    """What engines made of each item's prompt, with its text."""
+    decode = processor.tokenizer.decode
+    return [
+        RolloutGroup(
+            item, prompt, [replace(one, text=decode(list(one.tokens), skip_special_tokens=True)) for one in row]
+        )
+        for item, prompt, row in zip(items, prompts, completions, strict=True)
+    ]
 
 
 def score(
-    rewards: Rewards, items: Sequence[Item], texts: Sequence[Sequence[str]], *, judge_all: bool = False
-) -> Scored:
-    """Score equally many answers of each item; with `judge_all` the judge says what it thinks of every one.
+    rewards: Rewards, groups: Sequence[RolloutGroup], *, judge_all: bool = False
+) -> tuple[list[RolloutGroup], FirstFailures]:
+    """The groups with the rewards of their completions; with `judge_all` the judge says what it thinks of every one.
 
     ValueError as `Rewards.breakdown`.
     """
-    flat = [(item, text) for item, row in zip(items, texts, strict=True) for text in row]
-    prompts, answers = [item.prompt for item, _ in flat], [text for _, text in flat]
-    result = rewards.breakdown(prompts, answers, judge_all=judge_all, **reward_columns([item for item, _ in flat]))
-    return scored_groups(result, items)
-
-
-def scored_groups(result: Breakdown, items: Sequence[Item]) -> Scored:
-    """Rewards of the answers to these items, those of an item one after the other."""
-    values = np.array([math.nan if reward is None else reward for reward in result.rewards])
-    parts = [{name: column[i] for name, column in result.parts.items()} for i in range(len(values))]
-    failures: list[list[str]] = [[] for _ in parts]
-    examples: dict[str, str] = {}
-    size = len(parts) // len(items)
-    for failure in result.failures:
-        name = f"{failure.part}/{failure.reason}"
-        failures[failure.sample].append(name)
-        answer = f"answer {failure.sample % size} to {items[failure.sample // size].id}"
-        examples.setdefault(name, f"{failure.part} on {answer} ({failure.reason}: {failure.detail})")
-    starts = range(0, len(parts), size)
-    return Scored(
-        values.reshape(len(items), size),
-        [parts[start : start + size] for start in starts],
-        [failures[start : start + size] for start in starts],
-        examples,
+    items = [group.item for group in groups for _ in group.completions]
+    texts = [completion.text for completion in all_completions(groups)]
+    columns = reward_columns(items)
+    return with_rewards(
+        groups, rewards.breakdown([item.prompt for item in items], texts, judge_all=judge_all, **columns)
     )
 
 
-def judge_agreement(scored: Sequence[Scored]) -> dict[str, float]:
-    """`judge/agreement`, `judge/kappa` and `judge/items` of judge and verifier; empty where no answer has both."""
-    parts = [part for some in scored for row in some.parts for part in row]
+def with_rewards(groups: Sequence[RolloutGroup], result: Breakdown) -> tuple[list[RolloutGroup], FirstFailures]:
+    """The groups with the rewards of all their completions, in order."""
+    places = [(group.item.id, number) for group in groups for number in range(len(group.completions))]
+    parts = [{name: column[i] for name, column in result.parts.items()} for i in range(len(places))]
+    failures: list[tuple[str, ...]] = [()] * len(places)
+    first: dict[str, str] = {}
+    for failure in result.failures:
+        name, (item, number) = f"{failure.part}/{failure.reason}", places[failure.sample]
+        failures[failure.sample] += (name,)
+        answer = f"answer {number} to {item}"
+        first.setdefault(name, f"{failure.part} on {answer} ({failure.reason}: {failure.detail})")
+    return filled(groups, rewards=parts, reward=result.rewards, failures=failures), first
+
+
+def with_advantages(groups: Sequence[RolloutGroup], scale_rewards: str) -> list[RolloutGroup]:
+    """The groups with the advantages of their completions; see `algos.grpo.group_advantages`."""
+    advantages = group_advantages(torch.from_numpy(group_rewards(groups)), scale_rewards)
+    return filled(groups, advantage=advantages.flatten().tolist())
+
+
+def all_failed(groups: Sequence[RolloutGroup]) -> bool:
+    """Whether no completion has a reward, each because a call failed."""
+    flat = all_completions(groups)
+    return bool(flat) and all(one.reward is None and one.failures for one in flat)
+
+
+def failure_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """`reward_failures/PART/REASON`: counts; `reward_masked`: share of completions without a reward for that reason."""
+    flat = all_completions(groups)
+    counts = Counter(name for one in flat for name in one.failures)
+    masked = [bool(one.failures) and one.reward is None for one in flat]
+    failed = {f"reward_failures/{name}": float(count) for name, count in counts.items()}
+    return failed | {"reward_masked": sum(masked) / max(len(masked), 1)}
+
+
+def judge_agreement(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """`judge/agreement`, `judge/kappa` and `judge/items` of judge and verifier; empty where no completion has both."""
+    parts = [one.rewards for one in all_completions(groups)]
     found = agreement([part["judge"] for part in parts], [part["verifier"] for part in parts])
     values = {"judge/agreement": found.rate, "judge/kappa": found.kappa}
     known = {name: value for name, value in values.items() if value is not None}
     return known | {"judge/items": float(found.n)} if found.n else {}
 
 
-def reward_means(items: Sequence[Item], scored: Scored) -> dict[str, float]:
-    """`reward/mean`, `reward/PART`, `reward_category/..`, `reward_type/..`: means over the answers with a reward."""
+def reward_means(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """`reward/mean`, `reward/PART`, `reward_category/..`, `reward_type/..`: means over what has a reward."""
     found: dict[str, list[float]] = defaultdict(list)
-    for item, values, parts in zip(items, scored.rewards.tolist(), scored.parts, strict=True):
+    for group in groups:
+        item = group.item
         for name in ("reward/mean", f"reward_category/{item.category}", f"reward_type/{item.reward_type}"):
-            found[name] += values
-        for part in parts:
-            for name, value in part.items():
+            found[name] += group.rewards
+        for completion in group.completions:
+            for name, value in completion.rewards.items():
                 found[f"reward/{name}"].append(math.nan if value is None else value)
     return means(found.items())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from algos.grpo_options import GRPOOptions
 from algos.rewarded_distillation import RewardedDistillation
 from algos.token_batch import RolloutBatch, ScoredRolloutBatch
 from rl_lab.config.distill import DistillConfig, ImitateConfig
-from rl_lab.language.training import Groups, OnlineTraining, frozen_model
+from rl_lab.language.training import OnlineTraining, frozen_model
 from rl_lab.learning.training import optimiser
-from rl_lab.records.types import TopScores
+from rl_lab.records.types import RolloutGroup, TopScores, all_completions
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class DistillPlan:
 class DistillTraining(OnlineTraining):
     """Divergence to the teacher on the student's answers, with GRPO's loss on them where rewards count."""
 
+    needs_rewards = False
+
     def __init__(self, plan: DistillPlan, device: str = "cpu") -> None:
         settings = plan.settings
         super().__init__(plan.policy, settings, settings.train, plan.seed, device)
@@ -52,17 +55,17 @@ class DistillTraining(OnlineTraining):
             objective = RewardedDistillation(objective, grpo, settings.reward_weight)
         self.learner.add("distill", objective, optimiser(settings))
 
-    def learn(self, groups: Groups) -> dict[str, float]:
+    def learn(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """One optimizer step on a batch. ValueError where the teacher's part of it is missing."""
         batch = self.batch(groups)
-        if groups.teacher is not None:
-            batch = with_teacher(batch, groups.teacher).to(self.device)
+        scores = [answer.teacher for answer in all_completions(groups) if answer.teacher is not None]
+        if scores:
+            batch = with_teacher(batch, scores).to(self.device)
         return self.learner.step("distill", batch, self.plan.settings.rows_at_once)
 
 
-def with_teacher(batch: RolloutBatch, teacher: list[list[TopScores]]) -> ScoredRolloutBatch:
+def with_teacher(batch: RolloutBatch, scores: Sequence[TopScores]) -> ScoredRolloutBatch:
     """The batch, a row for each answer, with what the teacher says about them."""
-    scores = [score for row in teacher for score in row]
     shape = (*batch.input_ids.shape, scores[0].tokens.shape[1])
     tokens = torch.zeros(shape, dtype=torch.long)
     logprobs = torch.zeros(shape)
@@ -88,12 +91,14 @@ class ImitatePlan:
 class ImitateTraining(OnlineTraining):
     """Cross-entropy on the tokens of given answers."""
 
+    needs_rewards = False
+
     def __init__(self, plan: ImitatePlan, device: str = "cpu") -> None:
         settings = plan.settings
         super().__init__(plan.policy, settings, settings.train, plan.seed, device)
         self.plan = plan
         self.learner.add("imitate", CrossEntropy(groups=settings.train), optimiser(settings))
 
-    def learn(self, groups: Groups) -> dict[str, float]:
+    def learn(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """One optimizer step on a batch."""
         return self.learner.step("imitate", self.batch(groups), self.plan.settings.rows_at_once)

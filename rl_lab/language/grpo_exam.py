@@ -11,13 +11,13 @@ import numpy as np
 from rewards.compose import Rewards
 from rl_lab.config.language import ExamineConfig
 from rl_lab.json_lines import append_json_line
-from rl_lab.language.answering import ask, collect, means, plain, score
+from rl_lab.language.answering import ask, collect, means, plain, rollout_groups, score
 from rl_lab.language.grpo_state import HELD_OUT_FILE, Progress
 from rl_lab.language.item_files import ItemFile
-from rl_lab.language.model import answer_texts, item_prompt
+from rl_lab.language.model import item_prompt
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.model.chat import HunYuanVLMoTProcessor
-from rl_lab.records.types import Sampling
+from rl_lab.records.types import Sampling, group_rewards
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.rollout_learner import Weights
@@ -52,9 +52,10 @@ class HeldOutExam:
         sampling = Sampling(self.settings.max_tokens, temperature=self.settings.temperature)
         asked = ask(engines, self.prompts, sampling, weights.reference, self.prompts_per_call)
         answers, _ = collect(engines, asked, check_stop)
-        scored = score(self.rewards, self.items, [answer_texts(row, self.processor) for row in answers])
-        self.failures.tell(progress.step, scored)
-        rewards = scored.rewards[:, 0]
+        groups = rollout_groups(self.items, self.prompts, answers, self.processor)
+        groups, first_failures = score(self.rewards, groups)
+        self.failures.tell(progress.step, first_failures)
+        rewards = group_rewards(groups)[:, 0]
         append_json_line(self.path, {"step": progress.step, "tokens": progress.tokens, "rewards": plain(rewards)})
         return self._means(rewards)
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from algos.curriculum_items import BANDS, Array, Observation
-from rl_lab.language.answering import reward_means
-from rl_lab.language.groups import Answered
+from rl_lab.language.answering import failure_metrics, reward_means
+from rl_lab.records.types import RolloutGroup, all_completions, group_rewards, group_versions, num_tokens
 
 PARTS = ("generate", "score", "learn", "publish")
 """What the seconds of a step go to."""
@@ -52,9 +52,9 @@ class Clock:
         }
 
 
-def reward_line(answered: Answered) -> dict[str, float]:
+def reward_line(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Mean rewards by part, category and type, and counts of failed reward calls."""
-    return reward_means(answered.items, answered.scored) | answered.scored.metrics
+    return reward_means(groups) | failure_metrics(groups)
 
 
 def pool_line(band_counts: Array, observations: Sequence[Observation]) -> dict[str, float]:
@@ -71,16 +71,23 @@ def group_spread(rewards: Array) -> float:
     return float(np.nanstd(known, axis=1).mean()) if len(known) else 0.0
 
 
-def rollout_line(answered: Answered, signal: Array, num_first: int, version: int) -> dict[str, float]:
-    """`rollouts/..` of a step whose first round asked `num_first` items, with weights of `version` at the learner."""
-    flat = [answer for row in answered.answers for answer in row]
+def length_line(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Tokens, their number a completion, and the share of completions that were cut off."""
+    flat, tokens = all_completions(groups), num_tokens(groups)
     return {
-        "rollouts/groups": float(len(answered.items)),
-        "rollouts/refilled": float(len(answered.items) - num_first),
+        "rollouts/tokens": float(tokens),
+        "rollouts/length": tokens / len(flat),
+        "rollouts/truncated": float(np.mean([not completion.finished for completion in flat])),
+    }
+
+
+def rollout_line(groups: Sequence[RolloutGroup], signal: Array, num_first: int, version: int) -> dict[str, float]:
+    """`rollouts/..` of a step whose first round asked `num_first` items, with weights of `version` at the learner."""
+    return {
+        "rollouts/groups": float(len(groups)),
+        "rollouts/refilled": float(len(groups) - num_first),
         "rollouts/signal": float(signal.mean()),
-        "rollouts/spread": group_spread(answered.scored.rewards),
-        "rollouts/tokens": float(answered.num_tokens),
-        "rollouts/length": answered.num_tokens / len(flat),
-        "rollouts/truncated": float(np.mean([not answer.finished for answer in flat])),
-        "rollouts/staleness": float(np.mean(version - answered.versions)),
+        "rollouts/spread": group_spread(group_rewards(groups)),
+        **length_line(groups),
+        "rollouts/staleness": float(np.mean(version - group_versions(groups))),
     }

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from algos.curriculum_items import Array, Observation
 from rewards.compose import Rewards
-from rl_lab.language.answering import ask, collect, score
-from rl_lab.language.groups import Answered, merged, stored_answers
+from rl_lab.language.answering import FirstFailures, ask, collect, rollout_groups, score
 from rl_lab.language.grpo_line import Clock
 from rl_lab.language.item_files import ItemFile
-from rl_lab.language.model import answer_texts, item_prompt
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.language.model import item_prompt
+from rl_lab.language.rollout_store import RolloutStore, stored_groups
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.pool.store import PoolStore
-from rl_lab.records.types import Prompt, Sampling
+from rl_lab.records.types import Completion, Prompt, RolloutGroup, Sampling, group_rewards, group_versions
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import Batch, WorkerPool
 from rl_lab.workers.rollout_learner import Weights
@@ -41,21 +39,22 @@ class Issued:
     prompts: list[Prompt]
     answers: Batch
     """Empty where the store has them."""
-    stored: list[dict[str, Any]]
-    """The store's rows of these groups, from before a kill."""
+    stored: list[list[Completion]]
+    """What the store has of these groups, from before a kill."""
 
 
 @dataclass(frozen=True)
 class StepRollouts:
     """All answers of a step, and what the pool learned from each round of them."""
 
-    rounds: list[Answered]
+    rounds: list[list[RolloutGroup]]
     observations: list[Observation]
+    first_failures: FirstFailures
 
     @property
-    def answered(self) -> Answered:
+    def groups(self) -> list[RolloutGroup]:
         """All groups, those that replaced others behind."""
-        return merged(self.rounds)
+        return [group for groups in self.rounds for group in groups]
 
     @property
     def signal(self) -> Array:
@@ -85,17 +84,16 @@ class Questioner:
         """Give prompts to the engines."""
         return ask(self.engines, prompts, self.sampling, weights.reference, self.prompts_per_call)
 
-    def answered(self, issued: Issued) -> Answered:
+    def answered(self, issued: Issued) -> tuple[list[RolloutGroup], FirstFailures]:
         """Wait for answers and score them, or take both from the store."""
         items = [self.items[number] for number in issued.numbers.tolist()]
         if issued.stored:
-            return Answered(issued.numbers, items, issued.prompts, *stored_answers(issued.stored))
+            return list(map(RolloutGroup, items, issued.prompts, issued.stored)), {}
         with self.clock.timed("generate"):
             answers, busy = collect(self.engines, issued.answers, self.check_stop)
         self.clock.add("busy", busy)
         with self.clock.timed("score"):
-            texts = [answer_texts(row, self.processor) for row in answers]
-            return Answered(issued.numbers, items, issued.prompts, answers, texts, score(self.rewards, items, texts))
+            return score(self.rewards, rollout_groups(items, issued.prompts, answers, self.processor))
 
 
 class RolloutRun:
@@ -137,8 +135,8 @@ class RolloutRun:
 
     def finish(self, issued: Issued, weights: Weights) -> StepRollouts:
         """The step's answers, with groups without signal replaced at most `max_refills` times by other items."""
-        rounds = [self.questioner.answered(issued)]
-        observations = [self._observe(issued.step, rounds[-1])]
+        groups, first_failures = self.questioner.answered(issued)
+        rounds, observations = [groups], [self._observe(issued, groups)]
         while issued.trains and len(rounds) <= self.max_refills:
             places = self.pool.curriculum.refill_places(observations[-1])
             if not places.sum():
@@ -146,15 +144,15 @@ class RolloutRun:
             numbers = self.pool.select(issued.step, weights.version, places, len(rounds)).numbers
             if not len(numbers):
                 break
-            refill = self._ask(
-                issued.step, len(rounds), numbers, True, weights, sum(len(part.items) for part in rounds)
-            )
-            rounds.append(self.questioner.answered(refill))
-            observations.append(self._observe(issued.step, rounds[-1]))
-        return StepRollouts(rounds, observations)
+            refill = self._ask(issued.step, len(rounds), numbers, True, weights, sum(map(len, rounds)))
+            groups, newer = self.questioner.answered(refill)
+            rounds.append(groups)
+            observations.append(self._observe(refill, groups))
+            first_failures = {**newer, **first_failures}
+        return StepRollouts(rounds, observations, first_failures)
 
-    def _observe(self, step: int, answered: Answered) -> Observation:
-        return self.pool.observe(step, answered.numbers, answered.scored.rewards, answered.versions)
+    def _observe(self, issued: Issued, groups: Sequence[RolloutGroup]) -> Observation:
+        return self.pool.observe(issued.step, issued.numbers, group_rewards(groups), group_versions(groups))
 
     def _issue(self, step: int, weights: Weights) -> Issued:
         """Select the items of a step, unless a checkpoint found them selected, and give them to the engines."""
@@ -178,13 +176,13 @@ class RolloutRun:
         answers = [] if stored else self.questioner.ask(prompts, weights)
         return Issued(step, numbers, trains, weights, prompts, answers, stored)
 
-    def _stored(self, step: int, numbers: Array, first_group: int) -> list[dict[str, Any]]:
-        """The store's rows of these items; none if it has others, because somebody pinned or retired some since."""
+    def _stored(self, step: int, numbers: Array, first_group: int) -> list[list[Completion]]:
+        """What the store has of these items; nothing if it has others, as somebody pinned or retired some since."""
         if step not in self.store.steps():
             return []
         groups = dict(enumerate(self.pool.ids(numbers), first_group))
         rows = [row for row in self.store.read(steps=[step]) if row["group"] in groups]
         if groups == {row["group"]: row["item"] for row in rows}:
-            return rows
+            return stored_groups(rows)
         self.store.forget_after(step - 1)
         return []

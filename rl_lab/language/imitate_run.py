@@ -6,13 +6,12 @@ Traces are taken in passes over all of them; what counts as a token is a token t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from rl_lab.files import write_file, write_whole
 from rl_lab.json_lines import read_json_lines, write_json_lines
@@ -25,10 +24,10 @@ from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rft_training import INDEX_SCHEMA, TraceFile
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.token_batching import expanded_tokens
-from rl_lab.language.training import Groups, epoch_order
+from rl_lab.language.training import epoch_order
 from rl_lab.learning.saved_states import LEARNER_FILE, SavedStates
 from rl_lab.learning.watch import Watch, nothing_learned
-from rl_lab.records.types import Completion
+from rl_lab.records.types import Completion, RolloutGroup, num_tokens
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
@@ -131,13 +130,13 @@ class ImitateRun:
 
     def _step(self) -> None:
         progress, every = self.state.progress, self.settings.examine_every
-        groups = self._groups(self.order[progress.step])
+        groups = list(map(self._group, self.order[progress.step]))
         learned, self.weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
         if learned.error is not None:
             raise RuntimeError(learned.error)
         progress.step += 1
         progress.batches += 1
-        progress.tokens += sum(len(answer.tokens) for row in groups.completions for answer in row)
+        progress.tokens += num_tokens(groups)
         line = learned.metrics | {"text/tokens_total": float(progress.tokens), "weight_version": self.weights.version}
         if every and progress.step % every == 0:
             line |= self._examine()
@@ -145,20 +144,13 @@ class ImitateRun:
         self.watch.add(line)
         self.watch.look(progress.step, nothing_learned(self.settings.steps))
 
-    def _groups(self, numbers: list[int]) -> Groups:
-        """These traces as groups of one."""
-        read = [self.traces[number] for number in numbers]
-        prompts = [item_prompt(self.items[row], self.processor) for row, _ in read]
-        answers = [
-            [_completion(expanded_tokens(prompt, self.processor), tokens)]
-            for prompt, (_, tokens) in zip(prompts, read, strict=True)
-        ]
-        return Groups(prompts, answers, torch.zeros(len(read), 1), torch.ones(len(read), 1, dtype=torch.bool))
+    def _group(self, number: int) -> RolloutGroup:
+        """A trace as a group of one; cross-entropy does not ask how likely it was."""
+        row, tokens = self.traces[number]
+        item = self.items[row]
+        prompt = item_prompt(item, self.processor)
+        read = tuple(expanded_tokens(prompt, self.processor))
+        return RolloutGroup(item, prompt, [Completion(read, tuple(tokens), (0.0,) * len(tokens), 0, finished=True)])
 
     def _examine(self) -> dict[str, float]:
         return self.exam.examine(self.engines, self.weights, self.state.progress, self.context.check_stop)
-
-
-def _completion(prompt: Sequence[int], tokens: Sequence[int]) -> Completion:
-    """A trace as an answer; cross-entropy does not ask how likely it was."""
-    return Completion(tuple(prompt), tuple(tokens), (0.0,) * len(tokens), 0, finished=True, num_cached_tokens=0)

@@ -29,7 +29,7 @@ from rl_lab.model.stored_config import read_config_file
 from rl_lab.model.tokenizer import check_vocabulary, load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from rl_lab.model.vlm_config import HyVLMConfig
-from rl_lab.records.types import Completion, Prompt
+from rl_lab.records.types import Prompt, RolloutGroup, all_completions, filled
 from rl_lab.seeding import integer
 
 KINDS = (HyVLMConfig.model_type, HyVLAConfig.model_type)
@@ -169,11 +169,9 @@ def question_prompt(
     return Prompt(tokens, images, seed)
 
 
-def answer_texts(completions: Sequence[Completion], processor: HunYuanVLMoTProcessor) -> list[str]:
-    """What was written, with the tags of thought and answer, without the end token."""
-    return [processor.tokenizer.decode(list(answer.tokens), skip_special_tokens=True) for answer in completions]
-
-
-def token_texts(completion: Completion, processor: HunYuanVLMoTProcessor) -> list[str]:
-    """The text of each token of a completion."""
-    return [processor.tokenizer.decode([token]) for token in completion.tokens]
+def with_token_texts(groups: Sequence[RolloutGroup], processor: HunYuanVLMoTProcessor) -> list[RolloutGroup]:
+    """The groups with the text of each token of their completions."""
+    decode = processor.tokenizer.decode
+    return filled(
+        groups, token_texts=[tuple(decode([token]) for token in one.tokens) for one in all_completions(groups)]
+    )

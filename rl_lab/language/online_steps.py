@@ -10,27 +10,24 @@ versions behind when their turn comes. The schedule is fixed, so the result does
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-
+from algos.curriculum_items import Array
 from algos.curriculum_options import CurriculumOptions
-from algos.grpo import group_advantages
 from envs.spatial_qa.items import CATEGORIES
-from rl_lab.language.groups import Answered
+from rl_lab.language.answering import with_advantages
 from rl_lab.language.grpo_line import Clock, pool_line, reward_line, rollout_line
 from rl_lab.language.grpo_rollouts import Questioner, RolloutRun, StepRollouts
 from rl_lab.language.grpo_state import Progress
 from rl_lab.language.item_files import ItemFile
-from rl_lab.language.model import load_chat_processor
+from rl_lab.language.model import load_chat_processor, with_token_texts
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.pool.store import PoolItem, PoolStore
-from rl_lab.records.types import Sampling, TopScores
+from rl_lab.records.types import RolloutGroup, Sampling, TopScores, all_completions, filled, num_tokens
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.rollout_learner import BAD_BATCH_FILE, LearnerHandle
@@ -77,7 +74,7 @@ class TeacherReads(Protocol):
     names: Sequence[str]
     """Of the columns."""
 
-    def columns(self, answered: Answered, check_stop: Callable[[], None]) -> dict[str, list[Any]]:
+    def columns(self, groups: Sequence[RolloutGroup], check_stop: Callable[[], None]) -> dict[str, list[Any]]:
         """What to store beside each answer, in their order."""
 
     def scores(self, rows: Sequence[dict[str, Any]]) -> list[TopScores]:
@@ -177,51 +174,43 @@ class OnlineSteps:
         if not len(issued.numbers):
             return None  # a probe of stage mode waits for results that are still out
         found = self.rollouts.finish(issued, self.weights)
-        answered = found.answered
-        self.failures.check(progress.step, answered.scored)
-        advantages = group_advantages(torch.from_numpy(answered.scored.rewards), self.method.scale_rewards)
-        read = self._keep(answered, advantages)
-        progress.tokens += answered.num_tokens
+        self.failures.check(progress.step, found.groups, found.first_failures)
+        groups = self._keep(with_advantages(found.groups, self.method.scale_rewards))
+        progress.tokens += num_tokens(groups)
         progress.batches += issued.trains
         self.issue_ahead()
         line = self._describe(found)
         if issued.trains:
-            line |= self._learn(found, advantages, read)
+            line |= self._learn(groups, found.signal)
         line |= self.clock.line(self.engines.num_workers) | {"weight_version": float(self.weights.version)}
         return line
 
     def _describe(self, found: StepRollouts) -> dict[str, float]:
         """What the step's rollouts were like, and what the pool is like after them."""
-        answered = found.answered
-        line = reward_line(answered) | pool_line(self.pool.curriculum.band_counts, found.observations)
-        line |= rollout_line(answered, found.signal, len(found.rounds[0].items), self.weights.version)
+        groups = found.groups
+        line = reward_line(groups) | pool_line(self.pool.curriculum.band_counts, found.observations)
+        line |= rollout_line(groups, found.signal, len(found.rounds[0]), self.weights.version)
         return line | {"rollouts/tokens_total": float(self.state.progress.tokens)}
 
-    def _keep(self, answered: Answered, advantages: torch.Tensor) -> list[list[TopScores]] | None:
-        """Store the step's answers with what the teacher says about them, unless the store has both; the latter."""
+    def _keep(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+        """Store the step's answers with what the teacher says about them, unless the store has both; they with it."""
         step = self.state.progress.step
         if step not in self.store.steps():
-            columns = answered.columns()
+            columns: dict[str, list[Any]] = {}
             if self.teacher is not None:
                 with self.clock.timed("teacher"):
-                    columns |= self.teacher.columns(answered, self.context.check_stop)
-            rows = answered.rollouts(advantages, self.rollouts.questioner.processor)
-            self.store.write(step, rows, columns)
+                    columns = self.teacher.columns(groups, self.context.check_stop)
+            self.store.write(step, with_token_texts(groups, self.rollouts.questioner.processor), columns)
         if self.teacher is None:
-            return None
-        scores = iter(self.teacher.scores(self.store.read(steps=[step], columns=self.teacher.names)))
-        return [[next(scores) for _ in row] for row in answered.answers]
+            return groups
+        rows = self.store.read(steps=[step], columns=self.teacher.names)
+        return filled(groups, teacher=self.teacher.scores(rows))
 
-    def _learn(
-        self, found: StepRollouts, advantages: torch.Tensor, read: list[list[TopScores]] | None
-    ) -> dict[str, float]:
+    def _learn(self, groups: list[RolloutGroup], signal: Array) -> dict[str, float]:
         """Learn from the groups with signal, or from all where the scheme replaces none; the objective's metrics."""
-        answered, replaces = found.answered, self.pool.curriculum.options.refills
-        kept = np.flatnonzero(found.signal) if replaces else np.arange(len(answered.items))
-        groups = answered.select(kept).groups(advantages[kept])
-        if not self.method.needs_rewards:
-            groups = replace(groups, scored=torch.ones_like(groups.scored), teacher=read)
-        elif not groups.scored.any():
+        if self.pool.curriculum.options.refills:
+            groups = [group for group, kept in zip(groups, signal.tolist(), strict=True) if kept]
+        if self.method.needs_rewards and all(one.reward is None for one in all_completions(groups)):
             return {"groups/with_signal": 0.0}  # nothing to learn from, and weights that do not move
         with self.clock.timed("learn"):
             learned, self.weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)

@@ -27,7 +27,7 @@ COLUMNS = ("item", "completion", "rewards")
 
 
 @dataclass(frozen=True)
-class Answers:
+class OutcomeLabels:
     """N answers with their true rewards."""
 
     row: np.ndarray
@@ -41,14 +41,14 @@ class Answers:
     def __len__(self) -> int:
         return len(self.completion)
 
-    def of(self, split: str) -> Answers:
+    def of(self, split: str) -> OutcomeLabels:
         """Those of a split."""
         return self.take(np.flatnonzero(self.split == SPLITS.index(split)))
 
-    def take(self, places: np.ndarray) -> Answers:
+    def take(self, places: np.ndarray) -> OutcomeLabels:
         """Those at these places."""
         texts = [self.completion[place] for place in places.tolist()]
-        return Answers(self.row[places], texts, self.truth[places], self.split[places])
+        return OutcomeLabels(self.row[places], texts, self.truth[places], self.split[places])
 
     def save(self, path: Path) -> None:
         """Write them, whole or not at all."""
@@ -56,7 +56,7 @@ class Answers:
         write_file(path, lambda file: pq.write_table(pa.table(columns), file))
 
     @classmethod
-    def load(cls, path: Path) -> Answers:
+    def load(cls, path: Path) -> OutcomeLabels:
         """What `save` wrote."""
         table = pq.read_table(path, use_threads=False)
         row, truth, split = (table[name].to_numpy() for name in ("row", "truth", "split"))
@@ -79,7 +79,7 @@ def scene_splits(scenes: Sequence[str], shares: tuple[float, float], seed: int) 
 
 def label_answers(
     folders: Sequence[Path], items: ItemFile, shares: tuple[float, float], seed: int
-) -> tuple[Answers, int]:
+) -> tuple[OutcomeLabels, int]:
     """All answers of the stores with their true rewards, and how many have none (a judge or verifier failed).
 
     UserError without answers, for one to an unknown question, and where scenes are too few to split.
@@ -103,7 +103,7 @@ def label_answers(
     except ValueError as error:
         raise UserError(f"outcome: {error}") from error
     split = np.array([splits[scenes[row]] for row in rows])
-    return Answers(np.array(rows), texts, np.array(truths), split), unknown
+    return OutcomeLabels(np.array(rows), texts, np.array(truths), split), unknown
 
 
 def _stored(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -113,7 +113,7 @@ def _stored(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield from store.read(steps=[step], columns=COLUMNS)
 
 
-def answer_pairs(answers: Answers, margin: float, most: int, seed: int) -> list[tuple[int, int]]:
+def answer_pairs(answers: OutcomeLabels, margin: float, most: int, seed: int) -> list[tuple[int, int]]:
     """Places (better, worse) of answers to the same question whose true rewards differ by `margin` or more.
 
     At most `most` a question, drawn without replacement; equal texts make no pair.

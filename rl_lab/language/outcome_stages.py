@@ -19,7 +19,7 @@ from rl_lab.language.outcome_labels import (
     LABELS_FILE,
     SPLITS,
     TRUTH,
-    Answers,
+    OutcomeLabels,
     answer_pairs,
     label_answers,
 )
@@ -86,7 +86,7 @@ class OutcomeStages:
         """Calibrate the members, examine the model, and put it together as `rewards.models` reads it."""
         settings, labels = context.config.outcome, context.inputs["labels"]
         folders = [context.inputs[f"member.{number}"] for number in range(1, settings.members + 1)]
-        answers, items = Answers.load(labels / LABELS_FILE), ItemFile(labels / ITEMS_FILE)
+        answers, items = OutcomeLabels.load(labels / LABELS_FILE), ItemFile(labels / ITEMS_FILE)
         model = OutcomeModel([load_member(folder) for folder in folders], [Platt()] * len(folders))
         fitted, test = answers.of("calibration"), answers.of("test")
         model.platts = _platts(_logits(context, model, items, fitted, "calibration"), fitted, settings.threshold)
@@ -112,7 +112,7 @@ class OutcomeStages:
         context.log(settings.steps, **{f"outcome/test_{name}": value for name, value in numbers.items()})
 
 
-def _questions(items: ItemFile, answers: Answers, *, blank: bool = False) -> list[Question]:
+def _questions(items: ItemFile, answers: OutcomeLabels, *, blank: bool = False) -> list[Question]:
     """Text and pictures of each answer's question; answers to one question share the tuple of its pictures."""
     read = {row: items[row] for row in np.unique(answers.row).tolist()}
     grey = {row: tuple(np.full_like(image, 128) for image in item.images) for row, item in read.items()}
@@ -121,7 +121,13 @@ def _questions(items: ItemFile, answers: Answers, *, blank: bool = False) -> lis
 
 
 def _logits(
-    context: StageContext, model: OutcomeModel, items: ItemFile, answers: Answers, name: str, *, blank: bool = False
+    context: StageContext,
+    model: OutcomeModel,
+    items: ItemFile,
+    answers: OutcomeLabels,
+    name: str,
+    *,
+    blank: bool = False,
 ) -> np.ndarray:
     """Scores [M, N], with signs of life."""
     parts = []
@@ -132,7 +138,7 @@ def _logits(
     return np.concatenate(parts, axis=1)
 
 
-def _platts(logits: np.ndarray, answers: Answers, threshold: float) -> list[Platt]:
+def _platts(logits: np.ndarray, answers: OutcomeLabels, threshold: float) -> list[Platt]:
     correct = (answers.truth >= threshold).astype(np.float64)
     try:
         return [fit_platt(row, correct) for row in logits]
@@ -141,7 +147,7 @@ def _platts(logits: np.ndarray, answers: Answers, threshold: float) -> list[Plat
 
 
 def _measures(
-    model: OutcomeModel, logits: np.ndarray, answers: Answers, items: ItemFile, threshold: float
+    model: OutcomeModel, logits: np.ndarray, answers: OutcomeLabels, items: ItemFile, threshold: float
 ) -> dict[str, Any]:
     scenes = [items.record(row)["scene"] for row in answers.row.tolist()]
     found = examine(model.probabilities(logits), answers.truth, threshold, answers.row, scenes)
@@ -151,7 +157,7 @@ def _measures(
 
 
 def _blank(
-    context: StageContext, model: OutcomeModel, items: ItemFile, answers: Answers, threshold: float
+    context: StageContext, model: OutcomeModel, items: ItemFile, answers: OutcomeLabels, threshold: float
 ) -> dict[str, Any]:
     """The same answers beside grey pictures: what the model knows without looking."""
     logits = _logits(context, model, items, answers, "grey pictures", blank=True)

@@ -17,7 +17,7 @@ from rl_lab.config.outcome import OutcomeConfig
 from rl_lab.errors import UserError
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.model import LanguageModel, load_language_model, question_prompt
-from rl_lab.language.outcome_labels import Answers, answer_pairs
+from rl_lab.language.outcome_labels import OutcomeLabels, answer_pairs
 from rl_lab.language.token_batching import answer_batch
 from rl_lab.language.training import GROUPS, epoch_order
 from rl_lab.learning.ranks import is_first_rank
@@ -59,7 +59,7 @@ def hidden_size(found: LanguageModel) -> int:
 class OutcomeData:
     """Batches of labelled answers, or of pairs; see `rl_lab.action.datasets.Dataset`."""
 
-    rows: Answers
+    rows: OutcomeLabels
     items: ItemFile
     units: list[tuple[int, ...]]
     """Places of answers: one, or the better and the worse of a pair."""
@@ -94,7 +94,7 @@ class OutcomeData:
 
 
 def training_rows(
-    answers: Answers, settings: OutcomeConfig, seed: int
+    answers: OutcomeLabels, settings: OutcomeConfig, seed: int
 ) -> tuple[list[tuple[int, ...]], list[list[int]]]:
     """Places of the answers to learn from, one, or the better and the worse of a pair; and the units of each step.
 
@@ -128,7 +128,7 @@ class OutcomePlan(DataPlan):
 
     def data(self, processor: HunYuanVLMoTProcessor) -> OutcomeData:
         """The batches of every step. UserError without anything to learn from."""
-        answers = Answers.load(self.labels).of("train")
+        answers = OutcomeLabels.load(self.labels).of("train")
         units, order = training_rows(answers, self.settings, self.seed)
         return OutcomeData(answers, ItemFile(self.items), units, order, processor, self.settings.threshold)
 

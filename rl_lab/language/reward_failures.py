@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rewards.guard import FAILED_CALL
 from rl_lab.errors import RunError
-from rl_lab.language.answering import Scored
+from rl_lab.language.answering import FirstFailures, all_failed
+from rl_lab.records.types import RolloutGroup
 from rl_lab.runner.stage_context import StageContext
 
 FRUITLESS_STEPS = 3
@@ -21,23 +22,22 @@ class RewardFailures:
         self._told: set[str] = set()
         self._fruitless = 0
 
-    def check(self, step: int, scored: Scored) -> None:
+    def check(self, step: int, groups: Sequence[RolloutGroup], first: FirstFailures) -> None:
         """As `tell`, for a step of a training. RunError if no answer of several steps has a reward."""
-        self.tell(step, scored)
-        self._fruitless = self._fruitless + 1 if scored.all_failed else 0
+        self.tell(step, first)
+        self._fruitless = self._fruitless + 1 if all_failed(groups) else 0
         if self._fruitless == FRUITLESS_STEPS:
-            raise _nothing(f"no answer of the last {FRUITLESS_STEPS} steps has a reward", [scored])
+            raise _nothing(f"no answer of the last {FRUITLESS_STEPS} steps has a reward", first)
 
-    def check_all(self, name: str, sets: Sequence[Scored]) -> None:
+    def check_all(self, name: str, groups: Sequence[RolloutGroup], first: FirstFailures) -> None:
         """As `tell`, for an examination. RunError if none of its answers has a reward."""
-        for scored in sets:
-            self.tell(0, scored)
-        if sets and all(scored.all_failed for scored in sets):
-            raise _nothing(f"no answer to a question of the set {name} has a reward", sets)
+        self.tell(0, first)
+        if all_failed(groups):
+            raise _nothing(f"no answer to a question of the set {name} has a reward", first)
 
-    def tell(self, step: int, scored: Scored) -> None:
+    def tell(self, step: int, first: FirstFailures) -> None:
         """Name the first failure of each part and reason."""
-        for name, words in scored.examples.items():
+        for name, words in first.items():
             if name not in self._told:
                 self._told.add(name)
                 text = f"{FAILED_CALL}: {words}; such answers are masked, and counted in reward_failures/{name}"
@@ -45,6 +45,6 @@ class RewardFailures:
                 self._context.log(step, alarm=text)
 
 
-def _nothing(what: str, sets: Sequence[Scored]) -> RunError:
-    why = next((words for scored in sets for words in scored.examples.values()), "see the failures in its rollouts")
+def _nothing(what: str, first: FirstFailures) -> RunError:
+    why = next(iter(first.values()), "see the failures in its rollouts")
     return RunError(f"{what}; the first failure: {why}; mend the reward, and go on with --resume")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from rl_lab.errors import UserError
 from rl_lab.files import write_file
+from rl_lab.records.types import Completion, RolloutGroup, all_completions
 
 FOLDER = "rollouts"
 """Its name in a run directory."""
@@ -26,38 +27,6 @@ NODE_FOLDERS = ("grpo", "rft")
 """Of a run directory: those with a store for each node."""
 Row = dict[str, Any]
 _NAME = re.compile(r"step-(\d+)\.parquet")
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One sampled answer and what became of it. The fields are the store's columns, besides `step`."""
-
-    item: str
-    """Id of the question."""
-    group: int
-    """Number of its group within the step; a refilled item gets another one."""
-    sample: int
-    """Number of the answer within its group."""
-    prompt: str
-    prompt_tokens: Sequence[int]
-    """As the model read them, images as rows of patches."""
-    completion: str
-    tokens: Sequence[int]
-    """With the token that ended the answer, if one did."""
-    token_texts: Sequence[str]
-    """Each token as text, for people who read along."""
-    logprobs: Sequence[float]
-    """Of each token, under the distribution that the engine drew it from."""
-    weight_version: int
-    """Of the weights that drew every token."""
-    finished: bool
-    """The answer ended by itself, not at the length limit."""
-    rewards: Mapping[str, float | None]
-    """By part; None: not applicable, or the call failed."""
-    reward: float | None
-    """Weighted sum; None: a call failed, and the answer is masked."""
-    advantage: float
-    """0 for a masked answer and in a group without signal."""
 
 
 SCHEMA = pa.schema(
@@ -80,6 +49,8 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns that every step has, in this order; others follow."""
+FAILURES = "failures"
+"""Column of the failed reward calls as `PART/REASON`, of all steps but those of the oldest runs."""
 
 
 def stores(run: Path) -> list[Path]:
@@ -104,25 +75,20 @@ class RolloutStore:
         """The file of a step."""
         return self.folder / f"step-{step:08d}.parquet"
 
-    def write(self, step: int, rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Any]] | None = None) -> None:
+    def write(
+        self, step: int, groups: Sequence[RolloutGroup], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> None:
         """Store all rollouts of a step, with further columns; replaces what the step had.
 
         ValueError for a negative step, tokens, texts and log-probabilities of different number, and as `add_columns`.
         """
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
-        for rollout in rollouts:
-            for name, values in (("texts", rollout.token_texts), ("log-probabilities", rollout.logprobs)):
-                if len(values) != len(rollout.tokens):
-                    raise ValueError(
-                        f"item {rollout.item} sample {rollout.sample} has {len(rollout.tokens)} tokens but "
-                        f"{len(values)} {name}; store one for each token"
-                    )
-        names = [item.name for item in fields(Rollout)]
-        own: dict[str, list[Any]] = {name: [getattr(rollout, name) for rollout in rollouts] for name in names}
-        own["rewards"] = [list(parts.items()) for parts in own["rewards"]]
-        table = pa.table({"step": [step] * len(rollouts)} | own, schema=SCHEMA)
-        self._replace(step, _with_columns(table, columns or {}))
+        rows = [_stored(number, sample, group) for number, group in enumerate(groups) for sample in range(group.size)]
+        own = {name: [row[name] for row in rows] for name in SCHEMA.names if name != "step"}
+        table = pa.table({"step": [step] * len(rows)} | own, schema=SCHEMA)
+        failures = {FAILURES: [list(one.failures) for one in all_completions(groups)]}
+        self._replace(step, _with_columns(table, failures | dict(columns or {})))
 
     def add_columns(self, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
         """Add columns to a stored step: a value for each rollout, in stored order.
@@ -208,6 +174,43 @@ class RolloutStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
         write_file(self.path(step), lambda file: pq.write_table(table, file, **options))
+
+
+def _stored(number: int, sample: int, group: RolloutGroup) -> Row:
+    """A completion as a row; ValueError unless each of its tokens has a text and a log-probability."""
+    one, item = group.completions[sample], group.item
+    for name, values in (("texts", one.token_texts), ("log-probabilities", one.logprobs)):
+        if len(values) != len(one.tokens):
+            raise ValueError(
+                f"item {item.id} sample {sample} has {len(one.tokens)} tokens but {len(values)} {name}; store one for "
+                "each token"
+            )
+    place = {"item": item.id, "group": number, "sample": sample, "prompt": item.prompt, "completion": one.text}
+    return vars(one) | place | {"rewards": list(one.rewards.items())}
+
+
+def stored_groups(rows: Iterable[Row]) -> list[list[Completion]]:
+    """The completions of whole groups, as they were when they were stored."""
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["group"], []).append(row)
+    return [[_completion(row) for row in sorted(found[group], key=itemgetter("sample"))] for group in sorted(found)]
+
+
+def _completion(row: Row) -> Completion:
+    return Completion(
+        prompt_tokens=tuple(row["prompt_tokens"]),
+        tokens=tuple(row["tokens"]),
+        logprobs=tuple(row["logprobs"]),
+        weight_version=row["weight_version"],
+        finished=row["finished"],
+        text=row["completion"],
+        token_texts=tuple(row["token_texts"]),
+        rewards=row["rewards"],
+        reward=row["reward"],
+        failures=tuple(row[FAILURES]),
+        advantage=row["advantage"],
+    )
 
 
 def _as_written(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:

@@ -18,13 +18,13 @@ from envs.spatial_qa.splits import SEEDS_PER_BLOCK
 from rewards.compose import Rewards
 from rl_lab.files import write_whole
 from rl_lab.json_lines import write_json_lines
-from rl_lab.language.answering import Scored, ask, collect, judge_agreement, plain, score
+from rl_lab.language.answering import ask, collect, judge_agreement, plain, rollout_groups, score
 from rl_lab.language.engines import engines, policy_folder
 from rl_lab.language.gates import DEVELOPMENT_FILE
 from rl_lab.language.grpo_run import GRPORun
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import ItemFile, Row, write_rows
-from rl_lab.language.model import answer_texts, item_prompt, load_chat_processor
+from rl_lab.language.model import item_prompt, load_chat_processor
 from rl_lab.language.question_sets import check_shared, run_limits, set_questions, take_file
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
@@ -33,7 +33,7 @@ from rl_lab.language.trl_stages import trl_cold_start, trl_grpo
 from rl_lab.learning.checkpoint import published
 from rl_lab.learning.stage import train, with_learner
 from rl_lab.model.chat import HunYuanVLMoTProcessor
-from rl_lab.records.types import Sampling
+from rl_lab.records.types import RolloutGroup, Sampling
 from rl_lab.runner.stage_context import Stage, StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.cluster import Cluster
@@ -144,7 +144,7 @@ class LanguageStages:
                 items = _items(context, "held_out")
                 examiner = Examiner(context, pool, policy_folder(context), rewards)
                 seen = examiner.answers(items, exam.samples, "seen")
-                context.log(0, **judge_agreement(examiner.scored))
+                context.log(0, **judge_agreement(examiner.groups))
                 unseen = examiner.answers([blank(item) for item in items], exam.blank_samples, "blank")
                 if "development" in context.inputs:
                     self._answer_development(context, examiner)
@@ -194,7 +194,7 @@ class Examiner:
         self.processor: HunYuanVLMoTProcessor = load_chat_processor(policy)
         self.weights = ray.put(published(policy))
         self.failures = RewardFailures(context)
-        self.scored: list[Scored] = []
+        self.groups: list[RolloutGroup] = []
         """All that was scored so far."""
 
     def answers(self, items: Sequence[Item], samples: int, name: str) -> list[dict[str, Any]]:
@@ -206,30 +206,29 @@ class Examiner:
         judged = name == "seen" and config.rewards.judge is not None
         sampling = Sampling(config.examine.max_tokens, temperature=config.examine.temperature, num_generations=samples)
         rows: list[dict[str, Any]] = []
-        first = len(self.scored)
+        first, first_failures = len(self.groups), dict[str, str]()
         size = 4 * config.engine.prompts_per_call
         batches = [(start, items[start : start + size]) for start in range(0, len(items), size)]
         names = ("development",) if name == "development" else ()
-        asked = [
-            ask(self.engines, self._prompts(some, start, *names), sampling, self.weights, size)
-            for start, some in batches
-        ]
-        for (_, some), batch in zip(batches, asked, strict=True):
+        prompts = [self._prompts(some, start, *names) for start, some in batches]
+        asked = [ask(self.engines, some, sampling, self.weights, size) for some in prompts]
+        for (_, some), questions, batch in zip(batches, prompts, asked, strict=True):
             answers, _ = collect(self.engines, batch, self.context.check_stop)
-            texts = [answer_texts(row, self.processor) for row in answers]
-            scored = score(self.rewards, some, texts, judge_all=judged)
-            self.scored.append(scored)
+            groups = rollout_groups(some, questions, answers, self.processor)
+            groups, newer = score(self.rewards, groups, judge_all=judged)
+            self.groups += groups
+            first_failures = first_failures | {**newer, **first_failures}
             rows += [
                 {
-                    "rewards": plain(values),
-                    "tokens": [len(answer.tokens) for answer in row],
-                    "finished": [answer.finished for answer in row],
-                    "answers": text,
+                    "rewards": [answer.reward for answer in group.completions],
+                    "tokens": [len(answer.tokens) for answer in group.completions],
+                    "finished": [answer.finished for answer in group.completions],
+                    "answers": [answer.text for answer in group.completions],
                 }
-                for values, row, text in zip(scored.rewards.tolist(), answers, texts, strict=True)
+                for group in groups
             ]
             self.context.progress(len(rows), len(items), name)
-        self.failures.check_all(name, self.scored[first:])
+        self.failures.check_all(name, self.groups[first:], first_failures)
         return rows
 
     def _prompts(self, items: Sequence[Item], first: int, *names: str) -> list[Any]:

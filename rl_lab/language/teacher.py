@@ -12,10 +12,9 @@ import numpy as np
 import ray
 
 from rl_lab.config.language import EngineConfig
-from rl_lab.language.groups import Answered
 from rl_lab.language.model import checkpoint_dtype
 from rl_lab.learning.checkpoint import published
-from rl_lab.records.types import Prompt, TopScores
+from rl_lab.records.types import Prompt, RolloutGroup, TopScores
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.pool import WorkerPool
@@ -35,19 +34,19 @@ class TeacherEngines:
         self.engines, self.top_k, self.prompts_per_call = engines, top_k, prompts_per_call
         self.weights = ray.put(published(teacher))
 
-    def columns(self, answered: Answered, check_stop: Callable[[], None]) -> dict[str, list[Any]]:
+    def columns(self, groups: Sequence[RolloutGroup], check_stop: Callable[[], None]) -> dict[str, list[Any]]:
         """What the teacher finds likely at each answer's tokens, for the store."""
-        read = list(self._read(answered, check_stop))
+        read = list(self._read(groups, check_stop))
         return {TOKENS: [row.tokens.ravel() for row in read], LOGPROBS: [row.logprobs.ravel() for row in read]}
 
-    def _read(self, answered: Answered, check_stop: Callable[[], None]) -> Iterator[TopScores]:
+    def _read(self, groups: Sequence[RolloutGroup], check_stop: Callable[[], None]) -> Iterator[TopScores]:
         """In the order of the answers; as many together as were answered together."""
         asked = [
-            (Prompt(answer.prompt_tokens + answer.tokens, prompt.images), len(answer.tokens))
-            for prompt, row in zip(answered.prompts, answered.answers, strict=True)
-            for answer in row
+            (Prompt(answer.prompt_tokens + answer.tokens, group.prompt.images), len(answer.tokens))
+            for group in groups
+            for answer in group.completions
         ]
-        size = self.prompts_per_call * len(answered.answers[0])
+        size = self.prompts_per_call * groups[0].size
         parts = [asked[start : start + size] for start in range(0, len(asked), size)]
         units = [
             ScoreUnit(tuple(prompt for prompt, _ in part), tuple(number for _, number in part), self.top_k)

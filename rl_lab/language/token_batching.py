@@ -18,35 +18,30 @@ from rl_lab.model.chat import IGNORED, HunYuanVLMoTProcessor, answer_labels, ima
 from rl_lab.model.images import ImageProcessor
 from rl_lab.model.pictures import Pictures
 from rl_lab.model.tokenizer import ROLES
-from rl_lab.records.types import Completion, Prompt
+from rl_lab.records.types import Prompt, RolloutGroup
 
 Message = Mapping[str, Any]
 """A turn of a chat: `role` and `content`, a text or a list of typed parts, as in the public `messages` layout."""
 
 
 def rollout_batch(
-    prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[Completion]],
-    advantages: Tensor,
-    processor: ImageProcessor,
-    *,
-    scored: Tensor | None = None,
+    groups: Sequence[RolloutGroup], processor: ImageProcessor, *, rewarded_only: bool = True
 ) -> RolloutBatch:
-    """Answers to P prompts with their advantages [P, G]; the images of a prompt are encoded once for all of them.
+    """Completions to P prompts with their advantages; the images of a prompt are encoded once for all of them.
 
-    `scored` bool [P, G] is False where the reward call failed: such an answer gets no row, and so counts nowhere.
-    ValueError if answers and advantages are not equally many or no answer is left.
+    With `rewarded_only` one without a reward, whose call failed, gets no row, and so counts nowhere. ValueError if none
+    is left.
     """
-    sizes = {len(row) for row in completions}
-    if len(prompts) != len(completions) or sizes != {advantages.shape[1]} or len(prompts) != len(advantages):
-        raise ValueError(
-            f"{len(prompts)} prompts, answers of {len(completions)} prompts ({sorted(sizes)} of each) and advantages "
-            f"{list(advantages.shape)} do not fit; give one advantage for each answer of each prompt"
-        )
-    kept = (torch.ones_like(advantages, dtype=torch.bool) if scored is None else scored).nonzero().tolist()
+    kept = [
+        (number, completion)
+        for number, group in enumerate(groups)
+        for completion in group.completions
+        if not rewarded_only or completion.reward is not None
+    ]
     if not kept:
         raise ValueError("no answer of the batch has a reward, so nothing can be learned from it; see the failed calls")
-    answers = [completions[group][sample] for group, sample in kept]
+    answers = [completion for _, completion in kept]
+    prompts = [group.prompt for group in groups]
     shown = list(accumulate((len(prompt.images) for prompt in prompts), initial=0))
     pictures = [range(shown[group], shown[group + 1]) for group, _ in kept]
     images = [image for prompt in prompts for image in prompt.images]
@@ -62,7 +57,7 @@ def rollout_batch(
         completion_mask=learned,
         visual=Pictures.of_images(images, pictures, processor) if images else None,
         rollout_logprobs=logprobs,
-        advantages=torch.stack([advantages[group, sample] for group, sample in kept]),
+        advantages=torch.tensor([answer.advantage for answer in answers]),
         group=torch.tensor([group for group, _ in kept]),
         weight_version=torch.tensor([answer.weight_version for answer in answers]),
         finished=torch.tensor([answer.finished for answer in answers]),

@@ -13,20 +13,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from algos.curriculum_items import Array
 from algos.rft import band_reason, num_correct
 from algos.rft_options import RFTOptions
 from rl_lab.config.rft import TracesConfig
 from rl_lab.errors import UserError
-from rl_lab.language.groups import Answered
-from rl_lab.language.grpo_line import reward_line
+from rl_lab.language.grpo_line import length_line, reward_line
 from rl_lab.language.grpo_rollouts import Issued, Questioner
 from rl_lab.language.item_files import ItemFile
+from rl_lab.language.model import with_token_texts
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.rft_selection import RFT_FILE, Judge, RFTSelection, RFTSummary
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.language.rollout_store import RolloutStore, stored_groups
+from rl_lab.records.types import RolloutGroup, group_rewards
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer, stream
 from rl_lab.workers.rollout_learner import Weights
@@ -83,13 +83,11 @@ class TraceSampler:
         self.context.resume_from(first - 1)
         for issued in self._in_flight(range(first, num_steps + 1), stored):
             self.questioner.clock.begin()
-            answered = self.questioner.answered(issued)
+            groups, first_failures = self.questioner.answered(issued)
             if issued.step not in stored:
-                self.failures.check(issued.step, answered.scored)
-                zeros = torch.zeros(answered.scored.rewards.shape)  # nothing learns from these by an advantage
-                rows = answered.rollouts(zeros, self.questioner.processor)
-                self.store.write(issued.step, rows, answered.columns())
-            self.context.log(issued.step, **self._line(answered))
+                self.failures.check(issued.step, groups, first_failures)
+                self.store.write(issued.step, with_token_texts(groups, self.questioner.processor))
+            self.context.log(issued.step, **self._line(groups))
             self.context.progress(issued.step, num_steps, f"{issued.step * self.plan.per_step} questions")
 
     def _drop_damaged(self) -> None:
@@ -114,19 +112,17 @@ class TraceSampler:
         numbers = self.plan.step(step)
         seeds = [integer(self.seed, "traces", number) for number in numbers.tolist()]
         prompts = self.questioner.prompts(numbers, seeds)
-        rows = self.store.read(steps=[step]) if is_stored else []
+        completions = stored_groups(self.store.read(steps=[step])) if is_stored else []
         answers = [] if is_stored else self.questioner.ask(prompts, self.weights)
-        return Issued(step, numbers, True, self.weights, prompts, answers, rows)
+        return Issued(step, numbers, True, self.weights, prompts, answers, completions)
 
-    def _line(self, answered: Answered) -> dict[str, float]:
+    def _line(self, groups: list[RolloutGroup]) -> dict[str, float]:
         """Rewards, lengths and seconds of a step."""
-        flat = [answer for row in answered.answers for answer in row]
         clock = self.questioner.clock.line(self.questioner.engines.num_workers)
-        return reward_line(answered) | {
-            "rollouts/tokens": float(answered.num_tokens),
-            "rollouts/length": answered.num_tokens / len(flat),
-            "rollouts/truncated": float(np.mean([not answer.finished for answer in flat])),
-            "traces/partial": partial_share(answered.scored.rewards, self.settings.select),
+        return {
+            **reward_line(groups),
+            **length_line(groups),
+            "traces/partial": partial_share(group_rewards(groups), self.settings.select),
             "weight_version": float(self.weights.version),
             **{name: clock[name] for name in TIMES},
         }

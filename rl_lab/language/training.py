@@ -6,11 +6,10 @@ Plans are plain settings and folders, so that they travel to the learner's proce
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from algos.cross_entropy import CrossEntropy
 from algos.grpo import GRPO
@@ -26,7 +25,7 @@ from rl_lab.learning.learner import Learner
 from rl_lab.learning.training import DataPlan, Parts, optimiser, trainable
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.lora import Adapted
-from rl_lab.records.types import Completion, Prompt, TopScores
+from rl_lab.records.types import RolloutGroup
 from rl_lab.seeding import integer, stream
 from rl_lab.workers.weights import Snapshot, publish
 
@@ -101,23 +100,11 @@ class ColdStartPlan(DataPlan):
         return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info))
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Scored answers that one batch learns from, plain data on the way to the learner."""
-
-    prompts: list[Prompt]
-    completions: list[list[Completion]]
-    """Equally many of each prompt."""
-    advantages: Tensor
-    """float [P, G]; 0 where the reward call failed."""
-    scored: Tensor
-    """bool [P, G]: the answer is learned from; for GRPO, the reward call did not fail."""
-    teacher: list[list[TopScores]] | None = None
-    """[P][G]; None: nobody was asked."""
-
-
 class OnlineTraining:
     """A learner that takes groups as they come and publishes its weights; what it learns is for the kinds of it."""
+
+    needs_rewards = True
+    """Completions whose reward call failed are not learned from."""
 
     def __init__(self, policy: Path, settings: ScheduleConfig, groups: tuple[str, ...], seed: int, device: str) -> None:
         """Load the checkpoint folder `policy`; objectives are to be added to the learner."""
@@ -137,15 +124,14 @@ class OnlineTraining:
         """Of the weights of the moment, which counts on by the batches learned."""
         return self.start.info.weight_version + self.steps // self.steps_per_batch
 
-    def learn(self, groups: Groups) -> dict[str, float]:
+    def learn(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """Learn from a batch; its metrics. ValueError if no answer of it can be learned from."""
         raise NotImplementedError
 
-    def batch(self, groups: Groups) -> RolloutBatch:
+    def batch(self, groups: Sequence[RolloutGroup]) -> RolloutBatch:
         """Groups as the objective reads them. ValueError if no answer is learned from."""
         processor = self.start.processor.image_processor
-        made = rollout_batch(groups.prompts, groups.completions, groups.advantages, processor, scored=groups.scored)
-        return made.to(self.device)
+        return rollout_batch(groups, processor, rewarded_only=self.needs_rewards).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs besides its plan."""
@@ -222,7 +208,7 @@ class GRPOTraining(OnlineTraining):
             return self.trained.reference
         return frozen_model(self.plan.policy, self.device)
 
-    def learn(self, groups: Groups) -> dict[str, float]:
+    def learn(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """`num_iterations` optimizer steps on one batch. ValueError if no answer of the batch has a reward."""
         return self.grpo.take(self.grpo.prepare(self.batch(groups)))
 

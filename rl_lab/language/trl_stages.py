@@ -12,17 +12,15 @@ import torch
 
 from algos.curriculum import Curriculum
 from algos.curriculum_options import CurriculumOptions
-from algos.grpo import group_advantages
 from algos.hacking_alarms import signal_alarm
 from algos.token_batch import TokenBatch
 from envs.spatial_qa.items import CATEGORIES
 from rl_lab.config.section import OptimiserConfig
-from rl_lab.language.answering import Answers, ask, collect, reward_means, scored_groups
-from rl_lab.language.groups import Answered
+from rl_lab.language.answering import ask, collect, reward_means, with_advantages, with_rewards
 from rl_lab.language.grpo_line import group_spread
 from rl_lab.language.item_files import ItemFile, SolutionFile
-from rl_lab.language.model import LanguageModel, answer_texts, load_chat_processor, load_language_model
-from rl_lab.language.outcome_labels import Answers as LabelledAnswers
+from rl_lab.language.model import LanguageModel, load_chat_processor, load_language_model, with_token_texts
+from rl_lab.language.outcome_labels import OutcomeLabels
 from rl_lab.language.outcome_training import OutcomePlan, save_member, training_rows
 from rl_lab.language.reward_failures import RewardFailures
 from rl_lab.language.reward_models import make_rewards
@@ -33,7 +31,7 @@ from rl_lab.language.token_batching import chat_batch
 from rl_lab.language.training import GROUPS, ColdStartPlan
 from rl_lab.learning.training import optimiser
 from rl_lab.learning.watch import Watch, nothing_learned
-from rl_lab.records.types import Prompt, Sampling
+from rl_lab.records.types import Completion, Prompt, Sampling, group_rewards, num_tokens
 from rl_lab.runner.stage_context import StageContext
 from rl_lab.seeding import integer
 from rl_lab.workers.pool import WorkerPool
@@ -95,7 +93,7 @@ def trl_classifier(context: StageContext, labels: Path, items: Path, seed: int) 
 
     settings = context.config.outcome
     torch.set_num_threads(settings.threads)
-    answers, questions = LabelledAnswers.load(labels).of("train"), ItemFile(items)
+    answers, questions = OutcomeLabels.load(labels).of("train"), ItemFile(items)
     units, order = training_rows(answers, settings, seed)
     classifier = TextClassifier.load(Path(settings.classifier), seed)
 
@@ -148,7 +146,7 @@ class TRLRun:
         self.store = RolloutStore(context.out)
         self.step = 0
 
-    def roll_out(self, prompts: Sequence[Prompt], snapshot: Snapshot) -> Answers:
+    def roll_out(self, prompts: Sequence[Prompt], snapshot: Snapshot) -> list[list[Completion]]:
         """Answers to the items of the next step, drawn with the seeds that the Learner's run would use."""
         self.step += 1
         numbers = self.order[self.step - 1].tolist()
@@ -174,16 +172,13 @@ class TRLRun:
         failures, watch = RewardFailures(self.context), Watch(self.context)
 
         def record(step: Step) -> None:
-            items, answers = list(step.items), step.completions
-            texts = [answer_texts(row, self.processor) for row in answers]
-            scored = scored_groups(step.breakdown, items)
-            failures.check(step.number, scored)
-            answered = Answered(self.order[step.number - 1], items, [], answers, texts, scored)
-            advantages = group_advantages(torch.from_numpy(scored.rewards), self.options.scale_rewards)
-            self.store.write(step.number, answered.rollouts(advantages, self.processor), answered.columns())
+            groups, first_failures = with_rewards(step.groups, step.breakdown)
+            failures.check(step.number, groups, first_failures)
+            groups = with_advantages(groups, self.options.scale_rewards)
+            self.store.write(step.number, with_token_texts(groups, self.processor))
             means.clear()
-            means.update(reward_means(items, scored) | {"rollouts/tokens": float(answered.num_tokens)})
-            means["rollouts/spread"] = group_spread(scored.rewards)
+            means.update(reward_means(groups) | {"rollouts/tokens": float(num_tokens(groups))})
+            means["rollouts/spread"] = group_spread(group_rewards(groups))
 
         def log(step: int, metrics: dict[str, float]) -> None:
             self.context.log(step, **(metrics | means))

@@ -95,6 +95,11 @@ class RolloutGroup:
     completions: list[Completion]
 
     @property
+    def size(self) -> int:
+        """Number of completions."""
+        return len(self.completions)
+
+    @property
     def rewards(self) -> list[float]:
         """Of each completion, NaN where it has none."""
         return [math.nan if one.reward is None else one.reward for one in self.completions]

@@ -31,13 +31,14 @@ from algos.grpo_options import GRPOOptions
 from envs.spatial_qa.items import Item
 from rewards.answers import completion_text
 from rewards.compose import Breakdown, Rewards
+from rl_lab.language.answering import rollout_groups
 from rl_lab.language.model import LanguageModel, item_prompt
 from rl_lab.language.reward_models import reward_columns
 from rl_lab.learning.checkpoint import CheckpointInfo
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.registration import register
 from rl_lab.model.token_scores import sampling_bias
-from rl_lab.records.types import Completion, Prompt
+from rl_lab.records.types import Completion, Prompt, RolloutGroup, all_completions
 from rl_lab.trl_backend.trainer import Log, Settings, common_arguments, load_vlm, optimizers, own_config, train
 from rl_lab.workers.weights import Snapshot, publish
 
@@ -66,11 +67,10 @@ class Step:
 
     number: int
     """From 1."""
-    items: Sequence[Item]
-    completions: list[list[Completion]]
-    """Of each item."""
+    groups: list[RolloutGroup]
+    """As the engines wrote them."""
     breakdown: Breakdown
-    """Of all answers, those of an item one after the other."""
+    """Of all completions, those of an item one after the other."""
 
 
 def notice(scheme: str) -> str:
@@ -105,7 +105,7 @@ class Publisher:
 
 
 @dataclass
-class Rollouts:
+class TRLRollouts:
     """TRL's `rollout_func` and its reward function: items to prompts, answers, rewards and metrics."""
 
     batches: Sequence[Sequence[Item]]
@@ -114,8 +114,8 @@ class Rollouts:
     roll_out: RollOut
     rewards: Rewards
     record: Callable[[Step], None]
-    completions: list[list[Completion]] = field(default_factory=list)
-    """Of the newest generation, by item."""
+    groups: list[RolloutGroup] = field(default_factory=list)
+    """Of the newest generation."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the newest generation, and of the optimizer steps that learned from it so far."""
 
@@ -136,10 +136,11 @@ class Rollouts:
         items, size = self.batches[self.batch(trainer.state)], self.options.num_generations
         assert len(prompts) == len(items) * size, f"TRL asks for {len(prompts)} answers to {len(items)} items"
         questions = [item_prompt(item, self.processor) for item in items]
-        self.completions = self.roll_out(questions, trainer.vllm_generation.snapshot)
-        if [len(row) for row in self.completions] != [size] * len(items):
-            raise ValueError(f"{len(items)} prompts need {size} answers each, not {list(map(len, self.completions))}")
-        answers = [answer for row in self.completions for answer in row]
+        completions = self.roll_out(questions, trainer.vllm_generation.snapshot)
+        if [len(row) for row in completions] != [size] * len(items):
+            raise ValueError(f"{len(items)} prompts need {size} answers each, not {list(map(len, completions))}")
+        self.groups = rollout_groups(items, questions, completions, self.processor)
+        answers = all_completions(self.groups)
         return {
             "prompt_ids": [list(answer.prompt_tokens) for answer in answers],
             "completion_ids": [list(answer.tokens) for answer in answers],
@@ -156,11 +157,11 @@ class Rollouts:
         columns: dict[str, Any] = reward_columns(items)
         breakdown = self.rewards.breakdown([item.prompt for item in items], texts, **columns)
         self.metrics = breakdown.metrics() | self._own_metrics(breakdown) | {"weight_version": self._version()}
-        self.record(Step(number + 1, self.batches[number], self.completions, breakdown))
+        self.record(Step(number + 1, self.groups, breakdown))
         return breakdown.rewards
 
     def _version(self) -> float:
-        return float(self.completions[0][0].weight_version)
+        return float(self.groups[0].completions[0].weight_version)
 
     def _own_metrics(self, breakdown: Breakdown) -> dict[str, float]:
         """What TRL counts otherwise or not at all."""
@@ -169,8 +170,7 @@ class Rollouts:
         signal = [len({reward for reward in group if reward is not None}) > 1 for group in groups]
         learned = [
             len(answer.tokens)
-            for row in self.completions
-            for answer in row
+            for answer in all_completions(self.groups)
             if answer.finished or not self.options.mask_truncated_completions
         ]
         return {"groups/with_signal": sum(signal) / len(signal), "text/tokens": float(sum(learned))}
@@ -233,7 +233,7 @@ def train_grpo(
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # rollout_func may change; the version of TRL is pinned
     register()  # TRL loads the reference by its Auto class
     start = load_vlm(folder)
-    rollouts = Rollouts(batches, options, start.processor, roll_out, rewards, record)
+    rollouts = TRLRollouts(batches, options, start.processor, roll_out, rewards, record)
     model: Any = start.model
     with tempfile.TemporaryDirectory() as scratch, own_config(model):
         trainer = GRPOTrainer(

@@ -6,7 +6,7 @@ What it is given are groups of answers as they come, a number of steps on data t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import Any
 import ray
 import torch
 
-from rl_lab.language.training import Groups
 from rl_lab.learning.checkpoint import load_training_state, save_training_state
 from rl_lab.learning.learner import NonFiniteLossError
 from rl_lab.learning.ranks import is_first_rank
 from rl_lab.learning.training import Plan
+from rl_lab.records.types import RolloutGroup
 from rl_lab.workers.weights import Snapshot
 
 BAD_BATCH_FILE = "bad_batch.pt"
@@ -123,7 +123,7 @@ class LearnerHandle:
         """See `LearnerWorker.run`."""
         return self._wait(self._actor.run.remote(num_steps, bad_batch))
 
-    def learn(self, groups: Groups, bad_batch: Path) -> tuple[Learned, Weights]:
+    def learn(self, groups: Sequence[RolloutGroup], bad_batch: Path) -> tuple[Learned, Weights]:
         """Learn from a batch of groups; what that gave and the weights after it."""
         return self._learn(groups, bad_batch, "learn")
 

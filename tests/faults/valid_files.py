@@ -37,6 +37,7 @@ from tests.records import episode, pair, poses
 from tests.reports.synthetic import build_run
 from tests.reports.synthetic_language import build_language_run
 from tests.rewards.test_actions import walk
+from tests.rollouts import groups_of
 from tests.runner.files import SMALL
 
 LANGUAGE = """
@@ -176,7 +177,8 @@ def answers(folder: Path) -> None:
     (folder / "run" / "config.yaml").write_text(yaml.safe_dump({"sweep": sweep, "examine": {"pass_threshold": 0.6}}))
     store = RolloutStore(folder / "run" / "grpo" / "verifier.1.grpo")
     for step, item in enumerate(items, 1):
-        store.write(step, [rollout(item, 0, 0, "word " * 40, 1.0), rollout(item, 0, 1, "word", 0.0)])
+        rows = [rollout(item, 0, 0, "word " * 40, 1.0), rollout(item, 0, 1, "word", 0.0)]
+        store.write(step, groups_of(rows))
     (folder / "mine.py").write_text(REWARD)
     mine = {"rewards": {"weights": {"mine": 1.0}, "functions": {"mine": "mine.py:reward"}}}
     (folder / "mine.yaml").write_text(yaml.safe_dump(mine))

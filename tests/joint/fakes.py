@@ -21,7 +21,7 @@ from rl_lab.config import load_config
 from rl_lab.joint.driver import JointRun
 from rl_lab.joint.state import JointState
 from rl_lab.language.item_files import item_row, write_rows
-from rl_lab.language.training import Groups
+from rl_lab.records.types import RolloutGroup
 from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
@@ -32,6 +32,7 @@ from rl_lab.workers.simulation import Unit
 from rl_lab.workers.weights import Snapshot, digest
 from tests.language.builders import FakeEngines, Killed, make_item, write_questions
 from tests.records import pair
+from tests.rollouts import advantages_of
 
 CONFIG = """
 name: joint
@@ -183,9 +184,9 @@ class FakeJointLearner:
     def use_pairs(self, rounds: tuple[Path, ...]) -> None:
         self.rounds = rounds
 
-    def learn(self, groups: Groups, bad_batch: Path) -> tuple[Learned, Weights]:
-        what = [[[answer.tokens, answer.weight_version] for answer in row] for row in groups.completions]
-        return self._learned("grpo", [what, groups.advantages.tolist()])
+    def learn(self, groups: list[RolloutGroup], bad_batch: Path) -> tuple[Learned, Weights]:
+        what = [[[answer.tokens, answer.weight_version] for answer in group.completions] for group in groups]
+        return self._learned("grpo", [what, advantages_of(groups)])
 
     def learn_pairs(self, steps: int, bad_batch: Path) -> tuple[Learned, Weights]:
         pairs = [[one.seed, one.weight_version] for folder in self.rounds for one in read_pairs(folder)]

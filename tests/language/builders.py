@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from envs.spatial_qa.items import CATEGORIES, Item
 from rl_lab.config import load_config
@@ -18,8 +19,7 @@ from rl_lab.language.grpo_run import GRPORun
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.item_files import item_row, write_rows
 from rl_lab.language.model import item_prompt, load_chat_processor
-from rl_lab.language.training import Groups
-from rl_lab.records.types import Completion, Prompt
+from rl_lab.records.types import Completion, Prompt, RolloutGroup
 from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
@@ -28,6 +28,7 @@ from rl_lab.stages.kinds import KINDS
 from rl_lab.workers.rollout_learner import Learned, Weights
 from rl_lab.workers.rollout_worker import Rollouts, RolloutUnit
 from rl_lab.workers.weights import Snapshot, digest
+from tests.rollouts import advantages_of
 
 CONFIG = """
 name: language
@@ -140,7 +141,7 @@ class FakeEngines:
         tokens = self.processor.tokenizer(f"<answer>{letter}</answer>", add_special_tokens=False).input_ids
         tokens = (*tokens, self.processor.tokenizer.eos_token_id)
         logprobs = tuple((-draw.random(len(tokens), dtype=np.float32)).tolist())
-        return Completion(tuple(prompt.tokens), tokens, logprobs, version, True, 0)
+        return Completion(tuple(prompt.tokens), tokens, logprobs, version, True)
 
 
 class FakeLearner:
@@ -150,7 +151,7 @@ class FakeLearner:
         self.start, self.batches, self.weight = start, 0, 0.0
         if state is not None:
             self.batches, self.weight = json.loads(state.read_text())
-        self.learned: list[Groups] = []
+        self.learned: list[list[RolloutGroup]] = []
         self.error: str | None = None
         self.mismatch = 0.0
         self.die_at: int | None = None
@@ -164,21 +165,21 @@ class FakeLearner:
         version = self.start + self.batches
         return Weights(version, Snapshot(version, digest(files), files))
 
-    def learn(self, groups: Groups, bad_batch: Path) -> tuple[Learned, Weights]:
+    def learn(self, groups: list[RolloutGroup], bad_batch: Path) -> tuple[Learned, Weights]:
         """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
         if self.batches + 1 == self.die_at:
             raise Killed
         self.learned.append(groups)
-        seen = [groups.advantages.tolist(), groups.scored.tolist()]
-        seen += [
-            [[answer.tokens, answer.logprobs, answer.weight_version] for answer in row] for row in groups.completions
-        ]
+        rows = [group.completions for group in groups]
+        seen: list[Any] = [torch.tensor(advantages_of(groups)).tolist()]
+        seen += [[[answer.reward is not None for answer in row] for row in rows]]
+        seen += [[[answer.tokens, answer.logprobs, answer.weight_version] for answer in row] for row in rows]
         total = int(hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:8], 16) / 2**32
         self.batches, self.weight = self.batches + 1, 0.5 * self.weight + total
         weights = self.publish()
-        signal = float((groups.advantages != 0).any(1).float().mean())
+        signal = float(np.mean([any(row) for row in advantages_of(groups)]))
         metrics = {"loss": self.weight, "mismatch/newest": self.mismatch, "grad_norm": self.weight}
-        metrics |= {"groups/with_signal": signal} if groups.advantages.shape[1] > 1 else {}  # else it imitates
+        metrics |= {"groups/with_signal": signal} if groups[0].size > 1 else {}  # else it imitates
         return Learned(metrics, weights.version, 0.0, self.error), weights
 
     def save(self, path: Path) -> None:

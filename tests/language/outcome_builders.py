@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +14,14 @@ from rl_lab.config.outcome import OutcomeConfig
 from rl_lab.language.outcome_labels import LABELS_FILE
 from rl_lab.language.outcome_stages import ITEMS_FILE
 from rl_lab.language.outcome_training import OutcomePlan
-from rl_lab.language.rollout_store import Rollout, RolloutStore
+from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.learning.training import Training
 from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
 from rl_lab.runner.stage_context import StageConfig, StageContext
 from rl_lab.stages.kinds import KINDS
+from tests.rollouts import groups_of
 
 SETTINGS = OutcomeConfig(steps=2, batch_size=4, warmup=1, calibration=0.3, test=0.3)
 CONFIG = """
@@ -31,12 +33,12 @@ wandb: disabled
 """
 
 
-def rollout(item: str, sample: int, truth: float | None, text: str, paid: float = 0.0) -> Rollout:
+def rollout(item: str, sample: int, truth: float | None, text: str, paid: float = 0.0) -> dict[str, Any]:
     """An answer that was worth `truth`, whatever it was paid."""
     given = {"item": item, "group": 0, "sample": sample, "prompt": "?", "completion": text}
     tokens = {"prompt_tokens": [1], "tokens": [5], "token_texts": ["x"], "logprobs": [-1.0], "weight_version": 1}
     worth = {"rewards": {"answer": truth, "short": 1.0}, "reward": paid, "advantage": 0.0}
-    return Rollout(**given, **tokens, **worth, finished=True)
+    return given | tokens | worth
 
 
 def write_rollouts(folder: Path, num_items: int = 24, samples: int = 4) -> Path:
@@ -47,7 +49,7 @@ def write_rollouts(folder: Path, num_items: int = 24, samples: int = 4) -> Path:
             letter, right = "AB"[sample % 2], float(number % 2 == sample % 2)
             rows.append(rollout(f"item-{number}", sample, right, f"<answer>{letter}</answer>"))
     for step in (1, 2):
-        RolloutStore(folder).write(step, rows[step - 1 :: 2])
+        RolloutStore(folder).write(step, groups_of(rows[step - 1 :: 2]))
     return folder
 
 

@@ -17,7 +17,7 @@ from rl_lab.language.imitate_run import ImitateRun, ImitateState
 from rl_lab.language.item_files import ItemFile
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.language.teacher import LOGPROBS, TOKENS, TeacherEngines
-from rl_lab.records.types import TopScores
+from rl_lab.records.types import TopScores, all_completions, num_tokens
 from rl_lab.runner.graph import Node
 from rl_lab.runner.progress import ProgressBars
 from rl_lab.runner.run_folder import RunFolder
@@ -43,13 +43,12 @@ class FakeTeacher(TeacherEngines):
     def __init__(self) -> None:
         self.top_k, self.asked = TOP_K, 0
 
-    def _read(self, answered: Any, check_stop: Any) -> Any:
-        for row in answered.answers:
-            for answer in row:
-                self.asked += 1
-                draw = np.random.default_rng([*answer.tokens])
-                tokens = draw.integers(0, 100, (len(answer.tokens), TOP_K), dtype=np.int32)
-                yield TopScores(tokens, -draw.random((len(answer.tokens), TOP_K), dtype=np.float32))
+    def _read(self, groups: Any, check_stop: Any) -> Any:
+        for answer in all_completions(groups):
+            self.asked += 1
+            draw = np.random.default_rng([*answer.tokens])
+            tokens = draw.integers(0, 100, (len(answer.tokens), TOP_K), dtype=np.int32)
+            yield TopScores(tokens, -draw.random((len(answer.tokens), TOP_K), dtype=np.float32))
 
 
 class FakeStage:
@@ -151,9 +150,8 @@ def imitate(tmp_path, questions, policy, distill):
 
 def test_every_step_learns_from_all_answers_and_the_run_is_examined_along_the_way(distill):
     run = distill("run").start()
-    assert [len(groups.prompts) for groups in run.learner.learned] == [4] * 6
-    assert all(groups.scored.all() and groups.scored.shape == (4, 2) for groups in run.learner.learned)
-    assert all(groups.teacher is None for groups in run.learner.learned)
+    assert [[group.size for group in groups] for groups in run.learner.learned] == [[2] * 4] * 6
+    assert all(answer.teacher is None for groups in run.learner.learned for answer in all_completions(groups))
     assert [line["step"] for line in read_json_lines(run.out / "held_out.jsonl")] == [0, 2, 4, 6]
     lines = run.metrics()
     assert all(line["rollouts/refilled"] == 0 and line["rollouts/groups"] == 4 for line in lines[1:])
@@ -172,8 +170,8 @@ def test_what_a_teacher_says_is_stored_and_reaches_the_learner_unchanged(distill
     run = distill("run", teacher=FakeTeacher()).start()
     rows = RolloutStore(run.out).read(steps=[1])
     groups = run.learner.learned[0]
-    assert groups.teacher is not None and [len(row) for row in groups.teacher] == [2] * 4
-    for row, scores in zip(rows, [score for group in groups.teacher for score in group], strict=True):
+    assert [group.size for group in groups] == [2] * 4
+    for row, scores in zip(rows, [answer.teacher for answer in all_completions(groups)], strict=True):
         assert scores.tokens.shape == scores.logprobs.shape == (len(row["tokens"]), TOP_K)
         draw = np.random.default_rng([*row["tokens"]])
         np.testing.assert_array_equal(scores.tokens, draw.integers(0, 100, scores.tokens.shape, dtype=np.int32))
@@ -215,16 +213,17 @@ def test_a_replicate_asks_other_questions(distill):
 
 def test_the_control_learns_the_stored_traces_in_passes_and_counts_tokens(imitate, questions):
     run = imitate("control").start()
-    assert [len(groups.prompts) for groups in run.learner.learned] == [3] * 6
+    assert [len(groups) for groups in run.learner.learned] == [3] * 6
     stored = RolloutStore(run.inputs["traces"]).read()
     items = ItemFile(questions / "train.arrow").rows_by_id()
     known = {(items[row["item"]], tuple(row["tokens"])) for row in stored}
     tokens = 0
     for groups in run.learner.learned:
-        tokens += sum(len(answer.tokens) for row in groups.completions for answer in row)
-        assert {tuple(answer.tokens) for row in groups.completions for answer in row} <= {text for _, text in known}
-        for prompt, (answer,) in zip(groups.prompts, groups.completions, strict=True):
-            assert len(answer.prompt_tokens) > len(prompt.tokens), "a picture is written out as rows of patches"
+        tokens += num_tokens(groups)
+        assert {answer.tokens for answer in all_completions(groups)} <= {text for _, text in known}
+        for group in groups:
+            (answer,) = group.completions
+            assert len(answer.prompt_tokens) > len(group.prompt.tokens), "a picture is written out as rows of patches"
     assert run.metrics()[-1]["text/tokens_total"] == tokens
     assert [line["tokens"] for line in read_json_lines(run.out / "held_out.jsonl")][-1] == tokens
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from rl_lab.json_lines import read_json_lines
-from rl_lab.language.answering import Scored
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.pool.edits import give_edits
 from rl_lab.pool.store import connect
+from rl_lab.records.types import all_completions, filled
 from tests.language.builders import FakeEngines, FakeRun, Killed, make_item
 from tests.pool.test_store import content
+from tests.rollouts import advantages_of
 
 
 @pytest.fixture
@@ -95,8 +96,8 @@ def test_groups_without_signal_are_replaced_until_the_batch_is_full_or_the_refil
         spread = [
             len({row["reward"] for row in rows if row["group"] == group}) > 1 for group in {r["group"] for r in rows}
         ]
-        assert len(groups.prompts) == min(sum(spread), 4)
-        assert all(len(set(row)) > 1 for row in groups.advantages.tolist())
+        assert len(groups) == min(sum(spread), 4)
+        assert all(len(set(row)) > 1 for row in advantages_of(groups))
     refilled = [line["rollouts/refilled"] for line in run.metrics()[1:]]
     assert max(refilled) > 4 - 1, "some step needed both refills"
     rounds = content(run.out / "pool.sqlite")["steps"]
@@ -106,8 +107,9 @@ def test_groups_without_signal_are_replaced_until_the_batch_is_full_or_the_refil
 def test_a_scheme_that_replaces_nothing_learns_from_all_groups(make):
     run = make("run", "curriculum.scheme=uniform", "rl.steps=3").start()
     assert all(line["rollouts/refilled"] == 0 for line in run.metrics()[1:])
-    assert [len(groups.prompts) for groups in run.learner.learned] == [4, 4, 4]
-    assert all((row == 0).all() for groups in run.learner.learned for row in groups.advantages if row[0] == row[1] == 0)
+    assert [len(groups) for groups in run.learner.learned] == [4, 4, 4]
+    rows = [row for groups in run.learner.learned for row in advantages_of(groups)]
+    assert all(not any(row) for row in rows if row[0] == row[1] == 0)
 
 
 def test_prompts_are_given_to_engines_in_calls_of_the_configured_size(make):
@@ -129,13 +131,13 @@ def test_a_batch_whose_rewards_all_failed_moves_no_weights(make, monkeypatch):
 
     score = grpo_rollouts.score
 
-    def failing(rewards, items, texts):
-        scored = score(rewards, items, texts)
+    def failing(rewards, groups):
+        groups, first = score(rewards, groups)
         if not failing.left:
-            return scored
+            return groups, first
         failing.left -= 1
-        nothing = np.full_like(scored.rewards, np.nan)
-        return Scored(nothing, scored.parts, [[["judge/time-out"] for _ in row] for row in scored.failures])
+        count = len(all_completions(groups))
+        return filled(groups, reward=[None] * count, failures=[("judge/time-out",)] * count), {}
 
     failing.left = 1
     monkeypatch.setattr(grpo_rollouts, "score", failing)

@@ -20,7 +20,7 @@ from rl_lab.config.language import ColdStartConfig, RLConfig
 from rl_lab.config.model import ModelConfig
 from rl_lab.config.section import LoRAConfig
 from rl_lab.language.model import item_prompt, load_language_model
-from rl_lab.language.training import ColdStartPlan, Groups, GRPOPlan, GRPOTraining, epoch_order
+from rl_lab.language.training import ColdStartPlan, GRPOPlan, GRPOTraining, epoch_order
 from rl_lab.learning.checkpoint import CheckpointInfo, load_training_state, read_info, save_policy, save_training_state
 from rl_lab.learning.learner import NonFiniteLossError
 from rl_lab.learning.training import Training
@@ -29,11 +29,12 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
-from rl_lab.records.types import Completion
+from rl_lab.records.types import Completion, RolloutGroup, filled
 from rl_lab.workers import rollout_learner
 from rl_lab.workers.rollout_learner import LearnerHandle, LearnerWorker, Weights
 from rl_lab.workers.weights import Snapshot, verify
 from tests.language.builders import make_item
+from tests.rollouts import learned_groups
 
 OPTIONS = GRPOOptions(num_generations=3, max_completion_length=16)
 SETTINGS = RLConfig(steps=4, warmup=0, lr=1e-3)
@@ -49,7 +50,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def make_groups(policy: Path, seed: int = 0, failed: tuple[tuple[int, int], ...] = ()) -> Groups:
+def make_groups(policy: Path, seed: int = 0, failed: tuple[tuple[int, int], ...] = ()) -> list[RolloutGroup]:
     """Two questions with three answers each."""
     draw, found = np.random.default_rng(seed), load_language_model(policy)
     prompts = [item_prompt(make_item(number, num_images=1), found.processor) for number in (seed, seed + 1)]
@@ -59,13 +60,13 @@ def make_groups(policy: Path, seed: int = 0, failed: tuple[tuple[int, int], ...]
         made = found.processor(text=[found.processor.tokenizer.decode(prompt.tokens)], images=[list(prompt.images)])
         tokens = (*draw.integers(100, 2000, int(draw.integers(2, 6))).tolist(), eos)
         logprobs = tuple((-7 - draw.random(len(tokens))).tolist())
-        return Completion(tuple(made["input_ids"][0].tolist()), tokens, logprobs, 1, True, 0)
+        return Completion(tuple(made["input_ids"][0].tolist()), tokens, logprobs, 1, True)
 
     rewards = torch.from_numpy(draw.random((2, 3)))
     for place in failed:
         rewards[place] = torch.nan
     completions = [[answer(prompt) for _ in range(3)] for prompt in prompts]
-    return Groups(prompts, completions, group_advantages(rewards).float(), ~rewards.isnan())
+    return learned_groups(prompts, completions, group_advantages(rewards), ~rewards.isnan())
 
 
 @pytest.fixture(scope="module")
@@ -185,27 +186,26 @@ def test_the_reference_of_the_kl_term_stays_where_the_run_began(policy, lora):
     assert line["kl"] > 0
 
 
-def rollout_learner_batch(training: GRPOTraining, groups: Groups):
+def rollout_learner_batch(training: GRPOTraining, groups: list[RolloutGroup]):
     from rl_lab.language.token_batching import rollout_batch
 
     images = training.start.processor.image_processor
-    return rollout_batch(groups.prompts, groups.completions, groups.advantages, images, scored=groups.scored)
+    return rollout_batch(groups, images)
 
 
 def test_answers_whose_reward_failed_change_nothing(policy):
     groups = make_groups(policy, failed=((0, 1), (1, 2)))
-    noise = make_groups(policy, seed=5).completions[0]
-    other = [
-        [row[0], noise[0], row[2]] if place == 0 else [row[0], row[1], noise[1]]
-        for place, row in enumerate(groups.completions)
-    ]
+    noise = [replace(answer, reward=None) for answer in make_groups(policy, seed=5)[0].completions]
+    first, second = (group.completions for group in groups)
+    rows = [first[0], noise[0], first[2]], [second[0], second[1], noise[1]]
+    other = [replace(group, completions=row) for group, row in zip(groups, rows, strict=True)]
     states = []
-    for completions in (groups.completions, other):
+    for some in (groups, other):
         training = GRPOTraining(GRPOPlan(policy, OPTIONS, SETTINGS, 0))
-        training.learn(replace(groups, completions=completions))
+        training.learn(some)
         states.append(training.start.model.state_dict())
     assert not changed(*states)
-    nothing = replace(groups, scored=torch.zeros(2, 3, dtype=torch.bool))
+    nothing = filled(groups, reward=[None] * 6)
     with pytest.raises(ValueError, match="no answer of the batch has a reward"):
         training.learn(nothing)
 

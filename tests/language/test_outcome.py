@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save, save_file
 from rewards.config import RewardConfig, read_config
 from rl_lab.config.outcome import OutcomeConfig
 from rl_lab.errors import UserError
-from rl_lab.language.answering import score
+from rl_lab.language.answering import failure_metrics, score
 from rl_lab.language.item_files import ItemFile
-from rl_lab.language.outcome_labels import Answers, answer_pairs, label_answers, scene_splits
+from rl_lab.language.outcome_labels import OutcomeLabels, answer_pairs, label_answers, scene_splits
 from rl_lab.language.outcome_members import load_member
 from rl_lab.language.outcome_model import MODEL_FILE, check_outcome_model, load_outcome_model
 from rl_lab.language.outcome_stages import OutcomeStages
@@ -26,8 +26,10 @@ from rl_lab.language.outcome_training import OutcomePlan, scoring_batch
 from rl_lab.language.reward_models import make_rewards
 from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.learning.training import Training
+from rl_lab.records.types import all_completions
 from tests.language.builders import make_item
 from tests.language.outcome_builders import SETTINGS, rollout, stage_context, train_member, write_rollouts
+from tests.rollouts import answered, groups_of
 
 RIGHT, WRONG = "<answer>A</answer>", "<answer>B</answer>"
 
@@ -56,7 +58,7 @@ def model(tmp_path_factory, policy, labels) -> Path:
 def test_labels_are_the_truth_and_not_what_was_paid(tmp_path, questions):
     store = [rollout("item-0", 0, 1.0, RIGHT, paid=0.0), rollout("item-0", 1, None, WRONG, paid=1.0)]
     store += [rollout(f"item-{n}", 0, 0.0, WRONG, paid=1.0) for n in (1, 2)]
-    RolloutStore(tmp_path).write(1, store)
+    RolloutStore(tmp_path).write(1, groups_of(store))
     answers, unknown = label_answers([tmp_path], ItemFile(questions / "train.arrow"), (0.3, 0.3), 0)
     assert dict(zip(answers.row.tolist(), answers.truth.tolist(), strict=True)) == {0: 1.0, 1: 0.0, 2: 0.0}
     assert unknown == 1
@@ -74,7 +76,7 @@ def test_no_scene_is_in_two_splits_and_shares_are_kept():
 
 def test_pairs_are_of_one_question_and_differ_in_truth_and_text():
     rows, texts = np.array([0, 0, 0, 1, 1]), ["a", "b", "a", "c", "d"]
-    answers = Answers(rows, texts, np.array([1.0, 0.2, 0.1, 0.5, 0.45]), np.zeros(5, int))
+    answers = OutcomeLabels(rows, texts, np.array([1.0, 0.2, 0.1, 0.5, 0.45]), np.zeros(5, int))
     assert answer_pairs(answers, 0.1, most=9, seed=0) == [(0, 1), (1, 2)]
     assert len(answer_pairs(answers, 0.1, most=1, seed=0)) == 1
     assert answer_pairs(answers, 0.0, most=9, seed=0)[-1] == (3, 4)
@@ -84,7 +86,7 @@ def test_what_cannot_be_labelled_is_named(tmp_path, questions):
     items = ItemFile(questions / "train.arrow")
     with pytest.raises(UserError, match="no stored answers with a true reward"):
         label_answers([tmp_path], items, (0.2, 0.2), 0)
-    RolloutStore(tmp_path).write(1, [rollout("elsewhere", 0, 1.0, RIGHT)])
+    RolloutStore(tmp_path).write(1, groups_of([rollout("elsewhere", 0, 1.0, RIGHT)]))
     with pytest.raises(UserError, match="an answer to elsewhere, which is not among the run's questions"):
         label_answers([tmp_path], items, (0.2, 0.2), 0)
 
@@ -132,16 +134,16 @@ def test_a_model_is_a_reward_by_name_and_abstains_where_members_disagree(model):
     def scored(**settings):
         values = {"weights": {"learned": 1.0}, "models": {"learned": {"path": str(model)} | settings}}
         rewards = make_rewards(read_config(RewardConfig, values))
-        return score(rewards, [make_item(1), make_item(2)], [[RIGHT, WRONG]] * 2)
+        return score(rewards, answered([make_item(1), make_item(2)], [RIGHT, WRONG]))[0]
 
     plain = scored()
-    assert ((plain.rewards > 0) & (plain.rewards < 1)).all()
-    assert plain.parts[0][0]["learned"] == plain.rewards[0, 0]
-    apart = [part["disagreement/learned"] for row in plain.parts for part in row]
+    assert all(0 < answer.reward < 1 for answer in all_completions(plain))
+    assert all_completions(plain)[0].rewards["learned"] == all_completions(plain)[0].reward
+    apart = [answer.rewards["disagreement/learned"] for answer in all_completions(plain)]
     limit = float(np.median(apart))
     careful = scored(abstain_above=limit)
-    assert np.isnan(careful.rewards).flatten().tolist() == [value > limit for value in apart]
-    assert careful.metrics["reward_failures/learned/abstained"] == sum(value > limit for value in apart)
+    assert [answer.reward is None for answer in all_completions(careful)] == [value > limit for value in apart]
+    assert failure_metrics(careful)["reward_failures/learned/abstained"] == sum(value > limit for value in apart)
 
 
 def test_the_pictures_of_a_question_count(model):

@@ -9,13 +9,14 @@ import yaml
 
 from rl_lab.errors import RunError, UserError
 from rl_lab.language.item_files import item_row, write_rows
-from rl_lab.language.rollout_store import Rollout, RolloutStore
+from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.rescore import main
 from tests.language.builders import make_item
+from tests.rollouts import groups_of
 
 
 def rollout(item, group, sample, text, reward):
-    return Rollout(
+    return dict(
         item=item.id,
         group=group,
         sample=sample,
@@ -45,7 +46,7 @@ def run(tmp_path):
     store = RolloutStore(folder / "grpo" / "verifier.1.grpo")
     for step, item in enumerate(items, 1):
         rows = [rollout(item, 0, 0, "word " * 40, 1.0), rollout(item, 0, 1, "word", 0.0), rollout(item, 0, 2, "", None)]
-        store.write(step, rows)
+        store.write(step, groups_of(rows))
     return folder
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from rl_lab.config import dump_config, load_config
 from rl_lab.errors import UserError
 from rl_lab.json_lines import write_json_lines
-from rl_lab.language.answering import Scored
 from rl_lab.language.grpo_run import GRPORun
 from rl_lab.language.grpo_state import RunState
 from rl_lab.language.reward_failures import RewardFailures
@@ -23,6 +21,7 @@ from rl_lab.runner.run_folder import CONFIG_FILE, RunFolder
 from rl_lab.runner.store import Store
 from rl_lab.stages.kinds import expand
 from tests.language.builders import CONFIG, FakeEngines, FakeLearner, FakeRun, make_item
+from tests.rollouts import groups_of
 from tests.runner.test_executor import statuses
 
 FUNCTIONS = """
@@ -190,13 +189,18 @@ class Heard:
 
 
 def test_an_examination_of_which_nothing_can_be_scored_ends_with_the_reason():
-    failed = Scored(np.full((1, 2), np.nan), [], [[["mine/exception"], ["mine/exception"]]], {"mine/exception": "why"})
-    half = Scored(np.array([[1.0, np.nan]]), [], [[[], ["mine/exception"]]], {"mine/exception": "why"})
-    inapplicable = Scored(np.full((1, 2), np.nan), [], [[[], []]])
-    heard = Heard()
-    RewardFailures(heard).check_all("seen", [failed, half])
+    def group(**fields):
+        rows = [{"item": "a", "prompt": "", "completion": ""} | dict(zip(fields, row, strict=True)) for row in
+                zip(*fields.values(), strict=True)]  # fmt: skip
+        return groups_of(rows)
+
+    failed = group(reward=[None, None], failures=[("mine/exception",), ("mine/exception",)])
+    half = group(reward=[1.0, None], failures=[(), ("mine/exception",)])
+    inapplicable = group(reward=[None, None], failures=[(), ()])
+    heard, why = Heard(), {"mine/exception": "why"}
+    RewardFailures(heard).check_all("seen", [*failed, *half], why)
     assert heard.said == ["step 0: reward call failed: why; such answers are masked, and counted in "
                           "reward_failures/mine/exception"]  # fmt: skip
-    RewardFailures(heard).check_all("seen", [inapplicable])
+    RewardFailures(heard).check_all("seen", inapplicable, {})
     with pytest.raises(UserError, match="no answer to a question of the set seen has a reward; the first failure: why"):
-        RewardFailures(heard).check_all("seen", [failed, failed])
+        RewardFailures(heard).check_all("seen", [*failed, *failed], why)

@@ -19,7 +19,8 @@ from rl_lab.errors import UserError
 from rl_lab.language import rft_kept, rft_selection
 from rl_lab.language.rft_kept import KEPT_FILE, read_kept
 from rl_lab.language.rft_selection import RFT_FILE, RFTSelection
-from rl_lab.language.rollout_store import Rollout, RolloutStore
+from rl_lab.language.rollout_store import RolloutStore
+from tests.rollouts import groups_of
 
 OPTIONS = RFTOptions(max_per_item=2, max_tokens=24, max_likeness=0.8, shingle=2)
 JUDGED = RFTOptions(max_per_item=2, max_tokens=24, max_likeness=0.8, shingle=2, min_judge_score=0.3)
@@ -32,7 +33,7 @@ def rollout(item, group, sample, rng):
     if reward is not None and int(item) % 3 == 0:  # graded ones
         reward = 0.1 * int(rng.integers(0, 11))
     ids = [7] * 20 if rng.random() < 0.05 else rng.integers(0, 500, 30 if rng.random() < 0.05 else len(words)).tolist()
-    return Rollout(
+    return dict(
         item=item,
         group=group,
         sample=sample,
@@ -55,7 +56,8 @@ def write_run(folder, steps=5, items=12, samples=8, seed=0):
     rng, store = np.random.default_rng(seed), RolloutStore(folder)
     for step in range(steps):
         names = [str(step * items * 3 // 4 + i) for i in range(items)]
-        store.write(step, [rollout(name, g, k, rng) for g, name in enumerate(names) for k in range(samples)])
+        rows = [rollout(name, g, k, rng) for g, name in enumerate(names) for k in range(samples)]
+        store.write(step, groups_of(rows))
     return folder
 
 
@@ -297,7 +299,7 @@ def main(run, num_steps, rows_per_step):
     import pyarrow.parquet as pq
 
     store, rng = RolloutStore(run), np.random.default_rng(0)
-    store.write(0, [rollout(str(i // 8), i // 8, i % 8, rng) for i in range(rows_per_step)])
+    store.write(0, groups_of([rollout(str(i // 8), i // 8, i % 8, rng) for i in range(rows_per_step)]))
     table = pq.read_table(store.path(0))
     for step in range(1, num_steps):
         names = pa.array([f"{step}-{i // 8}" for i in range(rows_per_step)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rl_lab.language.rollout_store import Rollout, RolloutStore
+from rl_lab.language.rollout_store import RolloutStore
+from tests.rollouts import groups_of
 
-ROLLOUT = Rollout(
+ROLLOUT = dict(
     item="pointing-7",
     group=0,
     sample=0,
@@ -31,25 +31,25 @@ ROLLOUT = Rollout(
 )
 
 
-def some(step: int, items: tuple[str, ...] = ("a", "b")) -> list[Rollout]:
+def some(step: int, items: tuple[str, ...] = ("a", "b")) -> list[dict[str, Any]]:
     return [
-        replace(ROLLOUT, item=item, group=group, sample=sample, weight_version=step)
+        ROLLOUT | dict(item=item, group=group, sample=sample, weight_version=step)
         for group, item in enumerate(items)
         for sample in range(2)
     ]
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    failed = replace(ROLLOUT, sample=1, reward=None, rewards={}, advantage=0.0, finished=False, tokens=[])
-    failed = replace(failed, token_texts=[], logprobs=[])
-    RolloutStore(tmp_path).write(4, [ROLLOUT, failed])
+    failed = ROLLOUT | dict(sample=1, reward=None, rewards={}, advantage=0.0, finished=False, tokens=[])
+    failed = failed | dict(token_texts=[], logprobs=[])
+    RolloutStore(tmp_path).write(4, groups_of([ROLLOUT, failed]))
     rows = RolloutStore(tmp_path).read()
-    assert rows == [{"step": 4} | asdict(ROLLOUT), {"step": 4} | asdict(failed)]
+    assert rows == [{"step": 4} | ROLLOUT | {"failures": []}, {"step": 4} | failed | {"failures": []}]
 
 
 def test_arrays_are_stored_like_lists(tmp_path: Path) -> None:
     tokens, logprobs = np.array([3, 4, 5]), np.array([-1.0, -2.0, -0.5], np.float32)
-    RolloutStore(tmp_path).write(0, [replace(ROLLOUT, tokens=tokens, logprobs=logprobs)])  # type: ignore[arg-type]
+    RolloutStore(tmp_path).write(0, groups_of([ROLLOUT | dict(tokens=tokens, logprobs=logprobs)]))  # type: ignore[arg-type]
     (row,) = RolloutStore(tmp_path).read(columns=["tokens", "logprobs"])
     assert row == {"tokens": [3, 4, 5], "logprobs": [-1.0, -2.0, -0.5]}
 
@@ -57,7 +57,7 @@ def test_arrays_are_stored_like_lists(tmp_path: Path) -> None:
 def test_rollouts_are_read_by_item_step_and_column(tmp_path: Path) -> None:
     store = RolloutStore(tmp_path)
     for step, items in ((2, ("b", "c")), (0, ("a", "b")), (10, ("c", "a"))):
-        store.write(step, some(step, items))
+        store.write(step, groups_of(some(step, items)))
     assert store.steps() == [0, 2, 10]
     assert [row["step"] for row in store.read(items=["b"])] == [0, 0, 2, 2]
     assert store.read(items=["a"], steps=[10, 99], columns=["item", "sample"]) == [
@@ -77,7 +77,7 @@ def test_rollouts_are_read_by_item_step_and_column(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named_and_does_not_hide_the_others(tmp_path: Path) -> None:
     store = RolloutStore(tmp_path)
     for step in range(3):
-        store.write(step, some(step, ("a",)))
+        store.write(step, groups_of(some(step, ("a",))))
     store.path(1).write_bytes(b"torn")
     newest, (problem,) = store.newest(["a"], 9)
     assert [row["step"] for row in newest["a"]] == [2, 2, 0, 0]
@@ -93,8 +93,8 @@ def test_a_run_without_rollouts_has_none(tmp_path: Path) -> None:
 
 def test_columns_are_added_later_and_are_none_where_they_are_missing(tmp_path: Path) -> None:
     store = RolloutStore(tmp_path)
-    store.write(0, some(0), {"category": ["planning"] * 4})
-    store.write(1, some(1))
+    store.write(0, groups_of(some(0)), {"category": ["planning"] * 4})
+    store.write(1, groups_of(some(1)))
     before = store.read(steps=[0])
     store.add_columns(0, {"teacher_logprobs": [[-1.0], [-2.0], [-3.0], None]})
     added = [{"teacher_logprobs": value} for value in ([-1.0], [-2.0], [-3.0], None)]
@@ -108,8 +108,8 @@ def test_columns_are_added_later_and_are_none_where_they_are_missing(tmp_path: P
 def test_writing_a_step_again_replaces_it_and_resuming_forgets_later_ones(tmp_path: Path) -> None:
     store = RolloutStore(tmp_path)
     for step in range(4):
-        store.write(step, some(step))
-    store.write(1, some(1, ("z",)))
+        store.write(step, groups_of(some(step)))
+    store.write(1, groups_of(some(1, ("z",))))
     assert {row["item"] for row in store.read(steps=[1])} == {"z"}
     store.forget_after(1)
     assert store.steps() == [0, 1]
@@ -124,7 +124,7 @@ def test_a_writer_killed_at_any_moment_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     store = RolloutStore(tmp_path)
-    store.write(0, some(0))
+    store.write(0, groups_of(some(0)))
     before = store.read()
 
     def torn(table: Any, file: Any, **_: Any) -> None:
@@ -135,27 +135,27 @@ def test_a_writer_killed_at_any_moment_leaves_what_was_there(
         raise KilledError
 
     monkeypatch.setattr(*((pq, "write_table", torn) if moment == "writing" else (os, "replace", never)))
-    for attempt in (lambda: store.write(1, some(1)), lambda: store.add_columns(0, {"more": [1] * 4})):
+    for attempt in (lambda: store.write(1, groups_of(some(1))), lambda: store.add_columns(0, {"more": [1] * 4})):
         with pytest.raises(KilledError):
             attempt()
     monkeypatch.undo()
     assert RolloutStore(tmp_path).read() == before
-    store.write(1, some(1))
+    store.write(1, groups_of(some(1)))
     assert store.steps() == [0, 1]
 
 
 def test_what_cannot_be_stored_is_an_error_that_says_so(tmp_path: Path) -> None:
     store = RolloutStore(tmp_path)
     with pytest.raises(ValueError, match="item pointing-7 sample 0 has 1 tokens but 3 log-probabilities"):
-        store.write(0, [replace(ROLLOUT, tokens=[1], token_texts=["a"])])
+        store.write(0, groups_of([ROLLOUT | dict(tokens=[1], token_texts=["a"])]))
     with pytest.raises(ValueError, match="sample 0 has 3 tokens but 2 texts"):
-        store.write(0, [replace(ROLLOUT, token_texts=["a", "b"])])
+        store.write(0, groups_of([ROLLOUT | dict(token_texts=["a", "b"])]))
     with pytest.raises(ValueError, match="step is -1"):
-        store.write(-1, [ROLLOUT])
+        store.write(-1, groups_of([ROLLOUT]))
     with pytest.raises(ValueError, match="a column 'reward' already"):
-        store.write(0, [ROLLOUT], {"reward": [1.0]})
+        store.write(0, groups_of([ROLLOUT]), {"reward": [1.0]})
     assert store.steps() == []
-    store.write(0, [ROLLOUT])
+    store.write(0, groups_of([ROLLOUT]))
     with pytest.raises(ValueError, match="2 values for 1 rollouts"):
         store.add_columns(0, {"more": [1, 2]})
     with pytest.raises(ValueError, match="step 3 is not stored"):

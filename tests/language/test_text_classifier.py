@@ -32,6 +32,7 @@ from rl_lab.runner.preflight import check_machine
 from rl_lab.stages.kinds import expand, load_config
 from tests.language.builders import make_item
 from tests.language.outcome_builders import stage_context, write_rollouts
+from tests.rollouts import answered
 
 WORDS = ["[PAD]", "[UNK]", "<", ">", "/", "answer", "A", "B", "which", "user", "assistant"]
 CHAT = "{% for turn in messages %}{{ turn.role }} {{ turn.content }} {% endfor %}"
@@ -95,9 +96,9 @@ def test_a_model_that_chats_reads_its_template_and_gets_a_head_of_the_seed(tmp_p
 
 def test_a_published_classifier_is_a_reward_by_name(tmp_path):
     values = {"weights": {"learned": 1.0}, "models": {"learned": {"path": str(save_encoder(tmp_path))}}}
-    scored = score(make_rewards(read_config(RewardConfig, values)), [make_item(1)], [[RIGHT, WRONG]])
+    (scored,), _ = score(make_rewards(read_config(RewardConfig, values)), answered([make_item(1)], [RIGHT, WRONG]))
     logits = TextClassifier.load(tmp_path).scores([(make_item(1).prompt, ())] * 2, [RIGHT, WRONG])
-    assert scored.rewards[0] == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
+    assert scored.rewards == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
 
 
 @pytest.mark.parametrize("save", [save_encoder, save_decoder])

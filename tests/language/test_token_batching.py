@@ -24,6 +24,7 @@ from rl_lab.model.conversion import vlm_from_policy, vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.types import Completion, Prompt
 from tests.model.builders import make_policy
+from tests.rollouts import learned_groups
 
 GENERATOR = torch.Generator()
 
@@ -133,7 +134,7 @@ def test_a_learner_lowers_the_cross_entropy(vlm: Any, processor: HunYuanVLMoTPro
 
 def completion(prompt: list[int], tokens: list[int], version: int = 0, finished: bool = True) -> Completion:
     logprobs = tuple(-0.1 * (index + 1) for index in range(len(tokens)))
-    return Completion(tuple(prompt), tuple(tokens), logprobs, version, finished, 0)
+    return Completion(tuple(prompt), tuple(tokens), logprobs, version, finished)
 
 
 def expanded(processor: HunYuanVLMoTProcessor, count: int) -> list[int]:
@@ -153,7 +154,8 @@ def test_answers_become_rows_that_share_their_prompts_pictures(vlm: Any, process
     ]
     advantages = torch.arange(6.0).view(3, 2)
     scored = torch.tensor([[True, True], [True, False], [True, True]])
-    batch = rollout_batch(prompts, answers, advantages, processor.image_processor, scored=scored)
+    groups = learned_groups(prompts, answers, advantages, scored)
+    batch = rollout_batch(groups, processor.image_processor)
     assert len(batch) == 5
     assert batch.visual.shown == ((0,), (0,), (), (1, 2), (1, 2))
     assert batch.advantages.tolist() == [0.0, 1.0, 2.0, 4.0, 5.0]
@@ -180,7 +182,8 @@ def test_a_learner_with_grpo_raises_the_better_answer(vlm: Any, processor: HunYu
     prompt = expanded(processor, 1)
     answers = [completion(prompt, [200, 201]), completion(prompt, [300, 301])]
     rewards = torch.tensor([[1.0, 0.0]])
-    batch = rollout_batch([Prompt([], [picture(0)])], [answers], group_advantages(rewards), processor.image_processor)
+    groups = learned_groups([Prompt([], [picture(0)])], [answers], group_advantages(rewards))
+    batch = rollout_batch(groups, processor.image_processor)
     with torch.no_grad():
         drawn = vlm.token_logprobs(batch, temperature=1.0).logprobs
     batch.rollout_logprobs = drawn
@@ -194,14 +197,17 @@ def test_a_learner_with_grpo_raises_the_better_answer(vlm: Any, processor: HunYu
     assert better > 0 > worse
 
 
-def test_answers_that_do_not_fit_are_errors(processor: HunYuanVLMoTProcessor) -> None:
+def test_a_batch_without_any_reward_is_an_error_where_rewards_count(processor: HunYuanVLMoTProcessor) -> None:
     answers = [[completion([1, 2], [3]), completion([1, 2], [4])]]
-    with pytest.raises(ValueError, match="do not fit; give one advantage for each answer"):
-        rollout_batch([Prompt([])], answers, torch.zeros(1, 3), processor.image_processor)
+    groups = learned_groups([Prompt([])], answers, torch.zeros(1, 2), torch.zeros(1, 2).bool())
     with pytest.raises(ValueError, match="no answer of the batch has a reward"):
-        rollout_batch(
-            [Prompt([])], answers, torch.zeros(1, 2), processor.image_processor, scored=torch.zeros(1, 2).bool()
-        )
+        rollout_batch(groups, processor.image_processor)
+    assert len(rollout_batch(groups, processor.image_processor, rewarded_only=False)) == 2
+
+
+def test_groups_take_no_more_and_no_fewer_advantages_than_they_have_completions() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        learned_groups([Prompt([])], [[completion([1, 2], [3]), completion([1, 2], [4])]], torch.zeros(1, 3))
 
 
 def test_a_batch_learned_in_parts_gives_the_gradients_of_the_whole(processor: HunYuanVLMoTProcessor) -> None:

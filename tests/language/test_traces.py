@@ -30,6 +30,7 @@ from rl_lab.workers.weights import Snapshot, digest
 from tests.language.builders import FakeEngines, Killed, make_context, make_item, write_questions
 from tests.rewards.fake_judge import FakeJudge, completion, verdict
 from tests.rewards.functions import FailsOnArrival
+from tests.rollouts import learned_groups
 
 SETTINGS = TracesConfig(samples=4, items=10, max_tokens=16, select=RFTOptions(max_likeness=1.0, min_reward=0.5))
 FILES = {"weight": b"0"}
@@ -241,11 +242,12 @@ def test_answers_token_by_token_are_what_the_engine_would_be_trained_on(policy):
 
     def asked(place, tokens):
         read = tuple(expanded_tokens(prompts[place], processor))
-        return [Completion(read, tuple(tokens), (0.0,) * len(tokens), 1, True, 0)]
+        return [Completion(read, tuple(tokens), (0.0,) * len(tokens), 1, True)]
 
     order = [(2, answers[0]), (1, answers[1]), (0, answers[2]), (2, answers[2])]
     whole = [Prompt(prompts[place].tokens, prompts[place].images) for place, _ in order]
-    other = rollout_batch(whole, [asked(*row) for row in order], torch.zeros(4, 1), processor.image_processor)
+    groups = learned_groups(whole, [asked(*row) for row in order], torch.zeros(4, 1))
+    other = rollout_batch(groups, processor.image_processor)
     for name in ("input_ids", "attention_mask", "completion_mask"):
         assert torch.equal(getattr(batch, name), getattr(other, name)), name
     assert [len(shown) for shown in batch.visual.shown] == [1, 0, 2, 1]

@@ -9,8 +9,9 @@ import yaml
 from PIL import Image
 
 from algos.curriculum_options import CurriculumOptions
-from rl_lab.language.rollout_store import Rollout, RolloutStore
+from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.pool.store import POOL_FILE, PoolItem, PoolStore
+from tests.rollouts import groups_of
 
 CATEGORIES = ("perception", "prediction", "interaction", "planning")
 TASKS = ("pointing", "counting", "reach", "next_step")
@@ -85,8 +86,8 @@ def train(store, steps, start=0, checkpoint_every=None, record=None):
 def make_rollouts(step, batch, rewards):
     """What each answer to a batch was; the first item's answers try to break out of a page."""
     words = ["<think>", " the", " red", " one", "</think>", "<answer>", "A", "</answer>"]
-    return [
-        Rollout(
+    rows = [
+        dict(
             item=item,
             group=group,
             sample=i,
@@ -105,6 +106,7 @@ def make_rollouts(step, batch, rewards):
         for group, (number, item, values) in enumerate(zip(batch.numbers, batch.ids, rewards, strict=True))
         for i, reward in enumerate(values)
     ]
+    return groups_of(rows)
 
 
 def write_run(folder, steps=12, num_items=40, **options):

@@ -10,10 +10,11 @@ import numpy as np
 import yaml
 
 from algos.curriculum_options import CurriculumOptions
-from rl_lab.language.rollout_store import Rollout, RolloutStore
+from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.pool.store import POOL_FILE, PoolItem, PoolStore
 from tests.pool.synthetic import CATEGORIES, HOSTILE, TASKS, png
 from tests.reports.synthetic import write_jsonl
+from tests.rollouts import groups_of
 
 SCHEMES = {"frontier": 0.30, "uniform": 0.18, "dynamic": 0.24, "difficulty_pools": 0.20}
 """What each scheme adds to the base's reward in the end."""
@@ -123,7 +124,7 @@ def write_rollouts(folder, steps, groups=8, answers=4):
                 texts = [*WORDS, *(" word" for _ in range(int(rng.integers(5, 60)))), "</answer>"]
                 reward = float(rng.random() < 0.1 * group + 0.1)
                 rows.append(
-                    Rollout(
+                    dict(
                         item=names[number],
                         group=group,
                         sample=sample,
@@ -140,7 +141,7 @@ def write_rollouts(folder, steps, groups=8, answers=4):
                         advantage=reward - 0.5,
                     )
                 )
-        rollouts.write(step, rows)
+        rollouts.write(step, groups_of(rows))
 
 
 def build_language_run(

@@ -6,14 +6,15 @@ import pytest
 
 from algos.rft_options import RFTOptions
 from rl_lab.language.rft_selection import RFTSelection
-from rl_lab.language.rollout_store import Rollout, RolloutStore
+from rl_lab.language.rollout_store import RolloutStore
 from rl_lab.reports.rft_page import rft_section
 from rl_lab.reports.rundir import load_run
 from tests.reports.synthetic import write_jsonl
+from tests.rollouts import groups_of
 
 
 def trace(item, sample, text, reward):
-    return Rollout(
+    return dict(
         item=item,
         group=0,
         sample=sample,
@@ -35,7 +36,8 @@ def trace(item, sample, text, reward):
 def run(tmp_path):
     folder = tmp_path / "run" / "rft" / "rft.traces"
     texts = ["the cup is left of it", "the cup is left of it", "<b>a plate</b> stands there", "no idea at all"]
-    RolloutStore(folder).write(1, [trace("point-1", i, text, float(i < 3)) for i, text in enumerate(texts)])
+    rows = [trace("point-1", i, text, float(i < 3)) for i, text in enumerate(texts)]
+    RolloutStore(folder).write(1, groups_of(rows))
     summary = RFTSelection(folder, RFTOptions()).finish()
     line = {"node": "rft.traces", "step": 2, "traces/candidates": 4, "traces/kept": summary.kept}
     line |= {"traces/items": 1, "traces/items_kept": 1}

@@ -12,6 +12,7 @@ from algos.grpo_options import GRPOOptions
 from rl_lab.language.token_batching import rollout_batch
 from rl_lab.records.types import Prompt, Sampling
 from rl_lab.workers.rollout import RolloutEngine
+from tests.rollouts import learned_groups
 from tests.serving.builders import VLM, Drawer, image_prompt, make_processor
 
 
@@ -29,7 +30,7 @@ def test_grpo_sees_no_mismatch_between_engine_and_trainer(engine: RolloutEngine,
     ]
     answers = engine.generate(prompts, Sampling(max_tokens=9, temperature=temperature, num_generations=3))
     advantages = group_advantages(torch.tensor([[0.0, 0.5, 1.0], [1.0, 1.0, 0.0], [0.2, 0.2, 0.2]]))
-    batch = rollout_batch(prompts, answers, advantages, make_processor(vlm).image_processor)
+    batch = rollout_batch(learned_groups(prompts, answers, advantages), make_processor(vlm).image_processor)
     options = GRPOOptions(num_generations=3, temperature=temperature)
     with torch.no_grad():
         _, metrics = GRPO(options).loss(vlm, batch, torch.Generator())

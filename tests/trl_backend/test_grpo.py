@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 from algos.grpo import GRPO, group_advantages
 from algos.grpo_options import GRPOOptions
 from rewards.compose import Breakdown, Rewards
-from rl_lab.language.model import item_prompt
 from rl_lab.language.token_batching import rollout_batch
 from rl_lab.learning.checkpoint import CheckpointInfo, read_info
 from rl_lab.learning.learner import Learner, Optimiser
-from rl_lab.records.types import Sampling
+from rl_lab.records.types import Sampling, all_completions, filled
 from rl_lab.trl_backend.grpo import RollOut, Step, train_grpo
 from rl_lab.trl_backend.trainer import Settings, load_vlm
 from tests.trl_backend.builders import FixedAnswers, make_folder, make_item
@@ -72,10 +71,10 @@ def learner_run(run: Run, steps: int, options: GRPOOptions, optimiser: Optimiser
     learner.add("grpo", objective, optimiser)
     metrics = []
     for step, items in enumerate(batches(steps)):
-        prompts = [item_prompt(item, start.processor) for item in items]
-        completions, rewards = run.records[step].completions, cast(Any, run.records[step].breakdown.rewards)
+        groups, rewards = run.records[step].groups, cast(Any, run.records[step].breakdown.rewards)
         advantages = group_advantages(torch.tensor(rewards).view(len(items), SIZE), options.scale_rewards)
-        batch = rollout_batch(prompts, completions, advantages, start.processor.image_processor)
+        groups = filled(groups, advantage=advantages.flatten().tolist(), reward=rewards)
+        batch = rollout_batch(groups, start.processor.image_processor)
         if options.num_iterations > 1:
             batch = objective.prepare(model, batch)
         lines = [learner.step("grpo", batch) for _ in range(options.num_iterations)]
@@ -183,4 +182,4 @@ def test_the_first_steps_with_an_engine_are_the_learners(tmp_path: Path) -> None
     for step, told in run.metrics.items():
         assert told["mismatch/max"] < 1e-3, "the engine drew with other weights than the trainer's"
         assert told["grad_norm"] > 0
-        assert {answer.weight_version for row in run.records[step - 1].completions for answer in row} == {step - 1}
+        assert {answer.weight_version for answer in all_completions(run.records[step - 1].groups)} == {step - 1}
