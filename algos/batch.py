@@ -2,6 +2,15 @@
 
 Letters: B observations, V cameras, K history frames, S image side, T text tokens, C chunk length, A padded action size
 (32 as released), N rows of actions (N >= B when an observation is used several times).
+
+Rows of text for a language policy: prompts with answers, and what is known about how the answers were sampled.
+
+Letters: B rows, S tokens of a row with padding.
+
+What the host decides in a step, so that it never waits for the device to tell.
+
+Tensors whose values decide shapes or counts (masks, numbers of pairs, token ids) stay on the host, also in a batch that
+was moved to a device: see `TensorRecord.stays_on_host`. Whatever follows from them is worked out there and sent.
 """
 
 from __future__ import annotations
@@ -13,14 +22,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algos.host import send
+
+def send(x: Tensor, device: torch.device | str) -> Tensor:
+    """`x` on a device; a copy from the host is not waited for."""
+    if x.device.type != "cpu":
+        return x.to(device)
+    if torch.device(device).type == "cuda":
+        x = x.pin_memory()  # from other memory CUDA may wait for earlier work before it copies
+    return x.to(device, non_blocking=True)
+
+
+def indices(mask: Tensor, device: torch.device | str) -> Tensor:
+    """Flat places of the true entries of a mask on the host, int64, sent to a device."""
+    return send(torch.from_numpy(np.flatnonzero(mask.numpy())), device)
+
+
+def count(mask: Tensor) -> int:
+    """True entries of a mask on the host."""
+    return int(np.count_nonzero(mask.numpy()))
 
 
 class TensorRecord:
     """Shared behaviour of the batches: move every tensor, or take rows of it (first axis)."""
 
     stays_on_host: ClassVar[frozenset[str]] = frozenset()
-    """Tensors whose values decide shapes or counts; `to` leaves them where they are. See `algos.host`."""
+    """Tensors whose values decide shapes or counts; `to` leaves them where they are. See `algos.batch`."""
 
     def _map(self, function, but: frozenset[str] = frozenset()) -> Self:
         changes: dict[str, Any] = {}
@@ -175,3 +201,77 @@ class TrajectoryBatch(TensorRecord):
         """These pairs, with all their rows and numbered anew from 0 in ascending order."""
         kept = super().select(torch.from_numpy(np.flatnonzero(np.isin(self.pair.numpy(), rows.numpy()))))
         return replace(kept, pair=torch.from_numpy(np.unique(kept.pair.numpy(), return_inverse=True)[1]))
+
+
+@dataclass(kw_only=True)
+class TokenBatch(TensorRecord):
+    """Rows of prompt, answer and padding; a row's valid tokens stand together."""
+
+    stays_on_host = frozenset({"input_ids", "attention_mask", "completion_mask"})
+
+    input_ids: Tensor
+    """int64 [B, S]; images are rows of patch tokens, as the model reads them."""
+    attention_mask: Tensor
+    """True at valid tokens, bool [B, S]."""
+    completion_mask: Tensor
+    """True at the tokens to learn: what the policy (or, for imitation, a teacher) wrote; bool [B, S]."""
+    visual: Any = None
+    """Pictures of the rows, a record that the model understands; None for text alone."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to learn in all rows."""
+        return count(self.completion_mask)
+
+
+@dataclass(kw_only=True)
+class RolloutBatch(TokenBatch):
+    """Sampled answers. What is given for each token is [B, S] beside its token and 0 elsewhere."""
+
+    stays_on_host = TokenBatch.stays_on_host | {"group", "weight_version", "finished"}
+
+    rollout_logprobs: Tensor
+    """Log-probability under the distribution that the engine drew the token from, float [B, S]; NaN: not known."""
+    advantages: Tensor
+    """float [B]; 0 where the reward call failed."""
+    group: Tensor
+    """Number of the prompt that a row answers, 0 .. P - 1, int64 [B]."""
+    weight_version: Tensor
+    """Version of the weights that drew every token of the row, int64 [B]: an engine takes new ones between answers."""
+    finished: Tensor
+    """The answer ended by itself, not at the length limit; bool [B]."""
+    old_logprobs: Tensor | None = None
+    """Log-probability under the trained model before the first step on this batch, float [B, S]; None: this is that
+    step, so it is the current one's."""
+
+
+@dataclass(kw_only=True)
+class DistillationBatch(TokenBatch):
+    """A student's answers with the most likely next tokens of a teacher that read them, as vLLM's `prompt_logprobs`.
+
+    What is given for each token is [B, S, k] beside its token and anything elsewhere.
+    """
+
+    stays_on_host = TokenBatch.stays_on_host | {"teacher_tokens", "weight_version"}
+
+    teacher_tokens: Tensor
+    """The teacher's k most likely tokens, all different, the likeliest first, int64 [B, S, k]."""
+    teacher_logprobs: Tensor
+    """Their log-probabilities in the whole vocabulary, float [B, S, k]; -inf: this entry is not used."""
+    teacher_temperature: float = 1.0
+    """What the teacher's logits were divided by."""
+    weight_version: Tensor | None = None
+    """Version of the student's weights that wrote the row, int64 [B]; None: not known."""
+
+
+@dataclass(kw_only=True)
+class ScoredRolloutBatch(RolloutBatch, DistillationBatch):
+    """Sampled answers with their advantages and with what a teacher says about them."""
+
+    stays_on_host = RolloutBatch.stays_on_host | DistillationBatch.stays_on_host
+
+    weight_version: Tensor
+    """As of a `RolloutBatch`: always known."""

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from algos.host import send
+from algos.batch import TokenBatch, send
 from algos.objective import LanguagePolicy
-from algos.token_batch import TokenBatch
 
 
 class CrossEntropy:

@@ -7,22 +7,83 @@ read. The other divergences are those of GKD (arXiv:2306.13649, eq. 1), as TRL 1
 there, no gradient passes through the sampling of y.
 Differs from TRL: the mean is first over an answer's tokens (`average: token` is TRL's); top-k for every divergence.
 Letters: B rows (answers), S tokens of a row, K tokens to learn, n some of them, V vocabulary, k the teacher's top-k.
+
+Options of on-policy distillation.
+
+Distillation with rewards: the divergence to a teacher plus a weighted GRPO loss, on the same answers.
+
+L = L_distillation + reward_weight * L_GRPO. Ours; HY-Embodied-0.5 (arXiv:2604.07430) distils without rewards. A reward
+tells apart answers of one prompt that the teacher finds equally likely, so there must be several of each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algos.distillation_options import DistillationOptions
-from algos.host import indices, send
+from algos.batch import DistillationBatch, TokenBatch, indices, send
+from algos.grpo import GRPO
 from algos.objective import ComparablePolicy
-from algos.token_batch import DistillationBatch, TokenBatch
+
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+
+TAILS = ("bucket", "renormalise")
+
+AVERAGES = ("sequence", "token")
+
+
+@dataclass(frozen=True)
+class DistillationOptions:
+    """Defaults are HY-Embodied-0.5's, or ours where its paper says nothing. ValueError for what cannot work."""
+
+    divergence: str = "forward_kl"
+    """forward_kl: KL(teacher || student), the paper's and TRL's beta = 0; reverse_kl: KL(student || teacher), TRL's
+    beta = 1; jsd: generalised Jensen-Shannon with `beta`."""
+    beta: float = 0.5
+    """Share of the teacher in the mixture of `jsd`, in (0, 1); 0.5 is the symmetric one."""
+    temperature: float = 1.0
+    """Both models' logits are divided by it; as in TRL the loss is not multiplied by its square. Not in the paper."""
+    top_k: int | None = None
+    """Compare at the teacher's k most likely tokens; None: at the whole vocabulary, as in the paper."""
+    tail: str = "bucket"
+    """What becomes of the other tokens with `top_k`; see `algos.distillation.buckets`."""
+    average: str = "sequence"
+    """sequence: mean over the tokens of an answer, then over answers, as in the paper; token: mean over all tokens of
+    the batch, as in TRL."""
+
+    def __post_init__(self) -> None:
+        problem = next(self._problems(), None)
+        if problem:
+            raise ValueError(problem)
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong, one line each."""
+        for name, known in (("divergence", DIVERGENCES), ("tail", TAILS), ("average", AVERAGES)):
+            if getattr(self, name) not in known:
+                yield f"{name} {getattr(self, name)!r} is not supported; choose one of {', '.join(known)}"
+        if not 0 < self.beta < 1:
+            yield (
+                f"beta is {self.beta}; it must lie between 0 and 1: "
+                "TRL's 0 is divergence forward_kl and its 1 is reverse_kl"
+            )
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            yield f"temperature is {self.temperature}; it must be a positive number"
+        if self.top_k is not None and self.top_k < 1:
+            yield f"top_k is {self.top_k}; it must be at least 1, or be left out for the whole vocabulary"
+        if self.top_k is None and self.tail != "bucket":
+            yield f"tail is {self.tail!r} but without top_k there is no tail; set top_k or leave tail out"
+        if self.top_k == 1 and self.tail == "renormalise":
+            yield "top_k is 1 and tail 'renormalise', so every divergence is 0; use tail 'bucket' or a larger top_k"
+
+
+PAPER = DistillationOptions()
+"""HY-Embodied-0.5 (arXiv:2604.07430, large-to-small distillation): forward KL of full distributions, sequence mean."""
 
 LEAST_TAIL = 1e-7
 """Probability that the tail of stored log-probabilities has at least, as in TRL: their sum is rounded to about this."""
@@ -251,3 +312,35 @@ def check_stored(batch: DistillationBatch, options: DistillationOptions) -> None
             f"the teacher was scored at temperature {batch.teacher_temperature} but temperature is "
             f"{options.temperature}; a stored top-k cannot be changed to another, so score it again or use its own"
         )
+
+
+class RewardedDistillation:
+    """Both objectives on a `RolloutBatch` (with stored top-k, a `ScoredRolloutBatch`); each has its own count."""
+
+    def __init__(self, distillation: Distillation, grpo: GRPO, reward_weight: float) -> None:
+        if distillation.groups != grpo.groups:
+            raise ValueError(f"distillation trains {distillation.groups} but GRPO {grpo.groups}; train the same groups")
+        self.distillation, self.grpo, self.reward_weight = distillation, grpo, reward_weight
+        self.groups = distillation.groups
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """None: neither objective has weights of its own."""
+        return ()
+
+    def denominator(self, batch: Any) -> tuple[int, int]:
+        """What the losses of this whole batch are divided by: the divergence, then GRPO's."""
+        return self.distillation.denominator(batch), self.grpo.denominator(batch)
+
+    def metric_count(self, name: str, batch: Any) -> int:
+        """See `Objective`; the two losses are sums."""
+        part = self.distillation if name.startswith("distill/") else self.grpo
+        return part.metric_count(name, batch)
+
+    def loss(
+        self, policy: Any, batch: Any, generator: torch.Generator, denominator: tuple[int, int] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar and the metrics of both; see `Objective.loss`. Uses no randomness."""
+        first, second = denominator or self.denominator(batch)
+        divergence, metrics = self.distillation.loss(policy, batch, generator, first)
+        surrogate, more = self.grpo.loss(policy, batch, generator, second)
+        return divergence + self.reward_weight * surrogate, metrics | more

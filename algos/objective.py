@@ -8,8 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, overload
 import torch
 from torch import Tensor, nn
 
-from algos.batch import ObservationBatch
-from algos.token_batch import TokenBatch
+from algos.batch import ObservationBatch, TokenBatch
 
 
 class FlowPolicy(Protocol):

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algos.batch import TensorRecord
+from algos.batch import TensorRecord, TokenBatch
 from algos.objective import ComparablePolicy
-from algos.token_batch import TokenBatch
 
 EPSILON = 1e-6
 

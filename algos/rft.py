@@ -31,21 +31,160 @@ Better is: higher judge score, then higher reward, then fewer tokens, then the s
 smaller key. The last rule keeps the best, then again and again the candidate whose nearest kept one is farthest,
 1 - likeness being the distance and the better one winning ties: the farthest-point heuristic of Gonzalez (1985), which
 leaves no candidate more than twice as far from a kept one as the best choice would. Nothing depends on the order given.
+
+Settings of rejection-sampling fine-tuning. The paper (arXiv:2604.07430) gives only the idea and the scale.
+
+How a sampled trace repeats itself, and how alike two traces are. Words for likeness, tokens for repetition.
+
+* Repetition: the share of n-grams that occurred before, seq-rep-n of Welleck et al. (arXiv:1908.04319, section 6):
+  1 - |different n-grams| / |n-grams|.
+* Likeness: Jaccard's |A and B| / |A or B| of the sets of word n-grams ("shingles") of two texts, the resemblance of
+  Broder, "On the resemblance and containment of documents" (1997). 1 - likeness is a metric; it is our distance.
+* A long text keeps only its `SKETCH` smallest shingle hashes. Likeness is then Broder's estimate: among the `SKETCH`
+  smallest of both together, the share that is in both. Its standard error is at most 0.5 / sqrt(SKETCH) = 0.022.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
+import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from algos.rft_options import LEAST_REWARD, RFTOptions
-from algos.trace_similarity import Sketch, Tokens, distance, likeness, normalised, repetition, sketch
+LEAST_REWARD = 0.5
+"""Without `min_reward`, what a correct trace earns at least: half of what is to be had."""
+
+
+@dataclass(frozen=True)
+class RFTOptions:
+    """Which sampled traces are kept. Defaults are engineering choices; the rules are described in `algos.rft`."""
+
+    low: float = 0.0
+    high: float | None = 1.0
+    """Partial success: low < pass rate of the item < high. high null: items that always succeed are kept, too."""
+    min_reward: float | None = None
+    """A trace is correct with at least this reward; the pass rate counts correct traces. None, for rewards of 0 and 1
+    and for graded ones alike: with at least `LEAST_REWARD` and the mean reward of its item."""
+    max_tokens: int = 16_384
+    """Longer traces are dropped (paper: at most 16,384)."""
+    ngram: int = 4
+    max_repetition: float = 0.5
+    """Largest share of token n-grams of this length that occurred before in the trace."""
+    min_judge_score: float | None = None
+    """Least score by a judge or teacher; null: none is asked."""
+    shingle: int = 3
+    """Words of a shingle, the unit that traces are compared by."""
+    max_likeness: float = 0.9
+    """Traces of an item with a higher Jaccard similarity of shingles are near duplicates; 1 allows all but equal."""
+    max_per_item: int = 4
+    """Traces kept of an item, the most diverse."""
+
+    def __post_init__(self) -> None:
+        """ValueError for settings that cannot work, naming the first."""
+        problem = next((text for wrong, text in self._problems() if wrong), None)
+        if problem:
+            raise ValueError(problem)
+
+    def _problems(self) -> list[tuple[bool, str]]:
+        counts = {name: getattr(self, name) for name in ("max_tokens", "ngram", "shingle", "max_per_item")}
+        bad_count = next((name for name, value in counts.items() if value < 1), None)
+        shares = {name: getattr(self, name) for name in ("max_repetition", "max_likeness")}
+        bad_share = next((name for name, value in shares.items() if not 0 <= value <= 1), None)
+        high = 1.0 if self.high is None else self.high
+        return [
+            (
+                not 0 <= self.low < high <= 1,
+                f"the band ({self.low}, {self.high}) must satisfy 0 <= low < high <= 1; high may be null",
+            ),
+            (
+                self.min_reward is not None and not abs(self.min_reward) < float("inf"),
+                f"min_reward is {self.min_reward}; give a finite number, or null for the mean of the item",
+            ),
+            (bad_count is not None, f"{bad_count} is {counts.get(bad_count or '')}; it must be at least 1"),
+            (bad_share is not None, f"{bad_share} is {shares.get(bad_share or '')}; it must be in [0, 1]"),
+            (
+                self.min_judge_score is not None and not abs(self.min_judge_score) < float("inf"),
+                f"min_judge_score is {self.min_judge_score}; give a finite number, or null for no judge",
+            ),
+        ]
+
+
+Sketch: TypeAlias = NDArray[np.uint64]
+"""Sorted, different hashes of a text's shingles; complete if there are fewer than SKETCH."""
+
+Tokens: TypeAlias = Sequence[int] | NDArray[np.integer]
+
+SKETCH = 512
+"""Hashes of a text at most: 4 KiB."""
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+_FACTORS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def normalised(text: str) -> str:
+    """Unicode in its compatible form (NFKC), letters without case, runs of blanks as one blank, none at the ends."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def repetition(tokens: Tokens, n: int) -> float:
+    """1 - |different n-grams| / |n-grams| of a trace's tokens; 0 if it is shorter than n tokens."""
+    grams = _grams(np.asarray(tokens, np.uint64), n)
+    return 1.0 - len(np.unique(grams)) / len(grams) if len(grams) else 0.0
+
+
+def sketch(text: str, n: int) -> Sketch:
+    """Of the n-grams of words and signs of a normalised text. One shorter than n is a single shingle, whole."""
+    words = _WORD.findall(text)
+    known: dict[str, int] = {}
+    hashes = np.array([known.setdefault(word, zlib.crc32(word.encode())) for word in words], np.uint64)
+    return np.unique(_grams(hashes, min(n, len(words)) or 1))[:SKETCH]
+
+
+def likeness(a: Sketch, b: Sketch) -> float:
+    """Jaccard similarity in [0, 1]: exact for short texts, Broder's estimate otherwise; 1 for two empty texts."""
+    both = np.concatenate([a, b])
+    both.sort()
+    twice = both[1:] == both[:-1]
+    union = len(both) - int(twice.sum())
+    if union == 0:
+        return 1.0
+    if max(len(a), len(b)) < SKETCH or union <= SKETCH:
+        return int(twice.sum()) / union
+    smallest = np.unique(both)[SKETCH - 1]
+    return int((both[1:][twice] <= smallest).sum()) / SKETCH
+
+
+def distance(a: Sketch, b: Sketch) -> float:
+    """1 - likeness."""
+    return 1.0 - likeness(a, b)
+
+
+def _grams(values: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """A mixed 64-bit hash of every n-gram, in order; empty if there are fewer than n values."""
+    count = max(len(values) - n + 1, 0)
+    result = np.zeros(count, np.uint64)
+    for offset in range(n):
+        result = _mixed(result ^ _mixed(values[offset : offset + count] + np.uint64(offset + 1)))
+    return result
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele et al., 2014): every bit depends on every other; wraps around."""
+    step, first, second = (np.uint64(factor) for factor in _FACTORS)
+    values = values + step
+    values = (values ^ (values >> np.uint64(30))) * first
+    values = (values ^ (values >> np.uint64(27))) * second
+    return values ^ (values >> np.uint64(31))
+
 
 REASONS = (
     "unrewarded",

@@ -6,24 +6,83 @@ restored, and the corrector (scripted expert, teacher policy, recorded human) mu
 The winner is the whole correction: with shorter ones, what follows the mended step was forgotten (docs/results.md).
 Differs from the paper: the rollback delta is drawn at random instead of chosen by an operator, and counted from the
 event (the irreversible one, else the last progress), because a detector sees a failure later than an operator.
+
+Who shows the better continuation of a failure: the scripted expert, a teacher policy, recorded corrections.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from envs.correctors import Corrector
-from envs.rollout import NO_MEMORY, Looking, Memory, Rollout, finished
-from envs.types import NO_FRAMES, BimanualEnv, Diagnosis, PreferencePair, Segment, camera_images
+from envs.rollout import NO_MEMORY, Act, Looking, Memory, Rollout, finished
+from envs.types import NO_FRAMES, BimanualEnv, Diagnosis, ExpertUnavailableError, PreferencePair, Segment, camera_images
+
+Place = tuple[str, str, int, int]
+"""Task, variant, environment seed and control step from which a correction was recorded."""
+
+CORRECTION_KEYS = 100_000
+"""Numbers of decisions that a teacher uses: its noise is addressed beyond those of episodes."""
+
+
+@dataclass(frozen=True)
+class Corrector:
+    """A source of corrections. One that reaches success makes a pair; any other is forgotten."""
+
+    name: str
+    commands: Callable[[BimanualEnv, int, np.ndarray], Iterator[np.ndarray]]
+    """(environment, its seed, frames before as far as `memory` reaches [M, 3, S, S, 3]) -> `ee` commands [16] from its
+    present state on; each is asked for when the one before it was run. It ends where the corrector is out of ideas."""
+    starts: Callable[[BimanualEnv, int], Sequence[int]] | None = None
+    """(environment, its seed) -> control steps from which it can act; None: from any."""
+    memory: Memory = NO_MEMORY
+    """What it wants to have seen before it takes over."""
+
+
+def _expert_commands(env: BimanualEnv, seed: int, before: np.ndarray) -> Iterator[np.ndarray]:
+    with contextlib.suppress(ExpertUnavailableError):
+        while True:
+            yield env.expert_action()
+
+
+scripted_expert = Corrector("scripted_expert", _expert_commands)
+
+
+def teacher(name: str, act: Act, execute: int, memory: Memory = NO_MEMORY) -> Corrector:
+    """Another policy; it runs `execute` commands of each of its chunks."""
+
+    def commands(env: BimanualEnv, seed: int, before: np.ndarray) -> Iterator[np.ndarray]:
+        looking = Looking(env, execute, memory, before)
+        while True:
+            chunk = act([looking.decision(seed, CORRECTION_KEYS + env.step_count)])[0]
+            for command in chunk[:execute]:
+                yield command
+                looking.stepped()
+
+    return Corrector(name, commands, memory=memory)
+
+
+def recorded(name: str, corrections: Mapping[Place, np.ndarray]) -> Corrector:
+    """Commands [T, 16] that were recorded from the same states of the same episodes."""
+
+    def commands(env: BimanualEnv, seed: int, before: np.ndarray) -> Iterator[np.ndarray]:
+        yield from corrections[env.task, env.variant, seed, env.step_count]
+
+    def starts(env: BimanualEnv, seed: int) -> Sequence[int]:
+        return [place[3] for place in corrections if place[:3] == (env.task, env.variant, seed)]
+
+    return Corrector(name, commands, starts)
+
 
 MEASURED_STEPS = 8
 """Steps of the loser that are run again from the shared start to measure how exactly it was restored."""
+
 RESTORE_TOLERANCE = 1e-3
 """A pair whose segments do not share their start this well (m, parts of quaternions) is none."""
 

@@ -4,6 +4,12 @@ Conventions: quaternions are `wxyz` with unit norm unless a name says otherwise;
 rotation matrix, flattened (as in the released Hy-VLA code, not the columns of Zhou et al.); lengths in metres, angles
 in radians. A pose of one arm in an `ee` action is `[xyz, quat_wxyz, gripper_01]` (8 numbers), two arms make 16; its
 encoded form is `[xyz, rot6d, gripper_01]` (10 numbers), two arms make 20.
+
+The frames of the Hy-Embodied UMI recordings, and poses from and to RoboTwin's (released Hy-VLA documentation).
+
+World axes (forward, left, up) are (x, y, z) for UMI and (y, -x, z) for RoboTwin. A UMI gripper counts millimetres
+closed, 0 (open) to 90; RoboTwin's is 1 (open) to 0. W and P are the released matrices; the released table of gripper
+axes, UMI (y, z, x) and RoboTwin (x, y, z), would need P transposed.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 ARM_EE_DIM = 8
+
 ARM_ENCODED_DIM = 10
 
 
@@ -184,3 +191,34 @@ def from_relative(relative: np.ndarray, start: np.ndarray) -> np.ndarray:
     quat = matrix_to_quat(rotation_start @ rot6d_to_matrix(arms[..., 3:9]))
     ee = np.concatenate([position, quat, arms[..., 9:10]], axis=-1)
     return ee.reshape(*ee.shape[:-2], 2 * ARM_EE_DIM)
+
+
+UMI_STROKE_MM = 90.0
+"""Reading of a closed UMI gripper."""
+
+WORLD = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+"""W: RoboTwin world coordinates to UMI world coordinates."""
+
+LOCAL = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+"""P: the columns are the axes of the UMI gripper in those of the RoboTwin gripper."""
+
+
+def umi_from_robotwin(ee: np.ndarray) -> np.ndarray:
+    """p' = W p, R' = W R P, gripper_mm = (1 - gripper_01) * 90 of two-arm `ee` poses, [..., 16] -> [..., 16]."""
+    arms = _change_frame(ee, WORLD, LOCAL)
+    arms[..., 7] = (1 - arms[..., 7]) * UMI_STROKE_MM
+    return arms.reshape(np.shape(ee))
+
+
+def robotwin_from_umi(ee: np.ndarray) -> np.ndarray:
+    """Inverse of `umi_from_robotwin`, [..., 16] -> [..., 16]."""
+    arms = _change_frame(ee, WORLD.T, LOCAL.T)
+    arms[..., 7] = 1 - arms[..., 7] / UMI_STROKE_MM
+    return arms.reshape(np.shape(ee))
+
+
+def _change_frame(ee: np.ndarray, world: np.ndarray, local: np.ndarray) -> np.ndarray:
+    """Both arms, [..., 2, 8], in other world and gripper axes; the gripper reading stays."""
+    arms = split_arms(np.asarray(ee, dtype=np.float64))
+    quat = matrix_to_quat(world @ quat_to_matrix(arms[..., 3:7]) @ local)
+    return np.concatenate([arms[..., :3] @ world.T, quat, arms[..., 7:]], axis=-1)

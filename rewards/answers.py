@@ -6,14 +6,20 @@ thinking block into the prompt already, so a completion may start inside the blo
 
 Everything here takes time linear in the length of the text: plain searches, and patterns whose repetitions are
 possessive (they never give characters back). A malformed answer is None, never an exception.
+
+Checks of ground truths. A wrong one is the data's fault: ValueError, so that the sample is masked.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 REWARD_TYPES = (
     "box",
@@ -29,26 +35,41 @@ REWARD_TYPES = (
     "open",
 )
 """Answer structures; `docs/rewards.md` has the formula and the shape of the ground truth of each."""
+
 MAX_ANSWER_CHARS = 8192
 """A longer answer is malformed. 64 boxes in the longest spelling take a third of it."""
+
 MAX_OBJECTS = 64
 """An answer with more points, boxes or list entries is malformed."""
+
 COORDINATE_MAX = 1000.0
 """Coordinates run from 0 to this on both axes; an answer with one outside is malformed as a whole."""
 
 _NUMBER = r"[-+]?(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?[0-9]++)?+"
+
 _PLAIN_NUMBER = re.compile(_NUMBER)
+
 _NUMBER_IN_TEXT = re.compile(r"(?<![\w.])" + _NUMBER + r"(?![\d_\u00b2\u00b3\u00b9\u00bc-\u00be]|\.+\d|[xX]\d)")
 """Not a piece of a version, a product, hexadecimal digits, a power or a fraction."""
+
 _GROUP = re.compile(r"[\[(]([^\[\]()]*+)[\])]")
+
 _TAGS_AS_BRACKETS = (("<point>", "["), ("</point>", "]"), ("<box>", "["), ("</box>", "]"))
+
 _CHOICE = re.compile(r"[\"'(]?([A-Za-z])(?:[\"'.:)]|$)")
+
 _OPENING_ARTICLE = re.compile(r"\s*+A\s++(?=\w)")
+
 _OPTION_LETTER = re.compile(r"(?<![\w'\u2019-])(?:([A-H])(?![\w'\u2019-])|\(?([a-h])\))")
+
 _WORD = re.compile(r"(?:[^\W\d_]|['\u2019])++")
+
 _NEGATIONS = {"not", "never", "neither", "nor", "cannot", "hardly"}
+
 _LIST_SEPARATOR = re.compile(r"->|[,;>\n\u2192]")
+
 _ENUMERATION = re.compile(r"\d{1,3}[.)][ ]")
+
 _QUOTES = " \t\"'`[]."
 
 
@@ -176,3 +197,78 @@ def normalise_entry(entry: str) -> str:
 def has_separator(entry: str) -> bool:
     """Whether an entry would be read as several by `parse_ordering`."""
     return _LIST_SEPARATOR.search(entry) is not None
+
+
+_PLAIN_TEXT = ("choice", "yes_no", "open")
+
+_SHOWN_CHARS = 80
+
+
+def decode_truth(answer: Any, reward_type: str) -> Any:
+    """The ground truth, from JSON text where the structure is not text: a table column holds one type only."""
+    if not isinstance(answer, str) or reward_type in _PLAIN_TEXT:
+        return answer
+    try:
+        return json.loads(answer)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the ground truth of a {reward_type} is text but not JSON: {shown(answer)}") from error
+
+
+def true_coordinates(value: Any, size: int) -> np.ndarray:
+    """1 to `MAX_OBJECTS` rows of `size` coordinates in 0..1000, float64 [N, size]."""
+    try:
+        rows = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the ground truth {shown(value)} is not a list of {size} numbers each") from error
+    if rows.ndim != 2 or rows.shape[1] != size or not 1 <= len(rows) <= MAX_OBJECTS:
+        raise ValueError(f"the ground truth {shown(value)} is not 1 to {MAX_OBJECTS} rows of {size} coordinates")
+    if not np.all((rows >= 0) & (rows <= COORDINATE_MAX)):
+        raise ValueError(f"the ground truth {shown(value)} leaves the range 0..{COORDINATE_MAX:.0f}")
+    return rows
+
+
+def true_boxes(value: Any) -> np.ndarray:
+    """Boxes [xmin, ymin, xmax, ymax] with an area, float64 [N, 4]."""
+    boxes = true_coordinates(value, 4)
+    if not np.all(boxes[:, 2:] > boxes[:, :2]):
+        raise ValueError(f"the ground truth {shown(value)} has a box without area; write [xmin, ymin, xmax, ymax]")
+    return boxes
+
+
+def true_number(value: Any) -> float:
+    """A number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"the ground truth {shown(value)} is not a finite number")
+    return float(value)
+
+
+def true_count(value: Any) -> int:
+    """A whole number >= 0."""
+    number = true_number(value)
+    if number < 0 or not number.is_integer():
+        raise ValueError(f"the ground truth {shown(value)} is not a count; give a whole number >= 0")
+    return int(number)
+
+
+def true_word(value: Any, known: tuple[str, ...], case: Any) -> str:
+    """One of the known words, quotes and spaces stripped, in the case that `case` (str.upper, str.lower) gives."""
+    word = case(value.strip(" \"'")) if isinstance(value, str) else None
+    if word not in known:
+        raise ValueError(f"the ground truth {shown(value)} is not one of {', '.join(known)}")
+    return word
+
+
+def true_ordering(value: Any) -> list[str]:
+    """1 to `MAX_OBJECTS` entries, normalised, none empty and none that a list in text would cut in two."""
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_OBJECTS:
+        raise ValueError(f"the ground truth {shown(value)} is not a list of 1 to {MAX_OBJECTS} texts")
+    for entry in value:
+        if not isinstance(entry, str) or not normalise_entry(entry) or has_separator(entry):
+            raise ValueError(f"the entry {shown(entry)} of an ordering is empty, no text, or has one of , ; > in it")
+    return [normalise_entry(entry) for entry in value]
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, cut to one short line."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}.."

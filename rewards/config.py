@@ -25,7 +25,7 @@ def _check(config: Any, names: tuple[str, ...], low: float = 0.0, high: float = 
 
 @dataclass(frozen=True)
 class BoxesConfig:
-    """Hungarian-matched IoU; `rewards.grounding.boxes_reward`."""
+    """Hungarian-matched IoU; `rewards.verifiers.boxes_reward`."""
 
     missing_penalty: float = 1.0
     """Weight of a true box without a partner in the denominator; >= 0."""
@@ -38,7 +38,7 @@ class BoxesConfig:
 
 @dataclass(frozen=True)
 class DistanceConfig:
-    """exp(-d / scale); `rewards.grounding.point_reward` and `points_reward`."""
+    """exp(-d / scale); `rewards.verifiers.point_reward` and `points_reward`."""
 
     scale: float = 0.1
     """Distance at which the reward is 1/e, in image diagonals; > 0."""
@@ -72,7 +72,7 @@ class TrajectoryConfig:
 
 @dataclass(frozen=True)
 class NumberConfig:
-    """exp(-rate * relative error); `rewards.scalar.number_reward`."""
+    """exp(-rate * relative error); `rewards.verifiers.number_reward`."""
 
     rate: float = 2.0
     floor: float = 0.01
@@ -84,7 +84,7 @@ class NumberConfig:
 
 @dataclass(frozen=True)
 class CountConfig:
-    """Exact match with optional partial credit; `rewards.scalar.count_reward`."""
+    """Exact match with optional partial credit; `rewards.verifiers.count_reward`."""
 
     partial_credit: float = 0.0
     """Reward of a count that is wrong by almost nothing, 0..1; falls linearly to 0 at an error of 100 %."""
@@ -154,7 +154,7 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A trained reward model; `rewards.ensemble`."""
+    """A trained reward model; `rewards.rubric`."""
 
     path: str
     """Its folder, as a run leaves it."""

@@ -15,8 +15,8 @@ from pydantic import ValidationError, create_model
 
 from rl_lab.config.section import Section
 from rl_lab.errors import CommandParser, UserError, run_command
-from rl_lab.runner.environment import devices, git_commit, installed_versions
-from rl_lab.yaml_text import parse_yaml
+from rl_lab.graph.record import devices, git_commit, installed_versions
+from rl_lab.reading import parse_yaml
 
 BENCHMARKS = {
     "sim": "rl_lab.benchmarks.sim",

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.correctors import Place
+from envs.rollback import Place
 from rl_lab.arguments import as_path, check_output
-from rl_lab.config import RunConfig
+from rl_lab.config.schema import RunConfig
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.stages.kinds import load_config
 from rl_lab.teleoperation.session import CorrectionSession, FailedEpisode, correction_line
@@ -35,11 +35,11 @@ def failed_episodes(folder: Path, config: RunConfig, done: set[tuple[str, str, i
     from envs.robotwin.connection import SeedRejectedError
     from envs.rollback import RollbackConfig, until_failure
     from envs.rollout import run_lockstep
-    from rl_lab.action.collection import collection_units, round_name
-    from rl_lab.learning.checkpoint import published
-    from rl_lab.workers.environments import Environments
+    from rl_lab.config.robotwin import find_robotwin
+    from rl_lab.model.checkpoint import published
+    from rl_lab.rollouts.collect import collection_units, round_name
     from rl_lab.workers.policy import LocalPolicy
-    from rl_lab.workers.robotwin import find_robotwin
+    from rl_lab.workers.simulation import Environments
 
     snapshot = published(folder)
     policy = LocalPolicy.from_snapshot(snapshot, seed=config.seed)
@@ -75,8 +75,8 @@ def _append(path: Path, place: Place, actions: np.ndarray) -> None:
 
 def _check(folder: Path, experiment: Path, config: RunConfig, out: Path) -> set[tuple[str, str, int]]:
     """Everything fits; the episodes that are corrected already."""
-    from rl_lab.workers.correctors import check_acting, read_corrections
-    from rl_lab.workers.robotwin import check_robotwin
+    from rl_lab.config.robotwin import check_robotwin
+    from rl_lab.workers.policy import check_acting, read_corrections
 
     if config.env.backend == "robotwin":
         check_robotwin(config)

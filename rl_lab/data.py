@@ -1,7 +1,7 @@
 """python -m rl_lab.data {inspect,stats,convert,validate} SOURCE ...
 
 SOURCE holds RoboTwin's HDF5 demonstrations (both layouts), a LeRobotDataset v3, preference pairs in the layout of
-`rl_lab.formats.pairs_write`, or the lab's own demonstrations or pairs; which one is found out. Where pairs are read as
+`rl_lab.records.pairs`, or the lab's own demonstrations or pairs; which one is found out. Where pairs are read as
 episodes, the chosen sides are.
 
     inspect SOURCE               how many episodes of what, how long
@@ -21,18 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 from algos.chunks import Timing
 from envs.types import Episode, PreferencePair
-from rl_lab.action.buffers import write_episodes, write_pairs
 from rl_lab.arguments import COUNT, as_path, check_output, whole_number
 from rl_lab.config.section import MAX_PIXELS
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import write_folder
-from rl_lab.formats.checks import Problem, sound_episodes
-from rl_lab.formats.doubts import Doubts
-from rl_lab.formats.lerobot_write import write_lerobot
-from rl_lab.formats.pairs_write import write_pairs_layout
-from rl_lab.formats.robotwin import SAVE_FREQ
-from rl_lab.formats.sources import Source, open_source
-from rl_lab.formats.summary import chunk_stats, contents
+from rl_lab.records.checks import Doubts, Problem, sound_episodes
+from rl_lab.records.episodes import chunk_stats, contents, write_episodes, write_pairs
+from rl_lab.records.lerobot_write import write_lerobot
+from rl_lab.records.pairs import write_pairs_layout
+from rl_lab.records.robotwin import SAVE_FREQ
+from rl_lab.records.sources import Source, open_source
 
 
 def _episodes(source: Source, options: argparse.Namespace) -> Iterator[Episode]:

@@ -186,7 +186,7 @@ def check_robotwin() -> Iterator[Finding]:
         yield Finding("note", "ROBOTWIN_ROOT is not set; env.backend auto means the embedded tabletop")
         return
     from envs.robotwin.connection import RoboTwin
-    from rl_lab.workers.robotwin import examine  # here, because other checks may find its packages missing
+    from rl_lab.config.robotwin import examine  # here, because other checks may find its packages missing
 
     try:
         hello = examine(RoboTwin.from_environment(start_timeout_s=CHECK_SECONDS), (), ())
@@ -199,9 +199,9 @@ def check_robotwin() -> Iterator[Finding]:
 
 def check_file(path: Path) -> Iterator[Finding]:
     """The experiment file is right and fits this machine."""
-    from rl_lab.runner.preflight import check_machine, warnings
+    from rl_lab.config.robotwin import backend_line
     from rl_lab.stages.kinds import load_config  # these need the packages that other checks may find missing
-    from rl_lab.workers.robotwin import backend_line
+    from rl_lab.stages.preflight import check_machine, warnings
 
     config = load_config(path)
     check_machine(config)

@@ -1,13 +1,27 @@
-"""Files and folders that are written whole or not at all: a temporary name beside the target, then a rename."""
+"""Files and folders that are written whole or not at all: a temporary name beside the target, then a rename.
+
+Files with one JSON object a line: written whole, or appended to by a process that may be killed at any moment.
+
+SHA-256 of files, and folders that carry those of their own files, so that damage is found before it is learned from.
+
+A rename makes a folder appear whole, but a power cut, a full disk of a storage server or a person can still shorten a
+file afterwards.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO, TypeVar
+
+from rl_lab.errors import UserError
+from rl_lab.reading import fit, read_bytes
 
 
 @contextlib.contextmanager
@@ -88,3 +102,124 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+Record = dict[str, Any]
+
+T = TypeVar("T")
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """Values may be numpy or torch scalars."""
+    return json.dumps(dict(record), default=float) + "\n"
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write all records, whole or not at all."""
+    write_whole(path, "".join(map(_line, records)))
+
+
+def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record. A tail torn by a kill is cut off first."""
+    with naming(path), open(path, "ab+") as file:
+        file.truncate(_end_of_last_line(file))
+        file.write(_line(record).encode())
+
+
+def _end_of_last_line(file: IO[bytes], block: int = 4096) -> int:
+    """Offset just behind the last newline of an open binary file, 0 without one."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def read_json_lines(path: Path, *, missing_ok: bool = False) -> list[Record]:
+    """All objects of a file; a torn last line is ignored. With `missing_ok` an absent file has none.
+
+    UserError for any other line that is no JSON object, and for a last one that is not the beginning of one: it would
+    silently change what is made of the file.
+    """
+    if missing_ok and not path.exists():
+        return []
+    *lines, unfinished = read_bytes(path).decode(errors="replace").split("\n")
+    if unfinished.strip() and not unfinished.startswith("{"):
+        raise UserError(f"{path}, line {len(lines) + 1} is no beginning of a JSON object; put back the file")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number} is not a JSON object; mend or delete that line")
+        records.append(record)
+    return records
+
+
+def read_lines_as(path: Path, kind: type[T], *, missing_ok: bool = False) -> list[T]:
+    """The objects of a file as dataclasses, whose fields are all that is read of them. UserError naming file, line and
+    key for what does not fit them, and as `read_json_lines`."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return [
+        fit({key: value for key, value in row.items() if key in known}, kind, f"{path}, line {number}")
+        for number, row in enumerate(read_json_lines(path, missing_ok=missing_ok), start=1)
+    ]
+
+
+DIGESTS_FILE = "digests.json"
+
+Digests = dict[str, str]
+"""Relative name -> SHA-256 of each file of a folder."""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digests(folder: Path) -> Digests:
+    """Digests of all files under a folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
+
+
+def damaged_file(folder: Path, digests: Mapping[str, str]) -> str | None:
+    """The first file that is missing or not what it was, in words; None if all are whole. Others are not looked at."""
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if file_digest(path) != digest:
+            return f"{path} is damaged ({path.stat().st_size} bytes that are not those that were written)"
+    return None
+
+
+def write_checked_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """`write_folder`, with the digests of what was written in `DIGESTS_FILE`."""
+
+    def filled(partial: Path) -> None:
+        write(partial)
+        write_whole(partial / DIGESTS_FILE, json.dumps(folder_digests(partial), indent=1) + "\n")
+
+    write_folder(folder, filled)
+
+
+def folder_damage(folder: Path) -> str | None:
+    """What is wrong with a folder of `write_checked_folder`, naming a file; None if nothing is."""
+    path = folder / DIGESTS_FILE
+    try:
+        digests = json.loads(path.read_text())
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except ValueError:
+        return f"{path} is damaged (no JSON)"
+    return damaged_file(folder, digests)

@@ -17,18 +17,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rewards.compose import Rewards
 from rewards.config import RewardConfig, read_config
+from rewards.rubric import Rewards
 from rl_lab.arguments import as_path
-from rl_lab.config.action_rewards import RankingConfig
+from rl_lab.config.actions import RankingConfig
 from rl_lab.errors import CommandParser, RunError, UserError, run_command
 from rl_lab.files import write_whole
-from rl_lab.language.item_files import ItemFile
-from rl_lab.language.rescoring import Agreement, rescore
-from rl_lab.language.reward_models import make_rewards
-from rl_lab.reading import fit, read_as
-from rl_lab.runner.run_folder import CONFIG_FILE, STAGES_FILE, StagesFile
-from rl_lab.yaml_text import read_yaml
+from rl_lab.graph.run_folder import CONFIG_FILE, STAGES_FILE, StagesFile
+from rl_lab.reading import fit, read_as, read_yaml
+from rl_lab.records.item_files import ItemFile
+from rl_lab.rollouts.answering import make_rewards
+from rl_lab.rollouts.rescore_answers import Agreement, rescore
 
 FLIPS_SHOWN = 3
 
@@ -85,7 +84,10 @@ def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, Any]) -> int:
     """The same for chunks of actions."""
-    from rl_lab.action.rescoring import rescore_episodes, rescore_node  # here, because they load torch
+    from rl_lab.rollouts.rescore_actions import (
+        rescore_episodes,
+        rescore_node,  # here, because they load torch
+    )
 
     name, settings = _reward(given, config, "ranking", "rankings")
     new = _ranking(settings, given)

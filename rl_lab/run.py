@@ -18,25 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.arguments import as_path
-from rl_lab.config import RunConfig, dump_changes, dump_config
-from rl_lab.config.judge import JUDGE_URL
-from rl_lab.disk_errors import DiskError, disk_error
-from rl_lab.errors import CommandParser, RunError, UserError, one_line, run_command
-from rl_lab.json_lines import read_json_lines
+from rl_lab.config.language import JUDGE_URL
+from rl_lab.config.load import dump_changes, dump_config
+from rl_lab.config.robotwin import backend_line
+from rl_lab.config.schema import RunConfig
+from rl_lab.errors import CommandParser, DiskError, RunError, UserError, disk_error, one_line, run_command
+from rl_lab.files import read_json_lines
+from rl_lab.graph.executor import Executor, StageError
+from rl_lab.graph.nodes import Node, stage_hashes
+from rl_lab.graph.plan import plan_table
+from rl_lab.graph.record import Tracker, describe
+from rl_lab.graph.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, RunFolder, check_unused
+from rl_lab.graph.stage import Stage
+from rl_lab.graph.store import Store, code_versions
 from rl_lab.reading import read_object
-from rl_lab.runner.environment import describe
-from rl_lab.runner.executor import Executor, StageError
-from rl_lab.runner.graph import Node, stage_hashes
-from rl_lab.runner.needs import lacking_room, needs
-from rl_lab.runner.plan import plan_table
-from rl_lab.runner.preflight import check_machine, warnings
-from rl_lab.runner.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, RunFolder, check_unused
-from rl_lab.runner.stage_context import Stage
-from rl_lab.runner.store import Store, code_versions
-from rl_lab.runner.tracking import Tracker
 from rl_lab.stages.kinds import expand, load_config
-from rl_lab.workers.bundles import placement_table
-from rl_lab.workers.robotwin import backend_line
+from rl_lab.stages.needs import lacking_room, needs
+from rl_lab.stages.preflight import check_machine, warnings
+from rl_lab.workers.placement import placement_table
 
 STORE = Path("runs") / ".stages"
 StageFactory = Callable[[RunConfig], contextlib.AbstractContextManager[Mapping[str, Stage]]]
@@ -97,7 +96,7 @@ def real_stages(config: RunConfig, *folders: Path) -> Iterator[Mapping[str, Stag
     """The stage functions with their Ray cluster, which is shut down at the end. All machines must see the folders."""
     # A stage that is still busy when the run has been stopped must not start a Ray of its own.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-    from rl_lab.runner.stages import stage_functions
+    from rl_lab.drivers.registry import stage_functions
     from rl_lab.workers.cluster import Cluster  # here, because --help and --dry-run need no Ray
 
     cluster = Cluster(config.workers_needed, config.placement)

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder, port, seed, device = _parse(arguments)
     import torch
 
-    from rl_lab.workers.serving import ADDRESS, PolicyServer, PolicyService
+    from rl_lab.listening import ADDRESS
+    from rl_lab.workers.serving import PolicyServer, PolicyService
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch sees no GPU; use --device auto")

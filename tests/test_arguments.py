@@ -6,11 +6,10 @@ import os
 
 import pytest
 
-from rl_lab import bench, correct, data, doctor, report, rescore, run, serve
+from rl_lab import bench, correct, data, doctor, pool, report, rescore, run, serve
 from rl_lab import eval as evaluate
 from rl_lab.arguments import as_path, check_output, whole_number
 from rl_lab.errors import UserError, run_command
-from rl_lab.pool import __main__ as pool
 
 COMMANDS = {
     "run": (run.main, ["{}"], ["{}", "--dry-run"], ["--resume", "{}"], ["x.yaml", "{}"]),

@@ -3,7 +3,7 @@
 import pytest
 
 from rl_lab.files import files_below
-from rl_lab.runner.graph import recording_digest
+from rl_lab.graph.nodes import recording_digest
 
 
 def names(folder):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rl_lab.formats.robotwin import RGB_MARK, decode_image
-from rl_lab.language.question_images import read_image
-from rl_lab.model.images import ImageProcessor, to_rgb
+from rl_lab.model.chat import ImageProcessor, to_rgb
 from rl_lab.pictures import read_picture
+from rl_lab.records.question_files import read_image
+from rl_lab.records.robotwin import RGB_MARK, decode_image
 from rl_lab.reports.pictures import picture as small_picture
 
 LEFT_RED = np.zeros((16, 24, 3), np.uint8)

@@ -1,33 +1,84 @@
-"""Interaction: what the arms can reach and grasp, and where something can be put down. Still lifes."""
+"""Interaction: what the arms can reach and grasp, and where something can be put down. Still lifes.
+
+Whether a gripper pointing straight down can be brought to a place, by inverse kinematics.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
-from envs.spatial_qa.answers import integers, pair, point_text, run_lengths
-from envs.spatial_qa.camera import pixel_centres
-from envs.spatial_qa.grounding import point_in
-from envs.spatial_qa.question import Draw, Question, sentence
-from envs.spatial_qa.reach import reachable
-from envs.spatial_qa.still_life import StillLife, draw_kinds
+from envs import se3
+from envs.spatial_qa.draws import Draw, Question, sentence
+from envs.spatial_qa.items import integers, pair, point_text, run_lengths
+from envs.spatial_qa.perception import point_in
+from envs.spatial_qa.still_life import StillLife, draw_kinds, pixel_centres
 from envs.spatial_qa.things import COLOURS
-from envs.tabletop import robot
+from envs.tabletop import scene
+from envs.tabletop.expert import DOWN, angle_between, tool_rotation
 from envs.tabletop.scene import TABLE_HALF_M, TABLE_Z_M
+from envs.tabletop.world import ROTATION_WEIGHT_M, BimanualIK
 from envs.types import ARMS
 
-OPENING_MM = round(2000 * robot.FINGER_TRAVEL_M)
+HEADINGS = tuple(np.pi / 2 + np.linspace(-1.2, 1.2, 5))
+"""Tool headings tried; +y is pi / 2."""
+
+ROUNDS = 4
+"""Solver calls from the last result: one call stops after few steps."""
+
+REACHED_M = 0.005
+
+
+@lru_cache(maxsize=1)
+def _solver() -> BimanualIK:
+    return BimanualIK()
+
+
+def reach_errors(position: np.ndarray) -> np.ndarray:
+    """Least error of each arm's tool pointing down at a world position [3], [2]: m, with 0.2 m a radian."""
+    solver = _solver()
+    errors = np.full(2, np.inf)
+    for heading in HEADINGS:
+        goal = tool_rotation(float(heading), DOWN)
+        joints = scene.HOME_JOINTS.copy()
+        quats = np.tile(se3.matrix_to_quat(goal), (2, 1))
+        for _ in range(ROUNDS):
+            joints = solver.solve(joints, np.tile(position, (2, 1)), quats)
+        reached, rotations = solver.forward(joints)
+        turned = [ROTATION_WEIGHT_M * angle_between(rotation, goal) for rotation in rotations]
+        errors = np.minimum(errors, np.linalg.norm(reached - position, axis=1) + turned)
+    return errors
+
+
+def reachable(position: np.ndarray, margin_m: float) -> tuple[bool | None, bool | None]:
+    """For the left and the right arm: True within `REACHED_M`, False beyond the margin, None between."""
+    left, right = (
+        True if error < REACHED_M else False if error > max(margin_m, 2 * REACHED_M) else None
+        for error in reach_errors(position).tolist()
+    )
+    return left, right
+
+
+OPENING_MM = round(2000 * scene.FINGER_TRAVEL_M)
 """How far the fingers open."""
+
 GRID = 64
 """Cells a side of a mask of free table."""
+
 MIN_FREE_CELLS = 12
+
 ROOM_M = 0.015
+
 MIN_HANDLE_PIXELS = 30
 """Of the segmentation; a handle that shows less is hidden behind its mug."""
+
 REACH_TRIES = 4
+
 HEIGHTS_MM = (100, 200, 300, 350, 400)
 """Both arms reach most of the table itself; higher up their reach shrinks."""
+
 PLATES_MM = (60, 80, 100, 120, 140)
 
 
@@ -192,5 +243,5 @@ def _shows_table(life: StillLife, point: list[int]) -> bool:
 
 def _base_distance_mm(life: StillLife, slot: int, arm: int) -> int:
     """Horizontal distance of an object from an arm's base."""
-    base = np.array([robot.BASE_X_M * (-1.0 if arm == 0 else 1.0), robot.BASE_Y_M])
+    base = np.array([scene.BASE_X_M * (-1.0 if arm == 0 else 1.0), scene.BASE_Y_M])
     return round(1000 * float(np.linalg.norm(life.things[slot].position[:2] - base)))

@@ -6,12 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from envs.spatial_qa.answers import pair
-from envs.spatial_qa.layouts import GAP_M, HOME_REGION
-from envs.spatial_qa.question import LETTERS, Draw, Question, listed, sentence
+from envs.spatial_qa.draws import LETTERS, Draw, Question, listed, sentence
+from envs.spatial_qa.items import pair, towers_of
 from envs.spatial_qa.rollouts import OBJECTS, STEPS, Moment, Rollout, rollout_of
-from envs.spatial_qa.splits import towers_of
-from envs.spatial_qa.still_life import StillLife, arrange, draw_kinds, stack
+from envs.spatial_qa.still_life import GAP_M, HOME_REGION, StillLife, arrange, draw_kinds, stack
 from envs.spatial_qa.things import COLOURS
 from envs.types import ARMS
 

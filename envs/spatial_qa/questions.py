@@ -8,28 +8,27 @@ from dataclasses import asdict
 
 import numpy as np
 
-from envs.spatial_qa import grounding, interaction, measuring, motion, planning, prediction
-from envs.spatial_qa.answers import asked, reply
-from envs.spatial_qa.items import Item, Knobs, item_id, knobs_at
-from envs.spatial_qa.question import Draw, Question
-from envs.spatial_qa.splits import SEEDS_PER_BLOCK, SPLITS, split_of
+from envs.spatial_qa import interaction, perception, planning, prediction
+from envs.spatial_qa import prediction as motion
+from envs.spatial_qa.draws import Draw, Question
+from envs.spatial_qa.items import SEEDS_PER_BLOCK, SPLITS, Item, Knobs, asked, item_id, knobs_at, reply, split_of
 
 Generator = Callable[[Draw], Question | None]
 
 BY_CATEGORY: dict[str, tuple[Generator, ...]] = {
     "perception": (
-        grounding.point_object,
-        grounding.point_objects,
-        grounding.ground_box,
-        grounding.ground_boxes,
-        grounding.count,
-        measuring.relation,
-        measuring.relation_choice,
-        measuring.nearest_object,
-        measuring.depth_order,
-        measuring.table_distance,
-        measuring.camera_distance,
-        measuring.object_size,
+        perception.point_object,
+        perception.point_objects,
+        perception.ground_box,
+        perception.ground_boxes,
+        perception.count,
+        perception.relation,
+        perception.relation_choice,
+        perception.nearest_object,
+        perception.depth_order,
+        perception.table_distance,
+        perception.camera_distance,
+        perception.object_size,
     ),
     "prediction": (
         prediction.moved_relation,

@@ -11,11 +11,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from envs.spatial_qa.answers import integers
-from envs.spatial_qa.camera import Camera
-from envs.spatial_qa.items import Knobs
-from envs.spatial_qa.splits import SEEDS_PER_BLOCK, tasks_of
-from envs.spatial_qa.still_life import CAMERA, SEGMENT_SIZE
+from envs.spatial_qa.items import SEEDS_PER_BLOCK, Knobs, integers, tasks_of
+from envs.spatial_qa.still_life import CAMERA, SEGMENT_SIZE, Camera
 from envs.tabletop.env import TabletopEnv
 from envs.types import ARMS, Diagnosis
 

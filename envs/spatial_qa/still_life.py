@@ -1,35 +1,206 @@
-"""Still lifes: the tabletop's table, arms and camera with objects that no task knows, rendered and segmented."""
+"""Still lifes: the tabletop's table, arms and camera with objects that no task knows, rendered and segmented.
+
+Where the objects of a still life stand: one function a layout, footprints never overlapping.
+
+A pinhole camera: world points to image fractions and back to the table; silhouettes of convex solids.
+
+Image fractions: x right and y down, 0..1 over the square image. Lengths in metres.
+
+Spatial relations as the camera sees them, with the margin below which they are not asked about.
+"""
 
 from __future__ import annotations
 
+import envs.tabletop.gl  # noqa: F401  isort: skip  (chooses MUJOCO_GL before mujoco is imported)
 import copy
-from dataclasses import replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-import envs.tabletop.gl  # noqa: F401  isort: skip  (chooses MUJOCO_GL before mujoco is imported)
 import mujoco
 import numpy as np
 
-from envs.spatial_qa.answers import integers
-from envs.spatial_qa.camera import Camera, convex_hull, fill_convex
-from envs.spatial_qa.items import MAX_OBJECTS, Knobs
-from envs.spatial_qa.layouts import place
+from envs.spatial_qa.items import MAX_OBJECTS, Knobs, integers
 from envs.spatial_qa.things import COLOURS, SHAPES, Thing, block, build
-from envs.tabletop import robot
+from envs.tabletop import scene
 from envs.tabletop.rendering import SceneRenderer, scene_renderer
-from envs.tabletop.scene import TABLE_Z_M, compile_scene
-from envs.tabletop.variation import vary_cameras, vary_light, vary_surfaces
+from envs.tabletop.scene import TABLE_Z_M, compile_scene, vary_cameras, vary_light, vary_surfaces
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Pose and focal length of a square image."""
+
+    position: np.ndarray
+    """[3]."""
+    rotation: np.ndarray
+    """[3, 3]; columns are the directions right, up and backwards in the world."""
+    focal: float
+    """In sides of the image: 0.5 / tan(fovy / 2)."""
+
+    @classmethod
+    def of(cls, model: mujoco.MjModel, data: mujoco.MjData, name: str) -> Camera:
+        """A camera of a scene in its current state."""
+        index = model.camera(name).id
+        focal = 0.5 / math.tan(math.radians(float(model.cam_fovy[index])) / 2)
+        return cls(data.cam_xpos[index].copy(), data.cam_xmat[index].reshape(3, 3).copy(), focal)
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Image fractions [..., 2] of world points [..., 3] in front of the camera."""
+        local = (points - self.position) @ self.rotation
+        return 0.5 + self.focal * local[..., :2] * [1.0, -1.0] / -local[..., 2:]
+
+    def depth(self, points: np.ndarray) -> np.ndarray:
+        """Distance [...] of world points [..., 3] along the viewing direction."""
+        return (self.position - points) @ self.rotation[:, 2]
+
+    def on_plane(self, fractions: np.ndarray, height: float) -> np.ndarray:
+        """World x and y [..., 2] where rays through image fractions [..., 2] meet z = height; NaN above the horizon."""
+        slope = (fractions - 0.5) * [1.0, -1.0] / self.focal
+        rays = np.concatenate([slope, -np.ones_like(slope[..., :1])], axis=-1) @ self.rotation.T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            along = (height - self.position[2]) / rays[..., 2:]
+        return np.where(along > 0, self.position[:2] + along * rays[..., :2], np.nan)
+
+
+def pixel_centres(size: int) -> np.ndarray:
+    """Image fractions [size, size, 2] of the centres of a square image's pixels."""
+    centres = (np.arange(size) + 0.5) / size
+    return np.stack(np.meshgrid(centres, centres), axis=-1)
+
+
+def convex_hull(points: np.ndarray) -> np.ndarray:
+    """Corners [M, 2] of the convex hull of points [N, 2], in the order of rising angle (Andrew's monotone chain)."""
+    ordered = sorted(set(map(tuple, points.tolist())))
+    chains = []
+    for sequence in (ordered, ordered[::-1]):
+        chain: list[tuple[float, float]] = []
+        for x, y in sequence:
+            while len(chain) > 1:
+                (ax, ay), (bx, by) = chain[-2:]
+                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
+                    break
+                chain.pop()
+            chain.append((x, y))
+        chains += chain[:-1]
+    return np.array(chains)
+
+
+def fill_convex(corners: np.ndarray, size: int) -> np.ndarray:
+    """Pixels of a square image whose centre lies in a convex polygon [M, 2] of image fractions, bool [size, size]."""
+    mask = np.zeros((size, size), dtype=bool)
+    low, high = (np.clip(bound, 0, size) for bound in _pixel_bounds(corners, size))
+    if (high <= low).any():
+        return mask
+    columns, rows = (np.arange(a, b) + 0.5 for a, b in zip(low, high, strict=True))
+    x, y = columns[None, :, None] / size, rows[:, None, None] / size
+    start, edge = corners, np.roll(corners, -1, axis=0) - corners
+    inside = edge[:, 0] * (y - start[:, 1]) - edge[:, 1] * (x - start[:, 0]) >= 0
+    mask[low[1] : high[1], low[0] : high[0]] = inside.all(axis=-1)
+    return mask
+
+
+def _pixel_bounds(corners: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    return np.floor(low * size).astype(int), np.ceil(high * size).astype(int)
+
+
+X_M, Y_M = (-0.26, 0.24), (-0.19, 0.22)
+"""The part of the table that the head camera sees well, m."""
+
+GAP_M = 0.015
+"""Least distance between two footprints."""
+
+PER_ROW = 4
+
+TRIES = 60
+
+HOME_REGION = np.array([[X_M[0], Y_M[0]], [X_M[1], Y_M[1]]])
+
+
+def scatter(rng: np.random.Generator, number: int) -> np.ndarray:
+    """Anywhere."""
+    return rng.uniform(HOME_REGION[0], HOME_REGION[1], (number, 2))
+
+
+def row(rng: np.random.Generator, number: int) -> np.ndarray:
+    """One line along the table, or two behind each other, a little uneven."""
+    num_rows = -(-number // PER_ROW)
+    per_row = -(-number // num_rows)
+    x = np.tile(np.linspace(*X_M, per_row), num_rows)[:number]
+    y = np.repeat(rng.uniform(-0.12, 0.0) + 0.16 * np.arange(num_rows), per_row)[:number]
+    return np.stack([x, y], axis=1)[rng.permutation(number)] + rng.uniform(-0.025, 0.025, (number, 2))
+
+
+def cluster(rng: np.random.Generator, number: int) -> np.ndarray:
+    """Around one place."""
+    centre = rng.uniform([-0.12, -0.06], [0.12, 0.1])
+    return centre + rng.normal(scale=0.1, size=(number, 2))
+
+
+def ring(rng: np.random.Generator, number: int) -> np.ndarray:
+    """On a circle at even angles."""
+    angles = rng.uniform(0, 2 * np.pi) + 2 * np.pi * rng.permutation(number) / number
+    radius = rng.uniform(0.12, 0.19)
+    centre = rng.uniform([-0.05, -0.01], [0.05, 0.04])
+    return centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def diagonal(rng: np.random.Generator, number: int) -> np.ndarray:
+    """From one corner of the table to the opposite one, a little uneven."""
+    along = np.linspace(-1.0, 1.0, number)[rng.permutation(number)]
+    side = rng.choice([-1.0, 1.0])
+    line = np.stack([0.24 * along, 0.015 + 0.19 * side * along], axis=1)
+    return line + rng.uniform(-0.03, 0.03, (number, 2))
+
+
+LAYOUTS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    function.__name__: function for function in (scatter, row, cluster, ring, diagonal)
+}
+
+
+def place(rng: np.random.Generator, layout: str, radii_m: Sequence[float], keep_clear: np.ndarray) -> np.ndarray | None:
+    """Centres [N, 2] of N footprints apart from each other and from circles [M, 3] (x, y, radius); None if crowded.
+
+    An object that does not fit where the layout puts it is drawn again alone, with the layout's other places kept.
+    """
+    placed = keep_clear.reshape(-1, 3)
+    wanted = LAYOUTS[layout](rng, len(radii_m))
+    for number, radius in enumerate(radii_m):
+        for _ in range(TRIES):
+            if _fits(wanted[number], radius, placed):
+                break
+            wanted[number] = LAYOUTS[layout](rng, len(radii_m))[number]
+        else:
+            return None
+        placed = np.concatenate([placed, [[*wanted[number], radius]]])
+    return wanted
+
+
+def _fits(xy: np.ndarray, radius: float, placed: np.ndarray) -> bool:
+    inside = (xy >= HOME_REGION[0] - 0.02).all() and (xy <= HOME_REGION[1] + 0.02).all()
+    distance = np.linalg.norm(placed[:, :2] - xy, axis=1)
+    return bool(inside and (distance > placed[:, 2] + radius + GAP_M).all())
+
 
 CAMERA = "head_camera"
+
 SEGMENT_SIZE = 256
 """Side of the segmentation, pixels: a pixel is 4 of the 1000 units of an answer. Larger images use their own size."""
+
 PARTS = 2
+
 IMAGE_RIM = 0.03
 """Share of the image at each side that objects keep free before the camera is varied."""
+
 ARM_NOISE_RAD = 0.12
+
 TINT = 0.05
+
 OUTSIDE_M = -2.0
 """Height of unused objects, below the floor."""
+
 Kind = tuple[str, str]
 """Colour and shape."""
 
@@ -67,8 +238,8 @@ class StillLife:
             vary_cameras(self.model, rng)
         for slot, thing in enumerate(things):
             self._show(slot, thing, rng)
-        joints = robot.HOME_JOINTS + rng.uniform(-ARM_NOISE_RAD, ARM_NOISE_RAD, (2, robot.JOINTS))
-        fingers = rng.uniform(0.0, robot.FINGER_TRAVEL_M, (2, 1)).repeat(2, axis=1)
+        joints = scene.HOME_JOINTS + rng.uniform(-ARM_NOISE_RAD, ARM_NOISE_RAD, (2, scene.JOINTS))
+        fingers = rng.uniform(0.0, scene.FINGER_TRAVEL_M, (2, 1)).repeat(2, axis=1)
         self.data.qpos[:] = np.concatenate([joints, fingers], axis=1).ravel()
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
@@ -197,3 +368,34 @@ def stack(rng: np.random.Generator, colours: list[str], xy: np.ndarray) -> list[
         )
         for level, colour in enumerate(colours)
     ]
+
+
+LEFT, RIGHT = "to the left of", "to the right of"
+
+NEARER, FARTHER = "nearer to the camera than", "farther from the camera than"
+
+MIN_IMAGE_GAP = 0.03
+"""Two objects nearer to each other than this across the image are neither left nor right of each other."""
+
+
+def sideways(camera: Camera, position: np.ndarray, other: np.ndarray, margin_m: float) -> str | None:
+    """LEFT or RIGHT: on the table by at least the margin, and the same way round in the image; else None."""
+    gap = float(position[0] - other[0])
+    in_image = float((camera.project(position) - camera.project(other))[0])
+    if abs(gap) < margin_m or gap * in_image < 0 or abs(in_image) < MIN_IMAGE_GAP:
+        return None
+    return LEFT if gap < 0 else RIGHT
+
+
+def in_depth(camera: Camera, position: np.ndarray, other: np.ndarray, margin_m: float) -> str | None:
+    """NEARER or FARTHER: by at least the margin in distance, and the same way round along the view; else None."""
+    gap = float(np.linalg.norm(position - camera.position) - np.linalg.norm(other - camera.position))
+    along = float(camera.depth(position) - camera.depth(other))
+    if abs(gap) < margin_m or gap * along < 0 or abs(along) < 0.5 * margin_m:
+        return None
+    return NEARER if gap < 0 else FARTHER
+
+
+OPPOSITE = {LEFT: RIGHT, RIGHT: LEFT, NEARER: FARTHER, FARTHER: NEARER}
+
+AXES = (sideways, in_depth)

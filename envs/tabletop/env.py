@@ -1,33 +1,122 @@
-"""`TabletopEnv`: a gymnasium environment with RoboTwin's observations and actions, snapshots and a scripted expert."""
+"""`TabletopEnv`: a gymnasium environment with RoboTwin's observations and actions, snapshots and a scripted expert.
+
+Gymnasium spaces of the observation and action dicts.
+
+Snapshots: everything that decides how an episode continues, as bytes that any process of the same build can load.
+
+Layout: one line of JSON (identity of the scene, counters, random stream), then mjSTATE_INTEGRATION as float64.
+"""
 
 from __future__ import annotations
 
+import envs.tabletop.gl  # noqa: F401  isort: skip  (chooses MUJOCO_GL before mujoco is imported)
 import copy
+import json
+import string
 from typing import Any
 
-import envs.tabletop.gl  # noqa: F401  isort: skip  (chooses MUJOCO_GL before mujoco is imported)
 import mujoco
 import numpy as np
+from gymnasium import spaces
 
 from envs import se3
 from envs.bimanual import Bimanual, check_choice
-from envs.tabletop import VARIANTS, robot, snapshot
-from envs.tabletop.ik import BimanualIK
-from envs.tabletop.instructions import SPLITS, choose_instruction
+from envs.tabletop import VARIANTS, scene
 from envs.tabletop.rendering import MAX_WIDTH, scene_renderer
-from envs.tabletop.scene import CONTROL_HZ, SUBSTEPS, compile_scene
-from envs.tabletop.spaces import action_space, observation_space
+from envs.tabletop.scene import CONTROL_HZ, SUBSTEPS, compile_scene, randomize
 from envs.tabletop.tasks import TASKS
-from envs.tabletop.variation import randomize
-from envs.tabletop.world import LEFT, RIGHT, World
-from envs.types import ARMS, CAMERAS, Diagnosis, Observation
+from envs.tabletop.tasks.base import SPLITS, choose_instruction
+from envs.tabletop.world import LEFT, RIGHT, BimanualIK, World
+from envs.types import ARMS, CAMERAS, EE_DIM, QPOS_DIM, Diagnosis, Observation
+
+STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+
+FORMAT = "tabletop-1"
+
+
+def pack(model: mujoco.MjModel, data: mujoco.MjData, fields: dict[str, Any]) -> bytes:
+    """Snapshot of a simulator state and JSON-able task fields."""
+    state = np.empty(mujoco.mj_stateSize(model, STATE))
+    mujoco.mj_getState(model, data, state, STATE)
+    header = {"format": FORMAT, "mujoco": mujoco.__version__, "size": state.size, **fields}
+    return json.dumps(header, separators=(",", ":")).encode() + b"\n" + state.astype("<f8").tobytes()
+
+
+def unpack(snapshot: bytes) -> tuple[dict[str, Any], np.ndarray]:
+    """Header and state vector; ValueError if it is damaged or from another MuJoCo version."""
+    head, separator, body = snapshot.partition(b"\n")
+    try:
+        header = json.loads(head)
+    except ValueError:
+        header = {}
+    if not separator or not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"this is not a {FORMAT} snapshot; use the bytes that TabletopEnv.save returned")
+    if header["mujoco"] != mujoco.__version__:
+        raise ValueError(
+            f"snapshot of MuJoCo {header['mujoco']}, but {mujoco.__version__} runs here; trajectories differ between "
+            "versions, use the same one"
+        )
+    if len(body) != 8 * header["size"]:
+        raise ValueError(f"snapshot is truncated: {len(body)} of {8 * header['size']} bytes of state")
+    return header, np.frombuffer(body, dtype="<f8").copy()
+
+
+def restore(model: mujoco.MjModel, data: mujoco.MjData, state: np.ndarray) -> None:
+    """Set the state and recompute what follows from it; the second set keeps the solver's warm start."""
+    mujoco.mj_setState(model, data, state, STATE)
+    mujoco.mj_forward(model, data)
+    mujoco.mj_setState(model, data, state, STATE)
+
+
+MAX_INSTRUCTION = 200
+
+REACH_M = 2.0
+
+
+def action_space(action_type: str) -> spaces.Box:
+    """Box of "ee" (xyz in m, quat_wxyz, gripper, per arm, [16]) or "qpos" (6 rad, gripper, per arm, [14]) actions."""
+    if action_type == "ee":
+        low = [-REACH_M] * 2 + [0.0] + [-1.0] * 4 + [0.0]
+        high = [REACH_M] * 3 + [1.0] * 4 + [1.0]
+    else:
+        low = [*scene.JOINT_RANGE[:, 0], 0.0]
+        high = [*scene.JOINT_RANGE[:, 1], 1.0]
+    size = EE_DIM if action_type == "ee" else QPOS_DIM
+    return spaces.Box(np.tile(low, 2), np.tile(high, 2), shape=(size,), dtype=np.float64)
+
+
+def observation_space(image_size: int | None) -> spaces.Dict:
+    """Dict space of the observation; without "observation" (the cameras) when `image_size` is None."""
+    joint_action: dict[str, spaces.Space] = {}
+    endpose: dict[str, spaces.Space] = {}
+    gripper = spaces.Box(0.0, 1.0, shape=(), dtype=np.float64)
+    for arm in ARMS:
+        joints = spaces.Box(scene.JOINT_RANGE[:, 0], scene.JOINT_RANGE[:, 1], dtype=np.float64)
+        joint_action |= {f"{arm}_arm": joints, f"{arm}_gripper": gripper}
+        bound = np.array([REACH_M] * 3 + [1.0 + 1e-9] * 4)
+        endpose |= {f"{arm}_endpose": spaces.Box(-bound, bound, dtype=np.float64), f"{arm}_gripper": gripper}
+    joint_action["vector"] = action_space("qpos")
+    layout: dict[str, spaces.Space] = {
+        "joint_action": spaces.Dict(joint_action),
+        "endpose": spaces.Dict(endpose),
+        "instruction": spaces.Text(MAX_INSTRUCTION, charset=string.ascii_letters + string.digits + " .,;:'-"),
+    }
+    if image_size is not None:
+        rgb = spaces.Box(0, 255, shape=(image_size, image_size, 3), dtype=np.uint8)
+        layout["observation"] = spaces.Dict({camera: spaces.Dict({"rgb": rgb}) for camera in CAMERAS})
+    return spaces.Dict(layout)
+
 
 ARM_CTRL = np.array([[0, 1, 2, 3, 4, 5], [8, 9, 10, 11, 12, 13]])
+
 FINGER_CTRL = np.array([[6, 7], [14, 15]])
+
 SUB_BLOCKS = 4
 """Joint targets move from the old to the new command in this many pieces: full steps would jerk the arms."""
+
 MAX_JOINT_STEP_RAD = 0.3
 """Largest change of a joint target in one control step (3.75 rad/s)."""
+
 WORKSPACE_M = np.array([[-0.9, 0.9], [-0.9, 0.9], [0.6, 1.6]])
 
 
@@ -142,7 +231,7 @@ class TabletopEnv(Bimanual):
         return self._task.stages
 
     def save(self) -> bytes:
-        """Everything that decides how the episode continues; see `envs.tabletop.snapshot`."""
+        """Everything that decides how the episode continues; see `envs.tabletop.env`."""
         fields = {
             "task": self.task,
             "variant": self.variant,
@@ -152,18 +241,18 @@ class TabletopEnv(Bimanual):
             "instruction": self.instruction,
             "rng": self.np_random.bit_generator.state,
         }
-        return snapshot.pack(self._model, self._data, fields)
+        return pack(self._model, self._data, fields)
 
     def load(self, data: bytes) -> None:
         """Continue from a snapshot of the same task and variant, bit for bit; ValueError if it does not fit."""
-        header, state = snapshot.unpack(data)
+        header, state = unpack(data)
         self._check_owner((header["task"], header["variant"]))
         if header["seed"] != self.scene_seed:
             self._build(header["seed"])
         self.step_count, self.success = header["step_count"], header["success"]
         self.instruction = header["instruction"]
         self.np_random.bit_generator.state = header["rng"]
-        snapshot.restore(self._model, self._data, state)
+        restore(self._model, self._data, state)
         self._world.refresh()
 
     def render(self) -> np.ndarray | None:
@@ -210,8 +299,8 @@ class TabletopEnv(Bimanual):
             self._use_model(copy.copy(self._template))
             randomize(self._model, looks)
         mujoco.mj_resetData(self._model, self._data)
-        self._data.qpos[ARM_CTRL] = robot.HOME_JOINTS
-        self._data.qpos[FINGER_CTRL] = robot.FINGER_TRAVEL_M
+        self._data.qpos[ARM_CTRL] = scene.HOME_JOINTS
+        self._data.qpos[FINGER_CTRL] = scene.FINGER_TRAVEL_M
         self._data.ctrl[:] = self._data.qpos[: self._model.nu]
         self._task.reset(self._world, layout)
         self._settle()
@@ -229,10 +318,10 @@ class TabletopEnv(Bimanual):
             joints, grippers = self._joints(action), action[[7, 15]]
         else:
             joints, grippers = action.reshape(2, 7)[:, :6], action[[6, 13]]
-            joints = np.clip(joints, *robot.JOINT_RANGE.T)
+            joints = np.clip(joints, *scene.JOINT_RANGE.T)
         target = np.empty(self._model.nu)
         target[ARM_CTRL] = joints
-        target[FINGER_CTRL] = np.clip(grippers, 0.0, 1.0)[:, None] * robot.FINGER_TRAVEL_M
+        target[FINGER_CTRL] = np.clip(grippers, 0.0, 1.0)[:, None] * scene.FINGER_TRAVEL_M
         return target
 
     def _joints(self, ee: np.ndarray) -> np.ndarray:

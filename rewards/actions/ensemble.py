@@ -2,6 +2,8 @@
 
 Members differ in their starting weights and in the order of their rows (deep ensembles, arXiv:1612.01474); where they
 disagree, nobody knows. Letters: M members, n episodes, N chunks, V views, S image side, D latent size.
+
+Rewards of whole episodes, `def reward(episodes) -> list[float | None]`, None meaning not applicable.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from envs.types import Candidates, Episode
-from rewards.actions.frames import FrameBatch, FrameScore
-from rewards.actions.world_model import TransitionBatch, WorldModel, conditions
+from rewards.actions.networks import FrameBatch, FrameScore, TransitionBatch, WorldModel, conditions
 
 WEIGHTS_FILE, INFO_FILE = "reward_model.safetensors", "reward_model.json"
+
 KINDS = ("success", "progress", "world_model")
+
 GROUP = "reward"
 """The one parameter group of an ensemble."""
+
 ROWS = 128
 """Pictures encoded at once when something is scored."""
 
@@ -199,3 +203,8 @@ class RewardObjective:
         names = found[0][1]
         metrics = {name: torch.stack([metrics[name].detach() for _, metrics in found]).mean() for name in names}
         return torch.stack([loss for loss, _ in found]).mean(), metrics
+
+
+def success(episodes: Sequence[Episode]) -> list[float | None]:
+    """1 for an episode that reached the task's goal within its step limit, else 0."""
+    return [float(episode.success) for episode in episodes]

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from algos.batch import ObservationBatch
 from rl_lab.model.action_expert import Prefix
-from rl_lab.model.masks import let_padding_see_itself, position_ids, prefix_layout, prefix_mask, prefix_valid
+from rl_lab.model.layout import Layout, let_padding_see_itself, position_ids, prefix_layout, prefix_mask, prefix_valid
 from rl_lab.model.mot import DecoderLayer, LayerCache, Route, Tower, attend, attention_bias, rotary
-from rl_lab.model.packing import Layout
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 

@@ -4,7 +4,7 @@
 of a policy have half of the tokens that they may have: the model gets them as its processor makes them, padded to the
 longest of the batch, the direct formulation padded to the full length, as the released code pads. Rows of language
 models are the same for both. `compiled` is the model's training step with its blocks compiled
-(`rl_lab.model.compiling`); all other kinds run as they are written.
+(`rl_lab.model.sharding`); all other kinds run as they are written.
 
 The floor is the larger of two times: the step's arithmetic at the measured rate of a large matrix product, and the
 weights it must read and write (with cached keys and values, where there are any) at the measured rate of a large copy.
@@ -34,16 +34,15 @@ from algos.objective import FlowPolicy
 from rl_lab.benchmarks.direct import DirectPolicy, DirectVLM, segment_mask
 from rl_lab.benchmarks.options import Device, check_device
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
-from rl_lab.config.model import Preset
-from rl_lab.config.section import Processes, Rounds, Rows
+from rl_lab.config.section import Preset, Processes, Rounds, Rows
 from rl_lab.errors import UserError
-from rl_lab.learning.master_weights import adamw
-from rl_lab.model.compiling import check_compiler, compile_blocks
+from rl_lab.learner.optim import adamw
+from rl_lab.model.action_expert import euler_times
 from rl_lab.model.config import HyVLAConfig
-from rl_lab.model.flow import euler_times
 from rl_lab.model.mot import LayerCache
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
+from rl_lab.model.sharding import check_compiler, compile_blocks
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from rl_lab.model.vlm_config import HyVLMConfig
 

@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from algos.curriculum_options import CurriculumOptions
+from algos.curriculum.options import CurriculumOptions
 from rl_lab.config.section import PositiveInt, Rows
+from rl_lab.curriculum.store import POOL_FILE, PoolItem, PoolStore
 from rl_lab.errors import UserError
-from rl_lab.pool.store import POOL_FILE, PoolItem, PoolStore
 
 CATEGORIES = ("perception", "prediction", "interaction", "planning")
 GROUP = 16

@@ -23,13 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from algos.rft_options import RFTOptions
+from algos.rft import RFTOptions
 from envs.spatial_qa.items import Item
 from rl_lab.config.section import PositiveInt, Rows, Tokens
+from rl_lab.drivers.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.errors import UserError
-from rl_lab.language.rft_kept import KEPT_FILE
-from rl_lab.language.rft_selection import RFT_FILE, RFTSelection
-from rl_lab.language.rollout_store import FOLDER, RolloutStore, Row
+from rl_lab.records.rollouts import FOLDER, KEPT_FILE, RolloutStore, Row
 from rl_lab.records.types import Completion, Prompt, RolloutGroup
 
 VOCABULARY = np.array([f"word{number}" for number in range(2000)])

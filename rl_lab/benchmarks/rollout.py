@@ -20,15 +20,13 @@ from pydantic import Field
 
 from rl_lab.benchmarks.model import seconds
 from rl_lab.benchmarks.options import Device, check_device, check_divides
-from rl_lab.config.model import Preset
-from rl_lab.config.section import AtLeastOne, Pixels, Processes, Rounds, Rows, Tokens
-from rl_lab.model.conversion import vlm_config, vlm_processor
+from rl_lab.config.section import AtLeastOne, Pixels, Preset, Processes, Rounds, Rows, Tokens
+from rl_lab.model.checkpoint import publish, vlm_config, vlm_processor
 from rl_lab.model.presets import preset_config
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from rl_lab.records.types import Prompt, Sampling
-from rl_lab.workers.rollout import EngineOptions, RolloutEngine, snapshot_tensors
-from rl_lab.workers.weights import publish
+from rl_lab.workers.engine import EngineOptions, RolloutEngine, snapshot_tensors
 
 PICTURE = "".join(ROLES[role] for role in ("vision_start", "image", "latent", "vision_end"))
 WORD_IDS = (100, 1000)

@@ -23,9 +23,8 @@ from algos.batch import ObservationBatch, PreferenceBatch
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO, rpro_loss
 from rl_lab.benchmarks.options import Device, check_device
-from rl_lab.config.model import Preset
-from rl_lab.config.section import AtLeastOne, Rounds, Rows
-from rl_lab.learning.master_weights import adamw
+from rl_lab.config.section import AtLeastOne, Preset, Rounds, Rows
+from rl_lab.learner.optim import adamw
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 

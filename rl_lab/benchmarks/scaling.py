@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from algos.flowpro import RPRO
-from algos.grpo_options import GRPOOptions
+from algos.grpo import GRPOOptions
 from envs.rollback import RollbackConfig
 from envs.spatial_qa.items import Item
 from envs.types import Episode
@@ -29,22 +29,19 @@ from rl_lab.benchmarks.options import check_divides
 from rl_lab.benchmarks.rollout import PICTURE, WORD_IDS
 from rl_lab.benchmarks.rpro import random_batch
 from rl_lab.config.language import RLConfig
-from rl_lab.config.model import Preset
-from rl_lab.config.section import AtLeastOne, Rounds, Rows, Tokens
-from rl_lab.language.training import GRPOPlan, GRPOTraining
-from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
-from rl_lab.learning.learner import Learner, Optimiser
-from rl_lab.model.conversion import vlm_config, vlm_processor
+from rl_lab.config.section import AtLeastOne, Preset, Rounds, Rows, Tokens
+from rl_lab.learner.language import GRPOPlan, GRPOTraining
+from rl_lab.learner.learner import Learner, Optimiser
+from rl_lab.model.checkpoint import CheckpointInfo, publish, save_policy, vlm_config, vlm_processor
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from rl_lab.records.types import Prompt, RolloutGroup, Sampling, filled
-from rl_lab.workers.correctors import CorrectorPlan
-from rl_lab.workers.rollout import EngineOptions, RolloutEngine
+from rl_lab.workers.engine import EngineOptions, RolloutEngine
+from rl_lab.workers.policy import CorrectorPlan
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
-from rl_lab.workers.weights import publish
 
 TASK = "handover_block"
 ROLLBACK = RollbackConfig(execute=8)
@@ -174,7 +171,7 @@ class FlowPROStep:
 
     def _processor(self, policy: HyVLAPolicy) -> PolicyProcessor:
         from algos.chunks import Timing
-        from rl_lab.action.batching import fit_processor
+        from rl_lab.records.action_batches import fit_processor
 
         demo = [one for one in self.simulation.demonstrate(self._unit(1), 0.0) if isinstance(one, Episode)]
         return fit_processor(policy.config, demo, Timing(policy.chunk_size))

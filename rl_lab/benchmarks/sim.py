@@ -18,7 +18,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from envs.tabletop import snapshot
+from envs.tabletop import env as snapshot
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import SUBSTEPS, compile_scene
 from envs.tabletop.tasks import TASKS

@@ -1,4 +1,13 @@
-"""Settings of the language side: questions, cold start, examinations and reinforcement learning."""
+"""Settings of the language side: questions, cold start, examinations and reinforcement learning.
+
+Settings of on-policy distillation: of the student, of its teacher, and of the control that imitates the teacher.
+
+Settings of rejection-sampling fine-tuning: how traces are sampled and chosen, and how a model is trained on them.
+
+Settings of an outcome reward model: which stored answers it learns from, what of them, and how it is trained.
+
+Settings of a judge that the run serves itself.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +16,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from algos.curriculum_options import CurriculumOptions
-from algos.grpo_options import GRPOOptions, known_options
+from algos.curriculum.options import CurriculumOptions
+from algos.distillation import DistillationOptions
+from algos.grpo import GRPOOptions, known_options
+from algos.rft import RFTOptions
 from rewards.config import RewardConfig
 from rl_lab.config.section import (
     AS_DICT,
@@ -20,14 +31,17 @@ from rl_lab.config.section import (
     AtLeastOne,
     Backend,
     Fraction,
+    ModelConfig,
     NonNegativeFloat,
     NonNegativeInt,
     OptimiserConfig,
     Pixels,
     PositiveFloat,
     PositiveInt,
+    Rounds,
     Rows,
     ScheduleConfig,
+    Seconds,
     Section,
     Tokens,
     check_trl,
@@ -39,23 +53,27 @@ Rewards = Annotated[
     reader(RewardConfig, most={"judge.concurrency": MAX_PROCESSES, "judge.max_tokens": MAX_TOKENS}),
     AS_DICT,
 ]
+
 BATCH_SIZE = 8
 """Groups of a step where the file says nothing; the curriculum itself has no default."""
+
 Curriculum = Annotated[
     CurriculumOptions,
     reader(CurriculumOptions, lambda value: {"batch_size": BATCH_SIZE} | dict(value), {"batch_size": MAX_ROWS}),
     AS_DICT,
 ]
+
 _LARGEST_GRPO = {
     "num_generations": MAX_ROWS,
     "max_completion_length": MAX_TOKENS,
     "num_iterations": MAX_ROUNDS,
 }
+
 GRPO = Annotated[GRPOOptions, reader(GRPOOptions, known_options, _LARGEST_GRPO), AS_DICT]
 
 
 class QuestionsConfig(Section):
-    """Questions over images: generated ones, or files of one's own (`rl_lab.language.question_data`)."""
+    """Questions over images: generated ones, or files of one's own (`rl_lab.records.questions`)."""
 
     tasks: AnyNumber[str] = ()
     """Generators of `envs.spatial_qa`; () for all of them."""
@@ -174,3 +192,209 @@ class RLConfig(ScheduleConfig):
                 f"staleness is {self.staleness}, but TRL's trainer samples and trains in turns; set it to 0"
             )
         return self
+
+
+Trained = AtLeastOne[Literal["vision", "vlm"]]
+"""Parameter groups that are trained."""
+
+
+class DistillConfig(ScheduleConfig):
+    """On-policy distillation: how answers are sampled and compared, for how long, and what stops it.
+
+    `divergence` to `average` are options of `algos.distillation`.
+    """
+
+    replicate: Rounds = 1
+    """1, 2, ...: another one has other random streams, with the same student, teacher and traces."""
+    steps: PositiveInt = 150
+    """Batches of answers, one optimiser step each."""
+    lr: PositiveFloat = 3e-4
+    warmup: NonNegativeInt = 5
+    final_lr_fraction: Fraction = 0.1
+    weight_decay: NonNegativeFloat = 0.0
+    train: Trained = ("vision", "vlm")
+    rows_at_once: Rows | None = None
+    """Answers that go through the models together; a larger batch is learned in parts. None: all of them."""
+    batch_size: Rows = 16
+    """Prompts of a step, drawn evenly from the pool."""
+    num_generations: Rows = 1
+    """Answers of the student to each prompt."""
+    max_completion_length: Tokens = 256
+    temperature: PositiveFloat = 1.0
+    """Of the student's answers, and what both models' logits are divided by where they are compared; as in TRL."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    beta: Fraction = 0.5
+    top_k: Rows | None = None
+    tail: Literal["bucket", "renormalise"] = "bucket"
+    average: Literal["sequence", "token"] = "sequence"
+    scored_by: Literal["learner", "engine"] = "learner"
+    """learner: the teacher's model lies beside the student's. engine: vLLM engines of its own hold the teacher and say
+    its `top_k` most likely tokens."""
+    reward_weight: NonNegativeFloat = 0.0
+    """Weight of the GRPO loss (section `grpo`) on the same answers that is added to the divergence; 0 for none."""
+    staleness: NonNegativeInt = 0
+    """Weight versions that answers may be behind: batches that are answered while earlier ones train. 0: in turns."""
+    examine_every: NonNegativeInt = 20
+    """Steps between short examinations on the held-out questions, one answer each; 0 for none."""
+    mismatch_limit: PositiveFloat = 0.1
+    """With a reward weight: mean |log pi_trainer - log pi_engine| of the newest answers at which the run stops."""
+
+    def options(self) -> DistillationOptions:
+        """How the two models are compared."""
+        names = ("divergence", "beta", "temperature", "top_k", "tail", "average")
+        return DistillationOptions(**self.model_dump(include=set(names)))
+
+    @model_validator(mode="after")
+    def _works(self) -> Self:
+        self.options()  # ValueError for options that do not go together
+        if self.reward_weight and self.num_generations < 2:
+            raise ValueError(
+                f"reward_weight is {self.reward_weight:g} but num_generations is {self.num_generations}; rewards are "
+                "compared within the answers to one prompt, so sample at least 2, or leave reward_weight out"
+            )
+        if self.scored_by == "engine" and self.top_k is None:
+            raise ValueError("scored_by is engine, which says the most likely tokens only; set top_k")
+        if self.scored_by == "engine" and self.temperature != 1:
+            raise ValueError(
+                f"scored_by is engine but temperature is {self.temperature:g}: an engine knows a prompt's "
+                "log-probabilities at temperature 1 only; set temperature to 1, or scored_by to learner"
+            )
+        return self
+
+
+class TeacherConfig(Section):
+    """The model that the student learns from: a base model of its own, or a checkpoint as it is."""
+
+    model: ModelConfig = ModelConfig(preset="small")
+    """Its sizes, or `path`: any checkpoint with the student's tokenizer and chat template."""
+    cold_start: ColdStartConfig | None = None
+    """How it is trained on the worked solutions; None: like a base model without settings, or, with `model.path`, not
+    at all."""
+
+    @property
+    def training(self) -> ColdStartConfig | None:
+        """The settings of its training; None: there is none."""
+        return self.cold_start or (ColdStartConfig() if self.model.path is None else None)
+
+
+class ImitateConfig(ScheduleConfig):
+    """The control: cross-entropy on the teacher's own answers, from the same student."""
+
+    replicate: Rounds = 1
+    """1, 2, ...: another one has other random streams, with the same student, teacher and traces."""
+    steps: PositiveInt = 300
+    """Optimiser steps, on `batch_size` answers each."""
+    lr: PositiveFloat = 3e-4
+    warmup: NonNegativeInt = 5
+    final_lr_fraction: Fraction = 0.1
+    weight_decay: NonNegativeFloat = 0.0
+    train: Trained = ("vision", "vlm")
+    rows_at_once: Rows | None = None
+    batch_size: Rows = 16
+    examine_every: NonNegativeInt = 20
+    """Steps between short examinations on the held-out questions, one answer each; 0 for none."""
+
+
+Select = Annotated[RFTOptions, reader(RFTOptions, most={"max_tokens": MAX_TOKENS}), AS_DICT]
+
+
+class TracesConfig(Section):
+    """Traces of the newest model on the questions of the pool. A section of its own, so that they are not sampled again
+    for other settings of the training behind them."""
+
+    samples: Rows = 8
+    """Traces of each question."""
+    items: PositiveInt | None = None
+    """Questions that are asked, drawn from the pool by the run's seed; None: all of the pool."""
+    temperature: PositiveFloat = 1.0
+    max_tokens: Tokens = 256
+    select: Select = RFTOptions()
+    """Which traces are kept; `select.min_judge_score` asks the judge of `rewards.judge` about their reasoning."""
+
+
+class RFTConfig(OptimiserConfig):
+    """Cross-entropy on the kept traces, everything of the vision-language model trainable."""
+
+    start: Literal["current", "base"] = "current"
+    """The weights that are fine-tuned: those of the newest model, which wrote the traces, or those of the cold start
+    (without one, the checkpoint of `model.path`)."""
+    steps: PositiveInt = 200
+    batch_size: Rows = 32
+    lr: PositiveFloat = 3e-4
+    warmup: NonNegativeInt = 20
+    final_lr_fraction: Fraction = 0.1
+    backend: Backend = "lab"
+
+    @model_validator(mode="after")
+    def _trl_has_it(self) -> Self:
+        check_trl(self.backend, lora=self.lora, ema=self.ema)
+        return self
+
+
+class OutcomeConfig(OptimiserConfig):
+    """A scalar head on the vision-language model, everything of it trainable; `algos.outcome` has the losses."""
+
+    run: str | None = None
+    """Run folder whose stored answers are learned from; None: traces of the newest model, as `traces` says."""
+    classifier: str | None = None
+    """Folder of a sequence classifier, or of a model that gets its head, which reads question and answer as text and is
+    trained in place of the vision-language model."""
+    learns: Literal["correctness", "preference"] = "correctness"
+    """From single answers, which are correct or not, or from pairs of answers to the same question."""
+    threshold: Fraction = 0.5
+    """True reward from which an answer is correct."""
+    margin: Fraction = 0.1
+    """Least difference of the true rewards of a pair."""
+    pairs: PositiveInt = 4
+    """Pairs of each question, at most."""
+    calibration: Fraction = 0.15
+    """Share of the scenes on which probabilities are fitted."""
+    test: Fraction = 0.15
+    """Share of the scenes on which the finished model is examined; neither is trained on."""
+    members: Rows = 1
+    """Models of the ensemble, each with a head and an order of rows of its own (arXiv:1612.01474)."""
+    steps: PositiveInt = 300
+    batch_size: Rows = 32
+    lr: PositiveFloat = 3e-4
+    warmup: NonNegativeInt = 20
+    final_lr_fraction: Fraction = 0.1
+    backend: Backend = "lab"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_trl(self.backend, lora=self.lora, ema=self.ema)
+        if self.classifier is not None and self.backend != "trl":
+            raise ValueError("classifier is trained by TRL's RewardTrainer; set backend: trl and learns: preference")
+        if self.backend == "trl" and self.learns == "correctness":
+            raise ValueError("backend is trl, whose RewardTrainer learns from pairs only; set learns: preference")
+        if not (self.calibration > 0 and self.test > 0 and self.calibration + self.test < 1):
+            shares = f"calibration is {self.calibration:g} and test {self.test:g}"
+            raise ValueError(f"{shares}; give each a share, and leave some to train on")
+        return self
+
+
+JUDGE_URL = "RL_LAB_JUDGE_URL"
+"""Environment variable with the address of the run's own judge, its key in it as a password."""
+
+JUDGE_KEY = "RL_LAB_JUDGE_KEY"
+"""Environment variable of the judge's server: the header `Authorization` that it asks for."""
+
+JUDGE_MODEL = "judge"
+"""The name under which it is served."""
+
+
+class JudgeServerConfig(Section):
+    """A model that vLLM serves for this run, to score open answers and traces; it is placed as `placement.judges` says.
+
+    rewards.judge asks it with `{base_url: $RL_LAB_JUDGE_URL, model: judge}`.
+    """
+
+    path: str
+    """Folder of any chat model that vLLM serves."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_model_len: Tokens = 4096
+    """Tokens of a question, with the answer to be judged, and of the verdict."""
+    max_num_seqs: Rows = 16
+    kv_cache_gib: PositiveFloat = 1.0
+    start_timeout_s: Seconds = 900.0
+    """Until it answers for the first time."""

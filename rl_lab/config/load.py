@@ -14,11 +14,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rl_lab.config.action import ObjectiveConfig
+from rl_lab.config.actions import ObjectiveConfig
 from rl_lab.config.pipeline import GateStage, Repeat
 from rl_lab.config.schema import EnvConfig, RunConfig
 from rl_lab.errors import UserError
-from rl_lab.yaml_text import MAX_DEPTH, parse_yaml, read_yaml
+from rl_lab.reading import MAX_DEPTH, parse_yaml, read_yaml
 
 Tree = dict[str, Any]
 Check = Callable[[RunConfig], None]

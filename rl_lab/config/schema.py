@@ -11,49 +11,50 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from algos.curriculum_options import CurriculumOptions
-from algos.grpo_options import GRPOOptions
+from algos.curriculum.options import CurriculumOptions
+from algos.grpo import GRPOOptions
 from algos.methods import find_method
 from envs.tabletop import TASK_NAMES, VARIANTS
 from rewards.config import RewardConfig
-from rl_lab.config.action import (
+from rl_lab.config.actions import (
     BuffersConfig,
+    CandidatesConfig,
     CollectConfig,
     DemosConfig,
     EvalConfig,
     ObjectiveConfig,
     OptimiseConfig,
-    SFTConfig,
-)
-from rl_lab.config.action_rewards import (
-    CandidatesConfig,
     RankingConfig,
     RecordConfig,
     RewardModelsConfig,
+    SFTConfig,
     check_rankings,
 )
-from rl_lab.config.distill import DistillConfig, ImitateConfig, TeacherConfig
 from rl_lab.config.joint import JointConfig
-from rl_lab.config.judge import JudgeServerConfig
 from rl_lab.config.language import (
     BATCH_SIZE,
     GRPO,
     ColdStartConfig,
     Curriculum,
+    DistillConfig,
     EngineConfig,
     ExamineConfig,
+    ImitateConfig,
+    JudgeServerConfig,
+    OutcomeConfig,
     QuestionsConfig,
     Rewards,
+    RFTConfig,
     RLConfig,
+    TeacherConfig,
+    TracesConfig,
 )
-from rl_lab.config.model import ModelConfig
-from rl_lab.config.outcome import OutcomeConfig
 from rl_lab.config.pipeline import ENGINE_STAGES, Repeat, Stage, stage_names
 from rl_lab.config.placement import Placement, PlacementBlock
-from rl_lab.config.rft import RFTConfig, TracesConfig
 from rl_lab.config.section import (
     MAX_PROCESSES,
     AnyNumber,
+    ModelConfig,
     Named,
     Pixels,
     PositiveInt,
@@ -146,7 +147,7 @@ class RunConfig(Section):
     """What examinations score by; None: by `rewards`. In a sweep that is the truth, and variants train on others."""
     sweep: SweepConfig | None = None
     curriculum: Curriculum = CurriculumOptions(batch_size=BATCH_SIZE)
-    """How the items of a step are chosen: options of `algos.curriculum_options`."""
+    """How the items of a step are chosen: options of `algos.curriculum.options`."""
     other_schemes: AnyNumber[Literal["frontier", "uniform", "dynamic", "difficulty_pools"]] = ()
     """Schemes that run beside `curriculum.scheme` from the same base, with the same steps."""
     replicates: Rounds = 1

@@ -1,4 +1,7 @@
-"""What every section of the configuration shares: strictness, types of numbers, and how something is optimised."""
+"""What every section of the configuration shares: strictness, types of numbers, and how something is optimised.
+
+Which model a run starts from.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
+from algos.chunks import FirstSlot
 from rewards.config import read_config
 from rl_lab.reading import leaves
 
 Settings = TypeVar("Settings")
+
 Key = TypeVar("Key")
+
 Value = TypeVar("Value")
 
 # Every number of a run has bounds, so that a typed zero too many is named at once, not by a machine that is out of
@@ -20,38 +26,61 @@ Value = TypeVar("Value")
 # stands in nobody's way.
 MOST = 10_000_000
 """Steps, episodes, questions: the papers' largest set has a million traces."""
+
 LARGEST = 1e6
 """Rates, weights and amounts: float32 resolves no more beside 1."""
+
 MAX_ROWS = 65_536
 """What a device holds at the same time: rows of a batch, answers to a prompt, members of an ensemble."""
+
 MAX_TOKENS = 2**20
 """Of a context: a million, as the longest of any model."""
+
 MAX_PROCESSES = 1024
 """Of one kind, ranks and threads: a large node has some hundred cores."""
+
 MAX_ROUNDS = 1000
 """What becomes stages of the graph, each with files of its own."""
+
 MAX_PIXELS = 4096
 """Side of an image."""
+
 LONGEST = 10_000
 """Entries of a list or a mapping that a person writes."""
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
 PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+
 NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
+
 PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
+
 NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
+
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """A signed integer of 64 bits, as JSON readers and simulators take."""
+
 Processes = Annotated[int, Field(gt=0, le=MAX_PROCESSES)]
+
 Rounds = Annotated[int, Field(gt=0, le=MAX_ROUNDS)]
+
 Rows = Annotated[int, Field(gt=0, le=MAX_ROWS)]
+
 Tokens = Annotated[int, Field(gt=0, le=MAX_TOKENS)]
+
 ControlSteps = Annotated[int, Field(gt=0, le=10_000)]
 """Of an episode: 13 minutes at 12.5 Hz."""
+
 Pixels = Annotated[int, Field(gt=0, le=MAX_PIXELS)]
+
 Seconds = Annotated[float, Field(gt=0, le=LARGEST)]
 """Of waiting: twelve days."""
+
 AnyNumber = Annotated[tuple[Value, ...], Field(max_length=LONGEST)]
+
 AtLeastOne = Annotated[tuple[Value, ...], Field(min_length=1, max_length=LONGEST)]
+
 Named = Annotated[dict[Key, Value], Field(max_length=LONGEST)]
 
 Backend = Literal["lab", "trl"]
@@ -141,3 +170,66 @@ class OptimiserConfig(ScheduleConfig):
     """Decay of the weight average that is kept as the model; 0 keeps the last weights."""
     ema_start: NonNegativeInt = 200
     """Step at which averaging begins."""
+
+
+Preset = Literal["nano", "small", "mini", "mot-2b"]
+
+
+class MemoryConfig(Section):
+    """Past frames that the policy sees (memory encoder of Hy-VLA, no weights of its own)."""
+
+    frames: Annotated[int, Field(ge=2, le=64)] = 6
+    """K, with the present one."""
+    interval: ControlSteps = 5
+    """Commands between two of them."""
+    layer_stride: Rounds | None = None
+    """Every so many blocks of the vision tower frames meet; None: as the preset or the checkpoint says (4)."""
+
+
+class ModelConfig(Section):
+    """The policy that SFT starts from."""
+
+    preset: Preset = "nano"
+    """Random weights of these sizes; ignored when `path` is given."""
+    path: str | None = None
+    """A checkpoint folder to start from instead."""
+    prediction: Literal["velocity", "action"] | None = None
+    """What the expert outputs; None: as the preset or the checkpoint says. Small models learn faster with action."""
+    time_density: Literal["beta", "uniform"] | None = None
+    """Density of the flow time in training; None: as the preset or the checkpoint says."""
+    loss_weight_clip: Fraction | None = None
+    """t_min of the weight (t / max(t, t_min))^2 on the velocity error, 0 for none; None: as the preset says."""
+    chunk_size: ControlSteps | None = None
+    """Commands of a chunk; None: as the preset or the checkpoint says."""
+    absolute_half: bool | None = None
+    """Predict every chunk twice, relative to its start and absolute, and command the mean; None: as the checkpoint."""
+    first_slot: FirstSlot | None = None
+    """Slot 0 of a chunk is the next command, or (as released) the pose at its start; None: as the checkpoint, next."""
+    visual_segment_isolation: bool | None = None
+    """An image's tokens see their own image only (as Hy-VLA's RoboTwin policy); None: as the preset or checkpoint."""
+    memory: MemoryConfig | None = None
+    """None: as the checkpoint, else the present frame alone."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of weights and layers; None: as the checkpoint, float32 without one. Training keeps float32 master weights."""
+
+    def options(self) -> dict[str, Any]:
+        """The model options that are set here, but for those of chunks."""
+        fields = {"prediction", "time_density", "loss_weight_clip", "visual_segment_isolation"}
+        options = self.model_dump(include=fields, exclude_none=True)
+        if self.loss_weight_clip == 0:
+            options["loss_weight_clip"] = None
+        if self.memory is not None:
+            options["use_video_encoder"] = True
+            if self.memory.layer_stride is not None:
+                options["spacetime_layer_stride"] = self.memory.layer_stride
+        return options
+
+    def chunk_options(self, num_tokens: int, has_absolute: bool) -> dict[str, Any]:
+        """The same of chunks, for a model of `num_tokens` action tokens, of which half may be absolute poses."""
+        commands = self.chunk_size or num_tokens // (2 if has_absolute else 1)
+        tokens = commands * (2 if self.predicts_absolute(has_absolute) else 1)
+        return {"chunk_size": tokens, "n_action_steps": tokens}
+
+    def predicts_absolute(self, has_absolute: bool) -> bool:
+        """Whether half of the action tokens are absolute poses, where the checkpoint has them or has not."""
+        return has_absolute if self.absolute_half is None else self.absolute_half

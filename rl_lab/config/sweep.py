@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rl_lab.config.action_rewards import RankingConfig
+from rl_lab.config.actions import RankingConfig
 from rl_lab.config.language import Rewards
 from rl_lab.config.section import Named, NonNegativeFloat, PositiveInt, Rounds, Section
 

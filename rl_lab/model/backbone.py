@@ -2,26 +2,40 @@
 
 Letters: B rows, S tokens of a row, T packed tokens, Tv of them patches, Tt of them text, D hidden, N rows of pixel
 values, n images, p patch side.
+
+What a model says about the tokens of a batch that are to be learned: only their logits are made, a part at a time.
+
+Letters: B rows, S tokens of a row, T packed tokens, K tokens to learn, D hidden, V vocabulary.
+
+Pictures of a batch whose rows may share them: the G answers to a prompt see its images, which are encoded once.
+
+Letters: B rows, S tokens of a row, N rows of pixel values, M pictures, p patch side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from rl_lab.model.mot import LanguageModel
-from rl_lab.model.options import refuse_unknown
-from rl_lab.model.packing import Layout, build_layout, text_layout
-from rl_lab.model.routing import Past, continuation_mask, run_packed
+from algos.batch import TensorRecord, TokenBatch, indices, send
+from algos.objective import NextTokens, TokenScores
+from rl_lab.model.chat import Grid, ImageProcessor, Picture
+from rl_lab.model.layout import Layout, build_layout, frame_grids, text_layout
+from rl_lab.model.mot import LanguageModel, Past, continuation_mask, run_packed
 from rl_lab.model.sharding import is_sharded
-from rl_lab.model.sizes import MERGE, TowerSizes, VisionSizes
 from rl_lab.model.vision import VisionTower, Visual
+from rl_lab.model.vlm_config import MERGE, VISUAL_ROLES, TowerSizes, VisionSizes, refuse_unknown
 
 
 def join_pixels(images: Tensor | None, videos: Tensor | None) -> Tensor | None:
@@ -168,3 +182,193 @@ def initialize(module: nn.Module, std: float) -> None:
         init.normal_(module.weight, std=std)
     elif isinstance(module, VisionTower):
         init.normal_(module.pos_embed, std=std)
+
+
+@dataclass
+class Pictures(TensorRecord):
+    """M different images and videos, and which of them every row shows."""
+
+    pixels: Tensor
+    """Patches of all pictures, one after the other, float [N, 3 * p * p]."""
+    grids: tuple[Grid, ...]
+    """Frames, height and width in patches of each."""
+    is_video: tuple[bool, ...]
+    """A video has other tokens than an image, also one of a single frame."""
+    shown: tuple[tuple[int, ...], ...]
+    """Pictures of every row, in the order of their tokens."""
+
+    @classmethod
+    def of_images(cls, images: Sequence[Picture], shown: Sequence[Sequence[int]], processor: ImageProcessor) -> Self:
+        """Images as a checkpoint's processor cuts them."""
+        done = [processor(image) for image in images]
+        return cls(
+            pixels=torch.from_numpy(np.concatenate([patches for patches, _ in done])),
+            grids=tuple(grid for _, grid in done),
+            is_video=(False,) * len(done),
+            shown=tuple(map(tuple, shown)),
+        )
+
+    def select(self, rows: Tensor) -> Self:
+        """These rows and the pictures that they show."""
+        shown = [self.shown[row] for row in rows.tolist()]
+        kept = sorted({index for row in shown for index in row})
+        parts = self.pixels.split([math.prod(grid) for grid in self.grids])
+        return replace(
+            self,
+            pixels=torch.cat([parts[index] for index in kept]) if kept else self.pixels[:0],
+            grids=tuple(self.grids[index] for index in kept),
+            is_video=tuple(self.is_video[index] for index in kept),
+            shown=tuple(tuple(kept.index(index) for index in row) for row in shown),
+        )
+
+    def _tokens_of(self, index: int) -> np.ndarray:
+        """Place of the encoded patches of a picture among those of all, after merging."""
+        counts = [math.prod(grid) // MERGE**2 for grid in self.grids]
+        start = list(accumulate(counts, initial=0))[index]
+        return np.arange(start, start + counts[index])
+
+    def layout(self, input_ids: Tensor, attention_mask: Tensor, special_token_ids: dict[str, int]) -> Layout:
+        """Layout of rows [B, S] that read each picture as often as they show it; see `build_layout`."""
+        order = [index for row in self.shown for index in row]
+        images = [index for index in order if not self.is_video[index]]
+        videos = [index for index in order if self.is_video[index]]
+        grids = [[self.grids[index] for index in part] or None for part in (images, videos)]
+        layout = build_layout(input_ids, attention_mask, special_token_ids, *grids)
+        if not order:
+            return replace(layout, grids=())
+        read = torch.from_numpy(np.concatenate([self._tokens_of(index) for index in images + videos]))
+        return replace(
+            layout,
+            grids=frame_grids(self.grids, None),
+            patch_order=read if layout.patch_order is None else read[layout.patch_order],
+        )
+
+
+def batch_layout(batch: TokenBatch, special_token_ids: dict[str, int]) -> Layout:
+    """Layout of a batch and its pictures, on the CPU."""
+    if batch.visual is None:
+        return build_layout(batch.input_ids, batch.attention_mask, special_token_ids)
+    return batch.visual.layout(batch.input_ids, batch.attention_mask, special_token_ids)
+
+
+LOGITS_AT_ONCE = 2**26
+"""Logits in memory at a time, 256 MiB in float32; with more of them, each part is computed again going backward."""
+
+NEVER_DRAWN = ("image", "video")
+"""Tokens that stand for patches. The engine's samplers lower their logits by `NEVER_DRAWN_BIAS`."""
+
+NEVER_DRAWN_BIAS = -100.0
+
+
+def sampling_bias(model: VisionLanguageModel) -> Tensor:
+    """What the engine adds to the logits before it divides by the temperature, float32 [V]."""
+    weight = model.language_model.lm_head.weight
+    bias = torch.zeros(weight.shape[0], device=weight.device)
+    for role in NEVER_DRAWN:
+        bias[model.special_token_ids[role]] = NEVER_DRAWN_BIAS
+    return bias
+
+
+def score_tokens(
+    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of targets [K], and entropy [K] of their distributions, of residual streams [K, D]; float32."""
+    logits = model.logits(hidden).float()
+    if temperature is not None:
+        logits = (logits + sampling_bias(model)) / temperature
+    logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(1, targets[:, None])[:, 0]
+    if not entropy:
+        return own, None
+    with torch.no_grad():
+        return own, -(logprobs.exp() * logprobs).sum(-1)
+
+
+def score_in_parts(
+    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`score_tokens` with at most `LOGITS_AT_ONCE` logits in memory."""
+    size = max(1, LOGITS_AT_ONCE // model.language_model.lm_head.weight.shape[0])
+    if len(targets) <= size:
+        return score_tokens(model, hidden, targets, temperature, entropy)
+    parts = [
+        checkpoint(score_tokens, model, some, ids, temperature, entropy, use_reentrant=False)
+        for some, ids in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    logprobs, spread = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(spread) if entropy else None
+
+
+def token_before(layout: Layout, places: Tensor) -> Tensor:
+    """Packed token just before each of the flat places [K] in the rows; that one predicts it."""
+    return places - 1 if layout.source.token is None else layout.source.token[places - 1]
+
+
+def residual_before(model: VisionLanguageModel, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Residual streams [K, D] that predict the tokens to learn, those tokens [K], and their flat places [K].
+
+    ValueError for a model that does not know its visual tokens and for a row whose first token is to be learned:
+    nothing predicts it.
+    """
+    if not set(VISUAL_ROLES) <= model.special_token_ids.keys():
+        raise ValueError(f"the model's special_token_ids must hold {', '.join(VISUAL_ROLES)} to read text and images")
+    valid, learned = batch.attention_mask.numpy(), batch.completion_mask.numpy()
+    if (learned & ~(valid & (valid.cumsum(1) > 1))).any():
+        raise ValueError("completion_mask marks padding or the first token of a row; mark tokens after the prompt")
+    device = model.language_model.lm_head.weight.device
+    layout, input_ids = batch_layout(batch, model.special_token_ids).to(device), send(batch.input_ids, device)
+    pixels = None if batch.visual is None else batch.visual.pixels
+    hidden = model.run(input_ids, layout, pixels if pixels is None or layout.num_patches else pixels[:0])
+    places = indices(batch.completion_mask, device)
+    return hidden[token_before(layout, places)], input_ids.flatten()[places], places
+
+
+def in_rows(batch: TokenBatch, places: Tensor, values: Tensor) -> Tensor:
+    """Values [K] at their flat places, 0 elsewhere, [B, S]."""
+    return values.new_zeros(batch.input_ids.numel()).index_copy(0, places, values).view(batch.input_ids.shape)
+
+
+def token_scores(
+    model: VisionLanguageModel, batch: TokenBatch, temperature: float | None = None, entropy: bool = False
+) -> TokenScores:
+    """Scores [B, S] of the tokens where `batch.completion_mask`; see `algos.objective.LanguagePolicy`.
+
+    ValueError as `residual_before`.
+    """
+    before, targets, places = residual_before(model, batch)
+    logprobs, spread = score_in_parts(model, before, targets, temperature, entropy)
+    return TokenScores(in_rows(batch, places, logprobs), None if spread is None else in_rows(batch, places, spread))
+
+
+def next_tokens(model: VisionLanguageModel, batch: TokenBatch) -> NextTokens:
+    """Distributions at the tokens to learn, whose logits are yet to be made; ValueError as `residual_before`."""
+    before, _, _ = residual_before(model, batch)
+    return NextTokens(before, lambda some: model.logits(some).float(), model.language_model.lm_head.weight.shape[0])
+
+
+def compare_tokens(
+    model: VisionLanguageModel,
+    batch: TokenBatch,
+    compare: Callable[..., tuple[Tensor, ...]],
+    given: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """What `compare` finds at the tokens to learn, each [B, S]; see `algos.objective.ComparablePolicy`.
+
+    Logits are made in parts of at most half of `LOGITS_AT_ONCE`: `compare` may make as many of another model.
+    ValueError as `residual_before`.
+    """
+    before, _, places = residual_before(model, batch)
+    size = max(1, LOGITS_AT_ONCE // 2 // model.language_model.lm_head.weight.shape[0])
+
+    def part(hidden: Tensor, *known: Tensor) -> tuple[Tensor, ...]:
+        return compare(model.logits(hidden).float(), *known)
+
+    if len(places) <= size:
+        found = part(before, *given)
+    else:
+        parts = [
+            checkpoint(part, *some, use_reentrant=False)
+            for some in zip(before.split(size), *(known.split(size) for known in given), strict=True)
+        ]
+        found = tuple(torch.cat(values) for values in zip(*parts, strict=True))
+    return tuple(in_rows(batch, places, values) for values in found)

@@ -13,18 +13,18 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal
 
-from rl_lab.model.sizes import (
+from rl_lab.model.vlm_config import (
     MAX_SIZE,
     MERGE,
     RELEASED_VISION_HEADS,
+    HyVLMConfig,
+    StoredConfig,
     TowerSizes,
     VisionSizes,
     check_size,
     check_sizes,
     tower_sizes,
 )
-from rl_lab.model.stored_config import StoredConfig
-from rl_lab.model.vlm_config import HyVLMConfig
 
 ENCODED_DIM = 20
 """Used numbers of a state or an action: per arm xyz, rot6d, gripper."""

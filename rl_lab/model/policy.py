@@ -1,11 +1,13 @@
 """The policy: `algos.objective.FlowPolicy` on the released weights' names.
 
 Letters: B observations, V cameras, S image side, T language tokens, N rows of actions, C chunk, A padded action size.
+
+From a batch as on the released model cards to a chunk of actions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -14,25 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from algos.batch import ObservationBatch
+from algos.batch import ObservationBatch, TokenBatch, send
 from algos.flow_matching import chunk_loss, interpolate, loss_weight, velocity_from_clean, velocity_target
-from algos.host import send
 from algos.objective import NextTokens, TokenScores
-from algos.token_batch import TokenBatch
-from rl_lab.model import flow
+from rl_lab.model import action_expert
 from rl_lab.model.action_expert import ActionModel, Prefix
-from rl_lab.model.backbone import initialize
+from rl_lab.model.backbone import compare_tokens, initialize, next_tokens, token_scores
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
-from rl_lab.model.loading import (
-    check_tied,
-    check_values,
-    check_weights,
-    checkpoint_folder,
-    complete_config,
-    no_progress_bars,
-    read_config,
-)
-from rl_lab.model.masks import (
+from rl_lab.model.layout import (
     TEXT_ROLES,
     PrefixLayout,
     let_padding_see_itself,
@@ -42,14 +33,26 @@ from rl_lab.model.masks import (
     prefix_valid,
     token_ids,
 )
-from rl_lab.model.memory import History
+from rl_lab.model.loading import (
+    IGNORED_KEYS,
+    check_finite,
+    check_tied,
+    check_values,
+    check_weights,
+    checkpoint_folder,
+    checkpoint_shapes,
+    complete_config,
+    no_progress_bars,
+    read_config,
+)
 from rl_lab.model.mot import attention_bias, run_prefix
-from rl_lab.model.patches import scale_pixels
-from rl_lab.model.token_scores import compare_tokens, next_tokens, token_scores
-from rl_lab.model.weights import IGNORED_KEYS, check_finite, checkpoint_shapes
+from rl_lab.model.processor import PolicyProcessor
+from rl_lab.model.vision import History, scale_pixels
 
 EMBEDDING = "model.dual_tower.vlm.model.language_model.model.embed_tokens.weight"
+
 OUTPUT_EMBEDDING = "model.dual_tower.vlm.model.language_model.lm_head.weight"
+
 TIED = (EMBEDDING, OUTPUT_EMBEDDING)
 
 
@@ -129,7 +132,7 @@ class HyVLAPolicy(PreTrainedModel):
         """Refused: ValueError."""
         raise ValueError(
             "a policy keeps the vocabulary of its checkpoint; resize the embedding of a "
-            "HunYuanVLMoTForConditionalGeneration and make the policy from it (rl_lab.model.conversion)"
+            "HunYuanVLMoTForConditionalGeneration and make the policy from it (rl_lab.model.checkpoint)"
         )
 
     @property
@@ -166,17 +169,17 @@ class HyVLAPolicy(PreTrainedModel):
     def token_logprobs(
         self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
     ) -> TokenScores:
-        """`algos.objective.LanguagePolicy`, by the vision-language side alone; see `rl_lab.model.token_scores`."""
+        """`algos.objective.LanguagePolicy`, by the vision-language side alone; see `rl_lab.model.backbone`."""
         return token_scores(self.model.vlm, batch, temperature, entropy)
 
     def next_tokens(self, batch: TokenBatch) -> NextTokens:
-        """`algos.objective.ComparablePolicy`; see `rl_lab.model.token_scores`."""
+        """`algos.objective.ComparablePolicy`; see `rl_lab.model.backbone`."""
         return next_tokens(self.model.vlm, batch)
 
     def compare_tokens(
         self, batch: TokenBatch, compare: Callable[..., tuple[Tensor, ...]], *given: Tensor
     ) -> tuple[Tensor, ...]:
-        """`algos.objective.ComparablePolicy`; see `rl_lab.model.token_scores`."""
+        """`algos.objective.ComparablePolicy`; see `rl_lab.model.backbone`."""
         return compare_tokens(self.model.vlm, batch, compare, given)
 
     def _layout(self, num_language: int) -> PrefixLayout:
@@ -247,7 +250,7 @@ class HyVLAPolicy(PreTrainedModel):
             return output
         # Padding is zero in every action, so the clean chunk is known there and sampling stays on the trained path.
         clean = F.pad(output[..., :ENCODED_DIM], (0, self.action_dim - ENCODED_DIM))
-        return velocity_from_clean(x_t, clean, time, flow.SMALLEST_TIME)
+        return velocity_from_clean(x_t, clean, time, action_expert.SMALLEST_TIME)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, time: Tensor, rows: Tensor | None = None) -> Tensor:
         """v(x_t, t) of noisy chunks [N, C, A] at times [N], float32 [N, C, A]; row i reads prefix row `rows[i]`."""
@@ -266,7 +269,7 @@ class HyVLAPolicy(PreTrainedModel):
         clip = self.config.loss_weight_clip
         if self.config.prediction == "velocity":
             return chunk_loss(output, velocity_target(padded, noise), loss_weight(time, clip), ENCODED_DIM)
-        return chunk_loss(output, padded, flow.clean_loss_weight(time, clip), ENCODED_DIM)
+        return chunk_loss(output, padded, action_expert.clean_loss_weight(time, clip), ENCODED_DIM)
 
     @torch.no_grad()
     def sample_actions(self, prefix: Prefix, noise: Tensor, num_steps: int | None = None) -> Tensor:
@@ -274,15 +277,48 @@ class HyVLAPolicy(PreTrainedModel):
         num_steps = num_steps or self.config.num_steps
         past = self.model.with_state(prefix)
         x_t = noise
-        for time in flow.euler_times(num_steps):
+        for time in action_expert.euler_times(num_steps):
             x_t = x_t - self._velocity(past, x_t, torch.full((len(x_t),), time, device=x_t.device)) / num_steps
         return x_t[..., :ENCODED_DIM]
 
     def sample_time(self, num: int, generator: torch.Generator) -> Tensor:
         """Training times of the config's density, [num]."""
-        return send(flow.sample_time(self.config.time_density, num, generator), self.device)
+        return send(action_expert.sample_time(self.config.time_density, num, generator), self.device)
 
     def sample_noise(self, num: int, generator: torch.Generator) -> Tensor:
         """Standard normal noise of all padded dims, [num, C, A]; of a host generator the same on every device."""
         shape = (num, self.chunk_size, self.action_dim)
         return send(torch.randn(shape, generator=generator, device=generator.device), self.device)
+
+
+@torch.inference_mode()
+def predict_action(
+    policy: HyVLAPolicy,
+    processor: PolicyProcessor,
+    batch: Mapping[str, Any],
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Normalised action chunks [B, C, 20], float32, of a batch with the released names (`PolicyProcessor.observe`).
+
+    Starts from `noise` [B, C, A], else from `generator`, else from torch's own random state. The batch may be on any
+    device. ValueError for a batch with other keys.
+
+        policy = HyVLAPolicy.from_pretrained(folder).to("cuda", torch.bfloat16).eval()
+        processor = PolicyProcessor.from_pretrained(folder)
+        views = torch.zeros(1, 6, 3, 480, 640)  # [B, K, C, H, W] in [0, 1]; K = 6 frames, the current one last
+        batch = {
+            "observation.images.top_head": views,
+            "observation.images.hand_left": views,
+            "observation.images.hand_right": views,
+            "observation.state": processor.normalize_state(poses),  # poses [B, 16]: xyz, quaternion wxyz, gripper
+            "task": ["pick up the bottle"],
+        }
+        chunk = predict_action(policy, processor, batch)
+        commands = processor.decode(chunk.cpu().numpy(), poses)  # absolute poses [B, H, 16]
+    """
+    observation = processor.observe(batch).to(policy.device)
+    if noise is None:
+        noise = policy.sample_noise(len(observation), generator or torch.default_generator)
+    return policy.sample_actions(policy.encode(observation), noise.to(policy.device))

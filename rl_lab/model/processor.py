@@ -20,14 +20,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from algos.batch import ObservationBatch
-from envs.commands import CommandError, check_commands
+from envs.bimanual import CommandError, check_commands
 from envs.se3 import blend, decode_absolute, encode_pose, from_relative, to_relative
 from envs.types import ARMS, Observation, camera_images, ee_pose
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
 from rl_lab.model.loading import checkpoint_folder
 from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
-from rl_lab.model.options import refuse_unknown
 from rl_lab.model.tokenizer import ASSISTANT, load_tokenizer, save_tokenizer
+from rl_lab.model.vlm_config import refuse_unknown
 
 WIDTH_LIMIT = 1000.0
 """Standard deviations. Of N numbers none lies further than sqrt(N - 1) of them from their mean (Samuelson's
@@ -186,7 +186,7 @@ class PolicyProcessor:
         """Normalised chunks [N, C, 20] to absolute commands, float64 [N, H, 16]; inverse of `encode`.
 
         CommandError for chunks that are not finite or lie `WIDTH_LIMIT` widths of the training data outside it, and for
-        commands beyond the bounds of `envs.commands`.
+        commands beyond the bounds of `envs.bimanual`.
         """
         _check_widths(np.asarray(chunks))
         tokens = np.asarray(chunks) * self.stats.token_std + self.stats.token_mean

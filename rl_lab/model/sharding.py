@@ -6,11 +6,22 @@ of their own: the action expert uses those of the language tower. What is in no 
 projections) is one unit that stays whole from the first call of a step to the end of its backward pass.
 
 What is saved is whole: `whole` gathers sharded tensors on the first rank, `share_like` gives a rank its part again.
+
+torch.compile of a policy's repeated blocks in training: each vision block and decoder layer, not the whole model.
+
+The blocks of a tower run the same code, so the kernels made for the first serve all, and the time to make them does not
+grow with depth. Weights, their names and gradient checkpointing, which works around a block, stay as they are.
+
+The ranks of a learner: processes that hold a part of its weights each, and take a part of the rows of every batch.
+
+A process is a rank where torch's process group was initialised (`rl_lab.workers.ranks` does); else there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rl_lab.errors import UserError
 from rl_lab.model.mot import DecoderLayer
 from rl_lab.model.vision import VisionBlock
 
@@ -118,3 +130,78 @@ def join(model: nn.Module) -> None:
                 if id(parameter) not in known:  # tied weights stay tied
                     known[id(parameter)] = nn.Parameter(parameter.full_tensor(), parameter.requires_grad)
                 module.register_parameter(name, known[id(parameter)])
+
+
+RECOMPILE_LIMIT = 32
+"""Variants of one kind of block (prefix, state, actions; with gradients or without; of fixed and of changing shape);
+any further one runs as it is, and torch warns."""
+
+
+def compile_blocks(model: Any) -> None:
+    """Compile the blocks of a policy in place, when they first run; copies of the model are not compiled."""
+    for module in model.modules():
+        if isinstance(module, DecoderLayer | VisionBlock):
+            module.compile(recompile_limit=RECOMPILE_LIMIT)
+
+
+def check_compiler() -> None:
+    """UserError if this machine lacks what torch.compile needs: a C++ compiler and Python's headers."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # here, because it takes a second to import
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    wanted = "torch.compile needs a C++ compiler and Python's headers (on Debian and Ubuntu g++ and python3-dev), but"
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UserError(f"{wanted} there is no compiler; install one, or name it in CXX") from error
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").is_file():
+        raise UserError(f"{wanted} there is no Python.h in {headers}; install them")
+
+
+def num_ranks() -> int:
+    """How many processes the learner has."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def this_rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
+def is_first_rank() -> bool:
+    """Whether this process writes the files of its learner."""
+    return this_rank() == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """A plain value of every rank, on every rank; all must call this."""
+    if num_ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def shard_heads(objective: Any) -> None:
+    """Shard the modules whose parameters an objective trains; a frozen reference stays whole on every rank."""
+    trained = {id(parameter) for parameter in objective.parameters()}
+    for module in vars(objective).values():
+        if isinstance(module, nn.Module) and trained & {id(parameter) for parameter in module.parameters()}:
+            shard(module)
+
+
+def share_moments(saved: dict[str, Any], parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
+    """An optimizer's state with this rank's parts of all that is as large as the parameters."""
+
+    def share(value: Any, parameter: nn.Parameter) -> Any:
+        return share_like(value, parameter) if isinstance(value, Tensor) else value
+
+    state = {
+        index: {key: share(value, parameters[index]) for key, value in entry.items()}
+        for index, entry in saved["state"].items()
+    }
+    if "masters" in saved:
+        state_of_masters = [share(*pair) for pair in zip(saved["masters"], parameters, strict=True)]
+        return saved | {"state": state, "masters": state_of_masters}
+    return saved | {"state": state}

@@ -3,13 +3,30 @@
 Letters: M images, n patches of one image, N patches of all images, W tower width, D output width, p side of a patch in
 pixels, K frames of a history.
 
-Images of all sizes are packed into one sequence [N, W] (`rl_lab.model.patches`): every product runs over all of it, and
+Images of all sizes are packed into one sequence [N, W] (`rl_lab.model.vision`): every product runs over all of it, and
 attention once per size.
+
+Images as packed patches.
+
+Letters: M images, n patches of one image, N patches of all images, h x w patch grid of an image, p side of a patch in
+pixels.
+
+Patches are kept in merge order, (h/2, w/2, 2, 2), from the start: blocks attend within one image without regard to
+order, and the merger then reads four neighbours as one slice. Images of one size lie together, as a run.
+
+The memory encoder of Hy-VLA (arXiv:2606.14409; released code): past frames inside the vision tower, no new weights.
+
+Letters: M groups of frames (observations times cameras), K frames of a group with the current one last, n patches of a
+frame, H heads, d head size, W tower width.
+
+Every `stride`-th block becomes space-time: each patch position attends causally over its K frames before the usual
+attention inside each frame. Time 0 is the *oldest* frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -17,9 +34,133 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rl_lab.model.config import MERGE, VisionSizes
-from rl_lab.model.memory import NO_HISTORY, History, add_time, time_embedding, values_over_time
-from rl_lab.model.patches import Run, keep_current, merge_order, pack_runs, patchify, reorder, split_runs
+from rl_lab.model.vlm_config import MERGE, VisionSizes
+
+
+@dataclass(frozen=True)
+class History:
+    """How the vision tower reads groups of frames."""
+
+    frames: int = 1
+    """K; consecutive images, the current one last."""
+    stride: int = 4
+    """Blocks stride - 1, 2 * stride - 1, ... are space-time."""
+    drop_layer: int | None = None
+    """Only the current frame enters this block and the later ones; None: all frames run to the end."""
+
+    def is_spacetime(self, block: int) -> bool:
+        """Whether frames meet in this block; a single frame has none to meet."""
+        return self.frames > 1 and block % self.stride == self.stride - 1
+
+    def cut(self, depth: int) -> int:
+        """Block of a tower of `depth` blocks before which the past frames are dropped.
+
+        Frames meet in space-time blocks only, so after the last of those past frames are of no use: dropping them
+        there, and not at the end, changes no number.
+        """
+        after_spacetime = depth // self.stride * self.stride
+        return after_spacetime if self.drop_layer is None else min(self.drop_layer, after_spacetime)
+
+
+NO_HISTORY = History()
+"""Every image by itself."""
+
+
+def time_embedding(frames: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Embedding of the frame's time t = 0 .. K - 1, float32 [K, W]; zero for the oldest frame.
+
+    e(t)[2j] = sin(t w_j), e(t)[2j + 1] = cos(t w_j) - 1, w_j = 100^(-2j / W).
+    """
+    frequency = 100.0 ** (-torch.arange(0, width, 2, device=device).float() / width)
+    angle = torch.arange(frames, device=device).float()[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos() - 1], dim=-1).flatten(1)
+
+
+def add_time(x: Tensor, time: Tensor) -> Tensor:
+    """Images [M * K, n, W] plus the embedding of each one's time, [K, W]."""
+    return (x.unflatten(0, (-1, len(time))) + time[:, None].to(x.dtype)).flatten(0, 1)
+
+
+def values_over_time(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
+    """Values mixed over time: at each patch and head, softmax(q k^T / sqrt(d)) v over this and earlier frames.
+
+    q, k, v and the result are [M * K, H, n, d]. Written out because the sequences are K long: fused attention kernels
+    pad them to whole tiles and limit how many there may be.
+    """
+    q, k, v = (heads.unflatten(0, (-1, frames)).movedim(1, -2) for heads in (q, k, v))  # [M, H, n, K, d]
+    scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
+    later = torch.ones(frames, frames, dtype=torch.bool, device=q.device).triu(1)
+    weights = scores.masked_fill(later, float("-inf")).softmax(dim=-1).to(v.dtype)
+    return (weights @ v).movedim(-2, 1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive images of one size in a packed sequence of patches."""
+
+    count: int
+    """Images."""
+    height: int
+    """Patches in a column."""
+    width: int
+    """Patches in a row."""
+
+    @property
+    def length(self) -> int:
+        """Patches of one image."""
+        return self.height * self.width
+
+    def __len__(self) -> int:
+        return self.count * self.length
+
+
+def split_runs(x: Tensor, runs: Sequence[Run]) -> list[Tensor]:
+    """Packed [N, ...] to one view [count, length, ...] per run."""
+    parts = x.split([len(run) for run in runs])
+    return [part.unflatten(0, (run.count, run.length)) for part, run in zip(parts, runs, strict=True)]
+
+
+def pack_runs(parts: Sequence[Tensor]) -> Tensor:
+    """Inverse of `split_runs`; a single run is not copied."""
+    return parts[0].flatten(0, 1) if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])
+
+
+def keep_current(x: Tensor, runs: Sequence[Run], frames: int) -> tuple[Tensor, Sequence[Run]]:
+    """The last image of every `frames` consecutive ones, packed [N / K, W], and their runs."""
+    if frames == 1:
+        return x, runs
+    current = [part[frames - 1 :: frames] for part in split_runs(x, runs)]
+    return pack_runs(current), [replace(run, count=run.count // frames) for run in runs]
+
+
+def merge_order(grid: Tensor) -> Tensor:
+    """[M, h, w, c] of a patch grid to [M, h * w, c] in merge order."""
+    images, height, width, channels = grid.shape
+    cells = grid.view(images, height // MERGE, MERGE, width // MERGE, MERGE, channels)
+    return cells.permute(0, 1, 3, 2, 4, 5).reshape(images, height * width, channels)
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Images [M, 3, S, S] to patches [M, n, 3 * p * p] in merge order, features ordered (channel, row, column)."""
+    count, channels, height, width = images.shape
+    p = patch_size
+    grid = images.view(count, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+    return merge_order(grid.reshape(count, height // p, width // p, channels * p * p))
+
+
+def scale_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 in [0, 255] or float in [0, 1] to [-1, 1]."""
+    if images.dtype == torch.uint8:
+        return (images.to(dtype) / 255) * 2 - 1
+    return images.to(dtype) * 2 - 1
+
+
+def reorder(packed: Tensor, lengths: Sequence[int], order: Sequence[int]) -> Tensor:
+    """Images of a packed sequence in another order: the i-th of the result is image `order[i]`."""
+    if list(order) == sorted(order):
+        return packed
+    parts = packed.split(list(lengths))
+    return torch.cat([parts[image] for image in order])
 
 
 class PatchEmbed(nn.Module):

@@ -19,7 +19,7 @@ def register() -> None:
     from vllm.transformers_utils.model_arch_config_convertor import MODEL_ARCH_CONFIG_CONVERTORS
 
     from rl_lab.model.config import HyVLAConfig
-    from rl_lab.model.serving.config import MoTSettings, MoTSizes
+    from rl_lab.model.serving.processor import MoTSettings, MoTSizes
     from rl_lab.model.vlm_config import HyVLMConfig
 
     for config in (HyVLMConfig, HyVLAConfig):

@@ -1,6 +1,10 @@
 """The released vision-language model: the shared backbone with logits, loss, checkpoints and generation.
 
 Letters: B rows, S tokens of a row, N rows of pixel values, n images, p patch side.
+
+What `generate()` needs to know about images: which belong to which row.
+
+Letters: B rows, M images, N rows of pixel values.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
@@ -16,27 +21,45 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from algos.batch import TokenBatch
 from algos.objective import NextTokens, TokenScores
-from algos.token_batch import TokenBatch
-from rl_lab.model.backbone import VisionLanguageModel, initialize
-from rl_lab.model.generation import repeat_visual
+from rl_lab.model.backbone import VisionLanguageModel, compare_tokens, initialize, next_tokens, token_scores
+from rl_lab.model.layout import Layout
 from rl_lab.model.loading import (
+    IGNORED_KEYS,
+    check_finite,
+    check_generation,
     check_tied,
     check_values,
     check_weights,
     checkpoint_folder,
+    checkpoint_shapes,
+    complete_vlm_config,
     no_progress_bars,
 )
-from rl_lab.model.options import refuse_unknown
-from rl_lab.model.packing import Layout
-from rl_lab.model.token_scores import compare_tokens, next_tokens, token_scores
-from rl_lab.model.vlm_config import VISUAL_ROLES, HyVLMConfig
-from rl_lab.model.vlm_loading import check_generation, complete_vlm_config
-from rl_lab.model.weights import IGNORED_KEYS, check_finite, checkpoint_shapes
+from rl_lab.model.vlm_config import MERGE, VISUAL_ROLES, HyVLMConfig, refuse_unknown
+
+
+def repeat_visual(pixels: Tensor, grids: Tensor, tokens: Tensor, times: int) -> tuple[Tensor, Tensor]:
+    """Images of a batch whose every row is repeated `times` times: pixel values and grids, row after row.
+
+    Takes pixel values [N, f], grids [M, 3] of the images (or videos) and their tokens in each row [B].
+    """
+    patches = grids.prod(-1).cpu()
+    row_ends = tokens.cpu().cumsum(0) * MERGE**2
+    row = torch.searchsorted(row_ends, patches.cumsum(0))
+    images = torch.bincount(row, minlength=len(row_ends)).tolist()
+    rows = zip(pixels.split((tokens.cpu() * MERGE**2).tolist()), grids.split(images), strict=True)
+    repeated = [(own.repeat(times, 1), shapes.repeat(times, 1)) for own, shapes in rows]
+    return torch.cat([own for own, _ in repeated]), torch.cat([shapes for _, shapes in repeated])
+
 
 EMBEDDING = "model.language_model.model.embed_tokens.weight"
+
 OUTPUT_EMBEDDING = "model.language_model.lm_head.weight"
+
 TIED = (EMBEDDING, OUTPUT_EMBEDDING)
+
 LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 """Options of transformers' loss of next tokens."""
 
@@ -140,17 +163,17 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def token_logprobs(
         self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
     ) -> TokenScores:
-        """`algos.objective.LanguagePolicy`; see `rl_lab.model.token_scores`."""
+        """`algos.objective.LanguagePolicy`; see `rl_lab.model.backbone`."""
         return token_scores(self.model, batch, temperature, entropy)
 
     def next_tokens(self, batch: TokenBatch) -> NextTokens:
-        """`algos.objective.ComparablePolicy`; see `rl_lab.model.token_scores`."""
+        """`algos.objective.ComparablePolicy`; see `rl_lab.model.backbone`."""
         return next_tokens(self.model, batch)
 
     def compare_tokens(
         self, batch: TokenBatch, compare: Callable[..., tuple[Tensor, ...]], *given: Tensor
     ) -> tuple[Tensor, ...]:
-        """`algos.objective.ComparablePolicy`; see `rl_lab.model.token_scores`."""
+        """`algos.objective.ComparablePolicy`; see `rl_lab.model.backbone`."""
         return compare_tokens(self.model, batch, compare, given)
 
     def layout(

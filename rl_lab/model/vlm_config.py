@@ -2,20 +2,206 @@
 
 The released file may be nested (`text_config`, `vision_config`) or flat (text fields at the top). What its code
 hard-codes or never reads (vision sizes, ids of the special tokens) is true in the files written here; of a released
-file it is completed from tensor shapes and tokenizer (`rl_lab.model.vlm_loading`).
+file it is completed from tensor shapes and tokenizer (`rl_lab.model.loading`).
+
+Sizes of the towers, read from the language-model section of either config.
+
+Options that callers of a transformers class may pass: honoured by ours, or refused by name.
+
+Configs in `config.json`, a file that may be damaged: every field has its type, or is refused by its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import field, fields
-from typing import Any, ClassVar
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
+from pydantic import BaseModel, ConfigDict, create_model
 from transformers import PretrainedConfig
+from transformers.utils import CONFIG_NAME
 
 from rl_lab.errors import UserError
-from rl_lab.model.sizes import MERGE, RELEASED_VISION_HEADS, TowerSizes, VisionSizes, check_sizes, tower_sizes
-from rl_lab.model.stored_config import StoredConfig
+from rl_lab.reading import fit, read_object
+
+MAX_LAYERS = 1024
+"""Of a tower; a config that asks for more is damaged, and would take minutes to find out."""
+
+MAX_SIZE = 2**30
+"""Of anything else; a product of two still fits 64 bits."""
+
+MERGE = 2
+"""The merger turns MERGE x MERGE patches into one token."""
+
+MAX_ASPECT = 200
+"""Longest side of a picture over its shortest; the Qwen2-VL processor refuses more."""
+
+RELEASED_VISION_HEADS = {1152: 16}
+"""Attention heads by width of the vision tower where a config is silent: the released code hard-codes them, and no
+tensor's shape tells."""
+
+
+def check_aspect(height: int, width: int) -> None:
+    """ValueError for a picture that is too narrow to be cut into patches."""
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(f"image of {height} x {width} pixels is too narrow; keep the sides within 1:{MAX_ASPECT}")
+
+
+_STATED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+"""Fields of a language tower without a value of ours."""
+
+
+@dataclass(frozen=True)
+class TowerSizes:
+    """One decoder tower."""
+
+    hidden: int
+    intermediate: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab: int
+    eps: float
+    rope_theta: float
+    rope_alpha: float
+    init_std: float
+
+    @property
+    def rope_base(self) -> float:
+        """Base of the rotary frequencies, theta * alpha^(d / (d - 2)) (static NTK scaling, used at every length)."""
+        return self.rope_theta * self.rope_alpha ** (self.head_dim / (self.head_dim - 2))
+
+
+@dataclass(frozen=True)
+class VisionSizes:
+    """The vision tower; its merger writes tokens of width `output`."""
+
+    width: int
+    depth: int
+    num_heads: int | None
+    """None: not given; no model can be made."""
+    mlp: int
+    patch_size: int
+    position_grid: int
+    output: int
+    init_std: float
+
+
+def tower_sizes(text: Mapping[str, Any]) -> TowerSizes:
+    """Sizes of the language tower from the fields of its config, with the rope scaling under either spelling.
+
+    ValueError for a field that is missing; `check_sizes` looks at what is there.
+    """
+    missing = [name for name in _STATED if name not in text]
+    if missing:
+        raise ValueError(f"the config of the language tower lacks {', '.join(missing)}")
+    # Both may be there: vLLM adds `rope_parameters` without the alpha that it does not know.
+    rope = (text.get("rope_scaling") or {}) | (text.get("rope_parameters") or {})
+    hidden, heads = text["hidden_size"], text["num_attention_heads"]
+    return TowerSizes(
+        hidden=hidden,
+        intermediate=text["intermediate_size"],
+        num_layers=text["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=text["num_key_value_heads"],
+        head_dim=text.get("head_dim") or text.get("attention_head_dim") or hidden // max(heads, 1),
+        vocab=text["vocab_size"],
+        eps=text.get("rms_norm_eps", 1e-5),
+        rope_theta=rope.get("rope_theta") or text.get("rope_theta", 10000.0),
+        rope_alpha=rope.get("alpha") or 1.0,
+        init_std=text.get("initializer_range", 0.02),
+    )
+
+
+def check_sizes(tower: TowerSizes, vision: VisionSizes, token_ids: Mapping[str, int]) -> None:
+    """ValueError, naming the values, for sizes that no model has, or that cannot work together."""
+    if vision.num_heads is None:
+        raise ValueError(
+            f"the config does not give the attention heads of its vision tower of width {vision.width}, which no "
+            "tensor tells; add vision_heads (num_attention_heads in vision_config) to config.json"
+        )
+    for where, sizes in (("language", vars(tower)), ("vision", vars(vision))):
+        for name, value in sizes.items():
+            check_size(f"{where} size {name}", value, MAX_LAYERS if name in ("num_layers", "depth") else MAX_SIZE)
+    for role, number in token_ids.items():
+        if not 0 <= number < tower.vocab:
+            raise ValueError(f"special_token_ids has {role} = {number}, but the vocabulary has {tower.vocab} tokens")
+    problems = {
+        f"{vision.num_heads} vision heads do not divide the vision width {vision.width}; choose a divisor": (
+            vision.width % vision.num_heads != 0
+        ),
+        f"{tower.num_kv_heads} KV heads do not divide {tower.num_heads} heads; choose a divisor": (
+            tower.num_heads % tower.num_kv_heads != 0
+        ),
+        f"head_dim {tower.head_dim} must be even and above 2": tower.head_dim % 2 != 0 or tower.head_dim <= 2,
+    }
+    for message, wrong in problems.items():
+        if wrong:
+            raise ValueError(message)
+
+
+def check_size(name: str, value: Any, most: int) -> None:
+    """ValueError for a size, or a positive number such as a base, that is none or above `most`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise ValueError(f"{name} is {value!r}; use a number above 0, at most {most}")
+
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+class _Stored(BaseModel):
+    """What a config may say beside its own fields, and is read."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_type: str | None = None
+    dtype: Dtype | None = None
+    torch_dtype: Dtype | None = None
+    attention_head_dim: int | None = None
+    rope_parameters: dict[str, Any] | None = None
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The object in a checkpoint folder's config.json. UserError where there is none, or it is no object."""
+    return read_object(Path(folder) / CONFIG_NAME)
+
+
+@lru_cache
+def _own_fields(kind: type[PretrainedConfig]) -> type[BaseModel]:
+    """The fields that a config adds to those of transformers, but for its sections, as a model that checks types."""
+    inherited = {item.name for item in fields(PretrainedConfig)} | {*kind.sub_configs}
+    hints = inspect.get_annotations(kind, eval_str=True)
+    own: dict[str, Any] = {item.name: (hints[item.name], None) for item in fields(kind) if item.name not in inherited}
+    return create_model(kind.__name__, __base__=_Stored, **own)
+
+
+class StoredConfig(PretrainedConfig):
+    """A config that checks what it reads."""
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]  # no other way to read
+        """Read a folder or hub id. UserError, naming the field, for a file of a folder that does not hold this."""
+        if Path(name).is_dir():
+            cls.check_stored(read_config_file(Path(name)), str(Path(name) / CONFIG_NAME))
+        return super().from_pretrained(name, **kwargs)
+
+    @classmethod
+    def check_stored(cls, content: Mapping[str, Any], where: str) -> None:
+        """UserError, in the name of `where`, for a field of another type; unknown fields are others' affair."""
+        known = _own_fields(cls)  # type: ignore[arg-type]  # classes can be hashed
+        fit({key: value for key, value in content.items() if key in known.model_fields}, known, where)
+
 
 VISUAL_ROLES = ("image", "video", "row_end")
 """Special tokens that the model itself must know: patches of images and videos, and the separator of their rows."""
@@ -85,6 +271,7 @@ class HyVLMVisionConfig(StoredConfig):
 
 
 _TEXT_FIELDS = {item.name for item in fields(HyVLMTextConfig)} - {item.name for item in fields(PretrainedConfig)}
+
 _TEXT_KEYS = (_TEXT_FIELDS | {"rope_parameters", "attention_head_dim"}) - {"tie_word_embeddings"}
 
 
@@ -178,3 +365,22 @@ class HyVLMConfig(StoredConfig):
         check_sizes(self.vlm_sizes, self.vision_sizes, self.special_token_ids)
         if self.text.hidden_act != "silu":
             raise ValueError(f"hidden_act is {self.text.hidden_act!r}; only 'silu' is implemented")
+
+
+_REASONS = {
+    "position_ids": "positions follow from the attention mask; give every packed conversation a row of its own",
+    "output_attentions": "attention weights are never formed",
+    "inputs_embeds": "tokens choose the weights of their layers by id; give input_ids",
+    "size": "give min_pixels and max_pixels",
+    **{f"{kind}_kwargs": "give what it holds directly" for kind in ("text", "images", "videos", "common")},
+}
+
+
+def refuse_unknown(options: Mapping[str, Any], known: Collection[str] = ()) -> None:
+    """ValueError, naming it, for an option that would change nothing.
+
+    None and False ask for nothing; names that begin with an underscore are messages of transformers to itself.
+    """
+    for name, value in options.items():
+        if value is not None and value is not False and name not in known and not name.startswith("_"):
+            raise ValueError(f"{name} is not an option here: {_REASONS.get(name, 'it would change nothing')}")

@@ -31,9 +31,9 @@ from rl_lab.reports.held_out_page import difference_text
 from rl_lab.reports.markup import Cell, parts
 from rl_lab.reports.results import gain_text
 from rl_lab.reports.rundir import BASE, Evaluation, RunFolder, label
-from rl_lab.reports.terminal import columns
 from rl_lab.reports.verdict import Row, p_text, points, reward, signed
 from rl_lab.stats import REWARD_METHOD
+from rl_lab.terminal import columns
 
 REPEATED = ("seed", "name")
 """Config keys in which repetitions of one experiment may differ."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from algos.curriculum_items import BANDS
+from algos.curriculum.items import BANDS
 from rl_lab.reports.markup import Markup
 from rl_lab.reports.pairs import spread
 from rl_lab.reports.plots import CHARTS

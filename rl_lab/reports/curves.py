@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rl_lab.files import Record
 from rl_lab.reports.markup import Markup, macros, parts
-from rl_lab.reports.metrics import HEADER, Record, curve, define, is_finite
+from rl_lab.reports.metrics import HEADER, curve, define, is_finite
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder, label
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rl_lab.errors import UserError
-from rl_lab.json_lines import read_lines_as
+from rl_lab.files import read_lines_as
 from rl_lab.stats import Array, pass_at_k
 
 EXAMINATIONS = "examinations"

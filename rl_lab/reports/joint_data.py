@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rl_lab.json_lines import Record, read_json_lines
+from rl_lab.files import Record, read_json_lines
 
 FOLDER = "joint"
 """Folder of a run with the output of every arm."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from algos.curriculum_items import BANDS
+from algos.curriculum.items import BANDS
 from rl_lab.reports.bands import band_columns, band_legend
 from rl_lab.reports.curves import CURVES, chain, glossary, logged_values, training_nodes
 from rl_lab.reports.held_out_page import COLOURS, scheme_colours

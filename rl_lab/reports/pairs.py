@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rl_lab.files import Record
 from rl_lab.reading import DAMAGE
 from rl_lab.reports.markup import Markup, macros, parts
-from rl_lab.reports.metrics import Record
 from rl_lab.reports.rundir import PairSet, RunFolder, label
 
 PAIRS_A_ROUND = 12

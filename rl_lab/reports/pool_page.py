@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from algos.curriculum_items import BANDS, UNSEEN, Array
+from algos.curriculum.items import BANDS, UNSEEN, Array
+from rl_lab.curriculum.show import HEAD, item_cells, state_text
+from rl_lab.curriculum.view import REASONS, PoolView, Row
 from rl_lab.errors import UserError
 from rl_lab.files import write_whole
-from rl_lab.pool.tables import HEAD, item_cells, state_text
-from rl_lab.pool.view import REASONS, PoolView, Row
+from rl_lab.records.rollouts import finite, rollout_data
 from rl_lab.reports.bands import band_columns, band_legend
 from rl_lab.reports.document import document
 from rl_lab.reports.markup import Cell, Markup, parts
 from rl_lab.reports.pictures import Pictures
 from rl_lab.reports.plots import CHARTS
-from rl_lab.reports.rollout_data import finite, rollout_data
 
 IMAGE_BUDGET_BYTES = 16_000_000
 """Encoded pictures of the page; items beyond it are shown without."""

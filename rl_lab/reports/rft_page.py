@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from algos.rft import REASONS
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.rundir import RunFolder, label
 

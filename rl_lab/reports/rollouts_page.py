@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+from rl_lab.curriculum.view import PoolView
 from rl_lab.errors import UserError
-from rl_lab.language.rollout_store import RolloutStore, Row
-from rl_lab.pool.view import PoolView
+from rl_lab.records.rollouts import RolloutStore, Row, finite, rollout_data
 from rl_lab.reports.examinations import Training
 from rl_lab.reports.markup import Markup, macros
 from rl_lab.reports.pairs import spread
 from rl_lab.reports.pictures import Pictures
-from rl_lab.reports.rollout_data import finite, rollout_data
 from rl_lab.reports.rundir import RunFolder, label
 
 GROUPS = 24

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.errors import UserError, one_line
-from rl_lab.json_lines import Record, read_lines_as
-from rl_lab.reading import DAMAGE, fit, read_object
+from rl_lab.files import Record, read_lines_as
+from rl_lab.reading import DAMAGE, fit, read_object, read_yaml
 from rl_lab.reports.examinations import (
     EXAMINATIONS,
     TRAININGS,
@@ -21,7 +21,6 @@ from rl_lab.reports.examinations import (
 )
 from rl_lab.reports.joint_data import FOLDER, Arm, read_arm
 from rl_lab.reports.metrics import read_metrics
-from rl_lab.yaml_text import read_yaml
 
 BASE = "base"
 """Name of the model before any round: after SFT, or after the cold start."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from algos.alarms import NOTHING_LEARNED
-from algos.hacking_alarms import SIGNAL_LOST
+from algos.alarms import NOTHING_LEARNED, SIGNAL_LOST
 from rl_lab.reports.benchmark import success_table
 from rl_lab.reports.budgets import REACH_METHOD, REFERENCE, at_equal_budget, tokens_needed
 from rl_lab.reports.distillation import distillation_summary

@@ -11,10 +11,10 @@ from dataclasses import asdict
 
 import numpy as np
 
-from rewards.ensemble import DISAGREEMENT
-from rewards.guard import FAILED_CALL
+from rewards.isolation import FAILED_CALL
+from rewards.rubric import DISAGREEMENT
 from rl_lab.errors import UserError
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.action_rewards import ranking_alarms
 from rl_lab.reports.budgets import curves
 from rl_lab.reports.estimates import mean_estimate, reward_row

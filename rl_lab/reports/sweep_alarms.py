@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from algos.hacking_alarms import (
-    disagreement_alarm,
-    dominance_alarm,
-    format_alarm,
-    length_alarm,
-    proxy_alarm,
-    variance_alarm,
-)
+from algos.alarms import disagreement_alarm, dominance_alarm, format_alarm, length_alarm, proxy_alarm, variance_alarm
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_lab.files import write_whole
-from rl_lab.json_lines import read_json_lines
+from rl_lab.files import read_json_lines, write_whole
 from rl_lab.reports.document import document
 from rl_lab.reports.estimates import of_scheme
 from rl_lab.reports.examinations import EXAMINATIONS
@@ -23,7 +22,7 @@ from rl_lab.reports.verdict import Row, reward, share
 from rl_lab.reports.videos import filmed
 
 if TYPE_CHECKING:
-    from rl_lab.language.item_files import ItemFile
+    from rl_lab.records.item_files import ItemFile
 
 SWEEP = macros("sweep_parts")
 FLIPS = 3
@@ -162,7 +161,7 @@ def _episode_flips(run: RunFolder, summary: Row) -> Markup:
 
 
 def _questions(run: RunFolder) -> ItemFile | None:
-    from rl_lab.language.item_files import ItemFile  # here, because it imports the simulator
+    from rl_lab.records.item_files import ItemFile  # here, because it imports the simulator
 
     path = run.path / "questions" / "questions" / "held_out.arrow"
     return ItemFile(path) if path.exists() else None

@@ -8,19 +8,7 @@ from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_tex
 from rl_lab.reports.estimates import BLANK, CAPPED_STEPS, CONSTANT, REWARD, STEPS, SUCCESS, cell
 from rl_lab.reports.rundir import BASE, label
 from rl_lab.reports.verdict import OVERALL, Row, find, points, reward
-
-
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligned columns, the first `left` of them to the left, the others to the right."""
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    rule = ["-" * width for width in widths]
-
-    def written(line: Sequence[str]) -> str:
-        cells = zip(line, widths, strict=True)
-        return "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
-
-    return "\n".join(written(line) for line in (lines[0], rule, *lines[1:]))
+from rl_lab.terminal import columns
 
 
 def score_lines(summary: Row, scope: str = OVERALL) -> str:

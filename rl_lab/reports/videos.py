@@ -6,8 +6,8 @@ import base64
 from collections.abc import Iterator
 from pathlib import Path
 
+from rl_lab.files import Record
 from rl_lab.reports.markup import Markup, macros
-from rl_lab.reports.metrics import Record
 from rl_lab.reports.rundir import BASE, RunFolder, label, parse_node
 
 ACTIONS = macros("actions")

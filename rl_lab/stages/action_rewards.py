@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rl_lab.config.action_rewards import RankingConfig
+from rl_lab.config.actions import RankingConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.runner.graph import Node, StageKind
-from rl_lab.runner.pipeline import Expansion
+from rl_lab.graph.expand import Expansion
+from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, Training
 
 MODELS, SEED = "reward", "seed"

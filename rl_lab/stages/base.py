@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rl_lab.config.schema import RunConfig
-from rl_lab.runner.graph import Node, StageKind
+from rl_lab.graph.nodes import Node, StageKind
 
 SIMULATORS, ENGINES = frozenset({"simulators"}), frozenset({"engines"})
 BASE_MODEL = ("cold_start", "model")

@@ -6,8 +6,8 @@ from typing import Any
 
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.runner.graph import StageKind
-from rl_lab.runner.pipeline import Expansion, Model
+from rl_lab.graph.expand import Expansion, Model
+from rl_lab.graph.nodes import StageKind
 from rl_lab.stages.base import BASE_MODEL, ENGINES, Training
 
 

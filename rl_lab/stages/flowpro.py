@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from algos.methods import ALIASES, find_method
-from rl_lab.config.action import FilesConfig
-from rl_lab.config.action_rewards import RankingConfig
+from rl_lab.config.actions import FilesConfig, RankingConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.runner.graph import Node, StageKind, recording_digest
-from rl_lab.runner.pipeline import Expansion
+from rl_lab.graph.expand import Expansion
+from rl_lab.graph.nodes import Node, StageKind, recording_digest
 from rl_lab.stages.action_rewards import MODELS, add_candidates, add_rank, add_sweep
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, Training
 
@@ -52,7 +51,7 @@ class Demos(StageKind):
 
 def _num_recorded(files: FilesConfig) -> int:
     """Episodes in the files of demonstrations."""
-    from rl_lab.formats.recordings import find_recordings  # here, because it imports the readers of all formats
+    from rl_lab.records.sources import find_recordings  # here, because it imports the readers of all formats
 
     return len(find_recordings(**files.reading(), image_size=1)[0])
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.runner.graph import Node, StageKind
-from rl_lab.runner.pipeline import BASE, Expansion, Model
+from rl_lab.graph.expand import BASE, Expansion, Model
+from rl_lab.graph.nodes import Node, StageKind
 
 COMPARED = ("before", "after", "failed_examined")
 """Roles of examinations that answer the development questions as well."""

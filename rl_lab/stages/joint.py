@@ -11,8 +11,8 @@ from typing import Any
 from rl_lab.config.joint import check_settings
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.runner.graph import Node
-from rl_lab.runner.pipeline import Expansion
+from rl_lab.graph.expand import Expansion
+from rl_lab.graph.nodes import Node
 from rl_lab.stages.base import BASE_POLICY, ENGINES, SIMULATORS, Training
 from rl_lab.stages.flowpro import SFT, Collect, Evaluate, Optimise
 from rl_lab.stages.grpo import GRPO

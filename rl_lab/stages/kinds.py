@@ -6,8 +6,8 @@ from functools import partial
 
 from rl_lab.config import load
 from rl_lab.config.schema import RunConfig
-from rl_lab.runner.graph import Node
-from rl_lab.runner.pipeline import Expansion
+from rl_lab.graph.expand import Expansion
+from rl_lab.graph.nodes import Node
 from rl_lab.stages.action_rewards import Candidates, Rank, Record, RewardModel, RewardModels
 from rl_lab.stages.distill import Distill, Imitate, Teacher
 from rl_lab.stages.flowpro import SFT, Collect, Demos, Evaluate, Given, Optimise, Rounds

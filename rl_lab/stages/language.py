@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.runner.graph import Node, StageKind
-from rl_lab.runner.pipeline import BASE, Expansion, Model
+from rl_lab.graph.expand import BASE, Expansion, Model
+from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.stages.base import BASE_MODEL, ENGINES, SECONDS_PER_ANSWER, SIMULATORS, Training
 from rl_lab.stages.distill import teacher_config
 

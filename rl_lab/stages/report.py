@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rl_lab.runner.graph import StageKind
+from rl_lab.graph.nodes import StageKind
 
 
 class Report(StageKind):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.runner.graph import Node, StageKind
-from rl_lab.runner.pipeline import Expansion
+from rl_lab.graph.expand import Expansion
+from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.stages.base import BASE_MODEL, ENGINES, SECONDS_PER_ANSWER, Training
 
 

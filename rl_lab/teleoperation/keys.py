@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from envs import se3
-from envs.commands import POSITION_LIMIT_M
+from envs.bimanual import POSITION_LIMIT_M
 from envs.types import ARMS
 
 STEP_M = 0.02

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from envs.correctors import Place
-from envs.rollback import Failure, RollbackConfig, Trace
+from envs.rollback import Failure, Place, RollbackConfig, Trace
 from envs.types import BimanualEnv, camera_images
 from rl_lab.teleoperation.keys import SWITCH, KeyboardArms
 

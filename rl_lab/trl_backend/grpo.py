@@ -27,20 +27,18 @@ from typing import Any
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from algos.grpo_options import GRPOOptions
+from algos.grpo import GRPOOptions
 from envs.spatial_qa.items import Item
 from rewards.answers import completion_text
-from rewards.compose import Breakdown, Rewards
-from rl_lab.language.answering import rollout_groups
-from rl_lab.language.model import LanguageModel, item_prompt
-from rl_lab.language.reward_models import reward_columns
-from rl_lab.learning.checkpoint import CheckpointInfo
+from rewards.rubric import Breakdown, Rewards
+from rl_lab.model import register
+from rl_lab.model.backbone import sampling_bias
 from rl_lab.model.chat import HunYuanVLMoTProcessor
-from rl_lab.model.registration import register
-from rl_lab.model.token_scores import sampling_bias
+from rl_lab.model.checkpoint import CheckpointInfo, LanguageModel, Snapshot, publish
+from rl_lab.records.token_batches import item_prompt
 from rl_lab.records.types import Completion, Prompt, RolloutGroup, all_completions
+from rl_lab.rollouts.answering import reward_columns, rollout_groups
 from rl_lab.trl_backend.trainer import Log, Settings, common_arguments, load_vlm, optimizers, own_config, train
-from rl_lab.workers.weights import Snapshot, publish
 
 NAMES = {
     "entropy": "entropy",
@@ -192,7 +190,7 @@ def chat(item: Item) -> list[dict[str, Any]]:
 
 @contextmanager
 def never_drawn(models: Sequence[Any]) -> Iterator[None]:
-    """Meanwhile TRL's scores leave out what the engines never draw, see `rl_lab.model.token_scores`."""
+    """Meanwhile TRL's scores leave out what the engines never draw, see `rl_lab.model.backbone`."""
     heads = [model.get_output_embeddings() for model in models]
     for model, head in zip(models, heads, strict=True):
         del head.bias

@@ -16,10 +16,10 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl import RewardConfig, RewardTrainer
 
+from algos.batch import TokenBatch
 from algos.outcome import OutcomeHead, outcome_scores
-from algos.token_batch import TokenBatch
-from rl_lab.language.model import LanguageModel
-from rl_lab.language.text_classifier import TextClassifier
+from rl_lab.model.checkpoint import LanguageModel
+from rl_lab.rollouts.reward_model import TextClassifier
 from rl_lab.trl_backend.trainer import Log, Settings, check_vlm, common_arguments, optimizers, train
 
 NAMES = {"outcome/accuracy": "accuracy", "outcome/margin": "margin"}

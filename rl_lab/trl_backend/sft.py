@@ -14,10 +14,10 @@ from datasets import Dataset
 from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
-from algos.token_batch import TokenBatch
-from rl_lab.language.model import LanguageModel
+from algos.batch import TokenBatch
+from rl_lab.model.backbone import Pictures
 from rl_lab.model.chat import IGNORED
-from rl_lab.model.pictures import Pictures
+from rl_lab.model.checkpoint import LanguageModel
 from rl_lab.trl_backend.trainer import Log, Settings, check_vlm, common_arguments, optimizers, own_config, train
 
 NAMES = {"text/cross_entropy": "loss"}

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rl_lab.errors import UserError
-from rl_lab.language.model import LanguageModel, load_language_model
-from rl_lab.learning.learner import Optimiser
-from rl_lab.learning.master_weights import adamw
+from rl_lab.learner.learner import Optimiser
+from rl_lab.learner.optim import adamw
+from rl_lab.model.checkpoint import LanguageModel, load_language_model
 
 Log = Callable[[int, dict[str, float]], None]
 """Receives the number of a step, from 1, and its metrics."""

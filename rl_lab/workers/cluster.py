@@ -18,24 +18,23 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from rl_lab.config.judge import JudgeServerConfig
+from rl_lab.config.language import JudgeServerConfig
 from rl_lab.config.placement import Placement
+from rl_lab.config.robotwin import find_robotwin
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.errors import RunError, UserError
-from rl_lab.learning.training import Plan
+from rl_lab.graph.executor import Turns
+from rl_lab.learner.plans import Plan
 from rl_lab.workers import connection
-from rl_lab.workers.bundles import ACTOR_CPUS, bundles, joins_cluster, lacking, resources
-from rl_lab.workers.inference import Inference
-from rl_lab.workers.judge_server import JudgeServer
+from rl_lab.workers.engine import ENVIRONMENT as ENGINE_ENVIRONMENT
+from rl_lab.workers.engine import EngineOptions, Rollout
+from rl_lab.workers.judge import JudgeServer
+from rl_lab.workers.learner import LearnerWorker
+from rl_lab.workers.placement import ACTOR_CPUS, bundles, joins_cluster, lacking, resources
+from rl_lab.workers.policy import Inference
 from rl_lab.workers.pool import WorkerPool, warn_on_stderr
 from rl_lab.workers.ranks import group_class
-from rl_lab.workers.robotwin import find_robotwin
-from rl_lab.workers.rollout import ENVIRONMENT as ENGINE_ENVIRONMENT
-from rl_lab.workers.rollout import EngineOptions
-from rl_lab.workers.rollout_learner import LearnerWorker
-from rl_lab.workers.rollout_worker import Rollout
 from rl_lab.workers.simulation import Simulation
-from rl_lab.workers.turns import Turns
 
 LEARNER_GPUS, INFERENCE_GPUS = 0.9, 0.1
 """A learner has a GPU to itself, but for what acts or answers in the same run."""

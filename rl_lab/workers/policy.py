@@ -1,21 +1,39 @@
-"""A policy that acts: observations in, chunks of absolute commands out."""
+"""A policy that acts: observations in, chunks of absolute commands out.
+
+One copy of the policy for many simulation workers: an actor that batches what a worker asks, usually on a GPU.
+
+A request is what one unit of simulation work asks at once, and is computed as one batch of its own. So episodes do not
+depend on how many workers share the policy, nor on who asks first.
+
+The corrector of a collection as plain data for the workers, built and checked from `collect.corrector`.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+import ray
 import torch
+from pydantic import Field
+from ray.exceptions import RayTaskError
 
-from envs.commands import CommandError
-from envs.rollout import Decision
-from envs.types import camera_images, ee_pose
-from rl_lab.errors import RunError
-from rl_lab.learning.checkpoint import load_policy
+from envs.bimanual import CommandError
+from envs.rollback import Corrector, Place, recorded, scripted_expert, teacher
+from envs.rollout import Act, Decision
+from envs.types import EE_DIM, camera_images, ee_pose
+from rl_lab.config.actions import CorrectorConfig
+from rl_lab.errors import RunError, UserError
+from rl_lab.model.checkpoint import Snapshot, check_named, check_policy, load_policy, published, pull, snapshot_info
+from rl_lab.reading import fit, parse_json, read_text
+from rl_lab.records.checks import command_problems
+from rl_lab.records.episodes import INDEX_FILE, read_pairs
 from rl_lab.seeding import stream
-from rl_lab.workers.weights import Snapshot, pull
 
 
 def policy_key(snapshot: Snapshot, seed: int) -> str:
@@ -75,3 +93,158 @@ class LocalPolicy:
                 f"the policy of weight version {self.info.weight_version} must not act: {error}; its statistics or its "
                 "weights are not those it was trained with, or its training diverged"
             ) from error
+
+
+KEPT_POLICIES = 4
+"""Stages that run at the same time use different weights."""
+
+
+class Inference:
+    """The actor: policies by key, the least recently used dropped."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._policies: OrderedDict[str, LocalPolicy] = OrderedDict()
+
+    def load(self, snapshot: Snapshot, seed: int) -> None:
+        """Get ready to act with these weights."""
+        key = policy_key(snapshot, seed)
+        if key not in self._policies:
+            self._policies[key] = LocalPolicy.from_snapshot(snapshot, seed=seed, device=self._device)
+        while len(self._policies) > KEPT_POLICIES:
+            self._policies.popitem(last=False)
+
+    def act(self, key: str, decisions: Sequence[Decision]) -> np.ndarray | None:
+        """Chunks of the policy of this key (see `LocalPolicy.act`); None if it is not, or no longer, loaded."""
+        if key not in self._policies:
+            return None
+        self._policies.move_to_end(key)
+        return self._policies[key].act(decisions)
+
+
+class SharedPolicy:
+    """What a simulation worker holds of an `Inference` actor; acts like a `LocalPolicy`."""
+
+    def __init__(self, server: Any, snapshot: Snapshot, *, seed: int) -> None:
+        self._server, self._snapshot, self._seed = server, snapshot, seed
+        self._key = policy_key(snapshot, seed)
+
+    def act(self, decisions: Sequence[Decision]) -> np.ndarray:
+        """Chunks of `ee` commands [len(decisions), H, 16]; loads the weights first where the actor lacks them.
+
+        It lacks them at first, after others pushed them out, and when it died and was started again.
+        """
+        try:
+            while (chunks := ray.get(self._server.act.remote(self._key, decisions))) is None:
+                ray.get(self._server.load.remote(self._snapshot, self._seed))
+        except RayTaskError as error:
+            raise error.cause from error  # as a policy of this process would
+        return chunks
+
+
+@dataclass(frozen=True)
+class CorrectorPlan:
+    """Who corrects; crosses processes."""
+
+    name: str = scripted_expert.name
+    """Stands on every pair."""
+    weights: Snapshot | None = None
+    """A teacher policy's."""
+    execute: int = 1
+    """Commands of each of its chunks that are run."""
+    corrections: dict[Place, np.ndarray] = field(default_factory=dict)
+    """Recorded commands [T, 16]."""
+
+    def build(self, policy: Callable[[Snapshot], Act]) -> Corrector:
+        """The corrector itself; `policy` makes one act from its weights."""
+        if self.weights is not None:
+            return teacher(self.name, policy(self.weights), self.execute, snapshot_info(self.weights).memory)
+        return recorded(self.name, self.corrections) if self.corrections else scripted_expert
+
+
+def corrector_plan(settings: CorrectorConfig, execute: int) -> CorrectorPlan:
+    """From the configuration. UserError for recorded corrections that cannot be read."""
+    path = Path(settings.path or "")
+    if settings.kind == "policy":
+        weights = published(path)
+        return CorrectorPlan(f"policy {path.name} ({weights.digest[:12]})", weights, execute)
+    if settings.kind == "recorded":
+        return CorrectorPlan(f"recorded {path.name}", corrections=read_corrections(path))
+    return CorrectorPlan()
+
+
+@dataclass(frozen=True)
+class _Line:
+    task: str
+    variant: str
+    seed: int
+    step: int
+    actions: list[Annotated[list[float], Field(min_length=EE_DIM, max_length=EE_DIM)]]
+
+
+def read_corrections(path: Path) -> dict[Place, np.ndarray]:
+    """Corrections of a file that `python -m rl_lab.correct` wrote, or the winners of a folder of pairs that a run left.
+
+    A line is {"task": ..., "variant": ..., "seed": environment seed, "step": control step of the state in which the
+    correction begins, "actions": [[16 numbers], ...]}, the actions as in `envs.types.Segment`. UserError, naming the
+    line, for anything else.
+    """
+    if path.is_dir():
+        if not (path / INDEX_FILE).is_file():
+            raise UserError(f"collect.corrector.path: {path} is no folder of pairs: {INDEX_FILE} is missing")
+        found = dict(_winners(path))
+    else:
+        found = dict(_lines(path))
+    if not found:
+        raise UserError(f"collect.corrector.path: {path} has no corrections")
+    return found
+
+
+def _winners(folder: Path) -> Iterator[tuple[Place, np.ndarray]]:
+    try:
+        for number, pair in enumerate(read_pairs(folder)):
+            place = (pair.task, pair.variant, pair.seed, pair.start_step)
+            yield place, _checked(f"{folder}, pair {number}", pair.winner.actions)
+    except UserError as error:
+        raise UserError(f"collect.corrector.path: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[Place, np.ndarray]]:
+    try:
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                row = fit(parse_json(line, where), _Line, where)
+                yield (row.task, row.variant, row.seed, row.step), _checked(where, np.array(row.actions))
+    except UserError as error:
+        raise UserError(f"collect.corrector.path: {error}") from error
+
+
+def _checked(where: str, actions: np.ndarray) -> np.ndarray:
+    """Commands [T, 16]; UserError for anything that no environment takes."""
+    problems: Sequence[object] = command_problems(where, "action", actions)
+    problems = problems if len(actions) else [f"{where}: there are no actions"]
+    if problems:
+        raise UserError(f"{problems[0]}; mend it or leave it out")
+    return actions
+
+
+def check_corrector(settings: CorrectorConfig, image_size: int, execute: int) -> None:
+    """UserError, before a run begins, for a corrector that cannot act in it."""
+    if settings.kind == "recorded":
+        read_corrections(Path(settings.path or ""))
+    if settings.kind == "policy":
+        check_acting(Path(settings.path or ""), image_size, execute, "collect.corrector.path")
+
+
+def check_acting(folder: Path, image_size: int, execute: int, where: str) -> None:
+    """UserError, in the name of `where`, unless the folder holds a policy that can act in rounds of this size."""
+    sizes, processor, _ = check_named(where, folder, check_policy)
+    if not processor.has_stats:
+        raise UserError(f"{where}: {folder} has no normalisation statistics: such a policy cannot act; train it first")
+    if sizes.image_size != image_size:
+        raise UserError(f"{where}: {folder} takes {sizes.image_size} pixels, but env.image_size is {image_size}")
+    if execute > processor.num_commands:
+        raise UserError(
+            f"{where}: {folder} predicts {processor.num_commands} commands, but collect.execute is {execute}"
+        )

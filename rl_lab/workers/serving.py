@@ -30,8 +30,8 @@ from envs.robotwin.env import fit
 from envs.rollout import Decision
 from envs.types import ARMS, CAMERAS, EE_DIM
 from rl_lab.errors import RunError, UserError
-from rl_lab.formats.checks import pose_problems
 from rl_lab.listening import ADDRESS, BoundedClients, hang_up, receiver, send
+from rl_lab.records.checks import pose_problems
 from rl_lab.workers.policy import LocalPolicy
 
 VERSION = 1

@@ -2,6 +2,12 @@
 
 Work comes in units (a list of environment seeds). A unit's result depends on the unit and the weights alone, so a
 worker that dies, or whose RoboTwin dies, is replaced, its unit run again, and nothing is lost or doubled.
+
+Simulation work cut into units of a fixed size, in a fixed order: what makes results independent of the workers.
+
+The environments of one simulation process: made once, reset by every episode.
+
+Rendering questions in a worker: a range of a split's questions in, records and pictures out.
 """
 
 from __future__ import annotations
@@ -10,35 +16,128 @@ import contextlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
 
+import gymnasium
 import numpy as np
 from PIL import Image
 
 from envs.branching import BranchConfig, branched_rollout
-from envs.robotwin.connection import RoboTwin, SeedRejectedError, ServerDiedError
+from envs.robotwin.connection import RoboTwin, RoboTwinServer, SeedRejectedError, ServerDiedError
+from envs.robotwin.env import RoboTwinEnv
 from envs.rollback import Collection, RollbackConfig, intervened_rollout
 from envs.rollout import Rollout, demonstrate, policy_rollout, run_lockstep
 from envs.types import BimanualEnv, Candidates, Episode, ExpertUnavailableError
-from rl_lab.formats.checks import Problem
-from rl_lab.formats.labels import labels_of
-from rl_lab.formats.recordings import Recording
-from rl_lab.language.item_files import Row
-from rl_lab.learning.checkpoint import snapshot_info
-from rl_lab.seeding import stream
-from rl_lab.workers.correctors import CorrectorPlan
-from rl_lab.workers.environments import Environments, EnvSpec
-from rl_lab.workers.inference import SharedPolicy
-from rl_lab.workers.policy import LocalPolicy, policy_key
+from rl_lab.model.checkpoint import Snapshot, snapshot_info
+from rl_lab.records.checks import Problem
+from rl_lab.records.item_files import Row, item_row
+from rl_lab.records.labels import labels_of
+from rl_lab.records.sources import Recording
+from rl_lab.seeding import evaluation_seeds, robotwin_seeds, stream, training_seeds
+from rl_lab.workers.policy import CorrectorPlan, LocalPolicy, SharedPolicy, policy_key
 from rl_lab.workers.pool import BrokenWorkerError
-from rl_lab.workers.questions import QuestionUnit, render
-from rl_lab.workers.weights import Snapshot
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """Which environment a unit runs in."""
+
+    backend: str
+    task: str
+    variant: str
+    image_size: int
+    instruction_split: str = "seen"
+
+
+class Environments:
+    """Environments by kind. All of RoboTwin's share the one server of this process, so they take turns."""
+
+    def __init__(self, robotwin: RoboTwin | None = None) -> None:
+        """`robotwin` is None on machines without."""
+        self._server = None if robotwin is None else RoboTwinServer(robotwin)
+        self._made: dict[EnvSpec, list[BimanualEnv]] = {}
+
+    def of(self, spec: EnvSpec, count: int) -> list[BimanualEnv]:
+        """`count` environments of a kind."""
+        made = self._made.setdefault(spec, [])
+        while len(made) < count:
+            made.append(self._make(spec))
+        return made[:count]
+
+    def close(self) -> None:
+        """End RoboTwin's server, if there is one."""
+        if self._server is not None:
+            self._server.close()
+
+    def _make(self, spec: EnvSpec) -> BimanualEnv:
+        options: dict[str, Any] = {
+            "variant": spec.variant,
+            "image_size": spec.image_size,
+            "instruction_split": spec.instruction_split,
+        }
+        if spec.backend == "robotwin":
+            assert self._server is not None, "preflight found RoboTwin"
+            return cast(BimanualEnv, RoboTwinEnv(spec.task, server=self._server, **options))
+        env = gymnasium.make(f"{spec.backend}/{spec.task}-v0", disable_env_checker=True, **options)
+        return cast(BimanualEnv, env.unwrapped)
+
+
+UNIT_QUESTIONS = 64
+"""Questions that a worker renders at once."""
+
+
+@dataclass(frozen=True)
+class QuestionUnit:
+    """Questions `start`, ..., `start + UNIT_QUESTIONS - 1` of a split; see `envs.spatial_qa.questions.make_items`."""
+
+    split: str
+    start: int
+    tasks: tuple[str, ...]
+    levels: tuple[float, ...]
+    image_size: int
+    thinking: bool
+    per_scene: int
+
+
+def question_units(unit: QuestionUnit) -> Iterator[QuestionUnit]:
+    """This unit and all that follow it."""
+    start = unit.start
+    while True:
+        yield replace(unit, start=start)
+        start += UNIT_QUESTIONS
+
+
+def render(unit: QuestionUnit) -> list[Row]:
+    """The questions of a unit, without those seeds for which no scene has a clear answer."""
+    from envs.spatial_qa.questions import NoClearQuestionError, make_items  # here, because it imports the simulator
+
+    ask = partial(
+        make_items,
+        1,
+        unit.split,
+        tasks=unit.tasks,
+        levels=unit.levels,
+        image_size=unit.image_size,
+        thinking=unit.thinking,
+        per_scene=unit.per_scene,
+    )
+    rows = []
+    for index in range(unit.start, unit.start + UNIT_QUESTIONS):
+        try:
+            rows += [item_row(item) for item in ask(start=index)]
+        except NoClearQuestionError:
+            continue
+    return rows
+
 
 FILM_STRIDE = 2
 """Control steps between two pictures of a film."""
+
 FILM_SIZE = (180, 240)
 """Height and width in pixels."""
+
 REJECTED = "rejected"
 """Key of the reason in the row of an evaluation seed that RoboTwin refused."""
 
@@ -123,7 +222,7 @@ class Simulation:
             return run_lockstep(rollouts, self._load(snapshot, unit.run_seed).act)
 
     def questions(self, unit: QuestionUnit) -> list[Row]:
-        """Questions over pictures of scenes; see `rl_lab.workers.questions`."""
+        """Questions over pictures of scenes; see `rl_lab.workers.simulation`."""
         return render(unit)
 
     def demonstrate(self, unit: Unit, noise_m: float) -> list[Episode | Rejection]:
@@ -229,3 +328,50 @@ class Simulation:
             return Collection.merge(self._roll_out(unit, snapshot, make))
         except SeedRejectedError:
             return Collection(counts=Counter(rejected_seeds=1))
+
+
+UNIT_EPISODES = {"demos": 5, "collect": 10, "evaluate": 25, "record": 20, "candidates": 10}
+"""Episodes of one unit on the tabletop, that many run in lockstep; the batch size is part of a result's bits, so it is
+no option. In RoboTwin, where a process has one scene at a time, a unit is one episode."""
+
+CANDIDATES = 10
+"""Seeds tried for each evaluation episode in RoboTwin, which rejects some, before an evaluation is given up."""
+
+
+def env_specs(config: Any, instruction_split: str) -> list[EnvSpec]:
+    """Every task of a configuration's `env` section in every variant."""
+    env = config.env
+    return [
+        EnvSpec(env.backend, task, variant, env.image_size, instruction_split)
+        for task in env.tasks
+        for variant in env.variants
+    ]
+
+
+def episode_units(kind: str, spec: EnvSpec, seeds: Sequence[int], run_seed: int) -> Iterator[Unit]:
+    """Units of a kind of work over environment seeds."""
+    size = UNIT_EPISODES[kind] if spec.backend == "tabletop" else 1
+    for start in range(0, len(seeds), size):
+        yield Unit(spec, tuple(seeds[start : start + size]), run_seed)
+
+
+def drawn_units(kind: str, spec: EnvSpec, name: str, count: int, run_seed: int) -> list[Unit]:
+    """Units over `count` environment seeds of training, drawn by the run's seed, a name, task and variant."""
+    seeds = training_seeds(run_seed, f"{name}/{spec.task}/{spec.variant}", count, spec.backend)
+    return list(episode_units(kind, spec, seeds, run_seed))
+
+
+def evaluation_groups(config: Any, run_seed: int) -> list[tuple[list[Unit], int]]:
+    """Units of a configuration's `env` and `eval` sections, and how many of their episodes count, the first ones.
+
+    On the tabletop all in one group. RoboTwin rejects seeds, so each task and variant is a group of its own with more
+    seeds than are needed, in the order in which RoboTwin's own evaluation tries them.
+    """
+    settings = config.eval
+    specs = env_specs(config, settings.instructions)
+    if config.env.backend == "tabletop":
+        seeds = evaluation_seeds(settings.seeds, settings.episodes)
+        units = [unit for spec in specs for unit in episode_units("evaluate", spec, seeds, run_seed)]
+        return [(units, len(specs) * len(seeds))]
+    seeds = robotwin_seeds(settings.seeds, settings.robotwin_seed, CANDIDATES * settings.episodes)
+    return [(list(episode_units("evaluate", spec, seeds, run_seed)), settings.episodes) for spec in specs]

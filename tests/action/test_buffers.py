@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 
-from rl_lab.action.buffers import read_episodes, read_pairs, write_episodes, write_pairs
-from tests.records import episode, pair
+from rl_lab.records.episodes import read_episodes, read_pairs, write_episodes, write_pairs
+from tests.support.recorded import episode, pair
 
 
 def assert_equal(one, other):

@@ -9,12 +9,12 @@ import torch
 from algos.chunks import Timing
 from algos.methods import METHODS
 from envs.se3 import decode_pose, encode_pose
-from rl_lab.action.batching import demonstrations, fit_processor, flow_batch, pair_states
-from rl_lab.action.datasets import SIDE_STATES, demonstration_data, encode_rows, preference_data
 from rl_lab.errors import UserError
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from tests.records import episode, images, pair
+from rl_lab.records.action_batches import demonstrations, fit_processor, flow_batch, pair_states
+from rl_lab.records.action_datasets import SIDE_STATES, demonstration_data, encode_rows, preference_data
+from tests.support.recorded import episode, images, pair
 
 CONFIG = preset_config("nano")
 HORIZON = CONFIG.n_action_steps

@@ -8,14 +8,14 @@ import pytest
 from algos.methods import METHODS
 from algos.smooth_interpolation import interpolate_pair
 from envs.types import RANKED, Candidates
-from rl_lab.action.batching import demonstrations, fit_processor, pair_states
-from rl_lab.action.buffers import read_candidates, read_pairs, write_candidates
-from rl_lab.action.datasets import preference_data
-from rl_lab.action.ranking import agreement, rank_folder, rank_states, score_states
 from rl_lab.model.presets import preset_config
+from rl_lab.records.action_batches import demonstrations, fit_processor, pair_states
+from rl_lab.records.action_datasets import preference_data
+from rl_lab.records.episodes import read_candidates, read_pairs, write_candidates
+from rl_lab.rollouts.ranking import agreement, rank_folder, rank_states, score_states
 from tests.action.test_buffers import assert_equal
 from tests.action.test_datasets import HORIZON, TIMING
-from tests.records import SIDE, episode, images, pair, poses
+from tests.support.recorded import SIDE, episode, images, pair, poses
 
 
 def state(seed, samples=3):

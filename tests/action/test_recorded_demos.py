@@ -13,28 +13,25 @@ import pytest
 
 from algos.chunks import Timing
 from envs.robotwin.env import fit
-from rl_lab.action.batching import fit_processor
-from rl_lab.action.buffers import read_episodes, write_episodes
-from rl_lab.action.recorded_demos import record_demos
-from rl_lab.action.stages import ActionStages
-from rl_lab.action.starting import num_commands, sized_config, starting_policy
-from rl_lab.action.streaming import DemonstrationStream
-from rl_lab.action.training import SFTPlan
-from rl_lab.config import resolve_config
-from rl_lab.config.action import DemosConfig, FilesConfig, SFTConfig
-from rl_lab.config.model import MemoryConfig, ModelConfig
+from rl_lab.config.actions import DemosConfig, FilesConfig, SFTConfig
+from rl_lab.config.load import resolve_config
+from rl_lab.config.section import MemoryConfig, ModelConfig
+from rl_lab.drivers.flowpro import ActionStages, record_demos
+from rl_lab.drivers.report import ReportStage
 from rl_lab.errors import UserError
-from rl_lab.formats.lerobot_write import write_lerobot
-from rl_lab.formats.recordings import find_recordings
-from rl_lab.formats.robotwin import read_robotwin
-from rl_lab.learning.checkpoint import read_info
-from rl_lab.learning.training import Training
-from rl_lab.reports.stage import ReportStage
+from rl_lab.learner.actions import SFTPlan, num_commands, sized_config, starting_policy
+from rl_lab.learner.plans import Training
+from rl_lab.model.checkpoint import publish, read_info
+from rl_lab.records.action_batches import fit_processor
+from rl_lab.records.episodes import read_episodes, write_episodes
+from rl_lab.records.lerobot_write import write_lerobot
+from rl_lab.records.robotwin import read_robotwin
+from rl_lab.records.sources import find_recordings
+from rl_lab.records.streaming import DemonstrationStream
 from rl_lab.run import main
 from rl_lab.stages.kinds import KINDS
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
-from rl_lab.workers.weights import publish
-from tests.formats.robotwin_files import write_classic, write_trajectory
+from tests.records.robotwin_files import write_classic, write_trajectory
 
 RECIPE = ModelConfig(
     chunk_size=4, absolute_half=True, first_slot="current", memory=MemoryConfig(frames=3, interval=2, layer_stride=1)

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from rewards.actions.ensemble import Ensemble, ModelInfo
-from rl_lab.action.buffers import write_candidates, write_episodes
-from rl_lab.action.ranking import rank_folder
-from rl_lab.action.rescoring import compare_scores
 from rl_lab.errors import UserError
+from rl_lab.records.episodes import write_candidates, write_episodes
 from rl_lab.rescore import main
+from rl_lab.rollouts.ranking import rank_folder
+from rl_lab.rollouts.rescore_actions import compare_scores
 from tests.action.test_ranking import STATES
 from tests.rewards.test_actions import walk
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from rewards.actions.ensemble import Ensemble
-from rl_lab.action.buffers import write_episodes
-from rl_lab.action.reward_training import RewardPlan, make_card, split_episodes
-from rl_lab.config.action_rewards import RewardModelsConfig
+from rl_lab.config.actions import RewardModelsConfig
 from rl_lab.errors import UserError
-from rl_lab.learning.training import Training
+from rl_lab.learner.action_rewards import RewardPlan, make_card, split_episodes
+from rl_lab.learner.plans import Training
+from rl_lab.records.episodes import write_episodes
 from tests.rewards.test_actions import walk
 
 SETTINGS = RewardModelsConfig(steps=4, warmup=1, batch_size=4, latent=8)

@@ -11,25 +11,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from envs.branching import BranchConfig
 from envs.rollback import RollbackConfig
 from envs.rollout import Memory
-from rl_lab.action.buffers import read_pairs, write_candidates, write_episodes, write_pairs
-from rl_lab.action.ranking import rank_folder
-from rl_lab.action.stages import ActionStages
-from rl_lab.action.training import OptimisePlan, SFTPlan
-from rl_lab.config import load_config
-from rl_lab.config.action import ObjectiveConfig, OptimiseConfig, SFTConfig
-from rl_lab.config.model import MemoryConfig, ModelConfig
+from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
+from rl_lab.config.load import load_config
+from rl_lab.config.section import MemoryConfig, ModelConfig
+from rl_lab.drivers.flowpro import ActionStages
 from rl_lab.errors import UserError
-from rl_lab.learning.checkpoint import published, read_info
-from rl_lab.learning.training import Training
-from rl_lab.runner.environment import substitutions
-from rl_lab.runner.preflight import check_machine
+from rl_lab.graph.record import substitutions
+from rl_lab.learner.actions import OptimisePlan, SFTPlan
+from rl_lab.learner.plans import Training
+from rl_lab.model.checkpoint import published, read_info
+from rl_lab.records.episodes import read_pairs, write_candidates, write_episodes, write_pairs
+from rl_lab.rollouts.ranking import rank_folder
 from rl_lab.stages.kinds import expand
-from rl_lab.workers.correctors import CorrectorPlan
-from rl_lab.workers.simulation import BranchConfig, EnvSpec, Simulation, Unit
-from tests.records import episode
-from tests.runner.files import EXPERIMENTS
+from rl_lab.stages.preflight import check_machine
+from rl_lab.workers.policy import CorrectorPlan
+from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
+from tests.graph.files import EXPERIMENTS
+from tests.support.recorded import episode
 
 MODEL = ModelConfig(
     chunk_size=5, absolute_half=True, first_slot="current", memory=MemoryConfig(frames=3, interval=2, layer_stride=1)

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from envs.branching import BranchConfig
-from rl_lab.action.batching import fit_processor
-from rl_lab.action.buffers import read_pairs, write_candidates, write_episodes
-from rl_lab.action.ranking import rank_folder
-from rl_lab.action.reward_training import RewardPlan
-from rl_lab.config.action_rewards import RewardModelsConfig
-from rl_lab.learning.checkpoint import CheckpointInfo, published, save_policy
-from rl_lab.learning.training import Training
+from rl_lab.config.actions import RewardModelsConfig
+from rl_lab.learner.action_rewards import RewardPlan
+from rl_lab.learner.plans import Training
+from rl_lab.model.checkpoint import CheckpointInfo, published, save_policy
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
+from rl_lab.records.action_batches import fit_processor
+from rl_lab.records.episodes import read_pairs, write_candidates, write_episodes
+from rl_lab.rollouts.ranking import rank_folder
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from tests.action.test_datasets import TIMING
-from tests.records import episode
+from tests.support.recorded import episode
 
 UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", 64), (11,), run_seed=0)
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from algos.batch import RolloutBatch, TokenBatch
 from algos.objective import NextTokens, TokenScores
-from algos.token_batch import RolloutBatch, TokenBatch
 
 VOCAB = 7
 

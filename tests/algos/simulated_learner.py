@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from algos.curriculum import Curriculum
-from algos.curriculum_options import CurriculumOptions
+from algos.curriculum.curriculum import Curriculum
+from algos.curriculum.options import CurriculumOptions
 
 TASKS, DIM, ANSWERS, GROUP = 8, 64, 4, 8
 NOISE = np.array([0.3, 1.0, 2.0])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from algos.advantage import condition_instructions, dropped, with_advantage
+from algos.methods import condition_instructions, dropped, with_advantage
 
 
 def test_the_indicator_comes_last():

@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algos.curriculum import Curriculum
-from algos.curriculum_draws import balanced_places, draw_weighted
-from algos.curriculum_items import Items, observe, promised
-from algos.curriculum_options import CurriculumOptions
-from algos.curriculum_stage import StageProgress
+from algos.curriculum.curriculum import Curriculum, StageProgress
+from algos.curriculum.draws import balanced_places, draw_weighted
+from algos.curriculum.items import Items, observe, promised
+from algos.curriculum.options import CurriculumOptions
 from tests.algos import simulated_learner
 
 

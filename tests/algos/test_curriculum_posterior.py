@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algos.curriculum_items import BANDS, EASY, FLAT, FRONTIER, HARD, UNSEEN, Items, band_probabilities, observe
-from algos.curriculum_options import CurriculumOptions
-from algos.curriculum_posterior import (
+from algos.curriculum.items import BANDS, EASY, FLAT, FRONTIER, HARD, UNSEEN, Items, band_probabilities, observe
+from algos.curriculum.options import CurriculumOptions
+from algos.curriculum.posterior import (
     beta_cdf,
     chi_square_cdf,
     decay_factor,

@@ -12,8 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from algos.batch import DistillationBatch, TokenBatch
 from algos.distillation import (
+    DIVERGENCES,
+    PAPER,
+    TAILS,
     Distillation,
+    DistillationOptions,
     buckets,
     compare,
     divergence,
@@ -22,8 +27,6 @@ from algos.distillation import (
     stored_top_tokens,
     top_tokens,
 )
-from algos.distillation_options import DIVERGENCES, PAPER, TAILS, DistillationOptions
-from algos.token_batch import DistillationBatch, TokenBatch
 from rl_lab.reports.metrics import define
 from tests.algos.fake_language import VOCAB, TablePolicy, random_rollouts
 from tests.algos.fakes import generator

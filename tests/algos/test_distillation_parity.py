@@ -20,11 +20,10 @@ from trl.experimental.gkd import GKDTrainer
 from trl.experimental.server_distillation import ServerDistillationTrainer
 from trl.experimental.server_distillation.server_distillation_trainer import _add_tail_bucket, _jsd_divergence
 
-from algos.distillation import Distillation, compare, stored_top_tokens
-from algos.distillation_options import DIVERGENCES, TAILS, DistillationOptions
-from algos.token_batch import TokenBatch
-from rl_lab.model import token_scores
-from rl_lab.model.conversion import vlm_from_policy
+from algos.batch import TokenBatch
+from algos.distillation import DIVERGENCES, TAILS, Distillation, DistillationOptions, compare, stored_top_tokens
+from rl_lab.model import backbone
+from rl_lab.model.checkpoint import vlm_from_policy
 from rl_lab.model.tokenizer import load_tokenizer
 from tests.model.builders import make_policy
 
@@ -123,7 +122,7 @@ def test_logits_made_in_parts_give_the_same_loss_metrics_and_gradients(
     whole, metrics = objective.loss(student, batch, torch.Generator())
     expected = gradients(student, whole)
     vocab, seen = student.config.vlm_sizes.vocab, []
-    monkeypatch.setattr(token_scores, "LOGITS_AT_ONCE", 2 * 3 * vocab)
+    monkeypatch.setattr(backbone, "LOGITS_AT_ONCE", 2 * 3 * vocab)
     monkeypatch.setattr(
         student.model, "logits", lambda hidden, make=student.model.logits: seen.append(len(hidden)) or make(hidden)
     )

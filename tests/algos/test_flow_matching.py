@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algos.auxiliary import PoseProbe
 from algos.flow_matching import (
     FlowMatching,
+    PoseProbe,
     chunk_loss,
     draw_flow,
     euler_sample,

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algos.alarms import cap_warning, loss_drop_ceiling
-from algos.flowpro import implicit_reward, preference_loss, pro_loss, rpro_loss
-from algos.flowpro_metrics import gradient_metrics, loss_coefficients
+from algos.flowpro import gradient_metrics, implicit_reward, loss_coefficients, preference_loss, pro_loss, rpro_loss
 
 rewards = st.floats(-8, 8)
 positive = st.floats(0.05, 30)

@@ -11,10 +11,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algos.grpo import GRPO, aggregate, engine_correction, group_advantages, kl_estimate, ratios, surrogate
-from algos.grpo_options import LOSS_TYPES, PAPER, SCALES, GRPOOptions, grpo_options
+from algos.grpo import (
+    GRPO,
+    LOSS_TYPES,
+    PAPER,
+    SCALES,
+    GRPOOptions,
+    aggregate,
+    engine_correction,
+    group_advantages,
+    grpo_options,
+    kl_estimate,
+    ratios,
+    surrogate,
+)
 from algos.objective import TokenScores
-from rl_lab.learning.learner import Learner, Optimiser
+from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.reports.metrics import define
 from tests.algos.fake_language import TablePolicy, TapePolicy, random_rollouts
 

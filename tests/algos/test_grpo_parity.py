@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from algos.grpo import GRPO, engine_correction, group_advantages
-from algos.grpo_options import LOSS_TYPES, GRPOOptions, grpo_options
-from algos.token_batch import RolloutBatch
-from rl_lab.model import token_scores
-from rl_lab.model.conversion import vlm_from_policy
+from algos.batch import RolloutBatch
+from algos.grpo import GRPO, LOSS_TYPES, GRPOOptions, engine_correction, group_advantages, grpo_options
+from rl_lab.model import backbone
+from rl_lab.model.checkpoint import vlm_from_policy
 from rl_lab.model.tokenizer import load_tokenizer
 from tests.model.builders import make_policy
 
@@ -153,7 +152,7 @@ def perturb(model: nn.Module, scale: float, seed: int) -> None:
 @pytest.fixture(autouse=True)
 def _same_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL scores the whole vocabulary; the lab leaves out what its engine never draws."""
-    monkeypatch.setattr(token_scores, "NEVER_DRAWN_BIAS", 0.0)
+    monkeypatch.setattr(backbone, "NEVER_DRAWN_BIAS", 0.0)
 
 
 VARIANTS: list[dict[str, Any]] = [

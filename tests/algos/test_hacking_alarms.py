@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algos.hacking_alarms import (
+from algos.alarms import (
     disagreement_alarm,
     dominance_alarm,
     ends,

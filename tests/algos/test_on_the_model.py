@@ -7,9 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from algos.auxiliary import PoseProbe
 from algos.batch import FlowBatch, PreferenceBatch
-from algos.flow_matching import FlowMatching, chunk_loss, euler_sample, interpolate, loss_weight, velocity_target
+from algos.flow_matching import (
+    FlowMatching,
+    PoseProbe,
+    chunk_loss,
+    euler_sample,
+    interpolate,
+    loss_weight,
+    velocity_target,
+)
 from algos.flowpro import RPRO
 from rl_lab.benchmarks.rpro import FourPasses, random_batch, run
 from rl_lab.model.policy import HyVLAPolicy

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from algos.batch import TokenBatch
 from algos.outcome import AnswerPairs, BradleyTerry, Correctness, LabelledAnswers, OutcomeHead, outcome_scores
-from algos.token_batch import TokenBatch
 from tests.algos.fake_language import VOCAB, TablePolicy
 
 GENERATOR = torch.Generator()

@@ -7,10 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algos import trace_similarity
-from algos.rft import REASONS, band_reason, candidate, count_reasons, most_diverse, select
-from algos.rft_options import LEAST_REWARD, RFTOptions
-from algos.trace_similarity import SKETCH, distance, likeness, normalised, repetition, sketch
+from algos import rft
+from algos.rft import (
+    LEAST_REWARD,
+    REASONS,
+    SKETCH,
+    RFTOptions,
+    band_reason,
+    candidate,
+    count_reasons,
+    distance,
+    likeness,
+    most_diverse,
+    normalised,
+    repetition,
+    select,
+    sketch,
+)
 
 WORDS = [f"w{i}" for i in range(400)]
 
@@ -211,7 +224,7 @@ def test_the_distance_is_a_metric(texts):
 
 
 def test_hashes_are_the_same_in_every_process():
-    assert trace_similarity.sketch("the red cup", 3).tolist() == [36622206720636015]
+    assert rft.sketch("the red cup", 3).tolist() == [36622206720636015]
 
 
 def graded(*rewards):

@@ -5,8 +5,15 @@ from itertools import count
 import numpy as np
 import pytest
 
-from envs.correctors import Corrector, recorded, scripted_expert, teacher
-from envs.rollback import RollbackConfig, intervened_rollout, until_failure
+from envs.rollback import (
+    Corrector,
+    RollbackConfig,
+    intervened_rollout,
+    recorded,
+    scripted_expert,
+    teacher,
+    until_failure,
+)
 from envs.rollout import Memory, demonstrate, policy_rollout, run_lockstep
 from tests.envs.toy import STEP, ToyEnv
 

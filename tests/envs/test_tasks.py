@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from envs.tabletop import TASK_NAMES
-from envs.tabletop.env import TabletopEnv
-from envs.tabletop.instructions import TEMPLATES
-from envs.tabletop.spaces import MAX_INSTRUCTION
+from envs.tabletop.env import MAX_INSTRUCTION, TabletopEnv
+from envs.tabletop.tasks.base import TEMPLATES
 
 DEVELOPMENT, HELD_OUT = 1_000_000, 2_000_000
 PERTURBED_FROM = {"handover_block": 30, "stack_blocks_two": 30, "blocks_ranking_rgb": 30}

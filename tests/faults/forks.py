@@ -152,17 +152,15 @@ def load_commands() -> dict[str, Callable[[Sequence[str]], int]]:
     import datasets  # noqa: F401
     import torch
 
-    import rl_lab.action.rescoring  # noqa: F401
-    import rl_lab.language.model  # noqa: F401
-    import rl_lab.learning.checkpoint  # noqa: F401
+    import rl_lab.model.checkpoint  # noqa: F401
     import rl_lab.reports.sweep_page  # noqa: F401
-    import rl_lab.workers.correctors  # noqa: F401
-    from rl_lab import correct, data, doctor, eval, report, rescore, run, serve
-    from rl_lab.pool import __main__ as pool
-    from rl_lab.runner import preflight
+    import rl_lab.rollouts.rescore_actions  # noqa: F401
+    import rl_lab.workers.policy  # noqa: F401
+    from rl_lab import correct, data, doctor, eval, pool, report, rescore, run, serve
+    from rl_lab.stages import preflight
     from rl_lab.teleoperation import server
     from rl_lab.workers import serving
-    from tests.runner.test_executor import FakeStages
+    from tests.graph.test_executor import FakeStages
 
     torch.set_num_threads(1)
     preflight._check_gl = lambda: None

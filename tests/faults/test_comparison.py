@@ -13,8 +13,8 @@ import pytest
 from rl_lab import run as run_command
 from tests.faults.comparison import differences, is_volatile
 from tests.faults.harness import DRIVER, Seen, choose
-from tests.runner.files import write_small
-from tests.runner.test_executor import FakeStages
+from tests.graph.files import write_small
+from tests.graph.test_executor import FakeStages
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.records.rollouts import RolloutStore
 from tests.language.builders import FakeRun, Killed
 from tests.serving.language_runs import assert_counted_once
 

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from rl_lab import run as run_command
-from rl_lab.action.collection import kept
-from rl_lab.config.schema import ModelConfig
+from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
-from rl_lab.json_lines import read_json_lines
-from rl_lab.language.model import initial_language_model, load_language_model
-from rl_lab.learning.checkpoint import CheckpointInfo
-from rl_lab.learning.saved_states import SavedStates
+from rl_lab.files import read_json_lines
+from rl_lab.learner.state import SavedStates
+from rl_lab.model.checkpoint import CheckpointInfo, initial_language_model, load_language_model
+from rl_lab.rollouts.collect import kept
+from tests.graph.files import write_small
+from tests.graph.test_executor import FakeStages
 from tests.language.builders import FakeRun, Killed
 from tests.language.test_grpo_run import outcome
-from tests.runner.files import write_small
-from tests.runner.test_executor import FakeStages
 
 
 def shorten(path: Path) -> None:

@@ -16,28 +16,28 @@ import torch
 from ray.exceptions import RayTaskError
 
 from rl_lab import run as run_command
-from rl_lab.disk_errors import DiskError, disk_error
+from rl_lab.curriculum.store import PoolStore
+from rl_lab.errors import DiskError, disk_error
 from rl_lab.errors import run_command as exit_with
 from rl_lab.files import write_file, write_folder
-from rl_lab.language import grpo_state, rollout_store
-from rl_lab.language.model import load_language_model
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.learning.checkpoint import save_training_state
-from rl_lab.learning.saved_states import SavedStates
-from rl_lab.pool.store import PoolStore
-from rl_lab.runner import stage_context
+from rl_lab.graph import stage
+from rl_lab.learner.state import SavedStates
+from rl_lab.model.checkpoint import load_language_model, save_training_state
+from rl_lab.records import rollouts
+from rl_lab.records.rollouts import RolloutStore
+from rl_lab.training import state as grpo_state
 from tests.faults.disks import fill, free, protect, remount, small_disk, unprotect
+from tests.graph.files import write_small
+from tests.graph.test_executor import FakeStages
 from tests.language.builders import FakeRun
 from tests.language.test_grpo_run import outcome
-from tests.runner.files import write_small
-from tests.runner.test_executor import FakeStages
 
 MOMENTS: dict[str, tuple[Any, str]] = {
     "a selection": (PoolStore, "select"),
     "an observation": (PoolStore, "observe"),
     "pictures of items": (PoolStore, "keep_images"),
-    "rollouts": (rollout_store, "write_file"),
-    "a line of metrics": (stage_context, "append_json_line"),
+    "rollouts": (rollouts, "write_file"),
+    "a line of metrics": (stage, "append_json_line"),
     "a saved state": (SavedStates, "save"),
     "the pool's copy": (PoolStore, "checkpoint"),
     "counts of a state": (grpo_state, "write_whole"),

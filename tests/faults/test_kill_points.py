@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl_lab.json_lines import read_json_lines
+from rl_lab.files import read_json_lines
 from tests.faults.comparison import differences
 from tests.faults.harness import KILLS, Run, choose, kill
 

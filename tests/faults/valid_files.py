@@ -13,32 +13,31 @@ import yaml
 
 from algos.chunks import Timing
 from rewards.actions.ensemble import Ensemble, ModelInfo
-from rl_lab.action.batching import fit_processor
-from rl_lab.action.buffers import write_candidates, write_episodes, write_pairs
-from rl_lab.action.ranking import rank_folder
-from rl_lab.config.schema import ModelConfig
-from rl_lab.formats.lerobot_write import write_lerobot
-from rl_lab.formats.pairs_write import write_pairs_layout
-from rl_lab.language.item_files import item_row, write_rows
-from rl_lab.language.model import initial_language_model
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
+from rl_lab.config.section import ModelConfig
+from rl_lab.model.checkpoint import CheckpointInfo, initial_language_model, save_policy
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
+from rl_lab.records.action_batches import fit_processor
+from rl_lab.records.episodes import write_candidates, write_episodes, write_pairs
+from rl_lab.records.item_files import item_row, write_rows
+from rl_lab.records.lerobot_write import write_lerobot
+from rl_lab.records.pairs import write_pairs_layout
+from rl_lab.records.rollouts import RolloutStore
+from rl_lab.rollouts.ranking import rank_folder
 from rl_lab.teleoperation.session import correction_line
 from tests.action.test_ranking import STATES
 from tests.action.test_rescoring import RANKINGS
-from tests.formats.robotwin_files import write_classic, write_trajectory
+from tests.curriculum.synthetic import write_run as write_pool
+from tests.graph.files import SMALL
 from tests.language.builders import make_item
 from tests.language.test_rescoring import rollout
 from tests.language.test_rft_selection import write_run as write_traces
-from tests.pool.synthetic import write_run as write_pool
-from tests.records import episode, pair, poses
+from tests.records.robotwin_files import write_classic, write_trajectory
 from tests.reports.synthetic import build_run
 from tests.reports.synthetic_language import build_language_run
 from tests.rewards.test_actions import walk
 from tests.rollouts import groups_of
-from tests.runner.files import SMALL
+from tests.support.recorded import episode, pair, poses
 
 LANGUAGE = """
 name: language
@@ -140,7 +139,7 @@ def questions(folder: Path) -> None:
 def resumed(folder: Path) -> None:
     """A finished run of plain functions."""
     from rl_lab import run
-    from tests.runner.test_executor import FakeStages
+    from tests.graph.test_executor import FakeStages
 
     experiments(folder)
     functions = FakeStages().functions()
@@ -173,7 +172,7 @@ def answers(folder: Path) -> None:
     items = [make_item(0), make_item(1)]
     (folder / "run" / "questions" / "questions").mkdir(parents=True)
     write_rows(folder / "run" / "questions" / "questions" / "train.arrow", map(item_row, items))
-    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.proxies:short"}}}}
+    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.rubric:short"}}}}
     (folder / "run" / "config.yaml").write_text(yaml.safe_dump({"sweep": sweep, "examine": {"pass_threshold": 0.6}}))
     store = RolloutStore(folder / "run" / "grpo" / "verifier.1.grpo")
     for step, item in enumerate(items, 1):

@@ -4,15 +4,14 @@ import pytest
 import torch
 
 from algos.chunks import Timing
-from rl_lab.action.batching import fit_processor
-from rl_lab.action.buffers import write_episodes, write_pairs
-from rl_lab.config.model import ModelConfig
-from rl_lab.language.model import initial_language_model
-from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
+from rl_lab.config.section import ModelConfig
+from rl_lab.model.checkpoint import CheckpointInfo, initial_language_model, save_policy
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
+from rl_lab.records.action_batches import fit_processor
+from rl_lab.records.episodes import write_episodes, write_pairs
 from tests.joint.fakes import write_joint_questions
-from tests.records import episode, pair
+from tests.support.recorded import episode, pair
 
 EPISODES = [episode(1), episode(2)]
 

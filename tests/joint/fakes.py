@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 
 from envs.rollback import Collection
-from rl_lab.action.buffers import read_pairs
-from rl_lab.config import load_config
-from rl_lab.joint.driver import JointRun
-from rl_lab.joint.state import JointState
-from rl_lab.language.item_files import item_row, write_rows
+from rl_lab.config.load import load_config
+from rl_lab.graph.nodes import Node
+from rl_lab.graph.run_folder import RunFolder
+from rl_lab.graph.stage import StageConfig, StageContext
+from rl_lab.model.checkpoint import Snapshot, digest
+from rl_lab.records.episodes import read_pairs
+from rl_lab.records.item_files import item_row, write_rows
 from rl_lab.records.types import RolloutGroup
-from rl_lab.runner.graph import Node
-from rl_lab.runner.progress import ProgressBars
-from rl_lab.runner.run_folder import RunFolder
-from rl_lab.runner.stage_context import StageConfig, StageContext
 from rl_lab.stages.kinds import KINDS
-from rl_lab.workers.rollout_learner import Learned, Weights
+from rl_lab.terminal import ProgressBars
+from rl_lab.training.interleaved import JointRun
+from rl_lab.training.state import JointState
+from rl_lab.workers.learner import Learned, Weights
 from rl_lab.workers.simulation import Unit
-from rl_lab.workers.weights import Snapshot, digest
 from tests.language.builders import FakeEngines, Killed, make_item, write_questions
-from tests.records import pair
 from tests.rollouts import advantages_of
+from tests.support.recorded import pair
 
 CONFIG = """
 name: joint

@@ -8,12 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rl_lab.joint.schedule import PARTS
-from rl_lab.json_lines import read_json_lines
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.files import read_json_lines
+from rl_lab.records.rollouts import RolloutStore
+from rl_lab.training.state import PARTS
+from tests.curriculum.test_store import content
 from tests.joint.fakes import HELPS, TURNS, FakeJoint
 from tests.language.builders import Killed
-from tests.pool.test_store import content
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rl_lab.config.joint import GuardConfig
-from rl_lab.joint.guard import Exam, Guard, mean, paired_fall
+from rl_lab.training.guard import Exam, Guard, mean, paired_fall
 
 N = 60
 

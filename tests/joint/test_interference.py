@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rl_lab.joint.interference import Moves, cosines, drift
+from rl_lab.learner.interference import Moves, cosines, drift
 
 
 def test_cosines_are_those_of_the_groups_that_both_train_and_of_all_of_them():

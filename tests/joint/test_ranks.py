@@ -8,9 +8,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
-from rl_lab.joint.training import JointTraining
-from rl_lab.joint.warm_start import WarmStart
-from rl_lab.learning.checkpoint import load_policy, load_training_state, save_training_state
+from rl_lab.learner.joint import JointTraining
+from rl_lab.learner.warm_start import WarmStart
+from rl_lab.model.checkpoint import load_policy, load_training_state, save_training_state
 from tests.joint.test_training import plan, warm_plan
 from tests.language.test_language_training import make_groups
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from algos.grpo_options import GRPOOptions
-from rl_lab.action.training import SFTPlan
-from rl_lab.config.action import BuffersConfig, ObjectiveConfig, OptimiseConfig, SFTConfig
+from algos.grpo import GRPOOptions
+from rl_lab.config.actions import BuffersConfig, ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.language import ColdStartConfig, RLConfig
-from rl_lab.config.model import ModelConfig
+from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
-from rl_lab.joint.training import JointPlan, JointTraining
-from rl_lab.joint.warm_start import ACTIONS, LANGUAGE, WarmStart, WarmStartPlan
-from rl_lab.learning.checkpoint import (
+from rl_lab.learner.actions import SFTPlan
+from rl_lab.learner.joint import JointPlan, JointTraining
+from rl_lab.learner.warm_start import ACTIONS, LANGUAGE, WarmStart, WarmStartPlan
+from rl_lab.model.checkpoint import (
     CheckpointInfo,
     load_policy,
     load_training_state,
@@ -182,7 +182,7 @@ def test_an_isolated_objective_has_no_other(start, demos):
 
 
 def test_a_vision_language_model_is_refused(demos, tmp_path):
-    from rl_lab.language.model import initial_language_model
+    from rl_lab.model.checkpoint import initial_language_model
 
     initial_language_model(ModelConfig(), seed=0).save(tmp_path / "vlm", CheckpointInfo(1, 7))
     with pytest.raises(UserError, match="needs a policy"):

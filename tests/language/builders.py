@@ -14,20 +14,20 @@ import numpy as np
 import torch
 
 from envs.spatial_qa.items import CATEGORIES, Item
-from rl_lab.config import load_config
-from rl_lab.language.grpo_run import GRPORun
-from rl_lab.language.grpo_state import RunState
-from rl_lab.language.item_files import item_row, write_rows
-from rl_lab.language.model import item_prompt, load_chat_processor
+from rl_lab.config.load import load_config
+from rl_lab.drivers.grpo import GRPORun
+from rl_lab.graph.nodes import Node
+from rl_lab.graph.run_folder import RunFolder
+from rl_lab.graph.stage import StageConfig, StageContext
+from rl_lab.model.checkpoint import Snapshot, digest, load_chat_processor
+from rl_lab.records.item_files import item_row, write_rows
+from rl_lab.records.token_batches import item_prompt
 from rl_lab.records.types import Completion, Prompt, RolloutGroup
-from rl_lab.runner.graph import Node
-from rl_lab.runner.progress import ProgressBars
-from rl_lab.runner.run_folder import RunFolder
-from rl_lab.runner.stage_context import StageConfig, StageContext
 from rl_lab.stages.kinds import KINDS
-from rl_lab.workers.rollout_learner import Learned, Weights
-from rl_lab.workers.rollout_worker import Rollouts, RolloutUnit
-from rl_lab.workers.weights import Snapshot, digest
+from rl_lab.terminal import ProgressBars
+from rl_lab.training.state import RunState
+from rl_lab.workers.engine import Rollouts, RolloutUnit
+from rl_lab.workers.learner import Learned, Weights
 from tests.rollouts import advantages_of
 
 CONFIG = """
@@ -160,13 +160,13 @@ class FakeLearner:
         """`save` or `finish`: the call that is the last."""
 
     def publish(self) -> Weights:
-        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
+        """See `rl_lab.workers.learner.LearnerHandle`."""
         files = {"weight": repr(self.weight).encode()}
         version = self.start + self.batches
         return Weights(version, Snapshot(version, digest(files), files))
 
     def learn(self, groups: list[RolloutGroup], bad_batch: Path) -> tuple[Learned, Weights]:
-        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
+        """See `rl_lab.workers.learner.LearnerHandle`."""
         if self.batches + 1 == self.die_at:
             raise Killed
         self.learned.append(groups)
@@ -183,12 +183,12 @@ class FakeLearner:
         return Learned(metrics, weights.version, 0.0, self.error), weights
 
     def save(self, path: Path) -> None:
-        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
+        """See `rl_lab.workers.learner.LearnerHandle`."""
         path.write_text(json.dumps([self.batches, self.weight]))
         self._end("save")
 
     def finish(self, folder: Path) -> None:
-        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
+        """See `rl_lab.workers.learner.LearnerHandle`."""
         (folder / "model").write_text(repr(self.weight))
         self._end("finish")
 
@@ -197,11 +197,11 @@ class FakeLearner:
             raise Killed
 
     def snapshot(self, weights: Weights) -> Snapshot:
-        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
+        """See `rl_lab.workers.learner.LearnerHandle`."""
         return weights.reference
 
     def share(self, snapshot: Snapshot) -> Weights:
-        """See `rl_lab.workers.rollout_learner.LearnerHandle`."""
+        """See `rl_lab.workers.learner.LearnerHandle`."""
         return Weights(snapshot.version, snapshot)
 
 

@@ -2,9 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.config.model import ModelConfig
-from rl_lab.language.model import initial_language_model
-from rl_lab.learning.checkpoint import CheckpointInfo
+from rl_lab.config.section import ModelConfig
+from rl_lab.model.checkpoint import CheckpointInfo, initial_language_model
 from tests.language.builders import write_questions
 
 

@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from rl_lab.config import load_config
-from rl_lab.config.outcome import OutcomeConfig
-from rl_lab.language.outcome_labels import LABELS_FILE
-from rl_lab.language.outcome_stages import ITEMS_FILE
-from rl_lab.language.outcome_training import OutcomePlan
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.learning.training import Training
-from rl_lab.runner.graph import Node
-from rl_lab.runner.progress import ProgressBars
-from rl_lab.runner.run_folder import RunFolder
-from rl_lab.runner.stage_context import StageConfig, StageContext
+from rl_lab.config.language import OutcomeConfig
+from rl_lab.config.load import load_config
+from rl_lab.drivers.outcome import ITEMS_FILE
+from rl_lab.graph.nodes import Node
+from rl_lab.graph.run_folder import RunFolder
+from rl_lab.graph.stage import StageConfig, StageContext
+from rl_lab.learner.outcome import LABELS_FILE, OutcomePlan
+from rl_lab.learner.plans import Training
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.stages.kinds import KINDS
+from rl_lab.terminal import ProgressBars
 from tests.rollouts import groups_of
 
 SETTINGS = OutcomeConfig(steps=2, batch_size=4, warmup=1, calibration=0.3, test=0.3)

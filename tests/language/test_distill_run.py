@@ -9,20 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl_lab.config import load_config
-from rl_lab.json_lines import read_json_lines
-from rl_lab.language.distill_run import DistillRun
-from rl_lab.language.grpo_state import RunState
-from rl_lab.language.imitate_run import ImitateRun, ImitateState
-from rl_lab.language.item_files import ItemFile
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.language.teacher import LOGPROBS, TOKENS, TeacherEngines
+from rl_lab.config.load import load_config
+from rl_lab.drivers.distill import DistillRun, ImitateRun, ImitateState
+from rl_lab.files import read_json_lines
+from rl_lab.graph.nodes import Node
+from rl_lab.graph.run_folder import RunFolder
+from rl_lab.graph.stage import StageConfig, StageContext
+from rl_lab.records.item_files import ItemFile
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import TopScores, all_completions, num_tokens
-from rl_lab.runner.graph import Node
-from rl_lab.runner.progress import ProgressBars
-from rl_lab.runner.run_folder import RunFolder
-from rl_lab.runner.stage_context import StageConfig, StageContext
+from rl_lab.rollouts.teacher import LOGPROBS, TOKENS, TeacherEngines
 from rl_lab.stages.kinds import KINDS
+from rl_lab.terminal import ProgressBars
+from rl_lab.training.state import RunState
 from tests.language.builders import FakeEngines, FakeLearner, Killed, make_item
 
 CONFIG = """

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 from rl_lab.config.language import EngineConfig
-from rl_lab.language.engines import engines
+from rl_lab.rollouts.answering import engines
 
 
 class RecordingCluster:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from algos.curriculum_options import CurriculumOptions
+from algos.curriculum.options import CurriculumOptions
 from envs.spatial_qa.items import CATEGORIES
-from rl_lab.language.trl_stages import fixed_order
-from rl_lab.pool.store import PoolItem, PoolStore
+from rl_lab.curriculum.store import PoolItem, PoolStore
+from rl_lab.drivers.grpo import fixed_order
 
 
 @pytest.mark.parametrize("num_items", [5, 37])

@@ -10,23 +10,11 @@ import pytest
 import torch
 
 from algos.grpo import group_advantages
-from rewards.compose import Breakdown, Rewards
-from rewards.guard import Failure
-from rl_lab.language.answering import (
-    ask,
-    collect,
-    failure_metrics,
-    means,
-    plain,
-    reward_means,
-    rollout_groups,
-    score,
-    with_advantages,
-    with_rewards,
-)
-from rl_lab.language.model import item_prompt, load_chat_processor, with_token_texts
-from rl_lab.language.rollout_store import RolloutStore, stored_groups
-from rl_lab.language.token_batching import rollout_batch
+from rewards.isolation import Failure
+from rewards.rubric import Breakdown, Rewards
+from rl_lab.model.checkpoint import load_chat_processor
+from rl_lab.records.rollouts import RolloutStore, stored_groups
+from rl_lab.records.token_batches import item_prompt, rollout_batch, with_token_texts
 from rl_lab.records.types import (
     Completion,
     Prompt,
@@ -37,6 +25,18 @@ from rl_lab.records.types import (
     group_rewards,
     group_versions,
     num_tokens,
+)
+from rl_lab.rollouts.answering import (
+    ask,
+    collect,
+    failure_metrics,
+    means,
+    plain,
+    reward_means,
+    rollout_groups,
+    score,
+    with_advantages,
+    with_rewards,
 )
 from tests.language.builders import FakeEngines, FakeLearner, make_item
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl_lab.json_lines import read_json_lines
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.pool.edits import give_edits
-from rl_lab.pool.store import connect
+from rl_lab.curriculum.edits import give_edits
+from rl_lab.curriculum.store import connect
+from rl_lab.files import read_json_lines
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import all_completions, filled
+from tests.curriculum.test_store import content
 from tests.language.builders import FakeEngines, FakeRun, Killed, make_item
-from tests.pool.test_store import content
 from tests.rollouts import advantages_of
 
 
@@ -127,9 +127,9 @@ def test_the_answers_of_a_step_are_by_weights_that_are_the_staleness_behind(make
 
 
 def test_a_batch_whose_rewards_all_failed_moves_no_weights(make, monkeypatch):
-    from rl_lab.language import grpo_rollouts
+    from rl_lab.rollouts import rollouter
 
-    score = grpo_rollouts.score
+    score = rollouter.score
 
     def failing(rewards, groups):
         groups, first = score(rewards, groups)
@@ -140,7 +140,7 @@ def test_a_batch_whose_rewards_all_failed_moves_no_weights(make, monkeypatch):
         return filled(groups, reward=[None] * count, failures=[("judge/time-out",)] * count), {}
 
     failing.left = 1
-    monkeypatch.setattr(grpo_rollouts, "score", failing)
+    monkeypatch.setattr(rollouter, "score", failing)
     run = make("run", "curriculum.scheme=uniform", "rl.steps=2")
     run.kill_at = 1
     with pytest.raises(Killed):
@@ -187,9 +187,7 @@ def test_a_short_run_that_cannot_learn_says_so_in_its_last_step_and_one_that_lea
 
 
 def test_a_run_whose_answers_came_to_agree_says_so_at_its_end(make, monkeypatch):
-    monkeypatch.setattr(
-        "rl_lab.language.grpo_line.group_spread", lambda rewards, left=[0.4] * 9: (left or [0.01]).pop()
-    )
+    monkeypatch.setattr("rl_lab.training.online.group_spread", lambda rewards, left=[0.4] * 9: (left or [0.01]).pop())
     run = make("run", "rl.steps=12").start()
     assert [line["alarm"].split(":")[0] for line in run.metrics() if "alarm" in line] == ["signal lost"]
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from rl_lab.config.model import ModelConfig
-from rl_lab.language.model import LanguageModel, initial_language_model
-from rl_lab.model.initialisation import TOKEN_STD, smooth_numbers
-from rl_lab.model.patches import Run
+from rl_lab.config.section import ModelConfig
+from rl_lab.model.checkpoint import LanguageModel, initial_language_model
+from rl_lab.model.presets import TOKEN_STD, smooth_numbers
 from rl_lab.model.tokenizer import NUMBERS, load_tokenizer
+from rl_lab.model.vision import Run
 from tests.language.builders import make_item
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.spatial_qa.items import Item
-from rl_lab.language.item_files import (
+from rl_lab.records.item_files import (
     ROWS_AT_ONCE,
     ItemFile,
     RowFile,
@@ -19,7 +19,7 @@ from rl_lab.language.item_files import (
     png,
     write_rows,
 )
-from rl_lab.language.question_data import Conversation
+from rl_lab.records.questions import Conversation
 from tests.language.builders import make_item
 
 JSON = st.recursive(

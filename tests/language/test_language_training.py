@@ -14,25 +14,31 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 
-from algos.grpo import group_advantages
-from algos.grpo_options import GRPOOptions
+from algos.grpo import GRPOOptions, group_advantages
 from rl_lab.config.language import ColdStartConfig, RLConfig
-from rl_lab.config.model import ModelConfig
-from rl_lab.config.section import LoRAConfig
-from rl_lab.language.model import item_prompt, load_language_model
-from rl_lab.language.training import ColdStartPlan, GRPOPlan, GRPOTraining, epoch_order
-from rl_lab.learning.checkpoint import CheckpointInfo, load_training_state, read_info, save_policy, save_training_state
-from rl_lab.learning.learner import NonFiniteLossError
-from rl_lab.learning.training import Training
+from rl_lab.config.section import LoRAConfig, ModelConfig
+from rl_lab.learner.language import ColdStartPlan, GRPOPlan, GRPOTraining, epoch_order
+from rl_lab.learner.learner import NonFiniteLossError
+from rl_lab.learner.plans import Training
+from rl_lab.model.checkpoint import (
+    CheckpointInfo,
+    Snapshot,
+    load_language_model,
+    load_training_state,
+    read_info,
+    save_policy,
+    save_training_state,
+    verify,
+)
 from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
+from rl_lab.records.token_batches import item_prompt
 from rl_lab.records.types import Completion, RolloutGroup, filled
-from rl_lab.workers import rollout_learner
-from rl_lab.workers.rollout_learner import LearnerHandle, LearnerWorker, Weights
-from rl_lab.workers.weights import Snapshot, verify
+from rl_lab.workers import learner as rollout_learner
+from rl_lab.workers.learner import LearnerHandle, LearnerWorker, Weights
 from tests.language.builders import make_item
 from tests.rollouts import learned_groups
 
@@ -187,7 +193,7 @@ def test_the_reference_of_the_kl_term_stays_where_the_run_began(policy, lora):
 
 
 def rollout_learner_batch(training: GRPOTraining, groups: list[RolloutGroup]):
-    from rl_lab.language.token_batching import rollout_batch
+    from rl_lab.records.token_batches import rollout_batch
 
     images = training.start.processor.image_processor
     return rollout_batch(groups, images)

@@ -14,19 +14,16 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from rewards.config import RewardConfig, read_config
-from rl_lab.config.outcome import OutcomeConfig
+from rl_lab.config.language import OutcomeConfig
+from rl_lab.drivers.outcome import OutcomeStages
 from rl_lab.errors import UserError
-from rl_lab.language.answering import failure_metrics, score
-from rl_lab.language.item_files import ItemFile
-from rl_lab.language.outcome_labels import OutcomeLabels, answer_pairs, label_answers, scene_splits
-from rl_lab.language.outcome_members import load_member
-from rl_lab.language.outcome_model import MODEL_FILE, check_outcome_model, load_outcome_model
-from rl_lab.language.outcome_stages import OutcomeStages
-from rl_lab.language.outcome_training import OutcomePlan, scoring_batch
-from rl_lab.language.reward_models import make_rewards
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.learning.training import Training
+from rl_lab.learner.outcome import OutcomeLabels, OutcomePlan, answer_pairs, label_answers, scene_splits, scoring_batch
+from rl_lab.learner.plans import Training
+from rl_lab.records.item_files import ItemFile
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import all_completions
+from rl_lab.rollouts.answering import failure_metrics, make_rewards, score
+from rl_lab.rollouts.reward_model import MODEL_FILE, check_outcome_model, load_member, load_outcome_model
 from tests.language.builders import make_item
 from tests.language.outcome_builders import SETTINGS, rollout, stage_context, train_member, write_rollouts
 from tests.rollouts import answered, groups_of

@@ -11,16 +11,10 @@ from PIL import Image
 from envs.spatial_qa.items import Knobs
 from envs.spatial_qa.questions import make_item
 from rl_lab.errors import UserError
-from rl_lab.language.question_data import (
-    BadRow,
-    BadRowsError,
-    item_conversation,
-    read_questions,
-    table_questions,
-)
-from rl_lab.language.question_files import has_open_questions, source_files
+from rl_lab.graph.nodes import source_digest
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
-from rl_lab.runner.graph import source_digest
+from rl_lab.records.question_files import has_open_questions, source_files
+from rl_lab.records.questions import BadRow, BadRowsError, item_conversation, read_questions, table_questions
 
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 GOOD = {"prompt": "How many? /think", "answer": 2, "reward_type": "count", "category": "perception"}

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from rl_lab.errors import UserError
-from rl_lab.language.question_data import read_questions
-from rl_lab.language.question_files import has_open_questions, source_files
+from rl_lab.records.question_files import has_open_questions, source_files
+from rl_lab.records.questions import read_questions
 
 QUESTION = {"prompt": "how many?", "answer": 2, "reward_type": "count", "category": "perception"}
 RED, BLUE = ((np.zeros((4, 6, 3)) + colour).astype(np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from rl_lab.errors import RunError, UserError
-from rl_lab.language.item_files import item_row, write_rows
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.records.item_files import item_row, write_rows
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.rescore import main
 from tests.language.builders import make_item
 from tests.rollouts import groups_of
@@ -41,7 +41,7 @@ def run(tmp_path):
     items = [make_item(0), make_item(1)]
     (folder / "questions" / "questions").mkdir(parents=True)
     write_rows(folder / "questions" / "questions" / "train.arrow", map(item_row, items))
-    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.proxies:short"}}}}
+    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.rubric:short"}}}}
     (folder / "config.yaml").write_text(yaml.safe_dump({"sweep": sweep, "examine": {"pass_threshold": 0.6}}))
     store = RolloutStore(folder / "grpo" / "verifier.1.grpo")
     for step, item in enumerate(items, 1):

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.config import dump_config, load_config
+from rl_lab.config.load import dump_config, load_config
+from rl_lab.drivers.grpo import GRPORun
 from rl_lab.errors import UserError
-from rl_lab.json_lines import write_json_lines
-from rl_lab.language.grpo_run import GRPORun
-from rl_lab.language.grpo_state import RunState
-from rl_lab.language.reward_failures import RewardFailures
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.files import write_json_lines
+from rl_lab.graph.executor import Executor
+from rl_lab.graph.nodes import stage_hashes
+from rl_lab.graph.run_folder import CONFIG_FILE, RunFolder
+from rl_lab.graph.store import Store
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.page import write_report
-from rl_lab.runner.executor import Executor
-from rl_lab.runner.graph import stage_hashes
-from rl_lab.runner.run_folder import CONFIG_FILE, RunFolder
-from rl_lab.runner.store import Store
+from rl_lab.rollouts.answering import RewardFailures
 from rl_lab.stages.kinds import expand
+from rl_lab.training.state import RunState
+from tests.graph.test_executor import statuses
 from tests.language.builders import CONFIG, FakeEngines, FakeLearner, FakeRun, make_item
 from tests.rollouts import groups_of
-from tests.runner.test_executor import statuses
 
 FUNCTIONS = """
 import math, time

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from rl_lab.language.rft_selection import RFTSelection
+from rl_lab.drivers.rft_selection import RFTSelection
 from tests.language.test_rft_selection import JUDGED, judge, result, write_run
 
 KILLS = 8

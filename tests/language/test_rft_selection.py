@@ -13,13 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from algos.rft import REASONS, candidate, select
-from algos.rft_options import RFTOptions
+from algos.rft import REASONS, RFTOptions, candidate, select
+from rl_lab.drivers import rft_selection
+from rl_lab.drivers.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.errors import UserError
-from rl_lab.language import rft_kept, rft_selection
-from rl_lab.language.rft_kept import KEPT_FILE, read_kept
-from rl_lab.language.rft_selection import RFT_FILE, RFTSelection
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.records import rollouts
+from rl_lab.records.rollouts import KEPT_FILE, RolloutStore, read_kept
 from tests.rollouts import groups_of
 
 OPTIONS = RFTOptions(max_per_item=2, max_tokens=24, max_likeness=0.8, shingle=2)
@@ -150,7 +149,7 @@ def killed(monkeypatch):
         moment()
 
     monkeypatch.setattr(rft_selection, "transaction", breaking)
-    monkeypatch.setattr(rft_kept, "write_file", around(rft_kept.write_file))
+    monkeypatch.setattr(rollouts, "write_file", around(rollouts.write_file))
     monkeypatch.setattr(RolloutStore, "add_columns", around(RolloutStore.add_columns))
     monkeypatch.setattr(rft_selection, "CHUNK", 10)
     return moments
@@ -242,7 +241,7 @@ def test_a_second_selection_of_other_steps_is_refused(tmp_path):
 
 
 def test_kept_traces_lie_in_large_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(rft_kept, "ROW_GROUP", 16)
+    monkeypatch.setattr(rollouts, "ROW_GROUP", 16)
     write_run(tmp_path)
     kept = RFTSelection(tmp_path, OPTIONS).finish().kept
     file = pq.ParquetFile(tmp_path / KEPT_FILE)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.records.rollouts import RolloutStore
 from tests.rollouts import groups_of
 
 ROLLOUT = dict(

@@ -22,14 +22,12 @@ from transformers import (
 )
 
 from rewards.config import RewardConfig, read_config
+from rl_lab.drivers.outcome import OutcomeStages
 from rl_lab.errors import UserError
-from rl_lab.language.answering import score
-from rl_lab.language.outcome_model import MODEL_FILE, load_outcome_model
-from rl_lab.language.outcome_stages import OutcomeStages
-from rl_lab.language.reward_models import make_rewards
-from rl_lab.language.text_classifier import TextClassifier, check_classifier
-from rl_lab.runner.preflight import check_machine
+from rl_lab.rollouts.answering import make_rewards, score
+from rl_lab.rollouts.reward_model import MODEL_FILE, TextClassifier, check_classifier, load_outcome_model
 from rl_lab.stages.kinds import expand, load_config
+from rl_lab.stages.preflight import check_machine
 from tests.language.builders import make_item
 from tests.language.outcome_builders import stage_context, write_rollouts
 from tests.rollouts import answered
@@ -129,7 +127,7 @@ def test_members_are_trained_calibrated_and_examined(tmp_path, questions, save):
 
 def test_pairs_are_learned(tmp_path, questions):
     """With truth that the text alone tells, a hundred steps put nearly every pair in order."""
-    from rl_lab.learning.learner import Optimiser
+    from rl_lab.learner.learner import Optimiser
     from rl_lab.trl_backend.outcome import CLASSIFIER, train_classifier
     from rl_lab.trl_backend.trainer import Settings
 

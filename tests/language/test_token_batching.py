@@ -15,13 +15,12 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from algos.cross_entropy import CrossEntropy
-from algos.grpo import GRPO, group_advantages
-from algos.grpo_options import PAPER
-from rl_lab.language.token_batching import chat_batch, rollout_batch
-from rl_lab.learning.learner import Learner, Optimiser
+from algos.grpo import GRPO, PAPER, group_advantages
+from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.model.chat import HunYuanVLMoTProcessor, answer_labels
-from rl_lab.model.conversion import vlm_from_policy, vlm_processor
+from rl_lab.model.checkpoint import vlm_from_policy, vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
+from rl_lab.records.token_batches import chat_batch, rollout_batch
 from rl_lab.records.types import Completion, Prompt
 from tests.model.builders import make_policy
 from tests.rollouts import learned_groups

@@ -6,27 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from algos.rft_options import RFTOptions
-from rewards.compose import Rewards
+from algos.rft import RFTOptions
 from rewards.config import JudgeConfig, RewardConfig
-from rewards.reasoning import ReasoningJudge
-from rl_lab.config import load_config
-from rl_lab.config.rft import RFTConfig, TracesConfig
+from rewards.judge import ReasoningJudge
+from rewards.rubric import Rewards
+from rl_lab.config.language import RFTConfig, TracesConfig
+from rl_lab.config.load import load_config
+from rl_lab.drivers.rft import TraceJudge, TraceSampler, select_traces
 from rl_lab.errors import UserError
-from rl_lab.language.grpo_line import Clock
-from rl_lab.language.grpo_rollouts import Questioner
-from rl_lab.language.item_files import ItemFile
-from rl_lab.language.model import item_prompt, load_chat_processor
-from rl_lab.language.rft_kept import read_kept
-from rl_lab.language.rft_training import RFTPlan, write_index
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.language.token_batching import answer_batch, expanded_tokens, rollout_batch
-from rl_lab.language.trace_judge import TraceJudge
-from rl_lab.language.traces import TraceSampler, select_traces
-from rl_lab.learning.training import Training
+from rl_lab.learner.plans import Training
+from rl_lab.learner.rft import RFTPlan, write_index
+from rl_lab.model.checkpoint import Snapshot, digest, load_chat_processor
+from rl_lab.records.item_files import ItemFile
+from rl_lab.records.rollouts import RolloutStore, read_kept
+from rl_lab.records.token_batches import answer_batch, expanded_tokens, item_prompt, rollout_batch
 from rl_lab.records.types import Completion, Prompt, Sampling
-from rl_lab.workers.rollout_learner import Weights
-from rl_lab.workers.weights import Snapshot, digest
+from rl_lab.rollouts.clock import Clock
+from rl_lab.rollouts.rollouter import Questioner
+from rl_lab.workers.learner import Weights
 from tests.language.builders import FakeEngines, Killed, make_context, make_item, write_questions
 from tests.rewards.fake_judge import FakeJudge, completion, verdict
 from tests.rewards.functions import FailsOnArrival
@@ -41,7 +38,7 @@ class Traced:
 
     def __init__(self, folder, policy, monkeypatch, num_engines=1):
         folder.mkdir()
-        monkeypatch.setattr("rl_lab.language.traces.CALLS_PER_STEP", 1)  # 3 questions a step
+        monkeypatch.setattr("rl_lab.drivers.rft.CALLS_PER_STEP", 1)  # 3 questions a step
         self.folder, self.policy, self.num_engines = folder, policy, num_engines
         self.questions = write_questions(folder / "questions")
         self.stop_at = None
@@ -203,7 +200,7 @@ def test_training_reads_the_sampled_tokens_with_the_items_pictures(traced, tmp_p
 
 
 def test_a_step_lowers_the_cross_entropy_and_the_version_counts_on(traced, tmp_path):
-    from rl_lab.learning.checkpoint import read_info
+    from rl_lab.model.checkpoint import read_info
 
     run = traced().start()
     settings = RFTConfig(steps=4, batch_size=4, warmup=0, lr=1e-3)

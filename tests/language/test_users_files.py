@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from envs.spatial_qa.items import Item
-from rl_lab.config import resolve_config
-from rl_lab.config.model import ModelConfig
+from rl_lab.config.load import resolve_config
+from rl_lab.config.section import ModelConfig
+from rl_lab.drivers.language import LanguageStages
 from rl_lab.errors import UserError
-from rl_lab.language.item_files import ItemFile, SolutionFile
-from rl_lab.language.model import model_processor
-from rl_lab.language.question_sets import Limits, check_files, check_shared, set_questions, take_file, unfit
-from rl_lab.language.stages import LanguageStages
+from rl_lab.graph.stage import StageConfig
+from rl_lab.model.checkpoint import model_processor
 from rl_lab.model.tokenizer import ROLES, SPECIAL_TOKENS
-from rl_lab.runner.stage_context import StageConfig
+from rl_lab.records.item_files import ItemFile, SolutionFile
+from rl_lab.records.question_sets import Limits, check_files, check_shared, set_questions, take_file, unfit
 from rl_lab.stages.kinds import KINDS
 
 QUESTION = {"prompt": "is it red? /no_think", "answer": "yes", "reward_type": "yes_no", "category": "perception"}

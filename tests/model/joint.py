@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from algos.batch import ObservationBatch
-from rl_lab.model.masks import (
+from rl_lab.model.layout import (
     PrefixLayout,
     joint_mask,
     let_padding_see_itself,

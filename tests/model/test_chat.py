@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from rl_lab.model.chat import HunYuanVLMoTProcessor, answer_labels
-from rl_lab.model.images import ImageProcessor
+from rl_lab.model.chat import HunYuanVLMoTProcessor, ImageProcessor, answer_labels
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
 from tests.model.golden import golden_path
 

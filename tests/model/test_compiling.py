@@ -15,11 +15,11 @@ from torch._inductor import config as inductor
 from algos.flow_matching import FlowMatching
 from rl_lab.benchmarks.rpro import random_batch
 from rl_lab.errors import UserError
-from rl_lab.learning.learner import Learner, Optimiser
-from rl_lab.model.compiling import RECOMPILE_LIMIT, check_compiler, compile_blocks
+from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.model.lora import Adapted
 from rl_lab.model.mot import DecoderLayer
 from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.sharding import RECOMPILE_LIMIT, check_compiler, compile_blocks
 from tests.model.builders import make_policy
 
 ALL = ("vision", "vlm", "expert")

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from algos.flow_matching import interpolate
-from rl_lab.model.flow import time_embedding
-from rl_lab.model.masks import prefix_valid
-from rl_lab.model.memory import time_embedding as frame_time_embedding
+from rl_lab.model.action_expert import time_embedding
+from rl_lab.model.layout import prefix_valid
 from rl_lab.model.mot import rotary
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import resize_with_padding
+from rl_lab.model.vision import time_embedding as frame_time_embedding
 from tests.model import golden
 from tests.model.golden import (
     ACTIONS,

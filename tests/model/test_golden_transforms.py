@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from envs import se3
-from envs.umi import robotwin_from_umi, umi_from_robotwin
+from envs.se3 import robotwin_from_umi, umi_from_robotwin
 from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.processor import PolicyProcessor
 from tests.model.golden import load_policy, load_processor, load_transforms

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rl_lab.model.backbone import join_pixels
-from rl_lab.model.packing import frame_grids
+from rl_lab.model.layout import frame_grids
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration, released_loss
 from tests.model.golden import HIDDEN, LOSS, golden_path
 

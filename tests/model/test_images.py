@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from rl_lab.model.images import IMAGE_CONFIG, ImageProcessor
-from rl_lab.model.patches import patchify
+from rl_lab.model.chat import IMAGE_CONFIG, ImageProcessor
+from rl_lab.model.vision import patchify
 
 PROCESSOR = ImageProcessor(patch_size=16, min_pixels=64 * 64, max_pixels=256 * 256)
 

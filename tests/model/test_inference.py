@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rl_lab.model.inference import predict_action
+from rl_lab.model.policy import predict_action
 from tests.model.golden import ACTIONS, HISTORY, SINGLE_FRAME, Case, load_case, load_processor
 
 

@@ -9,7 +9,7 @@ import torch
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO
 from rl_lab.benchmarks.rpro import random_batch
-from rl_lab.learning.learner import Learner, Optimiser
+from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.model.lora import Adapted
 from rl_lab.model.policy import HyVLAPolicy
 from tests.model.builders import make_observations, make_policy

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from algos.batch import ObservationBatch
-from rl_lab.model.memory import History, time_embedding, values_over_time
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
+from rl_lab.model.vision import History, time_embedding, values_over_time
 from tests.model.builders import make_policy
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}

@@ -5,9 +5,9 @@ import torch
 
 from algos.flow_matching import FlowMatching
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
-from rl_lab.learning.learner import Learner, Optimiser
+from rl_lab.learner.learner import Learner, Optimiser
+from rl_lab.learner.memory_plan import ALL, memory_plan
 from rl_lab.model.lora import Adapted
-from rl_lab.model.memory_plan import ALL, memory_plan
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from tests.model.builders import make_policy, padded

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from envs import se3
-from rl_lab.model.array_pickle import load_arrays
-from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
+from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats, load_arrays
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer

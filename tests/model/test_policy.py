@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from algos.batch import ObservationBatch
-from rl_lab.model.masks import prefix_layout
+from rl_lab.model.layout import prefix_layout
 from rl_lab.model.policy import HyVLAPolicy
 from tests.model.builders import make_observations, make_policy, padded
 from tests.model.joint import joint_forward

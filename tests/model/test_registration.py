@@ -21,10 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.model.chat import HunYuanVLMoTProcessor, ImageProcessor
+from rl_lab.model.checkpoint import policy_from_vlm, vlm_from_policy, vlm_processor
 from rl_lab.model.config import HyVLAConfig
-from rl_lab.model.conversion import policy_from_vlm, vlm_from_policy, vlm_processor
-from rl_lab.model.images import ImageProcessor
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer

@@ -8,12 +8,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
-from algos.distillation import Distillation
-from algos.distillation_options import DistillationOptions
-from algos.token_batch import TokenBatch
+from algos.batch import TokenBatch
+from algos.distillation import Distillation, DistillationOptions
 from rl_lab.benchmarks.model import image_prompt, vlm_config
-from rl_lab.model import token_scores
-from rl_lab.model.pictures import Pictures
+from rl_lab.model import backbone
+from rl_lab.model.backbone import Pictures
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.sharding import shard
@@ -82,7 +81,7 @@ def check_token_logprobs(rank: int) -> None:
     sharded = shard(copy.deepcopy(whole))
     batch = token_batch(*image_prompt(config, BATCH, "cpu"))
     whole.token_logprobs(batch, temperature=0.8).logprobs.sum().div(batch.num_tokens).backward()
-    token_scores.LOGITS_AT_ONCE = 3 * config.vlm_sizes.vocab
+    backbone.LOGITS_AT_ONCE = 3 * config.vlm_sizes.vocab
     batch = batch.select(torch.arange(BATCH).chunk(RANKS)[rank])
     sharded.token_logprobs(batch, temperature=0.8).logprobs.sum().div(batch.num_tokens).backward()
     for (name, one), other in zip(whole.named_parameters(), sharded.parameters(), strict=True):
@@ -98,7 +97,7 @@ def check_distillation(rank: int) -> None:
     batch = token_batch(*image_prompt(config, BATCH, "cpu"))
     objective = Distillation(DistillationOptions(), teacher=teacher)
     objective.loss(whole, batch, torch.Generator())[0].backward()
-    token_scores.LOGITS_AT_ONCE = 2 * 3 * config.vlm_sizes.vocab
+    backbone.LOGITS_AT_ONCE = 2 * 3 * config.vlm_sizes.vocab
     objective = Distillation(DistillationOptions(), teacher=shard(copy.deepcopy(teacher)))
     objective.loss(sharded, batch.select(torch.arange(BATCH).chunk(RANKS)[rank]), torch.Generator())[0].backward()
     for (name, one), other in zip(whole.named_parameters(), sharded.parameters(), strict=True):

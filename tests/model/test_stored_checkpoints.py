@@ -15,9 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rl_lab.errors import UserError
-from rl_lab.language.model import LanguageModel, check_language_model, load_language_model
-from rl_lab.learning.checkpoint import CheckpointInfo, check_policy, load_policy, save_policy
-from rl_lab.model.conversion import vlm_from_policy, vlm_processor
+from rl_lab.model.checkpoint import (
+    CheckpointInfo,
+    LanguageModel,
+    check_language_model,
+    check_policy,
+    load_language_model,
+    load_policy,
+    save_policy,
+    vlm_from_policy,
+    vlm_processor,
+)
 from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.policy import EMBEDDING, OUTPUT_EMBEDDING
 from rl_lab.model.processor import PolicyProcessor

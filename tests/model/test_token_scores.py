@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from algos.token_batch import TokenBatch
-from rl_lab.model import token_scores as scores_module
-from rl_lab.model.conversion import vlm_from_policy, vlm_processor
+from algos.batch import TokenBatch
+from rl_lab.model import backbone as scores_module
+from rl_lab.model.backbone import Pictures
+from rl_lab.model.checkpoint import vlm_from_policy, vlm_processor
 from rl_lab.model.lora import Adapted
-from rl_lab.model.pictures import Pictures
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration as Vlm
 from tests.model.builders import make_policy

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_lab.model import tokenizer_corpus
+from rl_lab.model import tokenizer as tokenizer_corpus
 from rl_lab.model.tokenizer import (
     FOLDER,
     NUMBERS,

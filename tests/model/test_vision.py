@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rl_lab.model.patches import patchify
-from rl_lab.model.vision import Visual
+from rl_lab.model.vision import Visual, patchify
 from tests.model.builders import make_policy
 from tests.model.golden import HIDDEN, golden_path, load_policy
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from rl_lab.model.chat import HunYuanVLMoTProcessor
-from rl_lab.model.conversion import vlm_from_policy, vlm_processor
+from rl_lab.model.checkpoint import vlm_from_policy, vlm_processor
+from rl_lab.model.layout import build_layout
 from rl_lab.model.mot import attend, attention_bias, rotary
-from rl_lab.model.packing import build_layout
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration as Vlm
 from tests.model.builders import make_policy

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from algos.curriculum_options import CurriculumOptions
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.pool.store import POOL_FILE, PoolItem, PoolStore
-from tests.pool.synthetic import CATEGORIES, HOSTILE, TASKS, png
+from algos.curriculum.options import CurriculumOptions
+from rl_lab.curriculum.store import POOL_FILE, PoolItem, PoolStore
+from rl_lab.records.rollouts import RolloutStore
+from tests.curriculum.synthetic import CATEGORIES, HOSTILE, TASKS, png
 from tests.reports.synthetic import write_jsonl
 from tests.rollouts import groups_of
 

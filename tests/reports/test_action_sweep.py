@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from rewards.examination import examine
-from rl_lab.reports.films import flipped
+from rewards.calibration import examine
+from rl_lab.drivers.report import flipped
 from rl_lab.reports.page import write_report
 from rl_lab.reports.rundir import load_run
 from rl_lab.reports.summary import measure

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from rl_lab.json_lines import read_json_lines
-from rl_lab.reports import films
-from rl_lab.reports.films import Contrast, record_films, rescued
+from rl_lab.drivers import report
+from rl_lab.drivers.report import Contrast, record_films, rescued
+from rl_lab.files import read_json_lines
 from rl_lab.reports.rundir import load_run
 from rl_lab.reports.videos import videos
 from rl_lab.workers.simulation import Film, Unit
@@ -22,7 +22,7 @@ def test_a_run_films_what_its_last_policy_solves_and_the_base_did_not(tmp_path):
     (contrast,) = rescued(run)
     assert contrast.nodes == ("sft", "rpro.2.optimise")
     ends = {one.node: {episode.key: episode.success for episode in one.episodes} for one in run.evaluations}
-    assert 0 < len(contrast.solved) <= films.RESCUED
+    assert 0 < len(contrast.solved) <= report.RESCUED
     for key, solved in contrast.solved.items():
         assert solved and ends["rpro.2.evaluate"][key] and not ends["base.evaluate"][key]
 
@@ -57,8 +57,8 @@ class Simulators:
 @pytest.fixture
 def context(tmp_path, monkeypatch):
     units = [Unit(ENV, (1, 2), 0), Unit(ENV, (3, 4), 0), Unit(ENV, (5, 6), 0)]
-    monkeypatch.setattr(films, "evaluation_groups", lambda config, seed: [(units, 6)])
-    monkeypatch.setattr(films, "published", lambda name: name)
+    monkeypatch.setattr(report, "evaluation_groups", lambda config, seed: [(units, 6)])
+    monkeypatch.setattr(report, "published", lambda name: name)
     return SimpleNamespace(
         config=SimpleNamespace(eval=SimpleNamespace(execute=10)),
         inputs={name: name for name in ("a", "b", "c")},

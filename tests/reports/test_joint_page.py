@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl_lab.json_lines import write_json_lines
+from rl_lab.files import write_json_lines
 from rl_lab.reports.joint import joint_verdict, score, times
 from rl_lab.reports.joint_data import Arm, read_arm
 from rl_lab.reports.page import build_page, write_report

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from rl_lab.errors import UserError
-from rl_lab.json_lines import append_json_line, read_json_lines
-from rl_lab.language.rollout_store import RolloutStore
+from rl_lab.files import append_json_line, read_json_lines
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.report import main
 from rl_lab.reports import rollouts_page
 from rl_lab.reports.metrics import define
@@ -16,8 +16,8 @@ from rl_lab.reports.page import build_page, write_report
 from rl_lab.reports.rollouts_page import choose_groups
 from rl_lab.reports.rundir import load_run
 from rl_lab.reports.summary import summarise
-from tests.pool.synthetic import HOSTILE
-from tests.pool.test_page import CHROMIUM, dumped
+from tests.curriculum.synthetic import HOSTILE
+from tests.curriculum.test_page import CHROMIUM, dumped
 from tests.reports.synthetic import write_jsonl
 from tests.reports.synthetic_language import build_language_run
 from tests.reports.test_page import Outline, visible

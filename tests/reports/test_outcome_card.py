@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rewards.examination import examine
+from rewards.calibration import examine
 from rl_lab.reports.metrics import define
 from rl_lab.reports.page import write_report
 from tests.reports.synthetic import write_jsonl

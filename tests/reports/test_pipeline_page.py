@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.config import dump_config
+from rl_lab.config.load import dump_config
 from rl_lab.reports.page import write_report
 from rl_lab.reports.pipeline import last_model, stopped_by
 from rl_lab.reports.rundir import load_run
 from rl_lab.reports.summary import measure
 from rl_lab.reports.terminal import summary_lines
+from tests.graph.pipelines import FRONT, WHOLE, FakeModels, pipeline, run
 from tests.reports.test_page import Outline, visible
-from tests.runner.pipelines import FRONT, WHOLE, FakeModels, pipeline, run
 
 STOP = f"[{FRONT}, grpo, examine, {{gate: {{otherwise: stop}}}}, rft, examine]"
 BRANCH = f"[{FRONT}, grpo, examine, {{gate: {{otherwise: [rft, examine]}}}}]"

@@ -13,7 +13,7 @@ from rl_lab.errors import UserError
 from rl_lab.report import main
 from rl_lab.reports.against import config_differences, flatten, over_seeds, stage_differences
 from rl_lab.reports.rundir import load_run
-from rl_lab.reports.terminal import columns
+from rl_lab.terminal import columns
 from tests.reports.synthetic import build_run, write_jsonl
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from algos.rft_options import RFTOptions
-from rl_lab.language.rft_selection import RFTSelection
-from rl_lab.language.rollout_store import RolloutStore
+from algos.rft import RFTOptions
+from rl_lab.drivers.rft_selection import RFTSelection
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.rft_page import rft_section
 from rl_lab.reports.rundir import load_run
 from tests.reports.synthetic import write_jsonl

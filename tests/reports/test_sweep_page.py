@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from rl_lab.config.sweep import read_spread
-from rl_lab.json_lines import read_json_lines
-from rl_lab.language.item_files import item_row, write_rows
+from rl_lab.files import read_json_lines
+from rl_lab.records.item_files import item_row, write_rows
 from rl_lab.reports.page import write_report
 from rl_lab.reports.sweep_alarms import Course, course_alarms
 from tests.language.builders import make_item

@@ -7,15 +7,20 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from rewards.actions.deviation import expert_deviation
-from rewards.actions.encoder import ImageEncoder, random_shift
 from rewards.actions.ensemble import Ensemble, ModelInfo, RewardObjective
-from rewards.actions.frames import FrameBatch
-from rewards.actions.progress import progress_targets
-from rewards.actions.ranking import choose, combined, standardised
-from rewards.actions.success import success_targets
-from rewards.actions.world_model import TransitionBatch, covariance_loss, transitions, variance_loss
-from tests.records import episode, poses
+from rewards.actions.networks import (
+    FrameBatch,
+    ImageEncoder,
+    TransitionBatch,
+    covariance_loss,
+    progress_targets,
+    random_shift,
+    success_targets,
+    transitions,
+    variance_loss,
+)
+from rewards.actions.ranking import choose, combined, expert_deviation, standardised
+from tests.support.recorded import episode, poses
 
 SIDE = 32
 

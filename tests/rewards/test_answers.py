@@ -18,7 +18,7 @@ from rewards.answers import (
     parse_ordering,
     parse_yes_no,
 )
-from rewards.format import format_reward
+from rewards.verifiers import format_reward
 
 PARSERS = (
     lambda answer: parse_groups(answer, 2),

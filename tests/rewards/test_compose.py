@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from rewards.agreement import agreement
-from rewards.compose import Rewards
 from rewards.config import GuardConfig, JudgeConfig, RewardConfig
+from rewards.judge import agreement
+from rewards.rubric import Rewards
 from tests.rewards import functions
 from tests.rewards.fake_judge import FakeJudge, completion, verdict
 

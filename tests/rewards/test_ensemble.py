@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rewards.compose import Rewards
 from rewards.config import RewardConfig, read_config
-from rewards.ensemble import combine_members
+from rewards.rubric import Rewards, combine_members
 
 COLUMNS = {"answer": ["A", "B"], "reward_type": ["choice", "choice"]}
 ANSWERS = ["<answer>A</answer>", "<answer>A</answer>"]

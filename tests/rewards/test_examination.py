@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rewards.examination import cluster_interval, examine, pair_accuracy
+from rewards.calibration import cluster_interval, examine, pair_accuracy
 
 
 def test_pairs_are_of_the_same_question_and_ties_count_half():

@@ -6,11 +6,29 @@ import numpy as np
 import pytest
 
 from rewards.config import BoxesConfig, CountConfig, DistanceConfig, NumberConfig, TrajectoryConfig
-from rewards.grounding import DIAGONAL, box_iou, box_reward, boxes_reward, chamfer, point_reward, points_reward
-from rewards.mask import decode_mask, distance_to_mask, encode_mask
-from rewards.scalar import count_reward, number_reward
-from rewards.text import choice_reward, longest_common_subsequence, ordering_reward, yes_no_reward
-from rewards.trajectory import discrete_frechet, dtw, path_distances, resample, trajectory_reward
+from rewards.verifiers import (
+    DIAGONAL,
+    box_iou,
+    box_reward,
+    boxes_reward,
+    chamfer,
+    choice_reward,
+    count_reward,
+    decode_mask,
+    discrete_frechet,
+    distance_to_mask,
+    dtw,
+    encode_mask,
+    longest_common_subsequence,
+    number_reward,
+    ordering_reward,
+    path_distances,
+    point_reward,
+    points_reward,
+    resample,
+    trajectory_reward,
+    yes_no_reward,
+)
 
 POINT = DistanceConfig()
 TENTH = DIAGONAL / 10

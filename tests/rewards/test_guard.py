@@ -10,8 +10,7 @@ import pytest
 
 from rewards import isolation
 from rewards.config import GuardConfig
-from rewards.guard import Failure, Guard, checked, failure_counts
-from rewards.isolation import IsolatedFunction
+from rewards.isolation import Failure, Guard, IsolatedFunction, checked, failure_counts
 from tests.rewards import functions
 
 PATIENT = GuardConfig(timeout_s=60.0, batch_timeout_s=120.0)

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from rewards.agreement import Agreement, agreement
 from rewards.config import JudgeConfig
-from rewards.judge import Judge, MalformedVerdictError, Question, read_verdict
+from rewards.judge import Agreement, Judge, MalformedVerdictError, Question, agreement, read_verdict
 from tests.rewards.fake_judge import FakeJudge, completion, verdict
 
 QUESTION = Question("What is on the table?", "a red cup", "a cup, red")

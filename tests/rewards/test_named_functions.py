@@ -6,9 +6,8 @@ import textwrap
 
 import pytest
 
-from rewards.compose import Rewards
 from rewards.config import RewardConfig, read_config
-from rewards.functions import NamedFunction, load, source_file
+from rewards.rubric import NamedFunction, Rewards, load, source_file
 
 WEIGHTS = {"answer": 1.0, "mine": 1.0}
 

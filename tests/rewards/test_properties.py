@@ -9,11 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.answers import REWARD_TYPES
-from rewards.assignment import best_assignment
 from rewards.config import RewardConfig
-from rewards.grounding import box_iou, chamfer
-from rewards.trajectory import discrete_frechet, dtw, path_distances
-from rewards.verifier import verifier_reward
+from rewards.verifiers import best_assignment, box_iou, chamfer, discrete_frechet, dtw, path_distances, verifier_reward
 
 coordinate = st.integers(0, 1000)
 point = st.tuples(coordinate, coordinate).map(list)

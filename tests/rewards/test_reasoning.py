@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rewards.config import JudgeConfig
-from rewards.reasoning import REASONING, ReasoningJudge, Trace, reference_text
+from rewards.judge import REASONING, ReasoningJudge, Trace, reference_text
 from tests.rewards.fake_judge import FakeJudge, completion, verdict
 
 TRACE = Trace("Which cup? /think", reference_text("B", "<think>near</think><answer>B</answer>"), "<think>far</think>")

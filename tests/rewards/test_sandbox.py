@@ -12,7 +12,7 @@ import pytest
 
 from rewards import isolation
 from rewards.config import GuardConfig
-from rewards.guard import Guard
+from rewards.isolation import Guard
 from rewards.sandbox import clean_environment, landlock_abi
 from tests.rewards.mischief import SECRETS, mischief
 
@@ -114,7 +114,7 @@ CALLER = """
 import os, signal, sys
 from rewards import isolation
 from rewards.config import GuardConfig
-from rewards.guard import Guard
+from rewards.isolation import Guard
 from tests.rewards.mischief import mischief
 guard = Guard(mischief, "mischief", GuardConfig(timeout_s=60.0))
 ((value,), _) = guard([""], ["orphan"], target=[""])

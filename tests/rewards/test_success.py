@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from rewards.success import success
-from tests.records import episode
+from rewards.actions.ensemble import success
+from tests.support.recorded import episode
 
 
 def test_success_is_one_for_reached_goals_and_zero_otherwise():

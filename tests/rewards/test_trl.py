@@ -6,8 +6,8 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from rewards.compose import Rewards
 from rewards.config import RewardConfig
+from rewards.rubric import Rewards
 from rl_lab.model.tokenizer import load_tokenizer
 
 REPLIES = ["<answer>C</answer>", "<answer>B</answer>", "nothing", "<answer>(c)</answer>"]

@@ -18,14 +18,14 @@ import pytest
 from envs.robotwin import protocol
 from envs.rollout import Decision
 from envs.types import CAMERAS
-from rl_lab.action.batching import fit_processor
-from rl_lab.action.starting import starting_policy
-from rl_lab.config.model import MemoryConfig, ModelConfig
-from rl_lab.learning.checkpoint import save_policy
+from rl_lab.config.section import MemoryConfig, ModelConfig
+from rl_lab.learner.actions import starting_policy
+from rl_lab.model.checkpoint import save_policy
 from rl_lab.model.norm_stats import STATS_FILE, ActionStats
+from rl_lab.records.action_batches import fit_processor
 from rl_lab.workers.policy import LocalPolicy
 from rl_lab.workers.serving import MAX_CLIENTS, PolicyServer, PolicyService
-from tests.records import episode, poses
+from tests.support.recorded import episode, poses
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = ROOT / "envs/robotwin/deploy_policy.py"

@@ -6,21 +6,18 @@ import pytest
 from algos.chunks import Timing
 from envs.rollback import RollbackConfig
 from envs.types import Episode
-from rl_lab.action.batching import fit_processor
-from rl_lab.action.evaluation import evaluate_policy
-from rl_lab.config import resolve_config
-from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
+from rl_lab.config.load import resolve_config
+from rl_lab.model.checkpoint import CheckpointInfo, publish, save_policy
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
+from rl_lab.records.action_batches import fit_processor
+from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.seeding import SPLIT_SIZE, evaluation_seeds, robotwin_seeds, training_seeds
-from rl_lab.workers.correctors import CorrectorPlan
-from rl_lab.workers.environments import EnvSpec
+from rl_lab.workers.policy import CorrectorPlan
 from rl_lab.workers.pool import BrokenWorkerError
-from rl_lab.workers.simulation import REJECTED, Rejection, Simulation, Unit
-from rl_lab.workers.units import drawn_units, evaluation_groups
-from rl_lab.workers.weights import publish
-from tests.records import episode
+from rl_lab.workers.simulation import REJECTED, EnvSpec, Rejection, Simulation, Unit, drawn_units, evaluation_groups
 from tests.robotwin.fake import robotwin
+from tests.support.recorded import episode
 
 ROLLBACK = RollbackConfig(execute=4, min_rollback=8, max_rollback=10, correction_limit=60)
 GOOD, FAILING_EXPERT, UNSTABLE = 1, 5, 7
@@ -134,7 +131,7 @@ def test_an_evaluation_goes_on_until_enough_seeds_are_accepted(in_robotwin, tmp_
 
 
 def test_too_many_rejections_end_an_evaluation_with_the_last_reason(in_robotwin, tmp_path, monkeypatch):
-    monkeypatch.setattr("rl_lab.workers.units.CANDIDATES", 1)
+    monkeypatch.setattr("rl_lab.workers.simulation.CANDIDATES", 1)
     with pytest.raises(RuntimeError, match="accepted 5 of 6 seeds of push_block demo_clean; last: unstable"):
         evaluate_policy(Here(), None, config("eval.episodes=6"), 0, tmp_path)
 

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from rl_lab.model.chat import HunYuanVLMoTProcessor
-from rl_lab.model.conversion import vlm_config
-from rl_lab.model.images import ImageProcessor
+from rl_lab.model.chat import HunYuanVLMoTProcessor, ImageProcessor
+from rl_lab.model.checkpoint import vlm_config
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.tokenizer import load_tokenizer, save_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rl_lab.workers.rollout import EngineOptions, RolloutEngine
+from rl_lab.workers.engine import EngineOptions, RolloutEngine
 from tests.serving.builders import VLM, make_vlm, save_vlm
 
 ENGINE = EngineOptions(

@@ -15,12 +15,12 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from rl_lab import run
-from rl_lab.json_lines import read_json_lines
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.runner.stages import stage_functions
+from rl_lab.drivers.registry import stage_functions
+from rl_lab.files import read_json_lines
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.workers.cluster import Cluster
+from tests.curriculum.test_store import content
 from tests.faults.test_kill import PATIENCE_S, Run, descendants
-from tests.pool.test_store import content
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "experiments" / "frontier_smoke.yaml"

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from algos.distillation import Distillation, top_tokens
-from algos.distillation_options import DistillationOptions
-from algos.token_batch import DistillationBatch, TokenBatch
-from rl_lab.json_lines import read_json_lines
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.language.teacher import TOKENS
-from rl_lab.language.token_batching import answer_batch
+from algos.batch import DistillationBatch, TokenBatch
+from algos.distillation import Distillation, DistillationOptions, top_tokens
+from rl_lab.files import read_json_lines
+from rl_lab.records.rollouts import RolloutStore
+from rl_lab.records.token_batches import answer_batch
 from rl_lab.records.types import Prompt
 from rl_lab.reports.metrics import HEADER, define
+from rl_lab.rollouts.teacher import TOKENS
 from tests.faults.test_kill import Run
 from tests.serving.builders import Drawer, image_prompt, make_processor, make_vlm
 

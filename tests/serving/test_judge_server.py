@@ -11,7 +11,7 @@ import pytest
 
 from rewards.config import JudgeConfig
 from rewards.judge import Judge, Question
-from rl_lab.config.judge import JUDGE_MODEL, JUDGE_URL, JudgeServerConfig
+from rl_lab.config.language import JUDGE_MODEL, JUDGE_URL, JudgeServerConfig
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.errors import UserError

@@ -16,12 +16,12 @@ from types import SimpleNamespace
 import pytest
 
 from envs.spatial_qa.items import CATEGORIES
+from rl_lab import pool
 from rl_lab.errors import UserError
-from rl_lab.json_lines import read_json_lines
-from rl_lab.language.rollout_store import RolloutStore
-from rl_lab.pool import __main__ as pool
+from rl_lab.files import read_json_lines
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.metrics import HEADER, define
-from tests.pool.test_store import content
+from tests.curriculum.test_store import content
 from tests.serving.language_runs import NODE, ROOT, LanguageRun, assert_counted_once
 
 pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")

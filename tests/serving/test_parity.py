@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from rl_lab.model.checkpoint import publish
 from rl_lab.records.types import Prompt, Sampling
-from rl_lab.workers.weights import publish
 from tests.serving.builders import Drawer, differences, image_prompt, make_vlm, save_policy_of, save_vlm
 
 pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")

@@ -8,9 +8,9 @@ import safetensors.torch
 import torch
 
 from rl_lab.errors import UserError
+from rl_lab.model.checkpoint import digest, publish
 from rl_lab.records.types import Prompt, Sampling
-from rl_lab.workers.rollout import load_vllm, one_token_per_image
-from rl_lab.workers.weights import digest, publish
+from rl_lab.workers.engine import load_vllm, one_token_per_image
 from tests.serving.builders import Drawer, image_prompt
 
 SAMPLING = Sampling(max_tokens=12, ignore_eos=True)

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from algos.grpo import GRPO, group_advantages
-from algos.grpo_options import GRPOOptions
-from rl_lab.language.token_batching import rollout_batch
+from algos.grpo import GRPO, GRPOOptions, group_advantages
+from rl_lab.records.token_batches import rollout_batch
 from rl_lab.records.types import Prompt, Sampling
-from rl_lab.workers.rollout import RolloutEngine
+from rl_lab.workers.engine import RolloutEngine
 from tests.rollouts import learned_groups
 from tests.serving.builders import VLM, Drawer, image_prompt, make_processor
 

@@ -13,10 +13,10 @@ import ray
 
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
+from rl_lab.model.checkpoint import publish
 from rl_lab.records.types import Prompt, Sampling
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.rollout_worker import RolloutUnit
-from rl_lab.workers.weights import publish
+from rl_lab.workers.engine import RolloutUnit
 from tests.faults.test_kill import descendants
 from tests.serving.builders import Drawer, differences, image_prompt, make_vlm, save_vlm
 from tests.serving.conftest import ENGINE

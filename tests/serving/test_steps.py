@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from rl_lab.model.chat import image_tokens
-from rl_lab.model.serving.attention import attend_within, isolated, step_segments
-from rl_lab.model.serving.config import SCHEDULER, check_engine
-from rl_lab.model.serving.scheduler import before_image
-from rl_lab.model.serving.weights import served_name
+from rl_lab.model.serving.attention import attend_within, before_image, isolated, step_segments
+from rl_lab.model.serving.model import served_name
+from rl_lab.model.serving.processor import SCHEDULER, check_engine
 
 
 def image(offset, length):

@@ -14,21 +14,20 @@ import pytest
 import torch
 
 from algos.chunks import Timing
-from envs.correctors import Corrector
-from envs.rollback import RollbackConfig, intervened_rollout
+from envs.rollback import Corrector, RollbackConfig, intervened_rollout
 from envs.rollout import run_lockstep
-from rl_lab.action.batching import fit_processor
-from rl_lab.action.collection import collection_units, round_name
 from rl_lab.config.load import load_config
 from rl_lab.correct import failed_episodes, main
 from rl_lab.errors import UserError
-from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
+from rl_lab.model.checkpoint import CheckpointInfo, save_policy
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
+from rl_lab.records.action_batches import fit_processor
+from rl_lab.rollouts.collect import collection_units, round_name
 from rl_lab.teleoperation.server import PageServer
-from rl_lab.workers.environments import Environments
 from rl_lab.workers.policy import LocalPolicy
-from tests.records import episode
+from rl_lab.workers.simulation import Environments
+from tests.support.recorded import episode
 
 
 class Keys:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs.correctors import recorded
-from envs.rollback import RollbackConfig, intervened_rollout, until_failure
+from envs.rollback import RollbackConfig, intervened_rollout, recorded, until_failure
 from envs.rollout import run_lockstep
 from envs.tabletop.env import TabletopEnv
 from rl_lab.teleoperation.keys import GRIP, STEP_M, SWITCH, WAIT
 from rl_lab.teleoperation.session import CorrectionSession, FailedEpisode, correction_line
-from rl_lab.workers.correctors import read_corrections
+from rl_lab.workers.policy import read_corrections
 
 SEED = 3
 CONFIG = RollbackConfig(execute=1, min_rollback=8)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import ray
 
+from rl_lab.model.checkpoint import Snapshot
 from rl_lab.records.types import Completion, Prompt, Sampling
 from rl_lab.trl_backend.grpo import RollOut
 from rl_lab.workers import connection
-from rl_lab.workers.rollout import ENVIRONMENT, RolloutEngine
-from rl_lab.workers.weights import Snapshot
+from rl_lab.workers.engine import ENVIRONMENT, RolloutEngine
 from tests.serving.conftest import ENGINE
 
 

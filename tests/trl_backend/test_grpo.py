@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from algos.grpo import GRPO, group_advantages
-from algos.grpo_options import GRPOOptions
-from rewards.compose import Breakdown, Rewards
-from rl_lab.language.token_batching import rollout_batch
-from rl_lab.learning.checkpoint import CheckpointInfo, read_info
-from rl_lab.learning.learner import Learner, Optimiser
+from algos.grpo import GRPO, GRPOOptions, group_advantages
+from rewards.rubric import Breakdown, Rewards
+from rl_lab.learner.learner import Learner, Optimiser
+from rl_lab.model.checkpoint import CheckpointInfo, read_info
+from rl_lab.records.token_batches import rollout_batch
 from rl_lab.records.types import Sampling, all_completions, filled
 from rl_lab.trl_backend.grpo import RollOut, Step, train_grpo
 from rl_lab.trl_backend.trainer import Settings, load_vlm

@@ -9,11 +9,11 @@ import pytest
 
 from algos.outcome import BradleyTerry
 from rl_lab.config.load import load_config
+from rl_lab.drivers.outcome import OutcomeStages
 from rl_lab.errors import UserError
-from rl_lab.language.outcome_stages import OutcomeStages
-from rl_lab.language.outcome_training import OutcomePlan
-from rl_lab.learning.learner import Learner
-from rl_lab.learning.training import optimiser
+from rl_lab.learner.learner import Learner
+from rl_lab.learner.outcome import OutcomePlan
+from rl_lab.learner.plans import optimiser
 from rl_lab.trl_backend.outcome import train_outcome
 from rl_lab.trl_backend.trainer import Settings
 from tests.language.builders import write_questions

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from algos.cross_entropy import CrossEntropy
 from rl_lab.errors import UserError
-from rl_lab.language.question_data import Conversation, item_conversation
-from rl_lab.language.token_batching import chat_batch
-from rl_lab.learning.checkpoint import CheckpointInfo, read_info
-from rl_lab.learning.learner import Learner, Optimiser
+from rl_lab.learner.learner import Learner, Optimiser
+from rl_lab.model.checkpoint import CheckpointInfo, read_info
+from rl_lab.records.questions import Conversation, item_conversation
+from rl_lab.records.token_batches import chat_batch
 from rl_lab.trl_backend.sft import train_sft
 from rl_lab.trl_backend.trainer import Settings, load_vlm
 from tests.serving.builders import make_vlm, save_policy_of

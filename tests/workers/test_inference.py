@@ -9,23 +9,21 @@ import ray
 from ray.exceptions import RayTaskError
 
 from algos.chunks import Timing
-from envs.commands import CommandError
+from envs.bimanual import CommandError
 from envs.rollout import Decision
-from rl_lab.action.batching import fit_processor
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.errors import RunError
-from rl_lab.learning.checkpoint import CheckpointInfo, save_policy
+from rl_lab.model.checkpoint import CheckpointInfo, publish, pull, save_policy
 from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
+from rl_lab.records.action_batches import fit_processor
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.inference import KEPT_POLICIES, Inference, SharedPolicy
-from rl_lab.workers.policy import policy_key
+from rl_lab.workers.policy import KEPT_POLICIES, Inference, SharedPolicy, policy_key
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
-from rl_lab.workers.weights import publish, pull
-from tests.records import episode
+from tests.support.recorded import episode
 
 UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", image_size=64), seeds=(3, 4), run_seed=0)
 

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from rl_lab.errors import UserError
+from rl_lab.model.checkpoint import Snapshot, digest
 from rl_lab.records.types import Prompt, Sampling
-from rl_lab.workers import rollout_worker
+from rl_lab.workers import engine as rollout_worker
+from rl_lab.workers.engine import EngineOptions, Rollout, RolloutUnit
 from rl_lab.workers.pool import BrokenWorkerError
-from rl_lab.workers.rollout import EngineOptions
-from rl_lab.workers.rollout_worker import Rollout, RolloutUnit
-from rl_lab.workers.weights import Snapshot, digest
 
 UNIT = RolloutUnit((Prompt([1], seed=3),), Sampling(max_tokens=4))
 

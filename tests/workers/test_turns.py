@@ -3,8 +3,8 @@
 import threading
 from types import SimpleNamespace
 
-from rl_lab.workers import turns
-from rl_lab.workers.turns import Turns, waited_s
+from rl_lab.graph import executor
+from rl_lab.graph.executor import Turns, waited_s
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
 
 def test_only_who_waits_is_charged_and_one_at_a_time_has_a_turn(monkeypatch):
     clock, shared, charged = Clock(), Turns(), []
-    monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=clock.monotonic))
 
     def wait() -> None:
         for _ in range(2):

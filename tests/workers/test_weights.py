@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from rl_lab.workers.weights import publish, pull
+from rl_lab.model.checkpoint import publish, pull
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""What a task must define. Tasks hold constants only: all state is in the simulator, so any state can be judged."""
+"""What a task must define. Tasks hold constants only: all state is in the simulator, so any state can be judged.
+
+Instruction templates of our own, split into `seen` (training) and `unseen` (generalisation) wordings.
+"""
 
 from __future__ import annotations
 
@@ -72,3 +75,88 @@ def four_fold(yaw: float) -> tuple[float, float]:
 
 
 __all__ = ["HOME", "LEFT", "RIGHT", "Command", "Pose", "Task", "World", "four_fold"]
+
+SPLITS = ("seen", "unseen")
+
+TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
+    "handover_block": {
+        "seen": (
+            "Pass the red block from the left arm to the right arm and put it on the blue pad.",
+            "Hand the red block over to the right gripper and stand it on the blue square.",
+            "Lift the block with the left arm, hand it to the right arm and place it on the pad.",
+            "Use both arms to bring the red block to the blue pad.",
+            "Give the tall red block to the right hand, then set it down on the blue pad.",
+            "Move the red block onto the blue target by handing it from left to right.",
+        ),
+        "unseen": (
+            "Transfer the upright red block between the grippers and leave it on the blue mat.",
+            "Take the block with the left hand, let the right hand finish the placement on blue.",
+            "Deliver the red block to the blue pad, switching hands on the way.",
+        ),
+    },
+    "stack_blocks_two": {
+        "seen": (
+            "Put the red block in the middle of the table and stack the green block on top of it.",
+            "Stack the green cube on the red cube.",
+            "Place the red block at the centre, then put the green block on it.",
+            "Build a tower of two: red at the bottom, green on top.",
+            "Move the red cube to the middle and set the green cube on it.",
+            "Pick up the green block and stack it on the red block in the centre.",
+        ),
+        "unseen": (
+            "Make a small pile with the green cube resting on the red one.",
+            "The red block is the base, the green block goes above it: assemble them mid-table.",
+            "Set red down centrally and let green sit on it.",
+        ),
+    },
+    "blocks_ranking_rgb": {
+        "seen": (
+            "Arrange the blocks in a row from left to right: red, green, blue.",
+            "Line up the red, green and blue cubes in this order from the left.",
+            "Put the three blocks side by side, red on the left, green in the middle, blue on the right.",
+            "Sort the coloured blocks into a line: red, then green, then blue.",
+            "Place the red, green and blue blocks next to each other, starting with red on the left.",
+            "Make a row of blocks with red first, green second and blue third.",
+        ),
+        "unseen": (
+            "Rank the cubes by colour so that red, green and blue read from left to right.",
+            "Order the three cubes in front of you as red, green, blue.",
+            "Form a line whose left end is red, whose centre is green and whose right end is blue.",
+        ),
+    },
+    "grab_roller": {
+        "seen": (
+            "Grab the roller with both arms and lift it.",
+            "Take the roller at both ends and raise it from the table.",
+            "Use the left and the right gripper to pick up the roller.",
+            "Lift the orange roller with two hands.",
+            "Hold the roller by its blue ends and lift it up.",
+            "Pick up the roller with both grippers at the same time.",
+        ),
+        "unseen": (
+            "Raise the roller off the table, one hand on each end.",
+            "With both hands, seize the rolling pin and bring it up.",
+            "Two-handed lift: take the blue ends of the roller.",
+        ),
+    },
+    "lift_pot": {
+        "seen": (
+            "Lift the pot with both arms by its handles.",
+            "Grasp the two handles of the pot and raise it.",
+            "Use both grippers to pick up the pot and keep it level.",
+            "Take the pot by the handles and lift it from the table.",
+            "Hold the left and right handle and lift the pot up.",
+            "Raise the pot with two hands without tilting it.",
+        ),
+        "unseen": (
+            "Bring the pot up off the table, one hand on each handle.",
+            "Carry the cooking pot upwards using its two grips.",
+            "Elevate the pot evenly with the left and the right hand.",
+        ),
+    },
+}
+
+
+def choose_instruction(task: str, split: str, rng: np.random.Generator) -> str:
+    """One of the task's templates of a split, drawn from `rng`."""
+    return str(rng.choice(TEMPLATES[task][split]))

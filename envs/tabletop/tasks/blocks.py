@@ -8,6 +8,7 @@ import numpy as np
 
 from envs.tabletop.expert import (
     DOWN,
+    Command,
     bounded,
     funnel,
     grasp,
@@ -18,8 +19,8 @@ from envs.tabletop.expert import (
     tool_rotation,
 )
 from envs.tabletop.scene import box, free_body
-from envs.tabletop.tasks.base import HOME, LEFT, RIGHT, Command, Pose, Task, World, four_fold
-from envs.tabletop.world import standing_cube
+from envs.tabletop.tasks.base import HOME, Task, four_fold
+from envs.tabletop.world import LEFT, RIGHT, Pose, World, standing_cube
 
 UP = np.array([0.0, 0.0, 1.0])
 HEADING = np.pi / 2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.tabletop.tasks.base import LEFT, RIGHT, Command, World
+from envs.tabletop.expert import Command
 from envs.tabletop.tasks.blocks import BlockTask
+from envs.tabletop.world import LEFT, RIGHT, World
 
 SLOT_X_M = (-0.1, 0.0, 0.1)
 ROW_Y_M = -0.16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from envs.tabletop.scene import OBJECT, free_body
-from envs.tabletop.tasks.base import LEFT, RIGHT, Pose, World
 from envs.tabletop.tasks.two_hand_lift import TwoHandLift
+from envs.tabletop.world import LEFT, RIGHT, Pose, World
 
 RADIUS_M, HALF_LENGTH_M = 0.02, 0.13
 ROLLING = OBJECT.replace('condim="4"', 'condim="6"').replace('friction="1 0.02 0.001"', 'friction="1 0.02 0.004"')

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.tabletop.expert import carried_goal, funnel, grasp, move, nearest_face, ramp, retreat, tool_rotation
+from envs.tabletop.expert import Command, carried_goal, funnel, grasp, move, nearest_face, ramp, retreat, tool_rotation
 from envs.tabletop.scene import SMOOTH, box, free_body
-from envs.tabletop.tasks.base import HOME, LEFT, RIGHT, Command, Pose, Task, World, four_fold
+from envs.tabletop.tasks.base import HOME, Task, four_fold
+from envs.tabletop.world import LEFT, RIGHT, Pose, World
 
 HALF = (0.025, 0.025, 0.1)
 PAD_TOP_M = 0.005

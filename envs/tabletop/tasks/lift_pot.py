@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from envs.tabletop.scene import OBJECT, box, free_body
-from envs.tabletop.tasks.base import LEFT, RIGHT, World
 from envs.tabletop.tasks.two_hand_lift import TwoHandLift
+from envs.tabletop.world import LEFT, RIGHT, World
 
 RADIUS_M, HALF_HEIGHT_M = 0.075, 0.045
 HANDLE_HALF_M = (0.032, 0.011, 0.009)

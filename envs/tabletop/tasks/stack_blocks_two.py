@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.tabletop.tasks.base import LEFT, RIGHT, Command, World
+from envs.tabletop.expert import Command
 from envs.tabletop.tasks.blocks import BlockTask
+from envs.tabletop.world import LEFT, RIGHT, World
 
 BASE_M = np.array([0.0, -0.13])
 BASE_ZONE_M = np.array([0.13, 0.05])

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from envs.tabletop.expert import DOWN, carried_goal, grasp, move, nearest_face, tool_heading, tool_rotation
-from envs.tabletop.tasks.base import LEFT, RIGHT, Command, Pose, Task, World
+from envs.tabletop.expert import DOWN, Command, carried_goal, grasp, move, nearest_face, tool_heading, tool_rotation
+from envs.tabletop.tasks.base import Task
+from envs.tabletop.world import LEFT, RIGHT, Pose, World
 
 UP = np.array([0.0, 0.0, 1.0])
 HEADING = (0.0, np.pi)

@@ -4,18 +4,25 @@ Letters: N tokens of a step, M images of one length, n tokens of an image, H hea
 
 A segment is an image's patches and row separators, from the first patch to the last separator. Its tokens see all of
 the segment and nothing else, so their attention needs only keys and values of the step itself as long as the step
-holds the whole segment (`rl_lab.model.serving.scheduler` sees to that). Hence two passes: the backend's causal kernel
+holds the whole segment (`rl_lab.model.serving.attention` sees to that). Hence two passes: the backend's causal kernel
 over everything, which is right for text and fills the cache, then plain attention over each segment, which replaces
 the kernel's rows. No backend has to know segments, and none can silently ignore them; the layout of its cache does not
 matter either (AMX machines pack it differently).
 
 On CUDA this is the same code around another kernel; it has not been run there.
+
+A scheduler that never begins within an image: no hit in the prefix cache ends inside a segment.
+
+Attention within an image needs all its tokens in one step (`rl_lab.model.serving.attention`). vLLM cuts prompts at two
+places. A step ends when its budget of tokens is used up; that is switched off (`rl_lab.model.serving.processor`),
+because `disable_chunked_mm_input` does not help a step that begins at an image's first token. And a prefix that is
+found in the cache ends at a multiple of the block size, wherever that is; here it is cut back to before the image.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -23,8 +30,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.v1.attention.backend import AttentionBackend, CommonAttentionMetadata
 from vllm.v1.attention.selector import get_attn_backend
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
 
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION")
 """Backends whose kernels are called with queries, keys and values of the step, as the second pass needs them."""
@@ -49,7 +60,7 @@ def step_segments(
             if first < past or last >= past + rows:
                 raise RuntimeError(
                     f"an image at tokens {first}..{last} is split by a step over {past}..{past + rows - 1}; "
-                    "use the scheduler rl_lab.model.serving.scheduler.SegmentScheduler"
+                    "use the scheduler rl_lab.model.serving.attention.SegmentScheduler"
                 )
             found[last - first + 1].append(starts[request] + first - past)
     return dict(found)
@@ -124,3 +135,35 @@ def isolated(backend: type[AttentionBackend]) -> type[AttentionBackend]:
 def segment_backend(head_dim: int, dtype: torch.dtype, kv_cache_dtype: Any) -> type[AttentionBackend]:
     """The backend that vLLM would choose for an ordinary causal model here, with segments. ValueError as `isolated`."""
     return isolated(get_attn_backend(head_dim, dtype, kv_cache_dtype))
+
+
+def before_image(features: Iterable[MultiModalFeatureSpec], end: int) -> int:
+    """`end` (a number of tokens), or the beginning of the image that it would cut in two."""
+    spans = [(item.mm_position.offset, item.mm_position.length) for item in features]
+    return min([start for start, length in spans if start < end < start + length], default=end)
+
+
+class SegmentCacheManager(KVCacheManager):
+    """The cache manager, whose hits end outside of images and at the end of a block."""
+
+    def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
+        """As in the base class: blocks, number of tokens they hold, and a number that only other models use."""
+        blocks, found, boundary = super().get_computed_blocks(request)
+        if not found:
+            return blocks, found, boundary
+        block_size = found // len(blocks.blocks[0])
+        hit = found
+        while (cut := before_image(request.mm_features, hit) // block_size * block_size) < hit:
+            hit = cut
+        if hit == found:
+            return blocks, found, boundary
+        return KVCacheBlocks(tuple(group[: hit // block_size] for group in blocks.blocks)), hit, boundary
+
+
+class SegmentScheduler(Scheduler):
+    """vLLM's scheduler with those hits; set through `scheduler_cls`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The base class makes its cache manager itself; the subclass adds a rule and no state.
+        self.kv_cache_manager.__class__ = SegmentCacheManager

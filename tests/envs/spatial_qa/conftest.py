@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from envs.spatial_qa.draws import Draw
 from envs.spatial_qa.items import Knobs
-from envs.spatial_qa.question import Draw
 from envs.spatial_qa.questions import GENERATORS, make_item
 
 TRAIN, HELDOUT_SCENE = 12_800, 1_100_000_000

@@ -10,15 +10,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs.spatial_qa import splits
-from envs.spatial_qa.controls import best_constant_answers, blank, constant_reward
-from envs.spatial_qa.items import CATEGORIES, Knobs, item_id, knobs_at
+from envs.spatial_qa import items as splits
+from envs.spatial_qa.items import (
+    CATEGORIES,
+    SEEDS_PER_BLOCK,
+    SPLITS,
+    Knobs,
+    best_constant_answers,
+    blank,
+    constant_reward,
+    item_id,
+    knobs_at,
+    split_of,
+)
 from envs.spatial_qa.questions import BY_CATEGORY, CATEGORY_OF, GENERATORS, make_item, make_items
-from envs.spatial_qa.splits import SEEDS_PER_BLOCK, SPLITS, split_of
 from rewards.answers import REWARD_TYPES
 from rewards.config import RewardConfig
-from rewards.format import format_reward
-from rewards.verifier import verifier_reward
+from rewards.verifiers import format_reward, verifier_reward
 from rl_lab.model.tokenizer import load_tokenizer
 
 CONFIG = RewardConfig()

@@ -5,17 +5,16 @@ import numpy as np
 import pytest
 
 from envs import se3
-from envs.spatial_qa import grounding, interaction, measuring, motion, planning, prediction
-from envs.spatial_qa.answers import run_lengths
-from envs.spatial_qa.camera import convex_hull, fill_convex, pixel_centres
-from envs.spatial_qa.items import Knobs, knobs_at
-from envs.spatial_qa.question import Draw
-from envs.spatial_qa.reach import reachable
+from envs.spatial_qa import interaction, perception, planning, prediction
+from envs.spatial_qa import prediction as motion
+from envs.spatial_qa.draws import Draw
+from envs.spatial_qa.interaction import reachable
+from envs.spatial_qa.items import Knobs, knobs_at, run_lengths
 from envs.spatial_qa.rollouts import Moment, rollout
-from envs.spatial_qa.still_life import CAMERA, StillLife, stack
+from envs.spatial_qa.still_life import CAMERA, StillLife, convex_hull, fill_convex, pixel_centres, stack
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.expert import DOWN, tool_rotation
-from rewards.mask import decode_mask, encode_mask
+from rewards.verifiers import decode_mask, encode_mask
 
 SIDE = 256
 
@@ -84,7 +83,7 @@ def test_box_is_the_extent_of_the_projected_geometry_of_an_unoccluded_object(sti
             if (life.silhouette(slot) == life.mask(slot)).all():
                 outline = 1000 * life.outline(slot)
                 box = [*outline.min(axis=0), *outline.max(axis=0)]
-                assert np.abs(np.array(grounding.mask_box(life.mask(slot))) - box).max() < 1000 / SIDE + 1
+                assert np.abs(np.array(perception.mask_box(life.mask(slot))) - box).max() < 1000 / SIDE + 1
                 checked += 1
     assert checked >= 6
 
@@ -105,7 +104,7 @@ def test_simulator_has_the_objects_where_the_truth_says(still_lifes):
 
 
 def test_rays_through_pointed_places_meet_the_named_object(scenes):
-    for question, life in questions(grounding.point_object, 6, scenes):
+    for question, life in questions(perception.point_object, 6, scenes):
         x, y = question.answer["point"]
         mask = decode_mask(question.answer["mask"])
         assert mask[min(y * SIDE // 1000, SIDE - 1), min(x * SIDE // 1000, SIDE - 1)]
@@ -121,7 +120,7 @@ def test_handles_are_hit_by_rays_and_do_not_include_the_mug(scenes):
 
 
 def test_counts_are_those_of_the_visible_objects_with_the_word(scenes):
-    for question, life in questions(grounding.count, 12, scenes):
+    for question, life in questions(perception.count, 12, scenes):
         noun = question.text.removeprefix("How many ").split(" are ")[0].split(" do ")[0]
         word = noun.removesuffix(" objects").removesuffix("s")
         matching = [slot for slot, t in enumerate(life.things) if word in (t.colour, t.shape)]
@@ -130,14 +129,14 @@ def test_counts_are_those_of_the_visible_objects_with_the_word(scenes):
 
 
 def test_boxes_are_those_of_objects_from_left_to_right(scenes):
-    for question, life in questions(grounding.ground_boxes, 4, scenes):
-        slots = [next(s for s in range(4) if grounding.mask_box(life.mask(s)) == box) for box in question.answer]
+    for question, life in questions(perception.ground_boxes, 4, scenes):
+        slots = [next(s for s in range(4) if perception.mask_box(life.mask(s)) == box) for box in question.answer]
         assert len(slots) >= 2
         assert [life.pixel(slot)[0] for slot in slots] == sorted(life.pixel(slot)[0] for slot in slots)
 
 
 def test_distances_are_those_between_rays_that_meet_the_objects(scenes):
-    for question, life in questions(measuring.camera_distance, 4, scenes):
+    for question, life in questions(perception.camera_distance, 4, scenes):
         slot = next(s for s, thing in enumerate(life.things) if thing.name in question.text)
         geom, hit = cast(life, life.pixel(slot))
         surface = np.linalg.norm(hit - life.camera.position) * 1000
@@ -146,7 +145,7 @@ def test_distances_are_those_between_rays_that_meet_the_objects(scenes):
 
 
 def test_relations_hold_in_the_image_and_on_the_table(scenes):
-    for question, life in questions(measuring.relation, 12, scenes, margin_m=0.04):
+    for question, life in questions(perception.relation, 12, scenes, margin_m=0.04):
         names = [thing.name for thing in life.things]
         first = next(n for n in names if question.text.startswith(f"Is {n}"))
         second = next(n for n in names if question.text.endswith(f"{n}?"))
@@ -163,7 +162,7 @@ def test_relations_hold_in_the_image_and_on_the_table(scenes):
 
 
 def test_table_distance_is_measured_between_geoms(scenes):
-    for question, life in questions(measuring.table_distance, 4, scenes):
+    for question, life in questions(perception.table_distance, 4, scenes):
         a, b = (s for s, thing in enumerate(life.things) if thing.name in question.text)
         gap = life.data.geom_xpos[life.geoms(a)[0]] - life.data.geom_xpos[life.geoms(b)[0]]
         assert question.answer == pytest.approx(1000 * np.hypot(*gap[:2]), abs=0.5)

@@ -1,1 +1,0 @@
-"""The action side: demonstrations, preference pairs, batches, training, and its stages."""

@@ -1,0 +1,344 @@
+"""Settings of the action side: demonstrations, imitation, preference pairs and rounds of a method.
+
+Settings of learned rewards of actions: what they learn from, how, and how sampled chunks are ranked by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from algos.methods import find_method
+from rl_lab.config.section import (
+    AtLeastOne,
+    ControlSteps,
+    Fraction,
+    Named,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OptimiserConfig,
+    PositiveFloat,
+    PositiveInt,
+    Rounds,
+    Rows,
+    Section,
+)
+
+
+class FilesConfig(Section):
+    """Demonstrations that others recorded. Numbers are read once; images stay where they are."""
+
+    paths: AtLeastOne[str]
+    """Files or folders of RoboTwin's HDF5 episodes (both layouts), or folders of a LeRobotDataset v3."""
+    stride: ControlSteps = 1
+    """Recorded steps between two commands of a chunk."""
+    save_freq: ControlSteps = 15
+    """Physics steps (1/250 s) a frame of RoboTwin's files; another number in a file is a problem of its episode."""
+    instructions: Literal["seen", "unseen"] = "seen"
+    """Which of RoboTwin's texts."""
+    index: str | None = None
+    """The authors' index of RoboTwin's episodes (dataset_index.csv): those that it calls dirty are left out."""
+    skip_broken: bool = False
+    """Leave broken episodes out, and list them, instead of stopping."""
+
+    def reading(self) -> dict[str, Any]:
+        """Arguments of `rl_lab.records.sources.find_recordings`."""
+        return {
+            "paths": [Path(path) for path in self.paths],
+            "save_freq": self.save_freq,
+            "split": self.instructions,
+            "index": None if self.index is None else Path(self.index),
+        }
+
+
+class DemosConfig(Section):
+    """Demonstrations: of the scripted expert, or from files."""
+
+    episodes: PositiveInt = 25
+    """Successful episodes of each task and variant."""
+    action_noise_m: NonNegativeFloat = 0.0
+    """Standard deviation of the noise on executed positions, metres; labels stay clean."""
+    files: FilesConfig | None = None
+    """Demonstrations that replace the expert's."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.files is not None and (self.episodes, self.action_noise_m) != (25, 0.0):
+            raise ValueError("episodes and action_noise_m are the expert's, but files replace it; leave them out")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Recorded steps between two commands of a chunk; an expert's every one."""
+        return 1 if self.files is None else self.files.stride
+
+
+class FlowConfig(OptimiserConfig):
+    """Training of the flow-matching expert."""
+
+    draws_per_sample: Rows = 4
+    """(noise, time) draws for one observation: its prefix is computed once for all of them."""
+    compile: bool = False
+    """Make kernels of every layer with torch.compile, which takes a minute or more and saves time in every step.
+    Other rounding, so it is part of the result; a run that is killed and resumed gives the same only up to rounding."""
+
+    @model_validator(mode="after")
+    def _compiled_sums_have_an_order(self) -> Self:
+        if self.compile and self.threads > 1:
+            raise ValueError(
+                f"compile is true but threads is {self.threads}: compiled kernels add up what several threads found in "
+                "any order, so no run could be repeated; set threads to 1, or leave compile out"
+            )
+        return self
+
+
+class SFTConfig(FlowConfig):
+    """Flow matching on the demonstrations, everything trainable."""
+
+    steps: PositiveInt = 600
+    batch_size: Rows = 32
+    lr: PositiveFloat = 1e-3
+    warmup: NonNegativeInt = 100
+    final_lr_fraction: Fraction = 0.05
+    ema: Fraction = 0.995
+    probe_weight: NonNegativeFloat = 1.0
+    """Weight of the auxiliary loss on simulator ground truth, a stand-in for spatial pre-training; 0 for none."""
+    augment: bool = False
+    """Change images at random as Hy-VLA does (`algos.augmentation`)."""
+    statistics: Literal["checkpoint", "data"] = "checkpoint"
+    """What states and chunks are normalised with: the checkpoint's statistics if there are any for such chunks, else
+    those of the demonstrations; or always the latter."""
+
+
+class CorrectorConfig(Section):
+    """Who shows the better continuation of a failure. In a file the name of a kind may stand alone."""
+
+    kind: Literal["scripted_expert", "policy", "recorded"] = "scripted_expert"
+    """scripted_expert: the simulator's; RoboTwin's is planned anew for the restored state. policy: a teacher.
+    recorded: corrections from a file or from another run's pairs."""
+    path: str | None = None
+    """Of a policy its checkpoint folder; of recorded corrections a file of JSON lines or a folder of pairs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_its_path(self) -> Self:
+        if (self.path is not None) != (self.kind != "scripted_expert"):
+            state = "needs a path" if self.path is None else "takes no path"
+            raise ValueError(f"corrector {self.kind} {state}; write for example {{kind: policy, path: FOLDER}}")
+        return self
+
+
+class CollectConfig(Section):
+    """Preference pairs: the policy fails, the simulator is rolled back, the corrector shows how; in control steps."""
+
+    pairs: PositiveInt = 60
+    """Pairs of each round, over all tasks."""
+    max_episodes: PositiveInt = 400
+    """Episodes after which a round stops short of `pairs`."""
+    corrector: CorrectorConfig = CorrectorConfig()
+    """Who shows the better continuation."""
+    execute: ControlSteps = 4
+    """Commands of each predicted chunk that are run before the next prediction."""
+    rollback_steps: tuple[ControlSteps, ControlSteps] = (12, 32)
+    """Range of the random distance from the shared start to the failure."""
+    further_rollback: ControlSteps = 12
+    """Roll back this much more after each correction that fails."""
+    max_corrections: Rounds = 4
+    """Corrections tried for one failure before it is dropped and counted."""
+    kept_after_event: ControlSteps = 8
+    """Steps of the loser kept after the last progress, for failures that are no irreversible event; about a chunk."""
+    patience: ControlSteps = 16
+    """Steps without progress after which the policy counts as stuck."""
+    regress: Fraction = 0.15
+    """Loss of progress after which the policy counts as deviating."""
+    correction_limit: ControlSteps = 170
+    """Steps within which the corrector must succeed."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        low, high = self.rollback_steps
+        if low > high:
+            raise ValueError(f"rollback_steps is [{low}, {high}]; write the smaller number first")
+        if self.pairs > self.max_episodes:
+            raise ValueError(
+                f"pairs is {self.pairs} but max_episodes is {self.max_episodes} and an episode gives at most one; "
+                "raise max_episodes"
+            )
+        return self
+
+    def rollback(self) -> dict[str, Any]:
+        """The fields of `envs.rollback.RollbackConfig`."""
+        shared = self.model_dump(exclude={"pairs", "max_episodes", "corrector", "rollback_steps"})
+        return shared | {"min_rollback": self.rollback_steps[0], "max_rollback": self.rollback_steps[1]}
+
+
+class OptimiseConfig(FlowConfig):
+    """One round of preference optimisation."""
+
+    steps: PositiveInt = 1500
+    batch_size: Rows = 64
+    lr: PositiveFloat = 3e-4
+    warmup: NonNegativeInt = 50
+    final_lr_fraction: Fraction = 0.1
+    train: AtLeastOne[Literal["vision", "vlm", "expert"]] = ("expert",)
+    """Parameter groups; with `expert` alone the prefix is computed once for the whole round."""
+    stored_prefix_gib: NonNegativeFloat = 8.0
+    """Prefixes that stay the same in a round, of the policy or of the reference, are kept in CPU memory if all of them
+    take at most so much, else each step computes its own: equal up to rounding, and slower."""
+
+
+class ObjectiveConfig(Section):
+    """Settings of a preference method; those that imitate have none, and ablations leave out a term."""
+
+    beta: PositiveFloat = 1.0
+    lambda_pro: NonNegativeFloat = 1.0
+    lambda_sft: NonNegativeFloat = 1.0
+    reference: Literal["previous", "sft"] = "previous"
+    """Frozen policy of the implicit rewards: the previous round's or the one after SFT."""
+
+
+class BuffersConfig(Section):
+    """Shares of a batch. From the paper: 80/20, then 70/15/15 (arXiv:2606.14409, section 4.2)."""
+
+    mix_first: tuple[Fraction, Fraction] = (0.8, 0.2)
+    """Round 1: this round's pairs, demonstrations."""
+    mix_later: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
+    """Later rounds: this round's pairs, older pairs, demonstrations."""
+
+    @field_validator("mix_first", "mix_later")
+    @classmethod
+    def _sums_to_one(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if not abs(sum(shares) - 1) <= 1e-6:
+            raise ValueError(f"shares {list(shares)} sum to {sum(shares):g}; they must sum to 1")
+        return shares
+
+
+class EvalConfig(Section):
+    """Evaluation episodes; the same environment seeds for every policy, so that results can be paired."""
+
+    episodes: PositiveInt = 100
+    """Episodes of each task and variant."""
+    seeds: Literal["held_out", "development"] = "held_out"
+    """held_out is for reported numbers only; tune on development."""
+    robotwin_seed: Annotated[int, Field(ge=0, le=20_000)] = 0
+    """In RoboTwin, the `seed` of its own evaluation: episodes begin at environment seed 100000 (1 + this)."""
+    instructions: Literal["seen", "unseen"] = "unseen"
+    """Which half of the instruction templates; demonstrations and pairs use the seen ones."""
+    execute: ControlSteps = 4
+    """Commands of each predicted chunk that are run before the next prediction."""
+
+
+Learned = Literal["success", "progress", "world_model"]
+"""Kinds of reward models that are trained; see `rewards.actions`."""
+
+LEARNED: tuple[Learned, ...] = ("success", "progress", "world_model")
+
+Ranker = Literal["success", "progress", "world_model", "deviation", "random"]
+"""What chunks can be ranked by: a trained model, the distance to the expert, or chance (a control)."""
+
+
+class RecordConfig(Section):
+    """Episodes of the base policy, successes and failures with their pictures, that reward models learn from."""
+
+    episodes: PositiveInt = 120
+    """Over all tasks and variants."""
+    execute: ControlSteps = 4
+    """Commands of each predicted chunk that are run before the next prediction; a picture is kept at each."""
+
+
+class RewardModelsConfig(OptimiserConfig):
+    """Training of each reward model."""
+
+    kinds: AtLeastOne[Learned] = LEARNED
+    members: Annotated[Rows, Field(ge=2)] = 2
+    """Of each ensemble; where they disagree about two chunks, no preference is made."""
+    latent: Rows = 64
+    """Numbers that a picture is encoded in."""
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Share of the recorded episodes that the card is measured on; as many others calibrate its probabilities."""
+    demonstrations: bool = False
+    """Learn from the demonstrations as well, which a policy that never succeeds needs."""
+    steps: PositiveInt = 400
+    batch_size: Rows = 32
+    """Rows of each member."""
+    lr: PositiveFloat = 1e-3
+    warmup: NonNegativeInt = 20
+    final_lr_fraction: Fraction = 0.1
+
+
+class CandidatesConfig(Section):
+    """Chunks that the policy samples in states of its own episodes, each run in the simulator."""
+
+    states: PositiveInt = 160
+    """Over all tasks and variants."""
+    states_per_episode: Rows = 4
+    samples: Annotated[Rows, Field(ge=2)] = 5
+    """Chunks of each state."""
+    execute: ControlSteps = 4
+    """Commands of each chunk that are run before the next prediction, except for the sampled one, which runs whole."""
+    decisions: NonNegativeInt = 2
+    """Predictions that follow the sampled chunk before models of pictures look at where it led."""
+
+
+class RankingConfig(Section):
+    """Preference pairs from the best and the worst chunk of a state, beside those of interventions."""
+
+    weights: Named[Ranker, PositiveFloat] = {}
+    """Rewards by which chunks are ranked, each in standard deviations within states; {} for no such pairs."""
+    margin: NonNegativeFloat = 1.0
+    """Smallest difference between the best and the worst, in the same unit, that makes a pair."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Part of the share of this round's pairs in a batch that ranked pairs get."""
+
+    @property
+    def learned(self) -> tuple[Learned, ...]:
+        """Reward models that it needs."""
+        return tuple(kind for kind in LEARNED if kind in self.weights)
+
+    def mix(self, shares: tuple[float, ...]) -> tuple[float, ...]:
+        """Shares of a batch with those of ranked pairs behind them; as they are without any."""
+        if not self.weights:
+            return shares
+        return (shares[0] * (1 - self.share), *shares[1:], shares[0] * self.share)
+
+
+def check_rankings(config: Any) -> None:
+    """ValueError unless every ranking of a run finds the reward models and the rounds that it needs."""
+    if "reward_models" in config.stage_names and config.placement.ranks > 1:
+        raise ValueError("reward_models: an ensemble learns in one process; set placement.learner.ranks to 1")
+    sweep = config.sweep.rankings if config.sweep is not None else {}
+    rankings: Mapping[str, RankingConfig] = {f"sweep.rankings.{name}": one for name, one in sweep.items()}
+    if "rank" not in config.stage_names:
+        if config.ranking.weights:
+            raise ValueError("ranking: nothing is ranked; add rank before optimise to the repeated stages")
+        return
+    if sweep:
+        _check_sweep(config)
+    elif not config.ranking.weights:
+        raise ValueError("ranking.weights is empty; name a reward, or leave rank out of the repeated stages")
+    for where, ranking in (rankings or {"ranking": config.ranking}).items():
+        missing = [kind for kind in ranking.learned if kind not in config.reward_models.kinds]
+        if ranking.learned and "reward_models" not in config.stage_names:
+            raise ValueError(
+                f"{where}: {ranking.learned[0]} is a trained model; add reward_models to stages, after sft"
+            )
+        if missing:
+            raise ValueError(f"{where}: {missing[0]} is not among reward_models.kinds; add it there")
+    if find_method(config.method).rows != "tuples":
+        raise ValueError(f"ranking: {config.method} does not learn from single states; use a method such as rpro")
+
+
+def _check_sweep(config: Any) -> None:
+    if config.num_rounds != 1:
+        raise ValueError(f"sweep: rankings are compared after one round, but repeat is {config.num_rounds}")
+    if config.controls:
+        raise ValueError(
+            "sweep: every variant runs the same method, so there is nothing for controls; set controls: []"
+        )

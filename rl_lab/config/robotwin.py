@@ -1,0 +1,127 @@
+"""RoboTwin as the backend of a run: which one the environment names, and whether it can run what is asked."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.robotwin import layout
+from envs.robotwin.connection import Connection, RoboTwin, RoboTwinError, ServerDiedError
+from rl_lab.config.schema import RunConfig, WorkersConfig
+from rl_lab.errors import UserError
+from rl_lab.files import folder_digests
+
+
+def find_robotwin(workers: WorkersConfig) -> RoboTwin | None:
+    """RoboTwin as ROBOTWIN_ROOT and ROBOTWIN_PYTHON name it; None unless both are set."""
+    if not (os.environ.get("ROBOTWIN_ROOT") and os.environ.get("ROBOTWIN_PYTHON")):
+        return None
+    return RoboTwin.from_environment(
+        start_timeout_s=workers.robotwin_start_timeout_s,
+        reset_timeout_s=workers.robotwin_reset_timeout_s,
+        step_timeout_s=workers.robotwin_step_timeout_s,
+    )
+
+
+def backend_line(config: RunConfig) -> str:
+    """Where the episodes of a run happen, and why there."""
+    root = os.environ.get("ROBOTWIN_ROOT")
+    if config.env.backend == "robotwin":
+        return f"RoboTwin at {root}"
+    return f"the embedded tabletop (ROBOTWIN_ROOT is {'set, but env.backend is tabletop' if root else 'not set'})"
+
+
+def check_robotwin(config: RunConfig) -> None:
+    """UserError, in one line, unless the checkout, its interpreter, the tasks and their configs are there and load.
+
+    Starts RoboTwin's side once, without a scene.
+    """
+    try:
+        robotwin = RoboTwin.from_environment(start_timeout_s=config.workers.robotwin_start_timeout_s)
+        found = layout.detect(robotwin.root)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    _check_names("tasks", config.env.tasks, found.tasks(), found.root)
+    _check_names("variants", config.env.variants, found.task_configs(), found.root)
+    _check_settings(config)
+    examine(robotwin, config.env.tasks, config.env.variants)
+
+
+def _check_names(key: str, names: Sequence[str], known: Sequence[str], root: str) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+            where = "in RoboTwin variants are task configs" if key == "variants" else "tasks are its files in envs"
+            raise UserError(
+                f"env.{key} has {name!r}, which the RoboTwin checkout {root} lacks ({where}); {hint}; what holds in "
+                f"RoboTwin only stands in the file as robotwin: {{{key}: [...]}}"
+            )
+
+
+def _check_settings(config: RunConfig) -> None:
+    """What RoboTwin does not have."""
+    if config.sft.probe_weight > 0 and config.stage_names & {"sft", "warm_start"}:
+        raise UserError(
+            "sft.probe_weight needs ground truth of the simulator, which RoboTwin does not give; set it to 0, in the "
+            "file for RoboTwin alone with robotwin: {sft: {probe_weight: 0}}"
+        )
+    if config.demos.action_noise_m > 0:
+        raise UserError(
+            "demos.action_noise_m disturbs an expert that reacts, but RoboTwin's is a fixed plan; set it to 0, in the "
+            "file for RoboTwin alone with robotwin: {demos: {action_noise_m: 0}}"
+        )
+    if config.is_joint:
+        raise UserError("joint training examines on seeds that RoboTwin may reject; set env.backend=tabletop")
+
+
+@functools.cache
+def examine(robotwin: RoboTwin, tasks: tuple[str, ...], variants: tuple[str, ...]) -> dict[str, Any]:
+    """What RoboTwin's side says of itself, once it has imported the tasks; UserError if it cannot."""
+    try:
+        connection = Connection(robotwin)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except (ServerDiedError, RoboTwinError) as error:
+        raise UserError(_in_one_line(f"ROBOTWIN_PYTHON {robotwin.python} cannot run RoboTwin", error)) from error
+    try:
+        for task in tasks:
+            for variant in variants:
+                connection.ask("check", robotwin.start_timeout_s, task=task, config=variant)
+        return connection.hello
+    except (ServerDiedError, RoboTwinError) as error:
+        raise UserError(_in_one_line(f"RoboTwin cannot load {task} ({variant})", error)) from error
+    finally:
+        connection.close()
+
+
+def _in_one_line(what: str, error: Exception) -> str:
+    """The first line of an error and the last, which says why."""
+    lines = str(error).strip().splitlines()
+    return f"{what}: {lines[0]}" + (f" ({lines[-1].strip()})" if len(lines) > 1 else "")
+
+
+def checkout_digest(root: str) -> str:
+    """SHA-256 over RoboTwin's environments and settings: what the episodes of a seed depend on besides its packages."""
+    found = layout.detect(root)
+    files = folder_digests(Path(found.root) / "envs") | folder_digests(Path(found.configs))
+    lines = [f"{name} {digest}\n" for name, digest in files.items() if name.endswith((".py", ".yml"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def describe_robotwin(config: RunConfig) -> dict[str, Any]:
+    """Checkout, commit and versions, for environment.json."""
+    robotwin = RoboTwin.from_environment(start_timeout_s=config.workers.robotwin_start_timeout_s)
+    hello = examine(robotwin, config.env.tasks, config.env.variants)
+    try:
+        git = ["git", "-C", robotwin.root, "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {"root": hello["root"], "layout": hello["layout"], "commit": commit, "versions": hello["versions"]}

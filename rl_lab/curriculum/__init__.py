@@ -1,0 +1,1 @@
+"""The curriculum's pool on disk, and what is asked of it."""

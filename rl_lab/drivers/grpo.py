@@ -1,0 +1,145 @@
+"""GRPO with a curriculum: a run of steps with its examinations and checkpoints; see `online_run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+from algos.alarms import signal_alarm
+from algos.curriculum.curriculum import Curriculum
+from algos.curriculum.options import CurriculumOptions
+from envs.spatial_qa.items import CATEGORIES
+from rl_lab.graph.stage import StageContext
+from rl_lab.learner.plans import optimiser
+from rl_lab.model.checkpoint import Snapshot, load_chat_processor
+from rl_lab.records.item_files import ItemFile
+from rl_lab.records.rollouts import RolloutStore
+from rl_lab.records.token_batches import with_token_texts
+from rl_lab.records.types import Completion, Prompt, Sampling, group_rewards, num_tokens
+from rl_lab.rollouts.answering import (
+    RewardFailures,
+    ask,
+    collect,
+    make_rewards,
+    reward_means,
+    with_advantages,
+    with_rewards,
+)
+from rl_lab.seeding import integer
+from rl_lab.training.online import GRPOSteps, OnlineRun, group_spread
+from rl_lab.training.state import RunState
+from rl_lab.training.watch import Watch, nothing_learned
+from rl_lab.workers.learner import LearnerHandle
+from rl_lab.workers.pool import WorkerPool
+
+
+class GRPORun(OnlineRun):
+    """One run of GRPO."""
+
+    def __init__(
+        self, context: StageContext, policy: Path, engines: WorkerPool, learner: LearnerHandle, state: RunState
+    ) -> None:
+        """`learner` stands at the state's checkpoint; `policy` is the checkpoint folder that the run began with."""
+        seed = integer(context.seed, "grpo", *context.node.stream)
+        scheme = context.node.params["curriculum"]["scheme"]
+        steps = GRPOSteps(context, policy, engines, learner, state, scheme=scheme, seed=seed)
+        super().__init__(context, steps, state, context.config.rl.examine_every, seed)
+
+
+def fixed_order(options: CurriculumOptions, seed: int, categories: np.ndarray, steps: int) -> list[np.ndarray]:
+    """Items of every step, as the curriculum selects them if it never hears of a result."""
+    curriculum = Curriculum(options, seed, len(CATEGORIES))
+    curriculum.add(categories)
+    order = []
+    for step in range(1, steps + 1):
+        order.append(curriculum.select(step, 0).numbers)
+        curriculum.release(order[-1])
+    return order
+
+
+class TRLRun:
+    """GRPO by TRL's `GRPOTrainer` on a fixed order of items, with answers from the run's engines."""
+
+    def __init__(self, context: StageContext, policy: Path, engines: WorkerPool) -> None:
+        config, node = context.config, context.node
+        self.context, self.policy, self.engines = context, policy, engines
+        self.options, self.settings = config.grpo, config.rl
+        self.seed = integer(context.seed, "grpo", *node.stream)
+        self.items = ItemFile(context.inputs["questions"] / "train.arrow")
+        codes = [CATEGORIES.index(self.items.record(row)["category"]) for row in range(len(self.items))]
+        curriculum = replace(config.curriculum, scheme=node.params["curriculum"]["scheme"])
+        self.order = fixed_order(curriculum, self.seed, np.array(codes, np.uint8), self.settings.steps)
+        self.processor = load_chat_processor(policy)
+        self.store = RolloutStore(context.out)
+        self.step = 0
+
+    def roll_out(self, prompts: Sequence[Prompt], snapshot: Snapshot) -> list[list[Completion]]:
+        """Answers to the items of the next step, drawn with the seeds that the Learner's run would use."""
+        self.step += 1
+        numbers = self.order[self.step - 1].tolist()
+        seeds = [integer(self.seed, "draw", self.step, 0, number) for number in numbers]
+        seeded = [replace(prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        sampling = Sampling(
+            self.options.max_completion_length,
+            temperature=self.options.temperature,
+            num_generations=self.options.num_generations,
+        )
+        per_call = self.context.config.engine.prompts_per_call
+        asked = ask(self.engines, seeded, sampling, ray.put(snapshot), per_call)
+        return collect(self.engines, asked, self.context.check_stop)[0]
+
+    def run(self) -> None:
+        """Train to the end."""
+        from rl_lab.trl_backend.grpo import Step, notice, train_grpo  # here, because it imports TRL
+        from rl_lab.trl_backend.trainer import Settings
+
+        self.context.say(notice(self.context.node.params["curriculum"]["scheme"]))
+        torch.set_num_threads(self.settings.threads)
+        means: dict[str, float] = {}
+        failures, watch = RewardFailures(self.context), Watch(self.context)
+
+        def record(step: Step) -> None:
+            groups, first_failures = with_rewards(step.groups, step.breakdown)
+            failures.check(step.number, groups, first_failures)
+            groups = with_advantages(groups, self.options.scale_rewards)
+            self.store.write(step.number, with_token_texts(groups, self.processor))
+            means.clear()
+            means.update(reward_means(groups) | {"rollouts/tokens": float(num_tokens(groups))})
+            means["rollouts/spread"] = group_spread(group_rewards(groups))
+
+        def log(step: int, metrics: dict[str, float]) -> None:
+            self.context.log(step, **(metrics | means))
+            watch.add(metrics | means)
+            watch.look(step, nothing_learned(self.settings.steps))
+            self.context.progress(step, self.settings.steps)
+
+        rewards = make_rewards(self.context.config.rewards)
+        try:
+            train_grpo(
+                self.policy,
+                [[self.items[number] for number in numbers.tolist()] for numbers in self.order],
+                self.options,
+                Settings(
+                    optimiser(self.settings, self.options.num_iterations),
+                    self.settings.train,
+                    self.settings.gradient_checkpointing,
+                ),
+                self.roll_out,
+                rewards,
+                self.context.out,
+                log,
+                record,
+            )
+            watch.look(self.settings.steps, signal_alarm)
+        finally:
+            rewards.close()
+
+
+def trl_grpo(context: StageContext, policy: Path, engines: WorkerPool) -> None:
+    """Reinforcement learning by TRL; see `TRLRun`."""
+    TRLRun(context, policy, engines).run()

@@ -1,0 +1,287 @@
+"""The language side's stages: questions, cold start, examinations, reinforcement learning with a curriculum."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from algos.batch import TokenBatch
+from envs.spatial_qa.items import SEEDS_PER_BLOCK, ConstantAnswer, Item, best_constant_answers, blank
+from rewards.rubric import Rewards
+from rl_lab.drivers.gate import DEVELOPMENT_FILE
+from rl_lab.drivers.grpo import GRPORun, trl_grpo
+from rl_lab.drivers.trl import _trl_sft
+from rl_lab.files import write_json_lines, write_whole
+from rl_lab.graph.stage import Stage, StageContext
+from rl_lab.learner.language import ColdStartPlan, GRPOPlan
+from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.model.checkpoint import load_chat_processor, published
+from rl_lab.records.item_files import ItemFile, Row, SolutionFile, write_rows
+from rl_lab.records.question_sets import check_shared, run_limits, set_questions, take_file
+from rl_lab.records.token_batches import chat_batch, item_prompt
+from rl_lab.records.types import RolloutGroup, Sampling
+from rl_lab.rollouts.answering import (
+    RewardFailures,
+    ask,
+    collect,
+    engines,
+    judge_agreement,
+    make_rewards,
+    plain,
+    policy_folder,
+    rollout_groups,
+    score,
+)
+from rl_lab.seeding import integer
+from rl_lab.training.dataset import train, with_learner
+from rl_lab.training.state import RunState
+from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.simulation import QuestionUnit, question_units
+
+SEEDS_OF_A_RUN = 4_000_000
+"""Seeds of the training questions of neighbouring run seeds are so far apart."""
+
+RUN_SEEDS = 100
+"""Seeds of runs after which their training questions repeat."""
+
+COLD_START_OFFSET = 500_000_000
+"""Seeds of the cold start's questions lie so far behind those of the pool."""
+
+DEVELOPMENT_OFFSET = 900_000_000
+"""Seeds of the development questions, the same in all runs, lie behind those of every cold start."""
+
+CONSTANTS_FROM = 400
+"""Training questions on which the best constant answers are chosen."""
+
+FRUITLESS_UNITS = 20
+"""Units of questions without any after which the settings are given up."""
+
+
+class LanguageStages:
+    """The stage functions of one run, by kind; they share its cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def functions(self) -> dict[str, Stage]:
+        """Stage functions by node kind."""
+        return {
+            "questions": self.questions,
+            "development": self.development,
+            "cold_start": self.cold_start,
+            "examine": self.examine,
+            "grpo": self.grpo,
+        }
+
+    def questions(self, context: StageContext) -> None:
+        """The questions of the pool, those of the cold start and the held-out ones, generated or from files."""
+        config = context.config.questions
+        offset = context.seed % RUN_SEEDS * SEEDS_OF_A_RUN
+        wanted = {
+            "train": ("train", offset, config.train),
+            "cold_start": ("train", offset + COLD_START_OFFSET, config.cold_start),
+            "held_out": (config.split, 0, config.held_out),
+        }
+        self._write_sets(context, wanted)
+
+    def development(self, context: StageContext) -> None:
+        """The questions that gates decide on: new scenes of the families of training."""
+        wanted = {"development": ("train", DEVELOPMENT_OFFSET, context.config.questions.development)}
+        self._write_sets(context, wanted)
+
+    def _write_sets(self, context: StageContext, wanted: Mapping[str, tuple[str, int, int]]) -> None:
+        """Sets by name: split, its first seed, number of questions."""
+        config = context.config.questions
+        files = {name: path for name, path in config.files().items() if name in wanted}
+        limits = run_limits(context.config) if files else None
+        counts: dict[str, Any] = {}
+        for name, (split, start, number) in wanted.items():
+            path = context.out / f"{name}.arrow"
+            if name in files:
+                counts[name] = take_file(files[name], name, path, skip_bad=config.skip_bad_rows, limits=limits)
+                for field, rows in counts[name].get("ignored_fields", {}).items():
+                    context.say(f"questions.{name}_file: the field {field} of {rows} rows means nothing here")
+            else:
+                first = start // SEEDS_PER_BLOCK * config.per_scene
+                unit = QuestionUnit(
+                    split, first, config.tasks, config.levels, config.image_size, config.thinking, config.per_scene
+                )
+                write_rows(path, self._generated(context, name, unit, number))
+                counts[name] = {"questions": number}
+        if files:
+            check_shared({name: set_questions(context.out / f"{name}.arrow") for name in wanted}, files)
+        write_whole(context.out / "questions.json", json.dumps(counts, indent=1) + "\n")
+
+    def _generated(self, context: StageContext, name: str, first: QuestionUnit, number: int) -> Iterator[Row]:
+        """The first `number` questions from a unit on. RuntimeError if the settings allow hardly any."""
+        done = fruitless = 0
+        with self.cluster.simulation_pool() as pool:
+            call = lambda actor, unit: actor.questions.remote(unit)  # noqa: E731
+            for rows in pool.map(call, question_units(first), context.check_stop):
+                fruitless = 0 if rows else fruitless + 1
+                if fruitless == FRUITLESS_UNITS:
+                    raise RuntimeError(f"no scene has a clear question for {first}; choose other tasks or levels")
+                yield from islice(rows, number - done)
+                done = min(done + len(rows), number)
+                context.progress(done, number, name)
+                if done == number:
+                    return
+
+    def cold_start(self, context: StageContext) -> None:
+        """Imitation of worked solutions, in the Learner or with TRL."""
+        config = context.config
+        plan = ColdStartPlan(
+            config.model, config.cold_start, context.inputs["questions"] / "cold_start.arrow", context.seed
+        )
+        if config.cold_start.backend == "trl":
+            trl_cold_start(context, plan)
+        else:
+            train(self.cluster, context, plan)
+
+    def examine(self, context: StageContext) -> None:
+        """Answers to all held-out questions, to the same over grey pictures, and the best constant answers."""
+        config = context.config
+        exam, rewards = config.examine, make_rewards(config.truth or config.rewards)
+        try:
+            with engines(self.cluster, context) as pool:  # first, so that stages come by them in the order of the graph
+                items = _items(context, "held_out")
+                examiner = Examiner(context, pool, policy_folder(context), rewards)
+                seen = examiner.answers(items, exam.samples, "seen")
+                context.log(0, **judge_agreement(examiner.groups))
+                unseen = examiner.answers([blank(item) for item in items], exam.blank_samples, "blank")
+                if "development" in context.inputs:
+                    self._answer_development(context, examiner)
+            constants = _constant_scores(items, _items(context, "train", CONSTANTS_FROM), rewards)
+        finally:
+            rewards.close()
+        rows = [
+            {"item": item.id, "task": item.task, "category": item.category, "reward_type": item.reward_type}
+            | row
+            | {"blank": other["rewards"], "constant": constant}
+            for item, row, other, constant in zip(items, seen, unseen, constants, strict=True)
+        ]
+        write_json_lines(context.out / "results.jsonl", rows)
+
+    def _answer_development(self, context: StageContext, examiner: Examiner) -> None:
+        """Answers for the gates that compare this model with another."""
+        items = _items(context, "development", role="development")
+        rows = examiner.answers(items, context.config.examine.samples, "development")
+        named = [{"item": item.id, "category": item.category} | row for item, row in zip(items, rows, strict=True)]
+        write_json_lines(context.out / DEVELOPMENT_FILE, named)
+
+    def grpo(self, context: StageContext) -> None:
+        """Reinforcement learning in a learner process; if that dies, it goes on from the last checkpoint."""
+        config, node = context.config, context.node
+        policy = policy_folder(context)
+        if config.rl.backend == "trl":
+            with engines(self.cluster, context) as pool:
+                trl_grpo(context, policy, pool)
+            return
+        plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", *node.stream))
+        with engines(self.cluster, context) as pool:
+            with_learner(
+                self.cluster,
+                context,
+                plan,
+                lambda: RunState(context.out, context.scratch, context.say),
+                lambda learner, state: GRPORun(context, policy, pool, learner, state).run(),
+                (pool,),
+            )
+
+
+class Examiner:
+    """A model in engines, asked and scored."""
+
+    def __init__(self, context: StageContext, engines: WorkerPool, policy: Path, rewards: Rewards) -> None:
+        self.context, self.engines, self.rewards = context, engines, rewards
+        self.processor: HunYuanVLMoTProcessor = load_chat_processor(policy)
+        self.weights = ray.put(published(policy))
+        self.failures = RewardFailures(context)
+        self.groups: list[RolloutGroup] = []
+        """All that was scored so far."""
+
+    def answers(self, items: Sequence[Item], samples: int, name: str) -> list[dict[str, Any]]:
+        """For every item the rewards of its answers, their lengths, whether they ended, and their texts.
+
+        UserError where no answer has a reward.
+        """
+        config = self.context.config
+        judged = name == "seen" and config.rewards.judge is not None
+        sampling = Sampling(config.examine.max_tokens, temperature=config.examine.temperature, num_generations=samples)
+        rows: list[dict[str, Any]] = []
+        first, first_failures = len(self.groups), dict[str, str]()
+        size = 4 * config.engine.prompts_per_call
+        batches = [(start, items[start : start + size]) for start in range(0, len(items), size)]
+        names = ("development",) if name == "development" else ()
+        prompts = [self._prompts(some, start, *names) for start, some in batches]
+        asked = [ask(self.engines, some, sampling, self.weights, size) for some in prompts]
+        for (_, some), questions, batch in zip(batches, prompts, asked, strict=True):
+            answers, _ = collect(self.engines, batch, self.context.check_stop)
+            groups = rollout_groups(some, questions, answers, self.processor)
+            groups, newer = score(self.rewards, groups, judge_all=judged)
+            self.groups += groups
+            first_failures = first_failures | {**newer, **first_failures}
+            rows += [
+                {
+                    "rewards": [answer.reward for answer in group.completions],
+                    "tokens": [len(answer.tokens) for answer in group.completions],
+                    "finished": [answer.finished for answer in group.completions],
+                    "answers": [answer.text for answer in group.completions],
+                }
+                for group in groups
+            ]
+            self.context.progress(len(rows), len(items), name)
+        self.failures.check_all(name, self.groups[first:], first_failures)
+        return rows
+
+    def _prompts(self, items: Sequence[Item], first: int, *names: str) -> list[Any]:
+        """Prompts whose samples depend on the run's seed, the names and the item's place."""
+        seed = partial(integer, self.context.seed, "examine", *names)
+        return [item_prompt(item, self.processor, seed(first + place)) for place, item in enumerate(items)]
+
+
+def _items(context: StageContext, name: str, most: int | None = None, role: str = "questions") -> list[Item]:
+    """The items of a set, or the first of them."""
+    file = ItemFile(context.inputs[role] / f"{name}.arrow")
+    return [file[row] for row in range(len(file) if most is None else min(len(file), most))]
+
+
+def _constant_scores(items: Sequence[Item], training: Sequence[Item], rewards: Rewards) -> list[float | None]:
+    """What the best constant answer of its generator, chosen on training questions, earns on each item.
+
+    None for open questions, which only a judge scores, and 0 for a generator that training does not have.
+    """
+
+    def reward(reply: str, item: Item) -> float:
+        columns = {"answer": [item.answer], "reward_type": [item.reward_type], "images": [item.images]}
+        value = rewards([item.prompt], [reply], **columns)[0]
+        return math.nan if value is None else value
+
+    closed = [item for item in training if item.reward_type != "open" and item.solution]
+    best: dict[str, ConstantAnswer] = best_constant_answers(closed, reward)[0] if closed else {}
+    return [
+        None
+        if item.reward_type == "open"
+        else plain([reward(best[item.task].reply, item) if item.task in best else 0.0])[0]
+        for item in items
+    ]
+
+
+def trl_cold_start(context: StageContext, plan: ColdStartPlan) -> None:
+    """Imitation by TRL's `SFTTrainer`, which reads the rows in the order in which the Learner would."""
+    torch.set_num_threads(plan.settings.threads)
+    solutions, start = SolutionFile(plan.solutions), plan.start()
+
+    def batches(rows: list[int]) -> TokenBatch:
+        return chat_batch([solutions[row].chat() for row in rows], start.processor)
+
+    _trl_sft(context, plan.settings, start, batches, plan.order(len(solutions)))

@@ -1,0 +1,206 @@
+"""The stages of an outcome reward model: labels, one training a member, calibration and examination."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rewards.calibration import Platt, calibration_error, examine, fit_platt
+from rl_lab.drivers.trl import _logger
+from rl_lab.errors import UserError
+from rl_lab.files import write_file, write_whole
+from rl_lab.graph.stage import Stage, StageContext
+from rl_lab.graph.store import METRICS_FILE, RECORD_FILE, link_tree
+from rl_lab.learner.language import GROUPS
+from rl_lab.learner.outcome import (
+    LABELS_FILE,
+    SPLITS,
+    TRUTH,
+    OutcomeLabels,
+    OutcomePlan,
+    answer_pairs,
+    label_answers,
+    save_member,
+    training_rows,
+)
+from rl_lab.learner.plans import optimiser
+from rl_lab.records.item_files import ItemFile
+from rl_lab.records.rollouts import QUESTIONS_FILE, stores
+from rl_lab.rollouts.answering import policy_folder
+from rl_lab.rollouts.reward_model import KIND, MODEL_FILE, OutcomeModel, Question, TextClassifier, load_member
+from rl_lab.seeding import integer
+from rl_lab.training.dataset import train
+from rl_lab.workers.cluster import Cluster
+
+ITEMS_FILE = "items.arrow"
+
+SUMMARY_FILE = "labels.json"
+
+ROWS_AT_ONCE = 512
+"""Answers between two signs of life."""
+
+
+class OutcomeStages:
+    """The stage functions of one run, by kind; they share its cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def functions(self) -> dict[str, Stage]:
+        """Stage functions by node kind."""
+        return {"outcome_labels": self.labels, "outcome_member": self.member, "outcome_model": self.model}
+
+    def labels(self, context: StageContext) -> None:
+        """Labelled answers of a finished run, or of the traces of this one, beside their questions."""
+        settings = context.config.outcome
+        if settings.run is None:
+            folders, questions = [context.inputs["traces"]], context.inputs["questions"] / "train.arrow"
+        else:
+            folders, questions = stores(Path(settings.run)), Path(settings.run) / QUESTIONS_FILE
+        shares = (settings.calibration, settings.test)
+        answers, unknown = label_answers(folders, ItemFile(questions), shares, context.seed)
+        answers.save(context.out / LABELS_FILE)
+        write_file(context.out / ITEMS_FILE, lambda file: file.write(questions.read_bytes()))
+        correct = answers.truth >= settings.threshold
+        counts = {name: int((answers.split == place).sum()) for place, name in enumerate(SPLITS)}
+        pairs = len(answer_pairs(answers.of("train"), settings.margin, settings.pairs, context.seed))
+        summary = {"answers": counts, "pairs": pairs, "correct": float(correct.mean()), "without_reward": unknown}
+        write_whole(context.out / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
+
+    def member(self, context: StageContext) -> None:
+        """One member, in the Learner or with TRL."""
+        settings, labels = context.config.outcome, context.inputs["labels"]
+        number = context.node.params["member"]
+        seed = integer(context.seed, "outcome", number)
+        if settings.classifier is not None:
+            trl_classifier(context, labels / LABELS_FILE, labels / ITEMS_FILE, seed)
+            return
+        plan = OutcomePlan(policy_folder(context), settings, labels / LABELS_FILE, labels / ITEMS_FILE, seed)
+        if settings.backend == "trl":
+            trl_outcome(context, plan)
+        else:
+            train(self.cluster, context, plan)
+
+    def model(self, context: StageContext) -> None:
+        """Calibrate the members, examine the model, and put it together as `rewards.models` reads it."""
+        settings, labels = context.config.outcome, context.inputs["labels"]
+        folders = [context.inputs[f"member.{number}"] for number in range(1, settings.members + 1)]
+        answers, items = OutcomeLabels.load(labels / LABELS_FILE), ItemFile(labels / ITEMS_FILE)
+        model = OutcomeModel([load_member(folder) for folder in folders], [Platt()] * len(folders))
+        fitted, test = answers.of("calibration"), answers.of("test")
+        model.platts = _platts(_logits(context, model, items, fitted, "calibration"), fitted, settings.threshold)
+        began = time.perf_counter()
+        logits = _logits(context, model, items, test, "test")
+        seconds = time.perf_counter() - began
+        record = {
+            "kind": KIND,
+            "learns": settings.learns,
+            "threshold": settings.threshold,
+            "platt": [{"scale": platt.scale, "shift": platt.shift} for platt in model.platts],
+            "labels": json.loads((labels / SUMMARY_FILE).read_text()),
+            "steps": settings.steps,
+            "test": _measures(model, logits, test, items, settings.threshold),
+            "blank": _blank(context, model, items, test, settings.threshold),
+            "answers_per_second": len(test) / seconds,
+            "device": model.device,
+        }
+        for number, folder in enumerate(folders, start=1):
+            link_tree(folder, context.out / f"member-{number}", without=(METRICS_FILE, RECORD_FILE))
+        write_whole(context.out / MODEL_FILE, json.dumps(record, indent=1) + "\n")
+        numbers = {name: record["test"][name] for name in ("accuracy", "auroc", "brier", "calibration_error")}
+        context.log(settings.steps, **{f"outcome/test_{name}": value for name, value in numbers.items()})
+
+
+def _questions(items: ItemFile, answers: OutcomeLabels, *, blank: bool = False) -> list[Question]:
+    """Text and pictures of each answer's question; answers to one question share the tuple of its pictures."""
+    read = {row: items[row] for row in np.unique(answers.row).tolist()}
+    grey = {row: tuple(np.full_like(image, 128) for image in item.images) for row, item in read.items()}
+    shown = {row: grey[row] if blank else item.images for row, item in read.items()}
+    return [(read[row].prompt, shown[row]) for row in answers.row.tolist()]
+
+
+def _logits(
+    context: StageContext,
+    model: OutcomeModel,
+    items: ItemFile,
+    answers: OutcomeLabels,
+    name: str,
+    *,
+    blank: bool = False,
+) -> np.ndarray:
+    """Scores [M, N], with signs of life."""
+    parts = []
+    for start in range(0, len(answers), ROWS_AT_ONCE):
+        some = answers.take(np.arange(start, min(start + ROWS_AT_ONCE, len(answers))))
+        parts.append(model.logits(_questions(items, some, blank=blank), some.completion))
+        context.progress(start + len(some), len(answers), name)
+    return np.concatenate(parts, axis=1)
+
+
+def _platts(logits: np.ndarray, answers: OutcomeLabels, threshold: float) -> list[Platt]:
+    correct = (answers.truth >= threshold).astype(np.float64)
+    try:
+        return [fit_platt(row, correct) for row in logits]
+    except ValueError as error:
+        raise UserError(f"outcome.calibration: {error}; give it a larger share, or sample more answers") from error
+
+
+def _measures(
+    model: OutcomeModel, logits: np.ndarray, answers: OutcomeLabels, items: ItemFile, threshold: float
+) -> dict[str, Any]:
+    scenes = [items.record(row)["scene"] for row in answers.row.tolist()]
+    found = examine(model.probabilities(logits), answers.truth, threshold, answers.row, scenes)
+    correct = (answers.truth >= threshold).astype(np.float64)
+    raw = np.stack([Platt()(row) for row in logits]).mean(0)
+    return found | {"calibration_error_before": calibration_error(raw, correct), "truth": TRUTH}
+
+
+def _blank(
+    context: StageContext, model: OutcomeModel, items: ItemFile, answers: OutcomeLabels, threshold: float
+) -> dict[str, Any]:
+    """The same answers beside grey pictures: what the model knows without looking."""
+    logits = _logits(context, model, items, answers, "grey pictures", blank=True)
+    scenes = [items.record(row)["scene"] for row in answers.row.tolist()]
+    found = examine(model.probabilities(logits), answers.truth, threshold, answers.row, scenes)
+    return {name: found[name] for name in ("accuracy", "auroc", "auroc_interval", "pair_accuracy")}
+
+
+def trl_outcome(context: StageContext, plan: OutcomePlan) -> None:
+    """A member of an outcome reward model by TRL's `RewardTrainer`, which reads the pairs that the Learner would."""
+    from rl_lab.trl_backend.outcome import train_outcome  # here, because it imports TRL
+    from rl_lab.trl_backend.trainer import Settings
+
+    torch.set_num_threads(plan.settings.threads)
+    start, head = plan.start()
+    data, settings = plan.data(start.processor), plan.settings
+    trl_settings = Settings(
+        optimiser(settings), (*GROUPS, "head"), gradient_checkpointing=settings.gradient_checkpointing
+    )
+    train_outcome(start, head, data.both_sides, data.order, trl_settings, _logger(context, settings))
+    save_member(context.out, start, head, settings.steps)
+
+
+def trl_classifier(context: StageContext, labels: Path, items: Path, seed: int) -> None:
+    """A member that is a sequence classifier, by TRL's `RewardTrainer` on pairs of texts."""
+    from rl_lab.trl_backend.outcome import CLASSIFIER, train_classifier  # here, because it imports TRL
+    from rl_lab.trl_backend.trainer import Settings
+
+    settings = context.config.outcome
+    torch.set_num_threads(settings.threads)
+    answers, questions = OutcomeLabels.load(labels).of("train"), ItemFile(items)
+    units, order = training_rows(answers, settings, seed)
+    classifier = TextClassifier.load(Path(settings.classifier), seed)
+
+    def tokens(place: int) -> list[int]:
+        return classifier.encode(questions.record(int(answers.row[place]))["prompt"], answers.completion[place])
+
+    pairs = [(tokens(better), tokens(worse)) for better, worse in units]
+    checkpointing = settings.gradient_checkpointing
+    trl_settings = Settings(optimiser(settings), (CLASSIFIER,), gradient_checkpointing=checkpointing)
+    train_classifier(classifier, pairs, order, trl_settings, _logger(context, settings))
+    classifier.save(context.out)

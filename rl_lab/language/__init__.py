@@ -1,1 +1,0 @@
-"""The language side: questions, answers from engines, rewards, reinforcement learning, and its stages."""

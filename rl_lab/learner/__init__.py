@@ -1,0 +1,1 @@
+"""The one learner and what lives beside it: the objectives' plans, their data, their optimisers."""

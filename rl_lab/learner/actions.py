@@ -1,0 +1,246 @@
+"""The action side's training stages as plans: which policy starts, what it learns from, by which objective.
+
+A plan is plain settings and folders, so that it travels to the learner's process, which builds the rest there.
+
+The policy that SFT starts from, and how it reads the time of an episode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from algos.chunks import Timing
+from algos.flow_matching import FlowMatching, PoseProbe, is_frozen_prefix
+from algos.methods import POSITIVE, Method, find_method
+from algos.objective import Objective
+from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
+from rl_lab.config.section import ModelConfig
+from rl_lab.errors import UserError
+from rl_lab.learner.plans import DataPlan, Parts, trainable
+from rl_lab.model.checkpoint import CheckpointInfo, load_policy, save_policy
+from rl_lab.model.config import HyVLAConfig
+from rl_lab.model.lora import Adapted, BaseWeights
+from rl_lab.model.norm_stats import ActionStats
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.presets import preset_config
+from rl_lab.model.processor import PolicyProcessor
+from rl_lab.model.sharding import compile_blocks
+from rl_lab.records.action_batches import demonstrations, fit_processor
+from rl_lab.records.action_datasets import Dataset, demonstration_data, encode_rows, preference_data
+from rl_lab.records.episodes import read_episodes, read_pairs
+from rl_lab.records.streaming import DemonstrationStream
+from rl_lab.seeding import integer
+
+
+@dataclass
+class Start:
+    """Where SFT begins."""
+
+    policy: HyVLAPolicy
+    processor: PolicyProcessor | None
+    """None where statistics must be fitted: a preset, or a checkpoint that gets other chunks."""
+    info: CheckpointInfo
+    timing: Timing
+
+
+def _stored(model: ModelConfig) -> tuple[HyVLAConfig, bool]:
+    """Sizes of the preset or of the checkpoint, and whether half of its action tokens are absolute poses."""
+    if model.path is None:
+        return preset_config(model.preset), False
+    sizes, stats = HyVLAConfig.from_pretrained(model.path), ActionStats.find(Path(model.path))
+    return sizes, stats is not None and stats.has_absolute and stats.num_tokens == sizes.n_action_steps
+
+
+def sized_config(model: ModelConfig) -> HyVLAConfig:
+    """Sizes of the policy with the options of the run; ValueError if they cannot work together."""
+    sizes, has_absolute = _stored(model)
+    sizes.update(model.options() | model.chunk_options(sizes.n_action_steps, has_absolute))
+    sizes.check()
+    if model.memory is not None and sizes.spacetime_layer_stride > sizes.vision_depth:
+        raise ValueError(
+            f"memory: frames meet in every {sizes.spacetime_layer_stride}th block, but the vision tower has "
+            f"{sizes.vision_depth}; set model.memory.layer_stride={sizes.vision_depth}"
+        )
+    return sizes
+
+
+def num_commands(model: ModelConfig) -> int:
+    """Commands of a chunk of the policy."""
+    sizes, has_absolute = _stored(model)
+    return model.chunk_size or sizes.n_action_steps // (2 if has_absolute else 1)
+
+
+def starting_policy(model: ModelConfig, seed: int, stride: int) -> Start:
+    """A preset with random weights of the seed, or a checkpoint with its processor; with the configured options."""
+    sizes = sized_config(model)
+    if model.path is None:
+        torch.manual_seed(integer(seed, "initialisation"))
+        policy, processor, info = HyVLAPolicy(sizes), None, CheckpointInfo(weight_version=0, steps=0)
+    else:
+        policy, stored, info = load_policy(Path(model.path))
+        same = sizes.n_action_steps == policy.config.n_action_steps
+        policy.config.update(model.options() | {"chunk_size": sizes.chunk_size, "n_action_steps": sizes.n_action_steps})
+        policy.config.check()
+        processor = stored if same and stored.has_stats and stored.num_commands == num_commands(model) else None
+    if model.dtype is not None:
+        policy.to(getattr(torch, model.dtype))
+    if model.memory is not None:
+        info = replace(info, history=model.memory.frames, history_interval=model.memory.interval)
+    info = replace(info, first_slot=model.first_slot or info.first_slot)
+    return Start(policy, processor, info, info.timing(num_commands(model), stride))
+
+
+ALL_GROUPS = ("vision", "vlm", "expert")
+
+
+@dataclass(frozen=True)
+class SFTPlan(DataPlan):
+    """Imitation of the demonstrations, starting from a preset's random weights or from a checkpoint."""
+
+    model: ModelConfig
+    settings: SFTConfig
+    demos: Path
+    stride: int
+    """Recorded steps of the demonstrations between two commands."""
+    seed: int
+
+    name = "sft"
+
+    def build(self, device: str) -> Parts:
+        """See `DataPlan`."""
+        return sft_parts(self, starting_policy(self.model, self.seed, self.stride), device)
+
+
+@dataclass(frozen=True)
+class OptimisePlan(DataPlan):
+    """One round of a method, starting from a policy of the lab."""
+
+    method: str
+    round: int
+    settings: OptimiseConfig
+    objective: ObjectiveConfig
+    mix: tuple[float, ...]
+    policy: Path
+    sft: Path
+    demos: Path
+    stride: int
+    """Recorded steps of the demonstrations between two commands."""
+    pairs: tuple[Path, ...]
+    """Folders of the preference pairs of rounds 1, 2, ..., this one's last; empty for methods that use none."""
+    seed: int
+    ranked: Path | None = None
+    """Folder of pairs of ranked chunks; None without any."""
+
+    @property
+    def name(self) -> str:
+        """See `DataPlan`."""
+        return self.method
+
+    @property
+    def learner_seed(self) -> int:
+        """See `DataPlan`."""
+        return integer(self.seed, "round", self.round)
+
+    def build(self, device: str) -> Parts:
+        """See `DataPlan`."""
+        return _optimise_parts(self, device)
+
+
+def sft_parts(plan: SFTPlan, start: Start, device: str) -> Parts:
+    """What imitation of the demonstrations needs, from this policy on. UserError for a probe without ground truth."""
+    settings, probe = plan.settings, None
+    policy, info = start.policy.to(device), start.info  # type: ignore[arg-type]
+    episodes = read_episodes(plan.demos)
+    keeps = start.processor is not None and settings.statistics == "checkpoint"
+    processor = start.processor if keeps else fit_processor(policy.config, episodes, start.timing)
+    assert processor is not None
+    data = DemonstrationStream(
+        episodes,
+        processor,
+        start.timing,
+        batch_size=settings.batch_size,
+        seed=integer(plan.seed, "sft_rows"),
+        augmented=settings.augment,
+    )
+    if settings.probe_weight > 0:
+        if data.truth_size is None:
+            raise UserError("sft.probe_weight needs demonstrations with ground truth of the simulator; set it to 0")
+        torch.manual_seed(integer(plan.seed, "probe"))
+        probe = PoseProbe(policy.config.vlm_sizes.hidden, data.truth_size).to(device)
+    objective = FlowMatching(ALL_GROUPS, settings.draws_per_sample, probe, settings.probe_weight)
+    trained = trainable(policy, settings, ALL_GROUPS, integer(plan.seed, "lora"))
+    if settings.compile:
+        compile_blocks(policy)
+    done = replace(info, weight_version=1, steps=settings.steps)
+    return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, done))
+
+
+def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
+    method, settings, groups = find_method(plan.method), plan.settings, plan.settings.train
+    policy, processor, info = load_policy(plan.policy)
+    policy.to(device)  # type: ignore[arg-type]
+    timing = info.timing(processor.num_commands, plan.stride)
+    demos = demonstrations(read_episodes(plan.demos), timing)
+    rows_seed = integer(plan.seed, "optimise_rows", plan.round)
+    if method.needs_collection:
+        rounds = [read_pairs(folder) for folder in plan.pairs]
+        ranked = [] if plan.ranked is None else read_pairs(plan.ranked)
+        sizes: dict[str, Any] = {"mix": plan.mix, "batch_size": settings.batch_size}
+        data: Dataset = preference_data(
+            method, rounds, demos, processor, timing, **sizes, seed=rows_seed, ranked=ranked
+        )
+    else:
+        data = demonstration_data(demos, processor, settings.batch_size, rows_seed)
+    trained = trainable(policy, settings, groups, integer(plan.seed, "lora", plan.round))
+    reference = _reference(plan, trained, device) if method.needs_reference else None
+    _store_prefixes(data, trained, reference, settings)
+    if settings.compile:  # afterwards, because prefixes are stored once, and steps are many
+        compile_blocks(policy)
+    objective = method_objective(method, settings, plan.objective, reference)
+    done = replace(
+        info,
+        weight_version=plan.round + 1,
+        steps=info.steps + settings.steps,
+        prompt_suffix=POSITIVE if method.rows == "labelled" else "",
+    )
+    return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, done))
+
+
+def method_objective(method: Method, settings: OptimiseConfig, weights: ObjectiveConfig, reference: Any) -> Objective:
+    """The loss of a method with its weights; `reference` is None where it needs none."""
+    return method.objective(
+        groups=settings.train,
+        draws_per_sample=settings.draws_per_sample,
+        reference=reference,
+        **weights.model_dump(include={"beta", "lambda_pro", "lambda_sft"}),
+    )
+
+
+def _reference(plan: OptimisePlan, policy: HyVLAPolicy | Adapted, device: str) -> HyVLAPolicy | BaseWeights:
+    """The frozen policy of the implicit rewards; no copy where it is what this round's adapters sit on."""
+    folder = {"previous": plan.policy, "sft": plan.sft}[plan.objective.reference]
+    if isinstance(policy, Adapted) and folder == plan.policy:
+        return policy.reference
+    reference = load_policy(folder)[0].eval().requires_grad_(False)
+    reference.to(device)
+    return reference
+
+
+def _store_prefixes(
+    data: Dataset,
+    policy: HyVLAPolicy | Adapted,
+    reference: HyVLAPolicy | BaseWeights | None,
+    settings: OptimiseConfig,
+) -> None:
+    """Compute once what does not change in this round: all prefixes, or only the reference's."""
+    policy.eval()
+    rows, limit = data.rows, settings.stored_prefix_gib
+    if is_frozen_prefix(settings.train):
+        rows.prefix = encode_rows(policy, rows.observation, limit)
+        rows.observation = rows.observation if rows.prefix is None else None
+    elif reference is not None:
+        rows.reference_prefix = encode_rows(reference, rows.observation, limit)

@@ -1,0 +1,215 @@
+"""The language side's training: imitation of worked solutions, and learning from groups of answers as they come: GRPO.
+
+Plans are plain settings and folders, so that they travel to the learner's process, which builds the rest there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from algos.batch import RolloutBatch, TokenBatch
+from algos.cross_entropy import CrossEntropy
+from algos.grpo import GRPO, GRPOOptions
+from rl_lab.config.language import ColdStartConfig, RLConfig
+from rl_lab.config.section import ModelConfig, ScheduleConfig
+from rl_lab.learner.learner import Learner
+from rl_lab.learner.plans import DataPlan, Parts, optimiser, trainable
+from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.model.checkpoint import LanguageModel, Snapshot, initial_language_model, load_language_model, publish
+from rl_lab.model.lora import Adapted
+from rl_lab.records.item_files import SolutionFile
+from rl_lab.records.token_batches import chat_batch, rollout_batch
+from rl_lab.records.types import RolloutGroup
+from rl_lab.seeding import integer, stream
+
+GROUPS = ("vision", "vlm")
+CALIBRATION_ROWS = 256
+"""Questions whose pictures random weights are fitted to."""
+
+
+def epoch_order(num_rows: int, steps: int, batch_size: int, seed: int) -> list[list[int]]:
+    """Rows of every step: passes over all rows in an order of their own; a step may run over the end of a pass.
+
+    ValueError without rows.
+    """
+    if num_rows < 1:
+        raise ValueError("there are no rows to learn from")
+    rows: list[int] = []
+    epoch = 0
+    while len(rows) < steps * batch_size:
+        rows += stream(seed, "rows", epoch).permutation(num_rows).tolist()
+        epoch += 1
+    return [rows[start : start + batch_size] for start in range(0, steps * batch_size, batch_size)]
+
+
+@dataclass
+class ConversationData:
+    """Batches of conversations; see `rl_lab.records.action_datasets.Dataset`."""
+
+    rows: SolutionFile
+    order: list[list[int]]
+    processor: HunYuanVLMoTProcessor
+
+    def batch(self, step: int) -> TokenBatch:
+        """See `rl_lab.records.action_datasets.Dataset`."""
+        return chat_batch([self.rows[row].chat() for row in self.order[step]], self.processor)
+
+
+@dataclass(frozen=True)
+class ColdStartPlan(DataPlan):
+    """Imitation of worked solutions, from a preset's random weights or from a checkpoint."""
+
+    model: ModelConfig
+    settings: ColdStartConfig
+    solutions: Path
+    """File of `rl_lab.records.item_files`."""
+    seed: int
+
+    name = "cold_start"
+
+    def start(self) -> LanguageModel:
+        """The model that imitation begins with; random weights are fitted to the first pictures and to numbers."""
+        found = initial_language_model(self.model, self.seed)
+        if self.model.path is None:
+            solutions = SolutionFile(self.solutions)
+            pictures = [solutions.images(row) for row in range(min(len(solutions), CALIBRATION_ROWS))]
+            found.calibrate([image for images in pictures for image in images])
+        return found
+
+    def order(self, num_rows: int) -> list[list[int]]:
+        """Rows of every step."""
+        return epoch_order(num_rows, self.settings.steps, self.settings.batch_size, integer(self.seed, "cold_start"))
+
+    def build(self, device: str) -> Parts:
+        """See `DataPlan`."""
+        start = self.start()
+        start.model.to(device)  # type: ignore[arg-type]
+        solutions, settings = SolutionFile(self.solutions), self.settings
+        data = ConversationData(solutions, self.order(len(solutions)), start.processor)
+        info = replace(
+            start.info, weight_version=start.info.weight_version + 1, steps=start.info.steps + settings.steps
+        )
+        trained = trainable(start.model, settings, GROUPS, integer(self.seed, "lora"))
+        return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info))
+
+
+class OnlineTraining:
+    """A learner that takes groups as they come and publishes its weights; what it learns is for the kinds of it."""
+
+    needs_rewards = True
+    """Completions whose reward call failed are not learned from."""
+
+    def __init__(self, policy: Path, settings: ScheduleConfig, groups: tuple[str, ...], seed: int, device: str) -> None:
+        """Load the checkpoint folder `policy`; objectives are to be added to the learner."""
+        self.device, self.steps_per_batch = device, 1
+        self.start: LanguageModel = load_language_model(policy)
+        self.start.model.to(device)  # type: ignore[arg-type]
+        self.trained = trainable(self.start.model, settings, groups, integer(seed, "lora"))
+        self.learner = Learner(self.trained, seed=seed)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far, of all objectives."""
+        return sum(track.step for track in self.learner.tracks.values())
+
+    @property
+    def version(self) -> int:
+        """Of the weights of the moment, which counts on by the batches learned."""
+        return self.start.info.weight_version + self.steps // self.steps_per_batch
+
+    def learn(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """Learn from a batch; its metrics. ValueError if no answer of it can be learned from."""
+        raise NotImplementedError
+
+    def batch(self, groups: Sequence[RolloutGroup]) -> RolloutBatch:
+        """Groups as the objective reads them. ValueError if no answer is learned from."""
+        processor = self.start.processor.image_processor
+        return rollout_batch(groups, processor, rewarded_only=self.needs_rewards).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs besides its plan."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.learner.load_state_dict(state)
+
+    def finish(self, folder: Path) -> None:
+        """Write the model of the moment into a checkpoint folder."""
+        info = replace(self.start.info, weight_version=self.version, steps=self.start.info.steps + self.steps)
+        self.start.save(folder, info, self.trained.merged_state_dict() if isinstance(self.trained, Adapted) else None)
+
+    def publish(self) -> Snapshot:
+        """The same as a snapshot for engines."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.finish(Path(folder))
+            return publish(Path(folder), self.version)
+
+
+class GRPOUpdate:
+    """GRPO on a learner: its objective, and the steps on each batch."""
+
+    def __init__(self, learner: Learner, options: GRPOOptions, settings: RLConfig, reference: Any) -> None:
+        """`reference` is the model that the KL term holds to; None without one."""
+        self.learner, self.iterations, self.rows_at_once = learner, options.num_iterations, settings.rows_at_once
+        self.objective = GRPO(options, groups=settings.train, reference=reference)
+        learner.add("grpo", self.objective, optimiser(settings, options.num_iterations))
+
+    @property
+    def batches(self) -> int:
+        """Batches learned so far."""
+        return self.learner.tracks["grpo"].step // self.iterations
+
+    def prepare(self, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with the log-probabilities before its first step, which later ones are held to."""
+        return self.objective.prepare(self.learner.policy, batch) if self.iterations > 1 else batch
+
+    def take(self, batch: RolloutBatch) -> dict[str, float]:
+        """The optimizer steps on a prepared batch; the metrics of the last, mismatch being that of the first."""
+        lines = [self.learner.step("grpo", batch, self.rows_at_once) for _ in range(self.iterations)]
+        return lines[-1] | {name: value for name, value in lines[0].items() if name.startswith("mismatch/")}
+
+
+@dataclass(frozen=True)
+class GRPOPlan:
+    """Reinforcement learning of a trained model."""
+
+    policy: Path
+    options: GRPOOptions
+    settings: RLConfig
+    seed: int
+
+    def training(self, device: str) -> GRPOTraining:
+        """See `rl_lab.learner.plans.Plan`."""
+        return GRPOTraining(self, device)
+
+
+class GRPOTraining(OnlineTraining):
+    """GRPO on scored groups."""
+
+    def __init__(self, plan: GRPOPlan, device: str = "cpu") -> None:
+        settings, options = plan.settings, plan.options
+        super().__init__(plan.policy, settings, settings.train, plan.seed, device)
+        self.plan, self.steps_per_batch = plan, options.num_iterations
+        self.grpo = GRPOUpdate(self.learner, options, settings, self._reference())
+
+    def _reference(self) -> Any:
+        """The start, without a copy where adapters leave it as it was; None without a KL term."""
+        if self.plan.options.beta == 0:
+            return None
+        if isinstance(self.trained, Adapted):
+            return self.trained.reference
+        return frozen_model(self.plan.policy, self.device)
+
+    def learn(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """`num_iterations` optimizer steps on one batch. ValueError if no answer of the batch has a reward."""
+        return self.grpo.take(self.grpo.prepare(self.batch(groups)))
+
+
+def frozen_model(folder: Path, device: str) -> Any:
+    """The model of a checkpoint folder, not to be trained."""
+    return load_language_model(folder).model.eval().requires_grad_(False).to(device)

@@ -1,0 +1,126 @@
+"""One training stage on a data set: a plan says what is trained on what, a `Training` does its steps.
+
+Plans are plain settings and folders, so that they travel to the learner's process: `rl_lab.learner.actions`,
+`rl_lab.learner.language`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from algos.objective import Objective
+from rl_lab.config.section import ScheduleConfig
+from rl_lab.learner.learner import Learner, Optimiser
+from rl_lab.model.lora import Adapted
+from rl_lab.model.sharding import join, num_ranks
+from rl_lab.records.action_datasets import Dataset
+
+
+@dataclass
+class Parts:
+    """What a plan turns into."""
+
+    model: Any
+    """What is trained: the model itself, or adapters on it."""
+    objective: Objective
+    data: Dataset
+    save: Callable[[Path], None]
+    """Writes the model's checkpoint into a folder."""
+
+
+class Plan(Protocol):
+    """What is trained and how, ready to be built in the learner's process."""
+
+    @property
+    def settings(self) -> ScheduleConfig:
+        """How it is optimised."""
+
+    def training(self, device: str) -> Any:
+        """Load and make everything; UserError for a checkpoint that does not fit."""
+
+
+class DataPlan:
+    """A plan with a data set: `build` makes the parts of its training."""
+
+    settings: Any
+    """`OptimiserConfig`: how it is optimised."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of the objective in the learner."""
+        raise NotImplementedError
+
+    @property
+    def learner_seed(self) -> int:
+        """Seed of the randomness inside steps."""
+        return self.seed
+
+    def build(self, device: str) -> Parts:
+        """Load and make everything; UserError for a checkpoint that does not fit."""
+        raise NotImplementedError
+
+    def training(self, device: str) -> Training:
+        """See `Plan`."""
+        return Training(self, device)
+
+
+def trainable(model: Any, settings: ScheduleConfig, groups: tuple[str, ...], seed: int) -> Any:
+    """What is trained: the model, or adapters on these groups of it."""
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if settings.lora is None:
+        return model
+    torch.manual_seed(seed)
+    return Adapted(model, groups, **settings.lora.model_dump())
+
+
+def optimiser(settings: ScheduleConfig, steps_per_batch: int = 1) -> Optimiser:
+    """The learner's optimizer and schedule; both are stretched where each batch gives several steps."""
+    names = ("lr", "final_lr_fraction", "weight_decay", "grad_clip")
+    steps, warmup = settings.steps * steps_per_batch, settings.warmup * steps_per_batch
+    return Optimiser(steps=steps, warmup=warmup, **settings.model_dump(include=set(names)))
+
+
+class Training:
+    """A learner with its data; `run_step` until `step` reaches the plan's number of steps, then `finish`."""
+
+    def __init__(self, plan: DataPlan, device: str = "cpu") -> None:
+        self.device, self.name = device, plan.name
+        self.parts = plan.build(device)
+        self.learner = Learner(self.parts.model, seed=plan.learner_seed)
+        self.learner.add(self.name, self.parts.objective, optimiser(plan.settings))
+        if plan.settings.ema > 0:
+            self.learner.average_weights(plan.settings.ema, plan.settings.ema_start)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.learner.tracks[self.name].step
+
+    def run_step(self) -> dict[str, float]:
+        """One optimizer step; its metrics."""
+        return self.learner.step(self.name, self.parts.data.batch(self.step).to(self.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs besides its plan."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.learner.load_state_dict(state)
+
+    def finish(self, folder: Path) -> None:
+        """Write the trained model (its weight average, if one is kept) into a checkpoint folder."""
+        if self.learner.average is not None:
+            self.learner.average.copy_into_policy()
+        if isinstance(self.parts.model, Adapted):
+            if num_ranks() > 1:
+                join(self.parts.model.model)
+            self.parts.model.merge()
+        self.parts.save(folder)

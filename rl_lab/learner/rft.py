@@ -1,0 +1,114 @@
+"""Fine-tuning on kept traces: cross-entropy on the very tokens that were sampled, with the pictures of their items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from algos.batch import TokenBatch
+from algos.cross_entropy import CrossEntropy
+from rl_lab.config.section import OptimiserConfig
+from rl_lab.errors import UserError
+from rl_lab.files import write_file
+from rl_lab.learner.language import GROUPS, epoch_order
+from rl_lab.learner.plans import DataPlan, Parts, trainable
+from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.model.checkpoint import LanguageModel, load_language_model
+from rl_lab.records.item_files import ItemFile
+from rl_lab.records.rollouts import KEPT_FILE, kept_batches
+from rl_lab.records.token_batches import answer_batch, item_prompt
+from rl_lab.seeding import integer
+
+INDEX_SCHEMA = pa.schema([("row", pa.int64()), ("tokens", pa.list_(pa.int32()))])
+"""Row of the item in the pool's file, and the trace's tokens with its end token."""
+
+
+def write_index(traces: Path, items: ItemFile, path: Path) -> None:
+    """The kept traces of a finished selection as a file to be read by number; a few thousand in memory at a time.
+
+    UserError if there is none, and for a trace of an item that the pool does not have.
+    """
+    rows = items.rows_by_id()
+
+    def write(file: Any) -> None:
+        with pa.ipc.new_file(file, INDEX_SCHEMA) as writer:
+            for batch in kept_batches(traces):
+                names = batch.column("item").to_pylist()
+                unknown = [name for name in names if name not in rows]
+                if unknown:
+                    raise UserError(f"{traces / KEPT_FILE} has a trace of {unknown[0]}, which is not in the pool")
+                numbers = pa.array([rows[name] for name in names], pa.int64())
+                writer.write_batch(pa.record_batch([numbers, batch.column("tokens")], schema=INDEX_SCHEMA))
+
+    write_file(path, write)
+    if not len(TraceFile(path)):
+        raise UserError(f"no trace was kept in {traces}; see why with `python -m rl_lab.pool`, and mend traces.select")
+
+
+class TraceFile:
+    """Kept traces by number; the file is mapped into memory, not read."""
+
+    def __init__(self, path: Path) -> None:
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __getitem__(self, number: int) -> tuple[int, list[int]]:
+        """Row of the item in the pool's file, and tokens; IndexError behind the last."""
+        return self._table["row"][number].as_py(), self._table["tokens"][number].as_py()
+
+
+@dataclass
+class TraceData:
+    """Batches of kept traces; see `rl_lab.records.action_datasets.Dataset`."""
+
+    rows: TraceFile
+    items: ItemFile
+    order: list[list[int]]
+    processor: HunYuanVLMoTProcessor
+
+    def batch(self, step: int) -> TokenBatch:
+        """See `rl_lab.records.action_datasets.Dataset`."""
+        return self.batch_of(self.order[step])
+
+    def batch_of(self, numbers: list[int]) -> TokenBatch:
+        """These traces; an item that several belong to is read once."""
+        read = [self.rows[number] for number in numbers]
+        rows = list(dict.fromkeys(row for row, _ in read))
+        prompts = [item_prompt(self.items[row], self.processor) for row in rows]
+        return answer_batch(prompts, [(rows.index(row), tokens) for row, tokens in read], self.processor)
+
+
+@dataclass(frozen=True)
+class RFTPlan(DataPlan):
+    """Fine-tuning of a checkpoint on kept traces."""
+
+    policy: Path
+    settings: OptimiserConfig
+    traces: Path
+    """File of `write_index`."""
+    items: Path
+    """The pool's file, whose rows the traces name."""
+    seed: int
+
+    name = "rft"
+
+    def data(self, processor: HunYuanVLMoTProcessor) -> TraceData:
+        """The batches of every step."""
+        traces, settings = TraceFile(self.traces), self.settings
+        order = epoch_order(len(traces), settings.steps, settings.batch_size, integer(self.seed, "rft"))
+        return TraceData(traces, ItemFile(self.items), order, processor)
+
+    def build(self, device: str) -> Parts:
+        """See `DataPlan`."""
+        start: LanguageModel = load_language_model(self.policy)
+        start.model.to(device)  # type: ignore[arg-type]
+        version, steps = start.info.weight_version + 1, start.info.steps + self.settings.steps
+        info = replace(start.info, weight_version=version, steps=steps)
+        trained = trainable(start.model, self.settings, GROUPS, integer(self.seed, "lora"))
+        data = self.data(start.processor)
+        return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info))

@@ -1,0 +1,216 @@
+"""Episodes and preference pairs to normalised batches: the only translator between what workers record and what
+objectives read.
+
+Letters: N states, H chunk length, K frames of history, S image side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
+from typing import Any
+
+import numpy as np
+import torch
+
+from algos.batch import FlowBatch
+from algos.chunks import Timing
+from algos.smooth_interpolation import Mode, Tuples, interpolate_pair
+from envs.types import NO_FRAMES, RANKED, Episode, PreferencePair
+from rl_lab.errors import UserError
+from rl_lab.model.config import HyVLAConfig
+from rl_lab.model.norm_stats import ActionStats
+from rl_lab.model.processor import PolicyProcessor
+from rl_lab.model.tokenizer import load_tokenizer
+from rl_lab.records.episodes import chunk_moments
+
+STD_FLOOR = 0.02
+"""Smallest standard deviation of a normalised number (metres, rot6d entries, gripper): a prototype broke at 1e-3."""
+
+TRUTH_LIMIT = 3.0
+"""Standard deviations at which auxiliary targets are clipped: rare events would dominate a squared error."""
+
+
+@dataclass
+class Demonstrations:
+    """Every recorded state of some episodes with the expert's next H commands."""
+
+    frames: np.ndarray
+    """All recorded views, uint8 [F, 3, S, S, 3]."""
+    seen: np.ndarray
+    """Frames that the policy sees in each state, int64 [N, K], the present one last; -1 is black."""
+    poses: np.ndarray
+    """Measured `ee` poses, [N, 16]."""
+    instructions: list[str]
+    actions: np.ndarray
+    """Commanded chunks, [N, H, 16]."""
+    truth: np.ndarray | None
+    """Ground truth standardised within its task, zero-padded to the longest, float32 [N, n]; None without any."""
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+
+def standardised_truth(episodes: Sequence[Episode]) -> np.ndarray | None:
+    """Truth vectors of all frames, standardised by task because each task has its own meaning and length.
+
+    None if an episode has none, as those of other simulators and of robots.
+    """
+    if any(episode.truth is None for episode in episodes):
+        return None
+    truths = [np.asarray(episode.truth) for episode in episodes]
+    width = max(truth.shape[1] for truth in truths)
+    rows = np.zeros((sum(len(episode.frame_steps) for episode in episodes), width), dtype=np.float32)
+    ends = np.cumsum([len(episode.frame_steps) for episode in episodes])
+    spans = [slice(end - len(episode.frame_steps), end) for end, episode in zip(ends, episodes, strict=True)]
+    for task in {episode.task for episode in episodes}:
+        rows_of = zip(spans, truths, episodes, strict=True)
+        mine = [(span, truth) for span, truth, episode in rows_of if episode.task == task]
+        values = np.concatenate([truth for _, truth in mine])
+        mean, std = values.mean(0), np.maximum(values.std(0), 1e-3)
+        for span, truth in mine:
+            rows[span, : truth.shape[1]] = np.clip((truth - mean) / std, -TRUTH_LIMIT, TRUTH_LIMIT)
+    return rows
+
+
+def join_frames(frames: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of several records, uint8 [F_i, 3, S, S, 3] each, as one array [F, ...], and what their states see, int64
+    [n_i, K] each, numbered through it [N, K]; -1 stays black."""
+    starts = np.cumsum([0, *map(len, frames)])
+    numbers = [np.where(part < 0, -1, part + start) for part, start in zip(seen, starts, strict=False)]
+    return np.concatenate(frames), np.concatenate(numbers)
+
+
+def demonstrations(episodes: Sequence[Episode], timing: Timing) -> Demonstrations:
+    """The states of demonstration episodes, in order."""
+    chunks = [timing.chunks(episode.poses, episode.actions, episode.frame_steps) for episode in episodes]
+    seen = [np.stack([timing.frames(step, one.frame_steps) for step in one.frame_steps]) for one in episodes]
+    frames, numbers = join_frames([np.asarray(episode.images) for episode in episodes], seen)
+    return Demonstrations(
+        frames=frames,
+        seen=numbers,
+        poses=np.concatenate([episode.poses[episode.frame_steps] for episode in episodes]),
+        instructions=[episode.instruction for episode in episodes for _ in episode.frame_steps],
+        actions=np.concatenate(chunks),
+        truth=standardised_truth(episodes),
+    )
+
+
+def fit_processor(config: HyVLAConfig, episodes: Sequence[Episode], timing: Timing) -> PolicyProcessor:
+    """A processor whose statistics are those of the demonstrations; kept for the life of the policy.
+
+    A model that predicts twice the commands of a chunk predicts it relative and absolute.
+    """
+    state, relative, absolute = chunk_moments(episodes, timing)
+    has_absolute = config.n_action_steps == 2 * timing.horizon
+    stats = ActionStats.from_moments(state, relative, absolute if has_absolute else None, STD_FLOOR)
+    return PolicyProcessor(config, load_tokenizer(), stats)
+
+
+def flow_batch(demos: Demonstrations, processor: PolicyProcessor) -> FlowBatch:
+    """All demonstrations as one batch, from which each step selects its rows."""
+    return FlowBatch(
+        observation=processor.batch(demos.frames, demos.poses, demos.instructions, demos.seen),
+        actions=processor.encode(demos.actions, demos.poses),
+        truth=None if demos.truth is None else torch.from_numpy(demos.truth),
+    )
+
+
+@dataclass
+class PairStates:
+    """States of preference pairs with the chunks to prefer and to avoid, for any number of pairs."""
+
+    frames: np.ndarray
+    """All views that any state sees, uint8 [F, 3, S, S, 3]."""
+    seen: np.ndarray
+    """As in `Demonstrations`, [N, K]."""
+    poses: np.ndarray
+    """Measured `ee` poses, [N, 16]."""
+    instructions: list[str]
+    winner: np.ndarray
+    """Commanded chunks, [N, H, 16]."""
+    loser: np.ndarray
+    """Commanded chunks, [N, H, 16]; equal to `winner` where `identical`."""
+    identical: np.ndarray
+    """bool [N]."""
+    from_loser: np.ndarray
+    """The state lies on the loser's segment, bool [N]."""
+    pair: np.ndarray
+    """Number of the pair, int64 [N]."""
+    weight_version: np.ndarray
+    """int64 [N]."""
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def select(self, mask: np.ndarray) -> PairStates:
+        """The states where the mask, bool [N], is true, and all frames."""
+        whole: dict[str, Any] = {"frames": self.frames, "instructions": list(compress(self.instructions, mask))}
+        return PairStates(**whole, **{name: value[mask] for name, value in vars(self).items() if name not in whole})
+
+
+def _tuples(pair: PreferencePair, timing: Timing, mode: Mode) -> Tuples:
+    """Smooth Interpolation of a pair, with the measured pose in slot 0 where the policy's chunks begin with it.
+
+    Two ranked chunks are compared as they were sampled, in their state and nowhere else.
+    """
+    if pair.origin == RANKED:
+        return interpolate_pair(pair, timing.horizon, "start")
+    if timing.first_slot == "next":
+        return interpolate_pair(pair, timing.horizon, mode)
+    tuples = interpolate_pair(pair, timing.horizon - 1, mode)
+    winner, loser = (np.insert(chunks, 0, tuples.start, axis=1) for chunks in (tuples.winner, tuples.loser))
+    return replace(tuples, winner=winner, loser=loser)
+
+
+def _seen_frames(pair: PreferencePair, tuples: Tuples, timing: Timing) -> tuple[np.ndarray, np.ndarray]:
+    """Frames that the states of a pair see, uint8 [F, 3, S, S, 3], and their numbers for each state, int64 [n, K].
+
+    From both segments a memory looks back to the same steps before their shared start. UserError for a pair that was
+    collected without them.
+    """
+    before = NO_FRAMES if pair.before is None else pair.before
+    back = timing.interval * np.arange(timing.history - 1, -1, -1)
+    if len(before) < min(pair.start_step, back[0]):
+        raise UserError(
+            f"the policy looks {back[0]} steps back, but a pair of {pair.task}, seed {pair.seed}, has {len(before)} "
+            "frames before its start; collect pairs with a policy of the same memory"
+        )
+    step = tuples.step[:, None] - back
+    is_own, began = step >= 0, pair.start_step + step >= 0
+    behind = np.where(tuples.from_loser[:, None], 0, len(pair.loser.images))
+    numbers = len(before) + step + np.where(is_own, behind, 0)
+    shown, found = np.unique(numbers[began], return_inverse=True)
+    seen = np.full(step.shape, -1)
+    seen[began] = found
+    sources = [part for part in (before, pair.loser.images, pair.winner.images) if len(part)]
+    return np.concatenate(sources)[shown], seen
+
+
+def pair_states(pairs: Sequence[PreferencePair], timing: Timing, mode: Mode) -> PairStates:
+    """Smooth Interpolation of every pair; states of a pair stay together, in the order of the pairs.
+
+    Every control step of a round is a command, whatever the stride of recorded demonstrations. UserError for a pair
+    without the frames before its start that the policy's memory reaches.
+    """
+    parts = [_tuples(pair, timing, mode) for pair in pairs]
+    shown = [_seen_frames(pair, tuples, timing) for pair, tuples in zip(pairs, parts, strict=True)]
+    frames, seen = join_frames(*zip(*shown, strict=True))
+    sizes = [len(tuples) for tuples in parts]
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(tuples, name) for tuples in parts])
+
+    return PairStates(
+        frames=frames,
+        seen=seen,
+        poses=column("start"),
+        instructions=[pair.instruction for pair, size in zip(pairs, sizes, strict=True) for _ in range(size)],
+        winner=column("winner"),
+        loser=column("loser"),
+        identical=column("identical"),
+        from_loser=column("from_loser"),
+        pair=np.repeat(np.arange(len(pairs)), sizes),
+        weight_version=np.repeat([pair.weight_version for pair in pairs], sizes),
+    )

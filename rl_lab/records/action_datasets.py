@@ -1,0 +1,236 @@
+"""What one training stage reads: all its rows as one batch in memory, and which of them each step takes.
+
+Rows are numbered through the buffers of `MixedSampler`: this round's pairs, older pairs, demonstrations, ranked chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from algos.batch import FlowBatch, ObservationBatch, PreferenceBatch, TrajectoryBatch
+from algos.chunks import Timing
+from algos.methods import Method, condition_instructions, dropped
+from algos.mixing import MixedSampler
+from envs.types import PreferencePair
+from rl_lab.model.lora import Adapted, BaseWeights
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.processor import PolicyProcessor
+from rl_lab.records.action_batches import Demonstrations, PairStates, flow_batch, join_frames, pair_states
+from rl_lab.seeding import stream
+
+SIDE_STATES = 4
+"""States drawn from each side of a pair for one trajectory-wise comparison."""
+NEW, OLDER, DEMONSTRATIONS, RANKED = range(4)
+"""Numbers of the buffers, in the order of `algos.flowpro.SOURCES`."""
+ENCODE_ROWS = 128
+"""Observations encoded at once when prefixes are stored."""
+
+
+class Dataset(Protocol):
+    """Batches by step number."""
+
+    rows: Any
+
+    def batch(self, step: int) -> Any:
+        """The batch of step 0, 1, ...; the same whatever was asked before."""
+
+
+@dataclass
+class StateData:
+    """Rows of one or several buffers, a demonstration state or a preference tuple each."""
+
+    rows: FlowBatch | PreferenceBatch
+    sampler: MixedSampler
+
+    def batch(self, step: int) -> FlowBatch | PreferenceBatch:
+        """See `Dataset`."""
+        return self.rows.select(torch.from_numpy(self.sampler.numbers(step)))
+
+
+@dataclass
+class LabelledData:
+    """Rows whose instruction says which side they are from; a step draws which of its rows are read without."""
+
+    rows: PreferenceBatch
+    """All rows as they are, then all with their indicator."""
+    sampler: MixedSampler
+    seed: int
+
+    def batch(self, step: int) -> PreferenceBatch:
+        """See `Dataset`."""
+        numbers = self.sampler.numbers(step)
+        plain = dropped(len(numbers), stream(self.seed, "advantage", step))
+        return self.rows.select(torch.from_numpy(np.where(plain, numbers, numbers + len(self.rows) // 2)))
+
+
+@dataclass
+class TrajectoryData:
+    """Whole pairs: a step draws pairs (or single demonstration rows), then some states of both sides of each."""
+
+    rows: PreferenceBatch
+    """`winner` holds the recorded chunk of every row, whichever side it is on."""
+    members: list[tuple[np.ndarray, np.ndarray]]
+    """Rows of the winner's and of the loser's side, for every pair and demonstration state in buffer order."""
+    sampler: MixedSampler
+    """Draws numbers of `members`."""
+    seed: int
+
+    def batch(self, step: int) -> TrajectoryBatch:
+        """See `Dataset`."""
+        generator = stream(self.seed, "trajectory_states", step)
+        drawn = [
+            [generator.choice(side, min(SIDE_STATES, len(side)), replace=False) for side in self.members[item]]
+            for item in self.sampler.numbers(step)
+        ]
+        index = torch.from_numpy(np.concatenate([np.concatenate(sides) for sides in drawn]))
+        counts = [[len(winner), len(loser)] for winner, loser in drawn]
+        chosen = self.rows.select(index)
+        return TrajectoryBatch(
+            observation=chosen.observation,
+            actions=chosen.winner,
+            pair=torch.from_numpy(np.repeat(np.arange(len(drawn)), np.sum(counts, axis=1))),
+            is_winner=torch.from_numpy(np.repeat(np.tile([True, False], len(drawn)), np.ravel(counts))),
+            source=chosen.source,
+            weight_version=chosen.weight_version,
+            prefix=chosen.prefix,
+            reference_prefix=chosen.reference_prefix,
+        )
+
+
+def demonstration_data(demos: Demonstrations, processor: PolicyProcessor, batch_size: int, seed: int) -> StateData:
+    """All demonstration states, read in shuffled passes."""
+    return StateData(flow_batch(demos, processor), MixedSampler([len(demos)], [1.0], batch_size, seed))
+
+
+def _as_states(demos: Demonstrations) -> PairStates:
+    """Demonstrations as identical pairs, one "pair" a state."""
+    count = len(demos)
+    return PairStates(
+        frames=demos.frames,
+        seen=demos.seen,
+        poses=demos.poses,
+        instructions=demos.instructions,
+        winner=demos.actions,
+        loser=demos.actions,
+        identical=np.ones(count, dtype=bool),
+        from_loser=np.zeros(count, dtype=bool),
+        pair=np.arange(count),
+        weight_version=np.zeros(count, dtype=np.int64),
+    )
+
+
+def _recorded(states: PairStates) -> PairStates:
+    """Every state with what was done there, winner or loser alike."""
+    chunk = np.where(states.from_loser[:, None, None], states.loser, states.winner)
+    return replace(states, winner=chunk, loser=chunk, identical=np.ones(len(states), dtype=bool))
+
+
+def _for_method(method: Method, states: PairStates) -> PairStates:
+    """The rows of a buffer as a method sees them."""
+    if method.rows == "winners":
+        return states.select(~states.from_loser)
+    return _recorded(states) if method.rows in ("trajectories", "labelled") else states
+
+
+def _labelled(states: PairStates) -> PairStates:
+    """The same rows with an indicator in their instruction."""
+    return replace(states, instructions=condition_instructions(states.instructions, ~states.from_loser))
+
+
+def _preference_batch(
+    buffers: Sequence[PairStates], sources: Sequence[int], processor: PolicyProcessor
+) -> PreferenceBatch:
+    """The rows of all buffers, normalised, in order; `sources` numbers the buffers as `PreferenceBatch.source` does."""
+    poses = np.concatenate([states.poses for states in buffers])
+    texts = [text for states in buffers for text in states.instructions]
+    frames, seen = join_frames([states.frames for states in buffers], [states.seen for states in buffers])
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(states, name) for states in buffers])
+
+    return PreferenceBatch(
+        observation=processor.batch(frames, poses, texts, seen),
+        winner=processor.encode(column("winner"), poses),
+        loser=processor.encode(column("loser"), poses),
+        identical=torch.from_numpy(column("identical")),
+        source=torch.from_numpy(np.repeat(sources, [len(states) for states in buffers])),
+        weight_version=torch.from_numpy(column("weight_version")),
+    )
+
+
+def _members(buffers: Sequence[PairStates]) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[int]]:
+    """Rows of both sides of every pair, numbered through the buffers, and the number of pairs of each buffer."""
+    members, sizes, start = [], [], 0
+    for states in buffers:
+        numbers = np.unique(states.pair)
+        for number in numbers:
+            mine = states.pair == number
+            winner, loser = (np.flatnonzero(mine & (states.from_loser == lost)) + start for lost in (False, True))
+            members.append((winner, loser))
+        sizes.append(len(numbers))
+        start += len(states)
+    return members, sizes
+
+
+def preference_data(
+    method: Method,
+    rounds: Sequence[Sequence[PreferencePair]],
+    demos: Demonstrations,
+    processor: PolicyProcessor,
+    timing: Timing,
+    *,
+    mix: Sequence[float],
+    batch_size: int,
+    seed: int,
+    ranked: Sequence[PreferencePair] = (),
+) -> StateData | TrajectoryData | LabelledData:
+    """The buffers of one round: its pairs (the last of `rounds`), the pairs of older rounds, demonstrations, and pairs
+    of ranked chunks, if there are any.
+
+    `mix` are the batch shares (new, demonstrations) in round 1 and (new, older, demonstrations) later, with that of
+    ranked pairs behind them.
+    """
+    older = [pair for pairs in rounds[:-1] for pair in pairs]
+    collected = {NEW: rounds[-1], OLDER: older, RANKED: ranked}
+    states = {
+        source: pair_states(pairs, timing, method.interpolation) for source, pairs in collected.items() if pairs
+    } | {DEMONSTRATIONS: _as_states(demos)}
+    sources = sorted(states)
+    buffers = [_for_method(method, states[source]) for source in sources]
+    ratios = mix if method.fixed_ratios else None
+    if method.rows == "labelled":
+        rows = _preference_batch([*buffers, *map(_labelled, buffers)], [*sources, *sources], processor)
+        return LabelledData(rows, MixedSampler([len(item) for item in buffers], ratios, batch_size, seed), seed)
+    rows = _preference_batch(buffers, sources, processor)
+    if method.rows == "trajectories":
+        members, sizes = _members(buffers)
+        sampler = MixedSampler(sizes, ratios, max(1, batch_size // SIDE_STATES), seed)
+        return TrajectoryData(rows, members, sampler, seed)
+    return StateData(rows, MixedSampler([len(item) for item in buffers], ratios, batch_size, seed))
+
+
+@torch.no_grad()
+def encode_rows(
+    policy: HyVLAPolicy | Adapted | BaseWeights, observation: ObservationBatch, limit_gib: float = math.inf
+) -> Any:
+    """Prefixes of all rows of an observation batch, computed a few at a time and kept in CPU memory.
+
+    None where they would take more than `limit_gib`: a row of the released policy takes 16 MB.
+    """
+
+    def encode(rows: torch.Tensor) -> Any:
+        return policy.encode(observation.select(rows).to(policy.device)).to("cpu")
+
+    first, *others = torch.arange(len(observation)).split(ENCODE_ROWS)
+    parts = [encode(first)]
+    row_bytes = sum(value.nbytes for value in vars(parts[0]).values()) / len(first)
+    if row_bytes * len(observation) > limit_gib * 2**30:
+        return None
+    parts += map(encode, others)
+    return type(parts[0])(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))

@@ -1,0 +1,239 @@
+"""Episodes, preference pairs and sampled chunks on disk: one compressed array file a record, one index line each.
+
+Files are plain arrays and JSON lines, so that a notebook reads them without the lab.
+
+Images of a recorded episode that stay in its file until some of them are asked for.
+
+What a set of episodes holds: counts and lengths, and the mean and deviation of states and of every chunk slot.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from algos.chunks import Timing
+from envs.se3 import encode_pose, to_relative
+from envs.types import CAMERAS, Candidates, Episode, PreferencePair, Segment
+from rl_lab.errors import UserError
+from rl_lab.files import read_json_lines, write_json_lines
+from rl_lab.reading import fit
+from rl_lab.records import lerobot_read, robotwin
+from rl_lab.records.checks import DAMAGE, read_arrays
+from rl_lab.records.labels import ARRAYS, BEFORE, SEGMENTS, Labels, labels_of, read_labels
+from rl_lab.stats import Moments
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Stands for `Episode.images`, uint8 [N, 3, S, S, 3]: has a length, can be indexed, and becomes an array."""
+
+    format: str
+    """"robotwin" or "lerobot"."""
+    path: str
+    """The HDF5 file, or the folder of the dataset."""
+    episode: int
+    """Index in the dataset; 0 in a file of its own."""
+    count: int
+    """N."""
+    image_size: int
+    """S; views of another shape are scaled to fit and centred on black."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of the array."""
+        return (self.count, len(CAMERAS), self.image_size, self.image_size, 3)
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        """The frames of these numbers, read now; BrokenEpisodeError if they are no longer there."""
+        numbers = np.atleast_1d(np.arange(self.count)[numbers])
+        wanted, places = np.unique(numbers, return_inverse=True)
+        if self.format == "robotwin":
+            return robotwin.read_images(Path(self.path), wanted, self.image_size)[places]
+        return lerobot_read.read_images(Path(self.path), self.episode, wanted, self.image_size)[places]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[np.arange(self.count)]
+
+    def labels(self) -> dict[str, Any]:
+        """The fields, as JSON holds them."""
+        return asdict(self)
+
+
+INDEX_FILE = "index.jsonl"
+
+_SEGMENT_ARRAYS = ("poses", "actions", "images")
+
+_STORED = "images"
+"""Label of an episode whose images lie elsewhere."""
+
+_STEPS = [f"{side}_steps" for side in SEGMENTS]
+"""Labels of pairs that tell what the arrays tell, for who reads the index alone."""
+
+Arrays = dict[str, Any]
+"""Name -> numpy array."""
+
+Record = TypeVar("Record")
+
+
+def _write_records(folder: Path, kind: str, records: Iterable[tuple[Arrays, Labels]]) -> None:
+    """Write `<kind>-0000.npz`, ... and the index with the labels of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, (arrays, labels) in enumerate(records):
+        name = f"{kind}-{number:04d}"
+        np.savez_compressed(folder / f"{name}.npz", **arrays)
+        rows.append({"id": name, **labels})
+    write_json_lines(folder / INDEX_FILE, rows)
+
+
+def _read_records(folder: Path, make: Callable[[Arrays, Labels, str], Record]) -> list[Record]:
+    """What `make` makes of arrays and labels of each record and the name of its file, in order.
+
+    UserError for files that are damaged, or hold other arrays and labels than the lab writes.
+    """
+    found, rows = [], read_json_lines(folder / INDEX_FILE)
+    num_files = len(list(folder.glob("*.npz")))
+    if num_files > len(rows):
+        raise UserError(f"{folder / INDEX_FILE} lists {len(rows)} of {num_files} records; make the folder again")
+    for number, labels in enumerate(rows, start=1):
+        where = f"{folder / INDEX_FILE}, line {number}"
+        path = folder / f"{str(labels.pop('id', None))[:100]}.npz"
+        arrays = read_arrays(path)
+        try:
+            found.append(make(arrays, labels, where))
+        except UserError:
+            raise
+        except DAMAGE as error:
+            raise UserError(f"{path} does not hold the record of {where}: {error}; make it again") from error
+    return found
+
+
+def write_pairs(folder: Path, pairs: Iterable[PreferencePair]) -> None:
+    """Write `pair-0000.npz`, ... and the index (with the number of steps of both sides)."""
+
+    def record(pair: PreferencePair) -> tuple[Arrays, Labels]:
+        arrays = {f"{side}_{name}": getattr(getattr(pair, side), name) for side in SEGMENTS for name in _SEGMENT_ARRAYS}
+        arrays |= {} if pair.before is None else {BEFORE: pair.before}
+        steps = [len(getattr(pair, side).actions) for side in SEGMENTS]
+        return arrays, labels_of(pair) | dict(zip(_STEPS, steps, strict=True))
+
+    _write_records(folder, "pair", map(record, pairs))
+
+
+def read_pairs(folder: Path) -> list[PreferencePair]:
+    """Read what `write_pairs` wrote, in order; UserError for damaged files."""
+
+    def pair(arrays: Arrays, labels: Labels, where: str) -> PreferencePair:
+        told = {name: value for name, value in labels.items() if name not in _STEPS}
+        sides: dict[str, Any] = {
+            side: Segment(**{name: arrays[f"{side}_{name}"] for name in _SEGMENT_ARRAYS}) for side in SEGMENTS
+        }
+        return PreferencePair(**read_labels(PreferencePair, told, where), **sides, before=arrays.get(BEFORE))
+
+    return _read_records(folder, pair)
+
+
+def write_episodes(folder: Path, episodes: Iterable[Episode]) -> None:
+    """Write `episode-0000.npz`, ... and the index, which says where images are that stay in files of their own."""
+
+    def record(episode: Episode) -> tuple[Arrays, Labels]:
+        arrays = {name: getattr(episode, name) for name in ARRAYS[Episode]}
+        labels = labels_of(episode)
+        if isinstance(episode.images, StoredImages):
+            labels[_STORED] = arrays.pop("images").labels()
+        return {name: array for name, array in arrays.items() if array is not None}, labels
+
+    _write_records(folder, "episode", map(record, episodes))
+
+
+def read_episodes(folder: Path) -> list[Episode]:
+    """Read what `write_episodes` wrote, in order; UserError for damaged files. `images` may be `StoredImages`, read
+    when they are asked for."""
+
+    def episode(arrays: Arrays, labels: Labels, where: str) -> Episode:
+        stored = labels.pop(_STORED, None)
+        if stored is not None:
+            arrays["images"] = fit(stored, StoredImages, where)
+        return Episode(**read_labels(Episode, labels, where), **arrays)
+
+    return _read_records(folder, episode)
+
+
+def write_candidates(folder: Path, states: Iterable[Candidates]) -> None:
+    """Write `state-0000.npz`, ... and the index: the chunks sampled in each state."""
+
+    def record(state: Candidates) -> tuple[Arrays, Labels]:
+        arrays = {name: value for name in ARRAYS[Candidates] if (value := getattr(state, name)) is not None}
+        return arrays, labels_of(state)
+
+    _write_records(folder, "state", map(record, states))
+
+
+def read_candidates(folder: Path) -> list[Candidates]:
+    """Read what `write_candidates` wrote, in order; UserError for damaged files."""
+    return _read_records(
+        folder, lambda arrays, labels, where: Candidates(**read_labels(Candidates, labels, where), **arrays)
+    )
+
+
+def contents(episodes: Iterable[Episode]) -> dict[str, Any]:
+    """Counts, lengths in steps, image sides and episodes by task."""
+    steps: list[int] = []
+    tasks: Counter[str] = Counter()
+    sides, instructions = set(), set()
+    num_frames = num_successes = 0
+    for episode in episodes:
+        steps.append(episode.num_steps)
+        tasks[f"{episode.task}/{episode.variant}" if episode.variant else episode.task] += 1
+        sides.add(int(episode.images.shape[-2]))
+        instructions.add(episode.instruction)
+        num_frames += len(episode.frame_steps)
+        num_successes += episode.success
+    lengths = {"min": min(steps), "median": float(np.median(steps)), "max": max(steps)} if steps else {}
+    return {
+        "episodes": len(steps),
+        "successes": num_successes,
+        "steps": sum(steps),
+        "images_per_camera": num_frames,
+        "image_side": sorted(sides),
+        "steps_per_episode": lengths,
+        "instructions": len(instructions),
+        "tasks": dict(sorted(tasks.items())),
+    }
+
+
+def chunk_stats(episodes: Iterable[Episode], timing: Timing) -> dict[str, Any]:
+    """Statistics under the released names, of encoded poses (xyz, rot6d, gripper of two arms: 20 numbers).
+
+    qpos_* [20] of states; action_* [H, 20] relative to the state at the chunk's start; action_*_abs [H, 20] absolute.
+    No deviation is floored here.
+    """
+    moments = chunk_moments(episodes, timing)
+    lists = {
+        f"{name}_{part}{kind}": getattr(each, part).tolist()
+        for (name, kind), each in zip((("qpos", ""), ("action", ""), ("action", "_abs")), moments, strict=True)
+        for part in ("mean", "std")
+    }
+    about = {"horizon": timing.horizon, "stride": timing.stride, "first_slot": timing.first_slot}
+    return about | {"states": moments[0].count} | lists
+
+
+def chunk_moments(episodes: Iterable[Episode], timing: Timing) -> tuple[Moments, Moments, Moments]:
+    """Of encoded states [20], of relative and of absolute chunks [H, 20], over all states that have a frame."""
+    states, relative, absolute = Moments(), Moments(), Moments()
+    for episode in episodes:
+        steps = episode.frame_steps[episode.frame_steps < len(episode.actions)]
+        chunks = timing.chunks(episode.poses, episode.actions, steps)
+        states.add(encode_pose(episode.poses[steps]))
+        relative.add(to_relative(chunks, episode.poses[steps]))
+        absolute.add(encode_pose(chunks))
+    return states, relative, absolute

@@ -1,0 +1,274 @@
+"""Any folder of episodes as one thing to read: RoboTwin's HDF5, LeRobotDataset v3, pairs, the lab's own files.
+
+Demonstrations in files of RoboTwin or LeRobot, named one by one so that many processes can read and check them.
+
+The index of RoboTwin episodes that Hy-VLA's authors publish with their code (`assets/dataset_index.csv`).
+
+One row an episode: `episode_dir` (task/config), `hdf5_name`, `is_dirty`. The released RoboTwin policy was trained
+without the dirty ones: 1,860 of 27,500, episodes of unusual length (arXiv:2606.14409, appendix A).
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from envs.types import Episode, PreferencePair
+from rl_lab.errors import UserError
+from rl_lab.files import read_json_lines
+from rl_lab.reading import read_text
+from rl_lab.records import lerobot_read, lerobot_tables, robotwin
+from rl_lab.records import pairs as pairs_read
+from rl_lab.records import pairs as pairs_write
+from rl_lab.records.checks import (
+    BrokenEpisodeError,
+    Problem,
+    Report,
+    check_rate,
+    episode_problems,
+    naming_episode,
+    pair_problems,
+    sound_episodes,
+)
+from rl_lab.records.episodes import INDEX_FILE, StoredImages, read_episodes, read_pairs
+from rl_lab.records.lerobot_tables import read_info, read_rows
+from rl_lab.records.lerobot_write import correction
+
+TABLETOP_HZ = 12.5
+"""The lab's own files name no rate; `tabletop` has one only."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Episodes that can be read one by one."""
+
+    format: str
+    """"robotwin", "lerobot", "pairs" or "lab"."""
+    hz: float
+    reads: list[Callable[[], Episode]]
+    """Of pairs, the chosen sides."""
+    pairs: Sequence[Callable[[], PreferencePair]] | None = None
+    """Where the folder holds pairs."""
+
+    def episodes(self, report: Report | None = None) -> Iterator[Episode]:
+        """In order; broken ones are raised, or left out where `report` is given."""
+        return sound_episodes(self.reads, report)
+
+
+def open_source(folder: Path, *, image_size: int, save_freq: int, split: str, hz: float | None = None) -> Source:
+    """Find out what a folder holds; UserError if it is nothing of ours. `hz` replaces the rate of lab files."""
+    source = _source(folder, image_size, save_freq, split, hz)
+    if not source.reads:
+        raise UserError(f"{folder} is a set ({source.format}) of no episodes")
+    return source
+
+
+def _source(folder: Path, image_size: int, save_freq: int, split: str, hz: float | None) -> Source:
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist")
+    if (folder / lerobot_tables.INFO_PATH).exists():
+        return Source("lerobot", read_info(folder).fps, lerobot_read.episode_reads(folder, image_size))
+    if (folder / pairs_write.INFO_FILE).exists():
+        return _pairs_source("pairs", pairs_read.read_info(folder).hz, pairs_read.pair_reads(folder))
+    if (folder / INDEX_FILE).exists():
+        return _lab_source(folder, hz)
+    if folder.is_file() or robotwin.episode_paths(folder):
+        reads = robotwin.episode_reads(folder, image_size, save_freq, split)
+        return Source("robotwin", robotwin.control_hz(save_freq), reads)
+    raise UserError(
+        f"{folder} holds no episodes: expected RoboTwin's episode*.hdf5, {lerobot_tables.INFO_PATH} of a "
+        f"LeRobotDataset, {pairs_write.INFO_FILE} of a set of pairs, or the lab's {INDEX_FILE}"
+    )
+
+
+def _pairs_source(kind: str, hz: float, pairs: Sequence[Callable[[], PreferencePair]]) -> Source:
+    return Source(kind, hz, [partial(_chosen, read) for read in pairs], pairs)
+
+
+def _chosen(read: Callable[[], PreferencePair]) -> Episode:
+    return correction(read())
+
+
+def _lab_source(folder: Path, hz: float | None) -> Source:
+    """Demonstrations or pairs of the lab; all are held in memory."""
+    ids = [str(row.get("id", "")) for row in read_json_lines(folder / INDEX_FILE)]
+    if ids and ids[0].startswith("pair-"):
+        named = [partial(_checked_pair, *pair) for pair in zip(ids, read_pairs(folder), strict=True)]
+        return _pairs_source("lab", hz or TABLETOP_HZ, named)
+    episodes = read_episodes(folder)
+    stored = next((each.extra["control_hz"] for each in episodes if "control_hz" in each.extra), TABLETOP_HZ)
+    if not isinstance(stored, int | float):
+        raise UserError(f"{folder / INDEX_FILE}: control_hz is {stored!r}, no number; name the rate with --hz")
+    rate = hz or check_rate(f"{folder / INDEX_FILE}: control_hz", stored)
+    return Source("lab", rate, [partial(_checked, *pair) for pair in zip(ids, episodes, strict=True)])
+
+
+def _checked(name: str, episode: Episode) -> Episode:
+    with naming_episode(name):
+        problems = episode_problems(name, episode)
+    if problems:
+        raise BrokenEpisodeError(problems)
+    return episode
+
+
+def _checked_pair(name: str, pair: PreferencePair) -> PreferencePair:
+    with naming_episode(name):
+        problems = pair_problems(name, pair)
+    if problems:
+        raise BrokenEpisodeError(problems)
+    return pair
+
+
+Key = tuple[str, str, int]
+"""Task, config and number of an episode, which its path ends with whatever the file's name is padded to."""
+
+
+def episode_key(path: Path) -> Key | None:
+    """Key of TASK/CONFIG/data/episode_N.hdf5; None for a path that does not end so."""
+    number = re.fullmatch(r"episode_?(\d+)", path.stem)
+    if number is None or len(path.parts) < 4:
+        return None
+    return path.parts[-4], path.parts[-3], int(number[1])
+
+
+def read_index(path: Path) -> dict[Key, bool]:
+    """Whether each episode of an index is dirty. UserError, naming the line, for a file that is no such index."""
+    rows = csv.DictReader(read_text(path).splitlines())
+    missing = {"episode_dir", "hdf5_name", "is_dirty"} - set(rows.fieldnames or ())
+    if missing:
+        raise UserError(f"{path} is no index of episodes: it lacks the columns {', '.join(sorted(missing))}")
+    found: dict[Key, bool] = {}
+    for row in rows:
+        key = episode_key(Path(str(row["episode_dir"])) / str(row["hdf5_name"]))
+        if key is None or row["is_dirty"] not in ("0", "1"):
+            raise UserError(
+                f"{path}, line {rows.line_num}: expected episode_dir TASK/CONFIG, hdf5_name data/episode_N.hdf5 and "
+                "is_dirty 0 or 1"
+            )
+        found[key] = row["is_dirty"] == "1"
+    return found
+
+
+def clean_files(files: list[Path], index: Path) -> list[Path]:
+    """The files whose episodes are not dirty. UserError for one that the index does not know."""
+    dirty = read_index(index)
+    keys = [episode_key(file) for file in files]
+    unknown = next((file for file, key in zip(files, keys, strict=True) if key not in dirty), None)
+    if unknown is not None:
+        raise UserError(
+            f"{unknown} is not in the index {index}; name RoboTwin's own folders TASK/CONFIG, or leave the index out"
+        )
+    return [file for file, key in zip(files, keys, strict=True) if key is not None and not dirty[key]]
+
+
+GLANCES = 100
+"""So many episodes are looked at before a run begins; all are read when it does."""
+
+RATE_TOLERANCE = 0.01
+"""Rates that differ by less than this part are the same."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One episode of a file, not read yet."""
+
+    format: str
+    """"robotwin" or "lerobot"."""
+    path: Path
+    """The HDF5 file, or the folder of the dataset."""
+    episode: int
+    """Index in the dataset; 0 in a file of its own."""
+    save_freq: int
+    split: str
+    image_size: int
+
+    def read(self) -> tuple[Episode | None, list[Problem]]:
+        """The episode, with every image decoded once and left in its file; or what is wrong with it."""
+        try:
+            episode = self._read()
+        except BrokenEpisodeError as error:
+            return None, error.problems
+        count = len(episode.images)
+        path = str(self.path.resolve())
+        images = StoredImages(self.format, path, self.episode, count, self.image_size)
+        return replace(episode, images=images), []  # type: ignore[arg-type]  # stands for the array
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with it as far as that is seen without decoding all its images."""
+        try:
+            self._read(decode=False)
+        except BrokenEpisodeError as error:
+            return error.problems
+        return []
+
+    def place(self) -> tuple[str, str, int] | None:
+        """Task, variant and environment seed; None where its files do not tell, or cannot be read."""
+        try:
+            if self.format == "robotwin":
+                return robotwin.episode_place(self.path)
+            return lerobot_read.episode_place(self.path, self.episode)
+        except (UserError, ValueError):
+            return None
+
+    def _read(self, decode: bool = True) -> Episode:
+        if self.format == "robotwin":
+            (file,) = robotwin.find_episodes(self.path)
+            return robotwin.read_episode(file, self.image_size, self.save_freq, self.split, decode)
+        return lerobot_read.read_episode(self.path, self.episode, self.image_size, decode)
+
+
+def find_recordings(
+    paths: Sequence[Path], *, image_size: int, save_freq: int, split: str, index: Path | None = None
+) -> tuple[list[Recording], float]:
+    """All episodes of files and folders, in the order given, and their rate in hertz; RoboTwin's without those that an
+    `index` of their authors calls dirty.
+
+    UserError for a path without episodes, episodes that the index does not know, and for sets of different rates: a
+    chunk would mean another time in each.
+    """
+    found: list[Recording] = []
+    rates: dict[Path, float] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"there is no {path}; name RoboTwin's data folder or a LeRobotDataset")
+        rest = (save_freq, split, image_size)
+        if (path / lerobot_tables.INFO_PATH).is_file():
+            info = read_info(path)
+            rates[path] = info.fps
+            found += [Recording("lerobot", path, row.number, *rest) for row in read_rows(path, info)]
+        else:
+            rates[path] = robotwin.control_hz(save_freq)
+            files = [file.path for file in robotwin.find_episodes(path)]
+            kept = files if index is None else clean_files(files, index)
+            found += [Recording("robotwin", file, 0, *rest) for file in kept]
+    (first, hz), *others = rates.items()
+    for path, rate in others:
+        if not abs(rate - hz) <= RATE_TOLERANCE * hz:
+            raise UserError(
+                f"{first} has {hz:.2f} frames a second but {path} has {rate:.2f}; train on sets of one rate"
+            )
+    return found, hz
+
+
+def check_sound(found: Sequence[list[Problem]], skip_broken: bool) -> None:
+    """UserError if episodes, given by the problems of each, are not to be learned from."""
+    broken = [problems for problems in found if problems]
+    if broken and not skip_broken:
+        raise UserError(
+            f"demos.files: {len(broken)} of {len(found)} episodes are broken, the first: {broken[0][0]}; mend them, or "
+            "leave them out with demos.files.skip_broken=true"
+        )
+    if len(broken) == len(found):
+        raise UserError(f"demos.files: none of {len(found)} episodes is sound, the first: {broken[0][0]}")
+
+
+def glance(recordings: Sequence[Recording], skip_broken: bool) -> None:
+    """`check_sound` of some recordings, spread evenly, before a run begins."""
+    places = np.linspace(0, len(recordings) - 1, min(len(recordings), GLANCES)).astype(int)
+    check_sound([recordings[place].problems() for place in places], skip_broken)

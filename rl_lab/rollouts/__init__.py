@@ -1,0 +1,1 @@
+"""What is asked of engines and simulators: rollout groups, evaluations, teachers, collected episodes."""

@@ -1,0 +1,74 @@
+"""A policy's episodes on the evaluation seeds: the same for every policy, so that results can be paired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rl_lab.files import read_json_lines, write_json_lines
+from rl_lab.rollouts.collect import kept
+from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.simulation import REJECTED, Unit, evaluation_groups
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Evaluation:
+    """What came of it."""
+
+    rows: list[Row] = field(default_factory=list)
+    """Labels of the episodes (see `envs.types.Episode`) and the step limit, by task, variant and seed."""
+    rejected: list[Row] = field(default_factory=list)
+    """Task, variant and seed of those that RoboTwin refused on the way, with its reason as `rejected`."""
+
+
+def evaluate_policy(
+    pool: WorkerPool,
+    weights: ray.ObjectRef,
+    config: Any,
+    seed: int,
+    scratch: Path,
+    *,
+    check_stop: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Episodes of a published policy by the `env` and `eval` sections; finished units are kept in `scratch`.
+
+    RuntimeError with RoboTwin's last reason where it rejects too many seeds.
+    """
+    groups = evaluation_groups(config, seed)
+    result, total = Evaluation(), sum(wanted for _, wanted in groups)
+
+    def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
+        return actor.evaluate.remote(unit, weights, config.eval.execute)
+
+    run = partial(pool.map, submit, check_stop=check_stop)
+    for number, (units, wanted) in enumerate(groups):
+        rows: list[Row] = []
+        for found in kept(scratch / f"group-{number:03d}", units, run, _write_rows, _read_rows):
+            rows += [row for row in found if REJECTED not in row]
+            result.rejected += [row for row in found if REJECTED in row]
+            progress(len(result.rows) + min(len(rows), wanted), total)
+            if len(rows) >= wanted:
+                break
+        if len(rows) < wanted:
+            spec, last = units[0].env, result.rejected[-1][REJECTED]
+            raise RuntimeError(
+                f"RoboTwin accepted {len(rows)} of {len(units)} seeds of {spec.task} {spec.variant}; last: {last}"
+            )
+        result.rows += rows[:wanted]
+    return result
+
+
+def _write_rows(folder: Path, result: Iterable[Row]) -> None:
+    write_json_lines(folder / "results.jsonl", result)
+
+
+def _read_rows(folder: Path) -> list[Row]:
+    return read_json_lines(folder / "results.jsonl")

@@ -1,0 +1,375 @@
+"""Checks that need more than the config file: does this machine, and does the checkpoint, fit what it asks for?
+
+Episodes that a run is examined on are none of those that it is given to learn from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from algos.alarms import cap_warning
+from algos.methods import find_method
+from rl_lab.config.actions import FilesConfig
+from rl_lab.config.language import JUDGE_MODEL, JUDGE_URL
+from rl_lab.config.robotwin import check_robotwin
+from rl_lab.config.schema import RunConfig
+from rl_lab.config.section import ModelConfig
+from rl_lab.errors import UserError
+from rl_lab.reading import parse_json, read_text
+from rl_lab.records.question_files import has_open_questions
+from rl_lab.records.rollouts import QUESTIONS_FILE, stores
+from rl_lab.rollouts.answering import make_rewards
+from rl_lab.seeding import evaluation_seeds
+from rl_lab.workers.placement import bundles, joins_cluster, lacking
+
+Place = tuple[str, str, int]
+"""Task, variant and environment seed of an episode."""
+
+SHOWN = 20
+
+
+def examined(config: RunConfig) -> set[Place]:
+    """The episodes of the evaluations and, of joint training, of its examinations."""
+    from rl_lab.workers.simulation import (
+        env_specs,
+        evaluation_groups,  # here, because they import the simulator's workers
+    )
+
+    found: set[Place] = set()
+    if "evaluate" in config.stage_names:
+        units = [unit for units, _ in evaluation_groups(config, config.seed) for unit in units]
+        found |= {(unit.env.task, unit.env.variant, seed) for unit in units for seed in unit.seeds}
+    if "joint" in config.stage_names:
+        seeds = evaluation_seeds("development", config.joint.exam_episodes)
+        found |= {(spec.task, spec.variant, seed) for spec in env_specs(config, "seen") for seed in seeds}
+    return found
+
+
+def check_learned(config: RunConfig, where: str, places: Iterable[Place]) -> None:
+    """UserError, naming them, for given episodes that the run is examined on."""
+    shared = sorted(set(places) & examined(config))
+    if shared:
+        listed = ", ".join(f"{task} {variant} {seed}" for task, variant, seed in shared[:SHOWN])
+        more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
+        raise UserError(
+            f"{where}: {len(shared)} episodes are those that the run is examined on (task, variant, seed: {listed}"
+            f"{more}); leave them out, or examine on other seeds (eval.seeds is {config.eval.seeds})"
+        )
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise UserError, before anything is written, for a run that cannot work on this machine."""
+    if config.learns_actions:
+        if config.runs_episodes and config.env.backend == "robotwin":
+            check_robotwin(config)
+        _check_model(config)
+        _check_compiling(config)
+    if config.learns_language:
+        _check_language(config)
+    _check_placement(config)
+    _check_gl()
+
+
+def _sizes(model: ModelConfig) -> tuple[Any, int]:
+    """The `HyVLAConfig` that SFT starts from, and the commands of its chunks."""
+    from rl_lab.learner.actions import (
+        num_commands,
+        sized_config,  # here, because they import the model
+    )
+    from rl_lab.model.checkpoint import check_named, check_policy
+
+    if model.path is not None:
+        check_named("model.path", Path(model.path), check_policy)
+    try:
+        return sized_config(model), num_commands(model)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
+def _check_files(config: RunConfig, files: FilesConfig, image_size: int) -> None:
+    """There are episodes in every file and folder, all of one rate and none to be examined on, and those looked at are
+    sound."""
+    from rl_lab.records.sources import find_recordings, glance
+
+    try:
+        found, _ = find_recordings(**files.reading(), image_size=image_size)
+    except UserError as error:
+        raise UserError(f"demos.files: {error}") from error
+    if not found:
+        raise UserError(f"demos.files.index: {files.index} calls every episode of {', '.join(files.paths)} dirty")
+    glance(found, files.skip_broken)
+    check_learned(config, "demos.files", filter(None, (recording.place() for recording in found)))
+
+
+def _check_given_policy(config: RunConfig, num_tokens: int) -> None:
+    """Without SFT nothing fits the statistics of states and chunks: the checkpoint must have them."""
+    from rl_lab.model.norm_stats import ActionStats
+
+    if config.model.path is None or "sft" in config.stage_names or not config.needs_policy:
+        return
+    stats = ActionStats.find(Path(config.model.path))
+    if stats is None or stats.num_tokens != num_tokens:
+        found = "no statistics" if stats is None else f"statistics of {stats.num_tokens} action tokens"
+        needed = f"but predicts {num_tokens}, so it cannot act; add sft to stages"
+        raise UserError(f"model.path: {config.model.path} has {found} {needed}")
+
+
+def _check_model(config: RunConfig) -> None:
+    """The sizes of the model fit what the stages do with it."""
+    sizes, chunk = _sizes(config.model)
+    rollback = config.collect.rollback_steps
+    _check_given_policy(config, sizes.n_action_steps)
+    if config.demos.files is not None:
+        _check_files(config, config.demos.files, sizes.image_size)
+    if config.collects_pairs and config.collect.corrector.path is not None:
+        from rl_lab.workers.policy import (
+            check_corrector,
+            read_corrections,  # here, because they import the model
+        )
+
+        corrector = config.collect.corrector
+        check_corrector(corrector, config.env.image_size, config.collect.execute)
+        if corrector.kind == "recorded":
+            places = read_corrections(Path(corrector.path or ""))
+            check_learned(config, "collect.corrector.path", (place[:3] for place in places))
+    if config.env.image_size != sizes.image_size:
+        wanted = f"env.image_size is {config.env.image_size} but the model takes {sizes.image_size} pixels"
+        raise UserError(f"{wanted}; set env.image_size={sizes.image_size}")
+    for key in ("collect", "eval", "record", "candidates"):
+        execute = getattr(config, key).execute
+        if execute > chunk:
+            raise UserError(f"{key}.execute is {execute} but chunk_size is {chunk}; execute at most chunk_size steps")
+    if config.collects_pairs and rollback[0] < chunk:
+        short = f"collect.rollback_steps starts at {rollback[0]} but chunk_size is {chunk}"
+        raise UserError(f"{short}: such losers have no state with a whole chunk after it; start at {chunk} or more")
+
+
+def _check_compiling(config: RunConfig) -> None:
+    """Where layers are to be compiled, they can be."""
+    for name in ("sft", "optimise"):
+        if not getattr(config, name).compile:
+            continue
+        where = f"{name}.compile is true, but"
+        if config.placement.ranks > 1:
+            raise UserError(
+                f"{where} placement.learner.ranks is {config.placement.ranks}, and layers that are sharded are not "
+                "compiled; set one of them back"
+            )
+        if both := sorted({"warm_start", "joint"} & config.stage_names):
+            raise UserError(f"{where} {both[0]} trains language as well, which is not compiled; leave compile out")
+        from rl_lab.model.sharding import check_compiler  # here, because it imports the model
+
+        try:
+            check_compiler()
+        except UserError as error:
+            raise UserError(f"{name}.compile is true: {error}; or set {name}.compile=false") from error
+
+
+def has_vllm() -> bool:
+    """Whether vLLM is installed; it is not imported."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def _check_language(config: RunConfig) -> None:
+    """Engines, the files of the user, and the model that reinforcement learning starts from."""
+    needs_engines = sorted(config.engine_stages)
+    if needs_engines and not has_vllm():
+        raise UserError(
+            f"{' and '.join(needs_engines)} need vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA"
+        )
+    for name, path in config.questions.files().items():
+        if not path.exists():
+            raise UserError(f"questions.{name}_file: there is no {path}; give a JSONL or Parquet file")
+        if name != "cold_start" and config.rewards.judge is None and has_open_questions(path):
+            raise UserError(f"questions.{name}_file: {path} has open questions; give rewards.judge, which scores them")
+    _check_rewards(config)
+    _check_judge(config)
+    if config.model.path is not None and not config.learns_actions:  # else it has been read
+        from rl_lab.model.checkpoint import (
+            check_language_model,  # here, because they import the model
+            check_named,
+        )
+
+        check_named("model.path", Path(config.model.path), check_language_model)
+    _check_questions(config)
+    lengths = {"grpo": config.grpo.max_completion_length, "distill": config.distill.max_completion_length}
+    longest = max(
+        config.examine.max_tokens, *(length * (kind in config.stage_names) for kind, length in lengths.items())
+    )
+    if needs_engines and longest >= config.engine.max_model_len:
+        raise UserError(
+            f"engine.max_model_len is {config.engine.max_model_len}, but answers may be {longest} tokens long and come "
+            "behind a prompt; raise it, or lower max_completion_length of grpo or distill, or examine.max_tokens"
+        )
+    if "rft" in config.stage_names or ("outcome_model" in config.stage_names and config.outcome.run is None):
+        _check_traces(config)
+    if config.outcome.run is not None and "outcome_model" in config.stage_names:
+        _check_answers(Path(config.outcome.run))
+    if config.outcome.classifier is not None and "outcome_model" in config.stage_names:
+        _check_classifier(Path(config.outcome.classifier))
+    if "teacher" in config.stage_names:
+        from rl_lab.rollouts.teacher import check_teacher  # here, because it imports the model
+
+        check_teacher(config)
+
+
+def _check_questions(config: RunConfig) -> None:
+    """Every row of the user's files can be used where it is given, and stands in one set."""
+    files = config.questions.files()
+    if not files or "questions" not in config.stage_names:
+        return
+    from rl_lab.records.question_sets import (
+        check_files,
+        run_limits,  # here, because it imports the model
+    )
+
+    check_files(files, run_limits(config), skip_bad=config.questions.skip_bad_rows)
+
+
+def _check_rewards(config: RunConfig) -> None:
+    """Every weight has its reward, and every function that is named can be imported, where it will be called."""
+    variants = config.sweep.variants if config.sweep is not None else {}
+    named = {"rewards": config.rewards, "truth": config.truth}
+    named |= {f"sweep.variants.{name}": rewards for name, rewards in variants.items()}
+    for where, rewards in named.items():
+        try:
+            with contextlib.closing(make_rewards(rewards)) as made:
+                made.start()
+        except ValueError as error:
+            raise UserError(f"{where}.{error}") from error
+
+
+def _check_judge(config: RunConfig) -> None:
+    """The judge that the run serves is there, and asked."""
+    if config.judge is None:
+        return
+    if not (Path(config.judge.path) / "config.json").is_file():
+        raise UserError(f"judge.path: {config.judge.path} is no model's folder: config.json is missing")
+    if not has_vllm():
+        raise UserError("judge needs vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA")
+    if config.rewards.judge is None:
+        asks = f"{{base_url: ${JUDGE_URL}, model: {JUDGE_MODEL}}}"
+        raise UserError(f"judge: nobody asks it; give rewards.judge: {asks}, or leave judge out")
+    _check_judge_model(Path(config.judge.path))
+
+
+def _check_judge_model(folder: Path) -> None:
+    """The judge's folder holds a model of the lab, or JSON and headers that can be read: the rest only vLLM knows."""
+    from rl_lab.model.checkpoint import (
+        KINDS,
+        check_language_model,  # here, because they import the model
+    )
+    from rl_lab.model.loading import check_headers
+    from rl_lab.model.vlm_config import read_config_file
+
+    try:
+        if read_config_file(folder).get("model_type") in KINDS:
+            check_language_model(folder)
+            return
+        for path in sorted(folder.glob("*.json")):
+            parse_json(read_text(path), str(path))
+        check_headers(folder)
+    except ValueError as error:
+        raise UserError(f"judge.path: {error}") from error
+
+
+def _check_answers(run: Path) -> None:
+    """There are answers to learn a reward from, and their questions."""
+    if not stores(run) or not (run / QUESTIONS_FILE).is_file():
+        raise UserError(f"outcome.run: {run} has no stored answers with their questions; give a run that sampled some")
+
+
+def _check_classifier(folder: Path) -> None:
+    """There is a classifier, or a model that can become one."""
+    from rl_lab.rollouts.reward_model import check_classifier  # here, because it imports transformers
+
+    try:
+        check_classifier(folder)
+    except UserError as error:
+        raise UserError(f"outcome.classifier: {error}") from error
+
+
+def _check_traces(config: RunConfig) -> None:
+    """The engine, the judge and the questions that traces need are there."""
+    traces, judge = config.traces, config.rewards.judge
+    if traces.max_tokens >= config.engine.max_model_len:
+        raise UserError(
+            f"engine.max_model_len is {config.engine.max_model_len}, but traces may be {traces.max_tokens} tokens long "
+            "and come behind a prompt; raise it, or lower traces.max_tokens"
+        )
+    if traces.select.min_judge_score is not None and judge is None:
+        raise UserError(
+            f"traces.select.min_judge_score is {traces.select.min_judge_score:g}, but there is no judge to ask; give "
+            "rewards.judge, or leave min_judge_score out"
+        )
+    num_train = config.questions.train
+    if config.questions.train_file is None and (traces.items or 0) > num_train:
+        raise UserError(
+            f"traces.items is {traces.items}, but questions.train is {num_train}; ask no more than there are"
+        )
+
+
+def _check_gl() -> None:
+    try:
+        from envs.tabletop import gl  # reads MUJOCO_GL
+
+        gl.create_context(16, 16).free()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _check_placement(config: RunConfig) -> None:
+    import torch
+
+    if config.placement.device == "gpu" and not joins_cluster() and not torch.cuda.is_available():
+        raise UserError(
+            "placement is gpu but torch sees none; use placement=auto or install torch's CUDA build and a driver"
+        )
+    for name in ("cold_start", "rl", "rft", "outcome"):
+        if config.placement.ranks > 1 and getattr(getattr(config, name), "backend", "lab") == "trl":
+            raise UserError(
+                f"placement.learner.ranks is {config.placement.ranks} but {name}.backend is trl, which trains in one "
+                "process; set one of them back"
+            )
+    check_resources(config, _nodes())
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Resources of this machine, or of those of the cluster that RAY_ADDRESS names."""
+    import torch
+
+    if not joins_cluster():
+        return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
+    from rl_lab.workers.cluster import cluster_nodes  # here, because a run on this machine has no Ray yet
+
+    return cluster_nodes()
+
+
+def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+    """UserError if the machines do not have what the placement reserves."""
+    shared = joins_cluster()  # on this machine what is not reserved takes turns on its cores
+    asked = bundles(config.placement, config.workers_needed, shared=shared)
+    shortage = lacking(asked, nodes, config.placement.strategy)
+    if shortage is not None:
+        raise UserError(shortage)
+
+
+def warnings(config: RunConfig) -> list[str]:
+    """What is allowed but probably not meant, one line each: idle clips, and see `algos.alarms.cap_warning`."""
+    lines, name = [], config.grpo.idle_clip
+    if name is not None and config.stage_names & {"grpo", "joint"}:
+        lines.append(
+            f"grpo.{name} is {getattr(config.grpo, name)} but cannot act: with grpo.num_iterations = 1 every ratio is "
+            "1; raise num_iterations, or leave it out"
+        )
+    for method in config.methods:
+        row, settings = find_method(method), config.objective(method)
+        if row.needs_reference and row.proximal and row.sft_term:
+            text = cap_warning(settings.beta, settings.lambda_pro, settings.lambda_sft)
+            lines += [f"objectives.{method}: {text}"] if text else []
+    return lines

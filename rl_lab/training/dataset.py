@@ -1,0 +1,98 @@
+"""A stage with a learner process, and the training on a data set in one, driven in slices of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import ray
+from ray.exceptions import RayActorError
+
+from algos.alarms import cap_alarm, collapse_alarm
+from rl_lab.graph.stage import StageContext
+from rl_lab.learner.plans import Plan
+from rl_lab.learner.state import LEARNER_FILE, SavedStates
+from rl_lab.training.watch import Watch, nothing_learned
+from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle
+from rl_lab.workers.pool import WorkerPool
+
+LEARNER_RESTARTS = 3
+SLICE = 10
+"""Steps on a data set between two looks at them."""
+
+
+class LearnerState(Protocol):
+    """Where a stage is."""
+
+    @property
+    def learner_state(self) -> Path | None:
+        """The learner's state at the last checkpoint; None before the first."""
+
+
+State = TypeVar("State", bound=LearnerState)
+
+
+def with_learner(
+    cluster: Cluster,
+    context: StageContext,
+    plan: Plan,
+    find_state: Callable[[], State],
+    run: Callable[[LearnerHandle, State], None],
+    pools: Sequence[WorkerPool] = (),
+) -> None:
+    """Call `run` with a learner at the stage's last state, again with a new one if it died.
+
+    `pools` then forget what the dead one waited for.
+    """
+    for attempt in range(LEARNER_RESTARTS + 1):
+        state = find_state()
+        learner = cluster.learner(plan, state.learner_state)
+        try:
+            run(LearnerHandle(learner, context.check_stop), state)
+            return
+        except RayActorError:
+            if attempt == LEARNER_RESTARTS:
+                raise
+            context.say("the learner died; a new one goes on from the last saved state")
+        finally:
+            for pool in pools:
+                pool.cancel()
+            ray.kill(learner)
+
+
+def train(cluster: Cluster, context: StageContext, plan: Plan) -> None:
+    """Run a plan with a data set in a learner process."""
+
+    def find_states() -> SavedStates:
+        states = SavedStates(context.scratch)
+        states.drop_damaged(context.say)
+        return states
+
+    def run(learner: LearnerHandle, states: SavedStates) -> None:
+        _run_slices(context, learner, states, plan.settings.steps)
+        learner.finish(context.out)
+
+    with_learner(cluster, context, plan, find_states, run)
+
+
+def _run_slices(context: StageContext, learner: LearnerHandle, states: SavedStates, steps: int) -> None:
+    """Drive the learner to `steps`, from wherever its last saved state is."""
+    step = states.last
+    watch = Watch(context)
+    watch.add(*context.resume_from(step))
+    every = context.checkpoint_every(steps)
+    while step < steps:
+        result = learner.run(min(SLICE, steps - step, every - step % every), context.scratch / BAD_BATCH_FILE)
+        for line in result.lines:
+            context.log(**line)
+        if result.error:
+            raise RuntimeError(result.error)
+        step += len(result.lines)
+        watch.add(*result.lines)
+        watch.look(step, nothing_learned(steps))
+        if step % every == 0:
+            states.save(step, lambda folder: learner.save(folder / LEARNER_FILE))
+        context.progress(step, steps, f"loss {watch.lines[-1]['loss']:.4g}")
+    watch.look(step, collapse_alarm, cap_alarm)

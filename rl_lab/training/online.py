@@ -1,0 +1,387 @@
+"""The steps of a run that learns from its own answers, one batch after the other: answers, rewards, pool, learner.
+
+    select items -> engines answer -> rewards -> observe -> (replace groups without signal) -> (teacher reads them)
+                 -> learn -> publish weights
+
+With a staleness s > 0 the batches of the next s steps are answered while the learner trains, by weights that are s
+versions behind when their turn comes. The schedule is fixed, so the result does not depend on who is fast.
+
+A run that learns from its own answers: its steps with short examinations and checkpoints; see `online_steps`.
+
+The steps of a run of GRPO with a curriculum; see `online_steps`.
+
+What the driver of GRPO writes about each step: rewards, pool, rollouts, seconds and idle shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from algos.alarms import signal_alarm, truncation_alarm
+from algos.curriculum.items import BANDS, Array, Observation
+from algos.curriculum.options import CurriculumOptions
+from envs.spatial_qa.items import CATEGORIES
+from rl_lab.curriculum.store import PoolItem, PoolStore
+from rl_lab.graph.stage import StageContext
+from rl_lab.model.checkpoint import Snapshot, load_chat_processor
+from rl_lab.records.item_files import ItemFile
+from rl_lab.records.rollouts import RolloutStore
+from rl_lab.records.token_batches import with_token_texts
+from rl_lab.records.types import (
+    RolloutGroup,
+    Sampling,
+    TopScores,
+    all_completions,
+    filled,
+    group_rewards,
+    group_versions,
+    num_tokens,
+)
+from rl_lab.rollouts.answering import RewardFailures, failure_metrics, make_rewards, reward_means, with_advantages
+from rl_lab.rollouts.clock import Clock
+from rl_lab.rollouts.rollouter import Questioner, RolloutRun, StepRollouts
+from rl_lab.training.evaluation import HeldOutExam
+from rl_lab.training.state import Progress, RunState
+from rl_lab.training.watch import Watch, nothing_learned
+from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle
+from rl_lab.workers.pool import WorkerPool
+
+
+def reward_line(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Mean rewards by part, category and type, and counts of failed reward calls."""
+    return reward_means(groups) | failure_metrics(groups)
+
+
+def pool_line(band_counts: Array, observations: Sequence[Observation]) -> dict[str, float]:
+    """`pool/BAND`: items in each band, of counts [C, 5]; `pool_flow/BAND>BAND`: items that moved in this step."""
+    flow = np.sum([seen.flow() for seen in observations], axis=0)
+    line = {f"pool/{band}": float(count) for band, count in zip(BANDS, band_counts.sum(0), strict=True)}
+    moved = [(i, j) for i, j in np.argwhere(flow).tolist() if i != j]
+    return line | {f"pool_flow/{BANDS[i]}>{BANDS[j]}": float(flow[i, j]) for i, j in moved}
+
+
+def group_spread(rewards: Array) -> float:
+    """Mean over groups of the standard deviation of their known rewards; rewards [P, G], NaN where a call failed."""
+    known = rewards[~np.isnan(rewards).all(1)]
+    return float(np.nanstd(known, axis=1).mean()) if len(known) else 0.0
+
+
+def length_line(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Tokens, their number a completion, and the share of completions that were cut off."""
+    flat, tokens = all_completions(groups), num_tokens(groups)
+    return {
+        "rollouts/tokens": float(tokens),
+        "rollouts/length": tokens / len(flat),
+        "rollouts/truncated": float(np.mean([not completion.finished for completion in flat])),
+    }
+
+
+def rollout_line(groups: Sequence[RolloutGroup], signal: Array, num_first: int, version: int) -> dict[str, float]:
+    """`rollouts/..` of a step whose first round asked `num_first` items, with weights of `version` at the learner."""
+    return {
+        "rollouts/groups": float(len(groups)),
+        "rollouts/refilled": float(len(groups) - num_first),
+        "rollouts/signal": float(signal.mean()),
+        "rollouts/spread": group_spread(group_rewards(groups)),
+        **length_line(groups),
+        "rollouts/staleness": float(np.mean(version - group_versions(groups))),
+    }
+
+
+SHOWN = ("prompt", "answer", "difficulty", "scene", "seed")
+"""Of an item's record, what the pool keeps for those who look at it."""
+
+
+class StepsState(Protocol):
+    """What is kept of a run between its steps; `rl_lab.training.state.RunState` is one."""
+
+    progress: Progress
+
+    def open_pool(self, create: Callable[[Path], PoolStore]) -> PoolStore:
+        """The pool as it was at the last checkpoint, or a new one."""
+
+    def weights(self, version: int) -> Snapshot:
+        """Older weights, of which answers to come were asked."""
+
+
+@dataclass(frozen=True)
+class OnlineMethod:
+    """What tells one way of learning from one's own answers from another, as far as the driver is concerned."""
+
+    section: str
+    """Of the configuration, for messages."""
+    steps: int
+    """Batches to learn from."""
+    sampling: Sampling
+    curriculum: CurriculumOptions
+    scale_rewards: str
+    """See `algos.grpo.group_advantages`."""
+    max_refills: int
+    staleness: int
+    mismatch_limit: float
+    needs_rewards: bool = True
+    """Answers without a reward, and groups without signal where the scheme replaces them, are not learned from."""
+
+
+class TeacherReads(Protocol):
+    """Somebody who reads a step's answers before they are stored and learned from."""
+
+    names: Sequence[str]
+    """Of the columns."""
+
+    def columns(self, groups: Sequence[RolloutGroup], check_stop: Callable[[], None]) -> dict[str, list[Any]]:
+        """What to store beside each answer, in their order."""
+
+    def scores(self, rows: Sequence[dict[str, Any]]) -> list[TopScores]:
+        """What was stored, of rows of the store or of columns put together in rows."""
+
+
+def create_pool(options: CurriculumOptions, items: ItemFile, seed: int, path: Path) -> PoolStore:
+    """A new pool with all questions of the training set, unseen."""
+    records = (items.record(row) for row in range(len(items)))
+    pool_items = (
+        PoolItem(
+            record["id"],
+            record["category"],
+            record["task"],
+            record["reward_type"],
+            {name: record[name] for name in SHOWN},
+        )
+        for record in records
+    )
+    return PoolStore.create(path, options, seed, CATEGORIES, pool_items)
+
+
+class OnlineSteps:
+    """Pool, rollouts and learner at the last checkpoint; `step()` brings them one step on."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        policy: Path,
+        engines: WorkerPool,
+        learner: LearnerHandle,
+        state: StepsState,
+        method: OnlineMethod,
+        *,
+        seed: int,
+        teacher: TeacherReads | None = None,
+    ) -> None:
+        """`learner` stands at the last checkpoint; `policy` is the checkpoint folder that the run began with."""
+        self.context, self.engines, self.learner, self.state = context, engines, learner, state
+        self.method, self.teacher = method, teacher
+        self.failures = RewardFailures(context)
+        self.clock, self.rewards = Clock(), make_rewards(context.config.rewards)
+        self.weights = learner.publish()
+        """The newest; whoever changes the learner's weights between two steps sets it."""
+        self.store = RolloutStore(context.out)
+        items = ItemFile(context.inputs["questions"] / "train.arrow")
+        self.pool = state.open_pool(lambda path: create_pool(method.curriculum, items, seed, path))
+        self.rollouts = self._rollouts(items, policy, seed)
+
+    def _rollouts(self, items: ItemFile, policy: Path, seed: int) -> RolloutRun:
+        questioner = Questioner(
+            items,
+            self.engines,
+            load_chat_processor(policy),
+            self.rewards,
+            self.method.sampling,
+            self.context.config.engine.prompts_per_call,
+            self.clock,
+            self.context.check_stop,
+        )
+        return RolloutRun(
+            self.pool,
+            self.store,
+            questioner,
+            max_refills=self.method.max_refills,
+            seed=seed,
+            saved_weights=lambda version: self.learner.share(self.state.weights(version)),
+        )
+
+    def close(self) -> None:
+        """Let go of rewards and pool."""
+        self.rewards.close()
+        self.pool.close()
+
+    def older_weights(self) -> list[Snapshot]:
+        """Weights that steps to come were asked with, but for the newest, which the learner publishes again."""
+        older = {weights.version: weights for weights in self.rollouts.weights_ahead}
+        older.pop(self.weights.version, None)
+        return [self.learner.snapshot(weights) for weights in older.values()]
+
+    def issue_ahead(self) -> None:
+        """Ask what the next steps will need, as far ahead as the staleness allows."""
+        progress = self.state.progress
+        ahead = min(self.method.staleness, self.method.steps - progress.batches)
+        self.rollouts.issue_ahead(range(progress.step + 1, progress.step + 1 + ahead), self.weights)
+
+    def step(self) -> dict[str, float] | None:
+        """The next selection: answer, score, observe, and learn from it if it is for learning; its metrics.
+
+        None where a probe of stage mode waits. UserError when rewards fail for good, RuntimeError when trainer and
+        engines disagree by more than the limit, and when the loss is not a number.
+        """
+        self.clock.begin()
+        progress = self.state.progress
+        issued = self.rollouts.issued(progress.step + 1, self.weights)
+        progress.step += 1
+        if not len(issued.numbers):
+            return None  # a probe of stage mode waits for results that are still out
+        found = self.rollouts.finish(issued, self.weights)
+        self.failures.check(progress.step, found.groups, found.first_failures)
+        groups = self._keep(with_advantages(found.groups, self.method.scale_rewards))
+        progress.tokens += num_tokens(groups)
+        progress.batches += issued.trains
+        self.issue_ahead()
+        line = self._describe(found)
+        if issued.trains:
+            line |= self._learn(groups, found.signal)
+        line |= self.clock.line(self.engines.num_workers) | {"weight_version": float(self.weights.version)}
+        return line
+
+    def _describe(self, found: StepRollouts) -> dict[str, float]:
+        """What the step's rollouts were like, and what the pool is like after them."""
+        groups = found.groups
+        line = reward_line(groups) | pool_line(self.pool.curriculum.band_counts, found.observations)
+        line |= rollout_line(groups, found.signal, len(found.rounds[0]), self.weights.version)
+        return line | {"rollouts/tokens_total": float(self.state.progress.tokens)}
+
+    def _keep(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+        """Store the step's answers with what the teacher says about them, unless the store has both; they with it."""
+        step = self.state.progress.step
+        if step not in self.store.steps():
+            columns: dict[str, list[Any]] = {}
+            if self.teacher is not None:
+                with self.clock.timed("teacher"):
+                    columns = self.teacher.columns(groups, self.context.check_stop)
+            self.store.write(step, with_token_texts(groups, self.rollouts.questioner.processor), columns)
+        if self.teacher is None:
+            return groups
+        rows = self.store.read(steps=[step], columns=self.teacher.names)
+        return filled(groups, teacher=self.teacher.scores(rows))
+
+    def _learn(self, groups: list[RolloutGroup], signal: Array) -> dict[str, float]:
+        """Learn from the groups with signal, or from all where the scheme replaces none; the objective's metrics."""
+        if self.pool.curriculum.options.refills:
+            groups = [group for group, kept in zip(groups, signal.tolist(), strict=True) if kept]
+        if self.method.needs_rewards and all(one.reward is None for one in all_completions(groups)):
+            return {"groups/with_signal": 0.0}  # nothing to learn from, and weights that do not move
+        with self.clock.timed("learn"):
+            learned, self.weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
+        if learned.error is not None:
+            raise RuntimeError(learned.error)
+        self.clock.add("publish", learned.publish_s)
+        self.clock.add("learn", -learned.publish_s)
+        return learned.metrics
+
+    def check_mismatch(self, line: dict[str, float]) -> None:
+        """RuntimeError when the metrics of the step say that trainer and engines compute different models."""
+        found, limit = line.get("mismatch/newest", 0.0), self.method.mismatch_limit
+        if not found <= limit:
+            raise RuntimeError(
+                f"step {self.state.progress.step}: log-probabilities of trainer and engine differ by {found:.3g} on "
+                f"average, more than {self.method.section}.mismatch_limit = {limit:g}; the engine computes another "
+                "model, so gradients would be wrong"
+            )
+
+
+class OnlineRun:
+    """One run: `run()` brings it from its last checkpoint to its end."""
+
+    def __init__(
+        self, context: StageContext, steps: OnlineSteps, state: RunState, examine_every: int, seed: int
+    ) -> None:
+        """`steps` and their `state` stand at the last checkpoint; examined every so many batches, 0 for never."""
+        self.context, self.steps, self.examine_every = context, steps, examine_every
+        self.learner, self.state = steps.learner, state
+        self.watch, self._nothing_learned = Watch(context), nothing_learned(steps.method.steps)
+        truth = context.config.truth
+        self.truth = steps.rewards if truth is None else make_rewards(truth)
+        self.exam = HeldOutExam(
+            ItemFile(context.inputs["questions"] / "held_out.arrow"),
+            steps.rollouts.questioner.processor,
+            self.truth,
+            context.config.examine,
+            seed=seed,
+            prompts_per_call=4 * context.config.engine.prompts_per_call,
+            out=context.out,
+            failures=steps.failures,
+        )
+
+    def run(self) -> None:
+        """Learn from batch after batch; errors as `OnlineSteps.step`."""
+        progress, steps = self.state.progress, self.steps.method.steps
+        every = self.context.checkpoint_every(steps)
+        self.watch.add(*self.context.resume_from(progress.step if progress.step else -1))
+        self.state.forget_later()
+        try:
+            if progress.step == 0:
+                self.context.log(0, **self._examine(), weight_version=self.steps.weights.version)
+            while progress.batches < steps:
+                before = progress.batches
+                self._step(before)
+                self.context.progress(progress.batches, steps, f"version {self.steps.weights.version}")
+                if progress.batches > before and progress.batches % every == 0:
+                    self.state.save(self.steps.pool, self.learner.save, self.steps.older_weights())
+            self.watch.look(progress.step, signal_alarm)
+            self.learner.finish(self.context.out)
+            self.steps.pool.seal()
+        finally:
+            self.truth.close()
+            self.steps.close()
+
+    def _step(self, batches: int) -> None:
+        """One selection; a short examination if it was for learning and one is due."""
+        line = self.steps.step()
+        if line is None:
+            return
+        progress, every = self.state.progress, self.examine_every
+        if progress.batches > batches and every and progress.batches % every == 0:
+            line |= self._examine()
+        self.context.log(progress.step, **line)
+        self.watch.add(line)
+        self.watch.look(progress.step, truncation_alarm, self._nothing_learned)
+        self.steps.check_mismatch(line)
+
+    def _examine(self) -> dict[str, float]:
+        steps = self.steps
+        return self.exam.examine(steps.engines, steps.weights, self.state.progress, self.context.check_stop)
+
+
+class GRPOSteps(OnlineSteps):
+    """Pool, rollouts and learner at the last checkpoint; `step()` brings them one step on."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        policy: Path,
+        engines: WorkerPool,
+        learner: LearnerHandle,
+        state: StepsState,
+        *,
+        scheme: str,
+        seed: int,
+    ) -> None:
+        """See `OnlineSteps`; `scheme` is one of the curriculum's."""
+        settings, options = context.config.rl, context.config.grpo
+        method = OnlineMethod(
+            section="rl",
+            steps=settings.steps,
+            sampling=Sampling(
+                options.max_completion_length,
+                temperature=options.temperature,
+                num_generations=options.num_generations,
+            ),
+            curriculum=replace(context.config.curriculum, scheme=scheme),
+            scale_rewards=options.scale_rewards,
+            max_refills=settings.max_refills,
+            staleness=settings.staleness,
+            mismatch_limit=settings.mismatch_limit,
+        )
+        super().__init__(context, policy, engines, learner, state, method, seed=seed)

@@ -1,0 +1,104 @@
+"""Joint runs as graphs: arms from one start, what their hashes cover, and settings that cannot work together."""
+
+from __future__ import annotations
+
+import pytest
+
+from rl_lab.errors import UserError
+from rl_lab.graph.nodes import Node, stage_hashes
+from rl_lab.graph.plan import seconds
+from rl_lab.stages.kinds import expand, load_config
+
+TEXT = """
+name: joint
+env: {backend: tabletop}
+questions: {development: 20}
+optimise: {steps: 25, warmup: 0}
+rl: {steps: 12}
+joint: {block: 10, rounds: 2}
+stages: [demos, questions, warm_start, examine, evaluate, joint]
+wandb: disabled
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """A configuration with overrides."""
+    path = tmp_path / "joint.yaml"
+    path.write_text(TEXT)
+    return lambda *overrides: load_config(path, overrides)
+
+
+def hashes(config, seed=0):
+    return stage_hashes(expand(config), seed, {"code": "1"})
+
+
+def test_every_arm_starts_from_the_warm_start_and_both_skills_are_measured(load):
+    nodes = {node.name: node for node in expand(load())}
+    arms = ["together", "sequence", "grpo_alone", "rpro_alone"]
+    assert list(nodes)[:6] == ["demos", "questions", "development", "warm_start", "base.examine", "base.evaluate"]
+    assert list(nodes)[6:] == [f"{arm}.{kind}" for arm in arms for kind in ("joint", "examine", "evaluate")] + [
+        "report"
+    ]
+    for arm in arms:
+        start = {role: role for role in ("demos", "questions", "development")} | {"policy": "warm_start"}
+        assert nodes[f"{arm}.joint"].inputs == start and nodes[f"{arm}.joint"].params["arm"] == arm
+        assert nodes[f"{arm}.examine"].inputs["policy"] == nodes[f"{arm}.evaluate"].inputs["policy"] == f"{arm}.joint"
+
+
+def test_an_arm_is_reused_whatever_other_arms_there_are(load):
+    all_arms, one = hashes(load()), hashes(load("joint.arms=[together]"))
+    assert one["together.joint"] == all_arms["together.joint"] and "sequence.joint" not in one
+    assert len({all_arms[f"{arm}.joint"] for arm in ("together", "sequence", "grpo_alone", "rpro_alone")}) == 4
+    assert hashes(load("joint.guard.allowed=0.2"))["together.joint"] != all_arms["together.joint"]
+    assert hashes(load("objectives={rpro: {beta: 2.0}}"))["together.joint"] != all_arms["together.joint"]
+    assert hashes(load("eval.episodes=7"))["warm_start"] == all_arms["warm_start"]
+
+
+def test_the_plan_counts_the_turns_of_each_arm(load):
+    config = load()
+    nodes = {node.name: node for node in expand(config)}
+
+    def units(node: Node) -> tuple[int, str]:
+        return node.stage.units(node, config)
+
+    turns = {name: units(nodes[f"{name}.joint"])[0] for name in ("together", "grpo_alone", "rpro_alone")}
+    assert turns == {"together": 12 + 2 * 3, "grpo_alone": 12, "rpro_alone": 6}
+    assert units(nodes["warm_start"]) == (config.cold_start.steps + config.sft.steps, "steps")
+    alone = sum(seconds(nodes[f"{name}.joint"], config) for name in ("grpo_alone", "rpro_alone"))
+    assert seconds(nodes["together.joint"], config) <= alone
+
+
+def test_a_policy_with_both_skills_makes_the_warm_start_unnecessary(load, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    nodes = {
+        node.name: node for node in expand(load(f"model.path={tmp_path}", "stages=[demos, questions, examine, joint]"))
+    }
+    assert "base.examine" in nodes and "policy" not in nodes["together.joint"].inputs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stages=[questions, warm_start, joint]"], "warm_start needs demos before it"),
+        (["stages=[demos, questions, joint]"], "joint needs warm_start before it, or a trained policy"),
+        (["stages=[demos, questions, warm_start]"], "add joint"),
+        (["stages=[demos, questions, warm_start, joint, sft]"], "sft cannot be part of a joint run"),
+        (["stages=[demos, demos, questions, warm_start, joint]"], "demos is there twice"),
+        (["questions.development=0"], "set it to 60"),
+        (["workers.rollout=0"], "needs an engine"),
+        (["optimise.ema=0.9"], "optimise.ema"),
+        (["rl.lora={rank: 4}"], "leave lora out"),
+        (["rl.backend=trl"], "joint needs backend: lab"),
+        (["curriculum.mode=stage"], "joint needs mode: online"),
+        (["joint.collect_ahead=3"], "a round has 3 turns"),
+        (["replicates=2"], "use seed"),
+        (["joint.arms=[together, together]"], "names one twice"),
+        (["joint.arms=[isolated]", "joint.lead=2"], "leave lead out too"),
+        (["joint.guard.lower_by=1.5"], "joint.guard.lower_by"),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_line(load, overrides, message):
+    with pytest.raises(UserError) as error:
+        load(*overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,88 @@
+"""What a run needs at least, by hand, and that a machine without it says so before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rl_lab import run
+from rl_lab.errors import UserError
+from rl_lab.graph.nodes import stage_hashes
+from rl_lab.graph.store import RECORD_FILE, Store
+from rl_lab.stages import needs as module
+from rl_lab.stages.kinds import expand, load_config
+from rl_lab.stages.needs import GIB, Needs, lacking_room, needs
+from tests.graph.files import write_small
+from tests.model.builders import make_policy
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory with the small experiment in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    write_small(tmp_path)
+    return tmp_path
+
+
+def wanted(home: Path, *overrides: str, stored: str | None = None) -> Needs:
+    """Of the small experiment, one of whose stages may be in the store."""
+    config, store = load_config(home / "small.yaml", list(overrides)), Store(home / "store")
+    nodes = expand(config)
+    hashes = stage_hashes(nodes, config.seed, {})
+    if stored:
+        store.path(hashes[stored]).mkdir(parents=True)
+        (store.path(hashes[stored]) / RECORD_FILE).touch()
+    return needs(config, nodes, hashes, store)
+
+
+def counts() -> dict[str, int]:
+    """Numbers of the nano policy by group, and of all of it."""
+    policy = make_policy()
+    groups = {name: sum(p.numel() for p in group) for name, group in policy.parameter_groups().items()}
+    return groups | {"": sum(p.numel() for p in policy.parameters())}
+
+
+def test_memory_is_that_of_the_largest_training(home: Path) -> None:
+    found = counts()
+    trained = found["vision"] + found["vlm"] + found["expert"]
+    assert wanted(home).stage == "sft"
+    assert wanted(home).memory == 4 * found[""] + (4 + 4 + 4) * trained
+    assert wanted(home, "model.dtype=bfloat16").memory == 2 * found[""] + (4 + 4 + 4 + 4) * trained
+
+
+def test_disk_is_a_checkpoint_for_every_training_that_is_not_stored_and_a_state(home: Path) -> None:
+    # SFT, and two rounds of rpro and of its control continued_sft.
+    found = counts()
+    weights, trained = 4 * found[""], found["vision"] + found["vlm"] + found["expert"]
+    assert wanted(home).disk == 5 * weights + weights + 8 * trained
+    after = wanted(home, stored="sft")
+    assert after.disk == 4 * weights + weights + 8 * found["expert"]
+    assert after.memory == weights + 12 * found["expert"]
+
+
+def test_a_model_that_cannot_fit_is_refused_before_anything_is_written_and_warned_of_in_a_dry_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_memory", lambda config: (GIB // 100, "this machine"))
+
+    with pytest.raises(UserError, match=r"sft needs at least 0\.0 GiB of memory .* but this machine has 0\.0 GiB"):
+        run.main(["small.yaml"])
+    assert [path.name for path in home.iterdir()] == ["small.yaml"]
+    assert run.main(["small.yaml", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "needs at least 0.03 GiB of memory for a learner and 0.08 GiB of disk" in said.out
+    assert "warning: sft needs at least" in said.err
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_named(home: Path) -> None:
+    config, store = load_config(home / "small.yaml"), Store(home / "store")
+    assert lacking_room(config, Needs(disk=1), store) is None
+    line = lacking_room(config, Needs(disk=10**18), store)
+    assert line is not None and "checkpoints need at least 931322574.6 GiB of disk but" in line and str(home) in line
+
+
+def test_a_cluster_is_not_judged_by_this_machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert lacking_room(load_config(home / "small.yaml"), Needs(memory=10**18), Store(home / "store")) is None

@@ -1,0 +1,93 @@
+"""Estimates of time beside what was measured, and how stages wait for each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from rl_lab.config.load import dump_changes
+from rl_lab.graph.nodes import Node
+from rl_lab.graph.plan import CORES, PARAMETERS, SECONDS_PER_STAGE, plan_table, seconds, wall_seconds
+from rl_lab.graph.store import Store
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.presets import preset_config
+from rl_lab.stages.kinds import KINDS, expand, load_config, resolve_config
+from tests.graph.files import EXPERIMENTS, RUNS, write_small
+
+BASE = ("questions", "cold_start", "base.examine")
+MEASURED = [
+    ("flowpro_robotwin", 13.5, ()),
+    ("frontier_rl", 11, ()),
+    ("frontier_vs_uniform", 40, BASE),
+    ("self_evolving", 27, ("teacher",)),
+    ("self_evolving_smoke", 2.5, ()),
+    ("distillation", 50, ("teacher",)),
+    ("joint", 19, ()),
+    ("reward_ablation", 36, ()),
+    ("reward_ablation_smoke", 96 / 60, ()),
+    ("reward_ablation_actions", 34, ()),
+    ("reward_ablation_actions_smoke", 115 / 60, ()),
+    ("outcome_model", 20, ()),
+]
+"""Experiment, minutes as experiments/README.md says, and what was there before."""
+
+
+@pytest.mark.parametrize(("name", "minutes", "there"), MEASURED)
+def test_estimates_are_near_what_was_measured(name, minutes, there, monkeypatch):
+    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
+    config = load_config(EXPERIMENTS / f"{name}.yaml")
+    nodes = expand(config)
+    assert set(there) <= {node.name for node in nodes}
+    costs = {node.name: 0.0 if node.name in there else seconds(node, config) for node in nodes}
+    estimate = wall_seconds(nodes, costs, min(CORES, config.workers.stages)) / 60
+    assert 0.6 < estimate / minutes < 1.6
+
+
+def test_stages_wait_for_inputs_for_slots_and_for_workers_that_they_share():
+    def node(name: str, kind: str, *needs: str) -> Node:
+        return Node(name, KINDS[kind], inputs={need: need for need in needs})
+
+    first, other = node("a", "sft"), node("b", "optimise", "a")
+    costs = dict.fromkeys("abcde", 10.0)
+    assert wall_seconds([first, other], costs, 2) == 20
+    assert wall_seconds([first, node("b", "sft")], costs, 2) == 10
+    assert wall_seconds([first, node("b", "sft")], costs, 1) == 20
+    engines = [node("a", "examine"), node("b", "grpo"), node("c", "evaluate"), node("d", "joint")]
+    assert wall_seconds(engines[:2], costs, 2) == 20
+    assert wall_seconds(engines[1:3], costs, 2) == 10
+    assert wall_seconds(engines[2:], costs, 2) == 20
+    gated = Node("b", KINDS["sft"], when=("a", True))
+    assert wall_seconds([node("a", "gate"), gated], costs, 2) == 20
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_presets_have_so_many_parameters(name):
+    with torch.device("meta"):
+        policy = HyVLAPolicy(preset_config(name))
+    assert sum(one.numel() for one in policy.parameters()) == pytest.approx(PARAMETERS[name], rel=0.02)
+
+
+def test_a_checkpoint_costs_what_its_own_size_costs(tmp_path):
+    path, steps = write_small(tmp_path), "sft.steps=10000"
+    save_file({"weight": torch.zeros(1000, 5400)}, tmp_path / "model.safetensors")  # twice nano's parameters
+    nano, given = load_config(path, [steps]), load_config(path, [steps, f"model.path={tmp_path}"])
+    times = [seconds(Node("sft", KINDS["sft"]), config) - SECONDS_PER_STAGE for config in (nano, given)]
+    assert times[1] == pytest.approx(2 * times[0])
+
+
+def test_a_model_that_no_cpu_trains_is_not_given_a_time(tmp_path):
+    config = load_config(write_small(tmp_path), ["model.preset=mot-2b", "env.image_size=224"])
+    lines = plan_table(config, expand(config), {}, Store(tmp_path)).splitlines()
+    assert lines[-1].startswith("  needs a GPU: ") and "sft" in lines[1] and lines[1].endswith("needs a GPU")
+    assert " min" in lines[0], "demonstrations need no model"
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_the_settings_that_are_no_defaults_say_the_whole(path, monkeypatch):
+    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
+    config = load_config(path)
+    text = dump_changes(config)
+    assert resolve_config(yaml.safe_load(text), "changes") == config
+    assert text.count("\n") < 80
