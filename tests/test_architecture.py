@@ -1,9 +1,11 @@
-"""Who may import whom: experiments -> rl_lab -> {algos, envs, rewards}; see the tree in the README."""
+"""Who may import whom: rl_lab -> {algos, envs, rewards}, and inside rl_lab downwards; see docs/architecture.md."""
 
 import ast
+import graphlib
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,25 @@ ALLOWED = {
     "rewards": {"rewards", "envs.types", "envs.se3"},
 }
 """Modules of ours that a package may import, each with everything below it."""
+LAYERS = (
+    ("errors", "listening", "pictures", "seeding", "stats", "terminal"),
+    ("arguments", "reading"),
+    ("files",),
+    ("config", "teleoperation"),
+    ("model",),
+    ("records",),
+    ("curriculum", "graph", "learner"),
+    ("reports", "workers"),
+    ("rollouts",),
+    ("training", "trl_backend"),
+    ("stages", "drivers"),
+    ("bench", "benchmarks", "correct", "data", "doctor", "eval", "pool", "report", "rescore", "run", "serve"),
+)
+"""Files and folders of `rl_lab` from the ground up; each imports what lies below it, and its own folder."""
+MOST_FILES, MOST_LINES = 20, 450
+"""Of a folder, its __init__.py included, and of a file."""
+CROWDED = {"rl_lab/reports", "envs/robotwin/server.py"}
+"""Those that still have more."""
 FORBIDDEN_LIBRARIES = {
     "envs": {"torch", "ray", "transformers", "vllm", "trl"},
     "algos": {"ray", "transformers", "vllm", "trl", "gymnasium", "mujoco"},
@@ -53,20 +74,39 @@ def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
                 yield f"{module}.{alias.name}", node.lineno, id(node) in top_level
 
 
+def module_name(path: Path) -> str:
+    """Dotted name of a file of ours."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
 def is_below(name: str, modules: set[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
+def room(module: str) -> str:
+    """The file or folder of `rl_lab` that a module of it belongs to; the package itself is the ground."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def layer(name: str) -> int:
+    """Its number, from the ground up; -1 for the package itself."""
+    return next((number for number, rooms in enumerate(LAYERS) if name in rooms), len(LAYERS) if name else -1)
+
+
 def violations(path: Path) -> list[str]:
     """What a file imports against the rules, one line each."""
+    own = room(module_name(path))
     package = path.relative_to(ROOT).parts[0]
-    is_plugin = is_below(".".join(path.relative_to(ROOT).with_suffix("").parts), PLUGINS)
+    is_plugin = is_below(module_name(path), PLUGINS)
     found = []
     for name, line, top_level in imports(path):
         where = f"{path.relative_to(ROOT)}:{line}"
         owner = name.split(".")[0]
         if owner in PACKAGES and not is_below(name, ALLOWED[package]):
             found.append(f"{where} imports {name}; pass it in")
+        if package == owner == "rl_lab" and room(name) != own and layer(room(name)) >= layer(own):
+            found.append(f"{where} imports {name}; imports run downwards (LAYERS in this test)")
         if owner in FORBIDDEN_LIBRARIES.get(package, set()):
             found.append(f"{where} imports {owner}, which {package} must do without")
         if owner in OPTIONAL and top_level and not is_plugin:
@@ -94,6 +134,45 @@ def test_a_violation_is_found_and_named(tmp_path, monkeypatch):
     bad = tmp_path / "envs" / "y.py"
     bad.write_text("from . import types\nimport torch\n")
     assert violations(bad) == ["envs/y.py:2 imports torch, which envs must do without"]
+    (tmp_path / "rl_lab" / "records").mkdir(parents=True)
+    bad = tmp_path / "rl_lab" / "records" / "z.py"
+    bad.write_text(
+        "from rl_lab.records.y import a\nfrom rl_lab import files\n\n\ndef f():\n    import rl_lab.stages.rft\n"
+    )
+    assert violations(bad) == [
+        "rl_lab/records/z.py:6 imports rl_lab.stages.rft; imports run downwards (LAYERS in this test)"
+    ]
+
+
+def test_every_file_and_folder_of_the_lab_has_a_layer():
+    rooms = {room(module_name(path)) for path in MODULES if path.is_relative_to(ROOT / "rl_lab")} - {""}
+    assert rooms == {name for rooms in LAYERS for name in rooms}
+
+
+def test_no_file_imports_itself_through_others():
+    """Lazy imports count: what waits until it is called is no less a circle."""
+    files = {module_name(path): path for path in MODULES}
+    below = {}
+    for module, path in files.items():
+        names = {name if name in files else name.rpartition(".")[0] for name, _, _ in imports(path)}
+        below[module] = (names & set(files)) - {module}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+    graphlib.TopologicalSorter(below).prepare()
+
+
+def test_folders_and_files_can_be_held_in_mind():
+    folders = Counter(path.parent.relative_to(ROOT) for path in MODULES)
+    lines = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in MODULES}
+    assert {str(folder) for folder, files in folders.items() if files > MOST_FILES} <= CROWDED
+    assert {str(path) for path, number in lines.items() if number > MOST_LINES} <= CROWDED
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_files_and_folders_that_the_pages_name_exist(page):
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"`((?:rl_lab|envs|algos|rewards|tests|experiments)/[\w/.]+)`", text))
+    assert named and {name for name in named if not (ROOT / name).exists()} == set()
 
 
 def test_every_library_that_is_imported_is_a_declared_dependency():

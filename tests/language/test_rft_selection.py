@@ -172,6 +172,7 @@ def test_killed_at_any_moment_and_resumed_equals_one_pass(tmp_path, killed):
             break
         assert summary == expected and result(run) == result(whole)
     assert moment < 999
+    killed["left"] = 0
     run = write_run(tmp_path / "often", steps=2, items=8)
     for _ in range(1000):
         killed["left"] = 9
