@@ -28,7 +28,7 @@ from envs.spatial_qa.items import Item
 from rl_lab.config.section import PositiveInt, Rows, Tokens
 from rl_lab.drivers.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.errors import UserError
-from rl_lab.records.rollouts import FOLDER, KEPT_FILE, RolloutStore, Row
+from rl_lab.records.rollouts import FOLDER, KEPT_FILE, RolloutRow, RolloutStore
 from rl_lab.records.types import Completion, Prompt, RolloutGroup
 
 VOCABULARY = np.array([f"word{number}" for number in range(2000)])
@@ -39,7 +39,7 @@ MIB = 2**20
 
 def run(
     candidates: PositiveInt = 1_000_000, per_step: Rows = 512, words: Tokens = 80, folder: str | None = None
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """One selection; `folder`: where the temporary one for the traces is made."""
     if candidates < per_step:
         raise UserError(f"candidates is {candidates}, fewer than the {per_step} of a step; give more, or less per_step")
@@ -138,7 +138,7 @@ def _memory(name: str) -> int:
     return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
 
 
-def judge(rows: Sequence[Row]) -> list[float]:
+def judge(rows: Sequence[RolloutRow]) -> list[float]:
     """Scores of traces from 0 to 1 that depend on their lengths alone."""
     return [len(row["completion"]) % 11 / 10 for row in rows]
 

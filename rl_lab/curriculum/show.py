@@ -18,7 +18,7 @@ import numpy as np
 
 from algos.curriculum.items import BANDS, FRONTIER, UNSEEN, Array
 from rl_lab.arguments import check_output
-from rl_lab.curriculum.view import REASONS, PoolView, Row
+from rl_lab.curriculum.view import REASONS, PoolRow, PoolView
 from rl_lab.curriculum.why import beta_text
 from rl_lab.errors import UserError
 from rl_lab.files import write_json_lines
@@ -32,7 +32,7 @@ BAR = 48
 HEAD = ("item", "category", "task", "band", "state", "frontier", "rate", "last", "groups", "rollouts", "age")
 
 
-def state_text(state: Row) -> str:
+def state_text(state: PoolRow) -> str:
     """pinned, retired and pending as one word each."""
     return " ".join(name for name in ("pinned", "retired", "pending") if state[name])
 
@@ -190,7 +190,7 @@ def show(view: PoolView, item: str, rollouts: int, folder: Path) -> str:
     return "\n\n".join([*parts, *_rollouts(view, item, rollouts)])
 
 
-def _content(content: Row) -> str:
+def _content(content: PoolRow) -> str:
     shown = {key: value for key, value in content.items() if key != "images"}
     return "\n".join(f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in shown.items())
 
@@ -237,7 +237,7 @@ def _number(value: Any) -> str:
     return "none" if value is None else f"{value:.3g}"
 
 
-def exported(view: PoolView, numbers: Array) -> Iterator[Row]:
+def exported(view: PoolView, numbers: Array) -> Iterator[PoolRow]:
     """One flat row an item under EXPORTED, and its content."""
     for number in numbers.tolist():
         item, state = view.item(number), view.state(number)

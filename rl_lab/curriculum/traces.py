@@ -9,7 +9,7 @@ from pathlib import Path
 from algos.rft import REASONS
 from rl_lab.curriculum.store import POOL_FILE
 from rl_lab.errors import UserError
-from rl_lab.records.rollouts import RolloutStore, Row, selection_text
+from rl_lab.records.rollouts import RolloutRow, RolloutStore, selection_text
 
 NODES = "rft"
 """Folder of a run that holds one folder for each node with traces."""
@@ -44,7 +44,7 @@ def trace_folder(text: str) -> Path | None:
     return found[0] if found else None
 
 
-def _rows(folder: Path, item: str) -> list[Row]:
+def _rows(folder: Path, item: str) -> list[RolloutRow]:
     """All traces of an item. UserError if there is none."""
     store = RolloutStore(folder)
     rows = store.read(items=[item])
@@ -77,7 +77,7 @@ def explain_traces(folder: Path, item: str, step: int) -> Sequence[str]:
     return [f"sample {row['sample']}: {_why(row)}" for row in rows]
 
 
-def _why(row: Row) -> str:
+def _why(row: RolloutRow) -> str:
     text = selection_text(row) or "not chosen from yet"
     reason = row.get("why_dropped")
     return f"{text}: {MEANING[reason]}" if reason else text

@@ -131,7 +131,7 @@ _REALS = ("time", "chance", "mean", "spread", "band_probability", "successes", "
 
 _MAY_LACK = ("due_step", "applied_step")
 
-Row = dict[str, Any]
+PoolRow = dict[str, Any]
 
 T = TypeVar("T")
 
@@ -224,7 +224,7 @@ class PoolView:
         """The rollouts of this pool's items."""
         return RolloutStore(self.place.folder)
 
-    def rows(self, query: str, *values: Any) -> list[Row]:
+    def rows(self, query: str, *values: Any) -> list[PoolRow]:
         """Rows of a query, each as a dict. UserError for values that no pool has."""
         with self._whole():
             found = [dict(row) for row in self._db.execute(query, values)]
@@ -281,12 +281,12 @@ class PoolView:
             f"{self.name} has no item {item!r}{known}; list them with `python -m rl_lab.pool ls {self.name}`"
         )
 
-    def item(self, number: int) -> Row:
+    def item(self, number: int) -> PoolRow:
         """id, category, task, reward_type and content (a dict) of an item."""
         row = self.rows("SELECT * FROM items WHERE number = ?", number)[0]
         return row | {"content": self.content(row["content"], dict[str, Any], f"content of {row['id']}")}
 
-    def state(self, number: int) -> Row:
+    def state(self, number: int) -> PoolRow:
         """What the pool knows about an item: its columns, band name, rate and age (None if unseen)."""
         columns = {name: column[number].item() for name, column in self.items.columns.items()}
         age = int(self.age[number]) if columns["groups"] else None
@@ -300,24 +300,24 @@ class PoolView:
         named = self.item(number)["content"].get("images", [])
         return [self.place.run / path for path in named if isinstance(path, str)] if isinstance(named, list) else []
 
-    def observations(self, number: int, before: int | None = None) -> list[Row]:
+    def observations(self, number: int, before: int | None = None) -> list[PoolRow]:
         """Groups observed of an item, oldest first; with `before` those of earlier steps."""
         limit = 2**62 if before is None else before
         query = "SELECT * FROM observations WHERE number = ? AND step < ? ORDER BY rowid"
         return self.rows(query, number, limit)
 
-    def selections(self, number: int) -> list[Row]:
+    def selections(self, number: int) -> list[PoolRow]:
         """Steps, rounds, reasons and chances with which an item was selected."""
         return self.rows("SELECT * FROM selections WHERE number = ? ORDER BY step, round", number)
 
-    def edits(self, number: int | None = None) -> list[Row]:
+    def edits(self, number: int | None = None) -> list[PoolRow]:
         """Pins and retirements with the step at which they took effect, of one item or of all."""
         query = "SELECT edits.*, items.id AS item FROM edits JOIN items USING (number)"
         return (
             self.rows(f"{query} WHERE number = ? ORDER BY edits.id", number) if number is not None else self.rows(query)
         )
 
-    def steps(self) -> list[Row]:
+    def steps(self) -> list[PoolRow]:
         """Selections of round 0: step, version, bands [C][5] (before the selection), draws as JSON text."""
         rows = self.rows("SELECT * FROM steps WHERE round = 0 ORDER BY step")
         return [

@@ -7,11 +7,11 @@ import numpy as np
 from algos.curriculum.curriculum import RESTING, frontier_weight
 from algos.curriculum.draws import ALL
 from algos.curriculum.items import BANDS
-from rl_lab.curriculum.view import REASONS, PoolView, Row
+from rl_lab.curriculum.view import REASONS, PoolRow, PoolView
 from rl_lab.errors import UserError
 
 
-def beta_text(view: PoolView, observation: Row | None) -> str:
+def beta_text(view: PoolView, observation: PoolRow | None) -> str:
     """The posterior after an observation, or the prior: `Beta(5.0, 3.2), mean 0.61`."""
     total, evidence = (observation["successes"], observation["evidence"]) if observation else (0.0, 0.0)
     a, b = view.options.prior[0] + total, view.options.prior[1] + evidence - total
@@ -39,7 +39,7 @@ def explain(view: PoolView, item: str, step: int) -> list[str]:
     return [*lines, f"Not sampled: {_reason(view, number, step, rounds, known)}"]
 
 
-def _known(view: PoolView, known: list[Row]) -> str:
+def _known(view: PoolView, known: list[PoolRow]) -> str:
     if not known:
         return f"Known before: nothing, it had never been observed; prior {beta_text(view, None)}."
     last = known[-1]
@@ -51,7 +51,7 @@ def _known(view: PoolView, known: list[Row]) -> str:
     )
 
 
-def _taken(row: Row) -> str:
+def _taken(row: PoolRow) -> str:
     where = "in the batch" if row["round"] == 0 else f"as a replacement (refill {row['round']})"
     return f"Sampled {where}: {REASONS[row['reason']]}; its chance was {percent(row['chance'])}."
 
@@ -68,7 +68,7 @@ def _result(view: PoolView, number: int, step: int) -> list[str]:
     return [f"Result (step {row['step']}): {scored} {row['spread']:.2f}: they {signal}. {change}"]
 
 
-def _reason(view: PoolView, number: int, step: int, rounds: list[Row], known: list[Row]) -> str:
+def _reason(view: PoolView, number: int, step: int, rounds: list[PoolRow], known: list[PoolRow]) -> str:
     """What kept the item out of a step."""
     edits = [e for e in view.edits(number) if e["applied_step"] is not None and e["applied_step"] <= step]
     retired = [e for e in edits if e["action"] in ("retire", "restore")]
@@ -92,12 +92,14 @@ def _reason(view: PoolView, number: int, step: int, rounds: list[Row], known: li
     return f"no place was for items like it: {', '.join(f'{draw[2]} {draw[0]}' for _, draw in draws)}."
 
 
-def _draws(view: PoolView, made: Row) -> list[tuple[str, int, int, int, float, int]]:
+def _draws(view: PoolView, made: PoolRow) -> list[tuple[str, int, int, int, float, int]]:
     """Reason, category, places, candidates, total weight and steps of rest of each draw of a step."""
     return view.content(made["draws"], list[tuple[str, int, int, int, float, int]], f"draws of step {made['step']}")
 
 
-def _odds(view: PoolView, made: Row, known: list[Row], draw: tuple[str, int, int, int, float, int], rests: bool) -> str:
+def _odds(
+    view: PoolView, made: PoolRow, known: list[PoolRow], draw: tuple[str, int, int, int, float, int], rests: bool
+) -> str:
     """The chance that the item had in one draw; empty if the draw was not for it."""
     reason, _, places, candidates, total, rest = draw
     share = f"{places} place{'s' * (places != 1)} for {candidates} candidates ({reason})"

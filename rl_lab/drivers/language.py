@@ -24,7 +24,7 @@ from rl_lab.graph.stage import Stage, StageContext
 from rl_lab.learner.language import ColdStartPlan, GRPOPlan
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import load_chat_processor, published
-from rl_lab.records.item_files import ItemFile, Row, SolutionFile, write_rows
+from rl_lab.records.item_files import ItemFile, QuestionRow, SolutionFile, write_rows
 from rl_lab.records.question_sets import check_shared, run_limits, set_questions, take_file
 from rl_lab.records.token_batches import chat_batch, item_prompt
 from rl_lab.records.types import RolloutGroup, Sampling
@@ -121,7 +121,7 @@ class LanguageStages:
             check_shared({name: set_questions(context.out / f"{name}.arrow") for name in wanted}, files)
         write_whole(context.out / "questions.json", json.dumps(counts, indent=1) + "\n")
 
-    def _generated(self, context: StageContext, name: str, first: QuestionUnit, number: int) -> Iterator[Row]:
+    def _generated(self, context: StageContext, name: str, first: QuestionUnit, number: int) -> Iterator[QuestionRow]:
         """The first `number` questions from a unit on. RuntimeError if the settings allow hardly any."""
         done = fruitless = 0
         with self.cluster.simulation_pool() as pool:

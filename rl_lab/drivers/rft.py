@@ -32,7 +32,7 @@ from rl_lab.graph.stage import Stage, StageContext
 from rl_lab.learner.rft import RFTPlan, write_index
 from rl_lab.model.checkpoint import load_chat_processor, load_language_model, published
 from rl_lab.records.item_files import ItemFile
-from rl_lab.records.rollouts import RolloutStore, Row, stored_groups
+from rl_lab.records.rollouts import RolloutRow, RolloutStore, stored_groups
 from rl_lab.records.token_batches import with_token_texts
 from rl_lab.records.types import RolloutGroup, Sampling, group_rewards
 from rl_lab.rollouts.answering import RewardFailures, engines, make_rewards, policy_folder
@@ -58,7 +58,7 @@ class TraceJudge:
         self._rows = items.rows_by_id()
         self._works = False
 
-    def __call__(self, rows: Sequence[Row]) -> list[float | None]:
+    def __call__(self, rows: Sequence[RolloutRow]) -> list[float | None]:
         """A score in 0..1 for each trace, None where a call failed.
 
         RunError where the judge is out of order: dropping every trace as unjudged would look like a result.
@@ -74,7 +74,7 @@ class TraceJudge:
         self._works |= not silent
         return scores
 
-    def _trace(self, row: Row) -> Trace:
+    def _trace(self, row: RolloutRow) -> Trace:
         record = self.items.record(self._rows[row["item"]])
         return Trace(record["prompt"], reference_text(record["answer"], record["solution"]), row["completion"])
 

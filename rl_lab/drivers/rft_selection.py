@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from algos.rft import REASONS, Candidate, RFTOptions, band_reason, bar, candidate, select
 from rl_lab.curriculum.store import connect, transaction
 from rl_lab.errors import UserError
-from rl_lab.records.rollouts import KEPT_FILE, KEPT_SCHEMA, RolloutStore, Row, write_kept
+from rl_lab.records.rollouts import KEPT_FILE, KEPT_SCHEMA, RolloutRow, RolloutStore, write_kept
 
 RFT_FILE = "rft.sqlite"
 """Name of the working state in a run directory."""
@@ -47,7 +47,7 @@ CHUNK = 512
 
 Progress = Callable[[str, int, int], None]
 """Told the name of a pass, and how many of how many steps or items it has done."""
-Judge = Callable[[Sequence[Row]], Sequence[float | None]]
+Judge = Callable[[Sequence[RolloutRow]], Sequence[float | None]]
 """Scores of traces, each a row with the columns JUDGED; None: no score."""
 JUDGED = ("step", "item", "group", "sample", "prompt", "completion", "reward")
 READ = ("item", "completion", "tokens", "finished", "reward")
@@ -228,7 +228,7 @@ class RFTSelection:
         with transaction(db):
             db.execute("UPDATE steps SET state = ? WHERE step = ?", [_TO_WRITE, step])
 
-    def _to_judge(self, db: sqlite3.Connection, step: int) -> Iterator[tuple[int, Row]]:
+    def _to_judge(self, db: sqlite3.Connection, step: int) -> Iterator[tuple[int, RolloutRow]]:
         """Ids and rows of a step that a judge is asked about and was not yet."""
         first, count = _range(db, step)
         query = (

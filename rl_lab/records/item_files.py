@@ -33,37 +33,37 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-Row = tuple[dict[str, Any], list[bytes]]
+QuestionRow = tuple[dict[str, Any], list[bytes]]
 """A record as JSON values, and its pictures as PNG files."""
 
 
-def item_row(item: Item) -> Row:
+def item_row(item: Item) -> QuestionRow:
     """An item as a row."""
     return item.record(), [png(image) for image in item.images]
 
 
-def conversation_row(conversation: Conversation) -> Row:
+def conversation_row(conversation: Conversation) -> QuestionRow:
     """A conversation as a row; its videos stay where they are."""
     record = {"id": conversation.id, "messages": conversation.messages}
     videos = [str(path.absolute()) for path in conversation.videos]
     return record | {"videos": videos}, [png(image) for image in conversation.images]
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
+def _batches(rows: Iterable[QuestionRow]) -> Iterator[pa.RecordBatch]:
     """Record batches of `ROWS_AT_ONCE` rows."""
     for some in batched(rows, ROWS_AT_ONCE):
         columns = [{"record": json.dumps(record), "images": pngs} for record, pngs in some]
         yield pa.RecordBatch.from_pylist(columns, SCHEMA)
 
 
-def batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+def batched(rows: Iterable[QuestionRow], size: int) -> Iterator[list[QuestionRow]]:
     """Lists of `size` rows, the last one shorter."""
     remaining = iter(rows)
     while some := list(islice(remaining, size)):
         yield some
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[QuestionRow]) -> None:
     """Write a set of questions, whole or not at all, holding a few of them in memory at a time."""
 
     def write(file: Any) -> None:

@@ -170,7 +170,7 @@ def write_pairs_layout(folder: Path, pairs: Iterable[PreferencePair], hz: float,
     return count
 
 
-Row = dict[str, Any]
+PairRow = dict[str, Any]
 
 LABELS = label_names(PreferencePair)
 
@@ -208,7 +208,7 @@ def read_info(folder: Path) -> PairsInfo:
     return info
 
 
-def _rows(folder: Path, info: PairsInfo) -> list[Row]:
+def _rows(folder: Path, info: PairsInfo) -> list[PairRow]:
     path = folder / PAIRS_FILE
     kinds = dict.fromkeys(NUMBERS, pa.int64()) | dict.fromkeys([*LABELS, "before_frames"])
     rows = read_columns(path, kinds)
@@ -229,7 +229,7 @@ def _frames(path: Path, first: int, count: int, hz: float, name: str) -> np.ndar
     raise BrokenEpisodeError([Problem(name, len(images), text)])
 
 
-def _segment(folder: Path, hz: float, row: Row, side: str, name: str) -> Segment:
+def _segment(folder: Path, hz: float, row: PairRow, side: str, name: str) -> Segment:
     start, stop = row[f"{side}_from_row"], row[f"{side}_to_row"]
     table = pq.read_table(folder / DATA_PATH.format(file=row["file"]), partitioning=None)[start:stop]
     data = table.to_pydict()
@@ -249,19 +249,19 @@ def _segment(folder: Path, hz: float, row: Row, side: str, name: str) -> Segment
     )
 
 
-def _views(folder: Path, hz: float, row: Row, first: int, count: int, name: str) -> np.ndarray:
+def _views(folder: Path, hz: float, row: PairRow, first: int, count: int, name: str) -> np.ndarray:
     """Frames of all cameras, uint8 [count, 3, S, S, 3]."""
     paths = [folder / VIDEO_PATH.format(camera=camera, file=row["file"]) for camera in CAMERAS]
     return np.stack([_frames(path, first, count, hz, name) for path in paths], axis=1)
 
 
-def _before(folder: Path, hz: float, row: Row, name: str) -> np.ndarray | None:
+def _before(folder: Path, hz: float, row: PairRow, name: str) -> np.ndarray | None:
     if not row["before_frames"]:
         return None if row["before_frames"] is None else NO_FRAMES
     return _views(folder, hz, row, row["before_from_frame"], row["before_frames"], f"{name}, before")
 
 
-def _read(folder: Path, hz: float, row: Row) -> PreferencePair:
+def _read(folder: Path, hz: float, row: PairRow) -> PreferencePair:
     name = f"{folder}, pair {row['pair']}"
     with naming_episode(name):
         values = read_labels(PreferencePair, {label: row[label] for label in LABELS}, name)

@@ -226,7 +226,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
-Row = dict[str, Any]
+Fields = dict[str, Any]
 
 
 def is_conversation(row: Mapping[str, Any]) -> bool:
@@ -234,7 +234,7 @@ def is_conversation(row: Mapping[str, Any]) -> bool:
     return "messages" in row or "conversations" in row
 
 
-def public_layout(row: Row, ignored: Counter[str]) -> Row:
+def public_layout(row: Fields, ignored: Counter[str]) -> Fields:
     """A conversation as `messages` whose items hold their pictures; fields that mean nothing here are counted.
 
     ValueError for fields that would be lost, and where placeholders and pictures are not equally many.
@@ -254,14 +254,14 @@ def public_layout(row: Row, ignored: Counter[str]) -> Row:
     return {name: row[name] for name in kept if name in row} | {"messages": _filled(turns, given, is_llava=is_llava)}
 
 
-def _turns(turns: Any) -> list[Row]:
+def _turns(turns: Any) -> list[Fields]:
     """The turns of `messages` without fields that are None, as tables have them."""
     if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
         raise ValueError("messages is not a list of turns {role, content}")
     return [{name: value for name, value in turn.items() if value is not None} for turn in turns]
 
 
-def _llava_turns(turns: Any) -> list[Row]:
+def _llava_turns(turns: Any) -> list[Fields]:
     """The turns of `conversations` under the public names."""
     if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
         raise ValueError("conversations is not a list of turns {from, value}")
@@ -276,17 +276,17 @@ def _llava_turns(turns: Any) -> list[Row]:
     return found
 
 
-def _strange_fields(turns: Sequence[Row]) -> Iterator[str]:
+def _strange_fields(turns: Sequence[Fields]) -> Iterator[str]:
     return (f"messages.{name}" for turn in turns for name in turn if name not in ("role", "content"))
 
 
-def _listed(row: Row, *names: str) -> list[Any]:
+def _listed(row: Fields, *names: str) -> list[Any]:
     """The pictures or videos of a row, which may be one or several, under any of these names."""
     values = [row[name] for name in names if name in row]
     return [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]
 
 
-def _filled(turns: list[Row], given: dict[str, list[Any]], *, is_llava: bool) -> list[Row]:
+def _filled(turns: list[Fields], given: dict[str, list[Any]], *, is_llava: bool) -> list[Fields]:
     """Turns in whose items the given pictures and videos are put, in order."""
     tags = [f"<{kind}>" for kind, media in given.items() if media or is_llava]
     turns = [turn | {"content": _items(turn, tags)} if "content" in turn else turn for turn in turns]
@@ -302,12 +302,12 @@ def _filled(turns: list[Row], given: dict[str, list[Any]], *, is_llava: bool) ->
     return turns
 
 
-def _parts(turn: Row) -> list[Row]:
+def _parts(turn: Fields) -> list[Fields]:
     content = turn.get("content")
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
 
-def _items(turn: Row, tags: Sequence[str]) -> Any:
+def _items(turn: Fields, tags: Sequence[str]) -> Any:
     """A turn's content, its items copied and under their public names, its text cut where placeholders stand."""
     content = turn["content"]
     if isinstance(content, list | tuple):
@@ -318,7 +318,7 @@ def _items(turn: Row, tags: Sequence[str]) -> Any:
     return [{"type": part[1:-1]} if part in tags else {"type": "text", "text": part} for part in parts if part]
 
 
-def _item(part: Mapping[str, Any]) -> Row:
+def _item(part: Mapping[str, Any]) -> Fields:
     """An item of a content list; `image_url` is another name of `image`."""
     if part.get("type") != "image_url":
         return dict(part)
@@ -326,9 +326,9 @@ def _item(part: Mapping[str, Any]) -> Row:
     return {"type": "image", "image": url.get("url") if isinstance(url, Mapping) else url}
 
 
-def _before_first_user(turns: Sequence[Row], kind: str, number: int) -> list[Row]:
+def _before_first_user(turns: Sequence[Fields], kind: str, number: int) -> list[Fields]:
     """Places for so many pictures, put before what the first user turn says."""
-    places: list[Row] = [{"type": kind} for _ in range(number)]
+    places: list[Fields] = [{"type": kind} for _ in range(number)]
     for turn in turns:
         if turn.get("role") == "user":
             said = turn.get("content")

@@ -33,7 +33,7 @@ from rl_lab.records.token_batches import expanded_tokens, item_prompt
 
 THINKING = re.compile(r"\s*/(no_)?think\s*$")
 """How a prompt asks to think or not; the question is the same."""
-Row = Item | Conversation
+SetRow = Item | Conversation
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def run_limits(config: Any) -> Limits:
     return Limits(model_processor(config.model), config.engine.images_per_prompt, config.engine.max_model_len)
 
 
-def unfit(row: Row, name: str, limits: Limits | None) -> str | None:
+def unfit(row: SetRow, name: str, limits: Limits | None) -> str | None:
     """Why a row cannot be part of the set of this name; None if it can, as far as the limits tell."""
     if name != "cold_start":
         if isinstance(row, Conversation):
@@ -95,7 +95,7 @@ def take_file(source: Path, name: str, target: Path, *, skip_bad: bool, limits: 
     UserError, unless bad rows are skipped, for rows that this set cannot use, and for a file without any that it can.
     """
     data = read_questions(source, skip_bad=skip_bad)
-    read: list[Row] = [*data.items, *data.conversations]
+    read: list[SetRow] = [*data.items, *data.conversations]
     reasons = {row.id: unfit(row, name, limits) for row in read}
     left = {identity: reason for identity, reason in reasons.items() if reason is not None}
     if left and not skip_bad:
@@ -158,7 +158,7 @@ def set_questions(path: Path) -> Iterator[tuple[str, list[bytes]]]:
         yield row.id, questions_of(row)
 
 
-def questions_of(row: Row) -> list[bytes]:
+def questions_of(row: SetRow) -> list[bytes]:
     """A digest of everything that a row asks: its prompt, or what each user turn says, with the pictures so far."""
     if isinstance(row, Item):
         return [_digest(row.prompt, row.images)]

@@ -33,7 +33,7 @@ QUESTIONS_FILE = "questions/questions/train.arrow"
 NODE_FOLDERS = ("grpo", "rft")
 """Of a run directory: those with a store for each node."""
 
-Row = dict[str, Any]
+RolloutRow = dict[str, Any]
 
 _NAME = re.compile(r"step-(\d+)\.parquet")
 
@@ -129,7 +129,7 @@ class RolloutStore:
         items: Iterable[str] | None = None,
         steps: Iterable[int] | None = None,
         columns: Sequence[str] | None = None,
-    ) -> list[Row]:
+    ) -> list[RolloutRow]:
         """Rollouts as dictionaries, by step and in stored order; of these items, steps and columns only.
 
         A column that a step does not have is None there. ValueError for a column that no stored step has, UserError for
@@ -146,12 +146,12 @@ class RolloutStore:
         names = list(columns or dict.fromkeys(order))
         return [_row(row, names) for table in tables for row in table.to_pylist()]
 
-    def newest(self, items: Iterable[str], count: int) -> tuple[dict[str, list[Row]], list[str]]:
+    def newest(self, items: Iterable[str], count: int) -> tuple[dict[str, list[RolloutRow]], list[str]]:
         """The last `count` rollouts of each item, newest step first, and a line for each file that cannot be read.
 
         Reads no more steps than that takes.
         """
-        found: dict[str, list[Row]] = {item: [] for item in items}
+        found: dict[str, list[RolloutRow]] = {item: [] for item in items}
         problems = []
         for step in reversed(self.steps()):
             wanted = [item for item, rows in found.items() if len(rows) < count]
@@ -186,7 +186,7 @@ class RolloutStore:
         write_file(self.path(step), lambda file: pq.write_table(table, file, **options))
 
 
-def _stored(number: int, sample: int, group: RolloutGroup) -> Row:
+def _stored(number: int, sample: int, group: RolloutGroup) -> RolloutRow:
     """A completion as a row; ValueError unless each of its tokens has a text and a log-probability."""
     one, item = group.completions[sample], group.item
     for name, values in (("texts", one.token_texts), ("log-probabilities", one.logprobs)):
@@ -199,15 +199,15 @@ def _stored(number: int, sample: int, group: RolloutGroup) -> Row:
     return vars(one) | place | {"rewards": list(one.rewards.items())}
 
 
-def stored_groups(rows: Iterable[Row]) -> list[list[Completion]]:
+def stored_groups(rows: Iterable[RolloutRow]) -> list[list[Completion]]:
     """The completions of whole groups, as they were when they were stored."""
-    found: dict[int, list[Row]] = {}
+    found: dict[int, list[RolloutRow]] = {}
     for row in rows:
         found.setdefault(row["group"], []).append(row)
     return [[_completion(row) for row in sorted(found[group], key=itemgetter("sample"))] for group in sorted(found)]
 
 
-def _completion(row: Row) -> Completion:
+def _completion(row: RolloutRow) -> Completion:
     return Completion(
         prompt_tokens=tuple(row["prompt_tokens"]),
         tokens=tuple(row["tokens"]),
@@ -254,7 +254,7 @@ def _with_columns(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.T
     return table
 
 
-def _row(row: Row, names: Sequence[str]) -> Row:
+def _row(row: RolloutRow, names: Sequence[str]) -> RolloutRow:
     """A row with all of these columns; rewards by part as a dictionary."""
     return {name: dict(row[name]) if name == "rewards" else row.get(name) for name in names}
 
@@ -308,7 +308,7 @@ def kept_batches(run: Path) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(READ_ROWS, use_threads=False)
 
 
-def read_kept(run: Path) -> Iterator[Row]:
+def read_kept(run: Path) -> Iterator[RolloutRow]:
     """The same one after the other, as dictionaries."""
     for batch in kept_batches(run):
         yield from batch.to_pylist()
@@ -319,7 +319,7 @@ def finite(value: Any, digits: int = 4) -> float | None:
     return round(float(value), digits) if value is not None and math.isfinite(value) else None
 
 
-def selection_text(row: Row) -> str:
+def selection_text(row: RolloutRow) -> str:
     """What a selection for fine-tuning (`rl_lab.drivers.rft_selection`) made of a rollout; empty if there was none."""
     if row.get("kept") is None:
         return ""
@@ -328,7 +328,7 @@ def selection_text(row: Row) -> str:
     return fate if score is None else f"{fate}, judge score {score:.3g}"
 
 
-def rollout_data(row: Row) -> dict[str, Any]:
+def rollout_data(row: RolloutRow) -> dict[str, Any]:
     """Step, weight version, rewards by part, fate in a selection, and each token with its log-probability."""
     return {
         "step": row["step"],

@@ -10,10 +10,10 @@ import numpy as np
 
 from algos.curriculum.items import BANDS, UNSEEN, Array
 from rl_lab.curriculum.show import HEAD, item_cells, state_text
-from rl_lab.curriculum.view import REASONS, PoolView, Row
+from rl_lab.curriculum.view import REASONS, PoolRow, PoolView
 from rl_lab.errors import UserError
 from rl_lab.files import write_whole
-from rl_lab.records.rollouts import finite, rollout_data
+from rl_lab.records.rollouts import RolloutRow, finite, rollout_data
 from rl_lab.reports.bands import band_columns, band_legend
 from rl_lab.reports.document import document
 from rl_lab.reports.markup import Cell, Markup, parts
@@ -26,7 +26,7 @@ MOVES = 20
 """Newest groups of an item in the page."""
 
 
-def _move(view: PoolView, row: Row) -> list[Any]:
+def _move(view: PoolView, row: PoolRow) -> list[Any]:
     """Step, version, rollouts, mean, spread, signal, posterior a and b, frontier probability, band before and after."""
     a, b = view.options.prior[0] + row["successes"], view.options.prior[1] + row["evidence"] - row["successes"]
     numbers = [finite(value, 3) for value in (row["mean"], row["spread"])]
@@ -41,7 +41,7 @@ def _move(view: PoolView, row: Row) -> list[Any]:
     ]
 
 
-def _content(content: Row) -> list[list[str]]:
+def _content(content: PoolRow) -> list[list[str]]:
     """Name and text of each entry of an item's content, without its pictures."""
     return [
         [key.replace("_", " "), value if isinstance(value, str) else json.dumps(value)]
@@ -50,7 +50,7 @@ def _content(content: Row) -> list[list[str]]:
     ]
 
 
-def item_data(view: PoolView, number: int, rollouts: list[Row], images: list[str]) -> dict[str, Any]:
+def item_data(view: PoolView, number: int, rollouts: list[RolloutRow], images: list[str]) -> dict[str, Any]:
     """One item as the script reads it."""
     item, state = view.item(number), view.state(number)
     names = ("id", "category", "task", "reward_type")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from rl_lab.curriculum.view import PoolView
+from rl_lab.curriculum.view import PoolRow, PoolView
 from rl_lab.errors import UserError
-from rl_lab.records.rollouts import RolloutStore, Row, finite, rollout_data
+from rl_lab.records.rollouts import RolloutRow, RolloutStore, finite, rollout_data
 from rl_lab.reports.examinations import Training
 from rl_lab.reports.markup import Markup, macros
 from rl_lab.reports.pairs import spread
@@ -28,7 +28,7 @@ IMAGE_BUDGET_BYTES = 1_500_000
 TOKEN_BUDGET = 60_000
 """Tokens in the page; groups beyond it are left out. A token takes about 25 bytes."""
 
-Group = list[Row]
+Group = list[RolloutRow]
 
 
 def first_trainings(run: RunFolder) -> list[Training]:
@@ -77,7 +77,7 @@ def _answers(group: Group) -> Group:
     return [ordered[place] for place in spread(len(ordered), ANSWERS)]
 
 
-def group_data(group: Group, scheme: str, item: Row, images: list[str]) -> dict[str, Any]:
+def group_data(group: Group, scheme: str, item: PoolRow, images: list[str]) -> dict[str, Any]:
     """One group as the script reads it; `item` as the pool has it, empty without a pool."""
     rewards = [row["reward"] for row in group if row["reward"] is not None]
     answer = item.get("content", {}).get("answer", "")

@@ -21,7 +21,7 @@ from rewards.isolation import Failure, failure_counts
 from rewards.rubric import Rewards
 from rl_lab.errors import UserError
 from rl_lab.records.item_files import ItemFile
-from rl_lab.records.rollouts import RolloutStore, Row
+from rl_lab.records.rollouts import RolloutRow, RolloutStore
 from rl_lab.rollouts.answering import reward_columns
 
 COLUMNS = ("step", "item", "group", "sample", "prompt", "completion", "reward")
@@ -111,7 +111,7 @@ def rescore(folder: Path, questions: ItemFile, rewards: Rewards, threshold: floa
 
 def _scored(
     store: RolloutStore, questions: ItemFile, rewards: Rewards, found: Agreement
-) -> Iterator[tuple[list[Row], np.ndarray]]:
+) -> Iterator[tuple[list[RolloutRow], np.ndarray]]:
     """The rows of each group with their new rewards, NaN where there is none; failures are counted in `found`."""
     places = questions.rows_by_id()
     for step in store.steps():
@@ -129,7 +129,7 @@ def _scored(
             start += len(members)
 
 
-def _count_failures(found: Agreement, rows: list[Row], failures: list[Failure]) -> None:
+def _count_failures(found: Agreement, rows: list[RolloutRow], failures: list[Failure]) -> None:
     for name, count in failure_counts(failures).items():
         found.failures[name] = found.failures.get(name, 0) + count
     if failures and found.first_failure is None:
@@ -144,7 +144,7 @@ def _item(questions: ItemFile, places: dict[str, int], item: str, store: Rollout
     return questions[places[item]]
 
 
-def _count_flips(found: Agreement, rows: list[Row], old: np.ndarray, new: np.ndarray, threshold: float) -> None:
+def _count_flips(found: Agreement, rows: list[RolloutRow], old: np.ndarray, new: np.ndarray, threshold: float) -> None:
     """Add a group's flips; of all the widest are kept."""
     for row, before, after in zip(rows, old.tolist(), new.tolist(), strict=True):
         if (before >= threshold) == (after >= threshold):

@@ -27,7 +27,7 @@ from rl_lab.graph.executor import Turns
 from rl_lab.learner.plans import Plan
 from rl_lab.workers import connection
 from rl_lab.workers.engine import ENVIRONMENT as ENGINE_ENVIRONMENT
-from rl_lab.workers.engine import EngineOptions, Rollout
+from rl_lab.workers.engine import EngineOptions, Rollouter
 from rl_lab.workers.judge import JudgeServer
 from rl_lab.workers.learner import LearnerWorker
 from rl_lab.workers.placement import ACTOR_CPUS, bundles, joins_cluster, lacking, resources
@@ -122,7 +122,7 @@ class Cluster:
 
     def _start_rollouts(self, options: EngineOptions, *, beside: bool = False) -> WorkerPool:
         threads = str(self.workers.rollout_threads)
-        actor = ray.remote(Rollout).options(
+        actor = ray.remote(Rollouter).options(
             **self._resources("teachers" if beside else "engines", self._rollout_gpus(beside)),
             runtime_env={"env_vars": _ENVIRONMENT | ENGINE_ENVIRONMENT | {"OMP_NUM_THREADS": threads}},
         )

@@ -275,7 +275,7 @@ class ScoreUnit:
 
 
 @dataclass(frozen=True)
-class Rollouts:
+class Generated:
     """The answers to a unit, and what they took."""
 
     completions: list[list[Completion]]
@@ -292,7 +292,7 @@ class Rollouts:
         return self.generate_s + self.update_s + self.start_s
 
 
-class Rollout:
+class Rollouter:
     """The actor. It holds an engine with the weights it was asked for last, and nothing that matters."""
 
     def __init__(self, options: EngineOptions) -> None:
@@ -300,7 +300,7 @@ class Rollout:
         self._engine: RolloutEngine | None = None
         self._weights: tuple[int, str] | None = None
 
-    def generate(self, unit: RolloutUnit, snapshot: Snapshot) -> Rollouts:
+    def generate(self, unit: RolloutUnit, snapshot: Snapshot) -> Generated:
         """Answer a unit with these weights: start an engine with them, or copy them into it where they are new.
 
         UserError without vLLM. ValueError for prompts that cannot be answered and for weights that do not fit,
@@ -315,7 +315,7 @@ class Rollout:
         updated = time.perf_counter()
         completions = self._answer(engine, unit)
         generated = time.perf_counter()
-        return Rollouts(completions, generated - updated, updated - started, started - began)
+        return Generated(completions, generated - updated, updated - started, started - began)
 
     def score(self, unit: ScoreUnit, snapshot: Snapshot) -> list[TopScores]:
         """What these weights find likely at the tokens of answers; errors as `generate`."""

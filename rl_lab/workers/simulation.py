@@ -32,7 +32,7 @@ from envs.rollout import Rollout, demonstrate, policy_rollout, run_lockstep
 from envs.types import BimanualEnv, Candidates, Episode, ExpertUnavailableError
 from rl_lab.model.checkpoint import Snapshot, snapshot_info
 from rl_lab.records.checks import Problem
-from rl_lab.records.item_files import Row, item_row
+from rl_lab.records.item_files import QuestionRow, item_row
 from rl_lab.records.labels import labels_of
 from rl_lab.records.sources import Recording
 from rl_lab.seeding import evaluation_seeds, robotwin_seeds, stream, training_seeds
@@ -109,7 +109,7 @@ def question_units(unit: QuestionUnit) -> Iterator[QuestionUnit]:
         start += UNIT_QUESTIONS
 
 
-def render(unit: QuestionUnit) -> list[Row]:
+def render(unit: QuestionUnit) -> list[QuestionRow]:
     """The questions of a unit, without those seeds for which no scene has a clear answer."""
     from envs.spatial_qa.questions import NoClearQuestionError, make_items  # here, because it imports the simulator
 
@@ -221,7 +221,7 @@ class Simulation:
         with _own_robotwin():
             return run_lockstep(rollouts, self._load(snapshot, unit.run_seed).act)
 
-    def questions(self, unit: QuestionUnit) -> list[Row]:
+    def questions(self, unit: QuestionUnit) -> list[QuestionRow]:
         """Questions over pictures of scenes; see `rl_lab.workers.simulation`."""
         return render(unit)
 

@@ -29,7 +29,7 @@ PATIENCE_S = 1800
 LOOK_S = 0.05
 PROCESSES = {
     "learner": re.compile(r"ray::\w*Learner\w*(\.|$)"),
-    "engine": re.compile(r"ray::Rollout(\.|$)"),
+    "engine": re.compile(r"ray::Rollouter(\.|$)"),
     "simulation": re.compile(r"ray::Simulation(\.|$)"),
 }
 DRIVER = "driver"

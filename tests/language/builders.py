@@ -26,7 +26,7 @@ from rl_lab.records.types import Completion, Prompt, RolloutGroup
 from rl_lab.stages.kinds import KINDS
 from rl_lab.terminal import ProgressBars
 from rl_lab.training.state import RunState
-from rl_lab.workers.engine import Rollouts, RolloutUnit
+from rl_lab.workers.engine import Generated, RolloutUnit
 from rl_lab.workers.learner import Learned, Weights
 from tests.rollouts import advantages_of
 
@@ -113,21 +113,21 @@ class FakeEngines:
         self.units: list[int] = []
         """Prompts of each call."""
 
-    def submit(self, call: Callable[[Any, Any], Any], units: Iterable[RolloutUnit]) -> list[Rollouts]:
+    def submit(self, call: Callable[[Any, Any], Any], units: Iterable[RolloutUnit]) -> list[Generated]:
         """See `WorkerPool.submit`; the answers are there at once."""
         actor = SimpleNamespace(generate=SimpleNamespace(remote=self.generate))
         return [call(actor, unit) for unit in units]
 
-    def results(self, batch: list[Rollouts], check_stop: Callable[[], None]) -> Iterator[Rollouts]:
+    def results(self, batch: list[Generated], check_stop: Callable[[], None]) -> Iterator[Generated]:
         """See `WorkerPool.results`."""
         check_stop()
         yield from batch
 
-    def generate(self, unit: RolloutUnit, snapshot: Snapshot) -> Rollouts:
-        """See `Rollout.generate`."""
+    def generate(self, unit: RolloutUnit, snapshot: Snapshot) -> Generated:
+        """See `Rollouter.generate`."""
         self.units.append(len(unit.prompts))
         rows = [self._answers(prompt, unit.sampling.num_generations, snapshot) for prompt in unit.prompts]
-        return Rollouts(rows, 0.01, 0.0, 0.0)
+        return Generated(rows, 0.01, 0.0, 0.0)
 
     def _answers(self, prompt: Prompt, count: int, snapshot: Snapshot) -> list[Completion]:
         item = self.items[tuple(prompt.tokens)]

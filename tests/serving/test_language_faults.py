@@ -64,7 +64,7 @@ def kill(title, path, after):
 
 def test_an_engine_killed_in_mid_rollout_changes_nothing_but_time(cluster, unbroken, folder, capfd):
     path = folder / "run"
-    with meanwhile(lambda: kill("ray::Rollout.generate", path, after=2)):
+    with meanwhile(lambda: kill("ray::Rollouter.generate", path, after=2)):
         assert here(cluster, folder, *RUN) == 0
     assert "it is replaced and its work issued again" in capfd.readouterr().err
     assert_same_run(path, unbroken / "run")
@@ -108,7 +108,7 @@ def test_with_rollouts_ahead_of_the_learner_nothing_is_lost_or_counted_twice(clu
     path = folder / "run"
 
     def trouble():
-        kill("ray::Rollout.generate", path, after=1)
+        kill("ray::Rollouter.generate", path, after=1)
         kill("ray::LearnerWorker", path, after=3)
         wait_until(lambda: steps_logged(path) >= 5)
         os.kill(os.getpid(), signal.SIGTERM)

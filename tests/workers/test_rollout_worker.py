@@ -12,7 +12,7 @@ from rl_lab.errors import UserError
 from rl_lab.model.checkpoint import Snapshot, digest
 from rl_lab.records.types import Prompt, Sampling
 from rl_lab.workers import engine as rollout_worker
-from rl_lab.workers.engine import EngineOptions, Rollout, RolloutUnit
+from rl_lab.workers.engine import EngineOptions, Rollouter, RolloutUnit
 from rl_lab.workers.pool import BrokenWorkerError
 
 UNIT = RolloutUnit((Prompt([1], seed=3),), Sampling(max_tokens=4))
@@ -52,7 +52,7 @@ def engine(monkeypatch):
 
 @pytest.fixture
 def worker():
-    return Rollout(EngineOptions(max_model_len=77))
+    return Rollouter(EngineOptions(max_model_len=77))
 
 
 def snapshot(version: int, checksum: str = "") -> Snapshot:
