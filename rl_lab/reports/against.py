@@ -19,19 +19,15 @@ from rl_lab.reports.estimates import (
     cell,
     examined,
     gain,
-    gain_row,
     mean_estimate,
     of_scheme,
-    reward_row,
     score,
     shared_replicates,
 )
 from rl_lab.reports.examinations import reward_table
-from rl_lab.reports.held_out_page import difference_text
-from rl_lab.reports.markup import Cell, parts
-from rl_lab.reports.results import gain_text
+from rl_lab.reports.markup import Cell, estimate_text, parts
 from rl_lab.reports.rundir import BASE, Evaluation, RunFolder, label
-from rl_lab.reports.verdict import Row, p_text, points, reward, signed
+from rl_lab.reports.verdict import Row, p_text, reward
 from rl_lab.stats import REWARD_METHOD
 from rl_lab.terminal import columns
 
@@ -159,7 +155,7 @@ def episode_pairs(run: RunFolder, other: RunFolder) -> Iterator[Pair]:
             sides = [[e for e in side.episodes if e.key in keys] for side in (first, second)]
             here, there = (label(side.method, side.round) for side in (first, second))
             means, whole = [score(side)[0] for side in sides], max(len(first.episodes), len(second.episodes))
-            yield Pair(here, there, gain(*sides)[0], means, whole)
+            yield Pair(here, there, gain(*sides, over=there)[0], means, whole)
 
 
 def _matched_schemes(run: RunFolder, other: RunFolder) -> list[tuple[str, str]]:
@@ -177,23 +173,23 @@ def question_pairs(run: RunFolder, other: RunFolder) -> Iterator[Pair]:
         names = [{item.item for examination in side for item in examination.items} for side in sides]
         items = sorted(names[0] & names[1])
         tables = [reward_table(side, items, lambda item: item.reward) for side in sides]
-        found = [mean_estimate(rewards) for rewards in (tables[0] - tables[1], *tables)] if items else [None]
-        difference, *means = found
+        difference = mean_estimate(tables[0] - tables[1], over=there) if items else None
         if difference is not None:
-            yield Pair(label(here), label(there), difference, [mean for mean in means if mean is not None])
+            means = [mean for mean in map(mean_estimate, tables) if mean is not None]
+            yield Pair(label(here), label(there), difference, means)
 
 
 def _episode_cells(pair: Pair) -> list[str]:
     gain = pair.difference
     n = str(gain.n) if gain.n == pair.of else f"{gain.n} of {pair.of}"
     solved = [str(mean.successes) for mean in pair.means]
-    return [pair.here, pair.there, n, *solved, cell(gain, points), p_text(gain.p).removeprefix("= ")]
+    return [pair.here, pair.there, n, *solved, cell(gain), p_text(gain.p).removeprefix("= ")]
 
 
 def _question_cells(pair: Pair) -> list[str]:
     gain = pair.difference
     rewards = [reward(mean.value) for mean in pair.means]
-    return [pair.here, pair.there, str(gain.n), str(gain.replicates), *rewards, cell(gain, signed)]
+    return [pair.here, pair.there, str(gain.n), str(gain.replicates), *rewards, cell(gain)]
 
 
 def pair_runs(run: RunFolder, other: RunFolder) -> Pairing:
@@ -204,8 +200,7 @@ def pair_runs(run: RunFolder, other: RunFolder) -> Pairing:
             f"{run.path} and {other.path} share no evaluated (task, variant, seed); evaluate both on the same seeds"
         )
     rows = [_episode_cells(pair) for pair in pairs]
-    gains = [gain_text(gain_row([pair.difference])) for pair in pairs]
-    marked = [[*cells[:-2], gain, cells[-1]] for gain, cells in zip(gains, rows, strict=True)]
+    marked = [[*cells[:-2], estimate_text(pair.difference), cells[-1]] for pair, cells in zip(pairs, rows, strict=True)]
     reading = (
         "Difference: here minus there on the episodes that both evaluated, with its paired 95 % interval. "
         "It speaks about these two trained policies; another training seed gives another policy."
@@ -221,8 +216,7 @@ def pair_questions(run: RunFolder, other: RunFolder) -> Pairing:
             f"{run.path} and {other.path} share no examined question; examine both on the same held-out items"
         )
     rows = [_question_cells(pair) for pair in pairs]
-    gains = [difference_text(reward_row(pair.difference)) for pair in pairs]
-    marked = [[*cells[:-1], gain] for gain, cells in zip(gains, rows, strict=True)]
+    marked = [[*cells[:-1], estimate_text(pair.difference)] for pair, cells in zip(pairs, rows, strict=True)]
     reading = f"Difference: here minus there on the same questions and replicates. Intervals: {REWARD_METHOD}."
     return Pairing(QUESTION_HEAD, rows, marked, reading)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
+from rl_lab.reports.estimates import REWARD, Estimate
 from rl_lab.reports.examinations import Training
 from rl_lab.reports.pairs import spread
 from rl_lab.reports.rundir import RunFolder
@@ -143,7 +144,8 @@ def at_equal_budget(run: RunFolder, axis: str) -> list[Row]:
     for scheme, rewards in there.items():
         difference = plain_mean(rewards) - plain_mean(base)
         resamples = resampled_means(rewards) - resampled_means(base)
-        counts = {"n": rewards.shape[0], "replicates": rewards.shape[1]}
-        row = {"scheme": scheme, "place": float(place), "reward": counts | asdict(mean_interval(rewards))}
-        rows.append(row | {"over": counts | asdict(percentile_interval(difference, resamples))})
+        counts = {"n": rewards.shape[0], "replicates": rewards.shape[1], "how": REWARD, "model": scheme}
+        mean = Estimate(**vars(mean_interval(rewards)), **counts)
+        over = Estimate(**vars(percentile_interval(difference, resamples)), **counts, over=REFERENCE)
+        rows.append({"scheme": scheme, "place": float(place), "reward": mean, "over": over})
     return rows

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 
 from rl_lab.reports.budgets import Curve, make_curve
+from rl_lab.reports.estimates import REWARD, Estimate, cell
 from rl_lab.reports.examinations import Examination, Training, read_training, reward_table
 from rl_lab.reports.pipeline import Chain
 from rl_lab.reports.rundir import RunFolder
@@ -71,13 +71,13 @@ def reward_curves(run: RunFolder) -> list[Curve]:
     return [curve for curve in made if curve is not None]
 
 
-def quotient(above: Array, below: Array) -> Row:
-    """Of two paired differences [n, 1], with an interval; None for what a division by 0 leaves without a number."""
+def quotient(above: Array, below: Array) -> Estimate:
+    """Of two paired differences [n, 1], with an interval; not finite where a division by 0 leaves no number."""
     ends = (resampled_means(above), resampled_means(below))
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(np.divide(plain_mean(above), plain_mean(below)))
         interval = percentile_interval(value, ends[0] / ends[1])
-    return {"n": len(above), **{name: _finite(number) for name, number in asdict(interval).items()}}
+    return Estimate(**vars(interval), n=len(above), how="share of the gap")
 
 
 def _finite(value: float) -> float | None:
@@ -119,8 +119,8 @@ def distillation_summary(run: RunFolder) -> Row | None:
     rewards = {name: reward_table([e], items, lambda item: item.reward) for name, e in found.items()}
     gap = rewards[TEACHER] - rewards[STUDENT]
     row: Row = {
-        "rewards": {name: {"n": len(items), **asdict(mean_interval(values))} for name, values in rewards.items()},
-        "gap": {"n": len(items), **asdict(mean_interval(gap))},
+        "rewards": {name: _mean(values) for name, values in rewards.items()},
+        "gap": _mean(gap),
         "recovered": {
             name: quotient(rewards[name] - rewards[STUDENT], gap) for name in (DISTILL, IMITATE) if name in rewards
         },
@@ -128,35 +128,39 @@ def distillation_summary(run: RunFolder) -> Row | None:
         "method": METHOD,
     }
     if {DISTILL, IMITATE} <= rewards.keys():
-        difference = rewards[DISTILL] - rewards[IMITATE]
-        row["distill_over_imitate"] = {"n": len(items), **asdict(mean_interval(difference))}
+        row["distill_over_imitate"] = _mean(rewards[DISTILL] - rewards[IMITATE])
     start, height = plain_mean(rewards[STUDENT]), plain_mean(gap)
     row["tokens"] = token_rows(reward_curves(run), start, height)
     return row | {"verdict": distillation_verdict(row)}
 
 
+def _mean(rewards: Array) -> Estimate:
+    """Of rewards, or differences, [n, 1]."""
+    return Estimate(**vars(mean_interval(rewards)), n=len(rewards), how=REWARD)
+
+
 def has_gap(row: Row) -> bool:
     """Whether the teacher is ahead by enough, and surely."""
-    return row["gap"]["value"] >= LEAST_GAP and row["gap"]["low"] > 0
+    return row["gap"].value >= LEAST_GAP and row["gap"].low > 0
 
 
 def distillation_verdict(row: Row) -> list[str]:
     """Sentences: the gap, what was recovered, and at how many tokens."""
     gap = row["gap"]
-    size = f"{100 * gap['value']:.1f} points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}], n = {gap['n']}"
+    size = f"{cell(gap, lambda value: f'{100 * value:.1f}').replace(' ', ' points ', 1)}, n = {gap.n}"
     if not has_gap(row):
         return [
             f"There is no gap to recover: the teacher is ahead of the student by {size}; at least 15 are asked for."
         ]
     lines = [f"The teacher is ahead of the student by {size}."]
     for name, found in row["recovered"].items():
-        lines.append(f"{name} recovers {_percent(found)} of the gap.")
+        lines.append(f"{name} recovers {cell(found, share_text).replace(' ', ' % ', 1)} of the gap.")
     return lines + _token_lines(row)
 
 
-def _percent(row: Row) -> str:
-    ends = ["unbounded" if row[end] is None else f"{100 * row[end]:.0f}" for end in ("low", "high")]
-    return f"{100 * (row['value'] or 0):.0f} % [{ends[0]}, {ends[1]}]"
+def share_text(value: float) -> str:
+    """A share of the gap in percent, or one end of its interval."""
+    return f"{100 * value:.0f}" if math.isfinite(value) else "unbounded"
 
 
 def _token_lines(row: Row) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rl_lab.reports.distillation import (
     DISTILL,
     IMITATE,
@@ -9,13 +11,14 @@ from rl_lab.reports.distillation import (
     TEACHER,
     has_gap,
     reward_curves,
+    share_text,
 )
-from rl_lab.reports.held_out_page import mean_text, minus
-from rl_lab.reports.markup import Markup, macros, parts
+from rl_lab.reports.estimates import Estimate, cell
+from rl_lab.reports.markup import Markup, estimate_text, macros, minus, parts
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.schemes_page import curve_series
-from rl_lab.reports.verdict import Row, reward
+from rl_lab.reports.verdict import Row
 
 NAMES = {
     STUDENT: "student, before",
@@ -26,12 +29,11 @@ NAMES = {
 COLOURS = {DISTILL: "c0", IMITATE: "c1"}
 
 
-def _share(row: Row | None) -> Markup | str:
+def _share(one: Estimate | None) -> Markup | str:
     """A share of the gap with its interval; an end without a number is unbounded."""
-    if row is None or row["value"] is None:
+    if one is None or not math.isfinite(one.value):
         return ""
-    ends = [f"{100 * row[end]:.0f}" if row[end] is not None else "unbounded" for end in ("low", "high")]
-    return parts.estimate(minus(f"{100 * row['value']:.0f} %"), minus(f" {ends[0]} to {ends[1]}"))
+    return parts.estimate(minus(f"{share_text(one.value)} %"), minus(f" {one.ends(share_text)}"))
 
 
 def _tokens(entry: Row | None, share: float) -> str:
@@ -45,7 +47,7 @@ def models_table(row: Row) -> Markup:
     """Reward of each model, share of the gap, tokens spent, and tokens to shares of the gap."""
     entries = {entry["model"]: entry for entry in row["tokens"]}
     shares = [point["share"] for entry in row["tokens"][:1] for point in entry["reached"]] if has_gap(row) else []
-    head = ["Model", f"Reward, n = {row['gap']['n']}", "Of the gap", "Tokens learned from"]
+    head = ["Model", f"Reward, n = {row['gap'].n}", "Of the gap", "Tokens learned from"]
     head += [f"Tokens to {100 * share:.0f} %" for share in shares]
     rows = []
     for name, label in NAMES.items():
@@ -54,7 +56,7 @@ def models_table(row: Row) -> Markup:
         entry = entries.get(name)
         spent = "" if entry is None else f"{entry['spent']:,.0f}"
         recovered = row["recovered"].get(name) if has_gap(row) else None
-        cells = [label, mean_text(row["rewards"][name]), _share(recovered), spent]
+        cells = [label, estimate_text(row["rewards"][name]), _share(recovered), spent]
         rows.append([*cells, *(_tokens(entry, share) for share in shares)])
     return parts.table(head, rows, "Teacher, student, and both ways to learn", "numbers stacked")
 
@@ -67,7 +69,7 @@ def curves_chart(run: RunFolder, row: Row) -> Markup:
     series = [curve_series(curve, COLOURS[curve.scheme], NAMES[curve.scheme]) for curve in curves]
     ends = [0.0, max(curve.places[-1] for curve in curves)]
     for name, css in ((STUDENT, "cb"), (TEACHER, "cg")):
-        series.append(Series(NAMES[name], ends, [row["rewards"][name]["value"]] * 2, css))
+        series.append(Series(NAMES[name], ends, [row["rewards"][name].value] * 2, css))
     return chart("Held-out reward over tokens", series, Axis("tokens learned from"), Axis("reward"))
 
 
@@ -82,6 +84,5 @@ def distillation_section(run: RunFolder, row: Row | None) -> Markup:
     """All of it, or nothing for a run without teacher and student."""
     if row is None:
         return Markup("")
-    gap = f"The gap is {reward(row['gap']['value'])} [{reward(row['gap']['low'])}, {reward(row['gap']['high'])}]."
-    said = minus(f"{gap} {seconds_line(row)} {row['method']}.")
+    said = minus(f"The gap is {cell(row['gap'])}. {seconds_line(row)} {row['method']}.")
     return macros("language").distillation(map(minus, row["verdict"]), models_table(row), curves_chart(run, row), said)

@@ -19,7 +19,7 @@ import numpy as np
 from rl_lab.errors import UserError
 from rl_lab.reports.examinations import Examination, ItemResult, reward_table
 from rl_lab.reports.rundir import BASE, EpisodeResult, Evaluation, RunFolder
-from rl_lab.reports.verdict import OVERALL, Row, find
+from rl_lab.reports.verdict import OVERALL, Row, find, find_all, points, rate, reward, signed
 from rl_lab.stats import Array, Interval, bootstrap_mean, mcnemar_p, mean_interval, paired_difference, wilson
 
 SUCCESS, STEPS, CAPPED_STEPS = "success", "steps", "capped steps"
@@ -55,8 +55,8 @@ class Estimate(Interval):
     """All of them, or a task, a variant, a category."""
     round: int = 0
     """Of training, where methods are evaluated after each."""
-    replicates: int = 1
-    """Training seeds that it covers."""
+    replicates: int | None = None
+    """Training seeds that it covers, where models are trained with several."""
     won: int = 0
     lost: int = 0
     """Of a difference of success: episodes that changed."""
@@ -78,21 +78,29 @@ class Estimate(Interval):
         """What it is about, whatever is measured."""
         return self.scope, self.model, self.round, self.over
 
+    @property
+    def write(self) -> Write:
+        """How its numbers are written."""
+        level, difference = (rate, points) if self.how == SUCCESS else (reward, signed)
+        return level if self.over is None else difference
+
     def fields(self, *names: str) -> Row:
         """Some of its values by name, as JSON files have them."""
         return {name: getattr(self, name) for name in names}
 
-    def ends(self, write: Write) -> str:
+    def ends(self, write: Write | None = None) -> str:
         """Its interval in words."""
+        write = write or self.write
         return f"{write(self.low)} to {write(self.high)}"
 
 
-def cell(estimate: Estimate | None, write: Write) -> str:
+def cell(estimate: Estimate | None, write: Write | None = None) -> str:
     """An estimate with its interval in a cell of a table; empty where there is none."""
     if estimate is None:
         return ""
     if estimate.refused is not None:
         return "not paired"
+    write = write or estimate.write
     return f"{write(estimate.value)} [{write(estimate.low)}, {write(estimate.high)}]"
 
 
@@ -311,9 +319,17 @@ def _by_subject(table: Sequence[Estimate], measures: Sequence[str]) -> Any:
     return groupby((one for one in table if one.how in measures), attrgetter("subject"))
 
 
-def reward_row(estimate: Estimate | None) -> Row | None:
-    """A mean reward, or a difference, as `summary.json` has it."""
-    return None if estimate is None else estimate.fields("n", "replicates", "value", "low", "high")
+def plain(part: Any) -> Any:
+    """A part of a summary as its JSON file has it: estimates by their numbers, None for one that is not finite."""
+    if isinstance(part, dict):
+        return {name: plain(value) for name, value in part.items()}
+    if isinstance(part, list):
+        return [plain(value) for value in part]
+    if not isinstance(part, Estimate):
+        return part
+    counts = {"n": part.n} if part.replicates is None else part.fields("n", "replicates")
+    ends = part.fields("value", "low", "high")
+    return counts | {name: value if math.isfinite(value) else None for name, value in ends.items()}
 
 
 def held_out_rows(run: RunFolder, table: Sequence[Estimate]) -> list[Row]:
@@ -324,16 +340,17 @@ def held_out_rows(run: RunFolder, table: Sequence[Estimate]) -> list[Row]:
             results = [item for one in of_scheme(run, scheme) for item in one.items if item.item in set(items)]
             counts = {"failed_calls": sum(item.failed for item in results)}
             counts |= {"unscored": sum(math.isnan(item.reward) for item in results)}
-            own = [one for one in table if one.subject == (scope, scheme, 0, None)]
-            means = {how: reward_row(find(own, how=how)) for how in measures(run)}
+            own = find_all(table, model=scheme, scope=scope, over=None)
+            means = {how: plain(find(own, how=how)) for how in measures(run)}
             rows.append({"scheme": scheme, "scope": scope, **counts, **means})
     return rows
 
 
-def difference_rows(table: Sequence[Estimate]) -> list[Row]:
-    """Every paired difference of reward, as `summary.json` has it."""
-    return [
-        {"scheme": one.model, "scope": one.scope, "over": one.over, **(reward_row(one) or {})}
-        for one in table
-        if one.how == REWARD and one.over is not None
-    ]
+def difference_row(gain: Estimate | None) -> Row | None:
+    """A paired difference of reward, as `summary.json` has it."""
+    return None if gain is None else {"scheme": gain.model} | gain.fields("scope", "over") | plain(gain)
+
+
+def difference_rows(table: Sequence[Estimate]) -> list[Row | None]:
+    """All of them."""
+    return [difference_row(one) for one in table if one.how == REWARD and one.over is not None]

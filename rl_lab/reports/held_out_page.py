@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES
-from rl_lab.reports.markup import Markup, Tile, macros, parts
-from rl_lab.reports.overview import standing
+from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD, Estimate
+from rl_lab.reports.markup import Markup, Tile, estimate_text, macros, minus, parts
 from rl_lab.reports.plots import interval_bar
 from rl_lab.reports.rundir import BASE, label
-from rl_lab.reports.verdict import OVERALL, Row, find, reward, signed
+from rl_lab.reports.verdict import OVERALL, Row, find, find_all, reward, signed
 
 LANGUAGE = macros("language")
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
-
-
-def minus(text: str) -> str:
-    """With a real minus sign."""
-    return text.replace("-", "\u2212")
 
 
 def scheme_colours(schemes: Sequence[str]) -> dict[str, str]:
@@ -32,71 +26,56 @@ def over_name(over: str) -> str:
     return {BASE: "base", BLANK: "grey pictures", CONSTANT: "constant answer"}.get(over, label(over))
 
 
-def mean_text(row: Row | None) -> Markup | str:
-    """A mean reward with its interval."""
-    if row is None:
-        return ""
-    ends = f" {reward(row['low'])} to {reward(row['high'])}"
-    return parts.estimate(minus(reward(row["value"])), minus(ends))
-
-
-def difference_text(row: Row | None) -> Markup | str:
-    """A paired difference with its interval; coloured where the interval excludes 0."""
-    if row is None:
-        return ""
-    ends = minus(f" {signed(row['low'])} to {signed(row['high'])}")
-    title = f"{row['n']} items, {row['replicates']} replicates"
-    return parts.estimate(minus(signed(row["value"])), ends, standing(row), title)
-
-
 def held_out_tiles(summary: Row) -> list[Tile]:
     """Base, the scheme under test, and what it gained over base, grey pictures and constant answers."""
     scheme = next(iter(summary["schemes"]), BASE)
+    rewards = find_all(summary["estimates"], how=REWARD, scope=OVERALL)
     shown = []
     for name in dict.fromkeys((BASE, scheme)):
-        row = find(summary["held_out"], scope=OVERALL, scheme=name)
-        if row is not None and row["reward"] is not None:
-            mean = row["reward"]
-            span = f"mean reward, 95 % interval {reward(mean['low'])} to {reward(mean['high'])}"
-            shown.append(Tile(label(name).capitalize(), reward(mean["value"]), minus(span)))
+        for mean in find_all(rewards, model=name, over=None):
+            span = f"mean reward, 95 % interval {mean.ends()}"
+            shown.append(Tile(label(name).capitalize(), reward(mean.value), minus(span)))
     for over in (BASE, BLANK, CONSTANT):
-        row = find(summary["held_out_differences"], scope=OVERALL, scheme=scheme, over=over)
-        if row is not None:
-            span = f"paired 95 % interval {signed(row['low'])} to {signed(row['high'])}"
-            title = f"Over {NAMES[over]}"
-            shown.append(Tile(title, minus(signed(row["value"])), minus(span), standing(row)))
+        for gain in find_all(rewards, model=scheme, over=over):
+            span = f"paired 95 % interval {gain.ends()}"
+            shown.append(Tile(f"Over {NAMES[over]}", minus(signed(gain.value)), minus(span), gain.standing))
     return shown
+
+
+def bounds_of(means: Sequence[Estimate]) -> tuple[float, float]:
+    """What pictures of these intervals span."""
+    low, high = min((mean.low for mean in means), default=0.0), max((mean.high for mean in means), default=1.0)
+    return low, max(high, low + 0.01)
 
 
 def score_table(summary: Row) -> Markup:
     """One row a model: rewards, passes, and how well one does without looking."""
     k = summary["samples"]
-    head = ["Model", "Replicates", "Items", "Reward", "", *(["pass@1", f"pass@{k}"] if k > 1 else ["pass@1"])]
-    scored = [row for row in summary["held_out"] if row["scope"] == OVERALL and row["reward"] is not None]
-    if not scored:
+    passes = list(dict.fromkeys(("pass@1", f"pass@{k}")))
+    table = find_all(summary["estimates"], scope=OVERALL, over=None)
+    means = find_all(table, how=REWARD)
+    if not means:
         return parts.note("No answer could be scored.")
-    low, high = min(row["reward"]["low"] for row in scored), max(row["reward"]["high"] for row in scored)
-    bounds = low, max(high, low + 0.01)
     rows = []
-    for row in scored:
-        mean = row["reward"]
-        bar = interval_bar(mean["value"], mean["low"], mean["high"], bounds)
-        passes = [mean_text(row[name]) for name in dict.fromkeys(("pass@1", f"pass@{k}"))]
-        blind = [mean_text(row[BLANK]), mean_text(row[CONSTANT])]
-        rows.append([label(row["scheme"]), mean["replicates"], mean["n"], mean_text(mean), bar, *passes, *blind])
-    return parts.table([*head, "Grey pictures", "Constant answer"], rows, css="numbers stacked")
+    for mean in means:
+        own = find_all(table, model=mean.model)
+        cells = [mean.replicates, mean.n, estimate_text(mean), interval_bar(mean, bounds_of(means))]
+        cells += [estimate_text(find(own, how=how)) for how in (*passes, BLANK, CONSTANT)]
+        rows.append([label(mean.model), *cells])
+    head = ["Model", "Replicates", "Items", "Reward", "", *passes, "Grey pictures", "Constant answer"]
+    return parts.table(head, rows, css="numbers stacked")
 
 
 def difference_table(summary: Row) -> Markup:
     """One row a model, one column for everything that it is held against."""
-    rows = [row for row in summary["held_out_differences"] if row["scope"] == OVERALL]
-    if not rows:
+    gains = [one for one in find_all(summary["estimates"], how=REWARD, scope=OVERALL) if one.over is not None]
+    if not gains:
         return Markup("")
     others = [] if "pipeline" in summary else summary["schemes"]  # a chain is compared in its own section
-    overs = [over for over in (BASE, BLANK, CONSTANT, *others) if any(r["over"] == over for r in rows)]
+    overs = [over for over in (BASE, BLANK, CONSTANT, *others) if find(gains, over=over)]
     body = [
-        [label(scheme), *(difference_text(find(rows, scheme=scheme, over=over)) for over in overs)]
-        for scheme in dict.fromkeys(row["scheme"] for row in rows)
+        [label(model), *(estimate_text(find(gains, model=model, over=over)) for over in overs)]
+        for model in dict.fromkeys(one.model for one in gains)
     ]
     head = ["Model", *(f"Over {over_name(over)}" for over in overs)]
     return parts.table(head, body, "Paired differences of reward", "numbers stacked")
@@ -104,30 +83,21 @@ def difference_table(summary: Row) -> Markup:
 
 def category_tables(summary: Row) -> Markup:
     """Reward in each category, and what each scheme gained over the base there."""
-    scored = [row for row in summary["held_out"] if row["scope"] != OVERALL and row["reward"]]
-    scopes = list(dict.fromkeys(row["scope"] for row in scored))
+    rewards = [one for one in find_all(summary["estimates"], how=REWARD) if one.scope != OVERALL]
+    scopes = list(dict.fromkeys(one.scope for one in find_all(rewards, over=None)))
     schemes = list(dict.fromkeys(row["scheme"] for row in summary["held_out"]))
     if len(scopes) < 2:
         return Markup("")
 
     def count(scope: str) -> str:
-        return f"{scope} ({max(row['reward']['n'] for row in scored if row['scope'] == scope)})"
+        return f"{scope} ({max(one.n for one in find_all(rewards, scope=scope, over=None))})"
 
-    rewards = [[find(summary["held_out"], scope=scope, scheme=scheme) for scope in scopes] for scheme in schemes]
-    body = [
-        [label(scheme), *(mean_text(row["reward"]) if row else "" for row in rows)]
-        for scheme, rows in zip(schemes, rewards, strict=True)
-    ]
-    gains = [
-        [label(scheme), *(difference_text(_gain(summary, scope, scheme)) for scope in scopes)]
-        for scheme in schemes
-        if scheme != BASE
-    ]
-    return LANGUAGE.categories(["Model", *map(count, scopes)], body, ["Model", *scopes], gains)
+    def row(scheme: str, over: str | None) -> list[Markup | str]:
+        own = find_all(rewards, model=scheme, over=over)
+        return [label(scheme), *(estimate_text(find(own, scope=scope)) for scope in scopes)]
 
-
-def _gain(summary: Row, scope: str, scheme: str) -> Row | None:
-    return find(summary["held_out_differences"], scope=scope, scheme=scheme, over=BASE)
+    means, gains = [row(scheme, None) for scheme in schemes], [row(name, BASE) for name in schemes if name != BASE]
+    return LANGUAGE.categories(["Model", *map(count, scopes)], means, ["Model", *scopes], gains)
 
 
 def _left_out(summary: Row) -> str:

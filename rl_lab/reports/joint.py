@@ -32,13 +32,13 @@ def exam_rows(arm: Arm) -> list[Row]:
     ]
 
 
-def score(skill: str, values: Sequence[float | None]) -> Row | None:
+def score(skill: str, values: Sequence[float | None]) -> Estimate | None:
     """Mean with its 95 % interval: Wilson's for episodes, bootstrap over items for rewards; None without any."""
     known = [value for value in values if value is not None]
     if not known:
         return None
     found = wilson(int(sum(known)), len(known)) if skill == "actions" else mean_interval(np.array(known)[:, None])
-    return {"n": len(known), "value": found.value, "low": found.low, "high": found.high}
+    return Estimate(**vars(found), n=len(known), how=MEASURED[skill][0])
 
 
 def times(arm: Arm) -> Row:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl_lab.reports.held_out_page import difference_text, mean_text, minus
-from rl_lab.reports.joint import ALONE, GROUPS, WORKERS, exam_rows
+from rl_lab.reports.estimates import REWARD, SUCCESS, Estimate
+from rl_lab.reports.joint import ALONE, GROUPS, MEASURED, WORKERS, exam_rows
 from rl_lab.reports.joint_data import Arm
-from rl_lab.reports.markup import Markup, macros, parts
+from rl_lab.reports.markup import Markup, estimate_text, macros, minus, parts
 from rl_lab.reports.overview import duration, percent
 from rl_lab.reports.plots import Axis, Series, chart, number
-from rl_lab.reports.results import gain_text
 from rl_lab.reports.rundir import BASE, label
-from rl_lab.reports.verdict import OVERALL, Row, find
+from rl_lab.reports.verdict import OVERALL, Row, find, find_all
 
 COLOURS = ("c0", "c1", "c2", "c3")
 SKILL_TITLES = {"language": "Reward on development questions", "actions": "Success on development episodes (%)"}
@@ -43,41 +42,23 @@ def interference_table(summary: Row, joint: Row) -> Markup:
     """One row a model: both held-out skills, and paired differences to the base, to the skill alone, to sequence."""
     head = ["Model", "Reward", "over base", "over GRPO alone", "over sequence"]
     head += ["Success", "over base", "over RPRO alone", "over sequence"]
+    names, table = (BASE, *joint["arms"]), find_all(summary["estimates"], scope=OVERALL)
     rows = []
-    for name in (BASE, *joint["arms"]):
-        reward = find(summary.get("held_out", []), scope=OVERALL, scheme=name)
-        success = find(summary.get("scores", []), scope=OVERALL, method=name)
-        cells = [mean_text(reward and reward["reward"])]
-        cells += [difference_text(_difference(joint, name, over, "language")) for over in _overs("language")]
-        cells.append(_rate(success))
-        cells += [gain_text(_difference(joint, name, over, "actions")) for over in _overs("actions")]
-        rows.append([label(name), *cells])
-    return parts.table(head, rows, f"Interference ({_counts(summary)})", "numbers stacked")
+    for name in names:
+        cells = [label(name)]
+        for skill, (how, _) in MEASURED.items():
+            own = find_all(table, how=how, model=name)
+            overs = (BASE, ALONE[skill], "sequence")
+            gains = [find(own, over=over) if over in names else None for over in overs]
+            cells += [estimate_text(one) for one in (find(own, over=None), *gains)]
+        rows.append(cells)
+    return parts.table(head, rows, f"Interference ({_counts(table)})", "numbers stacked")
 
 
-def _overs(skill: str) -> tuple[str, str, str]:
-    return BASE, ALONE[skill], "sequence"
-
-
-def _difference(joint: Row, name: str, over: str, skill: str) -> Row | None:
-    row = find(joint["interference"], arm=name, over=over)
-    return None if row is None else row[skill]
-
-
-def _rate(row: Row | None) -> Markup | str:
-    if row is None:
-        return ""
-    ends = f" {100 * row['low']:.0f} to {percent(row['high'])}"
-    return parts.estimate(percent(row["rate"]), ends)
-
-
-def _counts(summary: Row) -> str:
+def _counts(table: Sequence[Estimate]) -> str:
     """How many questions and episodes the table rests on."""
-    reward = find(summary.get("held_out", []), scope=OVERALL)
-    success = find(summary.get("scores", []), scope=OVERALL)
-    parts = [f"{reward['reward']['n']} questions" if reward and reward["reward"] else ""]
-    parts.append(f"{success['n']} episodes" if success else "")
-    return ", ".join(part for part in parts if part) or "nothing was measured yet"
+    units = {"questions": find(table, how=REWARD, over=None), "episodes": find(table, how=SUCCESS, over=None)}
+    return ", ".join(f"{one.n} {unit}" for unit, one in units.items() if one) or "nothing was measured yet"
 
 
 def skill_charts(arms: Sequence[Arm]) -> Markup:
@@ -88,8 +69,8 @@ def skill_charts(arms: Sequence[Arm]) -> Markup:
         series = []
         for arm, css in zip(arms, _css(arms).values(), strict=True):
             rows = [(row["turn"], row[skill]) for row in exam_rows(arm) if row[skill] is not None]
-            columns = {key: [scale * value[key] for _, value in rows] for key in ("value", "low", "high")}
-            texts = [f"{label(arm.name)}, turn {turn}: {value['value']:.3f} (n = {value['n']})" for turn, value in rows]
+            columns = {key: [scale * getattr(one, key) for _, one in rows] for key in ("value", "low", "high")}
+            texts = [f"{label(arm.name)}, turn {turn}: {one.value:.3f} (n = {one.n})" for turn, one in rows]
             series.append(
                 Series(
                     label(arm.name),

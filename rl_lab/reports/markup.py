@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-__all__ = ["Cell", "Markup", "Tile", "escape", "macros", "parts"]
+from rl_lab.reports.estimates import SUCCESS, Estimate, Write
+from rl_lab.reports.verdict import p_text, rate
+
+__all__ = ["Cell", "Markup", "Tile", "escape", "estimate_text", "macros", "minus", "parts"]
 
 
 class Cell(NamedTuple):
@@ -44,3 +47,25 @@ def macros(name: str) -> Any:
 
 parts = macros("parts")
 """What all pages share: tables, cells, figures."""
+
+
+def minus(text: str) -> str:
+    """With a real minus sign."""
+    return text.replace("-", "\u2212")
+
+
+def estimate_text(one: Estimate | None, write: Write | None = None) -> Markup | str:
+    """An estimate with its interval, empty where there is none; a difference is coloured where that excludes 0."""
+    if one is None:
+        return ""
+    if one.refused is not None:
+        return parts.titled("not paired", one.refused)
+    write = write or one.write
+    unit = " %" if write is rate else ""
+    texts = minus(f"{write(one.value)}{unit}"), minus(f" {one.ends(write)}{unit}")
+    if one.over is None:
+        return parts.estimate(*texts)
+    title = f"{one.n} items, {one.replicates} replicates"
+    if one.how == SUCCESS:
+        title = f"{one.won} episodes won, {one.lost} lost, p {p_text(one.p)}"
+    return parts.estimate(*texts, one.standing, title)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rl_lab.reading import read_object
-from rl_lab.reports.held_out_page import minus
-from rl_lab.reports.markup import Markup, macros
+from rl_lab.reports.markup import Markup, macros, minus
 from rl_lab.reports.overview import percent
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder

@@ -5,24 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rl_lab.reports.markup import Tile
+from rl_lab.reports.estimates import SUCCESS, Estimate
+from rl_lab.reports.markup import Tile, minus
 from rl_lab.reports.rundir import BASE, RunFolder, label
-from rl_lab.reports.verdict import OVERALL, Row, final_round, find, points
+from rl_lab.reports.verdict import OVERALL, Row, find, find_all, points
 
 
 def percent(value: float) -> str:
     """A rate as whole percent."""
     return f"{100 * value:.0f} %"
-
-
-def signed_points(value: float) -> str:
-    """A difference of rates in percentage points, with a real minus sign."""
-    return points(value).replace("-", "\u2212")
-
-
-def standing(row: Row) -> str:
-    """CSS class of a paired difference: its interval lies above 0, below 0, or leaves it open."""
-    return "above" if row["low"] > 0 else "below" if row["high"] < 0 else "open"
 
 
 def duration(seconds: float) -> str:
@@ -67,30 +58,28 @@ def substitutions(run: RunFolder) -> list[Any] | None:
     return rows if isinstance(rows, list) else None
 
 
-def _score_tile(title: str, row: Row | None) -> list[Tile]:
-    if row is None:
+def _score_tile(title: str, one: Estimate | None) -> list[Tile]:
+    if one is None:
         return []
-    span = f"{row['successes']} of {row['n']} episodes, 95 % interval {percent(row['low'])} to {percent(row['high'])}"
-    return [Tile(title, percent(row["rate"]), span)]
+    span = f"{one.successes} of {one.n} episodes, 95 % interval {one.ends(percent)}"
+    return [Tile(title, percent(one.value), span)]
 
 
-def _gain_tile(title: str, row: Row | None) -> list[Tile]:
-    if row is None or "refused" in row:
+def _gain_tile(title: str, gain: Estimate | None) -> list[Tile]:
+    if gain is None or gain.refused is not None:
         return []
-    low, high = (signed_points(row[end]) for end in ("low", "high"))
-    value = signed_points(row["difference"])
-    return [Tile(title, value, f"points, paired 95 % interval {low} to {high}", standing(row))]
+    span = minus(f"points, paired 95 % interval {gain.ends()}")
+    return [Tile(title, minus(points(gain.value)), span, gain.standing)]
 
 
-def tiles(summary: Row) -> list[Tile]:
+def tiles(run: RunFolder, summary: Row) -> list[Tile]:
     """The four numbers of a run: base, final, and the paired gains over base and control."""
-    method, last = summary["method"], final_round(summary, summary["method"])
-    final = {"scope": OVERALL, "method": method, "round": last}
-    shown = _score_tile("Base policy", find(summary["scores"], scope=OVERALL, method=BASE))
-    if method is not None:
-        shown += _score_tile(label(method, last), find(summary["scores"], **final))
-        shown += _gain_tile("Gain over the base policy", find(summary["gains"], **final, over=BASE))
-    if summary["control"]:
-        title = f"Gain over {label(summary['control'])}"
-        shown += _gain_tile(title, find(summary["gains"], **final, over=summary["control"]))
+    success, last = find_all(summary["estimates"], how=SUCCESS, scope=OVERALL), run.last_round(run.method)
+    final = find_all(success, model=run.method, round=last)
+    shown = _score_tile("Base policy", find(success, model=BASE))
+    if run.method is not None:
+        shown += _score_tile(label(run.method, last), find(final, over=None))
+        shown += _gain_tile("Gain over the base policy", find(final, over=BASE))
+    if run.control:
+        shown += _gain_tile(f"Gain over {label(run.control)}", find(final, over=run.control))
     return shown

@@ -71,7 +71,7 @@ def language_sections(run: RunFolder, summary: Row) -> Sections:
 
 def _tiles(run: RunFolder, summary: Row) -> list[list[Tile]]:
     """A line of numbers for each skill."""
-    shown = [tiles(summary)] if run.on_episodes else []
+    shown = [tiles(run, summary)] if run.on_episodes else []
     if run.on_language:
         shown.append(pipeline_tiles(summary["pipeline"]) if "pipeline" in summary else held_out_tiles(summary))
     return shown

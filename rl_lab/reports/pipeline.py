@@ -5,18 +5,19 @@ Everything is read from the run folder; `provenance` is what `provenance.json` h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rl_lab.reading import read_object
+from rl_lab.reports.estimates import REWARD, Estimate, difference_row
 from rl_lab.reports.rundir import BASE, RunFolder
-from rl_lab.reports.verdict import OVERALL, Row, find
+from rl_lab.reports.verdict import OVERALL, Row, find, find_all, reward
 
 MAKERS = ("cold_start", "teacher", "grpo", "rft", "distill", "imitate")
 """Kinds of stages that make a model."""
 CONTROLS = ("teacher", "imitate")
 """Models beside the chain."""
+STANDINGS = {"above": "better", "below": "worse", "open": "no difference shown"}
 PLACES = ("checkpoints", "grpo")
 
 
@@ -112,12 +113,13 @@ def _provenance(chain: Chain, node: Row) -> Row:
     }
 
 
-def pipeline_rows(run: RunFolder, summary: Row) -> list[Row]:
+def pipeline_rows(run: RunFolder, table: Sequence[Estimate]) -> list[Row]:
     """The same with held-out rewards, paired differences to the base and to the model before, and the gate's decision.
 
     The model before is the one that the gate holds it against, else the one whose answers or weights it was made from.
     """
     chain = Chain(run)
+    rewards = find_all(table, how=REWARD, scope=OVERALL)
     rows = []
     for row in provenance(run):
         gate = next((n for n in run.stages if n["kind"] == "gate" and n.get("method") == row["model"]), None)
@@ -125,14 +127,13 @@ def pipeline_rows(run: RunFolder, summary: Row) -> list[Row]:
         before = row["traces_of"] if row["made_by"] == "rft" else row["from_model"]
         if gate is not None and chain.inputs(gate["name"]):
             before = chain.model_of(chain.inputs(gate["name"]).get("policy_before"))
-        scored = find(summary["held_out"], scope=OVERALL, scheme=row["model"])
-        over = _over(summary, row["model"])
+        own = find_all(rewards, model=row["model"])
         measured = {
             "beside": row["model"] in CONTROLS,
-            "held_out": scored["reward"] if scored else None,
+            "held_out": find(own, over=None),
             "before": before,
-            "over_base": over(BASE),
-            "over_before": over(before) if before else None,
+            "over_base": find(own, over=BASE),
+            "over_before": find(own, over=before) if before else None,
             "gate": decision or None,
             "gate_status": gate and gate.get("status"),
             "goes_on": chain.model_of(gate["name"]) if decision and gate else None,
@@ -141,8 +142,10 @@ def pipeline_rows(run: RunFolder, summary: Row) -> list[Row]:
     return rows
 
 
-def _over(summary: Row, model: str) -> Callable[[str], Any]:
-    return lambda other: find(summary["held_out_differences"], scope=OVERALL, scheme=model, over=other)
+def written_rows(rows: list[Row]) -> list[Row]:
+    """The same as `summary.json` has it."""
+    gains = ("over_base", "over_before")
+    return [row | {key: difference_row(row[key]) for key in gains} for row in rows]
 
 
 def last_model(rows: list[Row]) -> Row | None:
@@ -171,10 +174,12 @@ def pipeline_verdict(rows: list[Row], stopped: str | None) -> list[str]:
     sentences = [f"{stopped} stopped the run: the stages behind it were skipped."] if stopped else []
     if last is None or last["held_out"] is None:
         return [*sentences, "The last model of the chain was not examined."]
-    text = f"The chain ends with {last['model']}: held-out reward {_reward(last['held_out'])}"
-    gain = last["over_base"]
+    mean, gain = last["held_out"], last["over_base"]
+    span = f"95 % interval {mean.ends()}, {mean.n} questions"
+    text = f"The chain ends with {last['model']}: held-out reward {reward(mean.value)} ({span})"
     if gain is not None:
-        text += f", {_signed(gain['value'])} over the base (paired 95 % interval {_ends(gain)}; {_shown(gain)})"
+        ends = gain.ends("{:+.3f}".format)
+        text += f", {gain.value:+.3f} over the base (paired 95 % interval {ends}; {STANDINGS[gain.standing]})"
     sentences.append(text + ".")
     gates = [row for row in rows if row["gate"]]
     passed = [row["model"] for row in gates if row["gate"]["passed"]]
@@ -182,21 +187,3 @@ def pipeline_verdict(rows: list[Row], stopped: str | None) -> list[str]:
         listed = f": {', '.join(passed)}" if passed else ""
         sentences.append(f"{len(passed)} of {len(gates)} models passed their gate, on development questions{listed}.")
     return [" ".join(sentences)]
-
-
-def _reward(row: Row) -> str:
-    return f"{row['value']:.3f} (95 % interval {row['low']:.3f} to {row['high']:.3f}, {row['n']} questions)"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"
-
-
-def _ends(row: Row) -> str:
-    return f"{_signed(row['low'])} to {_signed(row['high'])}"
-
-
-def _shown(row: Row) -> str:
-    if row["low"] > 0:
-        return "better"
-    return "worse" if row["high"] < 0 else "no difference shown"

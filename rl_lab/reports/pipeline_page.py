@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rl_lab.reports.held_out_page import difference_text, mean_text, minus
-from rl_lab.reports.markup import Cell, Markup, Tile, macros, parts
-from rl_lab.reports.overview import duration, standing
+from rl_lab.reports.held_out_page import bounds_of
+from rl_lab.reports.markup import Cell, Markup, Tile, estimate_text, macros, minus, parts
+from rl_lab.reports.overview import duration
 from rl_lab.reports.pipeline import last_model
 from rl_lab.reports.plots import interval_bar
 from rl_lab.reports.rundir import BASE
-from rl_lab.reports.verdict import Row
+from rl_lab.reports.verdict import Row, reward
 
 MADE = {
     "cold_start": "cold start",
@@ -50,31 +50,29 @@ def chain_boxes(rows: list[Row]) -> list[Row]:
     last, boxes = last_model(rows), []
     for row in rows:
         word, css = _outcome(row)
-        reward = "not examined" if row["held_out"] is None else f"{row['held_out']['value']:.3f}"
+        mean = "not examined" if row["held_out"] is None else reward(row["held_out"].value)
         classes = ("model", "beside" if row["beside"] else "", css, "final" if last and row is last else "")
         said = word if row["gate_status"] or css == "skipped" else MADE[row["made_by"]]
-        boxes.append({"css": " ".join(filter(None, classes)), "model": row["model"], "reward": reward, "said": said})
+        boxes.append({"css": " ".join(filter(None, classes)), "model": row["model"], "reward": mean, "said": said})
     return boxes
 
 
 def chain_table(rows: list[Row]) -> Markup:
     """One row a model."""
-    scored = [row["held_out"] for row in rows if row["held_out"]]
-    bounds = (min((r["low"] for r in scored), default=0.0), max((r["high"] for r in scored), default=1.0))
-    bounds = bounds[0], max(bounds[1], bounds[0] + 0.01)
+    bounds = bounds_of([row["held_out"] for row in rows if row["held_out"]])
     body = []
     for row in rows:
         mean = row["held_out"]
-        bar = interval_bar(mean["value"], mean["low"], mean["high"], bounds) if mean else ""
+        bar = interval_bar(mean, bounds) if mean else ""
         name = parts.above(row["model"], _origin(row))
         tokens = row["tokens_sampled"] or row["tokens_imitated"]
         if row["status"] == "skipped":
             body.append([name, Cell("skipped", "left"), "", "", "", "", "", ""])
             continue
         seconds = f"{duration(row['seconds'])}{' (reused)' if row['reused'] else ''}"
-        compared = [difference_text(row["over_before"]), difference_text(row["over_base"])]
+        compared = [estimate_text(row["over_before"]), estimate_text(row["over_base"])]
         before = parts.above(compared[0], row["before"] or "") if row["over_before"] else ""
-        cells = [mean_text(mean), bar, before, compared[1]]
+        cells = [estimate_text(mean), bar, before, compared[1]]
         body.append([name, *cells, f"{tokens:,}" if tokens else "", row["steps"], seconds])
     head = ["Model", "Held-out reward", "", "Over the one before", "Over the base", "Tokens", "Steps in all", "Time"]
     return parts.table(head, body, css="numbers stacked")
@@ -123,11 +121,11 @@ def pipeline_tiles(rows: list[Row]) -> list[Tile]:
     for title, row in (("Base", base), (f"End of the chain: {last['model']}" if last else "", last)):
         if row is not None and row["held_out"] is not None:
             mean = row["held_out"]
-            shown.append(Tile(title, f"{mean['value']:.3f}", f"95 % interval {mean['low']:.3f} to {mean['high']:.3f}"))
+            shown.append(Tile(title, reward(mean.value), f"95 % interval {mean.ends()}"))
     if last is not None and last["over_base"] is not None:
         gain = last["over_base"]
-        span = minus(f"paired 95 % interval {gain['low']:+.3f} to {gain['high']:+.3f}")
-        shown.append(Tile("Over the base", minus(f"{gain['value']:+.3f}"), span, standing(gain)))
+        span = minus(f"paired 95 % interval {gain.ends('{:+.3f}'.format)}")
+        shown.append(Tile("Over the base", minus(f"{gain.value:+.3f}"), span, gain.standing))
     gates = [row["gate"] for row in rows if row["gate"]]
     if gates:
         passed = sum(gate["passed"] for gate in gates)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rl_lab.reports.markup import Markup, macros
+from rl_lab.stats import Interval
 
 CHARTS = macros("charts")
 WIDTH, HEIGHT = 520, 280
@@ -152,6 +153,6 @@ def chart(
     return CHARTS.chart(title, series, x, y, *labels, separators, keys[::-1], (WIDTH, HEIGHT))
 
 
-def interval_bar(value: float, low: float, high: float, bounds: tuple[float, float]) -> Markup:
+def interval_bar(one: Interval, bounds: tuple[float, float]) -> Markup:
     """A small picture of an estimate with its interval for table cells."""
-    return CHARTS.interval_bar(value, low, high, Scale(*bounds, 2, 98))
+    return CHARTS.interval_bar(one.value, one.low, one.high, Scale(*bounds, 2, 98))

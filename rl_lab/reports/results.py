@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_text
-from rl_lab.reports.markup import Markup, macros, parts
-from rl_lab.reports.overview import percent, signed_points, standing
+from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate
+from rl_lab.reports.markup import Markup, estimate_text, macros, parts
+from rl_lab.reports.overview import percent
 from rl_lab.reports.plots import Axis, Series, chart, interval_bar
 from rl_lab.reports.rundir import BASE, label
-from rl_lab.reports.verdict import OVERALL, Row, final_round, find, p_text
+from rl_lab.reports.verdict import OVERALL, Row, find, find_all
 from rl_lab.stats import EPISODE_METHODS
 
 ACTIONS = macros("actions")
@@ -17,71 +16,52 @@ COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
 GREY = "cg"
 
 
+def _rates(summary: Row, scope: str = OVERALL) -> list[Estimate]:
+    """Success of every policy."""
+    return find_all(summary["estimates"], how=SUCCESS, scope=scope, over=None)
+
+
 def colours(summary: Row) -> dict[str, str]:
     """Method -> CSS class: the method under test first, its control grey, the rest as they come."""
-    methods = list(dict.fromkeys(row["method"] for row in summary["scores"] if row["method"] != BASE))
+    methods = list(dict.fromkeys(one.model for one in _rates(summary) if one.model != BASE))
     methods.sort(key=lambda m: m != summary["method"])
     coloured = [m for m in methods if m != summary["control"]]
     found = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(coloured)}
     return found | {m: GREY for m in methods if m not in found} | {BASE: "cb"}
 
 
-def _steps(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
-
-
-def gain_text(row: Row | None) -> Markup | str:
-    """A paired difference in points with its interval; empty where there is none."""
-    if row is None:
-        return ""
-    if "refused" in row:
-        return parts.titled("not paired", row["refused"])
-    low, high = (signed_points(row[end]) for end in ("low", "high"))
-    text = f"{row['wins']} episodes won, {row['losses']} lost, p {p_text(row['p'])}"
-    return parts.estimate(signed_points(row["difference"]), f" {low} to {high}", standing(row), text)
-
-
 def score_table(summary: Row, scope: str, caption: str | None = None) -> Markup:
     """One row a policy: n, success with interval, paired differences, completion steps."""
-    control = summary["control"]
-    head = [
-        "Policy",
-        "n",
-        "Success",
-        "",
-        "95 % interval",
-        "Over base",
-        *([f"Over {label(control)}"] if control else []),
-    ]
-    head += ["Steps, successes", "Steps, capped"]
+    overs = [BASE, *([summary["control"]] if summary["control"] else [])]
+    names = ["Over base", *(f"Over {label(over)}" for over in overs[1:])]
+    head = ["Policy", "n", "Success", "", "95 % interval", *names, "Steps, successes", "Steps, capped"]
+    table = find_all(summary["estimates"], scope=scope)
     rows = []
-    for row in (r for r in summary["scores"] if r["scope"] == scope):
-        key = {"scope": scope, "method": row["method"], "round": row["round"]}
-        cells = [label(row["method"], row["round"]), row["n"], parts.bold(percent(row["rate"]))]
-        cells.append(interval_bar(row["rate"], row["low"], row["high"], (0.0, 1.0)))
-        cells.append(f"{100 * row['low']:.0f} to {percent(row['high'])}")
-        overs = [BASE, *([control] if control else [])]
-        cells += [gain_text(find(summary["gains"], **key, over=over)) for over in overs]
-        rows.append([*cells, _steps(row["steps_over_successes"]), _steps(row["capped_steps"])])
+    for one in _rates(summary, scope):
+        own = find_all(table, model=one.model, round=one.round)
+        cells = [label(one.model, one.round), one.n, parts.bold(percent(one.value)), interval_bar(one, (0.0, 1.0))]
+        cells += [f"{one.ends()} %", *(estimate_text(find(own, how=SUCCESS, over=over)) for over in overs)]
+        steps = [find(own, how=how, over=None) for how in (STEPS, CAPPED_STEPS)]
+        rows.append([*cells, *("" if mean is None else f"{mean.value:.0f}" for mean in steps)])
     return parts.table(head, rows, caption, "numbers")
 
 
-def _round_axis(rows: Sequence[Row]) -> Axis:
-    last = max(row["round"] for row in rows)
+def _round_axis(summary: Row, scope: str) -> Axis:
+    last = max(one.round for one in _rates(summary, scope))
     ticks = [(0, "base"), *((k, f"round {k}") for k in range(1, last + 1))]
     return Axis("evaluated after", (-0.3, last + 0.3), ticks)
 
 
-def _lines(summary: Row, scope: str) -> list[tuple[str, list[Row], list[float]]]:
-    """The base policy and every method with its rows and their places on the round axis; methods start at the base."""
-    rows = [row for row in summary["scores"] if row["scope"] == scope]
-    base = [row for row in rows if row["method"] == BASE]
-    methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != BASE))
+def _lines(summary: Row, scope: str, how: str) -> list[tuple[str, list[Estimate], list[float]]]:
+    """The base policy and every method with its means and their places on the round axis; methods start at the base."""
+    means = find_all(summary["estimates"], how=how, scope=scope, over=None)
+    base = find_all(means, model=BASE)
+    methods = list(dict.fromkeys(one.model for one in _rates(summary, scope) if one.model != BASE))
     found = []
     for number, method in enumerate(methods):
-        own = [row for row in rows if row["method"] == method]
+        own = find_all(means, model=method)
         shift = 0.07 * (number - (len(methods) - 1) / 2)
-        found.append((method, base + own, [0.0] * len(base) + [row["round"] + shift for row in own]))
+        found.append((method, base + own, [0.0] * len(base) + [one.round + shift for one in own]))
     return [*found, (BASE, base, [0.0] * len(base))]
 
 
@@ -93,28 +73,24 @@ def _legend_name(method: str) -> str:
 def success_chart(summary: Row, scope: str, title: str) -> Markup:
     """Success before and after each round with Wilson intervals."""
     series = []
-    for method, rows, x in _lines(summary, scope):
-        texts = [f"{label(r['method'], r['round'])}: {r['successes']} of {r['n']}" for r in rows]
-        low, high, rate = ([100 * r[key] for r in rows] for key in ("low", "high", "rate"))
-        bare = sum(r["method"] != method for r in rows)
+    for method, rates, x in _lines(summary, scope, SUCCESS):
+        texts = [f"{label(one.model, one.round)}: {one.successes} of {one.n}" for one in rates]
+        low, high, rate = ([100 * getattr(one, key) for one in rates] for key in ("low", "high", "value"))
+        bare = sum(one.model != method for one in rates)
         series.append(Series(_legend_name(method), x, rate, colours(summary)[method], False, low, high, texts, bare))
-    rows = [row for row in summary["scores"] if row["scope"] == scope]
-    return chart(title, series, _round_axis(rows), Axis("success (%)", (0, 100)))
+    return chart(title, series, _round_axis(summary, scope), Axis("success (%)", (0, 100)))
 
 
 def steps_chart(summary: Row, scope: str, title: str) -> Markup:
     """Completion steps before and after each round: over successes, and with failures at the limit (dashed)."""
     series = []
-    for name, key in (("successes", "steps_over_successes"), ("capped", "capped_steps")):
-        for method, rows, places in _lines(summary, scope):
-            known = [(row, x) for row, x in zip(rows, places, strict=True) if row[key] is not None]
-            texts = [f"{label(r['method'], r['round'])}, {name}: {r[key]:.0f} steps" for r, _ in known]
-            x, y = [x for _, x in known], [row[key] for row, _ in known]
-            bare = sum(row["method"] != method for row, _ in known)
-            css, dashed = colours(summary)[method], key == "capped_steps"
-            series.append(Series(_legend_name(method), x, y, css, dashed, labels=texts, bare=bare))
-    rows = [row for row in summary["scores"] if row["scope"] == scope]
-    return chart(title, series, _round_axis(rows), Axis("control steps"))
+    for name, how in (("successes", STEPS), ("capped", CAPPED_STEPS)):
+        for method, means, x in _lines(summary, scope, how):
+            texts = [f"{label(one.model, one.round)}, {name}: {one.value:.0f} steps" for one in means]
+            bare = sum(one.model != method for one in means)
+            css, y = colours(summary)[method], [one.value for one in means]
+            series.append(Series(_legend_name(method), x, y, css, how == CAPPED_STEPS, labels=texts, bare=bare))
+    return chart(title, series, _round_axis(summary, scope), Axis("control steps"))
 
 
 def _pairwise(summary: Row) -> Markup:
@@ -122,11 +98,11 @@ def _pairwise(summary: Row) -> Markup:
     methods = list(colours(summary))[:-1]
     if len(methods) < 3:
         return Markup("")
-    rows = []
+    success, rows = find_all(summary["estimates"], how=SUCCESS, scope=OVERALL), []
     for method in methods:
-        last = final_round(summary, method)
-        found = [find(summary["gains"], scope=OVERALL, method=method, round=last, over=m) for m in methods]
-        rows.append([label(method, last), *(gain_text(row) for row in found)])
+        last = max(one.round for one in find_all(success, model=method))
+        found = [find(success, model=method, round=last, over=other) for other in methods]
+        rows.append([label(method, last), *map(estimate_text, found)])
     count = len(methods) * (len(methods) - 1) // 2
     return ACTIONS.pairwise(["", *map(label, methods)], rows, count)
 
@@ -147,7 +123,7 @@ def _benchmark(summary: Row) -> Markup:
 
 def results(summary: Row) -> Markup:
     """Tables and charts of success and steps: overall, and for each task and variant where there are several."""
-    scopes = list(dict.fromkeys(row["scope"] for row in summary["scores"] if row["scope"] != OVERALL))
+    scopes = list(dict.fromkeys(one.scope for one in find_all(summary["estimates"], how=SUCCESS)))[1:]
     if not scopes:
         return ACTIONS.no_results()
     several = len(scopes) > 1

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from rl_lab.reports.budgets import REFERENCE, Curve, curves
-from rl_lab.reports.held_out_page import difference_text, mean_text, minus, scheme_colours
-from rl_lab.reports.markup import Markup, macros, parts
+from rl_lab.reports.held_out_page import scheme_colours
+from rl_lab.reports.markup import Markup, estimate_text, macros, minus, parts
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder, label
 from rl_lab.reports.verdict import Row, find, reward, share
@@ -34,7 +34,7 @@ def _equal(summary: Row, name: str, scheme: str) -> Sequence[Markup | str]:
     row = find(summary[name], scheme=scheme)
     if row is None:
         return "", ""
-    return mean_text(row["reward"]), "" if scheme == REFERENCE else difference_text(row["over"])
+    return estimate_text(row["reward"]), "" if scheme == REFERENCE else estimate_text(row["over"])
 
 
 def _needed(row: Row | None) -> Markup | str:

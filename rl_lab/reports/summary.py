@@ -20,14 +20,15 @@ from rl_lab.reports.estimates import (
     held_out_rows,
     num_samples,
     pass_threshold,
+    plain,
     score_rows,
 )
 from rl_lab.reports.joint import joint_summary, joint_verdict
 from rl_lab.reports.outcome_card import outcome_models, outcome_sentence
-from rl_lab.reports.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by
+from rl_lab.reports.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by, written_rows
 from rl_lab.reports.rundir import BASE, RunFolder, label
 from rl_lab.reports.sweep import is_sweep, sweep_summary
-from rl_lab.reports.verdict import OVERALL, Row, find, p_text, points, reward, share, signed
+from rl_lab.reports.verdict import OVERALL, Row, find, find_all, p_text, points, rate, reward, share, signed
 from rl_lab.stats import EPISODE_METHODS, REWARD_METHOD
 
 Table = Sequence[Estimate]
@@ -52,7 +53,8 @@ def summarise(run: RunFolder) -> Row:
 
 def written(summary: Row) -> Row:
     """What `summary.json` holds of a summary."""
-    return {name: part for name, part in summary.items() if name not in INTERNAL}
+    own = {name: part for name, part in summary.items() if name not in INTERNAL}
+    return plain(own | ({"pipeline": written_rows(own["pipeline"])} if "pipeline" in own else {}))
 
 
 def measure(run: RunFolder) -> Row:
@@ -132,7 +134,7 @@ def language_summary(run: RunFolder, table: Table) -> Row:
         "held_out_intervals": {"rewards and differences": REWARD_METHOD, "tokens needed": REACH_METHOD},
     }
     if is_pipeline(run):
-        rows = pipeline_rows(run, summary)
+        rows = pipeline_rows(run, table)
         summary |= {"pipeline": rows, "verdict": pipeline_verdict(rows, stopped_by(run))}
     else:
         summary |= {"verdict": held_out_verdict(table, summary["tokens_needed"])}
@@ -150,7 +152,7 @@ def language_summary(run: RunFolder, table: Table) -> Row:
 
 def episode_verdict(run: RunFolder, table: Table) -> list[str]:
     """What the run showed in episodes, as sentences with numbers."""
-    success = [one for one in table if (one.how, one.scope) == (SUCCESS, OVERALL)]
+    success = find_all(table, how=SUCCESS, scope=OVERALL)
     base, method, last = find(success, model=BASE), run.method, run.last_round(run.method)
     if method is None:
         return [f"The base policy solves {_rate(base)}." if base else "No policy was evaluated."]
@@ -174,15 +176,14 @@ def episode_verdict(run: RunFolder, table: Table) -> list[str]:
 
 
 def _rate(one: Estimate) -> str:
-    percent = f"{100 * one.value:.0f} %, 95 % interval {one.ends(lambda value: f'{100 * value:.0f}')}"
-    return f"{one.successes} of {one.n} ({percent})"
+    return f"{one.successes} of {one.n} ({rate(one.value)} %, 95 % interval {one.ends()})"
 
 
 def _gain_sentence(gain: Estimate, over: str) -> str:
     if gain.refused is not None:
         return f"No paired gain over {over}: {gain.refused}."
     return (
-        f"Paired gain over {over}: {points(gain.value)} points, 95 % interval {gain.ends(points)} (n = {gain.n}, "
+        f"Paired gain over {over}: {points(gain.value)} points, 95 % interval {gain.ends()} (n = {gain.n}, "
         f"{gain.won} episodes won, {gain.lost} lost, p {p_text(gain.p)}); {STANDINGS[gain.standing]}."
     )
 
@@ -194,9 +195,9 @@ def _speed_sentence(steps: Estimate) -> str:
 
 def held_out_verdict(table: Table, tokens: Sequence[Row]) -> list[str]:
     """A paragraph for the base, then for each scheme: what it is better than, paired, and the tokens that it needed."""
-    rewards = [one for one in table if (one.how, one.scope) == (REWARD, OVERALL)]
+    rewards = find_all(table, how=REWARD, scope=OVERALL)
     paragraphs = []
-    for mean in (one for one in rewards if one.over is None):
+    for mean in find_all(rewards, over=None):
         gains = [one for one in rewards if one.model == mean.model and one.over is not None]
         sentences = [_reward_sentence(mean), *_comparisons(gains)]
         needed = find(tokens, scheme=mean.model)
@@ -208,8 +209,8 @@ def held_out_verdict(table: Table, tokens: Sequence[Row]) -> list[str]:
 
 def _reward_sentence(mean: Estimate) -> str:
     name = label(mean.model)
-    seeds = f", {mean.replicates} replicates" if mean.replicates > 1 else ""
-    span = f"95 % interval {mean.ends(reward)}, {mean.n} items{seeds}"
+    seeds = f", {mean.replicates} replicates" if mean.replicates != 1 else ""
+    span = f"95 % interval {mean.ends()}, {mean.n} items{seeds}"
     return f"{name[0].upper()}{name[1:]}: held-out reward {reward(mean.value)} ({span})."
 
 

@@ -17,7 +17,7 @@ from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.action_rewards import ranking_alarms
 from rl_lab.reports.budgets import curves
-from rl_lab.reports.estimates import mean_estimate, reward_row
+from rl_lab.reports.estimates import mean_estimate
 from rl_lab.reports.examinations import Training
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.sweep_alarms import Course, course_alarms
@@ -111,9 +111,9 @@ def _variant(run: RunFolder, truth: Truth, name: str, baseline: str, compared: i
         "failed": [
             stage["name"] for stage in run.stages if stage.get("method") == name and stage["status"] == "failed"
         ],
-        "reward": reward_row(mean_estimate(truth.table(name, truth.seeds(name), units.get(OVERALL, [])))),
+        "reward": mean_estimate(truth.table(name, truth.seeds(name), units.get(OVERALL, []))),
         "means": {
-            scope: reward_row(mean_estimate(truth.table(name, truth.seeds(name), ids)))
+            scope: mean_estimate(truth.table(name, truth.seeds(name), ids))
             for scope, ids in units.items()
             if scope != OVERALL
         },
@@ -136,7 +136,7 @@ def _variant(run: RunFolder, truth: Truth, name: str, baseline: str, compared: i
         "verdict": asdict(verdict) | {"scope": verdict.scope.replace("items", truth.unit)},
         "sentence": verdict.sentence(name, baseline, truth.unit),
         "categories": {
-            scope: reward_row(mean_estimate(table)) for scope, table in differences.items() if scope != OVERALL
+            scope: mean_estimate(table, over=baseline) for scope, table in differences.items() if scope != OVERALL
         },
         "flips": flips(truth, name, baseline),
     }

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from rl_lab.files import read_json_lines, write_whole
 from rl_lab.reports.document import document
-from rl_lab.reports.estimates import of_scheme
+from rl_lab.reports.estimates import of_scheme, plain
 from rl_lab.reports.examinations import EXAMINATIONS
-from rl_lab.reports.held_out_page import difference_text, mean_text, minus
-from rl_lab.reports.markup import Markup, macros
+from rl_lab.reports.markup import Markup, estimate_text, macros, minus
 from rl_lab.reports.pictures import Pictures
 from rl_lab.reports.rundir import RunFolder, parse_node
 from rl_lab.reports.schemes_page import reward_charts
 from rl_lab.reports.sweep_curves import training_charts
 from rl_lab.reports.sweep_truth import ranks_actions
-from rl_lab.reports.sweep_verdict import EFFECT
+from rl_lab.reports.sweep_verdict import EFFECT, corrected
 from rl_lab.reports.verdict import Row, reward, share
 from rl_lab.reports.videos import filmed
 
@@ -34,7 +33,7 @@ STANDINGS = {"better": "above", "worse": "below", "not distinguishable": "open"}
 
 def write_sweep(run: RunFolder, summary: Row) -> None:
     """Write `sweep.json` and `sweep.html` of a run, each whole or not at all."""
-    write_whole(run.path / "sweep.json", json.dumps(summary, indent=1) + "\n")
+    write_whole(run.path / "sweep.json", json.dumps(plain(summary), indent=1) + "\n")
     write_whole(run.path / "sweep.html", build_sweep(run, summary))
 
 
@@ -96,14 +95,14 @@ def scores(summary: Row) -> list[list[Any]]:
     rows = []
     for row in summary["variants"]:
         mean, verdict = row["reward"], row.get("verdict")
-        seeds = "" if mean is None else mean["replicates"]
-        cells = [row["variant"], seeds, mean_text(mean)]
+        seeds = "" if mean is None else mean.replicates
+        cells = [row["variant"], seeds, estimate_text(mean)]
         if verdict is None:
             rows.append([*cells, "baseline" if row["variant"] == summary["baseline"] else "no result", "", "", ""])
             continue
-        difference = verdict["difference"] | {"n": verdict["n"], "replicates": verdict["seeds"]}
+        difference = estimate_text(corrected(verdict, summary["baseline"]))
         detectable = "" if verdict["detectable"] is None else reward(verdict["detectable"])
-        rows.append([*cells, difference_text(difference), verdict["scope"], detectable, verdict["seeds_needed"] or ""])
+        rows.append([*cells, difference, verdict["scope"], detectable, verdict["seeds_needed"] or ""])
     return rows
 
 
@@ -111,10 +110,10 @@ def categories(summary: Row) -> tuple[list[str], list[list[Any]]]:
     """Names of the categories, the baseline's truth in each, and what each variant adds to it."""
     base, *others = summary["variants"]
     names = [name for name in base["means"] if any(row["categories"].get(name) for row in others)]
-    body = [[base["variant"], *(mean_text(base["means"][name]) for name in names)]]
+    body = [[base["variant"], *(estimate_text(base["means"][name]) for name in names)]]
     for row in others:
         found = row["categories"]
-        body.append([f"{row['variant']}, over it", *(difference_text(found.get(name)) for name in names)])
+        body.append([f"{row['variant']}, over it", *(estimate_text(found.get(name)) for name in names)])
     return names, body
 
 

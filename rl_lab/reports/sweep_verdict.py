@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
+from rl_lab.reports.estimates import REWARD, Estimate
 from rl_lab.stats import Array, Interval, Spread, mean_interval, spread
 
 ERROR = 0.05
@@ -29,6 +31,9 @@ class Standing(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     OPEN = "not distinguishable"
+
+
+STANDINGS = {"above": Standing.BETTER, "below": Standing.WORSE, "open": Standing.OPEN}
 
 
 class Scope(StrEnum):
@@ -82,12 +87,6 @@ class Verdict:
         return f"; detectable here {self.detectable:.3f}, a difference of {EFFECT:g} needs {needed}"
 
 
-def _standing(interval: Interval) -> Standing:
-    if interval.low > 0:
-        return Standing.BETTER
-    return Standing.WORSE if interval.high < 0 else Standing.OPEN
-
-
 def judge_variant(differences: Array, variants: int = 1) -> Verdict:
     """The verdict on one of `variants` variants from its differences [n, R].
 
@@ -101,11 +100,17 @@ def judge_variant(differences: Array, variants: int = 1) -> Verdict:
     found = spread(known) if seeds > 1 and np.nanmax(known) > np.nanmin(known) else None
     over_seeds = mean_interval(known, level)
     over_items = mean_interval(np.nanmean(known, axis=1, keepdims=True), level)
-    whole = seeds >= LEAST_SEEDS and _standing(over_seeds) is not Standing.OPEN
-    scope = Scope.SEEDS if whole or (seeds >= LEAST_SEEDS and _standing(over_items) is Standing.OPEN) else Scope.ITEMS
+    whole = seeds >= LEAST_SEEDS and (over_seeds.standing != "open" or over_items.standing == "open")
+    scope = Scope.SEEDS if whole else Scope.ITEMS
     interval = over_seeds if scope is Scope.SEEDS else over_items
     outlook = _outlook(found, n, seeds, level)
-    return Verdict(_standing(interval), scope, n, seeds, interval, level, *outlook, found)
+    return Verdict(STANDINGS[interval.standing], scope, n, seeds, interval, level, *outlook, found)
+
+
+def corrected(verdict: dict[str, Any], baseline: str) -> Estimate:
+    """The difference of a verdict, whose interval keeps the level of the sweep."""
+    counts = {"n": verdict["n"], "replicates": verdict["seeds"]}
+    return Estimate(**verdict["difference"], **counts, how=REWARD, over=baseline)
 
 
 def _outlook(found: Spread | None, n: int, seeds: int, level: float) -> tuple[float | None, int | None]:

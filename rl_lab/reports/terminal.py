@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_text
 from rl_lab.reports.estimates import BLANK, CAPPED_STEPS, CONSTANT, REWARD, STEPS, SUCCESS, cell
 from rl_lab.reports.rundir import BASE, label
-from rl_lab.reports.verdict import OVERALL, Row, find, points, reward
+from rl_lab.reports.sweep_verdict import corrected
+from rl_lab.reports.verdict import OVERALL, Row, find, find_all, rate, reward
 from rl_lab.terminal import columns
 
 
@@ -15,21 +16,20 @@ def score_lines(summary: Row, scope: str = OVERALL) -> str:
     """The table of the report's first page for one scope."""
     overs = [BASE, *([summary["control"]] if summary["control"] else [])]
     head = ["policy", "n", "success", "95 % interval", *(f"over {label(over)}" for over in overs), "steps", "capped"]
-    table = [one for one in summary["estimates"] if one.scope == scope]
+    table = find_all(summary["estimates"], scope=scope)
     rows = []
-    for rate in (one for one in table if (one.how, one.over) == (SUCCESS, None)):
-        own = [one for one in table if (one.model, one.round) == (rate.model, rate.round)]
-        cells = [label(rate.model, rate.round), str(rate.n), f"{100 * rate.value:.0f} %"]
-        cells.append(f"{rate.ends(lambda value: f'{100 * value:.0f}')} %")
-        cells += [cell(find(own, how=SUCCESS, over=over), points) for over in overs]
+    for one in find_all(table, how=SUCCESS, over=None):
+        own = find_all(table, model=one.model, round=one.round)
+        cells = [label(one.model, one.round), str(one.n), f"{rate(one.value)} %", f"{one.ends()} %"]
+        cells += [cell(find(own, how=SUCCESS, over=over)) for over in overs]
         steps = [find(own, how=how, over=None) for how in (STEPS, CAPPED_STEPS)]
-        rows.append([*cells, *("" if one is None else f"{one.value:.0f}" for one in steps)])
+        rows.append([*cells, *("" if mean is None else f"{mean.value:.0f}" for mean in steps)])
     return columns(head, rows)
 
 
 def episode_lines(summary: Row) -> list[str]:
     """Tables of all scopes of a run on episodes."""
-    scopes = list(dict.fromkeys(one.scope for one in summary["estimates"] if one.how == SUCCESS))
+    scopes = list(dict.fromkeys(one.scope for one in find_all(summary["estimates"], how=SUCCESS)))
     shown = scopes if len(scopes) > 2 else scopes[:1]
     return [f"{scope}\n{score_lines(summary, scope)}" for scope in shown] + benchmark_lines(summary["benchmark"])
 
@@ -46,22 +46,17 @@ def benchmark_lines(tables: Sequence[Row]) -> list[str]:
 def held_out_lines(summary: Row) -> list[str]:
     """The table of a run on language: rewards, passes, and what the models are held against."""
     names = list(dict.fromkeys((REWARD, "pass@1", f"pass@{summary['samples']}", BLANK, CONSTANT)))
-    table = [one for one in summary["estimates"] if one.scope == OVERALL]
+    table = find_all(summary["estimates"], scope=OVERALL)
     rows = []
-    for mean in (one for one in table if (one.how, one.over) == (REWARD, None)):
-        own = [one for one in table if one.model == mean.model]
+    for mean in find_all(table, how=REWARD, over=None):
+        own = find_all(table, model=mean.model)
         means = [find(own, how=name, over=None) for name in names[1:]]
         rest = ["" if one is None else reward(one.value) for one in means]
         counts = [str(mean.replicates), str(mean.n)]
         over = find(own, how=REWARD, over=BASE)
-        rows.append([label(mean.model), *counts, cell(mean, reward), *rest, cell(over, reward)])
+        rows.append([label(mean.model), *counts, cell(mean), *rest, cell(over, reward)])
     head = ["model", "replicates", "items", *names, "over base"]
     return [columns(head, rows)] if rows else []
-
-
-def reward_cell(row: Row | None) -> str:
-    """A mean reward, or a difference, with its interval."""
-    return "" if row is None else f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def pipeline_lines(summary: Row) -> list[str]:
@@ -70,9 +65,9 @@ def pipeline_lines(summary: Row) -> list[str]:
     for row in summary["pipeline"]:
         gate = "" if row["gate"] is None else "passed" if row["gate"]["passed"] else f"{row['goes_on']} goes on"
         gate = row["status"] if row["status"] != "done" else gate
-        gain = f"{row['before']}: {reward_cell(row['over_before'])}" if row["over_before"] else ""
+        gain = f"{row['before']}: {cell(row['over_before'], reward)}" if row["over_before"] else ""
         tokens, seconds = row["tokens_sampled"] or row["tokens_imitated"], f"{row['seconds']:.0f} s"
-        cells = [row["model"], row["from_model"] or "", reward_cell(row["held_out"]), gain]
+        cells = [row["model"], row["from_model"] or "", cell(row["held_out"]), gain]
         rows.append([*cells, f"{tokens:,}" if tokens else "", seconds, gate])
     head = ["model", "from", "held-out reward", "over the one before", "tokens", "time", "gate"]
     return [columns(head, rows, left=2)]
@@ -83,9 +78,9 @@ def sweep_lines(sweep: Row) -> list[str]:
     rows = []
     for row in sweep["variants"]:
         verdict = row.get("verdict")
-        over = ["", ""] if verdict is None else [reward_cell(verdict["difference"]), verdict["scope"]]
-        seeds = "" if row["reward"] is None else str(row["reward"]["replicates"])
-        rows.append([row["variant"], seeds, reward_cell(row["reward"]), *over])
+        over = ["", ""] if verdict is None else [cell(corrected(verdict, sweep["baseline"]), reward), verdict["scope"]]
+        seeds = "" if row["reward"] is None else str(row["reward"].replicates)
+        rows.append([row["variant"], seeds, cell(row["reward"]), *over])
     head = ["trained on", "seeds", "held-out truth", f"over {sweep['baseline']}", "holds for"]
     return [columns(head, rows)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 Row = dict[str, Any]
@@ -11,18 +11,23 @@ OVERALL = "overall"
 """Scope of a row over all episodes or questions."""
 
 
-def find(rows: Sequence[T], **values: Any) -> T | None:
-    """The first row, or estimate, with these values."""
-    return next((row for row in rows if all(_fields(row).get(k) == v for k, v in values.items())), None)
+def find_all(rows: Iterable[T], **values: Any) -> list[T]:
+    """The rows, or estimates, with these values."""
+    return [row for row in rows if all(_fields(row).get(k) == v for k, v in values.items())]
+
+
+def find(rows: Iterable[T], **values: Any) -> T | None:
+    """The first of them."""
+    return next(iter(find_all(rows, **values)), None)
 
 
 def _fields(row: Any) -> Mapping[str, Any]:
     return row if isinstance(row, dict) else vars(row)
 
 
-def final_round(summary: Row, method: str | None) -> int:
-    """Last evaluated round of a method, 0 for none."""
-    return max((row["round"] for row in summary["scores"] if row["method"] == method), default=0)
+def rate(value: float) -> str:
+    """A rate in percent, without the sign."""
+    return f"{100 * value:.0f}"
 
 
 def points(value: float) -> str:

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from rl_lab.reports.distillation import distillation_summary, quotient, stage_seconds, student_of
+from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import Examination
 from rl_lab.reports.page import build_page
 from rl_lab.reports.rundir import load_run
-from rl_lab.reports.summary import summarise
+from rl_lab.reports.summary import measure
 from tests.reports.synthetic import write_jsonl
 
 NODES = ("questions", "cold_start", "base.examine", "teacher", "teacher.examine", "distill", "distill.examine")
@@ -67,7 +68,7 @@ def make(tmp_path):
 
 
 def test_gap_and_recovered_share_are_paired_on_items(make):
-    row = distillation_summary(make())
+    row = plain(distillation_summary(make()))
     assert row["gap"]["value"] == pytest.approx(0.2, abs=0.01) and row["gap"]["low"] > 0.18
     assert row["recovered"]["distill"]["value"] == pytest.approx(0.9, abs=0.05)
     assert row["recovered"]["imitate"]["value"] == pytest.approx(0.5, abs=0.05)
@@ -92,7 +93,7 @@ def test_the_student_is_the_model_that_the_gate_let_through(make):
 
 
 def test_tokens_to_a_share_of_the_gap_are_read_off_the_curves(make):
-    row = distillation_summary(make())
+    row = plain(distillation_summary(make()))
     tokens = {entry["model"]: {p["share"]: p["tokens"] for p in entry["reached"]} for entry in row["tokens"]}
     assert tokens["distill"][0.5] == pytest.approx(1000, rel=0.05)
     assert tokens["distill"][0.8] == pytest.approx(1750, rel=0.05)
@@ -101,13 +102,13 @@ def test_tokens_to_a_share_of_the_gap_are_read_off_the_curves(make):
 
 
 def test_a_control_that_never_gets_there_is_said_not_to(make):
-    row = distillation_summary(make(slow=True))
+    row = plain(distillation_summary(make(slow=True)))
     assert row["verdict"][-1].endswith("imitate not within 2,000.")
 
 
 def test_without_a_gap_of_fifteen_points_nothing_is_said_to_be_recovered(make):
     run = make(teacher=0.5, distilled=0.49)
-    summary = summarise(run)
+    summary = measure(run)
     (sentence,) = summary["distillation"]["verdict"]
     assert sentence.startswith("There is no gap to recover: the teacher is ahead of the student by")
     assert "Of the gap" in build_page(run, summary) and "Tokens to 80" not in build_page(run, summary)
@@ -120,16 +121,16 @@ def test_the_teachers_stages_are_timed_apart(make):
 
 def test_the_page_shows_models_and_curves(make):
     run = make()
-    page = build_page(run, summarise(run))
+    page = build_page(run, measure(run))
     for text in ("student, distilled", "student, imitating (control)", "Held-out reward over tokens", "Tokens to 80 %"):
         assert text in page
 
 
 def test_a_quotient_that_resamples_divide_by_nothing_has_no_end():
     above, below = np.array([[0.1], [0.2]]), np.array([[0.0], [1.0]])
-    row = quotient(above, below)
+    row = plain(quotient(above, below))
     assert row["value"] == pytest.approx(0.3) and row["high"] is None
-    assert quotient(above, np.zeros((2, 1)))["value"] is None
+    assert plain(quotient(above, np.zeros((2, 1))))["value"] is None
 
 
 def test_a_run_without_a_teacher_has_no_such_section(make, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from rl_lab.errors import UserError
 from rl_lab.reports.budgets import at_equal_budget, curves, make_curve, tokens_needed
+from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import ItemResult, Training, read_examination, read_training
 from rl_lab.reports.page import write_report
 from rl_lab.reports.rundir import load_run
@@ -139,7 +140,7 @@ def test_tokens_to_uniforms_final_reward_by_hand(tmp_path):
 
 def test_rewards_at_equal_budgets_by_hand(tmp_path):
     short, long = training([0, 10], [[0.0], [0.5]]), training([0, 20], [[0.0], [1.6]], "frontier")
-    rows = at_equal_budget(with_trainings(tmp_path, [long, short]), "tokens")
+    rows = plain(at_equal_budget(with_trainings(tmp_path, [long, short]), "tokens"))
     assert [(r["scheme"], r["place"], r["reward"]["value"]) for r in rows] == [
         ("frontier", 1000, pytest.approx(0.8)),
         ("uniform", 1000, pytest.approx(0.5)),

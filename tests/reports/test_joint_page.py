@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from rl_lab.files import write_json_lines
+from rl_lab.reports.estimates import plain
 from rl_lab.reports.joint import joint_verdict, score, times
 from rl_lab.reports.joint_data import Arm, read_arm
 from rl_lab.reports.page import build_page, write_report
 from rl_lab.reports.rundir import load_run
-from rl_lab.reports.summary import measure, summarise
+from rl_lab.reports.summary import measure
 from rl_lab.reports.verdict import find
 
 ARMS = ("together", "sequence", "grpo_alone", "rpro_alone")
@@ -108,8 +109,8 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_scores_have_the_interval_of_their_kind():
-    assert score("actions", [1.0, 0.0, 1.0, 1.0])["value"] == 0.75
-    assert score("language", [1.0, None, 0.5])["n"] == 2 and score("language", [None]) is None
+    assert plain(score("actions", [1.0, 0.0, 1.0, 1.0]))["value"] == 0.75
+    assert plain(score("language", [1.0, None, 0.5]))["n"] == 2 and score("language", [None]) is None
 
 
 def test_idle_shares_are_weighted_by_the_seconds_of_the_turns():
@@ -142,7 +143,7 @@ def test_the_summary_holds_each_skill_together_against_alone_and_sequence(run):
 
 
 def test_the_page_shows_interference_guard_and_times_and_escapes_what_it_quotes(run):
-    page = build_page(load_run(run), summarise(load_run(run)))
+    page = build_page(load_run(run), measure(load_run(run)))
     assert 'id="joint"' in page and "over GRPO alone" in page and "Time and drift" in page
     assert "guard: &lt;it&gt; fell" in page and "<it>" not in page
     assert page.index('id="joint"') < page.index('id="results"')

@@ -15,7 +15,7 @@ from rl_lab.reports.metrics import define
 from rl_lab.reports.page import build_page, write_report
 from rl_lab.reports.rollouts_page import choose_groups
 from rl_lab.reports.rundir import load_run
-from rl_lab.reports.summary import summarise
+from rl_lab.reports.summary import measure, summarise
 from tests.curriculum.synthetic import HOSTILE
 from tests.curriculum.test_page import CHROMIUM, dumped
 from tests.reports.synthetic import write_jsonl
@@ -25,7 +25,7 @@ from tests.reports.test_page import Outline, visible
 
 def page_of(path):
     run = load_run(path)
-    return build_page(run, summarise(run))
+    return build_page(run, measure(run))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from rl_lab.reports.page import build_page, write_report
 from rl_lab.reports.pairs import choose, distinct_sets, load_pairs, spread
 from rl_lab.reports.plots import Axis, Series, chart, make_scale, nice_ticks, thin
 from rl_lab.reports.rundir import PairSet, load_run
-from rl_lab.reports.summary import summarise
+from rl_lab.reports.summary import measure, summarise
 from tests.reports.synthetic import build_run, write_jsonl
 
 VOID = {"br", "img", "input", "meta"}
@@ -48,7 +48,7 @@ class Outline(HTMLParser):
 
 def page_of(path):
     run = load_run(path)
-    return build_page(run, summarise(run))
+    return build_page(run, measure(run))
 
 
 @pytest.fixture(scope="module")
