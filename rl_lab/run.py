@@ -32,7 +32,7 @@ from rl_lab.graph.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE,
 from rl_lab.graph.stage import Stage
 from rl_lab.graph.store import Store, code_versions
 from rl_lab.reading import read_object
-from rl_lab.stages.kinds import expand, load_config
+from rl_lab.stages.kinds import expand, load_config, stage_functions
 from rl_lab.stages.needs import lacking_room, needs
 from rl_lab.stages.preflight import check_machine, warnings
 from rl_lab.workers.placement import placement_table
@@ -96,7 +96,6 @@ def real_stages(config: RunConfig, *folders: Path) -> Iterator[Mapping[str, Stag
     """The stage functions with their Ray cluster, which is shut down at the end. All machines must see the folders."""
     # A stage that is still busy when the run has been stopped must not start a Ray of its own.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-    from rl_lab.drivers.registry import stage_functions
     from rl_lab.workers.cluster import Cluster  # here, because --help and --dry-run need no Ray
 
     cluster = Cluster(config.workers_needed, config.placement)

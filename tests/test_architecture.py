@@ -32,7 +32,8 @@ LAYERS = (
     ("reports", "workers"),
     ("rollouts",),
     ("training", "trl_backend"),
-    ("stages", "drivers"),
+    ("drivers",),
+    ("stages",),
     ("bench", "benchmarks", "correct", "data", "doctor", "eval", "pool", "report", "rescore", "run", "serve"),
 )
 """Files and folders of `rl_lab` from the ground up; each imports what lies below it, and its own folder."""

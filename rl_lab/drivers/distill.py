@@ -21,8 +21,9 @@ import pyarrow as pa
 from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
 from rl_lab.config.language import DistillConfig
+from rl_lab.drivers.gate import take_model
 from rl_lab.files import read_json_lines, write_file, write_json_lines, write_whole
-from rl_lab.graph.stage import Stage, StageContext
+from rl_lab.graph.stage import StageContext
 from rl_lab.learner.distill import DistillPlan, ImitatePlan
 from rl_lab.learner.language import epoch_order
 from rl_lab.learner.rft import INDEX_SCHEMA, TraceFile
@@ -220,54 +221,50 @@ def reward_options(options: GRPOOptions, settings: DistillConfig) -> GRPOOptions
     )
 
 
-class DistillStages:
-    """The stage functions of one run, by kind; they share its cluster."""
+def distill(cluster: Cluster, context: StageContext) -> None:
+    """The student answers, the teacher reads, the student learns."""
+    config, settings = context.config, context.config.distill
+    policy, teacher = policy_folder(context), context.inputs["teacher"]
+    student, reader = load_chat_processor(policy), load_chat_processor(teacher)
+    check_same_text(student, reader, "the teacher")
+    beside = settings.scored_by == "learner"
+    if beside:
+        check_same_patches(student, reader)
+    seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
+    rewards = reward_options(config.grpo, settings)
+    plan = DistillPlan(policy, teacher if beside else None, settings, rewards, seed)
+    with ExitStack() as stack:
+        pool = stack.enter_context(engines(cluster, context))
+        reads: TeacherEngines | None = None
+        if not beside:
+            reads = stack.enter_context(teacher_engines(cluster, context, teacher, settings.top_k))
+        with_learner(
+            cluster,
+            context,
+            plan,
+            lambda: RunState(context.out, context.scratch, context.say),
+            lambda learner, state: DistillRun(context, policy, pool, learner, state, reads).run(),
+            (pool,),
+        )
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
 
-    def functions(self) -> dict[str, Stage]:
-        """Stage functions by node kind."""
-        return {"distill": self.distill, "imitate": self.imitate}
+def imitate(cluster: Cluster, context: StageContext) -> None:
+    """Cross-entropy on the teacher's answers."""
+    policy, settings = policy_folder(context), context.config.imitate
+    seed = integer(context.seed, "imitate", *context.node.stream, settings.replicate)
+    plan = ImitatePlan(policy, settings, seed)
 
-    def distill(self, context: StageContext) -> None:
-        """The student answers, the teacher reads, the student learns."""
-        config, settings = context.config, context.config.distill
-        policy, teacher = policy_folder(context), context.inputs["teacher"]
-        student, reader = load_chat_processor(policy), load_chat_processor(teacher)
-        check_same_text(student, reader, "the teacher")
-        beside = settings.scored_by == "learner"
-        if beside:
-            check_same_patches(student, reader)
-        seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
-        rewards = reward_options(config.grpo, settings)
-        plan = DistillPlan(policy, teacher if beside else None, settings, rewards, seed)
-        with ExitStack() as stack:
-            pool = stack.enter_context(engines(self.cluster, context))
-            reads: TeacherEngines | None = None
-            if not beside:
-                reads = stack.enter_context(teacher_engines(self.cluster, context, teacher, settings.top_k))
-            with_learner(
-                self.cluster,
-                context,
-                plan,
-                lambda: RunState(context.out, context.scratch, context.say),
-                lambda learner, state: DistillRun(context, policy, pool, learner, state, reads).run(),
-                (pool,),
-            )
+    with engines(cluster, context) as pool:
+        with_learner(
+            cluster,
+            context,
+            plan,
+            lambda: ImitateState(context.out, context.scratch, context.say),
+            lambda learner, state: ImitateRun(context, policy, pool, learner, state).run(),
+            (pool,),
+        )
 
-    def imitate(self, context: StageContext) -> None:
-        """Cross-entropy on the teacher's answers."""
-        policy, settings = policy_folder(context), context.config.imitate
-        seed = integer(context.seed, "imitate", *context.node.stream, settings.replicate)
-        plan = ImitatePlan(policy, settings, seed)
 
-        with engines(self.cluster, context) as pool:
-            with_learner(
-                self.cluster,
-                context,
-                plan,
-                lambda: ImitateState(context.out, context.scratch, context.say),
-                lambda learner, state: ImitateRun(context, policy, pool, learner, state).run(),
-                (pool,),
-            )
+def teacher(cluster: Cluster, context: StageContext) -> None:
+    """A teacher that was trained elsewhere, as it is."""
+    take_model(Path(context.config.model.path), context.out)

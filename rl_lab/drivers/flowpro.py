@@ -12,7 +12,7 @@ import ray
 
 from envs.types import Episode
 from rl_lab.files import write_json_lines
-from rl_lab.graph.stage import Stage, StageContext
+from rl_lab.graph.stage import StageContext
 from rl_lab.learner.actions import OptimisePlan, SFTPlan, starting_policy
 from rl_lab.model.checkpoint import published, save_policy
 from rl_lab.records.checks import Doubts, Problem
@@ -67,114 +67,101 @@ def _read(
     return found
 
 
-class ActionStages:
-    """The stage functions of one run, by kind; they share its cluster."""
+def demos(cluster: Cluster, context: StageContext) -> None:
+    """Successful episodes of the scripted expert, the same number of each task and variant; or those of files."""
+    if context.config.demos.files is not None:
+        record_demos(cluster, context)
+        return
+    wanted, noise_m = context.config.demos.episodes, context.config.demos.action_noise_m
+    specs = env_specs(context.config, "seen")
+    kept: list[Episode] = []
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
+    def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
+        return actor.demonstrate.remote(unit, noise_m)
 
-    def functions(self) -> dict[str, Stage]:
-        """Stage functions by node kind."""
-        return {
-            "demos": self.demos,
-            "sft": self.sft,
-            "given": self.given,
-            "collect": self.collect,
-            "optimise": self.optimise,
-            "evaluate": self.evaluate,
-        }
+    with cluster.simulation_pool() as pool:
+        for spec in specs:
+            units = drawn_units("demos", spec, "demos", 4 * wanted, context.seed)
+            successes: list[Episode] = []
+            last = ""
+            for found in pool.map(submit, units, context.check_stop):
+                successes += [one for one in found if isinstance(one, Episode) and one.success]
+                last = next((f"; last: {one.reason}" for one in found if isinstance(one, Rejection)), last)
+                done = len(kept) + min(len(successes), wanted)
+                context.progress(done, wanted * len(specs), f"{spec.task} {spec.variant}")
+                if len(successes) >= wanted:
+                    break
+            if len(successes) < wanted:
+                raise RuntimeError(
+                    f"the expert solved {len(successes)} of {4 * wanted} episodes of {spec.task} {spec.variant}{last}"
+                )
+            kept += successes[:wanted]
+    write_episodes(context.out, kept)
 
-    def demos(self, context: StageContext) -> None:
-        """Successful episodes of the scripted expert, the same number of each task and variant; or those of files."""
-        if context.config.demos.files is not None:
-            record_demos(self.cluster, context)
-            return
-        wanted, noise_m = context.config.demos.episodes, context.config.demos.action_noise_m
-        specs = env_specs(context.config, "seen")
-        kept: list[Episode] = []
 
-        def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
-            return actor.demonstrate.remote(unit, noise_m)
+def sft(cluster: Cluster, context: StageContext) -> None:
+    """Flow matching on the demonstrations, from the configured preset or checkpoint."""
+    config = context.config
+    plan = SFTPlan(config.model, config.sft, context.inputs["demos"], config.demos.stride, context.seed)
+    train(cluster, context, plan)
 
-        with self.cluster.simulation_pool() as pool:
-            for spec in specs:
-                units = drawn_units("demos", spec, "demos", 4 * wanted, context.seed)
-                successes: list[Episode] = []
-                last = ""
-                for found in pool.map(submit, units, context.check_stop):
-                    successes += [one for one in found if isinstance(one, Episode) and one.success]
-                    last = next((f"; last: {one.reason}" for one in found if isinstance(one, Rejection)), last)
-                    done = len(kept) + min(len(successes), wanted)
-                    context.progress(done, wanted * len(specs), f"{spec.task} {spec.variant}")
-                    if len(successes) >= wanted:
-                        break
-                if len(successes) < wanted:
-                    raise RuntimeError(
-                        f"the expert solved {len(successes)} of {4 * wanted} episodes of {spec.task} {spec.variant}"
-                        f"{last}"
-                    )
-                kept += successes[:wanted]
-        write_episodes(context.out, kept)
 
-    def sft(self, context: StageContext) -> None:
-        """Flow matching on the demonstrations, from the configured preset or checkpoint."""
-        config = context.config
-        plan = SFTPlan(config.model, config.sft, context.inputs["demos"], config.demos.stride, context.seed)
-        train(self.cluster, context, plan)
+def given(cluster: Cluster, context: StageContext) -> None:
+    """The configured checkpoint as the policy that rounds begin with, with what the lab knows about it."""
+    start = starting_policy(context.config.model, context.seed, stride=1)
+    assert start.processor is not None, "checked before the run"
+    save_policy(context.out, start.policy, start.processor, replace(start.info, weight_version=1))
 
-    def given(self, context: StageContext) -> None:
-        """The configured checkpoint as the policy that rounds begin with, with what the lab knows about it."""
-        start = starting_policy(context.config.model, context.seed, stride=1)
-        assert start.processor is not None, "checked before the run"
-        save_policy(context.out, start.policy, start.processor, replace(start.info, weight_version=1))
 
-    def optimise(self, context: StageContext) -> None:
-        """One round of a method on this round's pairs, older pairs and demonstrations."""
-        node, inputs = context.node, context.inputs
-        assert node.round is not None and node.mix is not None
-        plan = OptimisePlan(
-            method=node.params["method"],
-            round=node.round,
-            settings=context.config.optimise,
-            objective=context.objective,
-            mix=node.mix,
-            policy=inputs["policy"],
-            sft=inputs["sft"],
-            demos=inputs["demos"],
-            stride=context.config.demos.stride,
-            pairs=tuple(context.pairs),
-            seed=context.training_seed,
-            ranked=inputs.get("ranked"),
+def optimise(cluster: Cluster, context: StageContext) -> None:
+    """One round of a method on this round's pairs, older pairs and demonstrations."""
+    node, inputs = context.node, context.inputs
+    assert node.round is not None and node.mix is not None
+    plan = OptimisePlan(
+        method=node.params["method"],
+        round=node.round,
+        settings=context.config.optimise,
+        objective=context.objective,
+        mix=node.mix,
+        policy=inputs["policy"],
+        sft=inputs["sft"],
+        demos=inputs["demos"],
+        stride=context.config.demos.stride,
+        pairs=tuple(context.pairs),
+        seed=context.training_seed,
+        ranked=inputs.get("ranked"),
+    )
+    train(cluster, context, plan)
+
+
+def evaluate(cluster: Cluster, context: StageContext) -> None:
+    """Success of the policy on the evaluation seeds of every task and variant."""
+    snapshot = published(context.inputs["policy"])
+    with cluster.simulation_pool() as pool:
+        found = evaluate_policy(
+            pool,
+            cluster.share(snapshot),
+            context.config,
+            context.seed,
+            context.scratch,
+            check_stop=context.check_stop,
+            progress=context.progress,
         )
-        train(self.cluster, context, plan)
+    write_json_lines(context.out / "results.jsonl", found.rows)
+    if found.rejected:
+        write_json_lines(context.out / "rejected.jsonl", found.rejected)
 
-    def evaluate(self, context: StageContext) -> None:
-        """Success of the policy on the evaluation seeds of every task and variant."""
-        snapshot = published(context.inputs["policy"])
-        with self.cluster.simulation_pool() as pool:
-            found = evaluate_policy(
-                pool,
-                self.cluster.share(snapshot),
-                context.config,
-                context.seed,
-                context.scratch,
-                check_stop=context.check_stop,
-                progress=context.progress,
-            )
-        write_json_lines(context.out / "results.jsonl", found.rows)
-        if found.rejected:
-            write_json_lines(context.out / "rejected.jsonl", found.rejected)
 
-    def collect(self, context: StageContext) -> None:
-        """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
-        snapshot = published(context.inputs["policy"])
-        name = round_name(snapshot.version)
-        request = Request(name, context.training_seed, context.scratch, context.check_stop, context.progress)
-        with self.cluster.simulation_pool() as pool:
-            pairs, counts = collect_pairs(pool, self.cluster.share(snapshot), context.config, request)
-        if not pairs:
-            raise RuntimeError(
-                f"no preference pair in {counts['episodes']} episodes: the policy no longer fails, or nothing it does "
-                "can be corrected; raise collect.max_episodes or stop at the previous round"
-            )
-        write_collection(context.out, pairs, counts)
+def collect(cluster: Cluster, context: StageContext) -> None:
+    """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
+    snapshot = published(context.inputs["policy"])
+    name = round_name(snapshot.version)
+    request = Request(name, context.training_seed, context.scratch, context.check_stop, context.progress)
+    with cluster.simulation_pool() as pool:
+        pairs, counts = collect_pairs(pool, cluster.share(snapshot), context.config, request)
+    if not pairs:
+        raise RuntimeError(
+            f"no preference pair in {counts['episodes']} episodes: the policy no longer fails, or nothing it does "
+            "can be corrected; raise collect.max_episodes or stop at the previous round"
+        )
+    write_collection(context.out, pairs, counts)

@@ -22,10 +22,11 @@ from rl_lab.config.pipeline import Gate
 from rl_lab.errors import UserError
 from rl_lab.files import Record, read_json_lines, write_whole
 from rl_lab.graph.run_folder import GATE_FILE
-from rl_lab.graph.stage import Stage, StageContext
+from rl_lab.graph.stage import StageContext
 from rl_lab.graph.store import RECORD_FILE
 from rl_lab.reports.examinations import known_mean
 from rl_lab.stats import mean_interval
+from rl_lab.workers.cluster import Cluster
 
 DEVELOPMENT_FILE = "development.jsonl"
 """Answers of one model to the development questions, in the output of its examination and of the gates behind it."""
@@ -114,35 +115,25 @@ def take_model(source: Path, out: Path) -> None:
             shutil.copy2(path, target)
 
 
-class GateStages:
-    """Stages that choose among models that are there."""
+def gate(cluster: Cluster, context: StageContext) -> None:
+    """Compare two examinations; the output is the decision, and the model that goes on with its answers."""
+    inputs = context.inputs
+    gate = Gate.model_validate_json(json.dumps(context.node.params["gate"]))
+    before, after = (read_json_lines(inputs[name] / DEVELOPMENT_FILE) for name in ("before", "after"))
+    decision = decide(before, after, gate)
+    chosen = "after" if decision.passed else "before"
+    policy = inputs.get(f"policy_{chosen}") or Path(context.config.model.path)
+    _take(policy, inputs[chosen], context.out)
+    write_whole(context.out / GATE_FILE, json.dumps(asdict(decision), indent=1) + "\n")
 
-    def functions(self) -> dict[str, Stage]:
-        """Stage functions by node kind."""
-        return {"gate": self.gate, "join": self.join, "teacher": self.teacher}
 
-    def gate(self, context: StageContext) -> None:
-        """Compare two examinations; the output is the decision, and the model that goes on with its answers."""
-        inputs = context.inputs
-        gate = Gate.model_validate_json(json.dumps(context.node.params["gate"]))
-        before, after = (read_json_lines(inputs[name] / DEVELOPMENT_FILE) for name in ("before", "after"))
-        decision = decide(before, after, gate)
-        chosen = "after" if decision.passed else "before"
-        policy = inputs.get(f"policy_{chosen}") or Path(context.config.model.path)
-        _take(policy, inputs[chosen], context.out)
-        write_whole(context.out / GATE_FILE, json.dumps(asdict(decision), indent=1) + "\n")
-
-    def join(self, context: StageContext) -> None:
-        """The model of whichever branch ran: the other branch's, else the one that passed the gate."""
-        inputs = context.inputs
-        if "failed" in inputs:
-            _take(inputs["failed"], inputs["failed_examined"], context.out)
-        else:
-            _take(inputs["passed"], inputs["passed"], context.out)
-
-    def teacher(self, context: StageContext) -> None:
-        """A teacher that was trained elsewhere, as it is."""
-        take_model(Path(context.config.model.path), context.out)
+def join(cluster: Cluster, context: StageContext) -> None:
+    """The model of whichever branch ran: the other branch's, else the one that passed the gate."""
+    inputs = context.inputs
+    if "failed" in inputs:
+        _take(inputs["failed"], inputs["failed_examined"], context.out)
+    else:
+        _take(inputs["passed"], inputs["passed"], context.out)
 
 
 def _take(model: Path, examined: Path, out: Path) -> None:

@@ -15,6 +15,7 @@ from algos.curriculum.curriculum import Curriculum
 from algos.curriculum.options import CurriculumOptions
 from envs.spatial_qa.items import CATEGORIES
 from rl_lab.graph.stage import StageContext
+from rl_lab.learner.language import GRPOPlan
 from rl_lab.learner.plans import optimiser
 from rl_lab.model.checkpoint import Snapshot, load_chat_processor
 from rl_lab.records.item_files import ItemFile
@@ -25,15 +26,19 @@ from rl_lab.rollouts.answering import (
     RewardFailures,
     ask,
     collect,
+    engines,
     make_rewards,
+    policy_folder,
     reward_means,
     with_advantages,
     with_rewards,
 )
 from rl_lab.seeding import integer
+from rl_lab.training.dataset import with_learner
 from rl_lab.training.online import GRPOSteps, OnlineRun, group_spread
 from rl_lab.training.state import RunState
 from rl_lab.training.watch import Watch, nothing_learned
+from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.learner import LearnerHandle
 from rl_lab.workers.pool import WorkerPool
 
@@ -143,3 +148,23 @@ class TRLRun:
 def trl_grpo(context: StageContext, policy: Path, engines: WorkerPool) -> None:
     """Reinforcement learning by TRL; see `TRLRun`."""
     TRLRun(context, policy, engines).run()
+
+
+def grpo(cluster: Cluster, context: StageContext) -> None:
+    """Reinforcement learning in a learner process; if that dies, it goes on from the last checkpoint."""
+    config, node = context.config, context.node
+    policy = policy_folder(context)
+    if config.rl.backend == "trl":
+        with engines(cluster, context) as pool:
+            trl_grpo(context, policy, pool)
+        return
+    plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", *node.stream))
+    with engines(cluster, context) as pool:
+        with_learner(
+            cluster,
+            context,
+            plan,
+            lambda: RunState(context.out, context.scratch, context.say),
+            lambda learner, state: GRPORun(context, policy, pool, learner, state).run(),
+            (pool,),
+        )

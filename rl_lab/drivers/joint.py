@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rl_lab.graph.stage import Stage, StageContext
+from rl_lab.graph.stage import StageContext
 from rl_lab.learner.actions import SFTPlan
 from rl_lab.learner.joint import JointPlan
 from rl_lab.learner.warm_start import WarmStartPlan
@@ -14,35 +14,26 @@ from rl_lab.training.state import JointState
 from rl_lab.workers.cluster import Cluster
 
 
-class JointStages:
-    """The stage functions of one run, by kind; they share its cluster."""
+def warm_start(cluster: Cluster, context: StageContext) -> None:
+    """Imitation of worked solutions and of demonstrations, interleaved."""
+    config, inputs = context.config, context.inputs
+    actions = SFTPlan(config.model, config.sft, inputs["demos"], config.demos.stride, context.seed)
+    plan = WarmStartPlan(actions, config.cold_start, inputs["questions"] / "cold_start.arrow")
+    train(cluster, context, plan)
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
 
-    def functions(self) -> dict[str, Stage]:
-        """Stage functions by node kind."""
-        return {"warm_start": self.warm_start, "joint": self.joint}
-
-    def warm_start(self, context: StageContext) -> None:
-        """Imitation of worked solutions and of demonstrations, interleaved."""
-        config, inputs = context.config, context.inputs
-        actions = SFTPlan(config.model, config.sft, inputs["demos"], config.demos.stride, context.seed)
-        plan = WarmStartPlan(actions, config.cold_start, inputs["questions"] / "cold_start.arrow")
-        train(self.cluster, context, plan)
-
-    def joint(self, context: StageContext) -> None:
-        """One arm in a learner process; if that dies, it goes on from the last checkpoint."""
-        plan, policy = _plan(context), policy_folder(context)
-        with self.cluster.simulation_pool(context.say) as simulations, engines(self.cluster, context) as answering:
-            with_learner(
-                self.cluster,
-                context,
-                plan,
-                lambda: JointState(context.out, context.scratch, context.say),
-                lambda learner, state: JointRun(context, policy, answering, simulations, learner, state).run(),
-                (answering, simulations),
-            )
+def joint(cluster: Cluster, context: StageContext) -> None:
+    """One arm in a learner process; if that dies, it goes on from the last checkpoint."""
+    plan, policy = _plan(context), policy_folder(context)
+    with cluster.simulation_pool(context.say) as simulations, engines(cluster, context) as answering:
+        with_learner(
+            cluster,
+            context,
+            plan,
+            lambda: JointState(context.out, context.scratch, context.say),
+            lambda learner, state: JointRun(context, policy, answering, simulations, learner, state).run(),
+            (answering, simulations),
+        )
 
 
 def _plan(context: StageContext) -> JointPlan:

@@ -17,11 +17,10 @@ from algos.batch import TokenBatch
 from envs.spatial_qa.items import SEEDS_PER_BLOCK, ConstantAnswer, Item, best_constant_answers, blank
 from rewards.rubric import Rewards
 from rl_lab.drivers.gate import DEVELOPMENT_FILE
-from rl_lab.drivers.grpo import GRPORun, trl_grpo
 from rl_lab.drivers.trl import _trl_sft
 from rl_lab.files import write_json_lines, write_whole
-from rl_lab.graph.stage import Stage, StageContext
-from rl_lab.learner.language import ColdStartPlan, GRPOPlan
+from rl_lab.graph.stage import StageContext
+from rl_lab.learner.language import ColdStartPlan
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import load_chat_processor, published
 from rl_lab.records.item_files import ItemFile, QuestionRow, SolutionFile, write_rows
@@ -41,8 +40,7 @@ from rl_lab.rollouts.answering import (
     score,
 )
 from rl_lab.seeding import integer
-from rl_lab.training.dataset import train, with_learner
-from rl_lab.training.state import RunState
+from rl_lab.training.dataset import train
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.simulation import QuestionUnit, question_units
@@ -66,136 +64,109 @@ FRUITLESS_UNITS = 20
 """Units of questions without any after which the settings are given up."""
 
 
-class LanguageStages:
-    """The stage functions of one run, by kind; they share its cluster."""
+def questions(cluster: Cluster, context: StageContext) -> None:
+    """The questions of the pool, those of the cold start and the held-out ones, generated or from files."""
+    config = context.config.questions
+    offset = context.seed % RUN_SEEDS * SEEDS_OF_A_RUN
+    wanted = {
+        "train": ("train", offset, config.train),
+        "cold_start": ("train", offset + COLD_START_OFFSET, config.cold_start),
+        "held_out": (config.split, 0, config.held_out),
+    }
+    _write_sets(cluster, context, wanted)
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
 
-    def functions(self) -> dict[str, Stage]:
-        """Stage functions by node kind."""
-        return {
-            "questions": self.questions,
-            "development": self.development,
-            "cold_start": self.cold_start,
-            "examine": self.examine,
-            "grpo": self.grpo,
-        }
+def development(cluster: Cluster, context: StageContext) -> None:
+    """The questions that gates decide on: new scenes of the families of training."""
+    wanted = {"development": ("train", DEVELOPMENT_OFFSET, context.config.questions.development)}
+    _write_sets(cluster, context, wanted)
 
-    def questions(self, context: StageContext) -> None:
-        """The questions of the pool, those of the cold start and the held-out ones, generated or from files."""
-        config = context.config.questions
-        offset = context.seed % RUN_SEEDS * SEEDS_OF_A_RUN
-        wanted = {
-            "train": ("train", offset, config.train),
-            "cold_start": ("train", offset + COLD_START_OFFSET, config.cold_start),
-            "held_out": (config.split, 0, config.held_out),
-        }
-        self._write_sets(context, wanted)
 
-    def development(self, context: StageContext) -> None:
-        """The questions that gates decide on: new scenes of the families of training."""
-        wanted = {"development": ("train", DEVELOPMENT_OFFSET, context.config.questions.development)}
-        self._write_sets(context, wanted)
-
-    def _write_sets(self, context: StageContext, wanted: Mapping[str, tuple[str, int, int]]) -> None:
-        """Sets by name: split, its first seed, number of questions."""
-        config = context.config.questions
-        files = {name: path for name, path in config.files().items() if name in wanted}
-        limits = run_limits(context.config) if files else None
-        counts: dict[str, Any] = {}
-        for name, (split, start, number) in wanted.items():
-            path = context.out / f"{name}.arrow"
-            if name in files:
-                counts[name] = take_file(files[name], name, path, skip_bad=config.skip_bad_rows, limits=limits)
-                for field, rows in counts[name].get("ignored_fields", {}).items():
-                    context.say(f"questions.{name}_file: the field {field} of {rows} rows means nothing here")
-            else:
-                first = start // SEEDS_PER_BLOCK * config.per_scene
-                unit = QuestionUnit(
-                    split, first, config.tasks, config.levels, config.image_size, config.thinking, config.per_scene
-                )
-                write_rows(path, self._generated(context, name, unit, number))
-                counts[name] = {"questions": number}
-        if files:
-            check_shared({name: set_questions(context.out / f"{name}.arrow") for name in wanted}, files)
-        write_whole(context.out / "questions.json", json.dumps(counts, indent=1) + "\n")
-
-    def _generated(self, context: StageContext, name: str, first: QuestionUnit, number: int) -> Iterator[QuestionRow]:
-        """The first `number` questions from a unit on. RuntimeError if the settings allow hardly any."""
-        done = fruitless = 0
-        with self.cluster.simulation_pool() as pool:
-            call = lambda actor, unit: actor.questions.remote(unit)  # noqa: E731
-            for rows in pool.map(call, question_units(first), context.check_stop):
-                fruitless = 0 if rows else fruitless + 1
-                if fruitless == FRUITLESS_UNITS:
-                    raise RuntimeError(f"no scene has a clear question for {first}; choose other tasks or levels")
-                yield from islice(rows, number - done)
-                done = min(done + len(rows), number)
-                context.progress(done, number, name)
-                if done == number:
-                    return
-
-    def cold_start(self, context: StageContext) -> None:
-        """Imitation of worked solutions, in the Learner or with TRL."""
-        config = context.config
-        plan = ColdStartPlan(
-            config.model, config.cold_start, context.inputs["questions"] / "cold_start.arrow", context.seed
-        )
-        if config.cold_start.backend == "trl":
-            trl_cold_start(context, plan)
+def _write_sets(cluster: Cluster, context: StageContext, wanted: Mapping[str, tuple[str, int, int]]) -> None:
+    """Sets by name: split, its first seed, number of questions."""
+    config = context.config.questions
+    files = {name: path for name, path in config.files().items() if name in wanted}
+    limits = run_limits(context.config) if files else None
+    counts: dict[str, Any] = {}
+    for name, (split, start, number) in wanted.items():
+        path = context.out / f"{name}.arrow"
+        if name in files:
+            counts[name] = take_file(files[name], name, path, skip_bad=config.skip_bad_rows, limits=limits)
+            for field, rows in counts[name].get("ignored_fields", {}).items():
+                context.say(f"questions.{name}_file: the field {field} of {rows} rows means nothing here")
         else:
-            train(self.cluster, context, plan)
-
-    def examine(self, context: StageContext) -> None:
-        """Answers to all held-out questions, to the same over grey pictures, and the best constant answers."""
-        config = context.config
-        exam, rewards = config.examine, make_rewards(config.truth or config.rewards)
-        try:
-            with engines(self.cluster, context) as pool:  # first, so that stages come by them in the order of the graph
-                items = _items(context, "held_out")
-                examiner = Examiner(context, pool, policy_folder(context), rewards)
-                seen = examiner.answers(items, exam.samples, "seen")
-                context.log(0, **judge_agreement(examiner.groups))
-                unseen = examiner.answers([blank(item) for item in items], exam.blank_samples, "blank")
-                if "development" in context.inputs:
-                    self._answer_development(context, examiner)
-            constants = _constant_scores(items, _items(context, "train", CONSTANTS_FROM), rewards)
-        finally:
-            rewards.close()
-        rows = [
-            {"item": item.id, "task": item.task, "category": item.category, "reward_type": item.reward_type}
-            | row
-            | {"blank": other["rewards"], "constant": constant}
-            for item, row, other, constant in zip(items, seen, unseen, constants, strict=True)
-        ]
-        write_json_lines(context.out / "results.jsonl", rows)
-
-    def _answer_development(self, context: StageContext, examiner: Examiner) -> None:
-        """Answers for the gates that compare this model with another."""
-        items = _items(context, "development", role="development")
-        rows = examiner.answers(items, context.config.examine.samples, "development")
-        named = [{"item": item.id, "category": item.category} | row for item, row in zip(items, rows, strict=True)]
-        write_json_lines(context.out / DEVELOPMENT_FILE, named)
-
-    def grpo(self, context: StageContext) -> None:
-        """Reinforcement learning in a learner process; if that dies, it goes on from the last checkpoint."""
-        config, node = context.config, context.node
-        policy = policy_folder(context)
-        if config.rl.backend == "trl":
-            with engines(self.cluster, context) as pool:
-                trl_grpo(context, policy, pool)
-            return
-        plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", *node.stream))
-        with engines(self.cluster, context) as pool:
-            with_learner(
-                self.cluster,
-                context,
-                plan,
-                lambda: RunState(context.out, context.scratch, context.say),
-                lambda learner, state: GRPORun(context, policy, pool, learner, state).run(),
-                (pool,),
+            first = start // SEEDS_PER_BLOCK * config.per_scene
+            unit = QuestionUnit(
+                split, first, config.tasks, config.levels, config.image_size, config.thinking, config.per_scene
             )
+            write_rows(path, _generated(cluster, context, name, unit, number))
+            counts[name] = {"questions": number}
+    if files:
+        check_shared({name: set_questions(context.out / f"{name}.arrow") for name in wanted}, files)
+    write_whole(context.out / "questions.json", json.dumps(counts, indent=1) + "\n")
+
+
+def _generated(
+    cluster: Cluster, context: StageContext, name: str, first: QuestionUnit, number: int
+) -> Iterator[QuestionRow]:
+    """The first `number` questions from a unit on. RuntimeError if the settings allow hardly any."""
+    done = fruitless = 0
+    with cluster.simulation_pool() as pool:
+        call = lambda actor, unit: actor.questions.remote(unit)  # noqa: E731
+        for rows in pool.map(call, question_units(first), context.check_stop):
+            fruitless = 0 if rows else fruitless + 1
+            if fruitless == FRUITLESS_UNITS:
+                raise RuntimeError(f"no scene has a clear question for {first}; choose other tasks or levels")
+            yield from islice(rows, number - done)
+            done = min(done + len(rows), number)
+            context.progress(done, number, name)
+            if done == number:
+                return
+
+
+def cold_start(cluster: Cluster, context: StageContext) -> None:
+    """Imitation of worked solutions, in the Learner or with TRL."""
+    config = context.config
+    plan = ColdStartPlan(
+        config.model, config.cold_start, context.inputs["questions"] / "cold_start.arrow", context.seed
+    )
+    if config.cold_start.backend == "trl":
+        trl_cold_start(context, plan)
+    else:
+        train(cluster, context, plan)
+
+
+def examine(cluster: Cluster, context: StageContext) -> None:
+    """Answers to all held-out questions, to the same over grey pictures, and the best constant answers."""
+    config = context.config
+    exam, rewards = config.examine, make_rewards(config.truth or config.rewards)
+    try:
+        with engines(cluster, context) as pool:  # first, so that stages come by them in the order of the graph
+            items = _items(context, "held_out")
+            examiner = Examiner(context, pool, policy_folder(context), rewards)
+            seen = examiner.answers(items, exam.samples, "seen")
+            context.log(0, **judge_agreement(examiner.groups))
+            unseen = examiner.answers([blank(item) for item in items], exam.blank_samples, "blank")
+            if "development" in context.inputs:
+                _answer_development(cluster, context, examiner)
+        constants = _constant_scores(items, _items(context, "train", CONSTANTS_FROM), rewards)
+    finally:
+        rewards.close()
+    rows = [
+        {"item": item.id, "task": item.task, "category": item.category, "reward_type": item.reward_type}
+        | row
+        | {"blank": other["rewards"], "constant": constant}
+        for item, row, other, constant in zip(items, seen, unseen, constants, strict=True)
+    ]
+    write_json_lines(context.out / "results.jsonl", rows)
+
+
+def _answer_development(cluster: Cluster, context: StageContext, examiner: Examiner) -> None:
+    """Answers for the gates that compare this model with another."""
+    items = _items(context, "development", role="development")
+    rows = examiner.answers(items, context.config.examine.samples, "development")
+    named = [{"item": item.id, "category": item.category} | row for item, row in zip(items, rows, strict=True)]
+    write_json_lines(context.out / DEVELOPMENT_FILE, named)
 
 
 class Examiner:

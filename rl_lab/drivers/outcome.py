@@ -14,7 +14,7 @@ from rewards.calibration import Platt, calibration_error, examine, fit_platt
 from rl_lab.drivers.trl import _logger
 from rl_lab.errors import UserError
 from rl_lab.files import write_file, write_whole
-from rl_lab.graph.stage import Stage, StageContext
+from rl_lab.graph.stage import StageContext
 from rl_lab.graph.store import METRICS_FILE, RECORD_FILE, link_tree
 from rl_lab.learner.language import GROUPS
 from rl_lab.learner.outcome import (
@@ -45,75 +45,67 @@ ROWS_AT_ONCE = 512
 """Answers between two signs of life."""
 
 
-class OutcomeStages:
-    """The stage functions of one run, by kind; they share its cluster."""
+def outcome_labels(cluster: Cluster, context: StageContext) -> None:
+    """Labelled answers of a finished run, or of the traces of this one, beside their questions."""
+    settings = context.config.outcome
+    if settings.run is None:
+        folders, questions = [context.inputs["traces"]], context.inputs["questions"] / "train.arrow"
+    else:
+        folders, questions = stores(Path(settings.run)), Path(settings.run) / QUESTIONS_FILE
+    shares = (settings.calibration, settings.test)
+    answers, unknown = label_answers(folders, ItemFile(questions), shares, context.seed)
+    answers.save(context.out / LABELS_FILE)
+    write_file(context.out / ITEMS_FILE, lambda file: file.write(questions.read_bytes()))
+    correct = answers.truth >= settings.threshold
+    counts = {name: int((answers.split == place).sum()) for place, name in enumerate(SPLITS)}
+    pairs = len(answer_pairs(answers.of("train"), settings.margin, settings.pairs, context.seed))
+    summary = {"answers": counts, "pairs": pairs, "correct": float(correct.mean()), "without_reward": unknown}
+    write_whole(context.out / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
 
-    def functions(self) -> dict[str, Stage]:
-        """Stage functions by node kind."""
-        return {"outcome_labels": self.labels, "outcome_member": self.member, "outcome_model": self.model}
+def outcome_member(cluster: Cluster, context: StageContext) -> None:
+    """One member, in the Learner or with TRL."""
+    settings, labels = context.config.outcome, context.inputs["labels"]
+    number = context.node.params["member"]
+    seed = integer(context.seed, "outcome", number)
+    if settings.classifier is not None:
+        trl_classifier(context, labels / LABELS_FILE, labels / ITEMS_FILE, seed)
+        return
+    plan = OutcomePlan(policy_folder(context), settings, labels / LABELS_FILE, labels / ITEMS_FILE, seed)
+    if settings.backend == "trl":
+        trl_outcome(context, plan)
+    else:
+        train(cluster, context, plan)
 
-    def labels(self, context: StageContext) -> None:
-        """Labelled answers of a finished run, or of the traces of this one, beside their questions."""
-        settings = context.config.outcome
-        if settings.run is None:
-            folders, questions = [context.inputs["traces"]], context.inputs["questions"] / "train.arrow"
-        else:
-            folders, questions = stores(Path(settings.run)), Path(settings.run) / QUESTIONS_FILE
-        shares = (settings.calibration, settings.test)
-        answers, unknown = label_answers(folders, ItemFile(questions), shares, context.seed)
-        answers.save(context.out / LABELS_FILE)
-        write_file(context.out / ITEMS_FILE, lambda file: file.write(questions.read_bytes()))
-        correct = answers.truth >= settings.threshold
-        counts = {name: int((answers.split == place).sum()) for place, name in enumerate(SPLITS)}
-        pairs = len(answer_pairs(answers.of("train"), settings.margin, settings.pairs, context.seed))
-        summary = {"answers": counts, "pairs": pairs, "correct": float(correct.mean()), "without_reward": unknown}
-        write_whole(context.out / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
 
-    def member(self, context: StageContext) -> None:
-        """One member, in the Learner or with TRL."""
-        settings, labels = context.config.outcome, context.inputs["labels"]
-        number = context.node.params["member"]
-        seed = integer(context.seed, "outcome", number)
-        if settings.classifier is not None:
-            trl_classifier(context, labels / LABELS_FILE, labels / ITEMS_FILE, seed)
-            return
-        plan = OutcomePlan(policy_folder(context), settings, labels / LABELS_FILE, labels / ITEMS_FILE, seed)
-        if settings.backend == "trl":
-            trl_outcome(context, plan)
-        else:
-            train(self.cluster, context, plan)
-
-    def model(self, context: StageContext) -> None:
-        """Calibrate the members, examine the model, and put it together as `rewards.models` reads it."""
-        settings, labels = context.config.outcome, context.inputs["labels"]
-        folders = [context.inputs[f"member.{number}"] for number in range(1, settings.members + 1)]
-        answers, items = OutcomeLabels.load(labels / LABELS_FILE), ItemFile(labels / ITEMS_FILE)
-        model = OutcomeModel([load_member(folder) for folder in folders], [Platt()] * len(folders))
-        fitted, test = answers.of("calibration"), answers.of("test")
-        model.platts = _platts(_logits(context, model, items, fitted, "calibration"), fitted, settings.threshold)
-        began = time.perf_counter()
-        logits = _logits(context, model, items, test, "test")
-        seconds = time.perf_counter() - began
-        record = {
-            "kind": KIND,
-            "learns": settings.learns,
-            "threshold": settings.threshold,
-            "platt": [{"scale": platt.scale, "shift": platt.shift} for platt in model.platts],
-            "labels": json.loads((labels / SUMMARY_FILE).read_text()),
-            "steps": settings.steps,
-            "test": _measures(model, logits, test, items, settings.threshold),
-            "blank": _blank(context, model, items, test, settings.threshold),
-            "answers_per_second": len(test) / seconds,
-            "device": model.device,
-        }
-        for number, folder in enumerate(folders, start=1):
-            link_tree(folder, context.out / f"member-{number}", without=(METRICS_FILE, RECORD_FILE))
-        write_whole(context.out / MODEL_FILE, json.dumps(record, indent=1) + "\n")
-        numbers = {name: record["test"][name] for name in ("accuracy", "auroc", "brier", "calibration_error")}
-        context.log(settings.steps, **{f"outcome/test_{name}": value for name, value in numbers.items()})
+def outcome_model(cluster: Cluster, context: StageContext) -> None:
+    """Calibrate the members, examine the model, and put it together as `rewards.models` reads it."""
+    settings, labels = context.config.outcome, context.inputs["labels"]
+    folders = [context.inputs[f"member.{number}"] for number in range(1, settings.members + 1)]
+    answers, items = OutcomeLabels.load(labels / LABELS_FILE), ItemFile(labels / ITEMS_FILE)
+    model = OutcomeModel([load_member(folder) for folder in folders], [Platt()] * len(folders))
+    fitted, test = answers.of("calibration"), answers.of("test")
+    model.platts = _platts(_logits(context, model, items, fitted, "calibration"), fitted, settings.threshold)
+    began = time.perf_counter()
+    logits = _logits(context, model, items, test, "test")
+    seconds = time.perf_counter() - began
+    record = {
+        "kind": KIND,
+        "learns": settings.learns,
+        "threshold": settings.threshold,
+        "platt": [{"scale": platt.scale, "shift": platt.shift} for platt in model.platts],
+        "labels": json.loads((labels / SUMMARY_FILE).read_text()),
+        "steps": settings.steps,
+        "test": _measures(model, logits, test, items, settings.threshold),
+        "blank": _blank(context, model, items, test, settings.threshold),
+        "answers_per_second": len(test) / seconds,
+        "device": model.device,
+    }
+    for number, folder in enumerate(folders, start=1):
+        link_tree(folder, context.out / f"member-{number}", without=(METRICS_FILE, RECORD_FILE))
+    write_whole(context.out / MODEL_FILE, json.dumps(record, indent=1) + "\n")
+    numbers = {name: record["test"][name] for name in ("accuracy", "auroc", "brier", "calibration_error")}
+    context.log(settings.steps, **{f"outcome/test_{name}": value for name, value in numbers.items()})
 
 
 def _questions(items: ItemFile, answers: OutcomeLabels, *, blank: bool = False) -> list[Question]:

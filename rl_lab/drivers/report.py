@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from rl_lab.files import Record, write_folder, write_json_lines
-from rl_lab.graph.stage import Stage, StageContext
+from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import published
 from rl_lab.reports.page import write_report
 from rl_lab.reports.rundir import BASE, RunFolder, load_run
@@ -137,19 +137,9 @@ def _save(target: Path, contrast: Contrast, before: Film, after: Film) -> Record
     return row
 
 
-class ReportStage:
-    """Films, summary and page."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-
-    def functions(self) -> dict[str, Stage]:
-        """Stage functions by node kind."""
-        return {"report": self.report}
-
-    def report(self, context: StageContext) -> None:
-        """Films of episodes that end differently under two policies, then summary and page of the run folder."""
-        run = load_run(context.out)
-        contrasts = flipped(run) if ranks_actions(run.config) else rescued(run)
-        record_films(self.cluster, context, contrasts)
-        write_report(context.out)
+def report(cluster: Cluster, context: StageContext) -> None:
+    """Films of episodes that end differently under two policies, then summary and page of the run folder."""
+    run = load_run(context.out)
+    contrasts = flipped(run) if ranks_actions(run.config) else rescued(run)
+    record_films(cluster, context, contrasts)
+    write_report(context.out)

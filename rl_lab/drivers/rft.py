@@ -28,7 +28,7 @@ from rl_lab.config.language import TracesConfig
 from rl_lab.drivers.rft_selection import RFT_FILE, Judge, RFTSelection, RFTSummary
 from rl_lab.drivers.trl import _trl_sft
 from rl_lab.errors import RunError, UserError
-from rl_lab.graph.stage import Stage, StageContext
+from rl_lab.graph.stage import StageContext
 from rl_lab.learner.rft import RFTPlan, write_index
 from rl_lab.model.checkpoint import load_chat_processor, load_language_model, published
 from rl_lab.records.item_files import ItemFile
@@ -222,36 +222,27 @@ POOL_FILE = "train.arrow"
 INDEX_FILE = "kept.arrow"
 
 
-class RFTStages:
-    """The stage functions of one run, by kind; they share its cluster."""
+def traces(cluster: Cluster, context: StageContext) -> None:
+    """Traces of the policy for the questions of the pool, and which of them are kept."""
+    with engines(cluster, context) as pool:
+        num_steps = sample(context, pool)
+    settings, config = context.config.traces, context.config.rewards.judge
+    judge = None
+    if settings.select.min_judge_score is not None:
+        judge = TraceJudge(ReasoningJudge(config), ItemFile(context.inputs["questions"] / POOL_FILE))
+    summary = select_traces(context, settings.select, judge, num_steps + 1)
+    if not summary.kept:
+        context.say(f"none of {summary.candidates} traces was kept: {summary.dropped}")
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
 
-    def functions(self) -> dict[str, Stage]:
-        """Stage functions by node kind."""
-        return {"traces": self.traces, "rft": self.rft}
-
-    def traces(self, context: StageContext) -> None:
-        """Traces of the policy for the questions of the pool, and which of them are kept."""
-        with engines(self.cluster, context) as pool:
-            num_steps = sample(context, pool)
-        settings, config = context.config.traces, context.config.rewards.judge
-        judge = None
-        if settings.select.min_judge_score is not None:
-            judge = TraceJudge(ReasoningJudge(config), ItemFile(context.inputs["questions"] / POOL_FILE))
-        summary = select_traces(context, settings.select, judge, num_steps + 1)
-        if not summary.kept:
-            context.say(f"none of {summary.candidates} traces was kept: {summary.dropped}")
-
-    def rft(self, context: StageContext) -> None:
-        """Cross-entropy on the kept traces, in the Learner or with TRL."""
-        settings = context.config.rft
-        pool_file, index = context.inputs["questions"] / POOL_FILE, context.scratch / INDEX_FILE
-        if not index.exists():
-            write_index(context.inputs["traces"], ItemFile(pool_file), index)
-        plan = RFTPlan(policy_folder(context), settings, index, pool_file, stage_seed(context, "rft"))
-        (trl_rft if settings.backend == "trl" else partial(train, self.cluster))(context, plan)
+def rft(cluster: Cluster, context: StageContext) -> None:
+    """Cross-entropy on the kept traces, in the Learner or with TRL."""
+    settings = context.config.rft
+    pool_file, index = context.inputs["questions"] / POOL_FILE, context.scratch / INDEX_FILE
+    if not index.exists():
+        write_index(context.inputs["traces"], ItemFile(pool_file), index)
+    plan = RFTPlan(policy_folder(context), settings, index, pool_file, stage_seed(context, "rft"))
+    (trl_rft if settings.backend == "trl" else partial(train, cluster))(context, plan)
 
 
 def stage_seed(context: StageContext, name: str) -> int:

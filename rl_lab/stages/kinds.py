@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
+from typing import Any
 
 from rl_lab.config import load
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node
+from rl_lab.graph.stage import Stage
 from rl_lab.stages.action_rewards import Candidates, Rank, Record, RewardModel, RewardModels
 from rl_lab.stages.distill import Distill, Imitate, Teacher
 from rl_lab.stages.flowpro import SFT, Collect, Demos, Evaluate, Given, Optimise, Rounds
@@ -34,6 +37,9 @@ KINDS = {
     )
 }
 
+WORDS = ("repeat", "reward_models")
+"""Kinds that stand for several stages of other kinds, so that no node has them."""
+
 
 def expand(config: RunConfig) -> list[Node]:
     """The nodes of a run, every node after its inputs; the last is the report."""
@@ -54,6 +60,19 @@ def check_stages(config: RunConfig) -> None:
                 raise ValueError(f"{key}: a pipeline trains one chain of models; leave it out, and use seed instead")
     for name in sorted(graph.names):
         KINDS[name].fits(config)
+
+
+def stage_functions(cluster: Any) -> dict[str, Stage]:
+    """What does the work of each kind, with the workers of one run, a `Cluster`.
+
+    Of a kind in `rl_lab.stages.x` that is the function of its name in `rl_lab.drivers.x`.
+    """
+    functions: dict[str, Stage] = {}
+    for name, kind in KINDS.items():
+        module = import_module(type(kind).__module__.replace("rl_lab.stages", "rl_lab.drivers"))
+        if name not in WORDS:
+            functions[name] = partial(getattr(module, name), cluster)
+    return functions
 
 
 load_config = partial(load.load_config, check=check_stages)

@@ -16,8 +16,7 @@ from envs.robotwin.env import fit
 from rl_lab.config.actions import DemosConfig, FilesConfig, SFTConfig
 from rl_lab.config.load import resolve_config
 from rl_lab.config.section import MemoryConfig, ModelConfig
-from rl_lab.drivers.flowpro import ActionStages, record_demos
-from rl_lab.drivers.report import ReportStage
+from rl_lab.drivers.flowpro import record_demos
 from rl_lab.errors import UserError
 from rl_lab.learner.actions import SFTPlan, num_commands, sized_config, starting_policy
 from rl_lab.learner.plans import Training
@@ -29,7 +28,7 @@ from rl_lab.records.robotwin import read_robotwin
 from rl_lab.records.sources import find_recordings
 from rl_lab.records.streaming import DemonstrationStream
 from rl_lab.run import main
-from rl_lab.stages.kinds import KINDS
+from rl_lab.stages.kinds import KINDS, stage_functions
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from tests.records.robotwin_files import write_classic, write_trajectory
 
@@ -251,7 +250,7 @@ wandb: disabled
 @contextmanager
 def here(config):
     """Stages without Ray."""
-    yield ActionStages(Here()).functions() | ReportStage(Here()).functions()
+    yield stage_functions(Here())
 
 
 def break_episode(raw):

@@ -17,7 +17,7 @@ from envs.rollout import Memory
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.load import load_config
 from rl_lab.config.section import MemoryConfig, ModelConfig
-from rl_lab.drivers.flowpro import ActionStages
+from rl_lab.drivers.flowpro import given as take_given
 from rl_lab.errors import UserError
 from rl_lab.graph.record import substitutions
 from rl_lab.learner.actions import OptimisePlan, SFTPlan
@@ -126,7 +126,7 @@ def test_a_released_policy_takes_the_place_of_sft(given, tmp_path):
     nodes = {node.name: node for node in expand(config)}
     assert nodes["sft"].kind == "given" and nodes["base.evaluate"].inputs == {"policy": "sft"}
     context = SimpleNamespace(config=config, seed=0, out=tmp_path / "out")
-    ActionStages(None).given(context)
+    take_given(None, context)
     info = read_info(tmp_path / "out")
     assert (info.weight_version, info.memory, info.first_slot) == (1, Memory(6, 5), "current")
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", given / "sft"))

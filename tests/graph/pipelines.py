@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rl_lab.config.schema import RunConfig
-from rl_lab.drivers.gate import DEVELOPMENT_FILE, GateStages
+from rl_lab.drivers.distill import teacher
+from rl_lab.drivers.gate import DEVELOPMENT_FILE, gate, join
 from rl_lab.files import write_json_lines
 from rl_lab.graph.executor import Executor
 from rl_lab.graph.nodes import stage_hashes
@@ -89,7 +91,8 @@ class FakeModels:
     def functions(self) -> dict[str, Stage]:
         """Stage functions by kind; gates are the real ones."""
         made = dict.fromkeys(KINDS, self.make) | {"examine": self.examine, "report": self.report}
-        return made | {name: self._watched(stage) for name, stage in GateStages().functions().items()}
+        real = {"gate": gate, "join": join, "teacher": teacher}
+        return made | {name: self._watched(partial(function, None)) for name, function in real.items()}
 
     def _watched(self, stage: Stage) -> Stage:
         def run(context: StageContext) -> None:

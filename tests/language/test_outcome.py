@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 
 from rewards.config import RewardConfig, read_config
 from rl_lab.config.language import OutcomeConfig
-from rl_lab.drivers.outcome import OutcomeStages
+from rl_lab.drivers.outcome import outcome_labels, outcome_model
 from rl_lab.errors import UserError
 from rl_lab.learner.outcome import OutcomeLabels, OutcomePlan, answer_pairs, label_answers, scene_splits, scoring_batch
 from rl_lab.learner.plans import Training
@@ -37,7 +37,7 @@ def labels(tmp_path_factory, questions) -> Path:
     folder = tmp_path_factory.mktemp("labels")
     traces = write_rollouts(folder / "traces")
     context = stage_context(folder, "labels", "outcome_labels", {"traces": traces, "questions": questions})
-    OutcomeStages(None).labels(context)
+    outcome_labels(None, context)
     return context.out
 
 
@@ -48,7 +48,7 @@ def model(tmp_path_factory, policy, labels) -> Path:
     members = {f"member.{n}": train_member(policy, labels, folder / f"m{n}", seed=n) for n in (1, 2)}
     inputs = {"labels": labels} | members
     context = stage_context(folder, "model", "outcome_model", inputs, ["outcome.members=2"])
-    OutcomeStages(None).model(context)
+    outcome_model(None, context)
     return context.out
 
 

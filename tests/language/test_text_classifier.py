@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from rewards.config import RewardConfig, read_config
-from rl_lab.drivers.outcome import OutcomeStages
+from rl_lab.drivers.outcome import outcome_labels, outcome_member, outcome_model
 from rl_lab.errors import UserError
 from rl_lab.rollouts.answering import make_rewards, score
 from rl_lab.rollouts.reward_model import MODEL_FILE, TextClassifier, check_classifier, load_outcome_model
@@ -105,17 +105,17 @@ def test_members_are_trained_calibrated_and_examined(tmp_path, questions, save):
         (tmp_path / name).mkdir()  # a run folder each, because one takes one at a time
         return stage_context(tmp_path / name, name, *given, **params)
 
-    stages, traces = OutcomeStages(None), write_rollouts(tmp_path / "traces")
+    traces = write_rollouts(tmp_path / "traces")
     labelled = context("labels", "outcome_labels", {"traces": traces, "questions": questions})
-    stages.labels(labelled)
+    outcome_labels(None, labelled)
     options = [*OPTIONS, f"outcome.classifier={save(tmp_path / 'start')}", "outcome.members=2", "outcome.lr=0.01"]
     members = {}
     for number in (1, 2):
         member = context(f"m{number}", "outcome_member", {"labels": labelled.out}, options, member=number)
-        stages.member(member)
+        outcome_member(None, member)
         members[f"member.{number}"] = member.out
     model = context("model", "outcome_model", {"labels": labelled.out} | members, options)
-    stages.model(model)
+    outcome_model(None, model)
     record = json.loads((model.out / MODEL_FILE).read_text())
     assert len(record["platt"]) == 2 and record["test"]["answers"] > 0
     assert record["test"]["auroc"] == record["blank"]["auroc"]  # it sees no pictures

@@ -13,7 +13,7 @@ from PIL import Image
 from envs.spatial_qa.items import Item
 from rl_lab.config.load import resolve_config
 from rl_lab.config.section import ModelConfig
-from rl_lab.drivers.language import LanguageStages
+from rl_lab.drivers.language import questions as write_questions
 from rl_lab.errors import UserError
 from rl_lab.graph.stage import StageConfig
 from rl_lab.model.checkpoint import model_processor
@@ -236,7 +236,7 @@ def test_the_stage_writes_the_sets_of_ones_own_and_compares_them(tmp_path):
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
         context = SimpleNamespace(config=StageConfig(config, KINDS["questions"]), seed=0, out=out, say=said.append)
-        LanguageStages(None).questions(context)
+        write_questions(None, context)
         return json.loads((out / "questions.json").read_text())
 
     counts = stage()

@@ -9,7 +9,7 @@ import pytest
 
 from algos.outcome import BradleyTerry
 from rl_lab.config.load import load_config
-from rl_lab.drivers.outcome import OutcomeStages
+from rl_lab.drivers.outcome import outcome_labels
 from rl_lab.errors import UserError
 from rl_lab.learner.learner import Learner
 from rl_lab.learner.outcome import OutcomePlan
@@ -24,7 +24,7 @@ from tests.trl_backend.builders import make_folder
 def test_losses_and_weights_are_the_learners(tmp_path: Path) -> None:
     inputs = {"traces": write_rollouts(tmp_path / "traces"), "questions": write_questions(tmp_path / "questions")}
     context = stage_context(tmp_path, "labels", "outcome_labels", inputs)
-    OutcomeStages(None).labels(context)  # type: ignore[arg-type]
+    outcome_labels(None, context)  # type: ignore[arg-type]
     settings = SETTINGS.model_copy(update={"learns": "preference", "steps": 3, "backend": "trl"})
     labels = (context.out / "labels.parquet", context.out / "items.arrow")
     plan = OutcomePlan(make_folder(tmp_path / "policy"), settings, *labels, seed=1)
