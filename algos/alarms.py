@@ -1,14 +1,13 @@
-"""Limits and alarms of training: how far the proximal term lets losses fall, and when training goes wrong.
+"""Alarms of training: when it goes wrong, and when a policy satisfies its reward and not its task.
 
+The first look at steps: how far the proximal term lets losses fall, collapse, truncation, steps without a lesson.
 Implicit accuracy is no alarm: it is close to 1 in runs that collapse too. Flow losses beside the reference's are,
 because policy and reference are measured on the same noise.
 
-Signs that a policy satisfies its reward and not its task (reward hacking, over-optimisation of a proxy).
-
-Each detector compares the beginning of a run with its end and returns one line that names what moved, or None. Series
-hold one value a step or an examination, oldest first. What the proxy is worth is judged by `truth`: held-out scores by
-a reward that no variant trains on. The thresholds are ours; what over-optimisation looks like is described in Gao,
-Schulman and Hilton (arXiv:2210.10760).
+The others (reward hacking, over-optimisation of a proxy) compare the beginning of a run with its end and return one
+line that names what moved, or None. Series hold one value a step or an examination, oldest first. What the proxy is
+worth is judged by `truth`: held-out scores by a reward that no variant trains on. The thresholds are ours; what
+over-optimisation looks like is described in Gao, Schulman and Hilton (arXiv:2210.10760).
 """
 
 from __future__ import annotations
@@ -24,8 +23,14 @@ from algos.flowpro import check_weights
 NOTHING_LEARNED = "nothing learned"
 """How the alarm of steps that could not change the policy begins."""
 
+SIGNAL_LOST = "signal lost"
+"""How the alarm of rewards that came to agree begins."""
+
 LOSER_REWARD_AT_MINIMUM = -0.7563
 """Where the loser of a pair comes to rest: L_PRO is least at r_w = -r_l = 0.7563, the root of s(2r) + s(r) = 3/2."""
+
+SHARE = 0.25
+"""Of a series, what counts as its beginning and as its end."""
 
 Metrics = Mapping[str, float]
 
@@ -179,13 +184,6 @@ def _why_nothing(steps: Sequence[Metrics]) -> str:
         f"the reward is constant within every group (mean {rewards[0]:.3g}), so no answer has an advantage; make the "
         "reward tell answers apart, or raise the temperature"
     )
-
-
-SIGNAL_LOST = "signal lost"
-"""How the alarm of rewards that came to agree begins."""
-
-SHARE = 0.25
-"""Of a series, what counts as its beginning and as its end."""
 
 
 def ends(values: Sequence[float], share: float = SHARE) -> tuple[float, float] | None:

@@ -1,16 +1,12 @@
-"""What the learner hands to an objective.
-
-Letters: B observations, V cameras, K history frames, S image side, T text tokens, C chunk length, A padded action size
-(32 as released), N rows of actions (N >= B when an observation is used several times).
-
-Rows of text for a language policy: prompts with answers, and what is known about how the answers were sampled.
-
-Letters: B rows, S tokens of a row with padding.
-
-What the host decides in a step, so that it never waits for the device to tell.
+"""What the learner hands to an objective: rows of actions for a flow policy, rows of text for a language policy.
 
 Tensors whose values decide shapes or counts (masks, numbers of pairs, token ids) stay on the host, also in a batch that
-was moved to a device: see `TensorRecord.stays_on_host`. Whatever follows from them is worked out there and sent.
+was moved to a device: see `TensorRecord.stays_on_host`. Whatever follows from them is worked out there and sent, so
+that the host never waits for the device to tell.
+
+Letters: B observations or rows of text, V cameras, K history frames, S image side (of text: tokens of a row with
+padding), T text tokens, C chunk length, A padded action size (32 as released), N rows of actions (N >= B when an
+observation is used several times).
 """
 
 from __future__ import annotations
@@ -46,7 +42,7 @@ class TensorRecord:
     """Shared behaviour of the batches: move every tensor, or take rows of it (first axis)."""
 
     stays_on_host: ClassVar[frozenset[str]] = frozenset()
-    """Tensors whose values decide shapes or counts; `to` leaves them where they are. See `algos.batch`."""
+    """Tensors whose values decide shapes or counts; `to` leaves them where they are."""
 
     def _map(self, function, but: frozenset[str] = frozenset()) -> Self:
         changes: dict[str, Any] = {}

@@ -7,13 +7,6 @@ read. The other divergences are those of GKD (arXiv:2306.13649, eq. 1), as TRL 1
 there, no gradient passes through the sampling of y.
 Differs from TRL: the mean is first over an answer's tokens (`average: token` is TRL's); top-k for every divergence.
 Letters: B rows (answers), S tokens of a row, K tokens to learn, n some of them, V vocabulary, k the teacher's top-k.
-
-Options of on-policy distillation.
-
-Distillation with rewards: the divergence to a teacher plus a weighted GRPO loss, on the same answers.
-
-L = L_distillation + reward_weight * L_GRPO. Ours; HY-Embodied-0.5 (arXiv:2604.07430) distils without rewards. A reward
-tells apart answers of one prompt that the teacher finds equally likely, so there must be several of each.
 """
 
 from __future__ import annotations
@@ -52,7 +45,7 @@ class DistillationOptions:
     top_k: int | None = None
     """Compare at the teacher's k most likely tokens; None: at the whole vocabulary, as in the paper."""
     tail: str = "bucket"
-    """What becomes of the other tokens with `top_k`; see `algos.distillation.buckets`."""
+    """What becomes of the other tokens with `top_k`; see `buckets`."""
     average: str = "sequence"
     """sequence: mean over the tokens of an answer, then over answers, as in the paper; token: mean over all tokens of
     the batch, as in TRL."""
@@ -315,7 +308,12 @@ def check_stored(batch: DistillationBatch, options: DistillationOptions) -> None
 
 
 class RewardedDistillation:
-    """Both objectives on a `RolloutBatch` (with stored top-k, a `ScoredRolloutBatch`); each has its own count."""
+    """The divergence to a teacher plus a weighted GRPO loss, on the same answers.
+
+    L = L_distillation + reward_weight * L_GRPO. Ours; HY-Embodied-0.5 (arXiv:2604.07430) distils without rewards. A
+    reward tells apart answers of one prompt that the teacher finds equally likely, so there must be several of each.
+    Batches are a `RolloutBatch` (with stored top-k, a `ScoredRolloutBatch`); each objective has its own count.
+    """
 
     def __init__(self, distillation: Distillation, grpo: GRPO, reward_weight: float) -> None:
         if distillation.groups != grpo.groups:

@@ -2,12 +2,8 @@
 
 t = 1 is noise and t = 0 is the action, so the path is x_t = t e + (1 - t) a, its velocity u = e - a, and sampling goes
 from t = 1 down to 0. (The paper arXiv:2606.14409, eq. 3, writes the same with 1 - t and -u.)
-Letters: N rows, C chunk length, A padded action size, D used action dims (20), B observations, R draws of each.
-
-Auxiliary pose loss: every vision token of the head camera must tell where the objects are, in training only.
-
-A stand-in for the spatial pre-training that a small policy lacks: it speeds up the vision tower's first steps with the
-simulator's ground truth. The policy itself never sees that truth, and the probe is not saved with it.
+Letters: N rows, C chunk length, A padded action size, D used action dims (20), B observations, R draws of each, V
+cameras, n vision tokens of one.
 """
 
 from __future__ import annotations
@@ -22,25 +18,7 @@ from torch import Tensor, nn
 from algos.batch import FlowBatch, FlowDraws, PreferenceBatch, TrajectoryBatch, send
 from algos.objective import FlowPolicy
 
-HEAD_CAMERA = 0
-"""Index in `envs.types.CAMERAS`; wrist cameras often cannot see what is asked for, which would be irreducible loss."""
-
-
-class PoseProbe(nn.Module):
-    """RMSNorm and a linear map from each head-camera token to the standardised truth vector."""
-
-    def __init__(self, hidden_size: int, truth_size: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(hidden_size, eps=1e-6)
-        self.linear = nn.Linear(hidden_size, truth_size)
-
-    def forward(self, vision: Tensor) -> Tensor:
-        """Prediction of each head-camera token: vision tokens [B, V, n, hidden] -> [B, n, truth]."""
-        return self.linear(self.norm(vision[:, HEAD_CAMERA].float()))
-
-    def losses(self, vision: Tensor, truth: Tensor) -> Tensor:
-        """Mean squared error of each row over its tokens and truth dims: [B, V, n, hidden], [B, truth] -> [B]."""
-        return (self(vision) - truth[:, None]).square().mean(dim=(1, 2))
+ActionBatch = FlowBatch | PreferenceBatch | TrajectoryBatch
 
 
 def _over_chunk(time: Tensor) -> Tensor:
@@ -98,9 +76,6 @@ def check_draws(draws_per_sample: int) -> None:
         raise ValueError(f"draws_per_sample is {draws_per_sample}; it must be at least 1")
 
 
-ActionBatch = FlowBatch | PreferenceBatch | TrajectoryBatch
-
-
 def with_draws(policy: FlowPolicy, batch: ActionBatch, draws: int, generator: torch.Generator) -> Any:
     """The batch with the (noise, time) that a loss on all of it would draw, so that its parts take their rows of them.
 
@@ -142,6 +117,32 @@ def policy_prefix(policy: FlowPolicy, batch: ActionBatch, groups: tuple[str, ...
     assert batch.observation is not None, "a batch has an observation or a stored prefix"
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
         return policy.encode(batch.observation)
+
+
+HEAD_CAMERA = 0
+"""Index in `envs.types.CAMERAS`; wrist cameras often cannot see what is asked for, which would be irreducible loss."""
+
+
+class PoseProbe(nn.Module):
+    """Auxiliary pose loss: every vision token of the head camera must tell where the objects are, in training only.
+
+    A stand-in for the spatial pre-training that a small policy lacks: it speeds up the vision tower's first steps with
+    the simulator's ground truth. The policy itself never sees that truth, and the probe is not saved with it. RMSNorm
+    and a linear map lead from each token to the standardised truth vector.
+    """
+
+    def __init__(self, hidden_size: int, truth_size: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(hidden_size, eps=1e-6)
+        self.linear = nn.Linear(hidden_size, truth_size)
+
+    def forward(self, vision: Tensor) -> Tensor:
+        """Prediction of each head-camera token: vision tokens [B, V, n, hidden] -> [B, n, truth]."""
+        return self.linear(self.norm(vision[:, HEAD_CAMERA].float()))
+
+    def losses(self, vision: Tensor, truth: Tensor) -> Tensor:
+        """Mean squared error of each row over its tokens and truth dims: [B, V, n, hidden], [B, truth] -> [B]."""
+        return (self(vision) - truth[:, None]).square().mean(dim=(1, 2))
 
 
 class FlowMatching:

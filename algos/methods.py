@@ -2,9 +2,8 @@
 
 All run through the same collection, buffers, learner and budget; a method is one line here. No order is assumed.
 
-Advantage-conditioned imitation: the baseline called pi0.6* in FlowPRO (arXiv:2606.14409, section 6.3).
-
-Winners and losers are both imitated by the plain flow loss; the instruction says which is which. Differs from RECAP
+The advantage-conditioned one is the baseline called pi0.6* in FlowPRO (arXiv:2606.14409, section 6.3): winners and
+losers are both imitated by the plain flow loss; the instruction says which is which. Differs from RECAP
 (arXiv:2511.14759): the preference replaces a learned value, so there is no threshold, and the base policy was not
 pre-trained with the indicator. At evaluation the policy is asked for the positive one.
 """
@@ -172,6 +171,7 @@ def find_method(name: str) -> Method:
 
 
 POSITIVE, NEGATIVE = "Advantage: positive", "Advantage: negative"
+"""Indicators behind the instruction."""
 
 
 def with_advantage(instruction: str, positive: bool) -> str:

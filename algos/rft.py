@@ -20,11 +20,11 @@ A candidate is dropped for the first rule it breaks, in the order of `REASONS`:
     incorrect       r_i < b
     unfinished      it did not end by itself
     overlong        it has more than max_tokens tokens
-    repetitive      its share of repeated token n-grams is above max_repetition (`trace_similarity.repetition`)
+    repetitive      its share of repeated token n-grams is above max_repetition (`repetition`)
     unjudged        a judge is asked for and gave no (finite) score
     low_score       judge score < min_judge_score
     duplicate       the same text, normalised, as a better candidate of the item
-    near_duplicate  likeness above max_likeness with a better one that is none itself (`trace_similarity.likeness`)
+    near_duplicate  likeness above max_likeness with a better one that is none itself (`likeness`)
     surplus         max_per_item others of the item are kept
 
 Better is: higher judge score, then higher reward, then fewer tokens, then the smaller hash of the text, then the
@@ -32,9 +32,7 @@ smaller key. The last rule keeps the best, then again and again the candidate wh
 1 - likeness being the distance and the better one winning ties: the farthest-point heuristic of Gonzalez (1985), which
 leaves no candidate more than twice as far from a kept one as the best choice would. Nothing depends on the order given.
 
-Settings of rejection-sampling fine-tuning. The paper (arXiv:2604.07430) gives only the idea and the scale.
-
-How a sampled trace repeats itself, and how alike two traces are. Words for likeness, tokens for repetition.
+How a trace repeats itself is told by its tokens, how alike two traces are by their words:
 
 * Repetition: the share of n-grams that occurred before, seq-rep-n of Welleck et al. (arXiv:1908.04319, section 6):
   1 - |different n-grams| / |n-grams|.
@@ -59,13 +57,29 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+REASONS = (
+    "unrewarded",
+    "too_hard",
+    "too_easy",
+    "incorrect",
+    "unfinished",
+    "overlong",
+    "repetitive",
+    "unjudged",
+    "low_score",
+    "duplicate",
+    "near_duplicate",
+    "surplus",
+)
+"""Why a trace is dropped; the first that applies, in this order."""
+
 LEAST_REWARD = 0.5
 """Without `min_reward`, what a correct trace earns at least: half of what is to be had."""
 
 
 @dataclass(frozen=True)
 class RFTOptions:
-    """Which sampled traces are kept. Defaults are engineering choices; the rules are described in `algos.rft`."""
+    """Which sampled traces are kept, by the rules above. The paper gives only the idea and the scale."""
 
     low: float = 0.0
     high: float | None = 1.0
@@ -121,86 +135,6 @@ Sketch: TypeAlias = NDArray[np.uint64]
 """Sorted, different hashes of a text's shingles; complete if there are fewer than SKETCH."""
 
 Tokens: TypeAlias = Sequence[int] | NDArray[np.integer]
-
-SKETCH = 512
-"""Hashes of a text at most: 4 KiB."""
-
-_WORD = re.compile(r"\w+|[^\w\s]")
-
-_FACTORS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-
-
-def normalised(text: str) -> str:
-    """Unicode in its compatible form (NFKC), letters without case, runs of blanks as one blank, none at the ends."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def repetition(tokens: Tokens, n: int) -> float:
-    """1 - |different n-grams| / |n-grams| of a trace's tokens; 0 if it is shorter than n tokens."""
-    grams = _grams(np.asarray(tokens, np.uint64), n)
-    return 1.0 - len(np.unique(grams)) / len(grams) if len(grams) else 0.0
-
-
-def sketch(text: str, n: int) -> Sketch:
-    """Of the n-grams of words and signs of a normalised text. One shorter than n is a single shingle, whole."""
-    words = _WORD.findall(text)
-    known: dict[str, int] = {}
-    hashes = np.array([known.setdefault(word, zlib.crc32(word.encode())) for word in words], np.uint64)
-    return np.unique(_grams(hashes, min(n, len(words)) or 1))[:SKETCH]
-
-
-def likeness(a: Sketch, b: Sketch) -> float:
-    """Jaccard similarity in [0, 1]: exact for short texts, Broder's estimate otherwise; 1 for two empty texts."""
-    both = np.concatenate([a, b])
-    both.sort()
-    twice = both[1:] == both[:-1]
-    union = len(both) - int(twice.sum())
-    if union == 0:
-        return 1.0
-    if max(len(a), len(b)) < SKETCH or union <= SKETCH:
-        return int(twice.sum()) / union
-    smallest = np.unique(both)[SKETCH - 1]
-    return int((both[1:][twice] <= smallest).sum()) / SKETCH
-
-
-def distance(a: Sketch, b: Sketch) -> float:
-    """1 - likeness."""
-    return 1.0 - likeness(a, b)
-
-
-def _grams(values: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
-    """A mixed 64-bit hash of every n-gram, in order; empty if there are fewer than n values."""
-    count = max(len(values) - n + 1, 0)
-    result = np.zeros(count, np.uint64)
-    for offset in range(n):
-        result = _mixed(result ^ _mixed(values[offset : offset + count] + np.uint64(offset + 1)))
-    return result
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele et al., 2014): every bit depends on every other; wraps around."""
-    step, first, second = (np.uint64(factor) for factor in _FACTORS)
-    values = values + step
-    values = (values ^ (values >> np.uint64(30))) * first
-    values = (values ^ (values >> np.uint64(27))) * second
-    return values ^ (values >> np.uint64(31))
-
-
-REASONS = (
-    "unrewarded",
-    "too_hard",
-    "too_easy",
-    "incorrect",
-    "unfinished",
-    "overlong",
-    "repetitive",
-    "unjudged",
-    "low_score",
-    "duplicate",
-    "near_duplicate",
-    "surplus",
-)
-"""Why a trace is dropped; the first that applies, in this order."""
 
 
 @dataclass(frozen=True)
@@ -294,6 +228,22 @@ def select(candidates: Sequence[Candidate], options: RFTOptions) -> list[str | N
     return reasons
 
 
+def _reason_unlike_others(one: Candidate, band: str | None, least: float, options: RFTOptions) -> str | None:
+    """First rule that it breaks before it is compared with others."""
+    reason = reason_alone(one.own_reason, band, one.reward is not None and one.reward >= least)
+    if reason or options.min_judge_score is None:
+        return reason
+    if one.judge_score is None or not math.isfinite(one.judge_score):
+        return "unjudged"
+    return "low_score" if not one.judge_score >= options.min_judge_score else None
+
+
+def _rank(one: Candidate) -> tuple[Any, ...]:
+    """Smaller is better."""
+    score = -math.inf if one.judge_score is None or not math.isfinite(one.judge_score) else one.judge_score
+    return -score, -(one.reward or 0.0), one.num_tokens, one.digest, one.key
+
+
 def most_diverse(sketches: Sequence[Sketch], count: int) -> list[int]:
     """Places of `count` texts far from each other: the first, then the one farthest from those taken, and so on."""
     if len(sketches) <= count:
@@ -313,17 +263,65 @@ def count_reasons(reasons: Sequence[str | None]) -> dict[str, int]:
     return {reason: found[reason] for reason in REASONS if found[reason]}
 
 
-def _reason_unlike_others(one: Candidate, band: str | None, least: float, options: RFTOptions) -> str | None:
-    """First rule that it breaks before it is compared with others."""
-    reason = reason_alone(one.own_reason, band, one.reward is not None and one.reward >= least)
-    if reason or options.min_judge_score is None:
-        return reason
-    if one.judge_score is None or not math.isfinite(one.judge_score):
-        return "unjudged"
-    return "low_score" if not one.judge_score >= options.min_judge_score else None
+SKETCH = 512
+"""Hashes of a text at most: 4 KiB."""
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+_FACTORS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
-def _rank(one: Candidate) -> tuple[Any, ...]:
-    """Smaller is better."""
-    score = -math.inf if one.judge_score is None or not math.isfinite(one.judge_score) else one.judge_score
-    return -score, -(one.reward or 0.0), one.num_tokens, one.digest, one.key
+def normalised(text: str) -> str:
+    """Unicode in its compatible form (NFKC), letters without case, runs of blanks as one blank, none at the ends."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def repetition(tokens: Tokens, n: int) -> float:
+    """1 - |different n-grams| / |n-grams| of a trace's tokens; 0 if it is shorter than n tokens."""
+    grams = _grams(np.asarray(tokens, np.uint64), n)
+    return 1.0 - len(np.unique(grams)) / len(grams) if len(grams) else 0.0
+
+
+def sketch(text: str, n: int) -> Sketch:
+    """Of the n-grams of words and signs of a normalised text. One shorter than n is a single shingle, whole."""
+    words = _WORD.findall(text)
+    known: dict[str, int] = {}
+    hashes = np.array([known.setdefault(word, zlib.crc32(word.encode())) for word in words], np.uint64)
+    return np.unique(_grams(hashes, min(n, len(words)) or 1))[:SKETCH]
+
+
+def likeness(a: Sketch, b: Sketch) -> float:
+    """Jaccard similarity in [0, 1]: exact for short texts, Broder's estimate otherwise; 1 for two empty texts."""
+    both = np.concatenate([a, b])
+    both.sort()
+    twice = both[1:] == both[:-1]
+    union = len(both) - int(twice.sum())
+    if union == 0:
+        return 1.0
+    if max(len(a), len(b)) < SKETCH or union <= SKETCH:
+        return int(twice.sum()) / union
+    smallest = np.unique(both)[SKETCH - 1]
+    return int((both[1:][twice] <= smallest).sum()) / SKETCH
+
+
+def distance(a: Sketch, b: Sketch) -> float:
+    """1 - likeness."""
+    return 1.0 - likeness(a, b)
+
+
+def _grams(values: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """A mixed 64-bit hash of every n-gram, in order; empty if there are fewer than n values."""
+    count = max(len(values) - n + 1, 0)
+    result = np.zeros(count, np.uint64)
+    for offset in range(n):
+        result = _mixed(result ^ _mixed(values[offset : offset + count] + np.uint64(offset + 1)))
+    return result
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele et al., 2014): every bit depends on every other; wraps around."""
+    step, first, second = (np.uint64(factor) for factor in _FACTORS)
+    values = values + step
+    values = (values ^ (values >> np.uint64(30))) * first
+    values = (values ^ (values >> np.uint64(27))) * second
+    return values ^ (values >> np.uint64(31))

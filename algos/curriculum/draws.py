@@ -55,17 +55,6 @@ BLOCK = 128
 """Weights that are summed together before a draw looks into them: running sums over a whole pool are slow."""
 
 
-def _positions(weights: Floats, marks: Floats) -> Array:
-    """Where each mark in [0, 1) falls on the line that weights share; on a tie it may be a position of weight zero."""
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK))
-    ends = np.cumsum(sums)
-    marks = marks * ends[-1]
-    block = np.minimum(np.searchsorted(ends, marks, side="right"), len(sums) - 1)
-    places = block[:, None] * BLOCK + np.arange(BLOCK)
-    inside = np.cumsum(weights.take(places, mode="clip") * (places < len(weights)), axis=1)
-    return block * BLOCK + (inside <= (marks - ends[block] + sums[block])[:, None]).sum(1)
-
-
 def draw_weighted(rng: np.random.Generator, weights: Floats, count: int) -> Array:
     """Up to `count` distinct positions, each next one with probability proportional to its weight among those left.
 
@@ -81,6 +70,17 @@ def draw_weighted(rng: np.random.Generator, weights: Floats, count: int) -> Arra
         weights[fresh] = 0.0
     weights[chosen] = struck
     return chosen
+
+
+def _positions(weights: Floats, marks: Floats) -> Array:
+    """Where each mark in [0, 1) falls on the line that weights share; on a tie it may be a position of weight zero."""
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK))
+    ends = np.cumsum(sums)
+    marks = marks * ends[-1]
+    block = np.minimum(np.searchsorted(ends, marks, side="right"), len(sums) - 1)
+    places = block[:, None] * BLOCK + np.arange(BLOCK)
+    inside = np.cumsum(weights.take(places, mode="clip") * (places < len(weights)), axis=1)
+    return block * BLOCK + (inside <= (marks - ends[block] + sums[block])[:, None]).sum(1)
 
 
 def balanced_places(total: int, available: Array, turn: int = 0) -> Array:

@@ -41,9 +41,9 @@ COLUMNS: dict[str, tuple[str, Any]] = {
     "selections": ("i4", 0),
 }
 """Column -> type and value of a new item. cell: code of its task and level; successes, evidence, squares: the sums S,
-N, Q of `curriculum_posterior`; pending: selected, result not there yet; last_*: of the newest group; version: newest
-weight version observed; groups, rollouts: scored ones; failures: masked rollouts (failed reward calls); *_stage: last
-stage that probed or kept it."""
+N, Q of `algos.curriculum.posterior`; pending: selected, result not there yet; last_*: of the newest group; version:
+newest weight version observed; groups, rollouts: scored ones; failures: masked rollouts (failed reward calls);
+*_stage: last stage that probed or kept it."""
 
 PSEUDO = 4.0
 """Items whose worth a category's mean has where little is known of a cell."""
