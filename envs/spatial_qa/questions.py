@@ -9,7 +9,6 @@ from dataclasses import asdict
 import numpy as np
 
 from envs.spatial_qa import interaction, perception, planning, prediction
-from envs.spatial_qa import prediction as motion
 from envs.spatial_qa.draws import Draw, Question
 from envs.spatial_qa.items import SEEDS_PER_BLOCK, SPLITS, Item, Knobs, asked, item_id, knobs_at, reply, split_of
 
@@ -33,9 +32,9 @@ BY_CATEGORY: dict[str, tuple[Generator, ...]] = {
     "prediction": (
         prediction.moved_relation,
         prediction.pushed_into,
-        motion.object_path,
-        motion.gripper_path,
-        motion.final_place,
+        prediction.object_path,
+        prediction.gripper_path,
+        prediction.final_place,
     ),
     "interaction": (
         interaction.reach_one_arm,
@@ -44,7 +43,7 @@ BY_CATEGORY: dict[str, tuple[Generator, ...]] = {
         interaction.handle_point,
         interaction.free_place,
         interaction.between_point,
-        motion.grasp_point,
+        prediction.grasp_point,
     ),
     "planning": (
         planning.next_step,

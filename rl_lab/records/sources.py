@@ -23,9 +23,7 @@ from envs.types import Episode, PreferencePair
 from rl_lab.errors import UserError
 from rl_lab.files import read_json_lines
 from rl_lab.reading import read_text
-from rl_lab.records import lerobot_read, lerobot_tables, robotwin
-from rl_lab.records import pairs as pairs_read
-from rl_lab.records import pairs as pairs_write
+from rl_lab.records import lerobot_read, lerobot_tables, pairs, robotwin
 from rl_lab.records.checks import (
     BrokenEpisodeError,
     Problem,
@@ -74,8 +72,8 @@ def _source(folder: Path, image_size: int, save_freq: int, split: str, hz: float
         raise UserError(f"{folder} does not exist")
     if (folder / lerobot_tables.INFO_PATH).exists():
         return Source("lerobot", read_info(folder).fps, lerobot_read.episode_reads(folder, image_size))
-    if (folder / pairs_write.INFO_FILE).exists():
-        return _pairs_source("pairs", pairs_read.read_info(folder).hz, pairs_read.pair_reads(folder))
+    if (folder / pairs.INFO_FILE).exists():
+        return _pairs_source("pairs", pairs.read_info(folder).hz, pairs.pair_reads(folder))
     if (folder / INDEX_FILE).exists():
         return _lab_source(folder, hz)
     if folder.is_file() or robotwin.episode_paths(folder):
@@ -83,7 +81,7 @@ def _source(folder: Path, image_size: int, save_freq: int, split: str, hz: float
         return Source("robotwin", robotwin.control_hz(save_freq), reads)
     raise UserError(
         f"{folder} holds no episodes: expected RoboTwin's episode*.hdf5, {lerobot_tables.INFO_PATH} of a "
-        f"LeRobotDataset, {pairs_write.INFO_FILE} of a set of pairs, or the lab's {INDEX_FILE}"
+        f"LeRobotDataset, {pairs.INFO_FILE} of a set of pairs, or the lab's {INDEX_FILE}"
     )
 
 

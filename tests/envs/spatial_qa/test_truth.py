@@ -6,7 +6,6 @@ import pytest
 
 from envs import se3
 from envs.spatial_qa import interaction, perception, planning, prediction
-from envs.spatial_qa import prediction as motion
 from envs.spatial_qa.draws import Draw
 from envs.spatial_qa.interaction import reachable
 from envs.spatial_qa.items import Knobs, knobs_at, run_lengths
@@ -269,7 +268,7 @@ def test_done_states_pass_the_tasks_own_check_and_undone_ones_do_not():
 
 
 def test_paths_start_and_end_where_the_object_does():
-    for question, _ in questions(motion.object_path, 3, waypoints=7):
+    for question, _ in questions(prediction.object_path, 3, waypoints=7):
         assert len(question.answer) == 7
         steps = np.linalg.norm(np.diff(np.array(question.answer, dtype=float), axis=0), axis=1)
         assert steps.max() <= 2.5 * np.median(steps) + 5
