@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from rl_lab.records.episodes import read_episodes, read_pairs, write_episodes, write_pairs
-from tests.support.recorded import episode, pair
+from tests.support.episodes import episode, pair
 
 
 def assert_equal(one, other):

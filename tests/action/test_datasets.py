@@ -14,7 +14,7 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.records.action_batches import demonstrations, fit_processor, flow_batch, pair_states
 from rl_lab.records.action_datasets import SIDE_STATES, demonstration_data, encode_rows, preference_data
-from tests.support.recorded import episode, images, pair
+from tests.support.episodes import episode, images, pair
 
 CONFIG = preset_config("nano")
 HORIZON = CONFIG.n_action_steps

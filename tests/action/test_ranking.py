@@ -7,7 +7,7 @@ import pytest
 
 from algos.methods import METHODS
 from algos.smooth_interpolation import interpolate_pair
-from envs.types import RANKED, Candidates
+from envs.types import RANKED
 from rl_lab.model.presets import preset_config
 from rl_lab.records.action_batches import demonstrations, fit_processor, pair_states
 from rl_lab.records.action_datasets import preference_data
@@ -15,32 +15,8 @@ from rl_lab.records.episodes import read_candidates, read_pairs, write_candidate
 from rl_lab.rollouts.ranking import agreement, rank_folder, rank_states, score_states
 from tests.action.test_buffers import assert_equal
 from tests.action.test_datasets import HORIZON, TIMING
-from tests.support.recorded import SIDE, episode, images, pair, poses
-
-
-def state(seed, samples=3):
-    """A state whose chunks lead further with their number, on a path that the expert shares with the last."""
-    paths = np.stack([poses(HORIZON, seed) for _ in range(samples)])
-    paths[:, 1:, 0] += 0.01 * np.arange(samples)[::-1, None]
-    return Candidates(
-        task="handover_block",
-        variant="clean",
-        seed=seed,
-        instruction="Pass the red block to the right arm.",
-        step=4,
-        start_digest=f"{seed:064d}",
-        weight_version=1,
-        poses=paths,
-        actions=paths[:, 1:],
-        images=np.stack([images(HORIZON)] * samples),
-        after=np.zeros((samples, 3, SIDE, SIDE, 3), np.uint8),
-        expert=paths[-1, 1:],
-        progress=np.linspace(0.2, 0.6, samples),
-        success=np.zeros(samples, bool),
-    )
-
-
-STATES = [state(seed) for seed in range(4)]
+from tests.support.episodes import episode, pair, sampled_chunks
+from tests.support.stored_runs import STATES
 
 
 def ranked(margin=1.0):
@@ -86,7 +62,7 @@ def test_agreement_with_the_truth_tells_a_right_reward_from_a_wrong_one():
 
 
 def test_chunks_that_led_to_the_same_say_nothing_about_a_reward():
-    same = state(7)
+    same = sampled_chunks(7)
     same.progress[:] = 0.4
     scores = [np.array([[0.0, 1.0, 2.0]])]
     _, _, choices = rank_states([same], {"a": scores}, {"a": 1.0}, margin=0.0)

@@ -30,7 +30,7 @@ from rl_lab.records.streaming import DemonstrationStream
 from rl_lab.run import main
 from rl_lab.stages.kinds import KINDS, stage_functions
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
-from tests.records.robotwin_files import write_classic, write_trajectory
+from tests.support.robotwin_files import write_classic, write_trajectory
 
 RECIPE = ModelConfig(
     chunk_size=4, absolute_half=True, first_slot="current", memory=MemoryConfig(frames=3, interval=2, layer_stride=1)

@@ -4,39 +4,16 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 
-from rewards.actions.ensemble import Ensemble, ModelInfo
 from rl_lab.errors import UserError
-from rl_lab.records.episodes import write_candidates, write_episodes
 from rl_lab.rescore import main
-from rl_lab.rollouts.ranking import rank_folder
 from rl_lab.rollouts.rescore_actions import compare_scores
-from tests.action.test_ranking import STATES
-from tests.rewards.test_actions import walk
-
-RANKINGS = {"interventions": {}, "deviation": {"weights": {"deviation": 1.0}}, "random": {"weights": {"random": 1.0}}}
-RANKINGS |= {"success": {"weights": {"success": 1.0}, "margin": 0.0}}
+from tests.support.stored_runs import STATES, write_ranked_run
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run that ranked chunks by their deviation, with a reward model of random weights."""
-    config = {"seed": 0, "sweep": {"baseline": "interventions", "rankings": RANKINGS}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    row = {
-        "name": "deviation.1.rank",
-        "method": "deviation",
-        "replicate": 1,
-        "inputs": {"candidates": "seed.1.candidates"},
-    }
-    (tmp_path / "stages.json").write_text(json.dumps({"store": "", "nodes": [row]}))
-    candidates = tmp_path / "candidates" / "seed.1.candidates"
-    write_candidates(candidates, STATES)
-    rank_folder(candidates, {}, {"deviation": 1.0}, 1.0, 0, tmp_path / "pairs" / "deviation.1.rank")
-    write_episodes(tmp_path / "episodes" / "seed.1.episodes", [walk(seed, success=seed % 2 == 0) for seed in range(4)])
-    Ensemble(ModelInfo("success", 2, 8, 8), [1, 2]).save(tmp_path / "reward_models" / "seed.1.success")
-    return tmp_path
+    return write_ranked_run(tmp_path)
 
 
 def rescored(run, name):

@@ -10,7 +10,7 @@ from rl_lab.errors import UserError
 from rl_lab.learner.action_rewards import RewardPlan, make_card, split_episodes
 from rl_lab.learner.plans import Training
 from rl_lab.records.episodes import write_episodes
-from tests.rewards.test_actions import walk
+from tests.support.episodes import walk
 
 SETTINGS = RewardModelsConfig(steps=4, warmup=1, batch_size=4, latent=8)
 

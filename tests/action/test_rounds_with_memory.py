@@ -29,8 +29,8 @@ from rl_lab.stages.kinds import expand
 from rl_lab.stages.preflight import check_machine
 from rl_lab.workers.policy import CorrectorPlan
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
-from tests.graph.files import EXPERIMENTS
-from tests.support.recorded import episode
+from tests.support.episodes import episode
+from tests.support.experiments import EXPERIMENTS
 
 MODEL = ModelConfig(
     chunk_size=5, absolute_half=True, first_slot="current", memory=MemoryConfig(frames=3, interval=2, layer_stride=1)

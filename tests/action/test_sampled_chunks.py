@@ -7,26 +7,18 @@ from envs.branching import BranchConfig
 from rl_lab.config.actions import RewardModelsConfig
 from rl_lab.learner.action_rewards import RewardPlan
 from rl_lab.learner.plans import Training
-from rl_lab.model.checkpoint import CheckpointInfo, published, save_policy
-from rl_lab.model.policy import HyVLAPolicy
-from rl_lab.model.presets import preset_config
-from rl_lab.records.action_batches import fit_processor
+from rl_lab.model.checkpoint import published
 from rl_lab.records.episodes import read_pairs, write_candidates, write_episodes
 from rl_lab.rollouts.ranking import rank_folder
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
-from tests.action.test_datasets import TIMING
-from tests.support.recorded import episode
+from tests.support.models import save_nano_policy
 
 UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", 64), (11,), run_seed=0)
 
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("policy")
-    config = preset_config("nano")
-    processor = fit_processor(config, [episode(1), episode(2)], TIMING)
-    save_policy(folder, HyVLAPolicy(config), processor, CheckpointInfo(weight_version=1, steps=0))
-    return published(folder)
+    return published(save_nano_policy(tmp_path_factory.mktemp("policy"), seeds=(1, 2)))
 
 
 def test_recorded_episodes_and_sampled_chunks_teach_and_rank(snapshot, tmp_path):

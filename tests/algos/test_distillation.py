@@ -28,8 +28,8 @@ from algos.distillation import (
     top_tokens,
 )
 from rl_lab.reports.metrics import define
-from tests.algos.fake_language import VOCAB, TablePolicy, random_rollouts
-from tests.algos.fakes import generator
+from tests.support.flow_policies import generator
+from tests.support.language_policies import VOCAB, TablePolicy, random_rollouts
 
 CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
 EXACT: dict[str, Any] = {"atol": 1e-12, "rtol": 1e-10}

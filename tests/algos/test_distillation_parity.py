@@ -25,7 +25,7 @@ from algos.distillation import DIVERGENCES, TAILS, Distillation, DistillationOpt
 from rl_lab.model import backbone
 from rl_lab.model.checkpoint import vlm_from_policy
 from rl_lab.model.tokenizer import load_tokenizer
-from tests.model.builders import make_policy
+from tests.support.models import make_policy
 
 CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
 KINDS = [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9)]

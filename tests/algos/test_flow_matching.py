@@ -18,7 +18,15 @@ from algos.flow_matching import (
     velocity_from_clean,
     velocity_target,
 )
-from tests.algos.fakes import HIDDEN, FakePolicy, TapePolicy, flow_batch, generator, gradients, preference_batch
+from tests.support.flow_policies import (
+    HIDDEN,
+    FakePolicy,
+    TapePolicy,
+    flow_batch,
+    generator,
+    gradients,
+    preference_batch,
+)
 
 ALL = ("vision", "vlm", "expert")
 

@@ -28,7 +28,7 @@ from algos.grpo import (
 from algos.objective import TokenScores
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.reports.metrics import define
-from tests.algos.fake_language import TablePolicy, TapePolicy, random_rollouts
+from tests.support.language_policies import TablePolicy, TapePolicy, random_rollouts
 
 NAN = math.nan
 GENERATOR = torch.Generator()

@@ -23,7 +23,7 @@ from algos.grpo import GRPO, LOSS_TYPES, GRPOOptions, engine_correction, group_a
 from rl_lab.model import backbone
 from rl_lab.model.checkpoint import vlm_from_policy
 from rl_lab.model.tokenizer import load_tokenizer
-from tests.model.builders import make_policy
+from tests.support.models import make_policy
 
 GROUPS, SIZE = 3, 4
 REWARDS = torch.tensor([[1.0, 0.0, 0.5, 0.25], [1.0, 1.0, 1.0, 1.0], [0.0, float("nan"), 1.0, 0.75]])

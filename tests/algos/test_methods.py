@@ -6,7 +6,7 @@ import torch
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO
 from algos.methods import METHODS, find_method
-from tests.algos.fakes import FakePolicy, flow_batch, generator, preference_batch
+from tests.support.flow_policies import FakePolicy, flow_batch, generator, preference_batch
 
 BASELINES = [
     "continued_sft",

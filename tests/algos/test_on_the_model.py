@@ -21,7 +21,7 @@ from algos.flowpro import RPRO
 from rl_lab.benchmarks.rpro import FourPasses, random_batch, run
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from tests.algos.fakes import generator
+from tests.support.flow_policies import generator
 
 ALL = ("vision", "vlm", "expert")
 USED = 20

@@ -10,7 +10,7 @@ import torch
 
 from algos.batch import TokenBatch
 from algos.outcome import AnswerPairs, BradleyTerry, Correctness, LabelledAnswers, OutcomeHead, outcome_scores
-from tests.algos.fake_language import VOCAB, TablePolicy
+from tests.support.language_policies import VOCAB, TablePolicy
 
 GENERATOR = torch.Generator()
 

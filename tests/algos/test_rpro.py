@@ -8,8 +8,8 @@ import torch
 
 from algos.batch import TrajectoryBatch
 from algos.flowpro import RPRO
-from tests.algos.fakes import FakePolicy, TapePolicy, flow_batch, generator, gradients, preference_batch
 from tests.algos.toy_training import recent, train
+from tests.support.flow_policies import FakePolicy, TapePolicy, flow_batch, generator, gradients, preference_batch
 
 ALL = ("vision", "vlm", "expert")
 

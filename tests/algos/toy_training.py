@@ -8,7 +8,7 @@ import functools
 import torch
 
 from algos.flowpro import RPRO
-from tests.algos.fakes import FakePolicy, generator, preference_batch
+from tests.support.flow_policies import FakePolicy, generator, preference_batch
 
 ALL = ("vision", "vlm", "expert")
 

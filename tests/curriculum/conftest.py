@@ -1,6 +1,6 @@
 import pytest
 
-from tests.curriculum.synthetic import write_run
+from tests.support.pools import write_run
 
 
 @pytest.fixture(scope="session")

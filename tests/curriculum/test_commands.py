@@ -15,7 +15,7 @@ from rl_lab.curriculum.store import PoolStore
 from rl_lab.curriculum.view import Filter, PoolView
 from rl_lab.errors import UserError
 from rl_lab.pool import main
-from tests.curriculum.synthetic import create, png, read_lines, roll_out, train, write_run
+from tests.support.pools import create, png, read_lines, roll_out, train, write_run
 
 
 def output(capsys, *arguments):

@@ -3,19 +3,15 @@
 import html
 import json
 import re
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 
 from rl_lab.curriculum.view import PoolView
 from rl_lab.pool import main
 from rl_lab.reports import pool_page
-from tests.curriculum.synthetic import HOSTILE, create
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.support.pages import CHROMIUM, dumped
+from tests.support.pools import create
+from tests.support.questions import HOSTILE
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +24,6 @@ def page(finished, tmp_path_factory):
 def data(path):
     text = path.read_text().split('<script type="application/json" id="pool-data">')[1].split("</script>")[0]
     return json.loads(text)
-
-
-def dumped(path, script):
-    """The page's DOM after the browser has run a script of the test's own at its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        probe = Path(folder) / "probe.html"
-        probe.write_text(path.read_text().replace("</body>", f"<script>(async () => {{{script}}})()</script></body>"))
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
-        command += ["--virtual-time-budget=4000", "--dump-dom", probe.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 def test_the_page_needs_nothing_from_outside(page):

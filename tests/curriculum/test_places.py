@@ -8,7 +8,7 @@ from rl_lab.curriculum.store import PoolStore
 from rl_lab.curriculum.view import PoolPlace, PoolView, locate
 from rl_lab.errors import UserError
 from rl_lab.pool import main
-from tests.curriculum.synthetic import create, train, write_nodes, write_run
+from tests.support.pools import create, train, write_nodes, write_run
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import re
 
 from rl_lab.pool import main
 from rl_lab.records.rollouts import RolloutStore, selection_text
-from tests.curriculum.synthetic import write_run
+from tests.support.pools import write_run
 
 
 def selected(folder, step):

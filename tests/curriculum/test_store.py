@@ -1,6 +1,5 @@
 """The pool on disk: exact on resume, readable while a run writes, edits from other processes."""
 
-import sqlite3
 import subprocess
 import sys
 
@@ -13,25 +12,7 @@ from rl_lab.curriculum.edits import give_edits
 from rl_lab.curriculum.store import CHUNK, POOL_FILE, PoolItem, PoolStore, connect
 from rl_lab.curriculum.view import PoolView
 from rl_lab.errors import UserError
-from tests.curriculum.synthetic import CATEGORIES, create, make_items, png, roll_out, train
-
-VOLATILE = {"steps": ("time",), "edits": ("time",)}
-"""Columns with wall times."""
-
-
-def content(path):
-    """Everything in a pool but wall times, table by table."""
-    db = sqlite3.connect(path)
-    tables = [
-        row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")
-    ]
-    found = {}
-    for table in tables:
-        names = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
-        kept = [name for name in names if name not in VOLATILE.get(table, ())]
-        found[table] = db.execute(f"SELECT {', '.join(kept)} FROM {table}").fetchall()
-    db.close()
-    return found
+from tests.support.pools import CATEGORIES, content, create, make_items, png, roll_out, train
 
 
 def give(path, action, *numbers):
@@ -78,7 +59,7 @@ def test_a_killed_writer_leaves_the_pool_between_two_transactions(tmp_path):
     create(tmp_path).close()
     code = (
         "import os, sys; from pathlib import Path; from rl_lab.curriculum.store import PoolStore\n"
-        "from tests.curriculum.synthetic import train\n"
+        "from tests.support.pools import train\n"
         "store = PoolStore(Path(sys.argv[1])); train(store, 3); store.select(3, 3)\n"
         "store._db.execute('BEGIN'); store._db.execute('DELETE FROM observations'); os.kill(os.getpid(), 9)"
     )

@@ -7,7 +7,7 @@ from rl_lab.drivers.rft_selection import RFTSelection
 from rl_lab.errors import UserError
 from rl_lab.pool import main
 from rl_lab.records.rollouts import RolloutStore
-from tests.curriculum.synthetic import write_run
+from tests.support.pools import write_run
 
 OPTIONS = RFTOptions(min_judge_score=0.5, max_likeness=1.0, high=None, min_reward=0.0)
 

@@ -1,7 +1,7 @@
-from tests.faults.harness import KILLS
-from tests.language.conftest import policy, questions
+from tests.language.conftest import policy
+from tests.support.processes import KILLS
 
-__all__ = ["policy", "questions"]
+__all__ = ["policy"]
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -160,7 +160,7 @@ def load_commands() -> dict[str, Callable[[Sequence[str]], int]]:
     from rl_lab.stages import preflight
     from rl_lab.teleoperation import server
     from rl_lab.workers import serving
-    from tests.graph.test_executor import FakeStages
+    from tests.support import experiments
 
     torch.set_num_threads(1)
     preflight._check_gl = lambda: None
@@ -168,13 +168,12 @@ def load_commands() -> dict[str, Callable[[Sequence[str]], int]]:
     doctor.CHECKS = ()
     eval.evaluate = serving.PolicyServer = server.PageServer = _begin_work
 
-    def resume(arguments: Sequence[str]) -> int:
-        functions = FakeStages().functions()
-        return run.main(arguments, lambda config: contextlib.nullcontext(functions))
-
     modules = {"eval": eval, "serve": serve, "correct": correct, "report": report, "rescore": rescore, "data": data}
     plain = {name: module.main for name, module in (modules | {"pool": pool, "doctor": doctor}).items()}
-    return plain | {"run": lambda arguments: run.main(arguments, _no_stages), "resume": resume}
+    return plain | {
+        "run": lambda arguments: run.main(arguments, _no_stages),
+        "resume": lambda arguments: experiments.main(*arguments),
+    }
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl_lab import run as run_command
 from tests.faults.comparison import differences, is_volatile
-from tests.faults.harness import DRIVER, Seen, choose
-from tests.graph.files import write_small
-from tests.graph.test_executor import FakeStages
+from tests.support.experiments import main, write_small
+from tests.support.processes import DRIVER, Seen, choose
 
 
 @pytest.fixture
@@ -24,10 +21,7 @@ def twins(tmp_path, monkeypatch) -> tuple[Path, Path]:
     for home in homes:
         home.mkdir()
         monkeypatch.chdir(home)
-        path = write_small(home)
-        functions = FakeStages().functions()
-        arguments = [str(path), "--run-dir", "run"]
-        assert run_command.main(arguments, lambda config, f=functions: contextlib.nullcontext(f)) == 0
+        assert main(str(write_small(home)), "--run-dir", "run") == 0
         (home / "run" / "summary.json").write_text(json.dumps({"success": 0.5, "seconds": str(home)}))
     return homes
 

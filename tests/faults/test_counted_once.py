@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from rl_lab.records.rollouts import RolloutStore
-from tests.language.builders import FakeRun, Killed
 from tests.serving.language_runs import assert_counted_once
+from tests.support.learners import Killed
+from tests.support.stage_runs import FakeRun
 
 
 @pytest.mark.parametrize("staleness", [1, 2])

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
-from rl_lab import run as run_command
-from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.files import read_json_lines
 from rl_lab.learner.state import SavedStates
-from rl_lab.model.checkpoint import CheckpointInfo, initial_language_model, load_language_model
+from rl_lab.model.checkpoint import load_language_model
 from rl_lab.rollouts.collect import kept
-from tests.graph.files import write_small
-from tests.graph.test_executor import FakeStages
-from tests.language.builders import FakeRun, Killed
 from tests.language.test_grpo_run import outcome
+from tests.support.experiments import FakeStages, main, write_small
+from tests.support.learners import Killed
+from tests.support.models import save_nano_language_model
+from tests.support.stage_runs import FakeRun
 
 
 def shorten(path: Path) -> None:
@@ -145,11 +143,6 @@ def test_a_damaged_unit_of_simulation_runs_again_with_those_behind_it(tmp_path):
     assert results() == [0, 1, 2, 3] and ran[4:] == [2, 3]
 
 
-def main(*arguments: str, stages: FakeStages | None = None) -> int:
-    functions = (stages or FakeStages()).functions()
-    return run_command.main(arguments, lambda config: contextlib.nullcontext(functions))
-
-
 @pytest.fixture
 def finished(tmp_path, monkeypatch) -> Path:
     """The run folder of a finished run of plain functions."""
@@ -200,7 +193,7 @@ def test_a_damaged_list_of_stages_is_refused_with_the_way_out(finished):
 
 def test_a_checkpoint_with_half_its_weights_is_refused_by_its_name(tmp_path):
     folder = tmp_path / "half"
-    initial_language_model(ModelConfig(), seed=0).save(folder, CheckpointInfo(1, 7))
+    save_nano_language_model(folder)
     shorten(folder / "model.safetensors")
     with pytest.raises(UserError, match=r"checkpoint .*half does not fit: .*"):
         load_language_model(folder)

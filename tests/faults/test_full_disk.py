@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import pickle
 import sqlite3
@@ -15,7 +14,6 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 
-from rl_lab import run as run_command
 from rl_lab.curriculum.store import PoolStore
 from rl_lab.errors import DiskError, disk_error
 from rl_lab.errors import run_command as exit_with
@@ -27,10 +25,9 @@ from rl_lab.records import rollouts
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.training import state as grpo_state
 from tests.faults.disks import fill, free, protect, remount, small_disk, unprotect
-from tests.graph.files import write_small
-from tests.graph.test_executor import FakeStages
-from tests.language.builders import FakeRun
 from tests.language.test_grpo_run import outcome
+from tests.support.experiments import FakeStages, main, write_small
+from tests.support.stage_runs import FakeRun
 
 MOMENTS: dict[str, tuple[Any, str]] = {
     "a selection": (PoolStore, "select"),
@@ -87,9 +84,8 @@ def test_a_run_that_fills_its_disk_says_so_and_resumes_to_the_same_bits(
 
 def command(*arguments: str, stages: FakeStages | None = None) -> int:
     """The exit code of `python -m rl_lab.run` with plain functions as stages."""
-    functions = (stages or FakeStages()).functions()
     with pytest.raises(SystemExit) as ended:
-        exit_with(lambda: run_command.main(arguments, lambda config: contextlib.nullcontext(functions)))
+        exit_with(lambda: main(*arguments, stages=stages))
     return ended.value.code
 
 

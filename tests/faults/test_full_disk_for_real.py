@@ -10,8 +10,8 @@ import yaml
 
 from tests.faults.comparison import differences
 from tests.faults.disks import fill, free, small_disk
-from tests.faults.harness import PATIENCE_S, Run
 from tests.faults.test_kill import CONFIG
+from tests.support.processes import PATIENCE_S, Run
 
 pytestmark = pytest.mark.slow
 

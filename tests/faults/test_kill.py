@@ -3,15 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
+
+from tests.support.processes import Run, descendants
 
 CONFIG = {
     "name": "tiny",
@@ -26,44 +25,13 @@ CONFIG = {
     "checkpoint_every": 4,
     "wandb": "disabled",
 }
-PATIENCE_S = 240
 
 
-class Run:
-    """The command in a process of its own, with its own working directory and therefore its own stage store."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        folder.mkdir(exist_ok=True)
-        (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
-        self.path = folder / "run"
-        self.log = folder / "log.txt"
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-        command = [sys.executable, "-m", "rl_lab.run", *arguments]
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-
-    def wait_for(self, reached) -> None:
-        """Until `reached()` is true; fails with the log if the run ends or time runs out first."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not reached():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
-
-    def finish(self) -> None:
-        code = self.process.wait(PATIENCE_S)
-        assert code == 0, self.log.read_text()
-
-    def status(self, name: str) -> str:
-        path = self.path / "stages.json"
-        if not path.is_file():
-            return "pending"
-        rows = json.loads(path.read_text())["nodes"]
-        return next(row["status"] for row in rows if row["name"] == name)
-
-    def steps_logged(self, node: str) -> int:
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        return sum(f'"node": "{node}"' in line for line in lines)
+def begin(folder: Path, *overrides: str) -> Run:
+    """The command in a process of its own."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    return Run(folder, "tiny.yaml", *overrides)
 
 
 def weights(run: Run, node: str) -> dict[str, np.ndarray]:
@@ -83,48 +51,19 @@ def assert_same_results(run: Run, expected: Run) -> None:
         assert all(np.array_equal(one[name], other[name]) for name in one | other), node
 
 
-def descendants(pid: int, title: bytes) -> list[int]:
-    """Processes below `pid` whose command line starts with `title`."""
-    parents, found = {}, []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            stat, command = (path / "stat").read_text(), (path / "cmdline").read_bytes()
-        except OSError:
-            continue
-        number = int(path.name)
-        parents[number] = int(stat.rpartition(")")[2].split()[1])
-        if command.startswith(title):
-            found.append(number)
-
-    def is_below(number: int) -> bool:
-        while number in parents:
-            number = parents[number]
-            if number == pid:
-                return True
-        return False
-
-    return [number for number in found if is_below(number)]
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """With another number of workers than the broken runs, so these comparisons also show that it changes nothing."""
     folder = tmp_path_factory.mktemp("unbroken")
-    run = Run(folder, "tiny.yaml", "--run-dir", "run", "workers.simulation=1")
+    run = begin(folder, "workers.simulation=1")
     run.finish()
     return run
 
 
 @pytest.mark.slow
 def test_a_killed_simulation_worker_is_replaced_and_no_pair_is_lost_or_doubled(tmp_path, unbroken):
-    run = Run(tmp_path, "tiny.yaml", "--run-dir", "run")
-    workers: list[int] = []
-
-    def collecting() -> bool:
-        workers[:] = descendants(run.process.pid, b"ray::Simulation.collect")
-        return bool(workers)
-
-    run.wait_for(collecting)
+    run = begin(tmp_path)
+    workers = run.wait_for(lambda: descendants(run.process.pid, "ray::Simulation.collect"))
     os.kill(workers[0], signal.SIGKILL)
     run.finish()
     assert_same_results(run, unbroken)
@@ -132,18 +71,17 @@ def test_a_killed_simulation_worker_is_replaced_and_no_pair_is_lost_or_doubled(t
 
 @pytest.mark.slow
 def test_a_run_killed_in_stage_after_stage_resumes_to_the_bits_of_the_unbroken_run(tmp_path, unbroken):
-    run = Run(tmp_path, "tiny.yaml", "--run-dir", "run")
+    run = begin(tmp_path)
     moments = {
-        "sft": lambda: run.steps_logged("sft") >= 6,
-        "rpro.1.collect": lambda: descendants(run.process.pid, b"ray::Simulation.collect"),
-        "rpro.1.optimise": lambda: run.steps_logged("rpro.1.optimise") >= 5,
+        "sft": lambda: run.lines("sft") >= 6,
+        "rpro.1.collect": lambda: descendants(run.process.pid, "ray::Simulation.collect"),
+        "rpro.1.optimise": lambda: run.lines("rpro.1.optimise") >= 5,
     }
     for node, reached in moments.items():
         run.wait_for(reached)
-        run.process.kill()
-        run.process.wait()
+        run.kill_driver()
         assert run.status(node) == "running"
-        run = Run(tmp_path, "--resume", "run")
+        run.resume()
     run.finish()
     assert_same_results(run, unbroken)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ import pytest
 
 from rl_lab.files import read_json_lines
 from tests.faults.comparison import differences
-from tests.faults.harness import KILLS, Run, choose, kill
+from tests.support.processes import KILLS, Run, choose, kill
 
 pytestmark = pytest.mark.slow
 

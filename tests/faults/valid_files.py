@@ -5,39 +5,22 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from functools import cache
 from pathlib import Path
 
-import torch
 import yaml
 
-from algos.chunks import Timing
-from rewards.actions.ensemble import Ensemble, ModelInfo
-from rl_lab.config.section import ModelConfig
-from rl_lab.model.checkpoint import CheckpointInfo, initial_language_model, save_policy
-from rl_lab.model.policy import HyVLAPolicy
-from rl_lab.model.presets import preset_config
-from rl_lab.records.action_batches import fit_processor
-from rl_lab.records.episodes import write_candidates, write_episodes, write_pairs
-from rl_lab.records.item_files import item_row, write_rows
+from rl_lab.records.episodes import write_episodes, write_pairs
 from rl_lab.records.lerobot_write import write_lerobot
 from rl_lab.records.pairs import write_pairs_layout
-from rl_lab.records.rollouts import RolloutStore
-from rl_lab.rollouts.ranking import rank_folder
 from rl_lab.teleoperation.session import correction_line
-from tests.action.test_ranking import STATES
-from tests.action.test_rescoring import RANKINGS
-from tests.curriculum.synthetic import write_run as write_pool
-from tests.graph.files import SMALL
-from tests.language.builders import make_item
-from tests.language.test_rescoring import rollout
-from tests.language.test_rft_selection import write_run as write_traces
-from tests.records.robotwin_files import write_classic, write_trajectory
-from tests.reports.synthetic import build_run
-from tests.reports.synthetic_language import build_language_run
-from tests.rewards.test_actions import walk
-from tests.rollouts import groups_of
-from tests.support.recorded import episode, pair, poses
+from tests.support.episodes import episode, pair, poses
+from tests.support.experiments import SMALL, main
+from tests.support.language_run_folders import build_language_run
+from tests.support.models import make_policy, save_nano_language_model, save_nano_policy
+from tests.support.pools import write_run as write_pool
+from tests.support.robotwin_files import write_classic, write_trajectory
+from tests.support.run_folders import build_run
+from tests.support.stored_runs import write_answered_run, write_ranked_run, write_traces
 
 LANGUAGE = """
 name: language
@@ -50,30 +33,22 @@ wandb: disabled
 REWARD = "def reward(prompts, completions, **columns):\n    return [float(len(text) > 9) for text in completions]\n"
 
 
-@cache
-def _policy() -> tuple:
-    torch.manual_seed(0)
-    policy = HyVLAPolicy(preset_config("nano"))
-    return policy, fit_processor(policy.config, [episode(0)], Timing(policy.chunk_size))
-
-
 def policy(folder: Path) -> None:
     """A policy's checkpoint, and experiments that use it."""
-    save_policy(folder / "policy", *_policy(), CheckpointInfo(weight_version=1, steps=0))
+    save_nano_policy(folder / "policy")
     experiments(folder)
 
 
 def sharded(folder: Path) -> None:
     """The same in several files of weights."""
     policy(folder)
-    model, _ = _policy()
     (folder / "policy" / "model.safetensors").unlink()
-    model.save_pretrained(folder / "policy", max_shard_size="4MB")
+    make_policy().save_pretrained(folder / "policy", max_shard_size="4MB")
 
 
 def language_model(folder: Path) -> None:
     """A vision-language model's checkpoint, and an experiment that starts from it."""
-    initial_language_model(ModelConfig(), seed=0).save(folder / "vlm", CheckpointInfo(1, 7))
+    save_nano_language_model(folder / "vlm")
     experiments(folder)
 
 
@@ -138,13 +113,9 @@ def questions(folder: Path) -> None:
 
 def resumed(folder: Path) -> None:
     """A finished run of plain functions."""
-    from rl_lab import run
-    from tests.graph.test_executor import FakeStages
-
     experiments(folder)
-    functions = FakeStages().functions()
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
-        assert run.main(("small.yaml", "--run-dir", "run"), lambda config: contextlib.nullcontext(functions)) == 0
+        assert main("small.yaml", "--run-dir", "run") == 0
     content = json.loads((folder / "run" / "stages.json").read_text())
     hash_ = next(row["hash"] for row in content["nodes"] if row["name"] == "sft")
     (folder / "sft").symlink_to(Path("runs/.stages") / hash_)
@@ -169,15 +140,7 @@ def pool(folder: Path) -> None:
 
 def answers(folder: Path) -> None:
     """Stored answers to questions, to score again."""
-    items = [make_item(0), make_item(1)]
-    (folder / "run" / "questions" / "questions").mkdir(parents=True)
-    write_rows(folder / "run" / "questions" / "questions" / "train.arrow", map(item_row, items))
-    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.rubric:short"}}}}
-    (folder / "run" / "config.yaml").write_text(yaml.safe_dump({"sweep": sweep, "examine": {"pass_threshold": 0.6}}))
-    store = RolloutStore(folder / "run" / "grpo" / "verifier.1.grpo")
-    for step, item in enumerate(items, 1):
-        rows = [rollout(item, 0, 0, "word " * 40, 1.0), rollout(item, 0, 1, "word", 0.0)]
-        store.write(step, groups_of(rows))
+    write_answered_run(folder / "run", unscored=False)
     (folder / "mine.py").write_text(REWARD)
     mine = {"rewards": {"weights": {"mine": 1.0}, "functions": {"mine": "mine.py:reward"}}}
     (folder / "mine.yaml").write_text(yaml.safe_dump(mine))
@@ -185,20 +148,4 @@ def answers(folder: Path) -> None:
 
 def chunks(folder: Path) -> None:
     """Ranked chunks and recorded episodes, to score again."""
-    run = folder / "run"
-    run.mkdir()
-    config = {"seed": 0, "sweep": {"baseline": "interventions", "rankings": RANKINGS}}
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    row = {
-        "name": "deviation.1.rank",
-        "method": "deviation",
-        "replicate": 1,
-        "inputs": {"candidates": "seed.1.candidates"},
-    }
-    (run / "stages.json").write_text(json.dumps({"store": "", "nodes": [row]}))
-    write_candidates(run / "candidates" / "seed.1.candidates", STATES)
-    rank_folder(
-        run / "candidates" / "seed.1.candidates", {}, {"deviation": 1.0}, 1.0, 0, run / "pairs" / "deviation.1.rank"
-    )
-    write_episodes(run / "episodes" / "seed.1.episodes", [walk(seed, success=seed % 2 == 0) for seed in range(4)])
-    Ensemble(ModelInfo("success", 2, 8, 8), [1, 2]).save(run / "reward_models" / "seed.1.success")
+    write_ranked_run(folder / "run")

@@ -18,7 +18,7 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
 from rl_lab.errors import UserError
 from rl_lab.stages.kinds import load_config
-from tests.graph.files import write_small
+from tests.support.experiments import write_small
 
 CHECKED_BY_HAND = {"tasks", "variants", "controls", "stages"}
 """Lists that may be empty, or say better what must be in them."""

@@ -1,4 +1,3 @@
-import contextlib
 import os
 import re
 import signal
@@ -15,8 +14,7 @@ from rl_lab.eval import DEFAULTS
 from rl_lab.stages import preflight
 from rl_lab.stages.kinds import load_config
 from rl_lab.workers import connection
-from tests.graph.files import EXPERIMENTS, RUNS, write_small
-from tests.graph.test_executor import FakeStages
+from tests.support.experiments import EXPERIMENTS, RUNS, FakeStages, main, write_small
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS_FILES = {
@@ -30,7 +28,7 @@ import sys
 from contextlib import nullcontext
 from rl_lab.errors import run_command
 from rl_lab.run import main
-from tests.graph.test_executor import FakeStages
+from tests.support.experiments import FakeStages
 stages = FakeStages(steps=int(sys.argv.pop(1)))
 run_command(lambda: main(sys.argv[1:], lambda config: nullcontext(stages.functions())))
 """
@@ -43,11 +41,6 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
     write_small(tmp_path)
     return tmp_path
-
-
-def main(*arguments: str, stages: FakeStages | None = None) -> int:
-    functions = (stages or FakeStages()).functions()
-    return run.main(arguments, lambda config: contextlib.nullcontext(functions))
 
 
 def written(home: Path) -> list[str]:

@@ -6,7 +6,7 @@ from torch._inductor import config as inductor
 from rl_lab.errors import UserError, run_command
 from rl_lab.stages.kinds import load_config
 from rl_lab.stages.preflight import check_machine
-from tests.graph.files import EXPERIMENTS
+from tests.support.experiments import EXPERIMENTS
 
 SMOKE, JOINT = EXPERIMENTS / "flowpro_smoke.yaml", EXPERIMENTS / "joint.yaml"
 

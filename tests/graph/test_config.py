@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rl_lab.config.load import dump_config, merge
 from rl_lab.errors import UserError
 from rl_lab.stages.kinds import load_config
-from tests.graph.files import EXPERIMENTS, RUNS, write_small
+from tests.support.experiments import EXPERIMENTS, RUNS, write_small
 
 
 @pytest.fixture(autouse=True)

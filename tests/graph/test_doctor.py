@@ -6,7 +6,7 @@ import pytest
 from rl_lab import doctor
 from rl_lab.doctor import Finding, main
 from rl_lab.errors import UserError
-from tests.graph.files import EXPERIMENTS, write_small
+from tests.support.experiments import EXPERIMENTS, write_small
 
 
 def only(monkeypatch, *checks):

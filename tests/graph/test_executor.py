@@ -1,83 +1,21 @@
 import json
 import threading
-import time
-from pathlib import Path
 
 import pytest
 
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import RunError, UserError
-from rl_lab.files import read_json_lines, write_whole
-from rl_lab.graph.executor import Executor, StageError
-from rl_lab.graph.nodes import stage_hashes
+from rl_lab.files import read_json_lines
+from rl_lab.graph.executor import StageError
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.graph.stage import StageContext
-from rl_lab.graph.store import Store
 from rl_lab.stages.kinds import expand, load_config
-from tests.graph.files import write_small
-
-VERSIONS = {"code": "1"}
-KINDS = ("demos", "sft", "collect", "optimise", "evaluate")
-
-
-class FakeStages:
-    """Stages that write what they read, so that a wrong input shows in the output."""
-
-    def __init__(self, steps: int = 3) -> None:
-        self.steps, self.active, self.most_active = steps, 0, 0
-        self.ran: list[str] = []
-        self.lock = threading.Lock()
-        self.fail_at: str | None = None
-        self.failure: BaseException = RuntimeError("no luck")
-
-    def run(self, context: StageContext) -> None:
-        with self.lock:
-            self.ran.append(context.node.name)
-            self.active += 1
-            self.most_active = max(self.most_active, self.active)
-        try:
-            done = context.scratch / "done"
-            first = int(done.read_text()) + 1 if done.exists() else 1
-            context.resume_from(first - 1)
-            for step in range(first, self.steps + 1):
-                time.sleep(0.005)
-                context.log(step, loss=1.0 / step)
-                write_whole(done, str(step))  # a kill may come between any two instructions
-                if self.fail_at == context.node.name and step == 2:
-                    raise self.failure
-                context.progress(step, self.steps)
-            read = {role: (path / "result").read_text() for role, path in sorted(context.inputs.items())}
-            (context.out / "result").write_text(json.dumps([context.node.kind, context.node.params, read]))
-        finally:
-            with self.lock:
-                self.active -= 1
-
-    def report(self, context: StageContext) -> None:
-        (context.out / "report.html").write_text("page")
-
-    def functions(self) -> dict:
-        return dict.fromkeys(KINDS, self.run) | {"report": self.report}
+from tests.support.experiments import FakeStages, executor, run, statuses, write_small
 
 
 @pytest.fixture
 def config(tmp_path) -> RunConfig:
     return load_config(write_small(tmp_path))
-
-
-def executor(config: RunConfig, stages: FakeStages, folder: RunFolder, store: Path, versions=VERSIONS) -> Executor:
-    nodes = expand(config)
-    hashes = stage_hashes(nodes, config.seed, versions)
-    return Executor(config, nodes, hashes, versions, stages.functions(), Store(store), folder)
-
-
-def run(config: RunConfig, stages: FakeStages, path: Path) -> RunFolder:
-    folder = RunFolder.create(path, config.name)
-    executor(config, stages, folder, path.parent / "store").run()
-    return folder
-
-
-def statuses(folder: RunFolder) -> dict[str, str]:
-    return {row["name"]: row["status"] for row in folder.read_stages()[1]}
 
 
 def test_every_stage_runs_once_and_its_output_appears_in_the_run_folder(tmp_path, config):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.nodes import stage_hashes, tree_digest
 from rl_lab.stages.kinds import expand, load_config
-from tests.graph.files import EXPERIMENTS
+from tests.support.experiments import EXPERIMENTS
 
 VERSIONS = {"code": "1", "torch": "2"}
 

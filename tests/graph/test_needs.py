@@ -13,8 +13,8 @@ from rl_lab.graph.store import RECORD_FILE, Store
 from rl_lab.stages import needs as module
 from rl_lab.stages.kinds import expand, load_config
 from rl_lab.stages.needs import GIB, Needs, lacking_room, needs
-from tests.graph.files import write_small
-from tests.model.builders import make_policy
+from tests.support.experiments import write_small
+from tests.support.models import make_policy
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from rl_lab.graph.nodes import Node, stage_hashes
 from rl_lab.rollouts.reward_model import MODEL_FILE
 from rl_lab.stages import preflight
 from rl_lab.stages.kinds import expand
-from tests.graph.pipelines import pipeline
+from tests.support.pipelines import pipeline
 from tests.trl_backend.builders import make_folder
 
 

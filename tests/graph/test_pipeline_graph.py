@@ -11,7 +11,7 @@ from rl_lab.graph.nodes import Node, stage_hashes
 from rl_lab.graph.plan import plan_table
 from rl_lab.graph.store import Store
 from rl_lab.stages.kinds import expand, load_config
-from tests.graph.pipelines import CYCLE, FRONT, WHOLE, pipeline
+from tests.support.pipelines import CYCLE, FRONT, WHOLE, pipeline
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import pytest
 from rl_lab.graph.executor import StageError
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.stages.kinds import expand
-from tests.graph.pipelines import FRONT, WHOLE, FakeModels, executor, pipeline, run, statuses
+from tests.support.experiments import executor, run, statuses
+from tests.support.pipelines import FRONT, WHOLE, FakeModels, pipeline
 
 BRANCH = f"[{FRONT}, grpo, examine, {{gate: {{otherwise: [rft, examine]}}}}, teacher, distill]"
 STOP = f"[{FRONT}, grpo, examine, {{gate: {{otherwise: stop}}}}, rft, examine, teacher, distill]"

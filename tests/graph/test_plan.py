@@ -14,7 +14,7 @@ from rl_lab.graph.store import Store
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.stages.kinds import KINDS, expand, load_config, resolve_config
-from tests.graph.files import EXPERIMENTS, RUNS, write_small
+from tests.support.experiments import EXPERIMENTS, RUNS, write_small
 
 BASE = ("questions", "cold_start", "base.examine")
 MEASURED = [

@@ -6,7 +6,7 @@ import yaml
 from rl_lab.errors import UserError
 from rl_lab.graph.nodes import stage_hashes
 from rl_lab.stages.kinds import expand, load_config
-from tests.graph.files import EXPERIMENTS
+from tests.support.experiments import EXPERIMENTS
 
 SWEEP = yaml.safe_load((EXPERIMENTS / "reward_ablation_actions_smoke.yaml").read_text())
 SWEEP["replicates"] = 2

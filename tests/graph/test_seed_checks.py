@@ -13,8 +13,8 @@ from rl_lab.records.sources import find_recordings
 from rl_lab.seeding import SPLIT_SIZE
 from rl_lab.stages.kinds import load_config
 from rl_lab.stages.preflight import check_machine, examined
-from tests.records.robotwin_files import write_classic
-from tests.support.recorded import episode, poses
+from tests.support.episodes import episode, poses
+from tests.support.robotwin_files import write_classic
 
 EXAMINED = 2 * SPLIT_SIZE
 """The first held-out seed."""

@@ -14,8 +14,7 @@ from rl_lab.reports.sweep import expected_power
 from rl_lab.reports.sweep_page import power_text
 from rl_lab.stages import preflight
 from rl_lab.stages.kinds import expand, load_config
-from tests.graph.files import EXPERIMENTS
-from tests.graph.test_executor import FakeStages, executor, statuses
+from tests.support.experiments import EXPERIMENTS, FakeStages, executor, statuses
 
 SWEEP = {
     "baseline": "verifier",

@@ -12,7 +12,7 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.graph import record as tracking
 from rl_lab.graph.record import Tracker
 from rl_lab.stages.kinds import expand, load_config
-from tests.graph.files import EXPERIMENTS, write_small
+from tests.support.experiments import EXPERIMENTS, write_small
 
 LINE = {"node": "sft", "method": None, "round": None, "step": 1, "time": 0.1, "loss": 1.5, "alarm": None}
 

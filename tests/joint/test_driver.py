@@ -11,9 +11,9 @@ import pytest
 from rl_lab.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.training.state import PARTS
-from tests.curriculum.test_store import content
-from tests.joint.fakes import HELPS, TURNS, FakeJoint
-from tests.language.builders import Killed
+from tests.support.learners import HELPS, Killed
+from tests.support.pools import content
+from tests.support.stage_runs import TURNS, FakeJoint
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_work_that_was_done_before_a_kill_is_not_done_again(make):
     run.kill_at = 5
     with pytest.raises(Killed):
         run.start()
-    asked, collected = len(run.engines.fake.asked), len(run.simulators.collected)
+    asked, collected = len(run.engines.asked), len(run.simulators.collected)
     assert asked and collected
     stored = RolloutStore(run.out).steps()
     run.start()

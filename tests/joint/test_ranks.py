@@ -12,7 +12,7 @@ from rl_lab.learner.joint import JointTraining
 from rl_lab.learner.warm_start import WarmStart
 from rl_lab.model.checkpoint import load_policy, load_training_state, save_training_state
 from tests.joint.test_training import plan, warm_plan
-from tests.language.test_language_training import make_groups
+from tests.support.questions import make_groups
 
 RANKS = 2
 

@@ -27,7 +27,8 @@ from rl_lab.model.checkpoint import (
     save_training_state,
 )
 from rl_lab.model.policy import HyVLAPolicy
-from tests.language.test_language_training import make_groups
+from tests.support.models import save_nano_language_model
+from tests.support.questions import make_groups
 
 ALL = ("vision", "vlm", "expert")
 
@@ -182,9 +183,8 @@ def test_an_isolated_objective_has_no_other(start, demos):
 
 
 def test_a_vision_language_model_is_refused(demos, tmp_path):
-    from rl_lab.model.checkpoint import initial_language_model
 
-    initial_language_model(ModelConfig(), seed=0).save(tmp_path / "vlm", CheckpointInfo(1, 7))
+    save_nano_language_model(tmp_path / "vlm")
     with pytest.raises(UserError, match="needs a policy"):
         JointTraining(plan(tmp_path / "vlm", demos))
 

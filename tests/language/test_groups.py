@@ -38,7 +38,9 @@ from rl_lab.rollouts.answering import (
     with_advantages,
     with_rewards,
 )
-from tests.language.builders import FakeEngines, FakeLearner, make_item
+from tests.support.engines import FakeEngines
+from tests.support.learners import FakeLearner
+from tests.support.questions import make_item
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,12 @@ from rl_lab.curriculum.store import connect
 from rl_lab.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import all_completions, filled
-from tests.curriculum.test_store import content
-from tests.language.builders import FakeEngines, FakeRun, Killed, make_item
-from tests.rollouts import advantages_of
+from tests.support.engines import FakeEngines
+from tests.support.learners import Killed
+from tests.support.pools import content
+from tests.support.questions import make_item
+from tests.support.rollouts import advantages_of
+from tests.support.stage_runs import FakeRun
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from rl_lab.model.checkpoint import LanguageModel, initial_language_model
 from rl_lab.model.presets import TOKEN_STD, smooth_numbers
 from rl_lab.model.tokenizer import NUMBERS, load_tokenizer
 from rl_lab.model.vision import Run
-from tests.language.builders import make_item
+from tests.support.questions import make_item
 
 
 def images(count: int, side: int = 64) -> list[np.ndarray]:

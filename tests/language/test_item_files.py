@@ -20,7 +20,7 @@ from rl_lab.records.item_files import (
     write_rows,
 )
 from rl_lab.records.questions import Conversation
-from tests.language.builders import make_item
+from tests.support.questions import make_item
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=8),

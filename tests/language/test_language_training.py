@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 
-from algos.grpo import GRPOOptions, group_advantages
+from algos.grpo import GRPOOptions
 from rl_lab.config.language import ColdStartConfig, RLConfig
 from rl_lab.config.section import LoRAConfig, ModelConfig
 from rl_lab.learner.language import ColdStartPlan, GRPOPlan, GRPOTraining, epoch_order
@@ -35,12 +35,10 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
-from rl_lab.records.token_batches import item_prompt
-from rl_lab.records.types import Completion, RolloutGroup, filled
+from rl_lab.records.types import RolloutGroup, filled
 from rl_lab.workers import learner as rollout_learner
 from rl_lab.workers.learner import LearnerHandle, LearnerWorker, Weights
-from tests.language.builders import make_item
-from tests.rollouts import learned_groups
+from tests.support.questions import make_groups
 
 OPTIONS = GRPOOptions(num_generations=3, max_completion_length=16)
 SETTINGS = RLConfig(steps=4, warmup=0, lr=1e-3)
@@ -54,25 +52,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
-
-
-def make_groups(policy: Path, seed: int = 0, failed: tuple[tuple[int, int], ...] = ()) -> list[RolloutGroup]:
-    """Two questions with three answers each."""
-    draw, found = np.random.default_rng(seed), load_language_model(policy)
-    prompts = [item_prompt(make_item(number, num_images=1), found.processor) for number in (seed, seed + 1)]
-    eos = found.processor.tokenizer.eos_token_id
-
-    def answer(prompt) -> Completion:
-        made = found.processor(text=[found.processor.tokenizer.decode(prompt.tokens)], images=[list(prompt.images)])
-        tokens = (*draw.integers(100, 2000, int(draw.integers(2, 6))).tolist(), eos)
-        logprobs = tuple((-7 - draw.random(len(tokens))).tolist())
-        return Completion(tuple(made["input_ids"][0].tolist()), tokens, logprobs, 1, True)
-
-    rewards = torch.from_numpy(draw.random((2, 3)))
-    for place in failed:
-        rewards[place] = torch.nan
-    completions = [[answer(prompt) for _ in range(3)] for prompt in prompts]
-    return learned_groups(prompts, completions, group_advantages(rewards), ~rewards.isnan())
 
 
 @pytest.fixture(scope="module")

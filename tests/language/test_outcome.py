@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from rewards.config import RewardConfig, read_config
+from rewards.config import RewardConfig
 from rl_lab.config.language import OutcomeConfig
 from rl_lab.drivers.outcome import outcome_labels, outcome_model
 from rl_lab.errors import UserError
@@ -24,9 +24,11 @@ from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import all_completions
 from rl_lab.rollouts.answering import failure_metrics, make_rewards, score
 from rl_lab.rollouts.reward_model import MODEL_FILE, check_outcome_model, load_member, load_outcome_model
-from tests.language.builders import make_item
-from tests.language.outcome_builders import SETTINGS, rollout, stage_context, train_member, write_rollouts
-from tests.rollouts import answered, groups_of
+from tests.support.language_run_folders import write_rollouts
+from tests.support.outcome import SETTINGS, train_member
+from tests.support.questions import choices, make_item
+from tests.support.rollouts import answered, groups_of
+from tests.support.stage_runs import stage_context
 
 RIGHT, WRONG = "<answer>A</answer>", "<answer>B</answer>"
 
@@ -53,8 +55,8 @@ def model(tmp_path_factory, policy, labels) -> Path:
 
 
 def test_labels_are_the_truth_and_not_what_was_paid(tmp_path, questions):
-    store = [rollout("item-0", 0, 1.0, RIGHT, paid=0.0), rollout("item-0", 1, None, WRONG, paid=1.0)]
-    store += [rollout(f"item-{n}", 0, 0.0, WRONG, paid=1.0) for n in (1, 2)]
+    store = [choices("item-0", 0, 1.0, RIGHT, paid=0.0), choices("item-0", 1, None, WRONG, paid=1.0)]
+    store += [choices(f"item-{n}", 0, 0.0, WRONG, paid=1.0) for n in (1, 2)]
     RolloutStore(tmp_path).write(1, groups_of(store))
     answers, unknown = label_answers([tmp_path], ItemFile(questions / "train.arrow"), (0.3, 0.3), 0)
     assert dict(zip(answers.row.tolist(), answers.truth.tolist(), strict=True)) == {0: 1.0, 1: 0.0, 2: 0.0}
@@ -83,7 +85,7 @@ def test_what_cannot_be_labelled_is_named(tmp_path, questions):
     items = ItemFile(questions / "train.arrow")
     with pytest.raises(UserError, match="no stored answers with a true reward"):
         label_answers([tmp_path], items, (0.2, 0.2), 0)
-    RolloutStore(tmp_path).write(1, groups_of([rollout("elsewhere", 0, 1.0, RIGHT)]))
+    RolloutStore(tmp_path).write(1, groups_of([choices("elsewhere", 0, 1.0, RIGHT)]))
     with pytest.raises(UserError, match="an answer to elsewhere, which is not among the run's questions"):
         label_answers([tmp_path], items, (0.2, 0.2), 0)
 
@@ -130,7 +132,7 @@ def test_members_differ_and_the_record_has_what_the_card_shows(model):
 def test_a_model_is_a_reward_by_name_and_abstains_where_members_disagree(model):
     def scored(**settings):
         values = {"weights": {"learned": 1.0}, "models": {"learned": {"path": str(model)} | settings}}
-        rewards = make_rewards(read_config(RewardConfig, values))
+        rewards = make_rewards(RewardConfig.read(values, "rewards"))
         return score(rewards, answered([make_item(1), make_item(2)], [RIGHT, WRONG]))[0]
 
     plain = scored()
@@ -153,10 +155,10 @@ def test_the_pictures_of_a_question_count(model):
 def test_a_folder_that_is_no_model_is_named(tmp_path):
     values = {"weights": {"learned": 1.0}, "models": {"learned": {"path": str(tmp_path)}}}
     with pytest.raises(UserError, match=r"is no reward model: model.json is missing; train one with an outcome_model"):
-        make_rewards(read_config(RewardConfig, values))
+        make_rewards(RewardConfig.read(values, "rewards"))
     (tmp_path / MODEL_FILE).write_text('{"kind": "success"}')
     with pytest.raises(UserError, match="of kind 'success'; answers need one of kind 'outcome'"):
-        make_rewards(read_config(RewardConfig, values))
+        make_rewards(RewardConfig.read(values, "rewards"))
 
 
 def test_answers_that_are_all_right_teach_nothing(policy, labels, tmp_path):

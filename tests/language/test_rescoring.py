@@ -8,46 +8,13 @@ import pytest
 import yaml
 
 from rl_lab.errors import RunError, UserError
-from rl_lab.records.item_files import item_row, write_rows
-from rl_lab.records.rollouts import RolloutStore
 from rl_lab.rescore import main
-from tests.language.builders import make_item
-from tests.rollouts import groups_of
-
-
-def rollout(item, group, sample, text, reward):
-    return dict(
-        item=item.id,
-        group=group,
-        sample=sample,
-        prompt=item.prompt,
-        prompt_tokens=[1],
-        completion=text,
-        tokens=[2, 3],
-        token_texts=["a", "b"],
-        logprobs=[-0.1, -0.2],
-        weight_version=1,
-        finished=True,
-        rewards={"answer": reward},
-        reward=reward,
-        advantage=0.0,
-    )
+from tests.support.stored_runs import write_answered_run
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Two groups of two answers: by the stored reward the first is right; by length the second."""
-    folder = tmp_path / "run"
-    items = [make_item(0), make_item(1)]
-    (folder / "questions" / "questions").mkdir(parents=True)
-    write_rows(folder / "questions" / "questions" / "train.arrow", map(item_row, items))
-    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.rubric:short"}}}}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"sweep": sweep, "examine": {"pass_threshold": 0.6}}))
-    store = RolloutStore(folder / "grpo" / "verifier.1.grpo")
-    for step, item in enumerate(items, 1):
-        rows = [rollout(item, 0, 0, "word " * 40, 1.0), rollout(item, 0, 1, "word", 0.0), rollout(item, 0, 2, "", None)]
-        store.write(step, groups_of(rows))
-    return folder
+    return write_answered_run(tmp_path / "run")
 
 
 def result(run, name="short"):

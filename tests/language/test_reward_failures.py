@@ -20,9 +20,12 @@ from rl_lab.reports.page import write_report
 from rl_lab.rollouts.answering import RewardFailures
 from rl_lab.stages.kinds import expand
 from rl_lab.training.state import RunState
-from tests.graph.test_executor import statuses
-from tests.language.builders import CONFIG, FakeEngines, FakeLearner, FakeRun, make_item
-from tests.rollouts import groups_of
+from tests.support.engines import FakeEngines
+from tests.support.experiments import statuses
+from tests.support.learners import FakeLearner
+from tests.support.questions import make_item
+from tests.support.rollouts import groups_of
+from tests.support.stage_runs import CONFIG, FakeRun
 
 FUNCTIONS = """
 import math, time

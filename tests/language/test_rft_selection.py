@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,45 +21,12 @@ from rl_lab.drivers.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.errors import UserError
 from rl_lab.records import rollouts
 from rl_lab.records.rollouts import KEPT_FILE, RolloutStore, read_kept
-from tests.rollouts import groups_of
+from tests.support.learners import Killed
+from tests.support.rollouts import groups_of
+from tests.support.stored_runs import trace, write_traces
 
 OPTIONS = RFTOptions(max_per_item=2, max_tokens=24, max_likeness=0.8, shingle=2)
 JUDGED = RFTOptions(max_per_item=2, max_tokens=24, max_likeness=0.8, shingle=2, min_judge_score=0.3)
-WORDS = np.array([*"abcdefghijklmnopqrst"])
-
-
-def rollout(item, group, sample, rng):
-    words = list(rng.choice(WORDS, rng.integers(4, 12))) if rng.random() > 0.2 else ["the", "red", "cup"]
-    reward = None if rng.random() < 0.05 else float(rng.random() < int(item) % 10 / 9)
-    if reward is not None and int(item) % 3 == 0:  # graded ones
-        reward = 0.1 * int(rng.integers(0, 11))
-    ids = [7] * 20 if rng.random() < 0.05 else rng.integers(0, 500, 30 if rng.random() < 0.05 else len(words)).tolist()
-    return dict(
-        item=item,
-        group=group,
-        sample=sample,
-        prompt=f"question {item}",
-        prompt_tokens=[1],
-        completion=" ".join(words),
-        tokens=ids,
-        token_texts=["x"] * len(ids),
-        logprobs=[0.0] * len(ids),
-        weight_version=3,
-        finished=bool(rng.random() > 0.05),
-        rewards={},
-        reward=reward,
-        advantage=0.0,
-    )
-
-
-def write_run(folder, steps=5, items=12, samples=8, seed=0):
-    """Each step asks `items` questions; the next step asks some of them again."""
-    rng, store = np.random.default_rng(seed), RolloutStore(folder)
-    for step in range(steps):
-        names = [str(step * items * 3 // 4 + i) for i in range(items)]
-        rows = [rollout(name, g, k, rng) for g, name in enumerate(names) for k in range(samples)]
-        store.write(step, groups_of(rows))
-    return folder
 
 
 def judge(rows):
@@ -71,7 +40,7 @@ def result(run):
 @pytest.mark.parametrize(("options", "asked"), [(OPTIONS, None), (JUDGED, judge)])
 def test_the_stream_chooses_what_the_rules_choose(tmp_path, monkeypatch, options, asked):
     monkeypatch.setattr(rft_selection, "CHUNK", 7)
-    before = RolloutStore(write_run(tmp_path)).read()
+    before = RolloutStore(write_traces(tmp_path)).read()
     summary = RFTSelection(tmp_path, options, asked).finish()
     rows, kept = result(tmp_path)
     assert [{name: row[name] for name in before[0]} for row in rows] == before
@@ -107,16 +76,12 @@ def test_only_survivors_are_judged_once(tmp_path):
         asked.extend((row["step"], row["group"], row["sample"]) for row in rows)
         return judge(rows)
 
-    write_run(tmp_path)
+    write_traces(tmp_path)
     RFTSelection(tmp_path, JUDGED, noting).finish()
     cheap = REASONS[: REASONS.index("unjudged")]
     rows = RolloutStore(tmp_path).read()
     wanted = [(r["step"], r["group"], r["sample"]) for r in rows if r["why_dropped"] not in cheap]
     assert asked == wanted
-
-
-class KilledError(Exception):
-    pass
 
 
 @pytest.fixture
@@ -127,7 +92,7 @@ def killed(monkeypatch):
     def moment():
         moments["left"] -= 1
         if moments["left"] == 0:
-            raise KilledError
+            raise Killed
 
     def around(function):
         def wrapped(*args, **kwargs):
@@ -156,15 +121,15 @@ def killed(monkeypatch):
 
 
 def test_killed_at_any_moment_and_resumed_equals_one_pass(tmp_path, killed):
-    whole = write_run(tmp_path / "whole", steps=2, items=8)
+    whole = write_traces(tmp_path / "whole", steps=2, items=8)
     expected = RFTSelection(whole, JUDGED, judge).finish()
     kills = 0
     for moment in range(1, 1000):
-        run = write_run(tmp_path / str(moment), steps=2, items=8)
+        run = write_traces(tmp_path / str(moment), steps=2, items=8)
         killed["left"] = moment
         try:
             summary = RFTSelection(run, JUDGED, judge).finish()
-        except KilledError:
+        except Killed:
             kills += 1
             summary = RFTSelection(run, JUDGED, judge).finish()
         else:
@@ -173,19 +138,19 @@ def test_killed_at_any_moment_and_resumed_equals_one_pass(tmp_path, killed):
         assert summary == expected and result(run) == result(whole)
     assert moment < 999
     killed["left"] = 0
-    run = write_run(tmp_path / "often", steps=2, items=8)
+    run = write_traces(tmp_path / "often", steps=2, items=8)
     for _ in range(1000):
         killed["left"] = 9
         try:
             summary = RFTSelection(run, JUDGED, judge).finish()
-        except KilledError:
+        except Killed:
             continue
         break
     assert summary == expected and result(run) == result(whole)
 
 
 def test_finishing_again_changes_nothing(tmp_path):
-    write_run(tmp_path)
+    write_traces(tmp_path)
     first = RFTSelection(tmp_path, OPTIONS).finish()
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
     assert RFTSelection(tmp_path, OPTIONS).finish() == first
@@ -193,7 +158,7 @@ def test_finishing_again_changes_nothing(tmp_path):
 
 
 def test_steps_that_were_not_asked_for_stay_as_they_are(tmp_path):
-    store = RolloutStore(write_run(tmp_path))
+    store = RolloutStore(write_traces(tmp_path))
     RFTSelection(tmp_path, OPTIONS, steps=[1, 3]).finish()
     assert {row["step"] for row in store.read() if row["kept"] is not None} == {1, 3}
 
@@ -207,7 +172,7 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(tmp_path):
     with pytest.raises(UserError) as error:
         RFTSelection(tmp_path, OPTIONS)
     assert "there are no rollouts in" in one_line(error)
-    write_run(tmp_path)
+    write_traces(tmp_path)
     for options, asked in ((OPTIONS, judge), (JUDGED, None)):
         with pytest.raises(UserError) as error:
             RFTSelection(tmp_path, options, asked)
@@ -226,7 +191,7 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(tmp_path):
 
 
 def test_a_selection_is_not_taken_up_with_other_options(tmp_path):
-    write_run(tmp_path)
+    write_traces(tmp_path)
     RFTSelection(tmp_path, OPTIONS)
     with pytest.raises(UserError) as error:
         RFTSelection(tmp_path, RFTOptions())
@@ -234,7 +199,7 @@ def test_a_selection_is_not_taken_up_with_other_options(tmp_path):
 
 
 def test_a_second_selection_of_other_steps_is_refused(tmp_path):
-    write_run(tmp_path)
+    write_traces(tmp_path)
     RFTSelection(tmp_path, OPTIONS, steps=[1, 3]).finish()
     with pytest.raises(UserError) as error:
         RFTSelection(tmp_path, OPTIONS, steps=[1, 2, 4])
@@ -243,7 +208,7 @@ def test_a_second_selection_of_other_steps_is_refused(tmp_path):
 
 def test_kept_traces_lie_in_large_row_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(rollouts, "ROW_GROUP", 16)
-    write_run(tmp_path)
+    write_traces(tmp_path)
     kept = RFTSelection(tmp_path, OPTIONS).finish().kept
     file = pq.ParquetFile(tmp_path / KEPT_FILE)
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -251,7 +216,7 @@ def test_kept_traces_lie_in_large_row_groups(tmp_path, monkeypatch):
 
 
 def test_a_judge_that_forgets_a_trace_is_an_error(tmp_path):
-    write_run(tmp_path)
+    write_traces(tmp_path)
     with pytest.raises(ValueError, match="the judge gave 0 scores"):
         RFTSelection(tmp_path, JUDGED, lambda rows: []).finish()
 
@@ -299,7 +264,7 @@ def main(run, num_steps, rows_per_step):
     import pyarrow.parquet as pq
 
     store, rng = RolloutStore(run), np.random.default_rng(0)
-    store.write(0, groups_of([rollout(str(i // 8), i // 8, i % 8, rng) for i in range(rows_per_step)]))
+    store.write(0, groups_of([trace(str(i // 8), i // 8, i % 8, rng) for i in range(rows_per_step)]))
     table = pq.read_table(store.path(0))
     for step in range(1, num_steps):
         names = pa.array([f"{step}-{i // 8}" for i in range(rows_per_step)])
@@ -311,6 +276,34 @@ def main(run, num_steps, rows_per_step):
     summary = RFTSelection(run, JUDGED, judge).finish()
     figures = {"peak": memory("VmHWM"), "before": before, "seconds": time.perf_counter() - start}
     print(json.dumps(figures | vars(summary)))
+
+
+KILLS = 8
+
+
+def begin(run):
+    """A child of this process, which has imported everything, selects slowly enough to be killed at work."""
+    child = os.fork()
+    if child == 0:
+        try:
+            RFTSelection(run, JUDGED, judge).finish(lambda name, done, total: time.sleep(0.02))
+        finally:
+            os._exit(0)
+    return child
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_as_an_unbroken_one(tmp_path):
+    whole, run = (write_traces(tmp_path / name) for name in ("whole", "killed"))
+    draw, kills = np.random.default_rng(0), 0
+    for _ in range(KILLS):
+        child = begin(run)
+        time.sleep(draw.uniform(0.02, 0.25))
+        os.kill(child, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert kills >= 2, "the selection ended before it was killed; slow it down"
+    assert RFTSelection(run, JUDGED, judge).finish() == RFTSelection(whole, JUDGED, judge).finish()
+    assert result(run) == result(whole)
 
 
 if __name__ == "__main__":

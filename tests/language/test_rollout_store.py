@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rl_lab.records.rollouts import RolloutStore
-from tests.rollouts import groups_of
+from tests.support.learners import Killed
+from tests.support.rollouts import groups_of
 
 ROLLOUT = dict(
     item="pointing-7",
@@ -115,10 +116,6 @@ def test_writing_a_step_again_replaces_it_and_resuming_forgets_later_ones(tmp_pa
     assert store.steps() == [0, 1]
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("moment", ["writing", "renaming"])
 def test_a_writer_killed_at_any_moment_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -129,14 +126,14 @@ def test_a_writer_killed_at_any_moment_leaves_what_was_there(
 
     def torn(table: Any, file: Any, **_: Any) -> None:
         file.write(b"PAR1 and then nothing")
-        raise KilledError
+        raise Killed
 
     def never(*_: Any) -> None:
-        raise KilledError
+        raise Killed
 
     monkeypatch.setattr(*((pq, "write_table", torn) if moment == "writing" else (os, "replace", never)))
     for attempt in (lambda: store.write(1, groups_of(some(1))), lambda: store.add_columns(0, {"more": [1] * 4})):
-        with pytest.raises(KilledError):
+        with pytest.raises(Killed):
             attempt()
     monkeypatch.undo()
     assert RolloutStore(tmp_path).read() == before

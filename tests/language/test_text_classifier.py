@@ -21,16 +21,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rewards.config import RewardConfig, read_config
+from rewards.config import RewardConfig
 from rl_lab.drivers.outcome import outcome_labels, outcome_member, outcome_model
 from rl_lab.errors import UserError
 from rl_lab.rollouts.answering import make_rewards, score
 from rl_lab.rollouts.reward_model import MODEL_FILE, TextClassifier, check_classifier, load_outcome_model
 from rl_lab.stages.kinds import expand, load_config
 from rl_lab.stages.preflight import check_machine
-from tests.language.builders import make_item
-from tests.language.outcome_builders import stage_context, write_rollouts
-from tests.rollouts import answered
+from tests.support.language_run_folders import write_rollouts
+from tests.support.outcome import outcome_context
+from tests.support.questions import make_item, write_choices
+from tests.support.rollouts import answered
 
 WORDS = ["[PAD]", "[UNK]", "<", ">", "/", "answer", "A", "B", "which", "user", "assistant"]
 CHAT = "{% for turn in messages %}{{ turn.role }} {{ turn.content }} {% endfor %}"
@@ -94,7 +95,7 @@ def test_a_model_that_chats_reads_its_template_and_gets_a_head_of_the_seed(tmp_p
 
 def test_a_published_classifier_is_a_reward_by_name(tmp_path):
     values = {"weights": {"learned": 1.0}, "models": {"learned": {"path": str(save_encoder(tmp_path))}}}
-    (scored,), _ = score(make_rewards(read_config(RewardConfig, values)), answered([make_item(1)], [RIGHT, WRONG]))
+    (scored,), _ = score(make_rewards(RewardConfig.read(values, "rewards")), answered([make_item(1)], [RIGHT, WRONG]))
     logits = TextClassifier.load(tmp_path).scores([(make_item(1).prompt, ())] * 2, [RIGHT, WRONG])
     assert scored.rewards == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
 
@@ -103,7 +104,7 @@ def test_a_published_classifier_is_a_reward_by_name(tmp_path):
 def test_members_are_trained_calibrated_and_examined(tmp_path, questions, save):
     def context(name, *given, **params):
         (tmp_path / name).mkdir()  # a run folder each, because one takes one at a time
-        return stage_context(tmp_path / name, name, *given, **params)
+        return outcome_context(tmp_path / name, name, *given, **params)
 
     traces = write_rollouts(tmp_path / "traces")
     labelled = context("labels", "outcome_labels", {"traces": traces, "questions": questions})
@@ -170,7 +171,7 @@ def test_a_classifier_needs_no_model_beside_stored_answers(tmp_path, run_of_answ
 def run_of_answers(tmp_path, questions):
     """A configuration that learns from the answers of a finished run."""
     run = tmp_path / "run"
-    write_rollouts(run / "grpo" / "verifier.1.grpo")
+    write_choices(run / "grpo" / "verifier.1.grpo")
     (run / "questions").mkdir()
     (run / "questions" / "questions").symlink_to(questions)
     path = tmp_path / "outcome.yaml"

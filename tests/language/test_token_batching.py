@@ -22,8 +22,8 @@ from rl_lab.model.checkpoint import vlm_from_policy, vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.token_batches import chat_batch, rollout_batch
 from rl_lab.records.types import Completion, Prompt
-from tests.model.builders import make_policy
-from tests.rollouts import learned_groups
+from tests.support.models import make_policy
+from tests.support.rollouts import learned_groups
 
 GENERATOR = torch.Generator()
 

@@ -11,9 +11,9 @@ from rewards.config import JudgeConfig, RewardConfig
 from rewards.judge import ReasoningJudge
 from rewards.rubric import Rewards
 from rl_lab.config.language import RFTConfig, TracesConfig
-from rl_lab.config.load import load_config
 from rl_lab.drivers.rft import TraceJudge, TraceSampler, select_traces
 from rl_lab.errors import UserError
+from rl_lab.graph.nodes import Node
 from rl_lab.learner.plans import Training
 from rl_lab.learner.rft import RFTPlan, write_index
 from rl_lab.model.checkpoint import Snapshot, digest, load_chat_processor
@@ -23,32 +23,39 @@ from rl_lab.records.token_batches import answer_batch, expanded_tokens, item_pro
 from rl_lab.records.types import Completion, Prompt, Sampling
 from rl_lab.rollouts.clock import Clock
 from rl_lab.rollouts.rollouter import Questioner
+from rl_lab.stages.kinds import KINDS, load_config
 from rl_lab.workers.learner import Weights
-from tests.language.builders import FakeEngines, Killed, make_context, make_item, write_questions
-from tests.rewards.fake_judge import FakeJudge, completion, verdict
 from tests.rewards.functions import FailsOnArrival
-from tests.rollouts import learned_groups
+from tests.support.engines import FakeEngines
+from tests.support.judges import FakeJudge, completion, verdict
+from tests.support.learners import Killed
+from tests.support.questions import TRAIN, make_item, write_questions
+from tests.support.rollouts import learned_groups
+from tests.support.stage_runs import StageRun
 
 SETTINGS = TracesConfig(samples=4, items=10, max_tokens=16, select=RFTOptions(max_likeness=1.0, min_reward=0.5))
 FILES = {"weight": b"0"}
 
 
-class Traced:
-    """The `traces` stage with engines that are plain objects; `stop_at`: step after whose line the process dies."""
+class Traced(StageRun):
+    """The `traces` stage with engines that are plain objects."""
 
     def __init__(self, folder, policy, monkeypatch, num_engines=1):
-        folder.mkdir()
+        super().__init__(folder / "run")
         monkeypatch.setattr("rl_lab.drivers.rft.CALLS_PER_STEP", 1)  # 3 questions a step
-        self.folder, self.policy, self.num_engines = folder, policy, num_engines
+        self.policy, self.num_engines = policy, num_engines
         self.questions = write_questions(folder / "questions")
-        self.stop_at = None
+        self.inputs = {"questions": self.questions}
 
-    def start(self, settings=SETTINGS, judge=None, rewards=None):
-        context = make_context(self.folder / "run", self.questions, track=self._track)
-        self.out = context.out
-        self.engines = FakeEngines(self.policy, [make_item(number) for number in range(24)])
+    def node(self, config):
+        return Node(
+            "frontier.1.grpo", KINDS["grpo"], {"curriculum": {"scheme": "frontier"}}, method="frontier", replicate=1
+        )
+
+    def drive(self, context, options):
+        settings, rewards = options.get("settings", SETTINGS), options.get("rewards") or Rewards(context.config.rewards)
+        self.engines = FakeEngines(self.policy, map(make_item, TRAIN))
         self.engines.num_workers = self.num_engines
-        rewards = rewards or Rewards(context.config.rewards)
         questioner = Questioner(
             ItemFile(self.questions / "train.arrow"),
             self.engines,
@@ -62,16 +69,9 @@ class Traced:
         try:
             sampler = TraceSampler(context, settings, questioner, Weights(7, Snapshot(7, digest(FILES), FILES)), 5)
             sampler.run()
-            self.summary = select_traces(context, settings.select, judge, sampler.plan.num_steps + 1)
+            self.summary = select_traces(context, settings.select, options.get("judge"), sampler.plan.num_steps + 1)
         finally:
             rewards.close()
-            context._folder.close()
-        return self
-
-    def _track(self, line):
-        if line["step"] == self.stop_at:
-            self.stop_at = None
-            raise Killed
 
     @property
     def rows(self):
@@ -79,8 +79,7 @@ class Traced:
 
     @property
     def lines(self):
-        lines = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in line.items() if not k.startswith(("time", "seconds/", "idle/"))} for line in lines]
+        return self.metrics()
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def test_every_question_is_asked_in_fixed_steps(traced):
 @pytest.mark.parametrize("step", [1, 2, 4, 5])
 def test_a_killed_stage_asks_only_what_is_missing(traced, step):
     whole, run = traced("whole").start(), traced("killed")
-    run.stop_at = step
+    run.kill_at = step
     with pytest.raises(Killed):
         run.start()
     stored = RolloutStore(run.out).steps()
@@ -116,7 +115,7 @@ def test_a_killed_stage_asks_only_what_is_missing(traced, step):
 
 def test_a_step_whose_line_is_missing_gets_it_from_the_store(traced):
     whole, run = traced("whole").start(), traced("killed")
-    run.stop_at = 2
+    run.kill_at = 2
     with pytest.raises(Killed):
         run.start()
     metrics = run.out / "metrics.jsonl"
@@ -130,7 +129,7 @@ def test_more_engines_change_nothing(traced):
 
 def test_a_damaged_step_is_asked_again(traced, capsys):
     whole, run = traced("whole").start(), traced("killed")
-    run.stop_at = 3
+    run.kill_at = 3
     with pytest.raises(Killed):
         run.start()
     path = RolloutStore(run.out).path(2)
@@ -156,7 +155,7 @@ def test_the_judge_decides_about_correct_traces_of_partial_items(traced):
 
     run = traced()
     server, judge = trace_judge(run, script)
-    run.start(JUDGED, judge)
+    run.start(settings=JUDGED, judge=judge)
     server.close()
     judged = [row for row in run.rows if row["judge_score"] is not None]
     assert {row["judge_score"] for row in judged} == {0.9, 0.2}
@@ -168,10 +167,10 @@ def test_a_judge_out_of_order_stops_the_stage_and_costs_nothing_that_was_done(tr
     run = traced()
     server, judge = trace_judge(run, lambda request: (500, b"{}"))
     with pytest.raises(UserError, match="the judge scored none of .* traces, the first for: .*500.*and resume"):
-        run.start(JUDGED, judge)
+        run.start(settings=JUDGED, judge=judge)
     server.close()
     server, judge = trace_judge(run, lambda request: (200, completion(verdict(9))))
-    run.start(JUDGED, judge)
+    run.start(settings=JUDGED, judge=judge)
     server.close()
     assert run.summary.kept and not run.engines.asked
 
@@ -213,7 +212,7 @@ def test_a_step_lowers_the_cross_entropy_and_the_version_counts_on(traced, tmp_p
 
 
 def test_a_reward_type_of_which_nothing_is_kept_is_named_while_it_runs_and_in_the_report(traced, capsys):
-    run = traced().start(SETTINGS.model_copy(update={"select": RFTOptions(min_reward=2.0)}))
+    run = traced().start(settings=SETTINGS.model_copy(update={"select": RFTOptions(min_reward=2.0)}))
     line, alarm = run.lines[-2:]
     assert line["kept_type/choice"] == 0.0
     assert alarm["alarm"].startswith("nothing kept: none of 40 traces of questions with reward type choice")
@@ -223,7 +222,7 @@ def test_a_reward_type_of_which_nothing_is_kept_is_named_while_it_runs_and_in_th
 
 
 def test_nothing_kept_is_said_before_anything_is_trained(traced, tmp_path):
-    run = traced().start(SETTINGS.model_copy(update={"select": RFTOptions(min_reward=2.0)}))
+    run = traced().start(settings=SETTINGS.model_copy(update={"select": RFTOptions(min_reward=2.0)}))
     assert run.summary.kept == 0
     with pytest.raises(UserError, match="no trace was kept in"):
         index_of(run, tmp_path)

@@ -31,7 +31,7 @@ from rl_lab.model.checkpoint import vlm_from_policy, vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.token_batches import chat_batch
 from tests.language.test_token_batching import chats
-from tests.model.builders import make_policy
+from tests.support.models import make_policy
 
 ALL = ("vision", "vlm", "expert")
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "repeat_interleave"}

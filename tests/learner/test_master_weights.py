@@ -10,7 +10,7 @@ from algos.flow_matching import FlowMatching
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.learner.optim import MasterAdamW, adamw
-from tests.model.builders import make_policy
+from tests.support.models import make_policy
 
 ALL = ("vision", "vlm", "expert")
 

@@ -21,7 +21,7 @@ from rl_lab.model.checkpoint import vlm_config
 from rl_lab.model.lora import Adapted
 from rl_lab.model.presets import preset_config
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from tests.model.builders import make_observations, make_policy
+from tests.support.models import make_observations, make_policy
 
 RANKS, ROWS, STEPS = 2, 5, 3
 """Rows do not divide by ranks."""

@@ -14,7 +14,7 @@ from rl_lab.learner.plans import Training
 from rl_lab.model.checkpoint import load_training_state, save_training_state
 from rl_lab.model.lora import BaseWeights
 from rl_lab.records.episodes import write_episodes, write_pairs
-from tests.support.recorded import episode, pair
+from tests.support.episodes import episode, pair
 
 STEPS = {"steps": 4, "batch_size": 4, "warmup": 1}
 LORA = LoRAConfig(rank=4, alpha=8.0)

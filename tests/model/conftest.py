@@ -9,7 +9,7 @@ from algos.batch import ObservationBatch
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from tests.model.builders import make_observations, make_policy
+from tests.support.models import make_observations, make_policy
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from torch import Tensor
 from algos.batch import ObservationBatch
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor, resize_with_padding
-from tests.model.builders import padded
+from tests.support.models import padded
 
 FOLDER = Path(os.environ.get("MOT_GOLDEN") or Path(__file__).parents[1] / "golden" / "mot")
 SINGLE_FRAME = ("policy_k1_patchmask", "policy_k1_isolation", "policy_k1_missing_camera")

@@ -20,7 +20,7 @@ from rl_lab.model.lora import Adapted
 from rl_lab.model.mot import DecoderLayer
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.sharding import RECOMPILE_LIMIT, check_compiler, compile_blocks
-from tests.model.builders import make_policy
+from tests.support.models import make_policy
 
 ALL = ("vision", "vlm", "expert")
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}

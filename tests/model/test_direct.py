@@ -12,7 +12,7 @@ from rl_lab.benchmarks.direct import DirectPolicy
 from rl_lab.errors import UserError
 from rl_lab.model.presets import preset_config
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from tests.model.builders import make_observations, make_policy
+from tests.support.models import make_observations, make_policy
 
 
 @pytest.mark.parametrize("isolation", [True, False])

@@ -12,7 +12,7 @@ from rl_lab.benchmarks.rpro import random_batch
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.model.lora import Adapted
 from rl_lab.model.policy import HyVLAPolicy
-from tests.model.builders import make_observations, make_policy
+from tests.support.models import make_observations, make_policy
 
 ALL = ("vision", "vlm", "expert")
 BOTH = ("attention", "mlp")

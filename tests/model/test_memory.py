@@ -13,7 +13,7 @@ from algos.batch import ObservationBatch
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.vision import History, time_embedding, values_over_time
-from tests.model.builders import make_policy
+from tests.support.models import make_policy
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 FRAMES = 4

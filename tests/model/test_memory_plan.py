@@ -10,7 +10,7 @@ from rl_lab.learner.memory_plan import ALL, memory_plan
 from rl_lab.model.lora import Adapted
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from tests.model.builders import make_policy, padded
+from tests.support.models import make_policy, padded
 
 LORA = {"rank": 4, "alpha": 8.0, "targets": ("attention", "mlp")}
 

@@ -11,8 +11,8 @@ import torch
 from algos.batch import ObservationBatch
 from rl_lab.model.layout import prefix_layout
 from rl_lab.model.policy import HyVLAPolicy
-from tests.model.builders import make_observations, make_policy, padded
 from tests.model.joint import joint_forward
+from tests.support.models import make_observations, make_policy, padded
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 

@@ -29,8 +29,8 @@ from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import EMBEDDING, OUTPUT_EMBEDDING, HunYuanVLMoTForConditionalGeneration
 from rl_lab.model.vlm_config import HyVLMConfig
-from tests.model.builders import make_policy
 from tests.model.golden import golden_path
+from tests.support.models import make_policy
 
 HUB_ID = "some-owner/some-model"
 WRITTEN = [

@@ -17,7 +17,7 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.sharding import shard
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from tests.model.builders import make_observations, make_policy
+from tests.support.models import make_observations, make_policy
 
 RANKS, BATCH, STEPS = 2, 4, 3
 

@@ -16,7 +16,7 @@ from rl_lab.model.checkpoint import vlm_from_policy, vlm_processor
 from rl_lab.model.lora import Adapted
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration as Vlm
-from tests.model.builders import make_policy
+from tests.support.models import make_policy
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from rl_lab.model.vision import Visual, patchify
-from tests.model.builders import make_policy
 from tests.model.golden import HIDDEN, golden_path, load_policy
+from tests.support.models import make_policy
 
 SIZES = ((64, 64), (32, 96), (64, 64), (32, 32), (32, 96))
 """Height and width of some images, pixels."""

@@ -9,7 +9,7 @@ from rl_lab.model.checkpoint import published, save_policy
 from rl_lab.records.action_batches import fit_processor
 from rl_lab.workers.policy import CorrectorPlan
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
-from tests.support.recorded import episode
+from tests.support.episodes import episode
 
 UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", image_size=64), seeds=(3, 4), run_seed=0)
 ROLLBACK = RollbackConfig(execute=4, min_rollback=1, max_rollback=1, kept_after_event=8)

@@ -12,7 +12,7 @@ from rl_lab.errors import UserError
 from rl_lab.records.checks import episode_problems
 from rl_lab.records.episodes import write_pairs
 from rl_lab.workers.policy import read_corrections
-from tests.support.recorded import episode, pair
+from tests.support.episodes import episode, pair
 
 
 @pytest.fixture

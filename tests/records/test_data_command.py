@@ -14,8 +14,8 @@ from rl_lab.data import main
 from rl_lab.errors import UserError
 from rl_lab.records.episodes import read_episodes, write_episodes, write_pairs
 from rl_lab.records.lerobot_read import read_lerobot
-from tests.records.robotwin_files import write_classic, write_trajectory
-from tests.support.recorded import episode, pair
+from tests.support.episodes import episode, pair
+from tests.support.robotwin_files import write_classic, write_trajectory
 
 SMALL = ["--image-size", "32"]
 

@@ -9,7 +9,7 @@ from envs.se3 import split_arms
 from rl_lab.data import main
 from rl_lab.records.checks import Doubts
 from rl_lab.records.episodes import write_episodes, write_pairs
-from tests.support.recorded import episode, pair
+from tests.support.episodes import episode, pair
 
 
 def changed(of, edit):

@@ -13,7 +13,7 @@ from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.checks import BrokenEpisodeError, read_frames
 from rl_lab.records.lerobot_read import read_lerobot
 from rl_lab.records.lerobot_write import correction, write_lerobot
-from tests.support.recorded import episode, images, pair
+from tests.support.episodes import episode, images, pair
 
 HZ = 20
 

@@ -20,8 +20,8 @@ from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.lerobot_read import read_lerobot
 from rl_lab.records.lerobot_write import correction, write_lerobot
 from rl_lab.records.robotwin import control_hz, read_robotwin
-from tests.records.robotwin_files import write_classic
-from tests.support.recorded import episode, pair
+from tests.support.episodes import episode, pair
+from tests.support.robotwin_files import write_classic
 
 LEROBOT, OLD_LEROBOT = "lerobot[dataset_viz]==0.6.1", "lerobot==0.4.4"
 LOAD = """

@@ -14,7 +14,7 @@ from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.checks import BrokenEpisodeError
 from rl_lab.records.lerobot_read import read_images, read_lerobot
 from rl_lab.records.lerobot_write import write_lerobot
-from tests.support.recorded import episode
+from tests.support.episodes import episode
 
 HZ = 10
 EPISODES, DATA = "meta/episodes/chunk-000/file-000.parquet", "data/chunk-000/file-000.parquet"

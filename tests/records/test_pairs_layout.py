@@ -16,7 +16,7 @@ from rl_lab.records.action_batches import pair_states
 from rl_lab.records.checks import BrokenEpisodeError
 from rl_lab.records.episodes import read_pairs, write_episodes, write_pairs
 from rl_lab.records.pairs import pair_reads, write_pairs_layout
-from tests.support.recorded import episode, images, pair
+from tests.support.episodes import episode, images, pair
 
 HZ = 12.5
 

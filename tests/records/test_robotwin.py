@@ -8,8 +8,8 @@ from rl_lab.errors import UserError
 from rl_lab.records.checks import BrokenEpisodeError
 from rl_lab.records.robotwin import control_hz, find_episodes, read_robotwin
 from rl_lab.records.sources import find_recordings, open_source, read_index
-from tests.records.robotwin_files import COLOUR, write_classic, write_trajectory
-from tests.support.recorded import poses
+from tests.support.episodes import poses
+from tests.support.robotwin_files import COLOUR, write_classic, write_trajectory
 
 WRITERS = {"classic": write_classic, "trajectory": write_trajectory}
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.reports.synthetic import build_run
-from tests.reports.synthetic_language import build_language_run
+from tests.support.language_run_folders import build_language_run
+from tests.support.run_folders import build_run
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from rl_lab.reports.estimates import gain, gain_row, pair_episodes, score, score
 from rl_lab.reports.page import write_report
 from rl_lab.reports.rundir import EpisodeResult, load_run, parse_node
 from rl_lab.reports.verdict import find
-from tests.reports.synthetic import build_run, write_jsonl
+from tests.support.run_folders import build_run, write_jsonl
 
 
 def summarise(path):

@@ -14,7 +14,7 @@ from rl_lab.reports.examinations import Examination
 from rl_lab.reports.page import build_page
 from rl_lab.reports.rundir import load_run
 from rl_lab.reports.summary import measure
-from tests.reports.synthetic import write_jsonl
+from tests.support.run_folders import write_jsonl
 
 NODES = ("questions", "cold_start", "base.examine", "teacher", "teacher.examine", "distill", "distill.examine")
 NODES += ("imitate.traces", "imitate", "imitate.examine")

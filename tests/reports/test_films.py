@@ -11,7 +11,7 @@ from rl_lab.files import read_json_lines
 from rl_lab.reports.rundir import load_run
 from rl_lab.reports.videos import videos
 from rl_lab.workers.simulation import Film, Unit
-from tests.reports.synthetic import build_run, write_jsonl
+from tests.support.run_folders import build_run, write_jsonl
 
 EPISODE = ("handover_block", "clean")
 ENV = SimpleNamespace(task=EPISODE[0], variant=EPISODE[1])

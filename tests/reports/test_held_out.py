@@ -15,7 +15,7 @@ from rl_lab.reports.rundir import load_run
 from rl_lab.reports.summary import measure, summarise
 from rl_lab.reports.terminal import summary_lines
 from rl_lab.reports.verdict import find
-from tests.reports.synthetic import write_jsonl
+from tests.support.run_folders import write_jsonl
 
 
 def result(item, rewards, blank=(0.0,), constant=0.25, category="planning"):

@@ -18,9 +18,9 @@ from rl_lab.reports.rundir import load_run
 from rl_lab.reports.summary import measure, summarise
 from tests.curriculum.synthetic import HOSTILE
 from tests.curriculum.test_page import CHROMIUM, dumped
-from tests.reports.synthetic import write_jsonl
-from tests.reports.synthetic_language import build_language_run
-from tests.reports.test_page import Outline, visible
+from tests.support.language_run_folders import build_language_run
+from tests.support.pages import Outline, visible
+from tests.support.run_folders import write_jsonl
 
 
 def page_of(path):

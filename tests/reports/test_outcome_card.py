@@ -8,7 +8,7 @@ import pytest
 from rewards.calibration import examine
 from rl_lab.reports.metrics import define
 from rl_lab.reports.page import write_report
-from tests.reports.synthetic import write_jsonl
+from tests.support.run_folders import write_jsonl
 
 
 def record(seed=0, **changes):

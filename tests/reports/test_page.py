@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -17,7 +16,8 @@ from rl_lab.reports.pairs import choose, distinct_sets, load_pairs, spread
 from rl_lab.reports.plots import Axis, Series, chart, make_scale, nice_ticks, thin
 from rl_lab.reports.rundir import PairSet, load_run
 from rl_lab.reports.summary import measure, summarise
-from tests.reports.synthetic import build_run, write_jsonl
+from tests.support.pages import visible
+from tests.support.run_folders import build_run, write_jsonl
 
 VOID = {"br", "img", "input", "meta"}
 
@@ -59,10 +59,6 @@ def page(finished_run):
 @pytest.fixture
 def copied(finished_run, tmp_path):
     return shutil.copytree(finished_run, tmp_path / "run")
-
-
-def visible(page):
-    return " ".join(" ".join(Outline(page).text).split())
 
 
 def test_page_is_well_formed_and_its_links_have_targets(page):

@@ -14,8 +14,9 @@ from rl_lab.reports.pipeline import last_model, stopped_by
 from rl_lab.reports.rundir import load_run
 from rl_lab.reports.summary import measure
 from rl_lab.reports.terminal import summary_lines
-from tests.graph.pipelines import FRONT, WHOLE, FakeModels, pipeline, run
-from tests.reports.test_page import Outline, visible
+from tests.support.experiments import run
+from tests.support.pages import Outline, visible
+from tests.support.pipelines import FRONT, WHOLE, FakeModels, pipeline
 
 STOP = f"[{FRONT}, grpo, examine, {{gate: {{otherwise: stop}}}}, rft, examine]"
 BRANCH = f"[{FRONT}, grpo, examine, {{gate: {{otherwise: [rft, examine]}}}}]"

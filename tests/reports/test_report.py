@@ -14,7 +14,7 @@ from rl_lab.report import main
 from rl_lab.reports.against import config_differences, flatten, over_seeds, stage_differences
 from rl_lab.reports.rundir import load_run
 from rl_lab.terminal import columns
-from tests.reports.synthetic import build_run, write_jsonl
+from tests.support.run_folders import build_run, write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -9,27 +9,13 @@ from rl_lab.drivers.rft_selection import RFTSelection
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.rft_page import rft_section
 from rl_lab.reports.rundir import load_run
-from tests.reports.synthetic import write_jsonl
-from tests.rollouts import groups_of
+from tests.support.questions import rollout
+from tests.support.rollouts import groups_of
+from tests.support.run_folders import write_jsonl
 
 
 def trace(item, sample, text, reward):
-    return dict(
-        item=item,
-        group=0,
-        sample=sample,
-        prompt="q",
-        prompt_tokens=[1],
-        completion=text,
-        tokens=list(range(len(text.split()))),
-        token_texts=text.split(),
-        logprobs=[-0.1] * len(text.split()),
-        weight_version=1,
-        finished=True,
-        rewards={"answer": reward},
-        reward=reward,
-        advantage=0.0,
-    )
+    return rollout(item, sample, text, text.split(), rewards={"answer": reward}, reward=reward)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from rl_lab.files import read_json_lines
 from rl_lab.records.item_files import item_row, write_rows
 from rl_lab.reports.page import write_report
 from rl_lab.reports.sweep_alarms import Course, course_alarms
-from tests.language.builders import make_item
-from tests.reports.synthetic import write_jsonl
-from tests.reports.synthetic_language import build_language_run
+from tests.support.language_run_folders import build_language_run
+from tests.support.questions import make_item
+from tests.support.run_folders import write_jsonl
 
 SPREAD = {"items": 0.05, "seeds": 0.02, "rest": 0.2, "n": 300, "replicates": 3, "source": "three earlier seeds"}
 GAINS = {"verifier": 0.05, "judge": 0.35, "form": 0.05, "none": 0.0}

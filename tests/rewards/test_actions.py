@@ -20,7 +20,7 @@ from rewards.actions.networks import (
     variance_loss,
 )
 from rewards.actions.ranking import choose, combined, expert_deviation, standardised
-from tests.support.recorded import episode, poses
+from tests.support.episodes import episode, poses
 
 SIDE = 32
 

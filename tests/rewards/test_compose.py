@@ -8,7 +8,7 @@ from rewards.config import GuardConfig, JudgeConfig, RewardConfig
 from rewards.judge import agreement
 from rewards.rubric import Rewards
 from tests.rewards import functions
-from tests.rewards.fake_judge import FakeJudge, completion, verdict
+from tests.support.judges import FakeJudge, completion, verdict
 
 ITEMS = [
     ("box", [0, 0, 10, 10], "<box>[0, 0, 10, 10]</box>"),

@@ -6,7 +6,7 @@ import pytest
 
 from rewards.config import JudgeConfig
 from rewards.judge import Agreement, Judge, MalformedVerdictError, Question, agreement, read_verdict
-from tests.rewards.fake_judge import FakeJudge, completion, verdict
+from tests.support.judges import FakeJudge, completion, verdict
 
 QUESTION = Question("What is on the table?", "a red cup", "a cup, red")
 

@@ -6,7 +6,7 @@ import pytest
 
 from rewards.config import JudgeConfig
 from rewards.judge import REASONING, ReasoningJudge, Trace, reference_text
-from tests.rewards.fake_judge import FakeJudge, completion, verdict
+from tests.support.judges import FakeJudge, completion, verdict
 
 TRACE = Trace("Which cup? /think", reference_text("B", "<think>near</think><answer>B</answer>"), "<think>far</think>")
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from rewards.actions.ensemble import success
-from tests.support.recorded import episode
+from tests.support.episodes import episode
 
 
 def test_success_is_one_for_reached_goals_and_zero_otherwise():

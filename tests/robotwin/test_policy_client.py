@@ -25,7 +25,7 @@ from rl_lab.model.norm_stats import STATS_FILE, ActionStats
 from rl_lab.records.action_batches import fit_processor
 from rl_lab.workers.policy import LocalPolicy
 from rl_lab.workers.serving import MAX_CLIENTS, PolicyServer, PolicyService
-from tests.support.recorded import episode, poses
+from tests.support.episodes import episode, poses
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = ROOT / "envs/robotwin/deploy_policy.py"

@@ -3,21 +3,17 @@
 import numpy as np
 import pytest
 
-from algos.chunks import Timing
 from envs.rollback import RollbackConfig
 from envs.types import Episode
 from rl_lab.config.load import resolve_config
-from rl_lab.model.checkpoint import CheckpointInfo, publish, save_policy
-from rl_lab.model.policy import HyVLAPolicy
-from rl_lab.model.presets import preset_config
-from rl_lab.records.action_batches import fit_processor
+from rl_lab.model.checkpoint import publish
 from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.seeding import SPLIT_SIZE, evaluation_seeds, robotwin_seeds, training_seeds
 from rl_lab.workers.policy import CorrectorPlan
 from rl_lab.workers.pool import BrokenWorkerError
 from rl_lab.workers.simulation import REJECTED, EnvSpec, Rejection, Simulation, Unit, drawn_units, evaluation_groups
 from tests.robotwin.fake import robotwin
-from tests.support.recorded import episode
+from tests.support.models import save_nano_policy
 
 ROLLBACK = RollbackConfig(execute=4, min_rollback=8, max_rollback=10, correction_limit=60)
 GOOD, FAILING_EXPERT, UNSTABLE = 1, 5, 7
@@ -29,11 +25,7 @@ def unit(seed, task="push_block", variant="demo_clean"):
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    policy = HyVLAPolicy(preset_config("nano"))
-    processor = fit_processor(policy.config, [episode(0)], Timing(policy.chunk_size))
-    save_policy(folder, policy, processor, CheckpointInfo(weight_version=1, steps=0))
-    return publish(folder, 1)
+    return publish(save_nano_policy(tmp_path_factory.mktemp("checkpoint")), 1)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rl_lab.workers.engine import EngineOptions, RolloutEngine
-from tests.serving.builders import VLM, make_vlm, save_vlm
+from tests.support.models import VLM, make_vlm, save_vlm
 
 ENGINE = EngineOptions(
     dtype="float32", max_model_len=512, max_num_seqs=16, max_num_batched_tokens=512, kv_cache_gib=0.25

@@ -19,14 +19,15 @@ from rl_lab.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.stages.kinds import stage_functions
 from rl_lab.workers.cluster import Cluster
-from tests.curriculum.test_store import content
-from tests.faults.test_kill import PATIENCE_S, Run, descendants
+from tests.support.pools import content
+from tests.support.processes import Run, descendants
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "experiments" / "frontier_smoke.yaml"
 NODE = "frontier.1.grpo"
 TRAINING = ("stages=[questions, cold_start, grpo]", "wandb=disabled", "rl.steps=6")
 """What is changed of the smoke run where only its reinforcement learning matters."""
+PATIENCE_S = 240
 TIMES = ("time", "seconds/", "idle/")
 
 
@@ -97,7 +98,7 @@ def wait_until(reached: Callable[[], Any]) -> Any:
 
 def worker(title: str) -> list[int]:
     """Processes of this process's Ray that do what the title says."""
-    return descendants(os.getpid(), title.encode())
+    return descendants(os.getpid(), title)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

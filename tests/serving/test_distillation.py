@@ -16,8 +16,8 @@ from rl_lab.records.token_batches import answer_batch
 from rl_lab.records.types import Prompt
 from rl_lab.reports.metrics import HEADER, define
 from rl_lab.rollouts.teacher import TOKENS
-from tests.faults.test_kill import Run
-from tests.serving.builders import Drawer, image_prompt, make_processor, make_vlm
+from tests.support.models import Drawer, image_prompt, make_processor, make_vlm
+from tests.support.processes import Run
 
 pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
 
@@ -82,7 +82,7 @@ def done(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distillation")
     (folder / "smoke.yaml").write_text(SMOKE.read_text())
     settings = ("distill.scored_by=engine", "distill.top_k=8", "distill.num_generations=2", "distill.reward_weight=0.1")
-    run = Run(folder, "smoke.yaml", "--run-dir", "run", *settings)
+    run = Run(folder, "smoke.yaml", *settings)
     run.finish()
     return run.path
 

@@ -121,7 +121,7 @@ def test_with_rollouts_ahead_of_the_learner_nothing_is_lost_or_counted_twice(clu
 
 def test_a_driver_killed_at_random_moments_is_resumed_with_one_engine_to_the_bits_of_two(unbroken, folder):
     moments = np.random.default_rng(4)
-    run = LanguageRun(folder, "smoke.yaml", *TRAINING, "--run-dir", "run", "workers.rollout=1")
+    run = LanguageRun(folder, "smoke.yaml", *TRAINING, "workers.rollout=1")
     for after in (0, *sorted(moments.choice(np.arange(1, 5), 2, replace=False).tolist())):
         run.wait_for(lambda run=run, after=after: run.status(NODE) == "running" and run.steps() >= after)
         time.sleep(moments.uniform(0, 0.5))

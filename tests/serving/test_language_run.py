@@ -21,8 +21,8 @@ from rl_lab.errors import UserError
 from rl_lab.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.metrics import HEADER, define
-from tests.curriculum.test_store import content
 from tests.serving.language_runs import NODE, ROOT, LanguageRun, assert_counted_once
+from tests.support.pools import content
 
 pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
 
@@ -58,7 +58,7 @@ def inspect(run, folder) -> dict[str, str]:
 def done(tmp_path_factory):
     """The finished run, and what its commands said while it was running."""
     folder = tmp_path_factory.mktemp("smoke")
-    run = LanguageRun(folder, "smoke.yaml", "--run-dir", "run")
+    run = LanguageRun(folder, "smoke.yaml")
     run.wait_for(lambda: run.steps() >= 1)
     unseen = command("ls", run.path, "--band", "unseen").splitlines()[2:4]
     pinned, retired = (line.split()[0] for line in unseen)

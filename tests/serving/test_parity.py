@@ -9,7 +9,7 @@ import torch
 
 from rl_lab.model.checkpoint import publish
 from rl_lab.records.types import Prompt, Sampling
-from tests.serving.builders import Drawer, differences, image_prompt, make_vlm, save_policy_of, save_vlm
+from tests.support.models import Drawer, differences, image_prompt, make_vlm, save_policy_of, save_vlm
 
 pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
 

@@ -16,7 +16,7 @@ from PIL import Image
 from rewards.config import JudgeConfig
 from rewards.judge import Judge, Question
 from rl_lab.workers.engine import ENVIRONMENT
-from tests.serving.builders import Drawer, make_processor, save_policy_of, training_token_logprobs
+from tests.support.models import Drawer, make_processor, save_policy_of, training_token_logprobs
 
 pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
 

@@ -11,7 +11,7 @@ from rl_lab.errors import UserError
 from rl_lab.model.checkpoint import digest, publish
 from rl_lab.records.types import Prompt, Sampling
 from rl_lab.workers.engine import load_vllm, one_token_per_image
-from tests.serving.builders import Drawer, image_prompt
+from tests.support.models import Drawer, image_prompt
 
 SAMPLING = Sampling(max_tokens=12, ignore_eos=True)
 

@@ -11,8 +11,8 @@ from algos.grpo import GRPO, GRPOOptions, group_advantages
 from rl_lab.records.token_batches import rollout_batch
 from rl_lab.records.types import Prompt, Sampling
 from rl_lab.workers.engine import RolloutEngine
-from tests.rollouts import learned_groups
-from tests.serving.builders import VLM, Drawer, image_prompt, make_processor
+from tests.support.models import VLM, Drawer, image_prompt, make_processor
+from tests.support.rollouts import learned_groups
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])

@@ -17,9 +17,9 @@ from rl_lab.model.checkpoint import publish
 from rl_lab.records.types import Prompt, Sampling
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.engine import RolloutUnit
-from tests.faults.test_kill import descendants
-from tests.serving.builders import Drawer, differences, image_prompt, make_vlm, save_vlm
 from tests.serving.conftest import ENGINE
+from tests.support.models import Drawer, differences, image_prompt, make_vlm, save_vlm
+from tests.support.processes import descendants
 
 pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
 

@@ -11,23 +11,17 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-import torch
 
-from algos.chunks import Timing
 from envs.rollback import Corrector, RollbackConfig, intervened_rollout
 from envs.rollout import run_lockstep
 from rl_lab.config.load import load_config
 from rl_lab.correct import failed_episodes, main
 from rl_lab.errors import UserError
-from rl_lab.model.checkpoint import CheckpointInfo, save_policy
-from rl_lab.model.policy import HyVLAPolicy
-from rl_lab.model.presets import preset_config
-from rl_lab.records.action_batches import fit_processor
 from rl_lab.rollouts.collect import collection_units, round_name
 from rl_lab.teleoperation.server import PageServer
 from rl_lab.workers.policy import LocalPolicy
 from rl_lab.workers.simulation import Environments
-from tests.support.recorded import episode
+from tests.support.models import save_nano_policy
 
 
 class Keys:
@@ -202,10 +196,7 @@ collect: {pairs: 5, max_episodes: 10}
 def given(tmp_path_factory):
     """A policy with random weights, which always fails, and an experiment."""
     folder = tmp_path_factory.mktemp("correct")
-    torch.manual_seed(0)
-    policy = HyVLAPolicy(preset_config("nano"))
-    processor = fit_processor(policy.config, [episode(0)], Timing(policy.chunk_size))
-    save_policy(folder / "policy", policy, processor, CheckpointInfo(weight_version=1, steps=0))
+    save_nano_policy(folder / "policy")
     (folder / "experiment.yaml").write_text(EXPERIMENT)
     return folder
 

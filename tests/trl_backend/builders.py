@@ -13,7 +13,7 @@ from envs.spatial_qa.items import Item
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.records.types import Completion, Prompt
 from rl_lab.trl_backend.trainer import load_vlm
-from tests.serving.builders import make_vlm, save_vlm
+from tests.support.models import make_vlm, save_vlm
 
 REPLIES = (
     "<think>left of the cup</think><answer>A</answer>",

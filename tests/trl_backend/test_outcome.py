@@ -16,8 +16,10 @@ from rl_lab.learner.outcome import OutcomePlan
 from rl_lab.learner.plans import optimiser
 from rl_lab.trl_backend.outcome import train_outcome
 from rl_lab.trl_backend.trainer import Settings
-from tests.language.builders import write_questions
-from tests.language.outcome_builders import CONFIG, SETTINGS, stage_context, write_rollouts
+from tests.support.language_run_folders import write_rollouts
+from tests.support.outcome import CONFIG, SETTINGS
+from tests.support.questions import write_questions
+from tests.support.stage_runs import stage_context
 from tests.trl_backend.builders import make_folder
 
 

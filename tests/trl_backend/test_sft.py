@@ -18,7 +18,7 @@ from rl_lab.records.questions import Conversation, item_conversation
 from rl_lab.records.token_batches import chat_batch
 from rl_lab.trl_backend.sft import train_sft
 from rl_lab.trl_backend.trainer import Settings, load_vlm
-from tests.serving.builders import make_vlm, save_policy_of
+from tests.support.models import make_vlm, save_policy_of
 from tests.trl_backend.builders import make_folder, make_item
 
 ORDER = [[0, 2, 3], [1, 4, 5], [5, 0, 1]]

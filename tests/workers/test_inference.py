@@ -8,33 +8,25 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from algos.chunks import Timing
 from envs.bimanual import CommandError
 from envs.rollout import Decision
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.errors import RunError
-from rl_lab.model.checkpoint import CheckpointInfo, publish, pull, save_policy
+from rl_lab.model.checkpoint import publish, pull
 from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
-from rl_lab.model.policy import HyVLAPolicy
-from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
-from rl_lab.records.action_batches import fit_processor
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.policy import KEPT_POLICIES, Inference, SharedPolicy, policy_key
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
-from tests.support.recorded import episode
+from tests.support.models import save_nano_policy
 
 UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", image_size=64), seeds=(3, 4), run_seed=0)
 
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    policy = HyVLAPolicy(preset_config("nano"))
-    processor = fit_processor(policy.config, [episode(0)], Timing(policy.chunk_size))
-    save_policy(folder, policy, processor, CheckpointInfo(weight_version=1, steps=0))
-    return publish(folder, 1)
+    return publish(save_nano_policy(tmp_path_factory.mktemp("checkpoint")), 1)
 
 
 @pytest.fixture(scope="module")

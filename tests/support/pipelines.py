@@ -11,12 +11,8 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.drivers.distill import teacher
 from rl_lab.drivers.gate import DEVELOPMENT_FILE, gate, join
 from rl_lab.files import write_json_lines
-from rl_lab.graph.executor import Executor
-from rl_lab.graph.nodes import stage_hashes
-from rl_lab.graph.run_folder import RunFolder
 from rl_lab.graph.stage import Stage, StageContext
-from rl_lab.graph.store import Store
-from rl_lab.stages.kinds import expand, load_config
+from rl_lab.stages.kinds import load_config
 
 TEXT = """
 name: chain
@@ -100,22 +96,3 @@ class FakeModels:
             stage(context)
 
         return run
-
-
-def executor(config: RunConfig, models: FakeModels, folder: RunFolder, store: Path) -> Executor:
-    """Ready to run."""
-    nodes = expand(config)
-    hashes = stage_hashes(nodes, config.seed, {"code": "1"})
-    return Executor(config, nodes, hashes, {"code": "1"}, models.functions(), Store(store), folder)
-
-
-def run(config: RunConfig, models: FakeModels, path: Path) -> RunFolder:
-    """The run in a new folder; its store lies beside it."""
-    folder = RunFolder.create(path, config.name)
-    executor(config, models, folder, path.parent / "store").run()
-    return folder
-
-
-def statuses(folder: RunFolder) -> dict[str, str]:
-    """Status by node."""
-    return {row["name"]: row["status"] for row in folder.read_stages()[1]}

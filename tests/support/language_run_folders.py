@@ -12,9 +12,10 @@ import yaml
 from algos.curriculum.options import CurriculumOptions
 from rl_lab.curriculum.store import POOL_FILE, PoolItem, PoolStore
 from rl_lab.records.rollouts import RolloutStore
-from tests.curriculum.synthetic import CATEGORIES, HOSTILE, TASKS, png
-from tests.reports.synthetic import write_jsonl
-from tests.rollouts import groups_of
+from tests.support.pools import CATEGORIES, TASKS, png
+from tests.support.questions import HOSTILE, rollout
+from tests.support.rollouts import groups_of
+from tests.support.run_folders import write_jsonl
 
 SCHEMES = {"frontier": 0.30, "uniform": 0.18, "dynamic": 0.24, "difficulty_pools": 0.20}
 """What each scheme adds to the base's reward in the end."""
@@ -124,15 +125,14 @@ def write_rollouts(folder, steps, groups=8, answers=4):
                 texts = [*WORDS, *(" word" for _ in range(int(rng.integers(5, 60)))), "</answer>"]
                 reward = float(rng.random() < 0.1 * group + 0.1)
                 rows.append(
-                    dict(
-                        item=names[number],
+                    rollout(
+                        names[number],
+                        sample,
+                        "".join(texts),
+                        texts,
                         group=group,
-                        sample=sample,
                         prompt=f"Where is the red cup in scene {number}? /think" + HOSTILE * int(number == 0),
                         prompt_tokens=[1, 2, 3],
-                        completion="".join(texts),
-                        tokens=list(range(len(texts))),
-                        token_texts=texts,
                         logprobs=(-rng.exponential(0.5, len(texts))).tolist(),
                         weight_version=step - 1,
                         finished=bool(rng.random() < 0.9),

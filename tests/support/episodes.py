@@ -1,11 +1,11 @@
-"""Small synthetic episodes and pairs: straight motions, images whose brightness is the step."""
+"""Small synthetic episodes, pairs and sampled chunks: straight motions, images whose brightness is the step."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from envs.se3 import normalize
-from envs.types import Episode, PreferencePair, Segment
+from envs.types import Candidates, Episode, PreferencePair, Segment
 
 SIDE = 64
 
@@ -67,4 +67,43 @@ def episode(seed: int, steps: int = 15, truth_size: int = 4, task: str = "handov
         frame_steps=np.arange(steps),
         images=images(steps),
         truth=np.random.default_rng(seed).normal(size=(steps, truth_size)).astype(np.float32),
+    )
+
+
+def walk(seed: int, *, success: bool = True, steps: int = 12, every: int = 4) -> Episode:
+    """An episode whose bright column moves right with every step; only successes reach the right border."""
+    one = episode(seed, steps)
+    one.frame_steps = np.arange(0, steps + 1, every)
+    one.images = np.stack([column(step / steps if success else 0.3 * step / steps) for step in one.frame_steps])
+    one.success = success
+    return one
+
+
+def column(place: float, side: int = 32) -> np.ndarray:
+    """Three dark pictures with a bright column, [3, side, side, 3]."""
+    image = np.full((3, side, side, 3), 40, np.uint8)
+    start = round(place * (side - 2))
+    image[:, :, start : start + 2] = 220
+    return image
+
+
+def sampled_chunks(seed: int, horizon: int = 8, samples: int = 3) -> Candidates:
+    """A state whose chunks lead further with their number, on a path that the expert shares with the last."""
+    paths = np.stack([poses(horizon, seed) for _ in range(samples)])
+    paths[:, 1:, 0] += 0.01 * np.arange(samples)[::-1, None]
+    return Candidates(
+        task="handover_block",
+        variant="clean",
+        seed=seed,
+        instruction="Pass the red block to the right arm.",
+        step=4,
+        start_digest=f"{seed:064d}",
+        weight_version=1,
+        poses=paths,
+        actions=paths[:, 1:],
+        images=np.stack([images(horizon)] * samples),
+        after=np.zeros((samples, 3, SIDE, SIDE, 3), np.uint8),
+        expert=paths[-1, 1:],
+        progress=np.linspace(0.2, 0.6, samples),
+        success=np.zeros(samples, bool),
     )

@@ -89,13 +89,18 @@ def titles(pid: int) -> dict[int, str]:
     return {number: title for number, title in found.items() if is_below(number)}
 
 
+def descendants(pid: int, title: str) -> list[int]:
+    """Processes below `pid` whose command line starts with `title`."""
+    return [number for number, found in titles(pid).items() if found.startswith(title)]
+
+
 class Run:
     """`python -m rl_lab.run` in a session and a working directory of its own, and so with a store of its own."""
 
     def __init__(self, folder: Path, *arguments: str, log: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.path, self.log = folder, folder / "run", log or folder / "log.txt"
-        self.arguments = [*arguments, "--run-dir", "run"]
+        self.arguments = [*arguments] if "--resume" in arguments else [*arguments, "--run-dir", "run"]
         self._start(self.arguments)
 
     def _start(self, arguments: Iterable[str]) -> None:
@@ -132,6 +137,15 @@ class Run:
         """Processes of a kind that are in the middle of a call."""
         pattern = PROCESSES[process]
         return [pid for pid, title in titles(self.process.pid).items() if pattern.match(title) and "." in title]
+
+    def wait_for(self, reached: Callable[[], Any]) -> Any:
+        """What `reached` gives as soon as it is true; fails with the log if the run ends or time runs out first."""
+
+        def found() -> Any:
+            assert not self.is_over, self.log.read_text()
+            return reached()
+
+        return _until(self, found)
 
     def kill_driver(self) -> None:
         """SIGKILL; Ray's processes notice by themselves."""

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from tests.support.recorded import poses
+from tests.support.episodes import poses
 
 COLOUR = (200, 40, 10)
 CAMERAS = ("head_camera", "left_camera", "right_camera")

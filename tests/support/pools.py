@@ -2,6 +2,7 @@
 
 import io
 import json
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ from PIL import Image
 from algos.curriculum.options import CurriculumOptions
 from rl_lab.curriculum.store import POOL_FILE, PoolItem, PoolStore
 from rl_lab.records.rollouts import RolloutStore
-from tests.rollouts import groups_of
+from tests.support.questions import HOSTILE, rollout
+from tests.support.rollouts import groups_of
 
 CATEGORIES = ("perception", "prediction", "interaction", "planning")
 TASKS = ("pointing", "counting", "reach", "next_step")
 GROUP = 4
-HOSTILE = '</script><script>document.title="owned"</script>'
 
 
 def make_items(count):
@@ -87,18 +88,13 @@ def make_rollouts(step, batch, rewards):
     """What each answer to a batch was; the first item's answers try to break out of a page."""
     words = ["<think>", " the", " red", " one", "</think>", "<answer>", "A", "</answer>"]
     rows = [
-        dict(
-            item=item,
-            group=group,
-            sample=i,
-            prompt=f"Question about {item}",
-            prompt_tokens=[1, 2],
-            completion="".join(words) + HOSTILE * int(number == 0),
-            tokens=list(range(len(words))),
-            token_texts=words,
+        rollout(
+            item,
+            i,
+            "".join(words) + HOSTILE * int(number == 0),
+            words,
+            **{"group": group, "prompt": f"Question about {item}", "prompt_tokens": [1, 2], "weight_version": step},
             logprobs=(-np.random.default_rng((step, number, i)).exponential(0.7, len(words))).tolist(),
-            weight_version=step,
-            finished=True,
             rewards={"choice": float(reward), "judge": None if i == 0 else 0.5},
             reward=float(reward),
             advantage=float(reward - values.mean()),
@@ -144,3 +140,22 @@ def seal(folder):
 
 def read_lines(path: Path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+VOLATILE = {"steps": ("time",), "edits": ("time",)}
+"""Columns with wall times."""
+
+
+def content(path):
+    """Everything in a pool but wall times, table by table."""
+    db = sqlite3.connect(path)
+    tables = [
+        row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")
+    ]
+    found = {}
+    for table in tables:
+        names = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+        kept = [name for name in names if name not in VOLATILE.get(table, ())]
+        found[table] = db.execute(f"SELECT {', '.join(kept)} FROM {table}").fetchall()
+    db.close()
+    return found

@@ -1,23 +1,69 @@
-"""Small checkpoints, prompts, and the log-probabilities that training gives to what the engine sampled."""
+"""Small models with random weights, their checkpoints and inputs, the same for the same seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import BatchFeature
 
+from algos.batch import ObservationBatch
+from algos.chunks import Timing
+from rl_lab.config.section import ModelConfig
 from rl_lab.model.chat import HunYuanVLMoTProcessor, ImageProcessor
-from rl_lab.model.checkpoint import vlm_config
+from rl_lab.model.checkpoint import CheckpointInfo, initial_language_model, save_policy, vlm_config
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.tokenizer import load_tokenizer, save_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
+from rl_lab.records.action_batches import fit_processor
 from rl_lab.records.types import Completion
+from tests.support.episodes import episode
 
 VLM = HunYuanVLMoTForConditionalGeneration
+
+
+def make_policy(seed: int = 0, **overrides: Any) -> HyVLAPolicy:
+    """A nano policy with random weights."""
+    torch.manual_seed(seed)
+    return HyVLAPolicy(preset_config("nano", **overrides))
+
+
+def make_observations(policy: HyVLAPolicy, num: int, seed: int = 0) -> ObservationBatch:
+    """Random images, states, and instructions of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    config = policy.config
+    size, length = config.image_size, config.tokenizer_max_length
+    images = torch.randint(0, 256, (num, config.num_cameras, 3, size, size), generator=generator, dtype=torch.uint8)
+    tokens = torch.randint(100, config.vlm_sizes.vocab, (num, length), generator=generator)
+    lengths = torch.randint(1, length + 1, (num, 1), generator=generator)
+    return ObservationBatch(images, torch.randn(num, 20, generator=generator), tokens, torch.arange(length) < lengths)
+
+
+def padded(observation: ObservationBatch, length: int, token: int = 0) -> ObservationBatch:
+    """The observation with `token` behind its instructions up to `length`, as the released code pads them."""
+    missing = length - observation.tokens.shape[1]
+    tokens = F.pad(observation.tokens, (0, missing), value=token)
+    return replace(observation, tokens=tokens, token_mask=F.pad(observation.token_mask, (0, missing)))
+
+
+def save_nano_policy(folder: Path, seeds: Sequence[int] = (0,), steps: int = 0) -> Path:
+    """A checkpoint of a nano policy, with the statistics of the episodes of these seeds."""
+    policy = make_policy()
+    processor = fit_processor(policy.config, [episode(seed) for seed in seeds], Timing(policy.config.n_action_steps))
+    save_policy(folder, policy, processor, CheckpointInfo(weight_version=1, steps=steps))
+    return folder
+
+
+def save_nano_language_model(folder: Path) -> Path:
+    """A checkpoint of a nano VLM."""
+    initial_language_model(ModelConfig(), seed=0).save(folder, CheckpointInfo(1, 7))
+    return folder
 
 
 def make_vlm(preset: str = "nano", seed: int = 0) -> VLM:
