@@ -1,8 +1,7 @@
 """What all bimanual environments share: gymnasium's `reset` and `step` on top of `advance` and `observe`.
 
-The last look at commands before anything moves: numbers that no arm can be sent to are refused, never clipped.
-
-Within these bounds an environment keeps arms within their own reach; beyond them something is broken: statistics of
+It has the last look at commands before anything moves: numbers that no arm can be sent to are refused, never clipped.
+Within the bounds an environment keeps arms within their own reach; beyond them something is broken: statistics of
 another unit, weights that diverged, a pose in millimetres.
 """
 
@@ -16,46 +15,6 @@ import numpy as np
 
 from envs.se3 import normalize, split_arms
 from envs.types import ARMS, EE_DIM, QPOS_DIM, Observation
-
-POSITION_LIMIT_M = 10.0
-"""Largest coordinate of a position. Arms reach 1 to 2 m from frames that lie on their table or floor."""
-
-GRIPPER_OVERSHOOT = 5.0
-"""How far a gripper command may lie outside 0..1: what a policy samples leaves it a little, where environments clip it
-(`envs.bimanual.executed`); numbers in mm, percent or bits leave it by far."""
-
-QUATERNION_TOLERANCE = 0.01
-"""Largest |norm - 1| of a policy's quaternions."""
-
-PARTS = ("x", "y", "z", "qw", "qx", "qy", "qz", "gripper")
-
-_HIGH = np.tile([POSITION_LIMIT_M] * 3 + [np.inf] * 4 + [1 + GRIPPER_OVERSHOOT], len(ARMS))
-
-_LOW = np.tile([-POSITION_LIMIT_M] * 3 + [-np.inf] * 4 + [-GRIPPER_OVERSHOOT], len(ARMS))
-
-
-class CommandError(ValueError):
-    """A command that must not be run. The message is one line: the number, where it stands, and its bound."""
-
-
-def check_commands(commands: np.ndarray, *, unit: bool = False) -> None:
-    """CommandError for `ee` commands [..., 16] that are not finite or beyond the bounds; with `unit` also for
-    quaternions that are not of unit norm, which environments normalise."""
-    good = (commands >= _LOW) & (commands <= _HIGH) & np.isfinite(commands)
-    if not good.all():
-        *rows, place = np.argwhere(~good)[0].tolist()
-        bounded = np.isfinite(_HIGH[place])
-        limit = f"{_LOW[place]:g} to {_HIGH[place]:g}" if bounded else "a finite number"
-        name = f"{ARMS[place // len(PARTS)]} {PARTS[place % len(PARTS)]}"
-        number = f" {rows[-1]}" if rows else ""
-        value = commands[(*rows, place)]
-        raise CommandError(f"command{number} is refused: its {name} (number {place}) is {value:.6g}, expected {limit}")
-    if unit:
-        quaternions = commands.reshape(*commands.shape[:-1], len(ARMS), len(PARTS))[..., 3:7]
-        off = np.abs(np.linalg.norm(quaternions, axis=-1) - 1)
-        if (off > QUATERNION_TOLERANCE).any():
-            raise CommandError(f"a command is refused: a quaternion is {off.max():.3g} off unit norm")
-
 
 ACTION_SIZES = {"ee": EE_DIM, "qpos": QPOS_DIM}
 
@@ -134,6 +93,52 @@ class Bimanual(gymnasium.Env):
             )
 
 
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """ValueError that lists the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; use one of {', '.join(str(choice) for choice in choices)}")
+
+
+POSITION_LIMIT_M = 10.0
+"""Largest coordinate of a position. Arms reach 1 to 2 m from frames that lie on their table or floor."""
+
+GRIPPER_OVERSHOOT = 5.0
+"""How far a gripper command may lie outside 0..1: what a policy samples leaves it a little, where environments clip it
+(`executed`); numbers in mm, percent or bits leave it by far."""
+
+QUATERNION_TOLERANCE = 0.01
+"""Largest |norm - 1| of a policy's quaternions."""
+
+PARTS = ("x", "y", "z", "qw", "qx", "qy", "qz", "gripper")
+
+_HIGH = np.tile([POSITION_LIMIT_M] * 3 + [np.inf] * 4 + [1 + GRIPPER_OVERSHOOT], len(ARMS))
+
+_LOW = np.tile([-POSITION_LIMIT_M] * 3 + [-np.inf] * 4 + [-GRIPPER_OVERSHOOT], len(ARMS))
+
+
+class CommandError(ValueError):
+    """A command that must not be run. The message is one line: the number, where it stands, and its bound."""
+
+
+def check_commands(commands: np.ndarray, *, unit: bool = False) -> None:
+    """CommandError for `ee` commands [..., 16] that are not finite or beyond the bounds; with `unit` also for
+    quaternions that are not of unit norm, which environments normalise."""
+    good = (commands >= _LOW) & (commands <= _HIGH) & np.isfinite(commands)
+    if not good.all():
+        *rows, place = np.argwhere(~good)[0].tolist()
+        bounded = np.isfinite(_HIGH[place])
+        limit = f"{_LOW[place]:g} to {_HIGH[place]:g}" if bounded else "a finite number"
+        name = f"{ARMS[place // len(PARTS)]} {PARTS[place % len(PARTS)]}"
+        number = f" {rows[-1]}" if rows else ""
+        value = commands[(*rows, place)]
+        raise CommandError(f"command{number} is refused: its {name} (number {place}) is {value:.6g}, expected {limit}")
+    if unit:
+        quaternions = commands.reshape(*commands.shape[:-1], len(ARMS), len(PARTS))[..., 3:7]
+        off = np.abs(np.linalg.norm(quaternions, axis=-1) - 1)
+        if (off > QUATERNION_TOLERANCE).any():
+            raise CommandError(f"a command is refused: a quaternion is {off.max():.3g} off unit norm")
+
+
 def executed(commands: np.ndarray) -> np.ndarray:
     """`ee` commands [..., 16] as every environment runs them: unit quaternions, and grippers within 0..1.
 
@@ -144,9 +149,3 @@ def executed(commands: np.ndarray) -> np.ndarray:
     arms[..., 3:7] = normalize(arms[..., 3:7])
     arms[..., 7] = np.clip(arms[..., 7], 0.0, 1.0)
     return arms.reshape(np.shape(commands))
-
-
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """ValueError that lists the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; use one of {', '.join(str(choice) for choice in choices)}")

@@ -2,12 +2,11 @@
 
 FlowPRO (arXiv:2606.14409, section 4.2) lets an operator stop the policy, rewind the robot by a chosen time and take
 over. Here a detector on simulator truth stops it in the step in which the failure shows, the simulator itself is
-restored, and the corrector (scripted expert, teacher policy, recorded human) must reach success before the pair counts.
-The winner is the whole correction: with shorter ones, what follows the mended step was forgotten (docs/results.md).
+restored, and a corrector (scripted expert, teacher policy, recorded corrections of a human) shows the better
+continuation; it must reach success before the pair counts. The winner is the whole correction: with shorter ones, what
+follows the mended step was forgotten (docs/results.md).
 Differs from the paper: the rollback delta is drawn at random instead of chosen by an operator, and counted from the
 event (the irreversible one, else the last progress), because a detector sees a failure later than an operator.
-
-Who shows the better continuation of a failure: the scripted expert, a teacher policy, recorded corrections.
 """
 
 from __future__ import annotations

@@ -5,11 +5,10 @@ rotation matrix, flattened (as in the released Hy-VLA code, not the columns of Z
 in radians. A pose of one arm in an `ee` action is `[xyz, quat_wxyz, gripper_01]` (8 numbers), two arms make 16; its
 encoded form is `[xyz, rot6d, gripper_01]` (10 numbers), two arms make 20.
 
-The frames of the Hy-Embodied UMI recordings, and poses from and to RoboTwin's (released Hy-VLA documentation).
-
-World axes (forward, left, up) are (x, y, z) for UMI and (y, -x, z) for RoboTwin. A UMI gripper counts millimetres
-closed, 0 (open) to 90; RoboTwin's is 1 (open) to 0. W and P are the released matrices; the released table of gripper
-axes, UMI (y, z, x) and RoboTwin (x, y, z), would need P transposed.
+The frames of the Hy-Embodied UMI recordings, and poses from and to RoboTwin's, are those of the released Hy-VLA
+documentation. World axes (forward, left, up) are (x, y, z) for UMI and (y, -x, z) for RoboTwin. A UMI gripper counts
+millimetres closed, 0 (open) to 90; RoboTwin's is 1 (open) to 0. W and P are the released matrices; the released table
+of gripper axes, UMI (y, z, x) and RoboTwin (x, y, z), would need P transposed.
 """
 
 from __future__ import annotations

@@ -1,13 +1,4 @@
-"""`RoboTwinEnv`: RoboTwin 2.0 as a gymnasium environment with the tabletop's interface, `envs.types.BimanualEnv`.
-
-How far an episode has come, for any task of RoboTwin: measured along the states that its own expert went through.
-
-RoboTwin tells success and nothing else. Its expert has solved the very same scene when the seed was screened, so the
-objects' places and the tools' along its path say what comes after what. Differs from a task's own sub-goals (as on the
-tabletop): another order of equal sub-goals does not count as progress.
-
-Letters: M states of the expert, n objects, j joints of articulated objects.
-"""
+"""`RoboTwinEnv`: RoboTwin 2.0 as a gymnasium environment with the tabletop's interface, `envs.types.BimanualEnv`."""
 
 from __future__ import annotations
 
@@ -25,63 +16,6 @@ from envs.robotwin import layout, protocol
 from envs.robotwin.connection import RoboTwin, RoboTwinError, RoboTwinServer, SeedRejectedError, ServerDiedError
 from envs.types import ARMS, CAMERAS, QPOS_DIM, Diagnosis, ExpertUnavailableError, Observation
 from envs.types import ee_pose as ee_pose_of
-
-STILL = 0.005
-"""What the expert moves less than this (m, or rad of a joint) is not part of the task: clutter, targets."""
-
-SAME_PLACE = 0.02
-"""States of the expert whose objects are this much farther from the present ones than the nearest (m) still count."""
-
-DROP_M = 0.1
-"""An object this far below the lowest place where the expert had it has fallen off the table."""
-
-
-@dataclass(frozen=True)
-class ExpertPath:
-    """The states of one successful expert."""
-
-    tools: np.ndarray
-    """Positions of both tools, float64 [M, 6], m."""
-    positions: np.ndarray
-    """Of the objects, float64 [M, n, 3], m."""
-    joints: np.ndarray
-    """Of articulated objects, float64 [M, j], rad or m."""
-
-    @classmethod
-    def of(cls, scenes: Sequence[Mapping[str, Any]]) -> ExpertPath | None:
-        """From the server's `expert_path`; None if the seed was not screened."""
-        if not scenes:
-            return None
-        stacked = {name: np.stack([scene[name] for scene in scenes]) for name in ("tools", "positions", "joints")}
-        return cls(stacked["tools"].reshape(len(scenes), 6), stacked["positions"], stacked["joints"])
-
-    def progress(self, scene: Mapping[str, Any]) -> float:
-        """Share in [0, 1] of the expert's way at its state that is most like this one.
-
-        Objects decide first: among the states in which they lie as now, the one with the nearest tools. So a gripper
-        that goes on without the object does not count as progress.
-        """
-        moved = np.ptp(self._objects, axis=0) > STILL
-        away = np.linalg.norm((self._objects - _objects(scene["positions"], scene["joints"]))[:, moved], axis=1)
-        tools = np.linalg.norm(self.tools - np.ravel(scene["tools"]), axis=1)
-        nearest = int(np.argmin(np.where(away <= away.min() + SAME_PLACE, tools, np.inf)))
-        steps = np.diff(np.concatenate([self._objects[:, moved], self.tools], axis=1), axis=0)
-        way = np.concatenate([[0.0], np.cumsum(np.linalg.norm(steps, axis=1))])
-        return float(way[nearest] / way[-1]) if way[-1] > 0 else 0.0
-
-    def has_dropped(self, scene: Mapping[str, Any]) -> bool:
-        """Whether an object has fallen off the table."""
-        lowest = self.positions[..., 2].min(axis=0)
-        return bool((scene["positions"][:, 2] < lowest - DROP_M).any())
-
-    @property
-    def _objects(self) -> np.ndarray:
-        return np.concatenate([self.positions.reshape(len(self.positions), -1), self.joints], axis=1)
-
-
-def _objects(positions: np.ndarray, joints: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.ravel(positions), np.ravel(joints)])
-
 
 UNLISTED_STEP_LIMIT = 1000
 """RoboTwin's limit for a task that its table does not name."""
@@ -369,6 +303,69 @@ def _action_space(action_type: str) -> spaces.Box:
 
 def _largest(difference: np.ndarray) -> float:
     return float(np.abs(difference).max()) if difference.size else 0.0
+
+
+STILL = 0.005
+"""What the expert moves less than this (m, or rad of a joint) is not part of the task: clutter, targets."""
+
+SAME_PLACE = 0.02
+"""States of the expert whose objects are this much farther from the present ones than the nearest (m) still count."""
+
+DROP_M = 0.1
+"""An object this far below the lowest place where the expert had it has fallen off the table."""
+
+
+@dataclass(frozen=True)
+class ExpertPath:
+    """How far an episode has come, for any task of RoboTwin: measured along the states that its own expert went through.
+
+    RoboTwin tells success and nothing else. Its expert has solved the very same scene when the seed was screened, so
+    the objects' places and the tools' along its path say what comes after what. Differs from a task's own sub-goals (as
+    on the tabletop): another order of equal sub-goals does not count as progress.
+    Letters: M states of the expert, n objects, j joints of articulated objects.
+    """
+
+    tools: np.ndarray
+    """Positions of both tools, float64 [M, 6], m."""
+    positions: np.ndarray
+    """Of the objects, float64 [M, n, 3], m."""
+    joints: np.ndarray
+    """Of articulated objects, float64 [M, j], rad or m."""
+
+    @classmethod
+    def of(cls, scenes: Sequence[Mapping[str, Any]]) -> ExpertPath | None:
+        """From the server's `expert_path`; None if the seed was not screened."""
+        if not scenes:
+            return None
+        stacked = {name: np.stack([scene[name] for scene in scenes]) for name in ("tools", "positions", "joints")}
+        return cls(stacked["tools"].reshape(len(scenes), 6), stacked["positions"], stacked["joints"])
+
+    def progress(self, scene: Mapping[str, Any]) -> float:
+        """Share in [0, 1] of the expert's way at its state that is most like this one.
+
+        Objects decide first: among the states in which they lie as now, the one with the nearest tools. So a gripper
+        that goes on without the object does not count as progress.
+        """
+        moved = np.ptp(self._objects, axis=0) > STILL
+        away = np.linalg.norm((self._objects - _objects(scene["positions"], scene["joints"]))[:, moved], axis=1)
+        tools = np.linalg.norm(self.tools - np.ravel(scene["tools"]), axis=1)
+        nearest = int(np.argmin(np.where(away <= away.min() + SAME_PLACE, tools, np.inf)))
+        steps = np.diff(np.concatenate([self._objects[:, moved], self.tools], axis=1), axis=0)
+        way = np.concatenate([[0.0], np.cumsum(np.linalg.norm(steps, axis=1))])
+        return float(way[nearest] / way[-1]) if way[-1] > 0 else 0.0
+
+    def has_dropped(self, scene: Mapping[str, Any]) -> bool:
+        """Whether an object has fallen off the table."""
+        lowest = self.positions[..., 2].min(axis=0)
+        return bool((scene["positions"][:, 2] < lowest - DROP_M).any())
+
+    @property
+    def _objects(self) -> np.ndarray:
+        return np.concatenate([self.positions.reshape(len(self.positions), -1), self.joints], axis=1)
+
+
+def _objects(positions: np.ndarray, joints: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.ravel(positions), np.ravel(joints)])
 
 
 __all__ = ["RoboTwin", "RoboTwinEnv", "RoboTwinError", "SeedRejectedError", "ServerDiedError"]

@@ -1,6 +1,6 @@
-"""Interaction: what the arms can reach and grasp, and where something can be put down. Still lifes.
+"""Interaction, on still lifes: what the arms can reach and grasp, and where something can be put down.
 
-Whether a gripper pointing straight down can be brought to a place, by inverse kinematics.
+Whether a gripper pointing straight down can be brought to a place is asked of inverse kinematics.
 """
 
 from __future__ import annotations
@@ -21,45 +21,6 @@ from envs.tabletop.expert import DOWN, angle_between, tool_rotation
 from envs.tabletop.scene import TABLE_HALF_M, TABLE_Z_M
 from envs.tabletop.world import ROTATION_WEIGHT_M, BimanualIK
 from envs.types import ARMS
-
-HEADINGS = tuple(np.pi / 2 + np.linspace(-1.2, 1.2, 5))
-"""Tool headings tried; +y is pi / 2."""
-
-ROUNDS = 4
-"""Solver calls from the last result: one call stops after few steps."""
-
-REACHED_M = 0.005
-
-
-@lru_cache(maxsize=1)
-def _solver() -> BimanualIK:
-    return BimanualIK()
-
-
-def reach_errors(position: np.ndarray) -> np.ndarray:
-    """Least error of each arm's tool pointing down at a world position [3], [2]: m, with 0.2 m a radian."""
-    solver = _solver()
-    errors = np.full(2, np.inf)
-    for heading in HEADINGS:
-        goal = tool_rotation(float(heading), DOWN)
-        joints = scene.HOME_JOINTS.copy()
-        quats = np.tile(se3.matrix_to_quat(goal), (2, 1))
-        for _ in range(ROUNDS):
-            joints = solver.solve(joints, np.tile(position, (2, 1)), quats)
-        reached, rotations = solver.forward(joints)
-        turned = [ROTATION_WEIGHT_M * angle_between(rotation, goal) for rotation in rotations]
-        errors = np.minimum(errors, np.linalg.norm(reached - position, axis=1) + turned)
-    return errors
-
-
-def reachable(position: np.ndarray, margin_m: float) -> tuple[bool | None, bool | None]:
-    """For the left and the right arm: True within `REACHED_M`, False beyond the margin, None between."""
-    left, right = (
-        True if error < REACHED_M else False if error > max(margin_m, 2 * REACHED_M) else None
-        for error in reach_errors(position).tolist()
-    )
-    return left, right
-
 
 OPENING_MM = round(2000 * scene.FINGER_TRAVEL_M)
 """How far the fingers open."""
@@ -245,3 +206,42 @@ def _base_distance_mm(life: StillLife, slot: int, arm: int) -> int:
     """Horizontal distance of an object from an arm's base."""
     base = np.array([scene.BASE_X_M * (-1.0 if arm == 0 else 1.0), scene.BASE_Y_M])
     return round(1000 * float(np.linalg.norm(life.things[slot].position[:2] - base)))
+
+
+HEADINGS = tuple(np.pi / 2 + np.linspace(-1.2, 1.2, 5))
+"""Tool headings tried; +y is pi / 2."""
+
+ROUNDS = 4
+"""Solver calls from the last result: one call stops after few steps."""
+
+REACHED_M = 0.005
+
+
+def reachable(position: np.ndarray, margin_m: float) -> tuple[bool | None, bool | None]:
+    """For the left and the right arm: True within `REACHED_M`, False beyond the margin, None between."""
+    left, right = (
+        True if error < REACHED_M else False if error > max(margin_m, 2 * REACHED_M) else None
+        for error in reach_errors(position).tolist()
+    )
+    return left, right
+
+
+def reach_errors(position: np.ndarray) -> np.ndarray:
+    """Least error of each arm's tool pointing down at a world position [3], [2]: m, with 0.2 m a radian."""
+    solver = _solver()
+    errors = np.full(2, np.inf)
+    for heading in HEADINGS:
+        goal = tool_rotation(float(heading), DOWN)
+        joints = scene.HOME_JOINTS.copy()
+        quats = np.tile(se3.matrix_to_quat(goal), (2, 1))
+        for _ in range(ROUNDS):
+            joints = solver.solve(joints, np.tile(position, (2, 1)), quats)
+        reached, rotations = solver.forward(joints)
+        turned = [ROTATION_WEIGHT_M * angle_between(rotation, goal) for rotation in rotations]
+        errors = np.minimum(errors, np.linalg.norm(reached - position, axis=1) + turned)
+    return errors
+
+
+@lru_cache(maxsize=1)
+def _solver() -> BimanualIK:
+    return BimanualIK()

@@ -1,13 +1,10 @@
-"""An item: question, images, ground truth and a worked solution; and the knobs that set how hard it is.
+"""An item: question, images, ground truth and a worked solution; the knobs that set how hard it is; the split of its seed.
 
-Which seeds and which scene families belong to training and to the two held-out sets.
+A seed decides its split, training or one of the two held-out sets. `heldout_seeds` has new scenes of the families of
+training, `heldout_scenes` families that training never shows: other layouts of objects, and a task with other objects.
 
-A seed decides its split. `heldout_seeds` has new scenes of the families of training, `heldout_scenes` families that
-training never shows: other layouts of objects, and a task with other objects.
-
-Answers as HY-Embodied writes them: integers 0..1000 per axis, `<point>`, `<box>`, and the reply around them.
-
-Two scores that a model must beat before it can be said to look: a blanked image, and the best constant answer.
+Answers are written as HY-Embodied writes them: integers 0..1000 per axis, `<point>`, `<box>`, and the reply around
+them. Two scores must be beaten before a model can be said to look: a blanked image, and the best constant answer.
 """
 
 from __future__ import annotations

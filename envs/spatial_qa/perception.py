@@ -1,7 +1,4 @@
-"""How objects lie to each other, how large they are and how far away.
-
-Grounding: points, boxes and counts of the objects that a phrase names.
-"""
+"""Perception: points, boxes and counts of what a phrase names; how objects lie to each other, their size and distance."""
 
 from __future__ import annotations
 
@@ -11,6 +8,11 @@ from envs.spatial_qa.draws import Draw, Question, listed, sentence
 from envs.spatial_qa.items import box_text, integers, pair, point_text, run_lengths
 from envs.spatial_qa.still_life import AXES, FARTHER, LEFT, NEARER, OPPOSITE, RIGHT, Kind, StillLife, in_depth
 from envs.spatial_qa.things import COLOURS, SHAPES
+
+MM = 1000
+
+MIN_GAP_M = 0.06
+"""Objects closer than this are not asked about in distances: a relative error would be decided by a pixel."""
 
 
 def point_object(draw: Draw) -> Question | None:
@@ -122,12 +124,6 @@ def _seen(draw: Draw, life: StillLife, slot: int) -> str:
     """Where one object is, with or without a list of all objects first."""
     place = f"{sentence(life.things[slot].name)} is at {pair(life.pixel(slot))}."
     return f"I see {listed([thing.name for thing in life.things])}. {place}" if draw.coin() else place
-
-
-MM = 1000
-
-MIN_GAP_M = 0.06
-"""Objects closer than this are not asked about in distances: a relative error would be decided by a pixel."""
 
 
 def relation(draw: Draw) -> Question | None:

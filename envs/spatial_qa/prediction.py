@@ -1,6 +1,7 @@
-"""Prediction: what will be where after a motion. Still lifes; rollouts are in `motion`.
+"""Prediction: what will be where after a motion.
 
-Questions about motion in a task: paths of objects and grippers, where things end, where to grasp.
+On still lifes: relations after a push, and what it meets. On rollouts of tasks: paths of objects and grippers, where
+things end, where to grasp.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ MOVES = {
 STEPS_MM = (50, 100, 150, 200, 250)
 
 NONE = "none"
+
+MIN_PATH = 0.1
+"""Least length of a path that is asked about, in sides of the image."""
+
+AT_OBJECT_M = 0.15
+
+FEW_STEPS = 12
+"""Questions about the whole task are asked within so many control steps from its start, before much has moved."""
 
 
 def moved_relation(draw: Draw) -> Question | None:
@@ -126,15 +135,6 @@ def _sure_radius(thing: Thing) -> float:
     """Radius of a circle inside the footprint, m. Balls touch the flat ones above the table, so they count less."""
     body = thing.parts[0]
     return 0.7 * (min(body.size[:2]) if body.kind == BOX else body.size[0])
-
-
-MIN_PATH = 0.1
-"""Least length of a path that is asked about, in sides of the image."""
-
-AT_OBJECT_M = 0.15
-
-FEW_STEPS = 12
-"""Questions about the whole task are asked within so many control steps from its start, before much has moved."""
 
 
 def _solved(draw: Draw) -> Rollout | None:

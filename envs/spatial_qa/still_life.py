@@ -1,12 +1,10 @@
 """Still lifes: the tabletop's table, arms and camera with objects that no task knows, rendered and segmented.
 
-Where the objects of a still life stand: one function a layout, footprints never overlapping.
-
-A pinhole camera: world points to image fractions and back to the table; silhouettes of convex solids.
+Objects stand in layouts, one function each, footprints never overlapping. The pinhole camera takes world points to
+image fractions and back to the table, and draws silhouettes of convex solids. Spatial relations are as the camera sees
+them, with the margin below which they are not asked about.
 
 Image fractions: x right and y down, 0..1 over the square image. Lengths in metres.
-
-Spatial relations as the camera sees them, with the margin below which they are not asked about.
 """
 
 from __future__ import annotations
@@ -374,6 +372,8 @@ LEFT, RIGHT = "to the left of", "to the right of"
 
 NEARER, FARTHER = "nearer to the camera than", "farther from the camera than"
 
+OPPOSITE = {LEFT: RIGHT, RIGHT: LEFT, NEARER: FARTHER, FARTHER: NEARER}
+
 MIN_IMAGE_GAP = 0.03
 """Two objects nearer to each other than this across the image are neither left nor right of each other."""
 
@@ -395,7 +395,5 @@ def in_depth(camera: Camera, position: np.ndarray, other: np.ndarray, margin_m: 
         return None
     return NEARER if gap < 0 else FARTHER
 
-
-OPPOSITE = {LEFT: RIGHT, RIGHT: LEFT, NEARER: FARTHER, FARTHER: NEARER}
 
 AXES = (sideways, in_depth)

@@ -1,10 +1,7 @@
 """`TabletopEnv`: a gymnasium environment with RoboTwin's observations and actions, snapshots and a scripted expert.
 
-Gymnasium spaces of the observation and action dicts.
-
-Snapshots: everything that decides how an episode continues, as bytes that any process of the same build can load.
-
-Layout: one line of JSON (identity of the scene, counters, random stream), then mjSTATE_INTEGRATION as float64.
+A snapshot is everything that decides how an episode continues, as bytes that any process of the same build can load:
+one line of JSON (identity of the scene, counters, random stream), then mjSTATE_INTEGRATION as float64.
 """
 
 from __future__ import annotations
@@ -28,84 +25,6 @@ from envs.tabletop.tasks import TASKS
 from envs.tabletop.tasks.base import SPLITS, choose_instruction
 from envs.tabletop.world import LEFT, RIGHT, BimanualIK, World
 from envs.types import ARMS, CAMERAS, EE_DIM, QPOS_DIM, Diagnosis, Observation
-
-STATE = mujoco.mjtState.mjSTATE_INTEGRATION
-
-FORMAT = "tabletop-1"
-
-
-def pack(model: mujoco.MjModel, data: mujoco.MjData, fields: dict[str, Any]) -> bytes:
-    """Snapshot of a simulator state and JSON-able task fields."""
-    state = np.empty(mujoco.mj_stateSize(model, STATE))
-    mujoco.mj_getState(model, data, state, STATE)
-    header = {"format": FORMAT, "mujoco": mujoco.__version__, "size": state.size, **fields}
-    return json.dumps(header, separators=(",", ":")).encode() + b"\n" + state.astype("<f8").tobytes()
-
-
-def unpack(snapshot: bytes) -> tuple[dict[str, Any], np.ndarray]:
-    """Header and state vector; ValueError if it is damaged or from another MuJoCo version."""
-    head, separator, body = snapshot.partition(b"\n")
-    try:
-        header = json.loads(head)
-    except ValueError:
-        header = {}
-    if not separator or not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"this is not a {FORMAT} snapshot; use the bytes that TabletopEnv.save returned")
-    if header["mujoco"] != mujoco.__version__:
-        raise ValueError(
-            f"snapshot of MuJoCo {header['mujoco']}, but {mujoco.__version__} runs here; trajectories differ between "
-            "versions, use the same one"
-        )
-    if len(body) != 8 * header["size"]:
-        raise ValueError(f"snapshot is truncated: {len(body)} of {8 * header['size']} bytes of state")
-    return header, np.frombuffer(body, dtype="<f8").copy()
-
-
-def restore(model: mujoco.MjModel, data: mujoco.MjData, state: np.ndarray) -> None:
-    """Set the state and recompute what follows from it; the second set keeps the solver's warm start."""
-    mujoco.mj_setState(model, data, state, STATE)
-    mujoco.mj_forward(model, data)
-    mujoco.mj_setState(model, data, state, STATE)
-
-
-MAX_INSTRUCTION = 200
-
-REACH_M = 2.0
-
-
-def action_space(action_type: str) -> spaces.Box:
-    """Box of "ee" (xyz in m, quat_wxyz, gripper, per arm, [16]) or "qpos" (6 rad, gripper, per arm, [14]) actions."""
-    if action_type == "ee":
-        low = [-REACH_M] * 2 + [0.0] + [-1.0] * 4 + [0.0]
-        high = [REACH_M] * 3 + [1.0] * 4 + [1.0]
-    else:
-        low = [*scene.JOINT_RANGE[:, 0], 0.0]
-        high = [*scene.JOINT_RANGE[:, 1], 1.0]
-    size = EE_DIM if action_type == "ee" else QPOS_DIM
-    return spaces.Box(np.tile(low, 2), np.tile(high, 2), shape=(size,), dtype=np.float64)
-
-
-def observation_space(image_size: int | None) -> spaces.Dict:
-    """Dict space of the observation; without "observation" (the cameras) when `image_size` is None."""
-    joint_action: dict[str, spaces.Space] = {}
-    endpose: dict[str, spaces.Space] = {}
-    gripper = spaces.Box(0.0, 1.0, shape=(), dtype=np.float64)
-    for arm in ARMS:
-        joints = spaces.Box(scene.JOINT_RANGE[:, 0], scene.JOINT_RANGE[:, 1], dtype=np.float64)
-        joint_action |= {f"{arm}_arm": joints, f"{arm}_gripper": gripper}
-        bound = np.array([REACH_M] * 3 + [1.0 + 1e-9] * 4)
-        endpose |= {f"{arm}_endpose": spaces.Box(-bound, bound, dtype=np.float64), f"{arm}_gripper": gripper}
-    joint_action["vector"] = action_space("qpos")
-    layout: dict[str, spaces.Space] = {
-        "joint_action": spaces.Dict(joint_action),
-        "endpose": spaces.Dict(endpose),
-        "instruction": spaces.Text(MAX_INSTRUCTION, charset=string.ascii_letters + string.digits + " .,;:'-"),
-    }
-    if image_size is not None:
-        rgb = spaces.Box(0, 255, shape=(image_size, image_size, 3), dtype=np.uint8)
-        layout["observation"] = spaces.Dict({camera: spaces.Dict({"rgb": rgb}) for camera in CAMERAS})
-    return spaces.Dict(layout)
-
 
 ARM_CTRL = np.array([[0, 1, 2, 3, 4, 5], [8, 9, 10, 11, 12, 13]])
 
@@ -231,7 +150,7 @@ class TabletopEnv(Bimanual):
         return self._task.stages
 
     def save(self) -> bytes:
-        """Everything that decides how the episode continues; see `envs.tabletop.env`."""
+        """Everything that decides how the episode continues; see `pack`."""
         fields = {
             "task": self.task,
             "variant": self.variant,
@@ -332,3 +251,81 @@ class TabletopEnv(Bimanual):
             raise ValueError("action has a zero quaternion; use (1, 0, 0, 0) for no rotation")
         position = np.clip(arms[:, :3], *WORKSPACE_M.T)
         return self._ik.solve(self._data.ctrl[ARM_CTRL], position, quat)
+
+
+MAX_INSTRUCTION = 200
+
+REACH_M = 2.0
+
+
+def action_space(action_type: str) -> spaces.Box:
+    """Box of "ee" (xyz in m, quat_wxyz, gripper, per arm, [16]) or "qpos" (6 rad, gripper, per arm, [14]) actions."""
+    if action_type == "ee":
+        low = [-REACH_M] * 2 + [0.0] + [-1.0] * 4 + [0.0]
+        high = [REACH_M] * 3 + [1.0] * 4 + [1.0]
+    else:
+        low = [*scene.JOINT_RANGE[:, 0], 0.0]
+        high = [*scene.JOINT_RANGE[:, 1], 1.0]
+    size = EE_DIM if action_type == "ee" else QPOS_DIM
+    return spaces.Box(np.tile(low, 2), np.tile(high, 2), shape=(size,), dtype=np.float64)
+
+
+def observation_space(image_size: int | None) -> spaces.Dict:
+    """Dict space of the observation; without "observation" (the cameras) when `image_size` is None."""
+    joint_action: dict[str, spaces.Space] = {}
+    endpose: dict[str, spaces.Space] = {}
+    gripper = spaces.Box(0.0, 1.0, shape=(), dtype=np.float64)
+    for arm in ARMS:
+        joints = spaces.Box(scene.JOINT_RANGE[:, 0], scene.JOINT_RANGE[:, 1], dtype=np.float64)
+        joint_action |= {f"{arm}_arm": joints, f"{arm}_gripper": gripper}
+        bound = np.array([REACH_M] * 3 + [1.0 + 1e-9] * 4)
+        endpose |= {f"{arm}_endpose": spaces.Box(-bound, bound, dtype=np.float64), f"{arm}_gripper": gripper}
+    joint_action["vector"] = action_space("qpos")
+    layout: dict[str, spaces.Space] = {
+        "joint_action": spaces.Dict(joint_action),
+        "endpose": spaces.Dict(endpose),
+        "instruction": spaces.Text(MAX_INSTRUCTION, charset=string.ascii_letters + string.digits + " .,;:'-"),
+    }
+    if image_size is not None:
+        rgb = spaces.Box(0, 255, shape=(image_size, image_size, 3), dtype=np.uint8)
+        layout["observation"] = spaces.Dict({camera: spaces.Dict({"rgb": rgb}) for camera in CAMERAS})
+    return spaces.Dict(layout)
+
+
+STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+
+FORMAT = "tabletop-1"
+
+
+def pack(model: mujoco.MjModel, data: mujoco.MjData, fields: dict[str, Any]) -> bytes:
+    """Snapshot of a simulator state and JSON-able task fields."""
+    state = np.empty(mujoco.mj_stateSize(model, STATE))
+    mujoco.mj_getState(model, data, state, STATE)
+    header = {"format": FORMAT, "mujoco": mujoco.__version__, "size": state.size, **fields}
+    return json.dumps(header, separators=(",", ":")).encode() + b"\n" + state.astype("<f8").tobytes()
+
+
+def unpack(snapshot: bytes) -> tuple[dict[str, Any], np.ndarray]:
+    """Header and state vector; ValueError if it is damaged or from another MuJoCo version."""
+    head, separator, body = snapshot.partition(b"\n")
+    try:
+        header = json.loads(head)
+    except ValueError:
+        header = {}
+    if not separator or not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"this is not a {FORMAT} snapshot; use the bytes that TabletopEnv.save returned")
+    if header["mujoco"] != mujoco.__version__:
+        raise ValueError(
+            f"snapshot of MuJoCo {header['mujoco']}, but {mujoco.__version__} runs here; trajectories differ between "
+            "versions, use the same one"
+        )
+    if len(body) != 8 * header["size"]:
+        raise ValueError(f"snapshot is truncated: {len(body)} of {8 * header['size']} bytes of state")
+    return header, np.frombuffer(body, dtype="<f8").copy()
+
+
+def restore(model: mujoco.MjModel, data: mujoco.MjData, state: np.ndarray) -> None:
+    """Set the state and recompute what follows from it; the second set keeps the solver's warm start."""
+    mujoco.mj_setState(model, data, state, STATE)
+    mujoco.mj_forward(model, data)
+    mujoco.mj_setState(model, data, state, STATE)

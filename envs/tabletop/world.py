@@ -1,6 +1,5 @@
-"""Simulator truth as tasks and experts read it: tool and object poses, grasps, the table's height.
-
-Damped-least-squares inverse kinematics of both arms: dq = J^T (J J^T + lambda^2 I)^-1 e, iterated.
+"""Simulator truth as tasks and experts read it: tool and object poses, grasps, the table's height; and the arms' inverse
+kinematics.
 """
 
 from __future__ import annotations
@@ -139,7 +138,10 @@ ARM_DOFS = np.array([[0, 1, 2, 3, 4, 5], [8, 9, 10, 11, 12, 13]])
 
 
 class BimanualIK:
-    """Solver with its own kinematics-only copy of the arms; holds no state between calls."""
+    """Damped-least-squares inverse kinematics of both arms: dq = J^T (J J^T + lambda^2 I)^-1 e, iterated.
+
+    It has its own kinematics-only copy of the arms and holds no state between calls.
+    """
 
     def __init__(self) -> None:
         self._model = compile_arms()

@@ -1,6 +1,7 @@
-"""What a task must define. Tasks hold constants only: all state is in the simulator, so any state can be judged.
+"""What a task must define, and the instruction templates of our own.
 
-Instruction templates of our own, split into `seen` (training) and `unseen` (generalisation) wordings.
+Tasks hold constants only: all state is in the simulator, so any state can be judged. Templates are split into `seen`
+(training) and `unseen` (generalisation) wordings.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 from envs.tabletop.expert import Command, tool_rotation
 from envs.tabletop.world import LEFT, RIGHT, Pose, World
 from envs.types import Diagnosis
+
+__all__ = ["HOME", "LEFT", "RIGHT", "Command", "Pose", "Task", "World", "four_fold"]
 
 HOME = (
     Pose(np.array([-0.26, -0.16, 0.95]), tool_rotation(np.pi / 2, 0.6)),
@@ -73,8 +76,6 @@ def four_fold(yaw: float) -> tuple[float, float]:
     """cos and sin of 4 * yaw: the heading of a square block without its ambiguity."""
     return float(np.cos(4 * yaw)), float(np.sin(4 * yaw))
 
-
-__all__ = ["HOME", "LEFT", "RIGHT", "Command", "Pose", "Task", "World", "four_fold"]
 
 SPLITS = ("seen", "unseen")
 
