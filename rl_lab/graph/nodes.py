@@ -33,6 +33,10 @@ RUNTIME = ("workers", "placement", "checkpoint_every")
 """Sections that every stage may read and no hash covers: they must not change any result."""
 
 
+Place = tuple[str, str, int]
+"""Task, variant and environment seed of an episode."""
+
+
 @dataclass(frozen=True)
 class Node:
     """One stage of a run."""
@@ -124,6 +128,17 @@ class StageKind:
 
     def fits(self, config: RunConfig) -> None:
         """ValueError for settings that a run with it cannot have."""
+
+    def check(self, config: RunConfig) -> None:
+        """UserError, before anything is written, where files or settings are not what its work takes."""
+
+    def answer_length(self, config: RunConfig) -> int:
+        """Tokens of the longest answer that it may ask for on the way."""
+        return 0
+
+    def examined(self, config: RunConfig) -> set[Place]:
+        """The episodes that it examines a policy on: none that a run is given to learn from."""
+        return set()
 
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """How many units of work a stage is, and what they are."""

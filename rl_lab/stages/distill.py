@@ -46,6 +46,12 @@ class Teacher(StageKind):
         params, labels = graph.params(kind, teacher_config(config)), graph.labels(graph.teacher, None)
         graph.add("teacher", kind, inputs, params=params, sections=_teacher_sections(config), **labels)
 
+    def check(self, config: RunConfig) -> None:
+        """It and the student can be compared; see `rl_lab.rollouts.teacher`."""
+        from rl_lab.rollouts.teacher import check_teacher  # here, because it imports the model
+
+        check_teacher(config)
+
 
 class Distill(Training):
     """The student answers, the teacher reads, the student learns."""
@@ -70,6 +76,10 @@ class Distill(Training):
         assert graph.teacher is not None
         graph.before_distill = graph.head
         graph.extend(step, graph.teacher.inputs("teacher"), graph.head)
+
+    def answer_length(self, config: RunConfig) -> int:
+        """As configured."""
+        return config.distill.max_completion_length
 
 
 class Imitate(Training):

@@ -11,7 +11,7 @@ from rl_lab.config.actions import FilesConfig, RankingConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
-from rl_lab.graph.nodes import Node, StageKind, recording_digest
+from rl_lab.graph.nodes import Node, Place, StageKind, recording_digest
 from rl_lab.stages.action_rewards import MODELS, add_candidates, add_rank, add_sweep
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, Training
 
@@ -106,6 +106,13 @@ class Evaluate(StageKind):
         policy = graph.base.inputs() if graph.config.is_joint else {"policy": "sft"}
         if policy:
             graph.add("base.evaluate", "evaluate", policy)
+
+    def examined(self, config: RunConfig) -> set[Place]:
+        """Those of the evaluation seeds."""
+        from rl_lab.workers.simulation import evaluation_groups  # here, because it imports the simulator's workers
+
+        units = [unit for units, _ in evaluation_groups(config, config.seed) for unit in units]
+        return {(unit.env.task, unit.env.variant, seed) for unit in units for seed in unit.seeds}
 
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """Episodes."""

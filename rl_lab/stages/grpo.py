@@ -37,6 +37,10 @@ class GRPO(Training):
         elif graph.hashed:  # else the arms' own sections are not checked yet
             _add_arms(graph)
 
+    def answer_length(self, config: RunConfig) -> int:
+        """As configured."""
+        return config.grpo.max_completion_length
+
     def rows(self, node: Node, config: RunConfig) -> float:
         """Answers of a batch."""
         return config.curriculum.batch_size * config.grpo.num_generations

@@ -12,7 +12,8 @@ from rl_lab.config.joint import check_settings
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
-from rl_lab.graph.nodes import Node
+from rl_lab.graph.nodes import Node, Place
+from rl_lab.seeding import evaluation_seeds
 from rl_lab.stages.base import BASE_POLICY, ENGINES, SIMULATORS, Training
 from rl_lab.stages.flowpro import SFT, Collect, Evaluate, Optimise
 from rl_lab.stages.grpo import GRPO
@@ -87,6 +88,13 @@ class Joint(Training):
                 graph.add(f"{arm}.examine", "examine", asked, replicate=1, **labels)
             if "evaluate" in graph.names:
                 graph.add(f"{arm}.evaluate", "evaluate", policy, **labels)
+
+    def examined(self, config: RunConfig) -> set[Place]:
+        """Those of its short examinations."""
+        from rl_lab.workers.simulation import env_specs  # here, because it imports the simulator's workers
+
+        seeds = evaluation_seeds("development", config.joint.exam_episodes)
+        return {(spec.task, spec.variant, seed) for spec in env_specs(config, "seen") for seed in seeds}
 
     def fits(self, config: RunConfig) -> None:
         """See `rl_lab.config.joint`."""

@@ -29,6 +29,14 @@ class Questions(StageKind):
         if graph.config.is_joint:
             graph.add("development", "development")
 
+    def check(self, config: RunConfig) -> None:
+        """Every row of the user's files can be used where it is given, and stands in one set."""
+        files = config.questions.files()
+        if files:
+            from rl_lab.records.question_sets import check_files, run_limits  # here, because it imports the model
+
+            check_files(files, run_limits(config), skip_bad=config.questions.skip_bad_rows)
+
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """Questions."""
         questions = config.questions

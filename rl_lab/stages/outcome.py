@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
+from rl_lab.errors import UserError
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import StageKind
+from rl_lab.records.rollouts import QUESTIONS_FILE, stores
 from rl_lab.stages.base import BASE_MODEL, Training
+from rl_lab.stages.rft import check_traces
 
 
 class OutcomeLabels(StageKind):
@@ -70,3 +74,29 @@ class OutcomeModel(StageKind):
             graph.add(name, "outcome_member", labelled | start, more=more, **labels)
             members[f"member.{number}"] = name
         graph.add("outcome_model", "outcome_model", labelled | members, **labels)
+
+    def check(self, config: RunConfig) -> None:
+        """There is something to learn from, and what it starts from."""
+        outcome = config.outcome
+        if outcome.run is None:
+            check_traces(config)
+        else:
+            _check_answers(Path(outcome.run))
+        if outcome.classifier is not None:
+            _check_classifier(Path(outcome.classifier))
+
+
+def _check_answers(run: Path) -> None:
+    """There are answers to learn a reward from, and their questions."""
+    if not stores(run) or not (run / QUESTIONS_FILE).is_file():
+        raise UserError(f"outcome.run: {run} has no stored answers with their questions; give a run that sampled some")
+
+
+def _check_classifier(folder: Path) -> None:
+    """There is a classifier, or a model that can become one."""
+    from rl_lab.rollouts.reward_model import check_classifier  # here, because it imports transformers
+
+    try:
+        check_classifier(folder)
+    except UserError as error:
+        raise UserError(f"outcome.classifier: {error}") from error

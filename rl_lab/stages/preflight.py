@@ -20,34 +20,19 @@ from rl_lab.config.robotwin import check_robotwin
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
+from rl_lab.graph.nodes import Place
 from rl_lab.reading import parse_json, read_text
 from rl_lab.records.question_files import has_open_questions
-from rl_lab.records.rollouts import QUESTIONS_FILE, stores
 from rl_lab.rollouts.answering import make_rewards
-from rl_lab.seeding import evaluation_seeds
+from rl_lab.stages.kinds import KINDS
 from rl_lab.workers.placement import bundles, joins_cluster, lacking
-
-Place = tuple[str, str, int]
-"""Task, variant and environment seed of an episode."""
 
 SHOWN = 20
 
 
 def examined(config: RunConfig) -> set[Place]:
     """The episodes of the evaluations and, of joint training, of its examinations."""
-    from rl_lab.workers.simulation import (
-        env_specs,
-        evaluation_groups,  # here, because they import the simulator's workers
-    )
-
-    found: set[Place] = set()
-    if "evaluate" in config.stage_names:
-        units = [unit for units, _ in evaluation_groups(config, config.seed) for unit in units]
-        found |= {(unit.env.task, unit.env.variant, seed) for unit in units for seed in unit.seeds}
-    if "joint" in config.stage_names:
-        seeds = evaluation_seeds("development", config.joint.exam_episodes)
-        found |= {(spec.task, spec.variant, seed) for spec in env_specs(config, "seen") for seed in seeds}
-    return found
+    return set().union(*(KINDS[name].examined(config) for name in config.stage_names))
 
 
 def check_learned(config: RunConfig, where: str, places: Iterable[Place]) -> None:
@@ -196,39 +181,15 @@ def _check_language(config: RunConfig) -> None:
         )
 
         check_named("model.path", Path(config.model.path), check_language_model)
-    _check_questions(config)
-    lengths = {"grpo": config.grpo.max_completion_length, "distill": config.distill.max_completion_length}
-    longest = max(
-        config.examine.max_tokens, *(length * (kind in config.stage_names) for kind, length in lengths.items())
-    )
+    kinds = [kind for name, kind in KINDS.items() if name in config.stage_names]
+    longest = max(config.examine.max_tokens, *(kind.answer_length(config) for kind in kinds))
     if needs_engines and longest >= config.engine.max_model_len:
         raise UserError(
             f"engine.max_model_len is {config.engine.max_model_len}, but answers may be {longest} tokens long and come "
             "behind a prompt; raise it, or lower max_completion_length of grpo or distill, or examine.max_tokens"
         )
-    if "rft" in config.stage_names or ("outcome_model" in config.stage_names and config.outcome.run is None):
-        _check_traces(config)
-    if config.outcome.run is not None and "outcome_model" in config.stage_names:
-        _check_answers(Path(config.outcome.run))
-    if config.outcome.classifier is not None and "outcome_model" in config.stage_names:
-        _check_classifier(Path(config.outcome.classifier))
-    if "teacher" in config.stage_names:
-        from rl_lab.rollouts.teacher import check_teacher  # here, because it imports the model
-
-        check_teacher(config)
-
-
-def _check_questions(config: RunConfig) -> None:
-    """Every row of the user's files can be used where it is given, and stands in one set."""
-    files = config.questions.files()
-    if not files or "questions" not in config.stage_names:
-        return
-    from rl_lab.records.question_sets import (
-        check_files,
-        run_limits,  # here, because it imports the model
-    )
-
-    check_files(files, run_limits(config), skip_bad=config.questions.skip_bad_rows)
+    for kind in kinds:
+        kind.check(config)
 
 
 def _check_rewards(config: RunConfig) -> None:
@@ -276,42 +237,6 @@ def _check_judge_model(folder: Path) -> None:
         check_headers(folder)
     except ValueError as error:
         raise UserError(f"judge.path: {error}") from error
-
-
-def _check_answers(run: Path) -> None:
-    """There are answers to learn a reward from, and their questions."""
-    if not stores(run) or not (run / QUESTIONS_FILE).is_file():
-        raise UserError(f"outcome.run: {run} has no stored answers with their questions; give a run that sampled some")
-
-
-def _check_classifier(folder: Path) -> None:
-    """There is a classifier, or a model that can become one."""
-    from rl_lab.rollouts.reward_model import check_classifier  # here, because it imports transformers
-
-    try:
-        check_classifier(folder)
-    except UserError as error:
-        raise UserError(f"outcome.classifier: {error}") from error
-
-
-def _check_traces(config: RunConfig) -> None:
-    """The engine, the judge and the questions that traces need are there."""
-    traces, judge = config.traces, config.rewards.judge
-    if traces.max_tokens >= config.engine.max_model_len:
-        raise UserError(
-            f"engine.max_model_len is {config.engine.max_model_len}, but traces may be {traces.max_tokens} tokens long "
-            "and come behind a prompt; raise it, or lower traces.max_tokens"
-        )
-    if traces.select.min_judge_score is not None and judge is None:
-        raise UserError(
-            f"traces.select.min_judge_score is {traces.select.min_judge_score:g}, but there is no judge to ask; give "
-            "rewards.judge, or leave min_judge_score out"
-        )
-    num_train = config.questions.train
-    if config.questions.train_file is None and (traces.items or 0) > num_train:
-        raise UserError(
-            f"traces.items is {traces.items}, but questions.train is {num_train}; ask no more than there are"
-        )
 
 
 def _check_gl() -> None:
