@@ -16,10 +16,9 @@ from rl_lab.reports.page import build_page, write_report
 from rl_lab.reports.rollouts_page import choose_groups
 from rl_lab.reports.rundir import load_run
 from rl_lab.reports.summary import measure, summarise
-from tests.curriculum.synthetic import HOSTILE
-from tests.curriculum.test_page import CHROMIUM, dumped
 from tests.support.language_run_folders import build_language_run
-from tests.support.pages import Outline, visible
+from tests.support.pages import CHROMIUM, Outline, dumped, visible
+from tests.support.questions import HOSTILE
 from tests.support.run_folders import write_jsonl
 
 

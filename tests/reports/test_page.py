@@ -16,34 +16,8 @@ from rl_lab.reports.pairs import choose, distinct_sets, load_pairs, spread
 from rl_lab.reports.plots import Axis, Series, chart, make_scale, nice_ticks, thin
 from rl_lab.reports.rundir import PairSet, load_run
 from rl_lab.reports.summary import measure, summarise
-from tests.support.pages import visible
+from tests.support.pages import Outline, visible
 from tests.support.run_folders import build_run, write_jsonl
-
-VOID = {"br", "img", "input", "meta"}
-
-
-class Outline(HTMLParser):
-    """Checks nesting and collects attributes and visible text."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.attributes, self.text, self.identifiers = [], [], [], []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, name, attributes):
-        self.attributes += [(name, *pair) for pair in attributes]
-        self.identifiers += [value for key, value in attributes if key == "id"]
-        if name not in VOID:
-            self.open.append(name)
-
-    def handle_endtag(self, name):
-        assert self.open.pop() == name
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.text.append(data)
 
 
 def page_of(path):
