@@ -12,24 +12,22 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from algos.batch import RolloutBatch, count, indices, send
 from algos.objective import LanguagePolicy
+from envs.options import MAX_ROWS, NonNegativeFloat, Number, Options, PositiveFloat, Rounds, Tokens
 
-LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo")
-
-SCALES = ("group", "batch", "none")
-
-LEVELS = ("token", "sequence")
-
-CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
+Scale = Literal["group", "batch", "none"]
+Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 UNSUPPORTED = {
     "entropy_coef": "there is no entropy bonus",
@@ -48,32 +46,32 @@ UNSUPPORTED = {
 """Options of TRL's that change the loss or the sampling and that are not implemented -> why, or what to do."""
 
 
-@dataclass(frozen=True)
-class GRPOOptions:
+class GRPOOptions(Options):
     """Names, meanings and defaults of TRL's `GRPOConfig`. ValueError for what cannot work, naming the option."""
 
-    num_generations: int = 8
+    bad_choice: ClassVar[str] = "{name} {value!r} is not supported"
+    num_generations: Annotated[int, Field(ge=2, le=MAX_ROWS)] = 8
     """Answers G to each prompt."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = Field(default=1.0, description="it must be a positive number")
     """Of sampling; log-probabilities are those of logits / temperature."""
-    max_completion_length: int = 512
+    max_completion_length: Tokens = 512
     """Tokens of an answer at most; `dr_grpo` divides by it."""
-    num_iterations: int = 1
+    num_iterations: Rounds = 1
     """Optimizer steps on each batch; above 1 `GRPO.prepare` must see the batch before the first."""
-    scale_rewards: str = "group"
+    scale_rewards: Scale = "group"
     """What divides the centred rewards: standard deviation of the group, of the batch, or nothing."""
-    loss_type: str = "dapo"
-    """How token losses become one number; see `aggregate`."""
-    epsilon: float = 0.2
+    loss_type: LossType = "dapo"
+    """How token losses become one number; see `algos.grpo.aggregate`."""
+    epsilon: Number = 0.2
     """The ratio is clipped below 1 - epsilon; with `num_iterations` 1 it is 1, and no clip acts."""
-    epsilon_high: float | None = None
+    epsilon_high: Number | None = None
     """The ratio is clipped above 1 + epsilon_high; None: epsilon."""
-    delta: float | None = None
+    delta: Number | None = None
     """Bound on the unclipped ratio of the surrogate (arXiv:2505.07291); None: none."""
-    importance_sampling_level: str = "token"
+    importance_sampling_level: Literal["token", "sequence"] = "token"
     """Ratio of each token, or one for a row: the geometric mean of its tokens'. GSPO (arXiv:2507.18071) is "sequence"
     with loss_type grpo; other loss types then weigh a row by its tokens."""
-    beta: float = 0.0
+    beta: NonNegativeFloat = 0.0
     """Weight of the KL term; 0: none, and no reference."""
     use_bias_correction_kl: bool = True
     """Weigh the KL term by the ratio (DeepSeek-V3.2, arXiv:2512.02556)."""
@@ -81,16 +79,18 @@ class GRPOOptions:
     """Leave answers that hit the length limit out of the loss."""
     vllm_importance_sampling_correction: bool = True
     """Weigh by the ratio of trainer to engine, which draw with slightly different probabilities."""
-    vllm_importance_sampling_mode: str = "sequence_mask"
+    vllm_importance_sampling_mode: Correction = "sequence_mask"
     """That ratio of tokens or of rows; outside the bounds it becomes the bound (truncate) or 0 (mask)."""
-    vllm_importance_sampling_clip_max: float | None = 3.0
-    vllm_importance_sampling_clip_min: float | None = None
+    vllm_importance_sampling_clip_max: Number | None = 3.0
+    vllm_importance_sampling_clip_min: Number | None = None
 
     @property
     def idle_clip(self) -> str | None:
         """Name of a clip that was chosen and cannot act, because every batch is learned from once, with ratios of 1."""
-        clips = (item for item in fields(self) if item.name in ("epsilon", "epsilon_high", "delta"))
-        chosen = (item.name for item in clips if getattr(self, item.name) != item.default)
+        defaults = type(self).model_fields
+        chosen = (
+            name for name in ("epsilon", "epsilon_high", "delta") if getattr(self, name) != defaults[name].default
+        )
         return next(chosen, None) if self.num_iterations == 1 else None
 
     @property
@@ -98,67 +98,42 @@ class GRPOOptions:
         """(1 - epsilon, 1 + epsilon_high)."""
         return 1 - self.epsilon, 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
 
-    def __post_init__(self) -> None:
-        problem = next(self._problems(), None)
-        if problem:
-            raise ValueError(problem)
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        """TRL's true and false of `scale_rewards` as names; ValueError for an option that is not here, saying why."""
+        if not isinstance(values, Mapping):
+            return values
+        for name in values:
+            if name in UNSUPPORTED:
+                raise ValueError(f"{name} is not supported: {UNSUPPORTED[name]}; remove it")
+            if name not in cls.model_fields:
+                near = difflib.get_close_matches(name, cls.model_fields, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(cls.model_fields)}"
+                raise ValueError(f"there is no GRPO option {name!r}; {hint}")
+        scale = values.get("scale_rewards")
+        return {**values} | ({"scale_rewards": "group" if scale else "none"} if isinstance(scale, bool) else {})
 
-    def _problems(self) -> Iterator[str]:
-        """What is wrong, one line each."""
-        for name, known in (
-            ("loss_type", LOSS_TYPES),
-            ("scale_rewards", SCALES),
-            ("importance_sampling_level", LEVELS),
-            ("vllm_importance_sampling_mode", CORRECTIONS),
-        ):
-            if getattr(self, name) not in known:
-                yield f"{name} {getattr(self, name)!r} is not supported; choose one of {', '.join(known)}"
-        for name, least in (("num_generations", 2), ("max_completion_length", 1), ("num_iterations", 1)):
-            if getattr(self, name) < least:
-                yield f"{name} is {getattr(self, name)}; it must be at least {least}"
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            yield f"temperature is {self.temperature}; it must be a positive number"
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            yield f"beta is {self.beta}; it must be a number of at least 0"
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
         low, high = self.ratio_bounds
-        if not 0 <= low <= 1 <= high < math.inf:
-            yield f"ratios would be clipped to [{low}, {high}]; use 0 <= epsilon <= 1 and epsilon_high >= 0"
+        if not 0 <= low <= 1 <= high:
+            raise ValueError(f"ratios would be clipped to [{low}, {high}]; use 0 <= epsilon <= 1 and epsilon_high >= 0")
         if self.delta is not None and not self.delta > high:
-            yield f"delta is {self.delta}; it must exceed 1 + epsilon_high = {high}, or be left out"
+            raise ValueError(f"delta is {self.delta}; it must exceed 1 + epsilon_high = {high}, or be left out")
         least_weight, most_weight = self.importance_bounds
         if not 0 <= least_weight <= most_weight:
-            yield (
+            raise ValueError(
                 f"vllm_importance_sampling_clip_min is {least_weight} and _clip_max {most_weight}; "
                 "the first must be at least 0 and not exceed the second"
             )
+        return self
 
     @property
     def importance_bounds(self) -> tuple[float, float]:
         """Bounds of the importance weights, 0 and infinity where there is none."""
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
         return 0.0 if low is None else low, math.inf if high is None else high
-
-
-def known_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values under TRL's names, `scale_rewards` as a name where it was true or false, as there.
-
-    ValueError for an option that is not implemented, saying so, and for an unknown one, naming the nearest.
-    """
-    known = [item.name for item in fields(GRPOOptions)]
-    for name in values:
-        if name in UNSUPPORTED:
-            raise ValueError(f"{name} is not supported: {UNSUPPORTED[name]}; remove it")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
-            raise ValueError(f"there is no GRPO option {name!r}; {hint}")
-    scale = values.get("scale_rewards")
-    return {**values} | ({"scale_rewards": "group" if scale else "none"} if isinstance(scale, bool) else {})
-
-
-def grpo_options(values: Mapping[str, Any]) -> GRPOOptions:
-    """Options from TRL's names; ValueError as `known_options`, and for what cannot work."""
-    return GRPOOptions(**known_options(values))
 
 
 PAPER = GRPOOptions(

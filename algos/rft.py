@@ -52,10 +52,13 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from envs.options import Fraction, Number, Options, PositiveInt, Tokens
 
 REASONS = (
     "unrewarded",
@@ -77,64 +80,43 @@ LEAST_REWARD = 0.5
 """Without `min_reward`, what a correct trace earns at least: half of what is to be had."""
 
 
-@dataclass(frozen=True)
-class RFTOptions:
+class RFTOptions(Options):
     """Which sampled traces are kept, by the rules above. The paper gives only the idea and the scale."""
 
-    low: float = 0.0
-    high: float | None = 1.0
+    low: Number = 0.0
+    high: Number | None = 1.0
     """Partial success: low < pass rate of the item < high. high null: items that always succeed are kept, too."""
-    min_reward: float | None = None
+    min_reward: Number | None = Field(
+        default=None, description="give a finite number, or null for the mean of the item"
+    )
     """A trace is correct with at least this reward; the pass rate counts correct traces. None, for rewards of 0 and 1
     and for graded ones alike: with at least `LEAST_REWARD` and the mean reward of its item."""
-    max_tokens: int = 16_384
+    max_tokens: Tokens = 16_384
     """Longer traces are dropped (paper: at most 16,384)."""
-    ngram: int = 4
-    max_repetition: float = 0.5
+    ngram: PositiveInt = 4
+    max_repetition: Fraction = 0.5
     """Largest share of token n-grams of this length that occurred before in the trace."""
-    min_judge_score: float | None = None
+    min_judge_score: Number | None = Field(default=None, description="give a finite number, or null for no judge")
     """Least score by a judge or teacher; null: none is asked."""
-    shingle: int = 3
+    shingle: PositiveInt = 3
     """Words of a shingle, the unit that traces are compared by."""
-    max_likeness: float = 0.9
+    max_likeness: Fraction = 0.9
     """Traces of an item with a higher Jaccard similarity of shingles are near duplicates; 1 allows all but equal."""
-    max_per_item: int = 4
+    max_per_item: PositiveInt = 4
     """Traces kept of an item, the most diverse."""
 
-    def __post_init__(self) -> None:
-        """ValueError for settings that cannot work, naming the first."""
-        problem = next((text for wrong, text in self._problems() if wrong), None)
-        if problem:
-            raise ValueError(problem)
-
-    def _problems(self) -> list[tuple[bool, str]]:
-        counts = {name: getattr(self, name) for name in ("max_tokens", "ngram", "shingle", "max_per_item")}
-        bad_count = next((name for name, value in counts.items() if value < 1), None)
-        shares = {name: getattr(self, name) for name in ("max_repetition", "max_likeness")}
-        bad_share = next((name for name, value in shares.items() if not 0 <= value <= 1), None)
-        high = 1.0 if self.high is None else self.high
-        return [
-            (
-                not 0 <= self.low < high <= 1,
-                f"the band ({self.low}, {self.high}) must satisfy 0 <= low < high <= 1; high may be null",
-            ),
-            (
-                self.min_reward is not None and not abs(self.min_reward) < float("inf"),
-                f"min_reward is {self.min_reward}; give a finite number, or null for the mean of the item",
-            ),
-            (bad_count is not None, f"{bad_count} is {counts.get(bad_count or '')}; it must be at least 1"),
-            (bad_share is not None, f"{bad_share} is {shares.get(bad_share or '')}; it must be in [0, 1]"),
-            (
-                self.min_judge_score is not None and not abs(self.min_judge_score) < float("inf"),
-                f"min_judge_score is {self.min_judge_score}; give a finite number, or null for no judge",
-            ),
-        ]
+    @model_validator(mode="after")
+    def _is_a_band(self) -> Self:
+        if not 0 <= self.low < (1.0 if self.high is None else self.high) <= 1:
+            band = f"({self.low}, {self.high})"
+            raise ValueError(f"the band {band} must satisfy 0 <= low < high <= 1; high may be null")
+        return self
 
 
 Sketch: TypeAlias = NDArray[np.uint64]
 """Sorted, different hashes of a text's shingles; complete if there are fewer than SKETCH."""
 
-Tokens: TypeAlias = Sequence[int] | NDArray[np.integer]
+TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -156,7 +138,7 @@ class Candidate:
 
 
 def candidate(
-    key: Any, text: str, tokens: Tokens, finished: bool, reward: float | None, options: RFTOptions
+    key: Any, text: str, tokens: TokenIds, finished: bool, reward: float | None, options: RFTOptions
 ) -> Candidate:
     """A trace as the rules see it; one that breaks a rule by itself is not compared with others."""
     reward = None if reward is None or not math.isfinite(reward) else reward
@@ -168,7 +150,7 @@ def candidate(
     return Candidate(key, reward, None, len(tokens), digest, sketch(text, options.shingle))
 
 
-def own_reason(tokens: Tokens, finished: bool, reward: float | None, options: RFTOptions) -> str | None:
+def own_reason(tokens: TokenIds, finished: bool, reward: float | None, options: RFTOptions) -> str | None:
     """First rule that a trace breaks by itself, None if it keeps them all; its item's mean may still be above it."""
     if reward is None:
         return "unrewarded"
@@ -276,7 +258,7 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def repetition(tokens: Tokens, n: int) -> float:
+def repetition(tokens: TokenIds, n: int) -> float:
     """1 - |different n-grams| / |n-grams| of a trace's tokens; 0 if it is shorter than n tokens."""
     grams = _grams(np.asarray(tokens, np.uint64), n)
     return 1.0 - len(np.unique(grams)) / len(grams) if len(grams) else 0.0

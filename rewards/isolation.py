@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from rewards.config import GuardConfig
+from rewards.config import SandboxConfig
 from rewards.sandbox import clean_environment, landlock_abi, supervise
 
 MAX_REPLY_BYTES = 1 << 16
@@ -314,7 +314,7 @@ class Guard:
     sample. Arguments must pickle; `TRAINER_ARGUMENTS` are not passed on.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, config: GuardConfig) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, config: SandboxConfig) -> None:
         self._function = IsolatedFunction(function, name, config.memory_gib)
         self._name = name
         self._config = config

@@ -32,8 +32,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from envs.options import suggestion
 from rewards.answers import answer_text, completion_text, message_text
-from rewards.config import RewardConfig, suggestion
+from rewards.config import RewardConfig
 from rewards.isolation import Failure, Guard, Reason, checked, failure_counts
 from rewards.judge import Judge, Question
 from rewards.verifiers import check_reward_type, format_reward, verifier_reward

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.options import suggestion
 from rewards.answers import (
     COORDINATE_MAX,
     REWARD_TYPES,
@@ -47,15 +48,7 @@ from rewards.answers import (
     true_ordering,
     true_word,
 )
-from rewards.config import (
-    BoxesConfig,
-    CountConfig,
-    DistanceConfig,
-    NumberConfig,
-    RewardConfig,
-    TrajectoryConfig,
-    suggestion,
-)
+from rewards.config import BoxesConfig, CountConfig, DistanceConfig, NumberConfig, RewardConfig, TrajectoryConfig
 
 
 def best_assignment(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

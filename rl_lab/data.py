@@ -20,9 +20,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from algos.chunks import Timing
+from envs.options import MAX_PIXELS
 from envs.types import Episode, PreferencePair
 from rl_lab.arguments import COUNT, as_path, check_output, whole_number
-from rl_lab.config.section import MAX_PIXELS
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import write_folder
 from rl_lab.records.checks import Doubts, Problem, sound_episodes

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rewards.config import RewardConfig, read_config
+from rewards.config import RewardConfig
 from rewards.rubric import Rewards
 from rl_lab.arguments import as_path
 from rl_lab.config.actions import RankingConfig
@@ -131,7 +131,7 @@ def _ranking(settings: dict[str, Any], given: str) -> RankingConfig:
     if not isinstance(settings, dict):
         raise UserError(f"{given}: ranking holds no keys with values; write it as in an experiment's file")
     try:
-        return RankingConfig(**settings)
+        return RankingConfig.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{given}: ranking.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -154,7 +154,7 @@ def _reward(given: str, config: dict[str, Any], section: str, kind: str) -> tupl
 
 def _checked(settings: dict[str, Any], given: str) -> Rewards:
     try:
-        made = make_rewards(read_config(RewardConfig, settings))
+        made = make_rewards(RewardConfig.read(settings, "rewards"))
         made.start()
         return made
     except ValueError as error:

@@ -20,8 +20,8 @@ KEYS = {"rl_lab/labels"}
 ALLOWED = {
     "rl_lab": {"rl_lab", "envs", "algos", "rewards"},
     "envs": {"envs"},
-    "algos": {"algos", "envs.types", "envs.se3"},
-    "rewards": {"rewards", "envs.types", "envs.se3"},
+    "algos": {"algos", "envs.options", "envs.types", "envs.se3"},
+    "rewards": {"rewards", "envs.options", "envs.types", "envs.se3"},
 }
 """Modules of ours that a package may import, each with everything below it."""
 LAYERS = (

@@ -31,10 +31,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from algos.flow_matching import FlowMatching
 from algos.objective import FlowPolicy
+from envs.options import Processes, Rounds, Rows
 from rl_lab.benchmarks.direct import DirectPolicy, DirectVLM, segment_mask
 from rl_lab.benchmarks.options import Device, check_device
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
-from rl_lab.config.section import Preset, Processes, Rounds, Rows
+from rl_lab.config.section import Preset
 from rl_lab.errors import UserError
 from rl_lab.learner.optim import adamw
 from rl_lab.model.action_expert import euler_times

@@ -1,4 +1,4 @@
-"""What several benchmarks check of their options; bounds of numbers are those of a run (`rl_lab.config.section`)."""
+"""What several benchmarks check of their options; bounds of numbers are those of a run (`envs.options`)."""
 
 from __future__ import annotations
 

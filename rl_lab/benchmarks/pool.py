@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from algos.curriculum.options import CurriculumOptions
-from rl_lab.config.section import PositiveInt, Rows
+from algos.curriculum.options import CurriculumOptions, Scheme
+from envs.options import PositiveInt, Rows
 from rl_lab.curriculum.store import POOL_FILE, PoolItem, PoolStore
 from rl_lab.errors import UserError
 
@@ -37,7 +37,7 @@ def _peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def build(path: Path, items: int, batch: int, scheme: str) -> None:
+def build(path: Path, items: int, batch: int, scheme: Scheme) -> None:
     """Write the synthetic pool."""
     content = {"prompt": PROMPT, "answer": "B"}
     rows = (PoolItem(f"item-{i:07d}", CATEGORIES[i * 7 % 11 % 4], "reach", "choice", content) for i in range(items))
@@ -78,7 +78,7 @@ def run(
     items: PositiveInt = 1_000_000,
     batch: Rows = 128,
     steps: PositiveInt = 50,
-    scheme: Literal["frontier", "uniform", "dynamic", "difficulty_pools"] = "frontier",
+    scheme: Scheme = "frontier",
 ) -> list[dict[str, Any]]:
     """Build the pool, measure it in a process of its own, and return the table's rows."""
     if batch > items:

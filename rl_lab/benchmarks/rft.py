@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from algos.rft import RFTOptions
+from envs.options import PositiveInt, Rows, Tokens
 from envs.spatial_qa.items import Item
-from rl_lab.config.section import PositiveInt, Rows, Tokens
 from rl_lab.drivers.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.errors import UserError
 from rl_lab.records.rollouts import FOLDER, KEPT_FILE, RolloutRow, RolloutStore

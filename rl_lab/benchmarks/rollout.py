@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from envs.options import AtLeastOne, Pixels, Processes, Rounds, Rows, Tokens
 from rl_lab.benchmarks.model import seconds
 from rl_lab.benchmarks.options import Device, check_device, check_divides
-from rl_lab.config.section import AtLeastOne, Pixels, Preset, Processes, Rounds, Rows, Tokens
+from rl_lab.config.section import Preset
 from rl_lab.model.checkpoint import publish, vlm_config, vlm_processor
 from rl_lab.model.presets import preset_config
 from rl_lab.model.tokenizer import ROLES, load_tokenizer

@@ -22,8 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from algos.batch import ObservationBatch, PreferenceBatch
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO, rpro_loss
+from envs.options import AtLeastOne, Rounds, Rows
 from rl_lab.benchmarks.options import Device, check_device
-from rl_lab.config.section import AtLeastOne, Preset, Rounds, Rows
+from rl_lab.config.section import Preset
 from rl_lab.learner.optim import adamw
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config

@@ -21,6 +21,7 @@ import torch
 
 from algos.flowpro import RPRO
 from algos.grpo import GRPOOptions
+from envs.options import AtLeastOne, Rounds, Rows, Tokens
 from envs.rollback import RollbackConfig
 from envs.spatial_qa.items import Item
 from envs.types import Episode
@@ -29,7 +30,7 @@ from rl_lab.benchmarks.options import check_divides
 from rl_lab.benchmarks.rollout import PICTURE, WORD_IDS
 from rl_lab.benchmarks.rpro import random_batch
 from rl_lab.config.language import RLConfig
-from rl_lab.config.section import AtLeastOne, Preset, Rounds, Rows, Tokens
+from rl_lab.config.section import Preset
 from rl_lab.learner.language import GRPOPlan, GRPOTraining
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.model.checkpoint import CheckpointInfo, publish, save_policy, vlm_config, vlm_processor

@@ -18,13 +18,13 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from envs.options import Seconds
 from envs.tabletop import env as snapshot
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import SUBSTEPS, compile_scene
 from envs.tabletop.tasks import TASKS
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
-from rl_lab.config.section import Seconds
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 

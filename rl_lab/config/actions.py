@@ -12,20 +12,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from algos.methods import find_method
-from rl_lab.config.section import (
+from envs.options import (
     AtLeastOne,
     ControlSteps,
     Fraction,
     Named,
     NonNegativeFloat,
     NonNegativeInt,
-    OptimiserConfig,
     PositiveFloat,
     PositiveInt,
     Rounds,
     Rows,
-    Section,
 )
+from rl_lab.config.section import OptimiserConfig, Section
 
 
 class FilesConfig(Section):
@@ -99,7 +98,6 @@ class SFTConfig(FlowConfig):
     """Flow matching on the demonstrations, everything trainable."""
 
     steps: PositiveInt = 600
-    batch_size: Rows = 32
     lr: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 100
     final_lr_fraction: Fraction = 0.05
@@ -184,9 +182,7 @@ class OptimiseConfig(FlowConfig):
 
     steps: PositiveInt = 1500
     batch_size: Rows = 64
-    lr: PositiveFloat = 3e-4
     warmup: NonNegativeInt = 50
-    final_lr_fraction: Fraction = 0.1
     train: AtLeastOne[Literal["vision", "vlm", "expert"]] = ("expert",)
     """Parameter groups; with `expert` alone the prefix is computed once for the whole round."""
     stored_prefix_gib: NonNegativeFloat = 8.0
@@ -266,11 +262,8 @@ class RewardModelsConfig(OptimiserConfig):
     demonstrations: bool = False
     """Learn from the demonstrations as well, which a policy that never succeeds needs."""
     steps: PositiveInt = 400
-    batch_size: Rows = 32
-    """Rows of each member."""
+    """Each with `batch_size` rows for every member."""
     lr: PositiveFloat = 1e-3
-    warmup: NonNegativeInt = 20
-    final_lr_fraction: Fraction = 0.1
 
 
 class CandidatesConfig(Section):

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rl_lab.config.section import AtLeastOne, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Rounds, Section
+from envs.options import AtLeastOne, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Rounds
+from rl_lab.config.section import Section
 
 Action = Literal["lower", "freeze", "roll_back"]
 

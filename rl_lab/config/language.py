@@ -18,58 +18,30 @@ from pydantic import Field, field_validator, model_validator
 
 from algos.curriculum.options import CurriculumOptions
 from algos.distillation import DistillationOptions
-from algos.grpo import GRPOOptions, known_options
+from algos.grpo import GRPOOptions
 from algos.rft import RFTOptions
-from rewards.config import RewardConfig
-from rl_lab.config.section import (
-    AS_DICT,
-    MAX_PROCESSES,
-    MAX_ROUNDS,
-    MAX_ROWS,
-    MAX_TOKENS,
+from envs.options import (
     AnyNumber,
     AtLeastOne,
-    Backend,
     Fraction,
-    ModelConfig,
     NonNegativeFloat,
     NonNegativeInt,
-    OptimiserConfig,
     Pixels,
     PositiveFloat,
     PositiveInt,
     Rounds,
     Rows,
-    ScheduleConfig,
     Seconds,
-    Section,
     Tokens,
-    check_trl,
-    reader,
 )
+from rewards.config import RewardConfig
+from rl_lab.config.section import Backend, ModelConfig, OnlineConfig, Section, TextTrainingConfig, in_own_words
 
-Rewards = Annotated[
-    RewardConfig,
-    reader(RewardConfig, most={"judge.concurrency": MAX_PROCESSES, "judge.max_tokens": MAX_TOKENS}),
-    AS_DICT,
-]
+Rewards = Annotated[RewardConfig, in_own_words(RewardConfig)]
 
-BATCH_SIZE = 8
-"""Groups of a step where the file says nothing; the curriculum itself has no default."""
+Curriculum = Annotated[CurriculumOptions, in_own_words(CurriculumOptions)]
 
-Curriculum = Annotated[
-    CurriculumOptions,
-    reader(CurriculumOptions, lambda value: {"batch_size": BATCH_SIZE} | dict(value), {"batch_size": MAX_ROWS}),
-    AS_DICT,
-]
-
-_LARGEST_GRPO = {
-    "num_generations": MAX_ROWS,
-    "max_completion_length": MAX_TOKENS,
-    "num_iterations": MAX_ROUNDS,
-}
-
-GRPO = Annotated[GRPOOptions, reader(GRPOOptions, known_options, _LARGEST_GRPO), AS_DICT]
+GRPO = Annotated[GRPOOptions, in_own_words(GRPOOptions)]
 
 
 class QuestionsConfig(Section):
@@ -134,20 +106,12 @@ class EngineConfig(Section):
     """Prompts that are answered together: part of the result, unlike the number of engines."""
 
 
-class ColdStartConfig(OptimiserConfig):
+class ColdStartConfig(TextTrainingConfig):
     """Imitation of worked solutions by cross-entropy, everything of the vision-language model trainable."""
 
     steps: PositiveInt = 600
-    batch_size: Rows = 32
     lr: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 50
-    final_lr_fraction: Fraction = 0.1
-    backend: Backend = "lab"
-
-    @model_validator(mode="after")
-    def _trl_has_it(self) -> Self:
-        check_trl(self.backend, lora=self.lora, ema=self.ema)
-        return self
 
 
 class ExamineConfig(Section):
@@ -163,25 +127,18 @@ class ExamineConfig(Section):
     """An answer with this reward or more passes."""
 
 
-class RLConfig(ScheduleConfig):
+class RLConfig(OnlineConfig):
     """Reinforcement learning: how long, from how old rollouts, and when it stops itself."""
 
     steps: PositiveInt = 100
     """Batches of groups; each gives `grpo.num_iterations` optimiser steps."""
     lr: PositiveFloat = 1e-4
-    warmup: NonNegativeInt = 5
     final_lr_fraction: Fraction = 1.0
-    weight_decay: NonNegativeFloat = 0.0
-    train: AtLeastOne[Literal["vision", "vlm"]] = ("vision", "vlm")
     backend: Backend = "lab"
-    rows_at_once: Rows | None = None
-    """Answers that go through the model together; a larger batch is learned in parts. None: all of them."""
     staleness: NonNegativeInt = 0
     """Weight versions that rollouts may be behind: batches that are generated while earlier ones train. 0: in turns."""
     max_refills: NonNegativeInt = 3
     """Times that groups without signal are replaced in one step, for schemes that replace them."""
-    examine_every: NonNegativeInt = 20
-    """Steps between short examinations on the held-out questions, one answer each; 0 for none."""
     mismatch_limit: PositiveFloat = 0.1
     """Mean |log pi_trainer - log pi_engine| of the newest rollouts at which the run stops."""
 
@@ -194,39 +151,25 @@ class RLConfig(ScheduleConfig):
         return self
 
 
-Trained = AtLeastOne[Literal["vision", "vlm"]]
-"""Parameter groups that are trained."""
-
-
-class DistillConfig(ScheduleConfig):
-    """On-policy distillation: how answers are sampled and compared, for how long, and what stops it.
-
-    `divergence` to `average` are options of `algos.distillation`.
-    """
+class StudentConfig(OnlineConfig):
+    """How a student is trained."""
 
     replicate: Rounds = 1
     """1, 2, ...: another one has other random streams, with the same student, teacher and traces."""
+    batch_size: Rows = 16
+
+
+class DistillConfig(StudentConfig, DistillationOptions):
+    """On-policy distillation: how answers are sampled and compared, for how long, and what stops it.
+
+    A step has `batch_size` prompts, drawn evenly from the pool. The student's answers are drawn at `temperature`, too.
+    """
+
     steps: PositiveInt = 150
     """Batches of answers, one optimiser step each."""
-    lr: PositiveFloat = 3e-4
-    warmup: NonNegativeInt = 5
-    final_lr_fraction: Fraction = 0.1
-    weight_decay: NonNegativeFloat = 0.0
-    train: Trained = ("vision", "vlm")
-    rows_at_once: Rows | None = None
-    """Answers that go through the models together; a larger batch is learned in parts. None: all of them."""
-    batch_size: Rows = 16
-    """Prompts of a step, drawn evenly from the pool."""
     num_generations: Rows = 1
     """Answers of the student to each prompt."""
     max_completion_length: Tokens = 256
-    temperature: PositiveFloat = 1.0
-    """Of the student's answers, and what both models' logits are divided by where they are compared; as in TRL."""
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-    beta: Fraction = 0.5
-    top_k: Rows | None = None
-    tail: Literal["bucket", "renormalise"] = "bucket"
-    average: Literal["sequence", "token"] = "sequence"
     scored_by: Literal["learner", "engine"] = "learner"
     """learner: the teacher's model lies beside the student's. engine: vLLM engines of its own hold the teacher and say
     its `top_k` most likely tokens."""
@@ -234,19 +177,11 @@ class DistillConfig(ScheduleConfig):
     """Weight of the GRPO loss (section `grpo`) on the same answers that is added to the divergence; 0 for none."""
     staleness: NonNegativeInt = 0
     """Weight versions that answers may be behind: batches that are answered while earlier ones train. 0: in turns."""
-    examine_every: NonNegativeInt = 20
-    """Steps between short examinations on the held-out questions, one answer each; 0 for none."""
     mismatch_limit: PositiveFloat = 0.1
     """With a reward weight: mean |log pi_trainer - log pi_engine| of the newest answers at which the run stops."""
 
-    def options(self) -> DistillationOptions:
-        """How the two models are compared."""
-        names = ("divergence", "beta", "temperature", "top_k", "tail", "average")
-        return DistillationOptions(**self.model_dump(include=set(names)))
-
     @model_validator(mode="after")
     def _works(self) -> Self:
-        self.options()  # ValueError for options that do not go together
         if self.reward_weight and self.num_generations < 2:
             raise ValueError(
                 f"reward_weight is {self.reward_weight:g} but num_generations is {self.num_generations}; rewards are "
@@ -277,25 +212,14 @@ class TeacherConfig(Section):
         return self.cold_start or (ColdStartConfig() if self.model.path is None else None)
 
 
-class ImitateConfig(ScheduleConfig):
+class ImitateConfig(StudentConfig):
     """The control: cross-entropy on the teacher's own answers, from the same student."""
 
-    replicate: Rounds = 1
-    """1, 2, ...: another one has other random streams, with the same student, teacher and traces."""
     steps: PositiveInt = 300
     """Optimiser steps, on `batch_size` answers each."""
-    lr: PositiveFloat = 3e-4
-    warmup: NonNegativeInt = 5
-    final_lr_fraction: Fraction = 0.1
-    weight_decay: NonNegativeFloat = 0.0
-    train: Trained = ("vision", "vlm")
-    rows_at_once: Rows | None = None
-    batch_size: Rows = 16
-    examine_every: NonNegativeInt = 20
-    """Steps between short examinations on the held-out questions, one answer each; 0 for none."""
 
 
-Select = Annotated[RFTOptions, reader(RFTOptions, most={"max_tokens": MAX_TOKENS}), AS_DICT]
+Select = Annotated[RFTOptions, in_own_words(RFTOptions)]
 
 
 class TracesConfig(Section):
@@ -312,26 +236,16 @@ class TracesConfig(Section):
     """Which traces are kept; `select.min_judge_score` asks the judge of `rewards.judge` about their reasoning."""
 
 
-class RFTConfig(OptimiserConfig):
+class RFTConfig(TextTrainingConfig):
     """Cross-entropy on the kept traces, everything of the vision-language model trainable."""
 
     start: Literal["current", "base"] = "current"
     """The weights that are fine-tuned: those of the newest model, which wrote the traces, or those of the cold start
     (without one, the checkpoint of `model.path`)."""
     steps: PositiveInt = 200
-    batch_size: Rows = 32
-    lr: PositiveFloat = 3e-4
-    warmup: NonNegativeInt = 20
-    final_lr_fraction: Fraction = 0.1
-    backend: Backend = "lab"
-
-    @model_validator(mode="after")
-    def _trl_has_it(self) -> Self:
-        check_trl(self.backend, lora=self.lora, ema=self.ema)
-        return self
 
 
-class OutcomeConfig(OptimiserConfig):
+class OutcomeConfig(TextTrainingConfig):
     """A scalar head on the vision-language model, everything of it trainable; `algos.outcome` has the losses."""
 
     run: str | None = None
@@ -354,15 +268,9 @@ class OutcomeConfig(OptimiserConfig):
     members: Rows = 1
     """Models of the ensemble, each with a head and an order of rows of its own (arXiv:1612.01474)."""
     steps: PositiveInt = 300
-    batch_size: Rows = 32
-    lr: PositiveFloat = 3e-4
-    warmup: NonNegativeInt = 20
-    final_lr_fraction: Fraction = 0.1
-    backend: Backend = "lab"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        check_trl(self.backend, lora=self.lora, ema=self.ema)
         if self.classifier is not None and self.backend != "trl":
             raise ValueError("classifier is trained by TRL's RewardTrainer; set backend: trl and learns: preference")
         if self.backend == "trl" and self.learns == "correctness":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import os
@@ -212,5 +211,3 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         for kind in get_args(field.annotation) or (field.annotation,):  # a section, or one that may be null
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _known_keys(kind, f"{prefix}{name}.")
-            elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
-                yield from (f"{prefix}{name}.{item.name}" for item in dataclasses.fields(kind))

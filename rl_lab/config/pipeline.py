@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from rl_lab.config.section import AnyNumber, AtLeastOne, Rounds, Section
+from envs.options import AnyNumber, AtLeastOne, Rounds
+from rl_lab.config.section import Section
 
 StageName = Literal[
     "demos",

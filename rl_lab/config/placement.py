@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from rl_lab.config.section import NonNegativeFloat, PositiveFloat, Processes, Section
+from envs.options import NonNegativeFloat, PositiveFloat, Processes
+from rl_lab.config.section import Section
 
 
 class ProcessPlacement(Section):

@@ -6,14 +6,14 @@ covers it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from algos.curriculum.options import CurriculumOptions
+from algos.curriculum.options import CurriculumOptions, Scheme
 from algos.grpo import GRPOOptions
 from algos.methods import find_method
+from envs.options import MAX_PROCESSES, AnyNumber, Named, Pixels, PositiveInt, Processes, Rounds, Seconds, Seed
 from envs.tabletop import TASK_NAMES, VARIANTS
 from rewards.config import RewardConfig
 from rl_lab.config.actions import (
@@ -32,7 +32,6 @@ from rl_lab.config.actions import (
 )
 from rl_lab.config.joint import JointConfig
 from rl_lab.config.language import (
-    BATCH_SIZE,
     GRPO,
     ColdStartConfig,
     Curriculum,
@@ -51,19 +50,7 @@ from rl_lab.config.language import (
 )
 from rl_lab.config.pipeline import ENGINE_STAGES, Repeat, Stage, stage_names
 from rl_lab.config.placement import Placement, PlacementBlock
-from rl_lab.config.section import (
-    MAX_PROCESSES,
-    AnyNumber,
-    ModelConfig,
-    Named,
-    Pixels,
-    PositiveInt,
-    Processes,
-    Rounds,
-    Seconds,
-    Section,
-    Seed,
-)
+from rl_lab.config.section import ModelConfig, Section
 from rl_lab.config.sweep import SweepConfig
 
 
@@ -146,9 +133,9 @@ class RunConfig(Section):
     truth: Rewards | None = None
     """What examinations score by; None: by `rewards`. In a sweep that is the truth, and variants train on others."""
     sweep: SweepConfig | None = None
-    curriculum: Curriculum = CurriculumOptions(batch_size=BATCH_SIZE)
+    curriculum: Curriculum = CurriculumOptions()
     """How the items of a step are chosen: options of `algos.curriculum.options`."""
-    other_schemes: AnyNumber[Literal["frontier", "uniform", "dynamic", "difficulty_pools"]] = ()
+    other_schemes: AnyNumber[Scheme] = ()
     """Schemes that run beside `curriculum.scheme` from the same base, with the same steps."""
     replicates: Rounds = 1
     """Training seeds of every scheme: 1, 2, ..., derived from `seed`."""
@@ -199,7 +186,7 @@ class RunConfig(Section):
         """
         if self.sweep is not None:
             return {name: {"rewards": self.sweep.variants[name], "truth": self.scoring} for name in self.sweep.names}
-        return {name: {"curriculum": replace(self.curriculum, scheme=name)} for name in self.schemes}
+        return {name: {"curriculum": self.curriculum.replace(scheme=name)} for name in self.schemes}
 
     @property
     def learns_actions(self) -> bool:

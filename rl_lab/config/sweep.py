@@ -9,9 +9,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from envs.options import Named, NonNegativeFloat, PositiveInt, Rounds
 from rl_lab.config.actions import RankingConfig
 from rl_lab.config.language import Rewards
-from rl_lab.config.section import Named, NonNegativeFloat, PositiveInt, Rounds, Section
+from rl_lab.config.section import Section
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 

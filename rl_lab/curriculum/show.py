@@ -10,7 +10,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +139,7 @@ def _title(view: PoolView) -> str:
 
 
 def _settings(first: PoolView, second: PoolView) -> list[str]:
-    a, b = ({"seed": view.meta.seed} | asdict(view.options) for view in (first, second))
+    a, b = ({"seed": view.meta.seed} | view.options.model_dump() for view in (first, second))
     rows = [[key, str(a.get(key)), str(b.get(key))] for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
     return [columns(("setting", "A", "B"), rows, left=3)] if rows else []
 

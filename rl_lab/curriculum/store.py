@@ -22,7 +22,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,6 @@ def read_meta(db: sqlite3.Connection, path: Path) -> PoolMeta:
         raise UserError(
             f"{path} has format {meta.get('format')}, this version reads {FORMAT}; use the one that wrote it"
         )
-    fit(meta.get("options"), CurriculumOptions, f"{path}: options")  # of a part fit takes unknown keys
     return fit(meta, PoolMeta, str(path))
 
 
@@ -195,7 +194,7 @@ class PoolStore:
             raise UserError(f"{path} exists; open it, or start a new run")
         partial = path.with_name(f".{path.name}.partial")
         partial.unlink(missing_ok=True)
-        meta = {"format": FORMAT, "seed": seed, "categories": list(categories), "options": asdict(options)}
+        meta = {"format": FORMAT, "seed": seed, "categories": list(categories), "options": options.model_dump()}
         meta |= {"progress": StageProgress().state(), "cells": []}
         with closing(connect(partial)) as db:
             db.executescript(SCHEMA)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +212,7 @@ def reward_options(options: GRPOOptions, settings: DistillConfig) -> GRPOOptions
     """Of the GRPO loss beside a divergence, None for none: the run's, on answers as distillation samples them."""
     if not settings.reward_weight:
         return None
-    return replace(
-        options,
+    return options.replace(
         num_generations=settings.num_generations,
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature,

@@ -25,7 +25,7 @@ import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class RFTSelection:
                 f"{self.path} is a selection from {len(steps)} steps, {_ends(steps)}, not from these {len(wanted)}, "
                 f"{_ends(wanted)}; choose another run folder"
             )
-        if json.loads(found) != asdict(self.options):
+        if json.loads(found) != self.options.model_dump():
             raise UserError(f"{self.path} was begun with other options, {found}; choose another run folder")
         return True
 
@@ -162,7 +162,7 @@ class RFTSelection:
             for statement in _TABLES.split(";"):
                 db.execute(statement)
             db.executemany("INSERT INTO steps VALUES (?, ?, NULL, NULL)", [(step, _TO_READ) for step in steps])
-            db.execute("INSERT INTO meta VALUES (?, 0, NULL)", [json.dumps(asdict(self.options))])
+            db.execute("INSERT INTO meta VALUES (?, 0, NULL)", [json.dumps(self.options.model_dump())])
 
     def _columns(self, step: int) -> list[str]:
         return pq.read_schema(self.store.path(step)).names

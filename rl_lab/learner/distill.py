@@ -46,7 +46,7 @@ class DistillTraining(OnlineTraining):
         super().__init__(plan.policy, settings, settings.train, plan.seed, device)
         self.plan = plan
         teacher = None if plan.teacher is None else frozen_model(plan.teacher, device)
-        objective: Any = Distillation(settings.options(), groups=settings.train, teacher=teacher)
+        objective: Any = Distillation(settings, groups=settings.train, teacher=teacher)
         if plan.rewards is not None:
             reference = frozen_model(plan.policy, device) if plan.rewards.beta else None
             grpo = GRPO(plan.rewards, groups=settings.train, reference=reference)

@@ -16,7 +16,7 @@ What the driver of GRPO writes about each step: rewards, pool, rollouts, seconds
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -378,7 +378,7 @@ class GRPOSteps(OnlineSteps):
                 temperature=options.temperature,
                 num_generations=options.num_generations,
             ),
-            curriculum=replace(context.config.curriculum, scheme=scheme),
+            curriculum=context.config.curriculum.replace(scheme=scheme),
             scale_rewards=options.scale_rewards,
             max_refills=settings.max_refills,
             staleness=settings.staleness,

@@ -20,7 +20,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,7 @@ def train_grpo(
                 scratch,
                 shuffle_dataset=False,
                 log_multimodal=False,
-                **asdict(options),
+                **options.model_dump(),
                 **common_arguments(settings, steps, size * options.num_generations),
             ),
             train_dataset=Dataset.from_dict({"row": list(range(len(batches) * size))}),

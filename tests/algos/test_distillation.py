@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from algos.batch import DistillationBatch, TokenBatch
 from algos.distillation import (
-    DIVERGENCES,
     PAPER,
-    TAILS,
     Distillation,
     DistillationOptions,
+    Divergence,
+    Tail,
     buckets,
     compare,
     divergence,
@@ -33,7 +32,7 @@ from tests.support.language_policies import VOCAB, TablePolicy, random_rollouts
 
 CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
 EXACT: dict[str, Any] = {"atol": 1e-12, "rtol": 1e-10}
-kinds = pytest.mark.parametrize("kind", DIVERGENCES)
+kinds = pytest.mark.parametrize("kind", get_args(Divergence))
 
 
 def random_logits(n: int, vocab: int, seed: int, scale: float = 2.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -66,7 +65,7 @@ def test_two_coins_by_hand() -> None:
     forward, reverse = 0.5 * math.log(2) + 0.5 * math.log(2 / 3), 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
     jsd = 0.5 * (0.5 * math.log(0.5 / 0.375) + 0.5 * math.log(0.5 / 0.625))
     jsd += 0.5 * (0.25 * math.log(0.25 / 0.375) + 0.75 * math.log(0.75 / 0.625))
-    for kind, expected in zip(DIVERGENCES, (forward, reverse, jsd), strict=True):
+    for kind, expected in zip(get_args(Divergence), (forward, reverse, jsd), strict=True):
         found = divergence(teacher, student, DistillationOptions(divergence=kind))
         assert found.item() == pytest.approx(expected, rel=1e-5)
 
@@ -121,7 +120,7 @@ def test_the_tail_bucket_bounds_the_whole_from_below_and_grows_to_it(kind: str, 
 
 
 @kinds
-@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("tail", get_args(Tail))
 def test_top_k_of_the_whole_vocabulary_is_the_whole(kind: str, tail: str) -> None:
     student, teacher = random_logits(6, VOCAB, 0), random_logprobs(6, VOCAB, 1)
     options = DistillationOptions(divergence=kind, top_k=VOCAB, tail=tail)
@@ -130,7 +129,7 @@ def test_top_k_of_the_whole_vocabulary_is_the_whole(kind: str, tail: str) -> Non
 
 
 @kinds
-@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("tail", get_args(Tail))
 def test_entries_that_a_server_did_not_fill_are_left_out(kind: str, tail: str) -> None:
     student, teacher = random_logits(4, VOCAB, 0), random_logprobs(4, VOCAB, 1)
     options, few = DistillationOptions(divergence=kind, top_k=4, tail=tail), top_tokens(teacher, 2)
@@ -138,13 +137,13 @@ def test_entries_that_a_server_did_not_fill_are_left_out(kind: str, tail: str) -
     logprobs = torch.cat([few.logprobs, torch.full((4, 2), -torch.inf)], 1)
     logits = student.clone().requires_grad_()
     found = compare(logits, stored_top_tokens(tokens, logprobs), options).divergence
-    expected = compare(student, teacher, replace(options, top_k=2)).divergence
+    expected = compare(student, teacher, options.replace(top_k=2)).divergence
     torch.testing.assert_close(found, expected, **EXACT)
     found.sum().backward()
     assert logits.grad is not None and logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("tail", get_args(Tail))
 def test_buckets_are_distributions(tail: str) -> None:
     student, teacher = random_logprobs(5, 9, 0), random_logprobs(5, 9, 1)
     for side in buckets(top_tokens(teacher, 4), student, tail):
@@ -174,7 +173,7 @@ def test_gradients_vanish_where_the_student_is_the_teacher(kind: str) -> None:
 
 def test_extreme_logits_stay_finite() -> None:
     student, teacher = torch.tensor([[300.0, 0.0, -300.0]]), torch.tensor([[-300.0, 0.0, 300.0]]).log_softmax(-1)
-    for kind in DIVERGENCES:
+    for kind in get_args(Divergence):
         for top_k in (None, 1, 2):
             logits = student.clone().requires_grad_()
             value = compare(logits, teacher, DistillationOptions(divergence=kind, top_k=top_k)).divergence
@@ -236,7 +235,7 @@ def test_the_teacher_gets_no_gradient() -> None:
 
 
 @kinds
-@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("tail", get_args(Tail))
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_stored_log_probabilities_are_as_good_as_the_teacher(kind: str, tail: str, temperature: float) -> None:
     student, teacher, batch = TablePolicy(0), TablePolicy(1), answers()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from trl.experimental.server_distillation import ServerDistillationTrainer
 from trl.experimental.server_distillation.server_distillation_trainer import _add_tail_bucket, _jsd_divergence
 
 from algos.batch import TokenBatch
-from algos.distillation import DIVERGENCES, TAILS, Distillation, DistillationOptions, compare, stored_top_tokens
+from algos.distillation import Distillation, DistillationOptions, Divergence, Tail, compare, stored_top_tokens
 from rl_lab.model import backbone
 from rl_lab.model.checkpoint import vlm_from_policy
 from rl_lab.model.tokenizer import load_tokenizer
@@ -177,7 +177,7 @@ def test_the_divergence_is_gkds(kind: str, beta: float, temperature: float) -> N
     torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
-@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("tail", get_args(Tail))
 @pytest.mark.parametrize("k", [2, 10])
 def test_stored_top_k_are_the_servers(tail: str, k: int) -> None:
     student, teacher, labels = tensors()
@@ -208,4 +208,4 @@ def test_divergences_over_buckets_are_the_servers(kind: str, beta: float) -> Non
 
 
 def test_every_divergence_is_compared() -> None:
-    assert {kind for kind, _ in KINDS} == set(DIVERGENCES)
+    assert {kind for kind, _ in KINDS} == set(get_args(Divergence))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from algos.batch import RolloutBatch
-from algos.grpo import GRPO, LOSS_TYPES, GRPOOptions, engine_correction, group_advantages, grpo_options
+from algos.grpo import GRPO, GRPOOptions, LossType, engine_correction, group_advantages
 from rl_lab.model import backbone
 from rl_lab.model.checkpoint import vlm_from_policy
 from rl_lab.model.tokenizer import load_tokenizer
@@ -88,7 +88,9 @@ class Both:
         if self.reference is not None:
             with torch.no_grad():
                 perturb(self.reference, 0.05, seed=5)
-        self.objective = GRPO(replace(grpo_options(options), num_generations=SIZE, beta=beta), reference=self.reference)
+        self.objective = GRPO(
+            GRPOOptions(**options | {"num_generations": SIZE, "beta": beta}), reference=self.reference
+        )
         self.batch = self.our_batch()
         before = self.objective.prepare(self.model, self.batch)
         assert before.old_logprobs is not None
@@ -170,7 +172,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda item: "-".join(map(str, item.values())) or "default")
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", get_args(LossType))
 def test_loss_and_gradients_are_trls(loss_type: str, options: dict[str, Any], tmp_path: Path) -> None:
     both = Both(tmp_path, {"loss_type": loss_type, "epsilon": 0.01, "epsilon_high": 0.012} | options)
     ours, theirs = both.losses()
@@ -184,7 +186,7 @@ def test_loss_and_gradients_are_trls(loss_type: str, options: dict[str, Any], tm
 
 @pytest.mark.parametrize("corrected", [True, False])
 @pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", get_args(LossType))
 def test_the_kl_term_is_trls(loss_type: str, level: str, corrected: bool, tmp_path: Path) -> None:
     options = {"loss_type": loss_type, "importance_sampling_level": level, "use_bias_correction_kl": corrected}
     both = Both(tmp_path, options, beta=0.3)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -73,13 +72,17 @@ def test_no_section_takes_nan_or_text_for_a_number():
         assert section.model_config["allow_inf_nan"] is False and section.model_config["strict"], section
 
 
+def unannotated(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
 def numbers_of(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Paths of the number fields of a leaf library's settings."""
-    for field in dataclasses.fields(kind):
-        if field.type in ("int", "float", "int | None", "float | None"):
-            yield (*path, field.name)
-        elif dataclasses.is_dataclass(field.default):
-            yield from numbers_of(field.default, (*path, field.name))
+    for name, field in kind.model_fields.items():
+        if {int, float} & {field.annotation, *map(unannotated, get_args(field.annotation))}:
+            yield (*path, name)
+        elif isinstance(field.default, BaseModel):
+            yield from numbers_of(type(field.default), (*path, name))
     if kind is RewardConfig:
         yield from numbers_of(JudgeConfig, ("judge",))
 

@@ -132,7 +132,7 @@ def test_the_start_of_a_cold_start_follows_from_the_seed(questions):
 
 def test_grpo_learns_publishes_and_counts_batches_whatever_the_steps_on_each(policy, tmp_path):
     for iterations in (1, 2):
-        options = replace(OPTIONS, num_iterations=iterations)
+        options = OPTIONS.replace(num_iterations=iterations)
         training = GRPOTraining(GRPOPlan(policy, options, SETTINGS, seed=0))
         assert training.publish().version == 1
         for batch in (1, 2):
@@ -150,7 +150,7 @@ def test_grpo_learns_publishes_and_counts_batches_whatever_the_steps_on_each(pol
 
 def test_the_mismatch_of_several_steps_is_that_before_the_first(policy):
     lines = [
-        GRPOTraining(GRPOPlan(policy, replace(OPTIONS, num_iterations=n), SETTINGS, 0)).learn(make_groups(policy))
+        GRPOTraining(GRPOPlan(policy, OPTIONS.replace(num_iterations=n), SETTINGS, 0)).learn(make_groups(policy))
         for n in (1, 3)
     ]
     assert lines[0]["mismatch/newest"] == pytest.approx(lines[1]["mismatch/newest"], rel=1e-6)
@@ -159,7 +159,7 @@ def test_the_mismatch_of_several_steps_is_that_before_the_first(policy):
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2, alpha=4.0)])
 def test_the_reference_of_the_kl_term_stays_where_the_run_began(policy, lora):
     settings = SETTINGS.model_copy(update={"lora": lora})
-    training = GRPOTraining(GRPOPlan(policy, replace(OPTIONS, beta=0.1), settings, 0))
+    training = GRPOTraining(GRPOPlan(policy, OPTIONS.replace(beta=0.1), settings, 0))
     groups, reference = make_groups(policy), training.grpo.objective.reference
     batch = rollout_learner_batch(training, groups)
     before = reference.token_logprobs(batch).logprobs.detach().clone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +186,7 @@ def test_a_learner_with_grpo_raises_the_better_answer(vlm: Any, processor: HunYu
         drawn = vlm.token_logprobs(batch, temperature=1.0).logprobs
     batch.rollout_logprobs = drawn
     learner = Learner(vlm, seed=0)
-    learner.add("grpo", GRPO(replace(PAPER, num_generations=2)), Optimiser(lr=1e-4, steps=10))
+    learner.add("grpo", GRPO(PAPER.replace(num_generations=2)), Optimiser(lr=1e-4, steps=10))
     first = learner.step("grpo", batch)
     assert first["mismatch/max"] < 1e-5
     assert first["ratio/mean"] == 1

@@ -143,7 +143,7 @@ JUDGED = SETTINGS.model_copy(update={"select": RFTOptions(max_likeness=1.0, min_
 
 def trace_judge(run, script):
     server = FakeJudge(script)
-    config = JudgeConfig(server.url, "m", retries=0, timeout_s=60.0)
+    config = JudgeConfig(base_url=server.url, model="m", retries=0, timeout_s=60.0)
     return server, TraceJudge(ReasoningJudge(config), ItemFile(run.questions / "train.arrow"))
 
 

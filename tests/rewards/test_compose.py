@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rewards.config import GuardConfig, JudgeConfig, RewardConfig
+from rewards.config import JudgeConfig, RewardConfig, SandboxConfig
 from rewards.judge import agreement
 from rewards.rubric import Rewards
 from tests.rewards import functions
@@ -96,7 +96,7 @@ def test_a_bad_truth_or_completion_masks_its_sample_and_is_counted():
 
 
 def test_functions_of_ones_own_join_with_their_weight_and_their_failures_mask():
-    config = RewardConfig(weights={"answer": 1, "mine": 1}, guard=GuardConfig(timeout_s=60))
+    config = RewardConfig(weights={"answer": 1, "mine": 1}, guard=SandboxConfig(timeout_s=60))
     rewards = Rewards(config, {"mine": functions.obedient})
     result = breakdown(rewards, ["0.5", "nothing", "raise", "nan"], ["C"] * 4, ["choice"] * 4)
     rewards.close()
@@ -114,7 +114,7 @@ def test_the_failure_of_a_part_without_weight_masks_nothing():
 
 
 def test_open_items_are_judged_and_an_empty_answer_is_zero_unasked(endpoint):
-    rewards = Rewards(RewardConfig(judge=JudgeConfig(endpoint.url, "m")))
+    rewards = Rewards(RewardConfig(judge=JudgeConfig(base_url=endpoint.url, model="m")))
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "what?"}]}]
     result = rewards.breakdown(
         [chat] * 4,
@@ -129,7 +129,7 @@ def test_open_items_are_judged_and_an_empty_answer_is_zero_unasked(endpoint):
 
 
 def test_the_judge_can_be_asked_about_all_items_without_changing_their_reward(endpoint):
-    rewards = Rewards(RewardConfig(judge=JudgeConfig(endpoint.url, "m")))
+    rewards = Rewards(RewardConfig(judge=JudgeConfig(base_url=endpoint.url, model="m")))
     result = breakdown(rewards, [reply("C"), reply("(C)"), reply("B")], ["C"] * 3, ["choice"] * 3, judge_all=True)
     assert result.rewards == [1.0, 1.0, 0.0]
     found = agreement(result.parts["judge"], result.parts["verifier"])
@@ -138,7 +138,7 @@ def test_the_judge_can_be_asked_about_all_items_without_changing_their_reward(en
 
 def test_a_failing_judge_masks_open_items_only():
     server = FakeJudge(lambda request: (500, b""))
-    rewards = Rewards(RewardConfig(judge=JudgeConfig(server.url, "m", retries=0)))
+    rewards = Rewards(RewardConfig(judge=JudgeConfig(base_url=server.url, model="m", retries=0)))
     result = breakdown(rewards, [reply("C")] * 2, ["C"] * 2, ["choice", "open"], judge_all=True)
     server.close()
     assert result.rewards == [1.0, None]

@@ -1,14 +1,12 @@
 """The rewards' settings: defaults, and errors that name the key and the fix."""
 
-import dataclasses
-
 import pytest
 
-from rewards.config import RewardConfig, read_config
+from rewards.config import RewardConfig
 
 
 def test_the_defaults_are_the_documented_ones():
-    config = read_config(RewardConfig, {})
+    config = RewardConfig.read({}, "rewards")
     assert config == RewardConfig()
     assert config.weights == {"answer": 1.0, "format": 0.0}
     assert (config.point.scale, config.points.scale, config.trajectory.waypoints) == (0.1, 0.1, 15)
@@ -18,10 +16,10 @@ def test_the_defaults_are_the_documented_ones():
 
 def test_values_are_read_and_whole_numbers_serve_as_floats():
     tree = {"weights": {"answer": 1}, "number": {"rate": 3}, "judge": {"base_url": "http://h/v1", "model": "m"}}
-    config = read_config(RewardConfig, tree)
+    config = RewardConfig.read(tree, "rewards")
     assert (config.weights, config.number.rate, config.judge.model) == ({"answer": 1.0}, 3.0, "m")
-    assert read_config(RewardConfig, {"judge": None}).judge is None
-    assert read_config(RewardConfig, dataclasses.asdict(config)) == config
+    assert RewardConfig.read({"judge": None}, "rewards").judge is None
+    assert RewardConfig.read(config.model_dump(), "rewards") == config
 
 
 @pytest.mark.parametrize(
@@ -49,6 +47,6 @@ def test_values_are_read_and_whole_numbers_serve_as_floats():
 )
 def test_an_error_names_the_key_and_the_fix_in_one_line(tree, message):
     with pytest.raises(ValueError) as error:
-        read_config(RewardConfig, tree)
+        RewardConfig.read(tree, "rewards")
     assert message in str(error.value)
     assert "\n" not in str(error.value)

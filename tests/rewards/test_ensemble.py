@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rewards.config import RewardConfig, read_config
+from rewards.config import RewardConfig
 from rewards.rubric import Rewards, combine_members
 
 COLUMNS = {"answer": ["A", "B"], "reward_type": ["choice", "choice"]}
@@ -28,7 +28,7 @@ class Model:
 
 def rewards(model, weights, abstain_above=None):
     values = {"weights": weights, "models": {"learned": {"path": "somewhere", "abstain_above": abstain_above}}}
-    return Rewards(read_config(RewardConfig, values), models={"learned": model})
+    return Rewards(RewardConfig.read(values, "rewards"), models={"learned": model})
 
 
 def test_mean_and_disagreement_by_hand():
@@ -83,7 +83,7 @@ def test_models_need_a_weight_to_be_loaded_and_are_closed():
     with pytest.raises(ValueError, match="reward model 'learned' needs a name of its own and a weight"):
         rewards(Model([0.5]), {"answer": 1.0})
     with pytest.raises(ValueError, match=r"models are \['learned'\], but \[\] are loaded"):
-        Rewards(read_config(RewardConfig, {"weights": {"learned": 1}, "models": {"learned": {"path": "x"}}}))
+        Rewards(RewardConfig.read({"weights": {"learned": 1}, "models": {"learned": {"path": "x"}}}, "rewards"))
     with pytest.raises(ValueError, match=r"rewards.models.learned: abstain_above is 0.7; it must be at least 0 and at"):
         rewards(Model([0.5]), {"learned": 1.0}, 0.7)
     model = Model([0.5])

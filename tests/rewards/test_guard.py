@@ -9,12 +9,12 @@ import time
 import pytest
 
 from rewards import isolation
-from rewards.config import GuardConfig
+from rewards.config import SandboxConfig
 from rewards.isolation import Failure, Guard, IsolatedFunction, checked, failure_counts
 from tests.rewards import functions
 
-PATIENT = GuardConfig(timeout_s=60.0, batch_timeout_s=120.0)
-HASTY = GuardConfig(timeout_s=1.0, batch_timeout_s=120.0)
+PATIENT = SandboxConfig(timeout_s=60.0, batch_timeout_s=120.0)
+HASTY = SandboxConfig(timeout_s=1.0, batch_timeout_s=120.0)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_an_interrupted_call_leaves_no_reply_for_the_next_sample(guarded):
 
 
 def test_a_batch_of_hanging_calls_ends_with_the_time_of_the_batch(guarded):
-    config = GuardConfig(timeout_s=1.0, batch_timeout_s=1.5)
+    config = SandboxConfig(timeout_s=1.0, batch_timeout_s=1.5)
     values, failures = run(guarded(functions.obedient, config), ["hang"] * 1000)
     assert values == [None] * 1000
     assert reasons(failures) == [(sample, "time-out") for sample in range(1000)]
@@ -155,6 +155,6 @@ def test_an_import_that_fails_or_hangs_masks_the_batch(guarded):
         values, failures = run(guard, ["1", "1"])
         assert values == [None, None]
         assert failures[0].detail == "RuntimeError: not today"
-    quick = GuardConfig(start_timeout_s=2.0)
+    quick = SandboxConfig(start_timeout_s=2.0)
     values, failures = run(guarded(functions.HangsOnArrival(), quick), ["1", "1"])
     assert reasons(failures) == [(0, "time-out"), (1, "time-out")]

@@ -25,7 +25,7 @@ def serve():
 
 
 def judge(server, **settings) -> Judge:
-    return Judge(JudgeConfig(server.url, "m", **{"backoff_s": 0.01, "timeout_s": 60.0, **settings}))
+    return Judge(JudgeConfig(base_url=server.url, model="m", **{"backoff_s": 0.01, "timeout_s": 60.0, **settings}))
 
 
 def replies(*bodies):
@@ -87,7 +87,7 @@ def test_a_refusal_is_not_tried_again(serve):
 
 
 def test_no_server_is_a_failure():
-    rewards, _, failures = Judge(JudgeConfig("http://127.0.0.1:9/v1", "m", backoff_s=0.01))([QUESTION])
+    rewards, _, failures = Judge(JudgeConfig(base_url="http://127.0.0.1:9/v1", model="m", backoff_s=0.01))([QUESTION])
     assert rewards == [None]
     assert failures[0].reason == "exception"
 
@@ -135,7 +135,7 @@ def test_the_key_comes_from_the_named_variable_only(serve, monkeypatch):
 def test_user_password_and_query_of_an_address_are_sent_and_never_told(serve, monkeypatch):
     server = serve(replies((200, completion(verdict(4))), (401, b"no access for hunter2 with sesame42")))
     monkeypatch.setenv("MY_JUDGE", server.url.replace("//", "//me:hunt%65r2@") + "?key=sesame42")
-    config = JudgeConfig("$MY_JUDGE", "m", retries=0)
+    config = JudgeConfig(base_url="$MY_JUDGE", model="m", retries=0)
     assert Judge(config)([QUESTION])[0] == [0.4]
     assert server.requests[0][0] == "/v1/chat/completions?key=sesame42"
     assert server.headers[0]["Authorization"] == "Basic bWU6aHVudGVyMg=="  # me:hunter2

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from rewards.config import RewardConfig, read_config
+from rewards.config import RewardConfig
 from rewards.rubric import NamedFunction, Rewards, load, source_file
 
 WEIGHTS = {"answer": 1.0, "mine": 1.0}
@@ -103,9 +103,9 @@ def test_a_file_that_cannot_be_imported_is_said_before_anything_is_asked(tmp_pat
 
 
 def test_the_configuration_takes_names_and_nothing_else(mine):
-    assert read_config(RewardConfig, {"functions": {"mine": f"{mine}:half"}}).functions == {"mine": f"{mine}:half"}
+    assert RewardConfig.read({"functions": {"mine": f"{mine}:half"}}, "rewards").functions == {"mine": f"{mine}:half"}
     with pytest.raises(ValueError, match=r"rewards.functions.mine is 3; it must be of type str"):
-        read_config(RewardConfig, {"functions": {"mine": 3}})
+        RewardConfig.read({"functions": {"mine": 3}}, "rewards")
 
 
 def test_the_code_is_not_run_where_it_is_named(tmp_path):

@@ -18,7 +18,7 @@ def serve():
     def start(script, **settings):
         servers.append(FakeJudge(script))
         settings = {"backoff_s": 0.01, "timeout_s": 60.0, **settings}
-        return servers[-1], ReasoningJudge(JudgeConfig(servers[-1].url, "m", **settings))
+        return servers[-1], ReasoningJudge(JudgeConfig(base_url=servers[-1].url, model="m", **settings))
 
     yield start
     for server in servers:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from rewards import isolation
-from rewards.config import GuardConfig
+from rewards.config import SandboxConfig
 from rewards.isolation import Guard
 from rewards.sandbox import clean_environment, landlock_abi
 from tests.rewards.mischief import SECRETS, mischief
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENT = GuardConfig(timeout_s=60.0, batch_timeout_s=120.0, memory_gib=1.0)
+PATIENT = SandboxConfig(timeout_s=60.0, batch_timeout_s=120.0, memory_gib=1.0)
 needs_landlock = pytest.mark.skipif(not landlock_abi(), reason="this kernel has no Landlock")
 
 
@@ -76,7 +76,7 @@ def test_what_is_written_after_a_call_does_not_become_the_next_reply(call):
 def test_memory_has_a_limit(call):
     values, failures = call("allocate", "honest", target=2 << 30)
     assert (values, failures) == ([None, 1.0], ["MemoryError:"])
-    assert call("allocate", target=2 << 30, config=GuardConfig(timeout_s=60.0, memory_gib=None)) == ([0.0], [])
+    assert call("allocate", target=2 << 30, config=SandboxConfig(timeout_s=60.0, memory_gib=None)) == ([0.0], [])
 
 
 @pytest.mark.parametrize("word", ["setsid", "orphan"])
@@ -90,7 +90,7 @@ def test_nothing_that_a_function_starts_outlives_it(call, word):
 
 def test_nor_does_it_outlive_a_function_that_hangs(call, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    config = GuardConfig(timeout_s=5.0, batch_timeout_s=120.0)
+    config = SandboxConfig(timeout_s=5.0, batch_timeout_s=120.0)
     pids = []
     worker = threading.Thread(target=lambda: pids.append(written(tmp_path)))
     worker.start()
@@ -113,10 +113,10 @@ def written(folder):
 CALLER = """
 import os, signal, sys
 from rewards import isolation
-from rewards.config import GuardConfig
+from rewards.config import SandboxConfig
 from rewards.isolation import Guard
 from tests.rewards.mischief import mischief
-guard = Guard(mischief, "mischief", GuardConfig(timeout_s=60.0))
+guard = Guard(mischief, "mischief", SandboxConfig(timeout_s=60.0))
 ((value,), _) = guard([""], ["orphan"], target=[""])
 print(round(value * 2**31), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -73,7 +73,7 @@ def test_a_run_serves_its_judge_and_starts_it_again(folder, tmp_path, monkeypatc
         settings = JudgeServerConfig(path=str(folder), max_model_len=1024, kv_cache_gib=0.25)
         address = cluster.serve_judge(settings)
         monkeypatch.setenv(JUDGE_URL, address)
-        judge = Judge(JudgeConfig(f"${JUDGE_URL}", JUDGE_MODEL, max_tokens=400, timeout_s=120))
+        judge = Judge(JudgeConfig(base_url=f"${JUDGE_URL}", model=JUDGE_MODEL, max_tokens=400, timeout_s=120))
         rewards, _, failures = judge([Question("How many blocks are red?", "two", "two")] * 4)
         # Random weights have no opinion, but the server holds them to the form of a verdict.
         assert any(reward is not None and 0 <= reward <= 1 for reward in rewards), failures
@@ -86,5 +86,6 @@ def test_a_run_serves_its_judge_and_starts_it_again(folder, tmp_path, monkeypatc
         cluster.close()
     wait_until(lambda: not servers())
     monkeypatch.delenv(JUDGE_URL)
-    with_reason = Judge(JudgeConfig(f"${JUDGE_URL}", JUDGE_MODEL, retries=0))([Question("a", "b", "c")])[2]
+    config = JudgeConfig(base_url=f"${JUDGE_URL}", model=JUDGE_MODEL, retries=0)
+    with_reason = Judge(config)([Question("a", "b", "c")])[2]
     assert JUDGE_URL in str(with_reason[0]) and os.environ.get(JUDGE_URL) is None

@@ -137,7 +137,9 @@ def test_a_server_answers_an_image_chat_request_of_a_plain_openai_client(vlm, fo
         video = [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}]
         with pytest.raises(BadRequestError, match="(?i)video"):
             client.chat.completions.create(model="lab", messages=[{"role": "user", "content": video}], max_tokens=1)
-        _check_judge(JudgeConfig(f"http://127.0.0.1:{port}/v1", "lab", max_tokens=400, retries=1, timeout_s=120))
+        _check_judge(
+            JudgeConfig(base_url=f"http://127.0.0.1:{port}/v1", model="lab", max_tokens=400, retries=1, timeout_s=120)
+        )
     finally:
         server.terminate()
         server.wait(60)

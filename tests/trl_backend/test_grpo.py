@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -145,7 +144,7 @@ VARIANTS: list[dict[str, Any]] = [
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda item: "-".join(map(str, item.values())) or "default")
 def test_the_first_steps_are_the_learners(changes: dict[str, Any], tmp_path: Path) -> None:
-    options = replace(GRPOOptions(num_generations=SIZE, max_completion_length=32), **changes)
+    options = GRPOOptions(**{"num_generations": SIZE, "max_completion_length": 32} | changes)
     optimiser = Optimiser(lr=2e-4, steps=3 * options.num_iterations, warmup=2, weight_decay=0.1)
     run = Run(tmp_path, 3, options, optimiser)
     check_same(run, 3, options, optimiser)
