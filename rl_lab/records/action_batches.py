@@ -12,7 +12,6 @@ from itertools import compress
 from typing import Any
 
 import numpy as np
-import torch
 
 from algos.batch import FlowBatch
 from algos.chunks import Timing
@@ -33,23 +32,36 @@ TRUTH_LIMIT = 3.0
 
 
 @dataclass
-class Demonstrations:
-    """Every recorded state of some episodes with the expert's next H commands."""
+class States:
+    """N states of preference pairs with the chunks to prefer and to avoid; of demonstrations both are the expert's."""
 
     frames: np.ndarray
-    """All recorded views, uint8 [F, 3, S, S, 3]."""
+    """All views that any state sees, uint8 [F, 3, S, S, 3]."""
     seen: np.ndarray
     """Frames that the policy sees in each state, int64 [N, K], the present one last; -1 is black."""
     poses: np.ndarray
     """Measured `ee` poses, [N, 16]."""
     instructions: list[str]
-    actions: np.ndarray
+    winner: np.ndarray
     """Commanded chunks, [N, H, 16]."""
-    truth: np.ndarray | None
-    """Ground truth standardised within its task, zero-padded to the longest, float32 [N, n]; None without any."""
+    loser: np.ndarray
+    """Commanded chunks, [N, H, 16]; equal to `winner` where `identical`."""
+    identical: np.ndarray
+    """bool [N]."""
+    from_loser: np.ndarray
+    """The state lies on the loser's segment, bool [N]."""
+    pair: np.ndarray
+    """Number of the pair, int64 [N]; every state of a demonstration is one."""
+    weight_version: np.ndarray
+    """int64 [N]."""
 
     def __len__(self) -> int:
         return len(self.poses)
+
+    def select(self, mask: np.ndarray) -> States:
+        """The states where the mask, bool [N], is true, and all frames."""
+        whole: dict[str, Any] = {"frames": self.frames, "instructions": list(compress(self.instructions, mask))}
+        return States(**whole, **{name: value[mask] for name, value in vars(self).items() if name not in whole})
 
 
 def standardised_truth(episodes: Sequence[Episode]) -> np.ndarray | None:
@@ -82,18 +94,23 @@ def join_frames(frames: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> tup
     return np.concatenate(frames), np.concatenate(numbers)
 
 
-def demonstrations(episodes: Sequence[Episode], timing: Timing) -> Demonstrations:
-    """The states of demonstration episodes, in order."""
-    chunks = [timing.chunks(episode.poses, episode.actions, episode.frame_steps) for episode in episodes]
+def demonstrations(episodes: Sequence[Episode], timing: Timing) -> States:
+    """Every recorded state of demonstration episodes with the expert's next H commands, in order."""
+    chunks = np.concatenate([timing.chunks(one.poses, one.actions, one.frame_steps) for one in episodes])
     seen = [np.stack([timing.frames(step, one.frame_steps) for step in one.frame_steps]) for one in episodes]
     frames, numbers = join_frames([np.asarray(episode.images) for episode in episodes], seen)
-    return Demonstrations(
+    count = len(chunks)
+    return States(
         frames=frames,
         seen=numbers,
         poses=np.concatenate([episode.poses[episode.frame_steps] for episode in episodes]),
         instructions=[episode.instruction for episode in episodes for _ in episode.frame_steps],
-        actions=np.concatenate(chunks),
-        truth=standardised_truth(episodes),
+        winner=chunks,
+        loser=chunks,
+        identical=np.ones(count, dtype=bool),
+        from_loser=np.zeros(count, dtype=bool),
+        pair=np.arange(count),
+        weight_version=np.zeros(count, dtype=np.int64),
     )
 
 
@@ -108,46 +125,12 @@ def fit_processor(config: HyVLAConfig, episodes: Sequence[Episode], timing: Timi
     return PolicyProcessor(config, load_tokenizer(), stats)
 
 
-def flow_batch(demos: Demonstrations, processor: PolicyProcessor) -> FlowBatch:
+def flow_batch(demos: States, processor: PolicyProcessor) -> FlowBatch:
     """All demonstrations as one batch, from which each step selects its rows."""
     return FlowBatch(
         observation=processor.batch(demos.frames, demos.poses, demos.instructions, demos.seen),
-        actions=processor.encode(demos.actions, demos.poses),
-        truth=None if demos.truth is None else torch.from_numpy(demos.truth),
+        actions=processor.encode(demos.winner, demos.poses),
     )
-
-
-@dataclass
-class PairStates:
-    """States of preference pairs with the chunks to prefer and to avoid, for any number of pairs."""
-
-    frames: np.ndarray
-    """All views that any state sees, uint8 [F, 3, S, S, 3]."""
-    seen: np.ndarray
-    """As in `Demonstrations`, [N, K]."""
-    poses: np.ndarray
-    """Measured `ee` poses, [N, 16]."""
-    instructions: list[str]
-    winner: np.ndarray
-    """Commanded chunks, [N, H, 16]."""
-    loser: np.ndarray
-    """Commanded chunks, [N, H, 16]; equal to `winner` where `identical`."""
-    identical: np.ndarray
-    """bool [N]."""
-    from_loser: np.ndarray
-    """The state lies on the loser's segment, bool [N]."""
-    pair: np.ndarray
-    """Number of the pair, int64 [N]."""
-    weight_version: np.ndarray
-    """int64 [N]."""
-
-    def __len__(self) -> int:
-        return len(self.poses)
-
-    def select(self, mask: np.ndarray) -> PairStates:
-        """The states where the mask, bool [N], is true, and all frames."""
-        whole: dict[str, Any] = {"frames": self.frames, "instructions": list(compress(self.instructions, mask))}
-        return PairStates(**whole, **{name: value[mask] for name, value in vars(self).items() if name not in whole})
 
 
 def _tuples(pair: PreferencePair, timing: Timing, mode: Mode) -> Tuples:
@@ -188,7 +171,7 @@ def _seen_frames(pair: PreferencePair, tuples: Tuples, timing: Timing) -> tuple[
     return np.concatenate(sources)[shown], seen
 
 
-def pair_states(pairs: Sequence[PreferencePair], timing: Timing, mode: Mode) -> PairStates:
+def pair_states(pairs: Sequence[PreferencePair], timing: Timing, mode: Mode) -> States:
     """Smooth Interpolation of every pair; states of a pair stay together, in the order of the pairs.
 
     Every control step of a round is a command, whatever the stride of recorded demonstrations. UserError for a pair
@@ -202,7 +185,7 @@ def pair_states(pairs: Sequence[PreferencePair], timing: Timing, mode: Mode) -> 
     def column(name: str) -> np.ndarray:
         return np.concatenate([getattr(tuples, name) for tuples in parts])
 
-    return PairStates(
+    return States(
         frames=frames,
         seen=seen,
         poses=column("start"),

@@ -21,7 +21,7 @@ from envs.types import PreferencePair
 from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
-from rl_lab.records.action_batches import Demonstrations, PairStates, flow_batch, join_frames, pair_states
+from rl_lab.records.action_batches import States, flow_batch, join_frames, pair_states
 from rl_lab.seeding import stream
 
 SIDE_STATES = 4
@@ -103,49 +103,30 @@ class TrajectoryData:
         )
 
 
-def demonstration_data(demos: Demonstrations, processor: PolicyProcessor, batch_size: int, seed: int) -> StateData:
+def demonstration_data(demos: States, processor: PolicyProcessor, batch_size: int, seed: int) -> StateData:
     """All demonstration states, read in shuffled passes."""
     return StateData(flow_batch(demos, processor), MixedSampler([len(demos)], [1.0], batch_size, seed))
 
 
-def _as_states(demos: Demonstrations) -> PairStates:
-    """Demonstrations as identical pairs, one "pair" a state."""
-    count = len(demos)
-    return PairStates(
-        frames=demos.frames,
-        seen=demos.seen,
-        poses=demos.poses,
-        instructions=demos.instructions,
-        winner=demos.actions,
-        loser=demos.actions,
-        identical=np.ones(count, dtype=bool),
-        from_loser=np.zeros(count, dtype=bool),
-        pair=np.arange(count),
-        weight_version=np.zeros(count, dtype=np.int64),
-    )
-
-
-def _recorded(states: PairStates) -> PairStates:
+def _recorded(states: States) -> States:
     """Every state with what was done there, winner or loser alike."""
     chunk = np.where(states.from_loser[:, None, None], states.loser, states.winner)
     return replace(states, winner=chunk, loser=chunk, identical=np.ones(len(states), dtype=bool))
 
 
-def _for_method(method: Method, states: PairStates) -> PairStates:
+def _for_method(method: Method, states: States) -> States:
     """The rows of a buffer as a method sees them."""
     if method.rows == "winners":
         return states.select(~states.from_loser)
     return _recorded(states) if method.rows in ("trajectories", "labelled") else states
 
 
-def _labelled(states: PairStates) -> PairStates:
+def _labelled(states: States) -> States:
     """The same rows with an indicator in their instruction."""
     return replace(states, instructions=condition_instructions(states.instructions, ~states.from_loser))
 
 
-def _preference_batch(
-    buffers: Sequence[PairStates], sources: Sequence[int], processor: PolicyProcessor
-) -> PreferenceBatch:
+def _preference_batch(buffers: Sequence[States], sources: Sequence[int], processor: PolicyProcessor) -> PreferenceBatch:
     """The rows of all buffers, normalised, in order; `sources` numbers the buffers as `PreferenceBatch.source` does."""
     poses = np.concatenate([states.poses for states in buffers])
     texts = [text for states in buffers for text in states.instructions]
@@ -164,7 +145,7 @@ def _preference_batch(
     )
 
 
-def _members(buffers: Sequence[PairStates]) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[int]]:
+def _members(buffers: Sequence[States]) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[int]]:
     """Rows of both sides of every pair, numbered through the buffers, and the number of pairs of each buffer."""
     members, sizes, start = [], [], 0
     for states in buffers:
@@ -181,7 +162,7 @@ def _members(buffers: Sequence[PairStates]) -> tuple[list[tuple[np.ndarray, np.n
 def preference_data(
     method: Method,
     rounds: Sequence[Sequence[PreferencePair]],
-    demos: Demonstrations,
+    demos: States,
     processor: PolicyProcessor,
     timing: Timing,
     *,
@@ -200,7 +181,7 @@ def preference_data(
     collected = {NEW: rounds[-1], OLDER: older, RANKED: ranked}
     states = {
         source: pair_states(pairs, timing, method.interpolation) for source, pairs in collected.items() if pairs
-    } | {DEMONSTRATIONS: _as_states(demos)}
+    } | {DEMONSTRATIONS: demos}
     sources = sorted(states)
     buffers = [_for_method(method, states[source]) for source in sources]
     ratios = mix if method.fixed_ratios else None

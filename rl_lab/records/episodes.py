@@ -10,7 +10,7 @@ What a set of episodes holds: counts and lengths, and the mean and deviation of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,13 +28,16 @@ from rl_lab.records.checks import DAMAGE, read_arrays
 from rl_lab.records.labels import ARRAYS, BEFORE, SEGMENTS, Labels, labels_of, read_labels
 from rl_lab.stats import Moments
 
+READERS: Mapping[str, Any] = {"robotwin": robotwin, "lerobot": lerobot_read}
+"""Modules that read episodes which others recorded, by format: `read_episode`, `read_images` and `episode_place`."""
+
 
 @dataclass(frozen=True)
 class StoredImages:
     """Stands for `Episode.images`, uint8 [N, 3, S, S, 3]: has a length, can be indexed, and becomes an array."""
 
     format: str
-    """"robotwin" or "lerobot"."""
+    """Of READERS."""
     path: str
     """The HDF5 file, or the folder of the dataset."""
     episode: int
@@ -56,9 +59,7 @@ class StoredImages:
         """The frames of these numbers, read now; BrokenEpisodeError if they are no longer there."""
         numbers = np.atleast_1d(np.arange(self.count)[numbers])
         wanted, places = np.unique(numbers, return_inverse=True)
-        if self.format == "robotwin":
-            return robotwin.read_images(Path(self.path), wanted, self.image_size)[places]
-        return lerobot_read.read_images(Path(self.path), self.episode, wanted, self.image_size)[places]
+        return READERS[self.format].read_images(Path(self.path), self.episode, wanted, self.image_size)[places]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[np.arange(self.count)]

@@ -7,8 +7,8 @@ others are scaled to fit squares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache, partial
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,9 @@ from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.checks import (
     BrokenEpisodeError,
     Problem,
-    Report,
     episode_problems,
     naming_episode,
     read_frames,
-    sound_episodes,
 )
 from rl_lab.records.labels import read_labels
 from rl_lab.records.lerobot_tables import EpisodeRow, Info, read_info, read_rows, read_tasks
@@ -174,20 +172,18 @@ def _read(folder: Path, number: int, name: str, image_size: int, decode: bool) -
     return episode
 
 
-def read_episode(folder: Path, episode: int, image_size: int = 224, decode: bool = True) -> Episode:
+def read_episode(
+    folder: Path, episode: int, image_size: int, save_freq: int, split: str, decode: bool = True
+) -> Episode:
     """One episode by its index, without `decode` with its last image in the place of all; BrokenEpisodeError with what
-    is wrong with it."""
+    is wrong with it. The dataset says itself what RoboTwin's `save_freq` and `split` would."""
     name = f"{folder}, episode {episode}"
     with naming_episode(name):
         return _read(folder, episode, name, image_size, decode)
 
 
-def episode_reads(folder: Path, image_size: int = 224) -> list[Callable[[], Episode]]:
-    """One call for each episode of a dataset."""
+def find_episodes(folder: Path) -> tuple[list[int], float]:
+    """Indices of a dataset's episodes, and its rate in hertz."""
     _tables.cache_clear()  # of a folder that may have been changed since
-    return [partial(read_episode, folder, number, image_size) for number in _tables(folder)[1]]
-
-
-def read_lerobot(folder: Path, report: Report | None = None, image_size: int = 224) -> Iterator[Episode]:
-    """Episodes of a dataset in order; broken ones are raised, or left out where `report` is given."""
-    return sound_episodes(episode_reads(folder, image_size), report)
+    info, rows, _ = _tables(folder)
+    return list(rows), info.fps

@@ -12,9 +12,7 @@ The command of step t is the pose of frame t + 1, as in RoboTwin's converters. Q
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from rl_lab.errors import UserError
 from rl_lab.files import files_below
 from rl_lab.pictures import open_picture, to_rgb
 from rl_lab.reading import parse_json, read_text
-from rl_lab.records.checks import BrokenEpisodeError, Problem, Report, episode_problems, naming_episode, sound_episodes
+from rl_lab.records.checks import BrokenEpisodeError, Problem, episode_problems, naming_episode
 
 PHYSICS_HZ = 250
 SAVE_FREQ = 15
@@ -195,7 +193,7 @@ def _instruction(file: EpisodeFile, handle: h5py.File, split: str) -> str:
     return text
 
 
-def episode_place(path: Path) -> tuple[str, str, int]:
+def episode_place(path: Path, _: int = 0) -> tuple[str, str, int]:
     """Task, variant and environment seed of an episode's file, as what lies beside it tells."""
     (file,) = find_episodes(path)
     return file.task, file.variant, _seed(file)
@@ -247,11 +245,11 @@ def _read(file: EpisodeFile, handle: h5py.File, image_size: int, save_freq: int,
     return episode
 
 
-def read_episode(
-    file: EpisodeFile, image_size: int = 224, save_freq: int = SAVE_FREQ, split: str = "seen", decode: bool = True
-) -> Episode:
-    """One demonstration, without `decode` with black images; BrokenEpisodeError with all that is wrong with it."""
-    with naming_episode(str(file.path)), h5py.File(file.path, "r") as handle:
+def read_episode(path: Path, _: int, image_size: int, save_freq: int, split: str, decode: bool = True) -> Episode:
+    """The demonstration of a file, without `decode` with black images; BrokenEpisodeError with all that is wrong with
+    it."""
+    (file,) = find_episodes(path)
+    with naming_episode(str(path)), h5py.File(path, "r") as handle:
         return _read(file, handle, image_size, save_freq, split, decode)
 
 
@@ -261,29 +259,10 @@ def _camera_keys(handle: h5py.File) -> list[str]:
     return [f"observation/{camera}/rgb" for camera in CAMERAS]
 
 
-def read_images(path: Path, frames: np.ndarray, image_size: int) -> np.ndarray:
+def read_images(path: Path, _: int, frames: np.ndarray, image_size: int) -> np.ndarray:
     """Some frames of a file, uint8 [n, 3, S, S, 3]; BrokenEpisodeError if they cannot be read."""
     with naming_episode(str(path), int(frames[0])):
         with h5py.File(path, "r") as handle:
             # The bytes first: h5py has one lock for all threads, decoding has none.
             stored = [[handle[key][int(frame)] for key in _camera_keys(handle)] for frame in frames]
         return np.stack([np.stack([decode_image(data, image_size) for data in views]) for views in stored])
-
-
-def episode_reads(
-    folder: Path, image_size: int = 224, save_freq: int = SAVE_FREQ, split: str = "seen"
-) -> list[Callable[[], Episode]]:
-    """One call for each episode of a data folder."""
-    return [partial(read_episode, file, image_size, save_freq, split) for file in find_episodes(folder)]
-
-
-def read_robotwin(
-    folder: Path,
-    *,
-    image_size: int = 224,
-    save_freq: int = SAVE_FREQ,
-    split: str = "seen",
-    report: Report | None = None,
-) -> Iterator[Episode]:
-    """Demonstrations of a data folder in order; broken ones are raised, or left out where `report` is given."""
-    return sound_episodes(episode_reads(folder, image_size, save_freq, split), report)

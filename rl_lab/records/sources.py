@@ -23,7 +23,7 @@ from envs.types import Episode, PreferencePair
 from rl_lab.errors import UserError
 from rl_lab.files import read_json_lines
 from rl_lab.reading import read_text
-from rl_lab.records import lerobot_read, lerobot_tables, pairs, robotwin
+from rl_lab.records import lerobot_read, pairs, robotwin
 from rl_lab.records.checks import (
     BrokenEpisodeError,
     Problem,
@@ -34,8 +34,8 @@ from rl_lab.records.checks import (
     pair_problems,
     sound_episodes,
 )
-from rl_lab.records.episodes import INDEX_FILE, StoredImages, read_episodes, read_pairs
-from rl_lab.records.lerobot_tables import read_info, read_rows
+from rl_lab.records.episodes import INDEX_FILE, READERS, StoredImages, read_episodes, read_pairs
+from rl_lab.records.lerobot_tables import INFO_PATH
 from rl_lab.records.lerobot_write import correction
 
 TABLETOP_HZ = 12.5
@@ -70,23 +70,22 @@ def open_source(folder: Path, *, image_size: int, save_freq: int, split: str, hz
 def _source(folder: Path, image_size: int, save_freq: int, split: str, hz: float | None) -> Source:
     if not folder.exists():
         raise UserError(f"{folder} does not exist")
-    if (folder / lerobot_tables.INFO_PATH).exists():
-        return Source("lerobot", read_info(folder).fps, lerobot_read.episode_reads(folder, image_size))
-    if (folder / pairs.INFO_FILE).exists():
+    is_lerobot = (folder / INFO_PATH).exists()
+    if not is_lerobot and (folder / pairs.INFO_FILE).exists():
         return _pairs_source("pairs", pairs.read_info(folder).hz, pairs.pair_reads(folder))
-    if (folder / INDEX_FILE).exists():
+    if not is_lerobot and (folder / INDEX_FILE).exists():
         return _lab_source(folder, hz)
-    if folder.is_file() or robotwin.episode_paths(folder):
-        reads = robotwin.episode_reads(folder, image_size, save_freq, split)
-        return Source("robotwin", robotwin.control_hz(save_freq), reads)
+    if is_lerobot or folder.is_file() or robotwin.episode_paths(folder):
+        found, rate = _recordings(folder, save_freq, split, image_size)
+        return Source("lerobot" if is_lerobot else "robotwin", rate, [recording.load for recording in found])
     raise UserError(
-        f"{folder} holds no episodes: expected RoboTwin's episode*.hdf5, {lerobot_tables.INFO_PATH} of a "
+        f"{folder} holds no episodes: expected RoboTwin's episode*.hdf5, {INFO_PATH} of a "
         f"LeRobotDataset, {pairs.INFO_FILE} of a set of pairs, or the lab's {INDEX_FILE}"
     )
 
 
-def _pairs_source(kind: str, hz: float, pairs: Sequence[Callable[[], PreferencePair]]) -> Source:
-    return Source(kind, hz, [partial(_chosen, read) for read in pairs], pairs)
+def _pairs_source(kind: str, hz: float, reads: Sequence[Callable[[], PreferencePair]]) -> Source:
+    return Source(kind, hz, [partial(_chosen, read) for read in reads], reads)
 
 
 def _chosen(read: Callable[[], PreferencePair]) -> Episode:
@@ -177,7 +176,7 @@ class Recording:
     """One episode of a file, not read yet."""
 
     format: str
-    """"robotwin" or "lerobot"."""
+    """Of `rl_lab.records.episodes.READERS`."""
     path: Path
     """The HDF5 file, or the folder of the dataset."""
     episode: int
@@ -186,10 +185,15 @@ class Recording:
     split: str
     image_size: int
 
+    def load(self, decode: bool = True) -> Episode:
+        """The episode; without `decode` not all of its images. BrokenEpisodeError with what is wrong with it."""
+        reader = READERS[self.format]
+        return reader.read_episode(self.path, self.episode, self.image_size, self.save_freq, self.split, decode)
+
     def read(self) -> tuple[Episode | None, list[Problem]]:
         """The episode, with every image decoded once and left in its file; or what is wrong with it."""
         try:
-            episode = self._read()
+            episode = self.load()
         except BrokenEpisodeError as error:
             return None, error.problems
         count = len(episode.images)
@@ -200,7 +204,7 @@ class Recording:
     def problems(self) -> list[Problem]:
         """What is wrong with it as far as that is seen without decoding all its images."""
         try:
-            self._read(decode=False)
+            self.load(decode=False)
         except BrokenEpisodeError as error:
             return error.problems
         return []
@@ -208,17 +212,22 @@ class Recording:
     def place(self) -> tuple[str, str, int] | None:
         """Task, variant and environment seed; None where its files do not tell, or cannot be read."""
         try:
-            if self.format == "robotwin":
-                return robotwin.episode_place(self.path)
-            return lerobot_read.episode_place(self.path, self.episode)
+            return READERS[self.format].episode_place(self.path, self.episode)
         except (UserError, ValueError):
             return None
 
-    def _read(self, decode: bool = True) -> Episode:
-        if self.format == "robotwin":
-            (file,) = robotwin.find_episodes(self.path)
-            return robotwin.read_episode(file, self.image_size, self.save_freq, self.split, decode)
-        return lerobot_read.read_episode(self.path, self.episode, self.image_size, decode)
+
+def _recordings(
+    path: Path, save_freq: int, split: str, image_size: int, index: Path | None = None
+) -> tuple[list[Recording], float]:
+    """All episodes of a LeRobotDataset or of RoboTwin's data, and their rate in hertz."""
+    rest = (save_freq, split, image_size)
+    if (path / INFO_PATH).exists():
+        numbers, hz = lerobot_read.find_episodes(path)
+        return [Recording("lerobot", path, number, *rest) for number in numbers], hz
+    files = [file.path for file in robotwin.find_episodes(path)]
+    kept = files if index is None else clean_files(files, index)
+    return [Recording("robotwin", file, 0, *rest) for file in kept], robotwin.control_hz(save_freq)
 
 
 def find_recordings(
@@ -235,16 +244,8 @@ def find_recordings(
     for path in paths:
         if not path.exists():
             raise UserError(f"there is no {path}; name RoboTwin's data folder or a LeRobotDataset")
-        rest = (save_freq, split, image_size)
-        if (path / lerobot_tables.INFO_PATH).is_file():
-            info = read_info(path)
-            rates[path] = info.fps
-            found += [Recording("lerobot", path, row.number, *rest) for row in read_rows(path, info)]
-        else:
-            rates[path] = robotwin.control_hz(save_freq)
-            files = [file.path for file in robotwin.find_episodes(path)]
-            kept = files if index is None else clean_files(files, index)
-            found += [Recording("robotwin", file, 0, *rest) for file in kept]
+        some, rates[path] = _recordings(path, save_freq, split, image_size, index)
+        found += some
     (first, hz), *others = rates.items()
     for path, rate in others:
         if not abs(rate - hz) <= RATE_TOLERANCE * hz:

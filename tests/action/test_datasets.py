@@ -12,7 +12,7 @@ from envs.se3 import decode_pose, encode_pose
 from rl_lab.errors import UserError
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from rl_lab.records.action_batches import demonstrations, fit_processor, flow_batch, pair_states
+from rl_lab.records.action_batches import demonstrations, fit_processor, flow_batch, pair_states, standardised_truth
 from rl_lab.records.action_datasets import SIDE_STATES, demonstration_data, encode_rows, preference_data
 from tests.support.episodes import episode, images, pair
 
@@ -42,23 +42,23 @@ def build(name, demos, processor, rounds=1, batch_size=40):
 
 def test_demonstration_chunks_are_the_next_commands_padded_with_the_last(demos):
     recorded = episode(1)
-    np.testing.assert_array_equal(demos.actions[2], recorded.actions[2 : 2 + HORIZON])
-    np.testing.assert_array_equal(demos.actions[14], np.repeat(recorded.actions[14:], HORIZON, axis=0))
+    np.testing.assert_array_equal(demos.winner[2], recorded.actions[2 : 2 + HORIZON])
+    np.testing.assert_array_equal(demos.winner[14], np.repeat(recorded.actions[14:], HORIZON, axis=0))
 
 
 def test_chunks_survive_normalisation_and_back(demos, processor):
-    chunks = processor.encode(demos.actions, demos.poses)
+    chunks = processor.encode(demos.winner, demos.poses)
     decoded = processor.decode(chunks.numpy(), demos.poses)
-    np.testing.assert_allclose(decoded[..., :3], demos.actions[..., :3], atol=1e-6)
-    np.testing.assert_allclose(encode_pose(decoded), encode_pose(demos.actions), atol=1e-5)
+    np.testing.assert_allclose(decoded[..., :3], demos.winner[..., :3], atol=1e-6)
+    np.testing.assert_allclose(encode_pose(decoded), encode_pose(demos.winner), atol=1e-5)
     np.testing.assert_allclose(encode_pose(decode_pose(encode_pose(decoded))), encode_pose(decoded), atol=1e-9)
 
 
 def test_truth_is_standardised_within_each_task_and_padded():
-    mixed = demonstrations([episode(1, truth_size=4), episode(2, truth_size=2, task="lift_pot")], TIMING)
-    assert mixed.truth.shape == (30, 4) and np.abs(mixed.truth).max() <= 3
-    np.testing.assert_allclose(mixed.truth[:15].mean(0), 0, atol=0.1)
-    assert not mixed.truth[15:, 2:].any()
+    truth = standardised_truth([episode(1, truth_size=4), episode(2, truth_size=2, task="lift_pot")])
+    assert truth.shape == (30, 4) and np.abs(truth).max() <= 3
+    np.testing.assert_allclose(truth[:15].mean(0), 0, atol=0.1)
+    assert not truth[15:, 2:].any()
 
 
 def test_interpolated_states_carry_the_images_of_their_step():

@@ -24,12 +24,12 @@ from rl_lab.model.checkpoint import publish, read_info
 from rl_lab.records.action_batches import fit_processor
 from rl_lab.records.episodes import read_episodes, write_episodes
 from rl_lab.records.lerobot_write import write_lerobot
-from rl_lab.records.robotwin import read_robotwin
 from rl_lab.records.sources import find_recordings
 from rl_lab.records.streaming import DemonstrationStream
 from rl_lab.run import main
 from rl_lab.stages.kinds import KINDS, stage_functions
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
+from tests.support.episodes import read_folder
 from tests.support.robotwin_files import write_classic, write_trajectory
 
 RECIPE = ModelConfig(
@@ -62,14 +62,14 @@ def test_robotwin_images_stay_in_their_files_and_come_back_the_same(tmp_path, wr
     write(tmp_path / "raw", 0, steps=STEPS)
     (recording,), hz = found(tmp_path / "raw")
     episode, problems = recording.read()
-    whole = next(read_robotwin(tmp_path / "raw", image_size=64))
+    whole = next(read_folder(tmp_path / "raw", image_size=64))
     assert problems == [] and hz == pytest.approx(250 / 15) and len(episode.images) == STEPS
     np.testing.assert_array_equal(np.asarray(episode.images), whole.images)
     np.testing.assert_array_equal(episode.images[np.array([5, 2, 5])], whole.images[[5, 2, 5]])
 
 
 def test_lerobot_images_are_read_one_by_one(tmp_path, raw):
-    episodes = list(read_robotwin(raw, image_size=64))
+    episodes = list(read_folder(raw, image_size=64))
     write_lerobot(tmp_path / "set", episodes, 250 / 15)
     recordings, _ = found(tmp_path / "set", raw)
     assert [recording.format for recording in recordings] == ["lerobot"] * 3 + ["robotwin"] * 3
@@ -82,13 +82,13 @@ def test_lerobot_images_are_read_one_by_one(tmp_path, raw):
 
 def test_another_image_size_is_the_simulators_scaling(tmp_path, raw):
     (recording, *_), _ = found(raw, image_size=32)
-    native = next(read_robotwin(raw, image_size=32))
+    native = next(read_folder(raw, image_size=32))
     assert recording.read()[0].images.shape == (STEPS, 3, 32, 32, 3)
     np.testing.assert_array_equal(fit(native.images[0, 0], 32), native.images[0, 0])
 
 
 def test_sets_of_different_rates_are_refused(tmp_path, raw):
-    write_lerobot(tmp_path / "set", read_robotwin(raw, image_size=32), 10)
+    write_lerobot(tmp_path / "set", read_folder(raw, image_size=32), 10)
     with pytest.raises(UserError, match="has 10.00 frames a second but .* has 16.67"):
         found(tmp_path / "set", raw)
     with pytest.raises(UserError, match="there is no .*nowhere"):
@@ -96,7 +96,7 @@ def test_sets_of_different_rates_are_refused(tmp_path, raw):
 
 
 def test_the_numbers_survive_the_stage_without_the_images(demos, raw):
-    for read, written in zip(read_episodes(demos), read_robotwin(raw, image_size=64), strict=True):
+    for read, written in zip(read_episodes(demos), read_folder(raw, image_size=64), strict=True):
         np.testing.assert_array_equal(read.poses, written.poses)
         assert read.instruction == written.instruction and read.truth is None
     assert sum(path.stat().st_size for path in demos.glob("*.npz")) < 20_000

@@ -11,7 +11,7 @@ from rl_lab.data import main
 from rl_lab.records.action_batches import pair_states
 from rl_lab.records.checks import command_problems, pose_problems
 from rl_lab.records.episodes import read_pairs, write_episodes, write_pairs
-from rl_lab.records.lerobot_read import read_lerobot
+from tests.support.episodes import read_folder
 
 
 def grippers(ee):
@@ -45,7 +45,7 @@ def test_lerobot_is_given_what_was_executed(tmp_path, learned_episodes):
     stored = np.stack(rows["action"])
     assert grippers(commanded).min() < -0.02 and grippers(stored).min() == 0
     np.testing.assert_allclose(stored, executed(commanded), atol=1e-6)
-    for read, written in zip(read_lerobot(tmp_path / "set"), learned_episodes, strict=True):
+    for read, written in zip(read_folder(tmp_path / "set"), learned_episodes, strict=True):
         np.testing.assert_allclose(read.poses, written.poses, atol=1e-6)
 
 

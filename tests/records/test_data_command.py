@@ -13,8 +13,7 @@ from envs.se3 import encode_pose, to_relative
 from rl_lab.data import main
 from rl_lab.errors import UserError
 from rl_lab.records.episodes import read_episodes, write_episodes, write_pairs
-from rl_lab.records.lerobot_read import read_lerobot
-from tests.support.episodes import episode, pair
+from tests.support.episodes import episode, pair, read_folder
 from tests.support.robotwin_files import write_classic, write_trajectory
 
 SMALL = ["--image-size", "32"]
@@ -46,7 +45,7 @@ def test_robotwin_becomes_lerobot_becomes_lab(tmp_path, write, capsys):
 def test_pairs_become_corrections(tmp_path):
     write_pairs(tmp_path / "pairs", [pair(1), pair(2)])
     main(["convert", str(tmp_path / "pairs"), str(tmp_path / "set")])
-    assert [read.extra["kind"] for read in read_lerobot(tmp_path / "set")] == ["correction"] * 2
+    assert [read.extra["kind"] for read in read_folder(tmp_path / "set")] == ["correction"] * 2
     assert json.loads((tmp_path / "set/meta/info.json").read_text())["fps"] == 12.5
 
 
@@ -79,7 +78,7 @@ def test_broken_episodes_are_left_out_only_when_asked(broken, tmp_path, capsys):
         main(arguments)
     assert not (tmp_path / "set").exists()
     main([*arguments, "--skip-broken"])
-    assert len(list(read_lerobot(tmp_path / "set"))) == 2
+    assert len(list(read_folder(tmp_path / "set"))) == 2
     assert "skipped: " in capsys.readouterr().err
 
 

@@ -11,9 +11,8 @@ import pytest
 from rl_lab.errors import UserError
 from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.checks import BrokenEpisodeError, read_frames
-from rl_lab.records.lerobot_read import read_lerobot
 from rl_lab.records.lerobot_write import correction, write_lerobot
-from tests.support.episodes import episode, images, pair
+from tests.support.episodes import episode, images, pair, read_folder
 
 HZ = 20
 
@@ -41,7 +40,7 @@ def assert_like(read, written):
 
 def test_episodes_come_back(dataset):
     folder, episodes = dataset
-    for read, written in zip(read_lerobot(folder), episodes, strict=True):
+    for read, written in zip(read_folder(folder), episodes, strict=True):
         assert_like(read, written)
 
 
@@ -51,7 +50,7 @@ def test_a_timestamp_that_is_no_number_is_a_wrong_rate(dataset):
     rows.loc[3, "timestamp"] = np.nan
     rows.to_parquet(file)
     with pytest.raises(BrokenEpisodeError, match="wrong rate: timestamp nan"):
-        list(read_lerobot(dataset[0]))
+        list(read_folder(dataset[0]))
 
 
 def test_the_table_of_episodes_finds_rows_and_frames(dataset):
@@ -85,7 +84,7 @@ def test_at_a_fraction_of_a_hertz_every_episode_has_files_of_its_own(tmp_path, h
         np.testing.assert_allclose(
             [time for time, _ in read_frames(path)], np.arange(written.num_steps) / hz, atol=1e-5
         )
-    for read, written in zip(read_lerobot(tmp_path / "set"), episodes, strict=True):
+    for read, written in zip(read_folder(tmp_path / "set"), episodes, strict=True):
         assert_like(read, written)
 
 
@@ -93,7 +92,7 @@ def test_at_a_fraction_of_a_hertz_every_episode_has_files_of_its_own(tmp_path, h
 def test_the_first_episode_may_be_shorter_than_the_encoders_delay(tmp_path, steps):
     episodes = [episode(1, steps=steps), episode(2)]
     write_lerobot(tmp_path / "set", episodes, HZ)
-    for read, written in zip(read_lerobot(tmp_path / "set"), episodes, strict=True):
+    for read, written in zip(read_folder(tmp_path / "set"), episodes, strict=True):
         assert_like(read, written)
 
 
@@ -104,7 +103,7 @@ def test_older_exports_keep_their_steps_of_images(tmp_path):
     old = "observation.image_step"
     pq.write_table(table.rename_columns([old if name == "frame_step" else name for name in table.column_names]), path)
     info.write_text(info.read_text().replace('"frame_step"', f'"{old}"'))
-    assert_like(next(read_lerobot(tmp_path / "set")), sparse())
+    assert_like(next(read_folder(tmp_path / "set")), sparse())
 
 
 def test_no_name_but_a_pictures_says_image(dataset):
@@ -126,7 +125,7 @@ def test_info_and_statistics_are_those_of_the_data(dataset):
 
 def test_a_correction_is_an_episode_that_says_what_it_corrected(tmp_path):
     write_lerobot(tmp_path / "set", [correction(pair(3))], 12.5)
-    (read,) = read_lerobot(tmp_path / "set")
+    (read,) = read_folder(tmp_path / "set")
     assert_like(read, correction(pair(3)))
     assert read.extra["kind"] == "correction" and read.extra["trigger"] == "tipped"
 
@@ -136,7 +135,7 @@ def test_images_at_some_steps_only_are_held_when_asked(tmp_path):
         write_lerobot(tmp_path / "set", [sparse()], 12.5)
     assert not (tmp_path / "set").exists()
     write_lerobot(tmp_path / "set", [sparse()], 12.5, hold_images=True)
-    assert_like(next(read_lerobot(tmp_path / "set")), sparse())
+    assert_like(next(read_folder(tmp_path / "set")), sparse())
 
 
 def test_full_files_are_followed_by_new_ones(tmp_path, monkeypatch):
@@ -145,7 +144,7 @@ def test_full_files_are_followed_by_new_ones(tmp_path, monkeypatch):
     episodes = [episode(seed) for seed in range(3)]
     write_lerobot(tmp_path / "set", episodes, 10)
     assert len(list((tmp_path / "set/data/chunk-000").iterdir())) == 3
-    for read, written in zip(read_lerobot(tmp_path / "set"), episodes, strict=True):
+    for read, written in zip(read_folder(tmp_path / "set"), episodes, strict=True):
         assert_like(read, written)
 
 
@@ -162,7 +161,7 @@ def test_a_video_cut_short_breaks_its_episodes(dataset):
     path = folder / f"videos/{schema.VIDEO_KEYS[2]}/chunk-000/file-000.mp4"
     path.write_bytes(path.read_bytes()[:500])
     problems = []
-    assert list(read_lerobot(folder, problems.append)) == [] and len(problems) == 2
+    assert list(read_folder(folder, problems.append)) == [] and len(problems) == 2
 
 
 def test_another_version_or_shape_is_one_line(dataset):
@@ -170,8 +169,8 @@ def test_another_version_or_shape_is_one_line(dataset):
     info = json.loads(path.read_text())
     path.write_text(json.dumps(info | {"codebase_version": "v2.1"}))
     with pytest.raises(UserError, match=r"LeRobotDataset v2.1; convert it"):
-        list(read_lerobot(dataset[0]))
+        list(read_folder(dataset[0]))
     info["features"]["action"]["shape"] = [14]
     path.write_text(json.dumps(info))
     with pytest.raises(UserError, match=r"action has shape \[14\], expected \[16\]"):
-        list(read_lerobot(dataset[0]))
+        list(read_folder(dataset[0]))

@@ -17,10 +17,9 @@ import pytest
 
 from rl_lab.data import main
 from rl_lab.records import lerobot_tables as schema
-from rl_lab.records.lerobot_read import read_lerobot
 from rl_lab.records.lerobot_write import correction, write_lerobot
-from rl_lab.records.robotwin import control_hz, read_robotwin
-from tests.support.episodes import episode, pair
+from rl_lab.records.robotwin import control_hz
+from tests.support.episodes import episode, pair, read_folder
 from tests.support.robotwin_files import write_classic
 
 LEROBOT, OLD_LEROBOT = "lerobot[dataset_viz]==0.6.1", "lerobot==0.4.4"
@@ -111,7 +110,7 @@ def test_lerobots_tools_delete_split_and_merge(new_lerobot, tmp_path, hz):
         main(["validate", str(tmp_path / name)])
         actions = np.concatenate([written[number].actions for number in numbers])
         np.testing.assert_allclose(load(new_lerobot, tmp_path / name, tmp_path)["action"], actions, atol=1e-6)
-        for read, number in zip(read_lerobot(tmp_path / name), numbers, strict=True):
+        for read, number in zip(read_folder(tmp_path / name), numbers, strict=True):
             np.testing.assert_allclose(read.actions, written[number].actions, atol=1e-6)
             assert np.abs(read.images.astype(int) - written[number].images).max() <= 8, "encoded twice"
 
@@ -133,12 +132,12 @@ def test_lerobots_loader_reads_what_we_wrote(lerobot_python, tmp_path, kind):
     elif kind == "robotwin":
         for number in range(2):
             write_classic(tmp_path / "raw", number)
-        written, hz = list(read_robotwin(tmp_path / "raw", image_size=64)), control_hz()
+        written, hz = list(read_folder(tmp_path / "raw", image_size=64)), control_hz()
     else:
         written, hz = [correction(pair(1)), correction(pair(2))], 12.5
     write_lerobot(tmp_path / "set", written, hz)
     found = load(lerobot_python, tmp_path / "set", tmp_path)
-    ours = list(read_lerobot(tmp_path / "set"))
+    ours = list(read_folder(tmp_path / "set"))
 
     lengths = [each.num_steps for each in written]
     assert found["episodes"] == len(written) and found["fps"] == pytest.approx(hz)

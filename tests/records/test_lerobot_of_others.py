@@ -12,9 +12,9 @@ import pytest
 from rl_lab.errors import UserError
 from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.checks import BrokenEpisodeError
-from rl_lab.records.lerobot_read import read_images, read_lerobot
+from rl_lab.records.lerobot_read import read_images
 from rl_lab.records.lerobot_write import write_lerobot
-from tests.support.episodes import episode
+from tests.support.episodes import episode, read_folder
 
 HZ = 10
 EPISODES, DATA = "meta/episodes/chunk-000/file-000.parquet", "data/chunk-000/file-000.parquet"
@@ -55,7 +55,7 @@ def film(folder, camera, size, hz=HZ, codec="libx264", frames=6):
 
 
 def first(folder, **options):
-    return next(read_lerobot(folder, **options))
+    return next(read_folder(folder, **options))
 
 
 def test_the_task_index_of_the_rows_is_the_instruction(dataset):

@@ -6,9 +6,9 @@ import pytest
 
 from rl_lab.errors import UserError
 from rl_lab.records.checks import BrokenEpisodeError
-from rl_lab.records.robotwin import control_hz, find_episodes, read_robotwin
+from rl_lab.records.robotwin import control_hz, find_episodes
 from rl_lab.records.sources import find_recordings, open_source, read_index
-from tests.support.episodes import poses
+from tests.support.episodes import poses, read_folder
 from tests.support.robotwin_files import COLOUR, write_classic, write_trajectory
 
 WRITERS = {"classic": write_classic, "trajectory": write_trajectory}
@@ -20,7 +20,7 @@ def layout(request):
 
 
 def read(root, **options):
-    return list(read_robotwin(root, image_size=32, **options))
+    return list(read_folder(root, image_size=32, **options))
 
 
 def change(path, key, edit):
@@ -131,7 +131,7 @@ def test_broken_episodes_are_left_out_only_when_asked_and_reported(tmp_path, lay
 
 def test_a_folder_without_episodes_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"holds no episode0.hdf5 .* meta/info.json"):
-        read(tmp_path)
+        find_recordings([tmp_path], image_size=32, save_freq=15, split="seen")
 
 
 def test_episodes_in_linked_folders_are_found_with_their_names_and_sources(tmp_path, layout):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 
 from envs.se3 import normalize
 from envs.types import Candidates, Episode, PreferencePair, Segment
+from rl_lab.records.checks import Report
+from rl_lab.records.robotwin import SAVE_FREQ
+from rl_lab.records.sources import open_source
 
 SIDE = 64
 
@@ -107,3 +113,15 @@ def sampled_chunks(seed: int, horizon: int = 8, samples: int = 3) -> Candidates:
         progress=np.linspace(0.2, 0.6, samples),
         success=np.zeros(samples, bool),
     )
+
+
+def read_folder(
+    folder: Path,
+    report: Report | None = None,
+    *,
+    image_size: int = 224,
+    save_freq: int = SAVE_FREQ,
+    split: str = "seen",
+) -> Iterator[Episode]:
+    """The episodes of a folder of any format, in order."""
+    return open_source(folder, image_size=image_size, save_freq=save_freq, split=split).episodes(report)
