@@ -11,11 +11,6 @@ from rl_lab.stages.kinds import load_config
 from tests.support.experiments import EXPERIMENTS, RUNS, write_small
 
 
-@pytest.fixture(autouse=True)
-def no_robotwin(monkeypatch):
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
-
-
 def complaint(path: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         load_config(path, overrides)

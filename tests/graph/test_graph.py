@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.nodes import stage_hashes, tree_digest
 from rl_lab.stages.kinds import expand, load_config
-from tests.support.experiments import EXPERIMENTS
+from tests.support.experiments import EXPERIMENTS, differing, hashes
 
 VERSIONS = {"code": "1", "torch": "2"}
 
@@ -16,15 +16,9 @@ def config(*overrides: str) -> RunConfig:
     return load_config(EXPERIMENTS / "flowpro_smoke.yaml", overrides)
 
 
-def hashes(*overrides: str) -> dict[str, str]:
-    loaded = config(*overrides)
-    return stage_hashes(expand(loaded), loaded.seed, VERSIONS)
-
-
 def changed(*overrides: str) -> set[str]:
     """Names of the stages whose hash another setting changes."""
-    before, after = hashes(), hashes(*overrides)
-    return {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    return differing(hashes(config()), hashes(config(*overrides)))
 
 
 def test_a_run_is_demos_sft_and_rounds_of_every_method_then_the_report():
@@ -56,7 +50,7 @@ def test_optimise_gets_all_pairs_so_far_and_the_previous_policy():
 
 
 def test_another_method_shares_demos_sft_base_evaluation_and_the_first_collection():
-    before, after = hashes(), hashes("method=dagger")
+    before, after = hashes(config()), hashes(config("method=dagger"))
     for name in ("demos", "sft", "base.evaluate", "continued_sft.2.evaluate"):
         assert before[name] == after[name]
     assert before["rpro.1.collect"] == after["dagger.1.collect"]
@@ -65,12 +59,12 @@ def test_another_method_shares_demos_sft_base_evaluation_and_the_first_collectio
 
 
 def test_evaluation_settings_change_evaluations_only():
-    assert changed("eval.episodes=7") == {name for name in hashes() if name.endswith("evaluate")}
+    assert changed("eval.episodes=7") == {name for name in hashes(config()) if name.endswith("evaluate")}
 
 
 def test_an_objective_setting_changes_only_its_method_from_its_first_round():
     names = changed("objectives.rpro.beta=0.5")
-    assert names == {name for name in hashes() if name.startswith("rpro.")} - {"rpro.1.collect"}
+    assert names == {name for name in hashes(config()) if name.startswith("rpro.")} - {"rpro.1.collect"}
 
 
 @pytest.mark.parametrize("override", ["workers.simulation=7", "checkpoint_every=3", "wandb=disabled", "name=other"])
@@ -80,7 +74,7 @@ def test_settings_that_change_no_result_change_no_hash(override):
 
 @pytest.mark.parametrize("override", ["seed=1", "demos.episodes=5", "env.variants=[randomized]"])
 def test_settings_of_the_demonstrations_change_everything(override):
-    assert changed(override) == set(hashes())
+    assert changed(override) == set(hashes(config()))
 
 
 def test_rounds_collect_on_different_seeds_even_from_the_same_policy():
@@ -99,15 +93,15 @@ def test_the_content_of_a_checkpoint_enters_the_hash_not_its_path(tmp_path):
     for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text(content)
-    sft = [hashes(f"model.path={tmp_path / name}")["sft"] for name in "abc"]
+    sft = [hashes(config(f"model.path={tmp_path / name}"))["sft"] for name in "abc"]
     assert sft[0] == sft[1] != sft[2]
 
 
 @given(rounds=st.integers(1, 5), controls=st.permutations(["continued_sft", "dagger", "flow_dpo"]))
 def test_hashes_do_not_depend_on_other_methods_or_their_order(rounds, controls):
     loaded = config(f"controls={list(controls)}", f"stages=[demos, sft, {{repeat: {rounds}, of: [collect, optimise]}}]")
-    found = stage_hashes(expand(loaded), 0, VERSIONS)
-    assert found["rpro.1.optimise"] == hashes()["rpro.1.optimise"]
+    found = hashes(loaded)
+    assert found["rpro.1.optimise"] == hashes(config())["rpro.1.optimise"]
     twins = {found[f"{method}.1.collect"] for method in ("rpro", "dagger", "flow_dpo")}
     assert len(twins) == 1
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rl_lab.errors import UserError
-from rl_lab.graph.nodes import Node, stage_hashes
+from rl_lab.graph.nodes import Node
 from rl_lab.graph.plan import seconds
 from rl_lab.stages.kinds import expand, load_config
+from tests.support.experiments import hashes
 
 TEXT = """
 name: joint
@@ -27,10 +28,6 @@ def load(tmp_path):
     path = tmp_path / "joint.yaml"
     path.write_text(TEXT)
     return lambda *overrides: load_config(path, overrides)
-
-
-def hashes(config, seed=0):
-    return stage_hashes(expand(config), seed, {"code": "1"})
 
 
 def test_every_arm_starts_from_the_warm_start_and_both_skills_are_measured(load):

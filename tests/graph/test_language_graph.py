@@ -8,12 +8,12 @@ import pytest
 
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError, run_command
-from rl_lab.graph.nodes import stage_hashes
 from rl_lab.graph.plan import plan_table
 from rl_lab.graph.store import Store
 from rl_lab.stages import preflight
 from rl_lab.stages.kinds import expand, load_config
 from rl_lab.stages.preflight import check_machine
+from tests.support.experiments import differing, hashes
 
 TEXT = """
 name: words
@@ -26,11 +26,6 @@ wandb: disabled
 """
 
 
-@pytest.fixture(autouse=True)
-def no_robotwin(monkeypatch):
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
-
-
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "words.yaml"
@@ -41,16 +36,7 @@ def config(tmp_path):
 @pytest.fixture
 def changed(config):
     """Names of the stages whose hash another setting changes."""
-
-    def names(*overrides: str) -> set[str]:
-        before, after = hashes(config()), hashes(config(*overrides))
-        return {name for name in before.keys() & after.keys() if before[name] != after[name]}
-
-    return names
-
-
-def hashes(loaded: RunConfig) -> dict[str, str]:
-    return stage_hashes(expand(loaded), loaded.seed, {"code": "1"})
+    return lambda *overrides: differing(hashes(config()), hashes(config(*overrides)))
 
 
 ALL = {"questions", "cold_start", "base.examine"}
@@ -141,7 +127,7 @@ def test_without_a_cold_start_the_checkpoint_of_the_config_is_what_is_trained(co
     stages = "stages=[questions, examine, grpo]"
     found = [hashes(config(stages, f"model.path={tmp_path / folder}")) for folder in "abc"]
     assert found[0] == found[1]
-    assert {name for name in found[0] if found[0][name] != found[2][name]} == TRAINED | {"base.examine"}
+    assert differing(found[0], found[2]) == TRAINED | {"base.examine"}
     nodes = {node.name: node for node in expand(config(stages, f"model.path={tmp_path / 'a'}"))}
     assert nodes["base.examine"].inputs == nodes["frontier.1.grpo"].inputs == {"questions": "questions"}
 

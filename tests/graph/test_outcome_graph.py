@@ -6,22 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError
-from rl_lab.graph.nodes import Node, stage_hashes
 from rl_lab.rollouts.reward_model import MODEL_FILE
 from rl_lab.stages import preflight
-from rl_lab.stages.kinds import expand
+from tests.support.experiments import differing, hashes, nodes
 from tests.support.pipelines import pipeline
 from tests.trl_backend.builders import make_folder
-
-
-def nodes(config: RunConfig) -> dict[str, Node]:
-    return {node.name: node for node in expand(config)}
-
-
-def hashes(config: RunConfig) -> dict[str, str]:
-    return stage_hashes(expand(config), config.seed, {"code": "1"})
 
 
 def answers(run: Path, text: str = "an answer") -> Path:
@@ -86,7 +76,7 @@ def test_a_reward_model_decides_by_the_content_of_its_folder(tmp_path):
         return hashes(pipeline(tmp_path, "[questions, cold_start, grpo]", rewards))
 
     before, after = found("a"), found("b")
-    assert {name.rpartition(".")[2] for name in before if before[name] != after[name]} == {"grpo"}
+    assert {name.rpartition(".")[2] for name in differing(before, after)} == {"grpo"}
 
 
 @pytest.mark.parametrize(

@@ -5,26 +5,12 @@ from __future__ import annotations
 import pytest
 
 from rl_lab.config.load import dump_config
-from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError
-from rl_lab.graph.nodes import Node, stage_hashes
 from rl_lab.graph.plan import plan_table
 from rl_lab.graph.store import Store
 from rl_lab.stages.kinds import expand, load_config
+from tests.support.experiments import differing, hashes, nodes
 from tests.support.pipelines import CYCLE, FRONT, WHOLE, pipeline
-
-
-@pytest.fixture(autouse=True)
-def no_robotwin(monkeypatch):
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
-
-
-def nodes(config: RunConfig) -> dict[str, Node]:
-    return {node.name: node for node in expand(config)}
-
-
-def hashes(config: RunConfig) -> dict[str, str]:
-    return stage_hashes(expand(config), config.seed, {"code": "1"})
 
 
 def test_a_pipeline_is_one_chain_of_models_with_examinations_and_gates(tmp_path):
@@ -98,7 +84,7 @@ def test_a_teacher_that_is_there_is_taken_by_its_content(tmp_path):
     stages = f"[{FRONT}, teacher, distill]"
     found = [hashes(pipeline(tmp_path, stages, f"teacher.model.path={tmp_path / folder}")) for folder in "abc"]
     assert found[0] == found[1]
-    assert {name for name in found[0] if found[0][name] != found[2][name]} == {"teacher", "distill"}
+    assert differing(found[0], found[2]) == {"teacher", "distill"}
     assert nodes(pipeline(tmp_path, stages, f"teacher.model.path={tmp_path / 'a'}"))["teacher"].kind == "teacher"
 
 
@@ -180,15 +166,15 @@ def test_a_setting_changes_the_stage_that_reads_it_and_what_follows(tmp_path, ov
 def test_a_gates_settings_change_the_gate_and_what_follows(tmp_path):
     stages = f"[{FRONT}, grpo, examine, {{gate: {{rise: %s}}}}, rft]"
     first, second = (hashes(pipeline(tmp_path, stages % rise)) for rise in (0.0, 0.1))
-    assert {name for name in first if first[name] != second[name]} == {"grpo.gate", "rft.traces", "rft"}
+    assert differing(first, second) == {"grpo.gate", "rft.traces", "rft"}
 
 
 def test_a_gate_makes_no_other_set_of_questions_and_no_training_anew(tmp_path):
     without = hashes(pipeline(tmp_path, f"[{FRONT}, grpo, rft, examine]", "questions.development=0"))
     gated = hashes(pipeline(tmp_path, f"[{FRONT}, grpo, rft, examine, gate]"))
-    assert {name for name in without if without[name] != gated[name]} == {"base.examine", "rft.examine"}
+    assert differing(without, gated) == {"base.examine", "rft.examine"}
     more = hashes(pipeline(tmp_path, f"[{FRONT}, grpo, rft, examine, gate]", "questions.development=30"))
-    changed = {name for name in more if more[name] != gated[name]}
+    changed = differing(more, gated)
     assert changed == {"development", "base.examine", "rft.examine", "rft.gate"}
     assert gated["development"] == hashes(pipeline(tmp_path, WHOLE, "questions.train=99"))["development"]
 

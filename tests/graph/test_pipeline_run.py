@@ -16,11 +16,6 @@ BRANCH = f"[{FRONT}, grpo, examine, {{gate: {{otherwise: [rft, examine]}}}}, tea
 STOP = f"[{FRONT}, grpo, examine, {{gate: {{otherwise: stop}}}}, rft, examine, teacher, distill]"
 
 
-@pytest.fixture(autouse=True)
-def no_robotwin(monkeypatch):
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
-
-
 def model(folder: RunFolder, node: str) -> str:
     """Name of the training whose model a node's output holds."""
     place = "grpo" if (folder.path / "grpo" / node).is_dir() else "checkpoints"

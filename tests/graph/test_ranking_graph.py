@@ -4,9 +4,8 @@ import pytest
 import yaml
 
 from rl_lab.errors import UserError
-from rl_lab.graph.nodes import stage_hashes
-from rl_lab.stages.kinds import expand, load_config
-from tests.support.experiments import EXPERIMENTS
+from rl_lab.stages.kinds import load_config
+from tests.support.experiments import EXPERIMENTS, differing, hashes, nodes
 
 SWEEP = yaml.safe_load((EXPERIMENTS / "reward_ablation_actions_smoke.yaml").read_text())
 SWEEP["replicates"] = 2
@@ -33,14 +32,6 @@ def rankings(**changes):
     return SWEEP["sweep"] | {"rankings": SWEEP["sweep"]["rankings"] | changes}
 
 
-def nodes(config):
-    return {node.name: node for node in expand(config)}
-
-
-def hashes(config):
-    return stage_hashes(expand(config), config.seed, {"code": "1"})
-
-
 def test_variants_share_everything_that_does_not_depend_on_the_reward(load):
     found = nodes(load())
     for name in VARIANTS:
@@ -56,14 +47,14 @@ def test_variants_share_everything_that_does_not_depend_on_the_reward(load):
 
 def test_another_ranking_trains_only_its_own_variant_anew(load):
     before, after = hashes(load()), hashes(load(sweep=rankings(progress={"weights": {"progress": 1.0}, "margin": 0.3})))
-    changed = {name for name in before if before[name] != after[name]}
+    changed = differing(before, after)
     assert changed == {f"progress.{seed}.{kind}" for seed in (1, 2) for kind in ("rank", "optimise", "evaluate")}
 
 
 def test_another_share_makes_no_pairs_anew(load):
     ranking = SWEEP["sweep"]["rankings"]["progress"] | {"share": 0.25}
     before, after = hashes(load()), hashes(load(sweep=rankings(progress=ranking)))
-    changed = {name for name in before if before[name] != after[name]}
+    changed = differing(before, after)
     assert changed == {f"progress.{seed}.{kind}" for seed in (1, 2) for kind in ("optimise", "evaluate")}
 
 

@@ -8,13 +8,12 @@ import yaml
 from rl_lab import run
 from rl_lab.errors import UserError
 from rl_lab.graph.executor import StageError
-from rl_lab.graph.nodes import stage_hashes
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.reports.sweep import expected_power
 from rl_lab.reports.sweep_page import power_text
 from rl_lab.stages import preflight
 from rl_lab.stages.kinds import expand, load_config
-from tests.support.experiments import EXPERIMENTS, FakeStages, executor, statuses
+from tests.support.experiments import EXPERIMENTS, FakeStages, differing, executor, hashes, statuses
 
 SWEEP = {
     "baseline": "verifier",
@@ -59,15 +58,9 @@ def test_variants_train_on_their_own_reward_and_are_examined_by_one(write):
 
 
 def test_another_variant_changes_the_hash_of_no_other_stage(write):
-    def hashes(**changes):
-        config = load_config(write(**changes))
-        return stage_hashes(expand(config), config.seed, {"code": "1"})
-
-    before = hashes()
     variants = SWEEP["variants"] | {"form": {"weights": {"answer": 2.0, "format": 1.0}}}
-    after = hashes(sweep=SWEEP | {"variants": variants})
-    changed = {name for name in before if before[name] != after[name]}
-    assert changed == {f"form.{seed}.{kind}" for seed in (1, 2) for kind in ("grpo", "examine")}
+    before, after = (hashes(load_config(write(sweep=sweep))) for sweep in (SWEEP, SWEEP | {"variants": variants}))
+    assert differing(before, after) == {f"form.{seed}.{kind}" for seed in (1, 2) for kind in ("grpo", "examine")}
 
 
 def test_a_variant_that_fails_stops_no_other_and_runs_again_alone(tmp_path, write):
@@ -92,15 +85,12 @@ def test_a_function_that_changes_changes_the_hash(tmp_path, write):
     mine = tmp_path / "mine.py"
     sweep = SWEEP | {"variants": {"verifier": {}, "mine": {"weights": {"mine": 1}, "functions": {"mine": f"{mine}:f"}}}}
 
-    def hashes(value):
+    def found(value):
         mine.write_text(f"def f(prompts, completions, **columns):\n    return [{value}] * len(completions)\n")
-        config = load_config(write(sweep=sweep))
-        return stage_hashes(expand(config), config.seed, {"code": "1"})
+        return hashes(load_config(write(sweep=sweep)))
 
-    before, after = hashes(0.1), hashes(0.2)
-    assert {name for name in before if before[name] != after[name]} == {
-        f"mine.{seed}.{kind}" for seed in (1, 2) for kind in ("grpo", "examine")
-    }
+    changed = {f"mine.{seed}.{kind}" for seed in (1, 2) for kind in ("grpo", "examine")}
+    assert differing(found(0.1), found(0.2)) == changed
 
 
 def test_a_variant_whose_function_is_not_there_is_named_before_the_start(write, monkeypatch):

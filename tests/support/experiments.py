@@ -13,7 +13,7 @@ from rl_lab import run as run_command
 from rl_lab.config.schema import RunConfig
 from rl_lab.files import write_whole
 from rl_lab.graph.executor import Executor
-from rl_lab.graph.nodes import stage_hashes
+from rl_lab.graph.nodes import Node, stage_hashes
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.graph.stage import StageContext
 from rl_lab.graph.store import Store
@@ -78,6 +78,21 @@ class FakeStages:
 
     def functions(self) -> dict:
         return dict.fromkeys(KINDS, self.run) | {"report": self.report}
+
+
+def nodes(config: RunConfig) -> dict[str, Node]:
+    """The graph of a run, by name."""
+    return {node.name: node for node in expand(config)}
+
+
+def hashes(config: RunConfig) -> dict[str, str]:
+    """Content hash of every stage."""
+    return stage_hashes(expand(config), config.seed, VERSIONS)
+
+
+def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    """Names of the stages whose hash is another one, or that are no more."""
+    return {name for name in before if before[name] != after.get(name)}
 
 
 def executor(config: RunConfig, stages: Any, folder: RunFolder, store: Path, versions: Any = VERSIONS) -> Executor:
