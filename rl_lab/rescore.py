@@ -27,7 +27,7 @@ from rl_lab.graph.run_folder import CONFIG_FILE, STAGES_FILE, StagesFile
 from rl_lab.reading import fit, read_as, read_yaml
 from rl_lab.records.item_files import ItemFile
 from rl_lab.rollouts.answering import make_rewards
-from rl_lab.rollouts.rescore_answers import Agreement, rescore
+from rl_lab.rollouts.rescore_answers import OrderAgreement, rescore
 
 FLIPS_SHOWN = 3
 
@@ -192,7 +192,7 @@ def _number(value: float | None) -> str:
     return "constant" if value is None else f"{value:+.2f}"
 
 
-def _nothing(node: str, found: Agreement) -> str:
+def _nothing(node: str, found: OrderAgreement) -> str:
     """Why the answers of a training cannot be compared."""
     if found.first_failure is None:
         return f"{node}: no answer has a reward under both; {found.unscored} have one under one of them"
@@ -200,7 +200,7 @@ def _nothing(node: str, found: Agreement) -> str:
     return f"{node}: no answer could be scored, {calls} calls failed, the first: {found.first_failure}; mend the reward"
 
 
-def _lines(node: str, found: Agreement) -> list[str]:
+def _lines(node: str, found: OrderAgreement) -> list[str]:
     """What the terminal shows of one training."""
     lines = [
         f"{node}: {found.answers} answers in {found.groups} groups"

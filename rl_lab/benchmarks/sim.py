@@ -33,14 +33,14 @@ ROUNDS = 10
 
 
 @dataclass(frozen=True)
-class Recording:
+class Replay:
     """One expert episode: actions [T, 16] and the snapshots [T + 1] around them."""
 
     actions: np.ndarray
     snapshots: list[bytes]
 
 
-def record_episode(env: TabletopEnv) -> Recording:
+def record_episode(env: TabletopEnv) -> Replay:
     """Run the expert to success from a fixed seed."""
     env.reset(seed=SEED)
     actions, snapshots = [], [env.save()]
@@ -48,10 +48,10 @@ def record_episode(env: TabletopEnv) -> Recording:
         actions.append(env.expert_action())
         env.advance(actions[-1])
         snapshots.append(env.save())
-    return Recording(np.array(actions), snapshots)
+    return Replay(np.array(actions), snapshots)
 
 
-def physics_steps(recording: Recording) -> Iterator[None]:
+def physics_steps(recording: Replay) -> Iterator[None]:
     """Each item is one control step's worth of bare `mj_step` under the recorded joint targets."""
     model = compile_scene(TASKS[TASK]().objects_xml(), False)
     data = mujoco.MjData(model)
@@ -68,7 +68,7 @@ def physics_steps(recording: Recording) -> Iterator[None]:
             yield
 
 
-def control_steps(env: TabletopEnv, recording: Recording, images: bool) -> Iterator[None]:
+def control_steps(env: TabletopEnv, recording: Replay, images: bool) -> Iterator[None]:
     """Each item is one `advance`, followed by a three-camera observation if `images`; the episode repeats."""
     while True:
         env.load(recording.snapshots[0])
@@ -79,7 +79,7 @@ def control_steps(env: TabletopEnv, recording: Recording, images: bool) -> Itera
             yield
 
 
-def observations(env: TabletopEnv, recording: Recording) -> Iterator[None]:
+def observations(env: TabletopEnv, recording: Replay) -> Iterator[None]:
     """Each item renders the three cameras half-way through the episode."""
     env.load(recording.snapshots[0])
     for action in recording.actions[: len(recording.actions) // 2]:
@@ -89,7 +89,7 @@ def observations(env: TabletopEnv, recording: Recording) -> Iterator[None]:
         yield
 
 
-def save_and_load(env: TabletopEnv, recording: Recording) -> Iterator[None]:
+def save_and_load(env: TabletopEnv, recording: Replay) -> Iterator[None]:
     """Each item is one `save` and one `load`."""
     env.load(recording.snapshots[0])
     while True:

@@ -100,7 +100,7 @@ class TRLRun:
 
     def run(self) -> None:
         """Train to the end."""
-        from rl_lab.trl_backend.grpo import Step, notice, train_grpo  # here, because it imports TRL
+        from rl_lab.trl_backend.grpo import Generation, notice, train_grpo  # here, because it imports TRL
         from rl_lab.trl_backend.trainer import Settings
 
         self.context.say(notice(self.context.node.params["curriculum"]["scheme"]))
@@ -108,7 +108,7 @@ class TRLRun:
         means: dict[str, float] = {}
         failures, watch = RewardFailures(self.context), Watch(self.context)
 
-        def record(step: Step) -> None:
+        def record(step: Generation) -> None:
             groups, first_failures = with_rewards(step.groups, step.breakdown)
             failures.check(step.number, groups, first_failures)
             groups = with_advantages(groups, self.options.scale_rewards)

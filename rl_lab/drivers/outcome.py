@@ -21,7 +21,7 @@ from rl_lab.learner.outcome import (
     LABELS_FILE,
     SPLITS,
     TRUTH,
-    OutcomeLabels,
+    LabelledCompletions,
     OutcomePlan,
     answer_pairs,
     label_answers,
@@ -32,7 +32,7 @@ from rl_lab.learner.plans import optimiser
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import QUESTIONS_FILE, stores
 from rl_lab.rollouts.answering import policy_folder
-from rl_lab.rollouts.reward_model import KIND, MODEL_FILE, OutcomeModel, Question, TextClassifier, load_member
+from rl_lab.rollouts.reward_model import KIND, MODEL_FILE, OutcomeModel, QuestionInput, TextClassifier, load_member
 from rl_lab.seeding import integer
 from rl_lab.training.dataset import train
 from rl_lab.workers.cluster import Cluster
@@ -82,7 +82,7 @@ def outcome_model(cluster: Cluster, context: StageContext) -> None:
     """Calibrate the members, examine the model, and put it together as `rewards.models` reads it."""
     settings, labels = context.config.outcome, context.inputs["labels"]
     folders = [context.inputs[f"member.{number}"] for number in range(1, settings.members + 1)]
-    answers, items = OutcomeLabels.load(labels / LABELS_FILE), ItemFile(labels / ITEMS_FILE)
+    answers, items = LabelledCompletions.load(labels / LABELS_FILE), ItemFile(labels / ITEMS_FILE)
     model = OutcomeModel([load_member(folder) for folder in folders], [Platt()] * len(folders))
     fitted, test = answers.of("calibration"), answers.of("test")
     model.platts = _platts(_logits(context, model, items, fitted, "calibration"), fitted, settings.threshold)
@@ -108,7 +108,7 @@ def outcome_model(cluster: Cluster, context: StageContext) -> None:
     context.log(settings.steps, **{f"outcome/test_{name}": value for name, value in numbers.items()})
 
 
-def _questions(items: ItemFile, answers: OutcomeLabels, *, blank: bool = False) -> list[Question]:
+def _questions(items: ItemFile, answers: LabelledCompletions, *, blank: bool = False) -> list[QuestionInput]:
     """Text and pictures of each answer's question; answers to one question share the tuple of its pictures."""
     read = {row: items[row] for row in np.unique(answers.row).tolist()}
     grey = {row: tuple(np.full_like(image, 128) for image in item.images) for row, item in read.items()}
@@ -120,7 +120,7 @@ def _logits(
     context: StageContext,
     model: OutcomeModel,
     items: ItemFile,
-    answers: OutcomeLabels,
+    answers: LabelledCompletions,
     name: str,
     *,
     blank: bool = False,
@@ -134,7 +134,7 @@ def _logits(
     return np.concatenate(parts, axis=1)
 
 
-def _platts(logits: np.ndarray, answers: OutcomeLabels, threshold: float) -> list[Platt]:
+def _platts(logits: np.ndarray, answers: LabelledCompletions, threshold: float) -> list[Platt]:
     correct = (answers.truth >= threshold).astype(np.float64)
     try:
         return [fit_platt(row, correct) for row in logits]
@@ -143,7 +143,7 @@ def _platts(logits: np.ndarray, answers: OutcomeLabels, threshold: float) -> lis
 
 
 def _measures(
-    model: OutcomeModel, logits: np.ndarray, answers: OutcomeLabels, items: ItemFile, threshold: float
+    model: OutcomeModel, logits: np.ndarray, answers: LabelledCompletions, items: ItemFile, threshold: float
 ) -> dict[str, Any]:
     scenes = [items.record(row)["scene"] for row in answers.row.tolist()]
     found = examine(model.probabilities(logits), answers.truth, threshold, answers.row, scenes)
@@ -153,7 +153,7 @@ def _measures(
 
 
 def _blank(
-    context: StageContext, model: OutcomeModel, items: ItemFile, answers: OutcomeLabels, threshold: float
+    context: StageContext, model: OutcomeModel, items: ItemFile, answers: LabelledCompletions, threshold: float
 ) -> dict[str, Any]:
     """The same answers beside grey pictures: what the model knows without looking."""
     logits = _logits(context, model, items, answers, "grey pictures", blank=True)
@@ -184,7 +184,7 @@ def trl_classifier(context: StageContext, labels: Path, items: Path, seed: int) 
 
     settings = context.config.outcome
     torch.set_num_threads(settings.threads)
-    answers, questions = OutcomeLabels.load(labels).of("train"), ItemFile(items)
+    answers, questions = LabelledCompletions.load(labels).of("train"), ItemFile(items)
     units, order = training_rows(answers, settings, seed)
     classifier = TextClassifier.load(Path(settings.classifier), seed)
 

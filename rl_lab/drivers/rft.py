@@ -25,7 +25,7 @@ from algos.curriculum.items import Array
 from algos.rft import RFTOptions, band_reason, num_correct
 from rewards.judge import MalformedVerdictError, ReasoningJudge, Trace, reference_text
 from rl_lab.config.language import TracesConfig
-from rl_lab.drivers.rft_selection import RFT_FILE, Judge, RFTSelection, RFTSummary
+from rl_lab.drivers.rft_selection import RFT_FILE, RFTSelection, RFTSummary, TraceScorer
 from rl_lab.drivers.trl import _trl_sft
 from rl_lab.errors import RunError, UserError
 from rl_lab.graph.stage import StageContext
@@ -51,7 +51,7 @@ it has not scored any yet and no reply of it was there to be read."""
 
 
 class TraceJudge:
-    """A `Judge` of `rl_lab.drivers.rft_selection`, over the judge's endpoint."""
+    """A `TraceScorer` of `rl_lab.drivers.rft_selection`, over the judge's endpoint."""
 
     def __init__(self, judge: ReasoningJudge, items: ItemFile) -> None:
         self.judge, self.items = judge, items
@@ -183,7 +183,7 @@ def partial_share(rewards: Array, options: RFTOptions) -> float:
     return float(np.mean([band_reason(num_correct(row, options), len(row), options) is None for row in known]))
 
 
-def select_traces(context: StageContext, options: RFTOptions, judge: Judge | None, step: int) -> RFTSummary:
+def select_traces(context: StageContext, options: RFTOptions, judge: TraceScorer | None, step: int) -> RFTSummary:
     """Choose from all stored traces of the stage; logs what became of them as the line of `step`.
 
     Says so, and raises an alarm, where all traces of the items of one reward type were dropped.

@@ -45,9 +45,9 @@ SELECTION_COLUMNS = ("judge_score", "kept", "why_dropped")
 CHUNK = 512
 """Rollouts that are read or judged, and items that are chosen from, at a time."""
 
-Progress = Callable[[str, int, int], None]
+Tell = Callable[[str, int, int], None]
 """Told the name of a pass, and how many of how many steps or items it has done."""
-Judge = Callable[[Sequence[RolloutRow]], Sequence[float | None]]
+TraceScorer = Callable[[Sequence[RolloutRow]], Sequence[float | None]]
 """Scores of traces, each a row with the columns JUDGED; None: no score."""
 JUDGED = ("step", "item", "group", "sample", "prompt", "completion", "reward")
 READ = ("item", "completion", "tokens", "finished", "reward")
@@ -83,7 +83,7 @@ class RFTSelection:
     """One selection over stored steps, begun or taken up again. One process at a time."""
 
     def __init__(
-        self, run: Path, options: RFTOptions, judge: Judge | None = None, steps: Iterable[int] | None = None
+        self, run: Path, options: RFTOptions, judge: TraceScorer | None = None, steps: Iterable[int] | None = None
     ) -> None:
         """`steps`: those to choose from, None for all. UserError for a judge without a least score or the reverse, no
         rollouts, steps with the columns, and a selection that was begun with other options or steps."""
@@ -95,7 +95,7 @@ class RFTSelection:
         if not self._begun(wanted):
             self._begin(wanted)
 
-    def finish(self, progress: Progress = lambda name, done, total: None) -> RFTSummary:
+    def finish(self, progress: Tell = lambda name, done, total: None) -> RFTSummary:
         """Do all that is left. Calling it again does nothing more. `progress` hears of each step; it may raise to stop
         here and go on another time."""
         with closing(connect(self.path)) as db:
@@ -121,7 +121,7 @@ class RFTSelection:
         state: int,
         work: Callable[[sqlite3.Connection, int], None],
         name: str,
-        progress: Progress,
+        progress: Tell,
     ) -> None:
         """A pass over the steps that are in this state."""
         steps = _steps(db, state)
@@ -242,7 +242,7 @@ class RFTSelection:
                     yield place, row
             first += batch.num_rows
 
-    def _choose(self, db: sqlite3.Connection, progress: Progress) -> None:
+    def _choose(self, db: sqlite3.Connection, progress: Tell) -> None:
         """Pass 3: items in the order of their ids."""
         (total,) = db.execute("SELECT COUNT(*) FROM items").fetchone()
         for start in itertools.count(step=CHUNK):

@@ -44,7 +44,7 @@ COLUMNS = ("item", "completion", "rewards")
 
 
 @dataclass(frozen=True)
-class OutcomeLabels:
+class LabelledCompletions:
     """N answers with their true rewards."""
 
     row: np.ndarray
@@ -58,14 +58,14 @@ class OutcomeLabels:
     def __len__(self) -> int:
         return len(self.completion)
 
-    def of(self, split: str) -> OutcomeLabels:
+    def of(self, split: str) -> LabelledCompletions:
         """Those of a split."""
         return self.take(np.flatnonzero(self.split == SPLITS.index(split)))
 
-    def take(self, places: np.ndarray) -> OutcomeLabels:
+    def take(self, places: np.ndarray) -> LabelledCompletions:
         """Those at these places."""
         texts = [self.completion[place] for place in places.tolist()]
-        return OutcomeLabels(self.row[places], texts, self.truth[places], self.split[places])
+        return LabelledCompletions(self.row[places], texts, self.truth[places], self.split[places])
 
     def save(self, path: Path) -> None:
         """Write them, whole or not at all."""
@@ -73,7 +73,7 @@ class OutcomeLabels:
         write_file(path, lambda file: pq.write_table(pa.table(columns), file))
 
     @classmethod
-    def load(cls, path: Path) -> OutcomeLabels:
+    def load(cls, path: Path) -> LabelledCompletions:
         """What `save` wrote."""
         table = pq.read_table(path, use_threads=False)
         row, truth, split = (table[name].to_numpy() for name in ("row", "truth", "split"))
@@ -96,7 +96,7 @@ def scene_splits(scenes: Sequence[str], shares: tuple[float, float], seed: int) 
 
 def label_answers(
     folders: Sequence[Path], items: ItemFile, shares: tuple[float, float], seed: int
-) -> tuple[OutcomeLabels, int]:
+) -> tuple[LabelledCompletions, int]:
     """All answers of the stores with their true rewards, and how many have none (a judge or verifier failed).
 
     UserError without answers, for one to an unknown question, and where scenes are too few to split.
@@ -120,7 +120,7 @@ def label_answers(
     except ValueError as error:
         raise UserError(f"outcome: {error}") from error
     split = np.array([splits[scenes[row]] for row in rows])
-    return OutcomeLabels(np.array(rows), texts, np.array(truths), split), unknown
+    return LabelledCompletions(np.array(rows), texts, np.array(truths), split), unknown
 
 
 def _stored(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -130,7 +130,7 @@ def _stored(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield from store.read(steps=[step], columns=COLUMNS)
 
 
-def answer_pairs(answers: OutcomeLabels, margin: float, most: int, seed: int) -> list[tuple[int, int]]:
+def answer_pairs(answers: LabelledCompletions, margin: float, most: int, seed: int) -> list[tuple[int, int]]:
     """Places (better, worse) of answers to the same question whose true rewards differ by `margin` or more.
 
     At most `most` a question, drawn without replacement; equal texts make no pair.
@@ -184,7 +184,7 @@ def hidden_size(found: LanguageModel) -> int:
 class OutcomeData:
     """Batches of labelled answers, or of pairs; see `rl_lab.records.action_datasets.Dataset`."""
 
-    rows: OutcomeLabels
+    rows: LabelledCompletions
     items: ItemFile
     units: list[tuple[int, ...]]
     """Places of answers: one, or the better and the worse of a pair."""
@@ -219,7 +219,7 @@ class OutcomeData:
 
 
 def training_rows(
-    answers: OutcomeLabels, settings: OutcomeConfig, seed: int
+    answers: LabelledCompletions, settings: OutcomeConfig, seed: int
 ) -> tuple[list[tuple[int, ...]], list[list[int]]]:
     """Places of the answers to learn from, one, or the better and the worse of a pair; and the units of each step.
 
@@ -253,7 +253,7 @@ class OutcomePlan(DataPlan):
 
     def data(self, processor: HunYuanVLMoTProcessor) -> OutcomeData:
         """The batches of every step. UserError without anything to learn from."""
-        answers = OutcomeLabels.load(self.labels).of("train")
+        answers = LabelledCompletions.load(self.labels).of("train")
         units, order = training_rows(answers, self.settings, self.seed)
         return OutcomeData(answers, ItemFile(self.items), units, order, processor, self.settings.threshold)
 

@@ -179,12 +179,12 @@ def check_rate(name: str, hz: float) -> float:
     return hz
 
 
-Report = Callable[[Problem], None]
+OnProblem = Callable[[Problem], None]
 
 Record = TypeVar("Record")
 
 
-def sound_episodes(reads: Iterable[Callable[[], Record]], report: Report | None = None) -> Iterator[Record]:
+def sound_episodes(reads: Iterable[Callable[[], Record]], report: OnProblem | None = None) -> Iterator[Record]:
     """Episodes or pairs in order; the first broken one is raised, or all are reported to `report` and left out."""
     for read in reads:
         try:

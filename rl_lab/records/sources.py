@@ -26,8 +26,8 @@ from rl_lab.reading import read_text
 from rl_lab.records import lerobot_read, pairs, robotwin
 from rl_lab.records.checks import (
     BrokenEpisodeError,
+    OnProblem,
     Problem,
-    Report,
     check_rate,
     episode_problems,
     naming_episode,
@@ -54,7 +54,7 @@ class Source:
     pairs: Sequence[Callable[[], PreferencePair]] | None = None
     """Where the folder holds pairs."""
 
-    def episodes(self, report: Report | None = None) -> Iterator[Episode]:
+    def episodes(self, report: OnProblem | None = None) -> Iterator[Episode]:
         """In order; broken ones are raised, or left out where `report` is given."""
         return sound_episodes(self.reads, report)
 

@@ -15,16 +15,16 @@ from rl_lab.rollouts.collect import kept
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.simulation import REJECTED, Unit, evaluation_groups
 
-EpisodeRow = dict[str, Any]
+ResultRow = dict[str, Any]
 
 
 @dataclass
 class Evaluation:
     """What came of it."""
 
-    rows: list[EpisodeRow] = field(default_factory=list)
+    rows: list[ResultRow] = field(default_factory=list)
     """Labels of the episodes (see `envs.types.Episode`) and the step limit, by task, variant and seed."""
-    rejected: list[EpisodeRow] = field(default_factory=list)
+    rejected: list[ResultRow] = field(default_factory=list)
     """Task, variant and seed of those that RoboTwin refused on the way, with its reason as `rejected`."""
 
 
@@ -50,7 +50,7 @@ def evaluate_policy(
 
     run = partial(pool.map, submit, check_stop=check_stop)
     for number, (units, wanted) in enumerate(groups):
-        rows: list[EpisodeRow] = []
+        rows: list[ResultRow] = []
         for found in kept(scratch / f"group-{number:03d}", units, run, _write_rows, _read_rows):
             rows += [row for row in found if REJECTED not in row]
             result.rejected += [row for row in found if REJECTED in row]
@@ -66,9 +66,9 @@ def evaluate_policy(
     return result
 
 
-def _write_rows(folder: Path, result: Iterable[EpisodeRow]) -> None:
+def _write_rows(folder: Path, result: Iterable[ResultRow]) -> None:
     write_json_lines(folder / "results.jsonl", result)
 
 
-def _read_rows(folder: Path) -> list[EpisodeRow]:
+def _read_rows(folder: Path) -> list[ResultRow]:
     return read_json_lines(folder / "results.jsonl")

@@ -25,7 +25,7 @@ FLIPS_KEPT = 50
 
 
 @dataclass(order=True)
-class Flip:
+class ChunkFlip:
     """A state in which the new reward prefers the chunk that the old one ranks lower."""
 
     gap: float
@@ -57,7 +57,7 @@ class ChunkAgreement:
     """Made by the new one."""
     reversed: int
     """Pairs of the old reward whose loser the new one ranks higher."""
-    flips: list[Flip] = field(default_factory=list)
+    flips: list[ChunkFlip] = field(default_factory=list)
     """Of these the widest, at most FLIPS_KEPT."""
 
     def as_row(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def compare_scores(
         if before.abstained is None and gap > 0:
             progress = np.where(state.success, 1.0, state.progress)
             truth = float(progress[before.best]), float(progress[after.best])
-            flips.append(Flip(gap, state.task, state.seed, state.step, *truth))
+            flips.append(ChunkFlip(gap, state.task, state.seed, state.step, *truth))
     before, after = (np.concatenate(side) for side in zip(*means, strict=True))
     return ChunkAgreement(
         states=len(states),

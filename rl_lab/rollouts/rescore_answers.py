@@ -31,7 +31,7 @@ SNIPPET = 200
 
 
 @dataclass(order=True)
-class Flip:
+class CompletionFlip:
     """An answer that passes under one reward and not under the other."""
 
     change: float
@@ -46,7 +46,7 @@ class Flip:
 
 
 @dataclass
-class Agreement:
+class OrderAgreement:
     """How two rewards order the same answers."""
 
     answers: int = 0
@@ -69,7 +69,7 @@ class Agreement:
     """Answers that pass under the new reward only."""
     lost: int = 0
     """Answers that passed under the old reward only."""
-    flips: list[Flip] = field(default_factory=list)
+    flips: list[CompletionFlip] = field(default_factory=list)
     """The widest, at most FLIPS_KEPT."""
 
     def as_row(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Agreement:
         return asdict(self)
 
 
-def rescore(folder: Path, questions: ItemFile, rewards: Rewards, threshold: float) -> Agreement:
+def rescore(folder: Path, questions: ItemFile, rewards: Rewards, threshold: float) -> OrderAgreement:
     """Score the rollouts of one training again; an answer passes from `threshold` on.
 
     UserError without rollouts, and for rollouts of items that are not among the questions.
@@ -85,7 +85,7 @@ def rescore(folder: Path, questions: ItemFile, rewards: Rewards, threshold: floa
     store = RolloutStore(folder)
     if not store.steps():
         raise UserError(f"there are no rollouts in {folder}; give a run, or one of its trainings, that has some")
-    found, pairs, taus = Agreement(), [], []
+    found, pairs, taus = OrderAgreement(), [], []
     changed = 0
     for rows, new in _scored(store, questions, rewards, found):
         old = np.array([np.nan if row["reward"] is None else row["reward"] for row in rows])
@@ -110,7 +110,7 @@ def rescore(folder: Path, questions: ItemFile, rewards: Rewards, threshold: floa
 
 
 def _scored(
-    store: RolloutStore, questions: ItemFile, rewards: Rewards, found: Agreement
+    store: RolloutStore, questions: ItemFile, rewards: Rewards, found: OrderAgreement
 ) -> Iterator[tuple[list[RolloutRow], np.ndarray]]:
     """The rows of each group with their new rewards, NaN where there is none; failures are counted in `found`."""
     places = questions.rows_by_id()
@@ -129,7 +129,7 @@ def _scored(
             start += len(members)
 
 
-def _count_failures(found: Agreement, rows: list[RolloutRow], failures: list[Failure]) -> None:
+def _count_failures(found: OrderAgreement, rows: list[RolloutRow], failures: list[Failure]) -> None:
     for name, count in failure_counts(failures).items():
         found.failures[name] = found.failures.get(name, 0) + count
     if failures and found.first_failure is None:
@@ -144,7 +144,9 @@ def _item(questions: ItemFile, places: dict[str, int], item: str, store: Rollout
     return questions[places[item]]
 
 
-def _count_flips(found: Agreement, rows: list[RolloutRow], old: np.ndarray, new: np.ndarray, threshold: float) -> None:
+def _count_flips(
+    found: OrderAgreement, rows: list[RolloutRow], old: np.ndarray, new: np.ndarray, threshold: float
+) -> None:
     """Add a group's flips; of all the widest are kept."""
     for row, before, after in zip(rows, old.tolist(), new.tolist(), strict=True):
         if (before >= threshold) == (after >= threshold):
@@ -152,6 +154,8 @@ def _count_flips(found: Agreement, rows: list[RolloutRow], old: np.ndarray, new:
         found.gained += after >= threshold
         found.lost += after < threshold
         named = {name: row[name] for name in ("step", "item", "group", "sample")}
-        flip = Flip(abs(after - before), old=before, new=after, completion=row["completion"][:SNIPPET], **named)
+        flip = CompletionFlip(
+            abs(after - before), old=before, new=after, completion=row["completion"][:SNIPPET], **named
+        )
         push = heapq.heappush if len(found.flips) < FLIPS_KEPT else heapq.heappushpop
         push(found.flips, flip)

@@ -40,7 +40,7 @@ from rl_lab.seeding import integer
 
 CONFIG_FILE = "config.json"
 
-Question = tuple[str, Sequence[np.ndarray]]
+QuestionInput = tuple[str, Sequence[np.ndarray]]
 """Text and pictures, uint8 [H, W, 3] each."""
 
 
@@ -157,7 +157,7 @@ class TextClassifier:
         return min(self.tokenizer.model_max_length, places or self.tokenizer.model_max_length)
 
     @torch.inference_mode()
-    def scores(self, questions: Sequence[Question], texts: Sequence[str]) -> np.ndarray:
+    def scores(self, questions: Sequence[QuestionInput], texts: Sequence[str]) -> np.ndarray:
         """Of N answers, one to each question: float64 [N]."""
         rows = [self.encode(question, text) for (question, _), text in zip(questions, texts, strict=True)]
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
@@ -177,7 +177,7 @@ class Member(Protocol):
     def to(self, device: str) -> None:
         """Move the weights."""
 
-    def scores(self, questions: Sequence[Question], texts: Sequence[str]) -> np.ndarray:
+    def scores(self, questions: Sequence[QuestionInput], texts: Sequence[str]) -> np.ndarray:
         """Of N answers, one to each question: float64 [N]."""
 
 
@@ -195,7 +195,7 @@ class HeadMember:
         self.head.to(device)
 
     @torch.inference_mode()
-    def scores(self, questions: Sequence[Question], texts: Sequence[str]) -> np.ndarray:
+    def scores(self, questions: Sequence[QuestionInput], texts: Sequence[str]) -> np.ndarray:
         """See `Member`; of answers to one question, with the same pictures, the pictures are encoded once."""
         keys = [(text, id(images)) for text, images in questions]
         first = {key: place for place, key in reversed([*enumerate(keys)])}
@@ -266,7 +266,7 @@ class OutcomeModel:
         for member in members:
             member.to(self.device)
 
-    def logits(self, questions: Sequence[Question], texts: Sequence[str]) -> np.ndarray:
+    def logits(self, questions: Sequence[QuestionInput], texts: Sequence[str]) -> np.ndarray:
         """Scores of N answers, one to each question, by member: float64 [M, N].
 
         Of answers to one question, with the same tuple of pictures, the pictures are encoded once.

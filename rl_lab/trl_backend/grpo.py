@@ -60,7 +60,7 @@ RollOut = Callable[[list[Prompt], Snapshot], list[list[Completion]]]
 
 
 @dataclass(frozen=True)
-class Step:
+class Generation:
     """What one generation brought, for whoever keeps rollouts."""
 
     number: int
@@ -111,7 +111,7 @@ class TRLRollouts:
     processor: HunYuanVLMoTProcessor
     roll_out: RollOut
     rewards: Rewards
-    record: Callable[[Step], None]
+    record: Callable[[Generation], None]
     groups: list[RolloutGroup] = field(default_factory=list)
     """Of the newest generation."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class TRLRollouts:
         columns: dict[str, Any] = reward_columns(items)
         breakdown = self.rewards.breakdown([item.prompt for item in items], texts, **columns)
         self.metrics = breakdown.metrics() | self._own_metrics(breakdown) | {"weight_version": self._version()}
-        self.record(Step(number + 1, self.groups, breakdown))
+        self.record(Generation(number + 1, self.groups, breakdown))
         return breakdown.rewards
 
     def _version(self) -> float:
@@ -212,7 +212,7 @@ def train_grpo(
     rewards: Rewards,
     output: Path,
     log: Log,
-    record: Callable[[Step], None] = lambda step: None,
+    record: Callable[[Generation], None] = lambda step: None,
 ) -> None:
     """Train the VLM in `folder` on a batch of items a step, in the given order, and write it to `output`.
 

@@ -17,7 +17,14 @@ from rewards.config import RewardConfig
 from rl_lab.config.language import OutcomeConfig
 from rl_lab.drivers.outcome import outcome_labels, outcome_model
 from rl_lab.errors import UserError
-from rl_lab.learner.outcome import OutcomeLabels, OutcomePlan, answer_pairs, label_answers, scene_splits, scoring_batch
+from rl_lab.learner.outcome import (
+    LabelledCompletions,
+    OutcomePlan,
+    answer_pairs,
+    label_answers,
+    scene_splits,
+    scoring_batch,
+)
 from rl_lab.learner.plans import Training
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutStore
@@ -75,7 +82,7 @@ def test_no_scene_is_in_two_splits_and_shares_are_kept():
 
 def test_pairs_are_of_one_question_and_differ_in_truth_and_text():
     rows, texts = np.array([0, 0, 0, 1, 1]), ["a", "b", "a", "c", "d"]
-    answers = OutcomeLabels(rows, texts, np.array([1.0, 0.2, 0.1, 0.5, 0.45]), np.zeros(5, int))
+    answers = LabelledCompletions(rows, texts, np.array([1.0, 0.2, 0.1, 0.5, 0.45]), np.zeros(5, int))
     assert answer_pairs(answers, 0.1, most=9, seed=0) == [(0, 1), (1, 2)]
     assert len(answer_pairs(answers, 0.1, most=1, seed=0)) == 1
     assert answer_pairs(answers, 0.0, most=9, seed=0)[-1] == (3, 4)

@@ -9,7 +9,7 @@ import numpy as np
 
 from envs.se3 import normalize
 from envs.types import Candidates, Episode, PreferencePair, Segment
-from rl_lab.records.checks import Report
+from rl_lab.records.checks import OnProblem
 from rl_lab.records.robotwin import SAVE_FREQ
 from rl_lab.records.sources import open_source
 
@@ -117,7 +117,7 @@ def sampled_chunks(seed: int, horizon: int = 8, samples: int = 3) -> Candidates:
 
 def read_folder(
     folder: Path,
-    report: Report | None = None,
+    report: OnProblem | None = None,
     *,
     image_size: int = 224,
     save_freq: int = SAVE_FREQ,

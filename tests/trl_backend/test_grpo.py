@@ -15,7 +15,7 @@ from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.model.checkpoint import CheckpointInfo, read_info
 from rl_lab.records.token_batches import rollout_batch
 from rl_lab.records.types import Sampling, all_completions, filled
-from rl_lab.trl_backend.grpo import RollOut, Step, train_grpo
+from rl_lab.trl_backend.grpo import Generation, RollOut, train_grpo
 from rl_lab.trl_backend.trainer import Settings, load_vlm
 from tests.trl_backend.builders import FixedAnswers, make_folder, make_item
 from tests.trl_backend.engine import engine
@@ -45,7 +45,7 @@ class Run:
         self.folder, self.output = make_folder(tmp / "in"), tmp / "out"
         self.answers = FixedAnswers(self.folder, SIZE)
         self.metrics: dict[int, dict[str, float]] = {}
-        self.records: list[Step] = []
+        self.records: list[Generation] = []
         train_grpo(
             self.folder,
             batches(steps),
