@@ -78,10 +78,10 @@ class Node:
 
 
 class StageKind:
-    """A kind of stage: what it reads, makes and needs, its share of the graph, its checks, its cost and its run.
+    """A kind of stage: what it reads, makes and needs, its share of the graph, its checks and its cost.
 
     One object serves all stages of the kind; what differs between them is in their nodes. Kinds stand in
-    `rl_lab.stages`, where `rl_lab.stages.kinds` names them all.
+    `rl_lab.stages`, where `kinds` names them all and finds what does their work.
     """
 
     name: str
@@ -99,6 +99,10 @@ class StageKind:
     """Whether that can be inspected while it runs."""
     questions_left_out: tuple[str, ...] = GATES_QUESTIONS
     """Settings of questions that it does not depend on: a gate more makes no other set anew."""
+    after: tuple[str, ...] = ()
+    """Stages that must come before it."""
+    start: tuple[str, str] | None = None
+    """Where it starts from a model: the stage that makes one, and what that is; else model.path must be given."""
     of_actions = False
     """Whether it cannot be part of a run on language."""
     is_joint = False
@@ -108,23 +112,23 @@ class StageKind:
     makes_chain = False
     """Whether it makes a run on language a pipeline."""
     makes = ""
-    """What the stage is one unit of, where it does so little that its model's size does not count."""
+    """What it is one of, if so little is done that its model's size does not count."""
     seconds_per_unit = 1.0
     """With the nano preset on two CPU cores, where a second stage runs beside most."""
     has_model = True
     """Whether its time grows with the model."""
 
     def needs(self, graph: Any) -> tuple[str, ...]:
-        """Stages that must come before it, in a `rl_lab.graph.expand.Expansion`."""
-        return ()
+        """`after`, as it is in a `rl_lab.graph.expand.Expansion`."""
+        return self.after
 
     def starts(self, graph: Any) -> tuple[str, str] | None:
-        """Where it starts from a model: the stage that makes one, and what that is; else model.path must be given."""
-        return None
+        """`start`, likewise."""
+        return self.start
 
     def expand(self, graph: Any, step: Step) -> None:
-        """Add its nodes. ValueError where it cannot stand."""
-        raise NotImplementedError
+        """Add its nodes, one from what must come before if nothing else is said. ValueError where it cannot stand."""
+        graph.add(self.name, self.name, {name: name for name in self.needs(graph)})
 
     def fits(self, config: RunConfig) -> None:
         """ValueError for settings that a run with it cannot have."""

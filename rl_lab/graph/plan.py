@@ -71,7 +71,7 @@ def _parameters(model: Any) -> float:
 def seconds(node: Node, config: RunConfig) -> float:
     """Rough wall time of a stage on two CPU cores; infinite for a model that needs a GPU."""
     factor = 1.0
-    if node.stage.has_model:
+    if node.stage.has_model and not node.stage.makes:
         size = _parameters(node.sections.get("model", config.model))
         factor = math.inf if size > CPU_PARAMETERS else size / PARAMETERS["nano"]
     return SECONDS_PER_STAGE + node.stage.work_seconds(node, config) * factor

@@ -27,11 +27,8 @@ class RewardModels(StageKind):
     """Recorded episodes and the reward models that learn from them; in a sweep every training seed has its own."""
 
     name = "reward_models"
+    start = BASE_POLICY
     of_actions = True
-
-    def starts(self, graph: Expansion) -> tuple[str, str]:
-        """From a policy whose episodes are recorded."""
-        return BASE_POLICY
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """Shared by all rounds."""

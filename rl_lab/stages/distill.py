@@ -26,16 +26,12 @@ class Teacher(StageKind):
     """Another base, with sizes and settings of its own; a node of this kind only for a checkpoint as it is."""
 
     name = "teacher"
+    after = ("questions",)
     reads = ("model",)
     learns = True
     folder = "checkpoints"
     makes_chain = True
     makes = "model"
-    has_model = False
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """Questions."""
-        return ("questions",)
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """Beside the chain."""
@@ -57,19 +53,13 @@ class Distill(Training):
     """The student answers, the teacher reads, the student learns."""
 
     name = "distill"
+    after = ("questions", "teacher")
+    start = BASE_MODEL
     reads = ("model", "engine", "grpo", "distill", "rewards", "truth", "examine")
     workers = ENGINES
     folder = "grpo"
     is_live = examines = makes_chain = True
     seconds_per_row = 0.016
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """Questions and a teacher."""
-        return ("questions", "teacher")
-
-    def starts(self, graph: Expansion) -> tuple[str, str]:
-        """From the base."""
-        return BASE_MODEL
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """From the newest model of the chain."""
@@ -86,18 +76,12 @@ class Imitate(Training):
     """Cross-entropy on the teacher's answers, from where distill starts; not part of the chain."""
 
     name = "imitate"
+    after = ("questions", "teacher")
+    start = BASE_MODEL
     reads = ("model", "engine", "imitate", "rewards", "examine")
     workers = ENGINES
     examines = makes_chain = True
     seconds_per_row = 0.006
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """Questions and a teacher."""
-        return ("questions", "teacher")
-
-    def starts(self, graph: Expansion) -> tuple[str, str]:
-        """From the base."""
-        return BASE_MODEL
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """Traces of the teacher, then the training."""

@@ -30,10 +30,6 @@ class Demos(StageKind):
     seconds_per_unit = 0.25
     has_model = False
 
-    def expand(self, graph: Expansion, step: Step) -> None:
-        """Once."""
-        graph.add("demos", "demos")
-
     def params(self, config: RunConfig) -> dict[str, Any]:
         """With the content of the files, which later stages have by their input."""
         params = super().params(config)
@@ -60,17 +56,10 @@ class SFT(Training):
     """Flow matching on the demonstrations, from the configured preset or checkpoint."""
 
     name = "sft"
+    after = ("demos",)
     reads = ("env", "model", "demos", "sft")
     of_actions = True
     seconds_per_row = 0.005
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """Demonstrations."""
-        return ("demos",)
-
-    def expand(self, graph: Expansion, step: Step) -> None:
-        """The policy that rounds begin with."""
-        graph.add("sft", "sft", {"demos": "demos"})
 
 
 class Given(StageKind):
@@ -80,13 +69,13 @@ class Given(StageKind):
     reads = ("model",)
     folder = "checkpoints"
     makes = "model"
-    has_model = False
 
 
 class Evaluate(StageKind):
     """Success of a policy on the evaluation seeds of every task and variant."""
 
     name = "evaluate"
+    start = BASE_POLICY
     reads = ("env", "eval")
     simulates = of_actions = is_joint = True
     workers = SIMULATORS
@@ -96,10 +85,6 @@ class Evaluate(StageKind):
     def needs(self, graph: Expansion) -> tuple[str, ...]:
         """In a joint run the demonstrations."""
         return ("demos",) if graph.config.is_joint else ()
-
-    def starts(self, graph: Expansion) -> tuple[str, str]:
-        """From a policy."""
-        return BASE_POLICY
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """Of the policy that everything starts from; what is trained has its own, see there."""
@@ -151,14 +136,8 @@ class Rounds(StageKind):
     """A repeated block: all rounds of every method, each from the same policy; or the variants of a sweep."""
 
     name = "repeat"
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """Demonstrations."""
-        return ("demos",)
-
-    def starts(self, graph: Expansion) -> tuple[str, str]:
-        """From a policy."""
-        return BASE_POLICY
+    after = ("demos",)
+    start = BASE_POLICY
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """Collect, optimise, evaluate."""

@@ -26,7 +26,6 @@ class GateKind(StageKind):
     folder = "checkpoints"
     makes_chain = comes_again = True
     makes = "decision"
-    has_model = False
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """The decision; with the nodes of another branch, if the gate has one."""
@@ -100,4 +99,3 @@ class Join(StageKind):
     name = "join"
     folder = "checkpoints"
     makes = "model"
-    has_model = False

@@ -15,20 +15,14 @@ class GRPO(Training):
     """Reinforcement learning on groups of answers, whose items a curriculum chooses."""
 
     name = "grpo"
+    after = ("questions",)
+    start = BASE_MODEL
     reads = ("model", "engine", "grpo", "rl", "curriculum", "rewards", "truth", "examine")
     workers = ENGINES
     folder = "grpo"
     is_live = examines = True
     section = "rl"
     seconds_per_row = 0.012
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """Questions."""
-        return ("questions",)
-
-    def starts(self, graph: Expansion) -> tuple[str, str]:
-        """From the base."""
-        return BASE_MODEL
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """The next model of a chain, or every arm of a comparison."""

@@ -31,17 +31,10 @@ class WarmStart(Training):
     """Imitation of worked solutions and of demonstrations, interleaved: a policy with both skills to begin with."""
 
     name = "warm_start"
+    after = ("demos", "questions")
     reads = ("env", "model", "demos", "sft", "cold_start")
     is_joint = True
     section = "sft"
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """What it imitates."""
-        return ("demos", "questions")
-
-    def expand(self, graph: Expansion, step: Step) -> None:
-        """Once."""
-        graph.add("warm_start", "warm_start", {"demos": "demos", "questions": "questions"})
 
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """Steps of both."""
@@ -57,6 +50,8 @@ class Joint(Training):
     """One arm: GRPO and RPRO on one learner."""
 
     name = "joint"
+    after = ("demos", "questions")
+    start = BASE_POLICY
     reads = (
         *("model", "engine", "grpo", "rl", "curriculum", "rewards", "truth", "examine"),
         *("env", "demos", "collect", "optimise", "buffers", "eval", "joint"),
@@ -65,14 +60,6 @@ class Joint(Training):
     workers = SIMULATORS | ENGINES
     folder = "joint"
     section = "optimise"
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """What both objectives learn from."""
-        return ("demos", "questions")
-
-    def starts(self, graph: Expansion) -> tuple[str, str]:
-        """From a policy."""
-        return BASE_POLICY
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """Of every arm the training, and the held-out reward and success as far as the stages name them."""

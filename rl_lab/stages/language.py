@@ -66,12 +66,9 @@ class ColdStart(Training):
     """Imitation of worked solutions."""
 
     name = "cold_start"
+    after = ("questions",)
     reads = ("model", "cold_start")
     seconds_per_row = 0.006
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """Questions."""
-        return ("questions",)
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """The base of everything that follows."""
@@ -83,15 +80,12 @@ class Examine(StageKind):
     """Answers to all held-out questions, scored."""
 
     name = "examine"
+    after = ("questions",)
     reads = ("model", "engine", "examine", "rewards", "truth")
     is_joint = comes_again = True
     workers = ENGINES
     folder = "examinations"
     seconds_per_unit = SECONDS_PER_ANSWER
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """Questions."""
-        return ("questions",)
 
     def starts(self, graph: Expansion) -> tuple[str, str] | None:
         """From the base, or in a pipeline from whatever model is the newest."""

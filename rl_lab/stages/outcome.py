@@ -23,7 +23,6 @@ class OutcomeLabels(StageKind):
     folder = "reward_models"
     makes = "table"
     seconds_per_unit = 5.0
-    has_model = False
 
 
 class OutcomeMember(Training):
@@ -48,7 +47,6 @@ class OutcomeModel(StageKind):
     makes_chain = True
     makes = "model"
     seconds_per_unit = 30.0
-    has_model = False
 
     def needs(self, graph: Expansion) -> tuple[str, ...]:
         """Questions, unless it learns from the answers of another run."""

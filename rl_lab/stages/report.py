@@ -11,4 +11,3 @@ class Report(StageKind):
     name = "report"
     makes = "page"
     seconds_per_unit = 15.0
-    has_model = False

@@ -29,17 +29,11 @@ class RFT(Training):
     """Cross-entropy on the kept traces."""
 
     name = "rft"
+    after = ("questions",)
+    start = BASE_MODEL
     reads = ("model", "rft")
     makes_chain = True
     seconds_per_row = 0.006
-
-    def needs(self, graph: Expansion) -> tuple[str, ...]:
-        """Questions."""
-        return ("questions",)
-
-    def starts(self, graph: Expansion) -> tuple[str, str]:
-        """From the base."""
-        return BASE_MODEL
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """Traces of the newest model, on which it or the base is trained."""
