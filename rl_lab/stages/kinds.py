@@ -1,4 +1,8 @@
-"""All kinds of stages by name: a new one is a file beside this and a line here."""
+"""All kinds of stages by name.
+
+A new one is a class in a file beside this, the function of its name in `rl_lab.drivers`, a line in `KINDS`, and a word
+of `rl_lab.config.pipeline.StageName` if a file names it.
+"""
 
 from __future__ import annotations
 
