@@ -5,9 +5,8 @@ Answer format of HY-Embodied-0.5: `<think>..</think>` then `<answer>..</answer>`
 thinking block into the prompt already, so a completion may start inside the block or after it.
 
 Everything here takes time linear in the length of the text: plain searches, and patterns whose repetitions are
-possessive (they never give characters back). A malformed answer is None, never an exception.
-
-Checks of ground truths. A wrong one is the data's fault: ValueError, so that the sample is masked.
+possessive (they never give characters back). A malformed answer is None, never an exception. A ground truth is checked
+and raises ValueError: a wrong one is the data's fault, so that the sample is masked.
 """
 
 from __future__ import annotations

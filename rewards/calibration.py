@@ -1,10 +1,9 @@
 """Do a reward model's numbers mean what they say? Calibration of probabilities, and how well scores rank the truth.
 
-Letters: N samples; scores are logits or probabilities [N], labels 0 or 1 [N]. Pure numpy and scipy.
+`examine` says how good a model of answers is, on answers that it was neither trained nor calibrated on. Answers come in
+clusters (scenes): intervals are by bootstrap over clusters, 95 %. Pure numpy and scipy.
 
-How good a reward model of answers is, on answers that it was neither trained nor calibrated on.
-
-Letters: M members, N answers. Answers come in clusters (scenes): intervals are by bootstrap over clusters, 95 %.
+Letters: N samples or answers, M members; scores are logits or probabilities [N], labels 0 or 1 [N].
 """
 
 from __future__ import annotations
@@ -22,6 +21,11 @@ from scipy.stats import rankdata, spearmanr
 Array = NDArray[np.float64]
 
 BINS = 10
+
+RESAMPLES = 500
+
+COVERAGES = (1.0, 0.9, 0.75, 0.5)
+"""Shares of the answers that are kept when those with the largest disagreement are left out."""
 
 
 @dataclass(frozen=True)
@@ -107,46 +111,6 @@ def rank_correlation(scores: Sequence[float], truth: Sequence[float]) -> float |
     return float(spearmanr(scores, truth).statistic)
 
 
-RESAMPLES = 500
-
-COVERAGES = (1.0, 0.9, 0.75, 0.5)
-"""Shares of the answers that are kept when those with the largest disagreement are left out."""
-
-
-def pair_accuracy(scores: Array, truth: Array, group: Array, margin: float = 0.0) -> float | None:
-    """Share of pairs of answers to one question, true rewards more than `margin` apart, in which the better one scores
-    higher, ties counting half: what a policy that is trained within groups feels. None without such pairs."""
-    right = total = 0.0
-    for name in np.unique(group):
-        s, t = scores[group == name], truth[group == name]
-        better = t[:, None] - t[None, :] > margin
-        gain = s[:, None] - s[None, :]
-        right += float((better & (gain > 0)).sum() + 0.5 * (better & (gain == 0)).sum())
-        total += float(better.sum())
-    return right / total if total else None
-
-
-def cluster_interval(measure: Callable[[Array], float | None], cluster: Sequence[Any]) -> list[float] | None:
-    """Percentiles 2.5 and 97.5 of a measure of answers (by their places) over resampled clusters, fixed generator.
-
-    None where fewer than half of the resamples have the measure.
-    """
-    names, place = np.unique(np.asarray(cluster), return_inverse=True)
-    members = [np.flatnonzero(place == number) for number in range(len(names))]
-    generator, values = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        drawn = generator.integers(0, len(names), len(names))
-        value = measure(np.concatenate([members[number] for number in drawn.tolist()]))
-        values += [] if value is None else [value]
-    if len(values) < RESAMPLES / 2:
-        return None
-    return [float(end) for end in np.quantile(values, [0.025, 0.975])]
-
-
-def _ranked(scores: Array, correct: Array) -> float | None:
-    return auroc(scores, correct) if 0 < correct.sum() < len(correct) else None
-
-
 def examine(members: Array, truth: Array, threshold: float, group: Array, cluster: Sequence[Any]) -> dict[str, Any]:
     """Measures of probabilities [M, N] beside true rewards [N]; an answer is correct from `threshold` on.
 
@@ -190,3 +154,37 @@ def _of_ensemble(members: Array, right: NDArray[np.bool_], correct: Array) -> di
             for share, places in zip(COVERAGES, kept, strict=True)
         ],
     }
+
+
+def pair_accuracy(scores: Array, truth: Array, group: Array, margin: float = 0.0) -> float | None:
+    """Share of pairs of answers to one question, true rewards more than `margin` apart, in which the better one scores
+    higher, ties counting half: what a policy that is trained within groups feels. None without such pairs."""
+    right = total = 0.0
+    for name in np.unique(group):
+        s, t = scores[group == name], truth[group == name]
+        better = t[:, None] - t[None, :] > margin
+        gain = s[:, None] - s[None, :]
+        right += float((better & (gain > 0)).sum() + 0.5 * (better & (gain == 0)).sum())
+        total += float(better.sum())
+    return right / total if total else None
+
+
+def cluster_interval(measure: Callable[[Array], float | None], cluster: Sequence[Any]) -> list[float] | None:
+    """Percentiles 2.5 and 97.5 of a measure of answers (by their places) over resampled clusters, fixed generator.
+
+    None where fewer than half of the resamples have the measure.
+    """
+    names, place = np.unique(np.asarray(cluster), return_inverse=True)
+    members = [np.flatnonzero(place == number) for number in range(len(names))]
+    generator, values = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn = generator.integers(0, len(names), len(names))
+        value = measure(np.concatenate([members[number] for number in drawn.tolist()]))
+        values += [] if value is None else [value]
+    if len(values) < RESAMPLES / 2:
+        return None
+    return [float(end) for end in np.quantile(values, [0.025, 0.975])]
+
+
+def _ranked(scores: Array, correct: Array) -> float | None:
+    return auroc(scores, correct) if 0 < correct.sum() < len(correct) else None

@@ -39,7 +39,7 @@ class DistanceConfig(Options):
 
 
 class TrajectoryConfig(Options):
-    """Shape and end of a path; `rewards.trajectory.trajectory_reward`."""
+    """Shape and end of a path; `rewards.verifiers.trajectory_reward`."""
 
     frechet_weight: NonNegativeFloat = 0.7
     dtw_weight: NonNegativeFloat = 0.0
@@ -113,7 +113,7 @@ class JudgeConfig(Options):
 
 
 class SandboxConfig(Options):
-    """Limits of reward functions that are not ours; `rewards.guard.Guard`."""
+    """Limits of reward functions that are not ours; `rewards.isolation.Guard`."""
 
     timeout_s: Seconds = 10.0
     """For one sample; the process is killed then."""
@@ -140,7 +140,7 @@ class RewardConfig(Options):
     weights: Mapping[str, Weight] = {"answer": 1.0, "format": 0.0}
     """Of the parts: `answer` (by reward type), `format`, and each function by its name; >= 0."""
     functions: Mapping[str, str] = {}
-    """Functions of one's own by name, as FILE.py:FUNCTION or MODULE:FUNCTION; see `rewards.functions`."""
+    """Functions of one's own by name, as FILE.py:FUNCTION or MODULE:FUNCTION; see `rewards.rubric.NamedFunction`."""
     models: Mapping[str, RewardModelConfig] = {}
     """Learned reward models by name; each needs a weight."""
     boxes: BoxesConfig = BoxesConfig()

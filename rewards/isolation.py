@@ -1,15 +1,14 @@
-"""A reward function in a process of its own, so that a call ends whatever the function does.
+"""No failed reward call becomes a silent 0 or 1: it becomes None and a `Failure` with its reason.
+
+Our own formulas need no clock: their input is cut to `MAX_ANSWER_CHARS` and `MAX_OBJECTS`, and parsing is linear.
+`checked` catches their exceptions. Functions of others run through `Guard`, each in a process of its own, so that a
+call ends whatever the function does.
 
 The process is a fresh interpreter (no fork: the caller has threads) that gets the function by its import path. Requests
 and replies go over a socket pair on which every wait has a deadline; when it passes, the process is killed with all it
 started (`rewards.sandbox`). An alarm in the process kills it too, should the caller be gone. The next call starts a new
 one. A reply repeats the number that came with its request, drawn anew for each, so that nothing which the function
 writes to a descriptor that is not its own, now or later, is taken for a reply.
-
-No failed reward call becomes a silent 0 or 1: it becomes None and a `Failure` with its reason.
-
-Our own formulas need no clock: their input is cut to `MAX_ANSWER_CHARS` and `MAX_OBJECTS`, and parsing is linear.
-`checked` catches their exceptions. Functions of others run through `Guard`, in a process that is killed in time.
 """
 
 from __future__ import annotations

@@ -1,21 +1,11 @@
 """The reward of a completion: by the item's `reward_type`, with weights, its parts and its failures.
 
-`Rewards` is a reward function as TRL's `GRPOTrainer` takes it; `breakdown` gives the same with the parts.
+`Rewards` is a reward function as TRL's `GRPOTrainer` takes it; `breakdown` gives the same with the parts. Besides the
+verifier, the judge and the form of a reply, a part may be a learned model (`RewardModel`) or a function of TRL's
+signature that a configuration names (`NamedFunction`). `constant` and `short` are easy to earn without doing the task:
+what an ablation holds a real reward against. They have TRL's signature, too, and values in 0..1.
 
-Learned reward models as a part of a reward: the mean of an ensemble, what its members disagree by, abstention.
-
-    value = 1/M sum_m p_m,   disagreement = sqrt(1/M sum_m (p_m - value)^2)      (Coste et al., arXiv:2310.02743)
-
-A sample on which the members disagree by more than a limit has no reward: it is masked and counted, as a failed call
-is, because a guess in its place would be what a policy learns to provoke. Letters: M members, B samples.
-
-Reward functions that a configuration names: `FILE.py:FUNCTION` or `MODULE:FUNCTION`, with TRL's signature.
-
-They are read where they are called: in a process of their own (`rewards.isolation`), never in the trainer's.
-
-Rewards that are easy to earn without doing the task: what an ablation holds a real reward against.
-
-All have TRL's signature and values in 0..1.
+Letters: M members of a reward model, B samples.
 """
 
 from __future__ import annotations
@@ -39,129 +29,11 @@ from rewards.isolation import Failure, Guard, Reason, checked, failure_counts
 from rewards.judge import Judge, Question
 from rewards.verifiers import check_reward_type, format_reward, verifier_reward
 
-DISAGREEMENT = "disagreement"
-"""Parts `disagreement/NAME` say what the members of model NAME disagree by; they have no weight."""
-
-
-class RewardModel(Protocol):
-    """A trained model of what answers are worth, called with all samples at once."""
-
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], images: Sequence[Any]) -> np.ndarray:
-        """Probabilities that each answer is good, by member: float [M, B] in 0..1."""
-
-    def close(self) -> None:
-        """Let go of what it holds."""
-
-
-def combine_members(
-    name: str, members: np.ndarray, abstain_above: float | None
-) -> tuple[list[float | None], list[float], list[Failure]]:
-    """Rewards [B] of members [M, B], disagreement [B], and failures: members that disagree, or give no number."""
-    values, disagreement = members.mean(0), members.std(0)
-    rewards: list[float | None] = []
-    failures = []
-    for sample, (value, apart) in enumerate(zip(values.tolist(), disagreement.tolist(), strict=True)):
-        failure = _failure(name, sample, value, apart, abstain_above)
-        rewards.append(None if failure else value)
-        failures += [failure] if failure else []
-    return rewards, disagreement.tolist(), failures
-
-
-def _failure(name: str, sample: int, value: float, apart: float, abstain_above: float | None) -> Failure | None:
-    if not 0.0 <= value <= 1.0:
-        reason: Reason = "not a number" if np.isnan(value) else "out of range"
-        return Failure(sample, name, reason, f"{value} is not in 0..1")
-    if abstain_above is not None and not apart <= abstain_above:
-        return Failure(sample, name, "abstained", f"members disagree by {apart:.3f}, more than {abstain_above:g}")
-    return None
-
-
-NOT_CALLED = (ast.ClassDef, ast.Constant, ast.JoinedStr, ast.List, ast.Tuple, ast.Set, ast.Dict)
-"""What a name may stand for that cannot score: a call of a class makes an object, not rewards."""
-
-
-def _split(source: str) -> tuple[str, str]:
-    """File or module, and function; ValueError for anything else."""
-    place, _, name = source.rpartition(":")
-    if not place or not name.isidentifier():
-        raise ValueError(f"{source!r} names no function; write FILE.py:FUNCTION or MODULE:FUNCTION")
-    return place, name
-
-
-def source_file(source: str) -> Path:
-    """The file that a function is defined in. ValueError where there is none."""
-    place, _ = _split(source)
-    if place.endswith(".py"):
-        path = Path(place)
-        if not path.is_file():
-            raise ValueError(f"{source!r}: there is no file {place}")
-        return path
-    try:
-        found = importlib.util.find_spec(place)
-    except ImportError:
-        found = None
-    if found is None or not found.origin or not found.origin.endswith(".py"):
-        raise ValueError(f"{source!r}: there is no module {place}; a file is written as FILE.py:FUNCTION")
-    return Path(found.origin)
-
-
-def load(source: str) -> Callable[..., Any]:
-    """Import the function. Whatever the file raises goes on; AttributeError without such a function."""
-    place, name = _split(source)
-    if not place.endswith(".py"):
-        return getattr(importlib.import_module(place), name)
-    path = Path(place)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)
-
-
-class NamedFunction:
-    """A reward function by its name; unpickling it in another process imports it there.
-
-    ValueError at once where the file is missing, does not define the function, or defines a class or a plain value by
-    this name; its code is read, not run.
-    """
-
-    def __init__(self, source: str) -> None:
-        _, name = _split(source)
-        path = source_file(source).resolve()
-        defined = _definitions(path, source)
-        if name not in defined:
-            raise ValueError(f"{source!r}: {path.name} defines no {name}{suggestion(name, list(defined))}")
-        if isinstance(defined[name], NOT_CALLED):
-            raise ValueError(f"{source!r}: {name} is a class or a plain value; name a function or a callable object")
-        self.source = f"{path}:{name}" if source.rpartition(":")[0].endswith(".py") else source
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return load, (self.source,)
-
-    def __call__(self, **arguments: Any) -> Any:
-        """Import the function here and call it."""
-        return load(self.source)(**arguments)
-
-
-def _definitions(path: Path, source: str) -> dict[str, ast.AST]:
-    """By name what the top of a file defines or imports."""
-    try:
-        tree = ast.parse(path.read_text())
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source!r}: {path.name} is no Python ({error})") from error
-    found: dict[str, ast.AST] = {}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found[node.name] = node
-        elif isinstance(node, ast.Assign):
-            found |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {alias.asname or alias.name: node for alias in node.names}
-    return found
-
-
 OWN_PARTS = ("answer", "format")
 """Parts with a weight that are always there."""
+
+DISAGREEMENT = "disagreement"
+"""Parts `disagreement/NAME` say what the members of model NAME disagree by; they have no weight."""
 
 
 @dataclass
@@ -196,7 +68,7 @@ class Rewards:
 
     A reward is sum_k w_k r_k / sum_k w_k over the parts that apply, so it stays in 0..1. If a part with a weight above
     0 fails, it is None and the trainer masks the sample (TRL does: advantage 0). `functions`, and those that
-    `config.functions` names, have TRL's signature and run under `rewards.guard.Guard`; each needs an entry in
+    `config.functions` names, have TRL's signature and run under `rewards.isolation.Guard`; each needs an entry in
     `config.weights`, 0 to log it only. `models` are the trained models that `config.models` names, loaded by the
     caller; they see all samples of a call at once, pictures included, and are trusted to return.
 
@@ -411,6 +283,131 @@ def _question_text(prompt: Any) -> str:
 
 def _reference_text(truth: Any) -> str:
     return truth if isinstance(truth, str) else json.dumps(truth)
+
+
+class RewardModel(Protocol):
+    """A trained model of what answers are worth, called with all samples at once."""
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], images: Sequence[Any]) -> np.ndarray:
+        """Probabilities that each answer is good, by member: float [M, B] in 0..1."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+def combine_members(
+    name: str, members: np.ndarray, abstain_above: float | None
+) -> tuple[list[float | None], list[float], list[Failure]]:
+    """Rewards [B] of members [M, B], disagreement [B], and failures: members that disagree, or give no number.
+
+        value = 1/M sum_m p_m,   disagreement = sqrt(1/M sum_m (p_m - value)^2)      (Coste et al., arXiv:2310.02743)
+
+    A sample on which the members disagree by more than a limit has no reward: it is masked and counted, as a failed
+    call is, because a guess in its place would be what a policy learns to provoke.
+    """
+    values, disagreement = members.mean(0), members.std(0)
+    rewards: list[float | None] = []
+    failures = []
+    for sample, (value, apart) in enumerate(zip(values.tolist(), disagreement.tolist(), strict=True)):
+        failure = _failure(name, sample, value, apart, abstain_above)
+        rewards.append(None if failure else value)
+        failures += [failure] if failure else []
+    return rewards, disagreement.tolist(), failures
+
+
+def _failure(name: str, sample: int, value: float, apart: float, abstain_above: float | None) -> Failure | None:
+    if not 0.0 <= value <= 1.0:
+        reason: Reason = "not a number" if np.isnan(value) else "out of range"
+        return Failure(sample, name, reason, f"{value} is not in 0..1")
+    if abstain_above is not None and not apart <= abstain_above:
+        return Failure(sample, name, "abstained", f"members disagree by {apart:.3f}, more than {abstain_above:g}")
+    return None
+
+
+NOT_CALLED = (ast.ClassDef, ast.Constant, ast.JoinedStr, ast.List, ast.Tuple, ast.Set, ast.Dict)
+"""What a name may stand for that cannot score: a call of a class makes an object, not rewards."""
+
+
+class NamedFunction:
+    """A reward function by its name, `FILE.py:FUNCTION` or `MODULE:FUNCTION`; unpickling it imports it.
+
+    It is read where it is called: in a process of its own (`rewards.isolation`), never in the trainer's.
+
+    ValueError at once where the file is missing, does not define the function, or defines a class or a plain value by
+    this name; its code is read, not run.
+    """
+
+    def __init__(self, source: str) -> None:
+        _, name = _split(source)
+        path = source_file(source).resolve()
+        defined = _definitions(path, source)
+        if name not in defined:
+            raise ValueError(f"{source!r}: {path.name} defines no {name}{suggestion(name, list(defined))}")
+        if isinstance(defined[name], NOT_CALLED):
+            raise ValueError(f"{source!r}: {name} is a class or a plain value; name a function or a callable object")
+        self.source = f"{path}:{name}" if source.rpartition(":")[0].endswith(".py") else source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load, (self.source,)
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Import the function here and call it."""
+        return load(self.source)(**arguments)
+
+
+def _definitions(path: Path, source: str) -> dict[str, ast.AST]:
+    """By name what the top of a file defines or imports."""
+    try:
+        tree = ast.parse(path.read_text())
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source!r}: {path.name} is no Python ({error})") from error
+    found: dict[str, ast.AST] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign):
+            found |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name: node for alias in node.names}
+    return found
+
+
+def load(source: str) -> Callable[..., Any]:
+    """Import the function. Whatever the file raises goes on; AttributeError without such a function."""
+    place, name = _split(source)
+    if not place.endswith(".py"):
+        return getattr(importlib.import_module(place), name)
+    path = Path(place)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def source_file(source: str) -> Path:
+    """The file that a function is defined in. ValueError where there is none."""
+    place, _ = _split(source)
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise ValueError(f"{source!r}: there is no file {place}")
+        return path
+    try:
+        found = importlib.util.find_spec(place)
+    except ImportError:
+        found = None
+    if found is None or not found.origin or not found.origin.endswith(".py"):
+        raise ValueError(f"{source!r}: there is no module {place}; a file is written as FILE.py:FUNCTION")
+    return Path(found.origin)
+
+
+def _split(source: str) -> tuple[str, str]:
+    """File or module, and function; ValueError for anything else."""
+    place, _, name = source.rpartition(":")
+    if not place or not name.isidentifier():
+        raise ValueError(f"{source!r} names no function; write FILE.py:FUNCTION or MODULE:FUNCTION")
+    return place, name
 
 
 HALF_WORDS = 20.0

@@ -317,7 +317,7 @@ DROP_M = 0.1
 
 @dataclass(frozen=True)
 class ExpertPath:
-    """How far an episode has come, for any task of RoboTwin: measured along the states that its own expert went through.
+    """How far an episode has come, for any task of RoboTwin: measured along the states of its own expert.
 
     RoboTwin tells success and nothing else. Its expert has solved the very same scene when the seed was screened, so
     the objects' places and the tools' along its path say what comes after what. Differs from a task's own sub-goals (as

@@ -1,4 +1,4 @@
-"""An item: question, images, ground truth and a worked solution; the knobs that set how hard it is; the split of its seed.
+"""An item: question, images, ground truth and a worked solution; knobs that set how hard it is; the split of its seed.
 
 A seed decides its split, training or one of the two held-out sets. `heldout_seeds` has new scenes of the families of
 training, `heldout_scenes` families that training never shows: other layouts of objects, and a task with other objects.

@@ -1,4 +1,4 @@
-"""Perception: points, boxes and counts of what a phrase names; how objects lie to each other, their size and distance."""
+"""Perception: points, boxes and counts of what a phrase names; how objects lie to each other, sizes and distances."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class NoClearQuestionError(ValueError):
 
 
 def make_item(task: str, seed: int, knobs: Knobs | None = None) -> Item:
-    """The item of a generator and a seed. The seed also decides the split, see `splits`.
+    """The item of a generator and a seed. The seed also decides the split, see `items.split_of`.
 
     ValueError for an unknown generator and a seed of no split, NoClearQuestionError if no scene has a clear answer.
     """

@@ -1,6 +1,4 @@
-"""Simulator truth as tasks and experts read it: tool and object poses, grasps, the table's height; and the arms' inverse
-kinematics.
-"""
+"""Simulator truth as tasks and experts read it: tool and object poses, grasps, table height; and inverse kinematics."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Ensembles of learned action rewards: trained together, saved, and asked what episodes and chunks are worth.
 
 Members differ in their starting weights and in the order of their rows (deep ensembles, arXiv:1612.01474); where they
-disagree, nobody knows. Letters: M members, n episodes, N chunks, V views, S image side, D latent size.
-
-Rewards of whole episodes, `def reward(episodes) -> list[float | None]`, None meaning not applicable.
+disagree, nobody knows. The reward of whole episodes is a `def reward(episodes) -> list[float | None]`, None meaning not
+applicable. Letters: M members, n episodes, N chunks, V views, S image side, D latent size.
 """
 
 from __future__ import annotations

@@ -1,41 +1,9 @@
-"""The image encoder that all reward models share: four strided convolutions over the stacked camera views.
+"""The networks of the learned action rewards, and what they learn from: success and progress models, a world model.
 
-Letters: B rows, V views, S image side, D latent size. As small as DrQ's (arXiv:2004.13649), whose random shift it uses:
-a few hundred episodes are soon known by heart.
+All share one image encoder: four strided convolutions over the stacked camera views, as small as DrQ's
+(arXiv:2004.13649), whose random shift they use: a few hundred episodes are soon known by heart.
 
-One number from one picture: the network and the loss that success and progress models have in common.
-
-    p(o) = s(w . E(o) + b),   L = -mean [y log p + (1 - y) log(1 - p)]
-
-with targets y in [0, 1]: the cross-entropy is a proper score, so p estimates the mean of y given the picture.
-Letters: M members of an ensemble, B rows, V views, S image side.
-
-Goal reward of a small action-conditioned latent world model: NORA-1.5's first reward (arXiv:2511.14659).
-
-    z_t = E(o_t),   z^_{t+H} = z_t + P(z_t, pose_t, a_t..t+H-1)
-    L = mean |z^_{t+H} - sg z_{t+H}|^2 + v L_var + c L_cov
-    L_var = mean_j max(0, 1 - std_j(z)),   L_cov = sum_{i != j} Cov_ij(z)^2 / D
-    R(o_t, a) = -mean |z^_{t+H} - z_goal|
-
-A joint-embedding predictive architecture with the actions as its condition, as V-JEPA 2-AC (arXiv:2506.09985), which
-NORA-1.5 uses frozen; ours is trained from nothing on a run's own episodes. Without pixels to predict, a constant latent
-would be a perfect prediction: the gradient is stopped at the target (sg) and VICReg's variance and covariance terms
-(arXiv:2105.04906) keep the latents spread out. z_goal is the mean latent at the ends of the task's successful episodes.
-Letters: M members, B rows, H commands, D latent size.
-
-Success classifier: does the end of an episode look like a success?
-
-    y = 1 if the episode succeeded else 0, for its last pictures;   R(episode) = p(last picture)
-
-The classifier that robot learning uses where no simulator says so (for example arXiv:1904.07854, section IV, without
-its queries). It has seen ends of episodes alone: what it says about pictures in their midst is an extrapolation.
-
-Progress: how soon will this state end in success? A Monte-Carlo value function of the policy that was recorded.
-
-    y_t = 1[success] (1 - (T - t) / L),   V(o) = E[y | o]
-
-T control steps to the end, L the longest episode. That is RECAP's return (arXiv:2511.14759, section IV: -1 a step, a
-large constant at a failure) on a scale of 0 (a failure, or as far from success as possible) to 1 (success now).
+Letters: M members of an ensemble, B rows, N examples, V views, S image side, H commands, D latent size.
 """
 
 from __future__ import annotations
@@ -112,7 +80,12 @@ class FrameBatch:
 
 
 class FrameScore(nn.Module):
-    """Logit of a picture."""
+    """One number from one picture: the network and the loss that success and progress models have in common.
+
+        p(o) = s(w . E(o) + b),   L = -mean [y log p + (1 - y) log(1 - p)]
+
+    with targets y in [0, 1]: the cross-entropy is a proper score, so p estimates the mean of y given the picture.
+    """
 
     def __init__(self, latent: int) -> None:
         super().__init__()
@@ -120,7 +93,7 @@ class FrameScore(nn.Module):
         self.linear = nn.Linear(latent, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, V, S, S, 3] -> [B]."""
+        """uint8 [B, V, S, S, 3] -> logits [B]."""
         return self.linear(self.encoder(images))[:, 0]
 
     def loss(self, batch: FrameBatch, member: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -128,6 +101,39 @@ class FrameScore(nn.Module):
         logits, targets = self(random_shift(batch.images[member], generator)), batch.targets[member]
         accuracy = ((logits > 0) == (targets > 0.5)).float().mean()
         return F.binary_cross_entropy_with_logits(logits, targets), {"reward_model/accuracy": accuracy}
+
+
+LAST_FRAMES = 2
+"""Pictures of each episode that are learned: the end and the decision before it."""
+
+
+def success_targets(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [N, V, S, S, 3] and targets float32 [N] of the ends of episodes: do they look like a success?
+
+        y = 1 if the episode succeeded else 0, for its last pictures;   R(episode) = p(last picture)
+
+    The classifier that robot learning uses where no simulator says so (for example arXiv:1904.07854, section IV,
+    without its queries). It has seen ends of episodes alone: what it says about pictures in their midst is an
+    extrapolation.
+    """
+    images = [np.asarray(episode.images[-LAST_FRAMES:]) for episode in episodes]
+    labels = [float(episode.success) for episode in episodes]
+    return np.concatenate(images), np.repeat(labels, [len(part) for part in images]).astype(np.float32)
+
+
+def progress_targets(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [N, V, S, S, 3] and targets float32 [N] of all recorded states: how soon do they end in success?
+
+        y_t = 1[success] (1 - (T - t) / L),   V(o) = E[y | o]
+
+    A Monte-Carlo value function of the policy that was recorded. T control steps to the end, L the longest episode.
+    That is RECAP's return (arXiv:2511.14759, section IV: -1 a step, a large constant at a failure) on a scale of 0 (a
+    failure, or as far from success as possible) to 1 (success now).
+    """
+    longest = max(episode.num_steps for episode in episodes)
+    remaining = [episode.num_steps - episode.frame_steps for episode in episodes]
+    targets = [episode.success * (1 - left / longest) for episode, left in zip(episodes, remaining, strict=True)]
+    return np.concatenate([np.asarray(e.images) for e in episodes]), np.concatenate(targets).astype(np.float32)
 
 
 POSE_DIM = 20
@@ -156,6 +162,51 @@ class TransitionBatch:
     def to(self, device: torch.device | str) -> TransitionBatch:
         """On a device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+class WorldModel(nn.Module):
+    """Goal reward of a small action-conditioned latent world model: NORA-1.5's first reward (arXiv:2511.14659).
+
+        z_t = E(o_t),   z^_{t+H} = z_t + P(z_t, pose_t, a_t..t+H-1)
+        L = mean |z^_{t+H} - sg z_{t+H}|^2 + v L_var + c L_cov
+        L_var = mean_j max(0, 1 - std_j(z)),   L_cov = sum_{i != j} Cov_ij(z)^2 / D
+        R(o_t, a) = -mean |z^_{t+H} - z_goal|
+
+    A joint-embedding predictive architecture with the actions as its condition, as V-JEPA 2-AC (arXiv:2506.09985),
+    which NORA-1.5 uses frozen; ours is trained from nothing on a run's own episodes. Without pixels to predict, a
+    constant latent would be a perfect prediction: the gradient is stopped at the target (sg) and VICReg's variance and
+    covariance terms (arXiv:2105.04906) keep the latents spread out. z_goal is the mean latent at the ends of the task's
+    successful episodes.
+    """
+
+    def __init__(self, latent: int, horizon: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(latent)
+        self.predictor = nn.Sequential(
+            nn.Linear(latent + POSE_DIM * (1 + horizon), hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, latent),
+        )
+
+    def predict(self, latents: Tensor, condition: Tensor) -> Tensor:
+        """Latents H steps later: [B, D] and [B, 20 (1 + H)] -> [B, D]."""
+        return latents + self.predictor(torch.cat([latents, condition], dim=1))
+
+    def loss(self, batch: TransitionBatch, member: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """L on a member's rows; beside it the prediction error over that of "nothing changes"."""
+        both = random_shift(torch.cat([batch.before[member], batch.after[member]], dim=1), generator)  # one shift
+        before, after = self.encoder(torch.cat(both.chunk(2, dim=1))).chunk(2)
+        predicted = self.predict(before, batch.condition[member])
+        error, still = ((guess - after.detach()).square().mean() for guess in (predicted, before.detach()))
+        latents = torch.cat([before, after])
+        spread, apart = variance_loss(latents), covariance_loss(latents)
+        metrics = {
+            "reward_model/prediction_over_still": error / still.clamp(min=1e-8),
+            "reward_model/variance_loss": spread,
+        }
+        return error + VARIANCE_WEIGHT * spread + COVARIANCE_WEIGHT * apart, metrics
 
 
 def conditions(poses: np.ndarray, chunks: np.ndarray) -> np.ndarray:
@@ -196,55 +247,3 @@ def covariance_loss(latents: Tensor) -> Tensor:
     centred = latents - latents.mean(dim=0)
     covariance = centred.T @ centred / (len(latents) - 1)
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / latents.shape[1]
-
-
-class WorldModel(nn.Module):
-    """Encoder and predictor."""
-
-    def __init__(self, latent: int, horizon: int, hidden: int = 256) -> None:
-        super().__init__()
-        self.encoder = ImageEncoder(latent)
-        self.predictor = nn.Sequential(
-            nn.Linear(latent + POSE_DIM * (1 + horizon), hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, latent),
-        )
-
-    def predict(self, latents: Tensor, condition: Tensor) -> Tensor:
-        """Latents H steps later: [B, D] and [B, 20 (1 + H)] -> [B, D]."""
-        return latents + self.predictor(torch.cat([latents, condition], dim=1))
-
-    def loss(self, batch: TransitionBatch, member: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """L on a member's rows; beside it the prediction error over that of "nothing changes"."""
-        both = random_shift(torch.cat([batch.before[member], batch.after[member]], dim=1), generator)  # one shift
-        before, after = self.encoder(torch.cat(both.chunk(2, dim=1))).chunk(2)
-        predicted = self.predict(before, batch.condition[member])
-        error, still = ((guess - after.detach()).square().mean() for guess in (predicted, before.detach()))
-        latents = torch.cat([before, after])
-        spread, apart = variance_loss(latents), covariance_loss(latents)
-        metrics = {
-            "reward_model/prediction_over_still": error / still.clamp(min=1e-8),
-            "reward_model/variance_loss": spread,
-        }
-        return error + VARIANCE_WEIGHT * spread + COVARIANCE_WEIGHT * apart, metrics
-
-
-LAST_FRAMES = 2
-"""Pictures of each episode that are learned: the end and the decision before it."""
-
-
-def success_targets(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 [N, V, S, S, 3] and targets float32 [N] of the ends of episodes."""
-    images = [np.asarray(episode.images[-LAST_FRAMES:]) for episode in episodes]
-    labels = [float(episode.success) for episode in episodes]
-    return np.concatenate(images), np.repeat(labels, [len(part) for part in images]).astype(np.float32)
-
-
-def progress_targets(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 [N, V, S, S, 3] and targets float32 [N] of all recorded states."""
-    longest = max(episode.num_steps for episode in episodes)
-    remaining = [episode.num_steps - episode.frame_steps for episode in episodes]
-    targets = [episode.success * (1 - left / longest) for episode, left in zip(episodes, remaining, strict=True)]
-    return np.concatenate([np.asarray(e.images) for e in episodes]), np.concatenate(targets).astype(np.float32)

@@ -8,15 +8,6 @@ in units of the spread within states that the member has over all of them:
 That lets rewards with different units be added (NORA-1.5, arXiv:2511.14659: R = R_goal + 0.5 R_deviation). The best and
 the worst chunk by the mean over members make a pair unless (a) a member sees no advantage of the best over the worst,
 or (b) the mean gap is below a margin. Letters: M members, N chunks.
-
-Deviation from the expert: NORA-1.5's second reward (arXiv:2511.14659), R_a = -|a - a*|, without training.
-
-|a - a*| is the mean over the commands of a chunk of
-
-    sum over both arms of |p - p*| + 0.5 angle(R, R*) + 0.2 |g - g*|     (metres, radians, gripper 0..1)
-
-Differs from the paper, which takes the L1 norm of normalised actions: these weights are FlowPRO's distance of poses
-(arXiv:2606.14409, section 4.2), so that a reward has a unit.
 """
 
 from __future__ import annotations
@@ -27,6 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.se3 import geodesic_angle, split_arms
+
+ORIENTATION_WEIGHT_M = 0.5
+
+GRIPPER_WEIGHT_M = 0.2
 
 
 @dataclass(frozen=True)
@@ -68,13 +63,17 @@ def choose(scores: np.ndarray, margin: float) -> Choice:
     return Choice(best, worst, gap, reason)
 
 
-ORIENTATION_WEIGHT_M = 0.5
-
-GRIPPER_WEIGHT_M = 0.2
-
-
 def expert_deviation(chunks: np.ndarray, expert: np.ndarray) -> np.ndarray:
-    """Rewards [N], at most 0: chunks of absolute `ee` commands [N, H, 16] beside the expert's [H, 16]."""
+    """Rewards [N], at most 0: chunks of absolute `ee` commands [N, H, 16] beside the expert's [H, 16].
+
+    NORA-1.5's second reward (arXiv:2511.14659), R_a = -|a - a*|, without training. |a - a*| is the mean over the
+    commands of a chunk of
+
+        sum over both arms of |p - p*| + 0.5 angle(R, R*) + 0.2 |g - g*|     (metres, radians, gripper 0..1)
+
+    Differs from the paper, which takes the L1 norm of normalised actions: these weights are FlowPRO's distance of poses
+    (arXiv:2606.14409, section 4.2), so that a reward has a unit.
+    """
     mine, theirs = split_arms(chunks), split_arms(expert)
     position = np.linalg.norm(mine[..., :3] - theirs[..., :3], axis=-1)
     angle = geodesic_angle(mine[..., 3:7], theirs[..., 3:7])

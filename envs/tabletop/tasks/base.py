@@ -21,7 +21,7 @@ HOME = (
     Pose(np.array([-0.26, -0.16, 0.95]), tool_rotation(np.pi / 2, 0.6)),
     Pose(np.array([0.26, -0.16, 0.95]), tool_rotation(np.pi / 2, 0.6)),
 )
-"""Tool poses of `robot.HOME_JOINTS`."""
+"""Tool poses of `scene.HOME_JOINTS`."""
 
 
 class Task(ABC):
