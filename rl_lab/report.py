@@ -15,8 +15,7 @@ from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.reports.against import comparison_lines, write_comparison
 from rl_lab.reports.page import write_pages
 from rl_lab.reports.rundir import load_run
-from rl_lab.reports.summary import measure
-from rl_lab.reports.terminal import summary_lines
+from rl_lab.reports.summary import measure, summary_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 from rl_lab.reading import read_object
 from rl_lab.reports.markup import Markup, macros, parts
-from rl_lab.reports.overview import percent
+from rl_lab.reports.numbers import Row, percent
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import PairSet, RunFolder
-from rl_lab.reports.verdict import Row
+from rl_lab.reports.sweep import ranked_sets
 
 FOLDER, CARD_FILE = "reward_models", "card.json"
-LEAST_PAIRS = 20
-"""Fewer pairs whose chunks led to different progress raise no alarm about being wrong."""
-Z = 1.96
-"""The share of right pairs must lie so many standard errors of chance below one half."""
-MOST_DISAGREEMENT = 0.5
-"""Share of states on which members disagree above which an ensemble knows too little."""
 
 
 def action_cards(run: RunFolder) -> dict[str, Row]:
@@ -28,29 +20,6 @@ def action_cards(run: RunFolder) -> dict[str, Row]:
             found[path.parent.name] = read_object(path)
         except ValueError as error:
             run.problems.append(f"{path.relative_to(run.path)} cannot be read: {error}")
-    return found
-
-
-def ranked_sets(run: RunFolder) -> list[PairSet]:
-    """The sets of pairs that were made of ranked chunks."""
-    return [pairs for pairs in run.pairs if "agreement" in pairs.counts]
-
-
-def ranking_alarms(run: RunFolder, variant: str) -> list[str]:
-    """What is wrong with a variant's pairs: a reward that points away from progress, or members that disagree."""
-    found = []
-    for pairs in (pairs for pairs in ranked_sets(run) if pairs.method == variant):
-        agreement, states = pairs.counts["agreement"], pairs.counts["states"]
-        right, different = agreement["chosen_right"], agreement["chosen_different"]
-        where = f"seed {pairs.replicate}: " if pairs.replicate is not None else ""
-        if different >= LEAST_PAIRS and not right + Z / (2 * math.sqrt(different)) >= 0.5:
-            found.append(
-                f"{where}of {different} chosen pairs whose chunks led to different progress only {percent(right)} "
-                "prefer the one that led further: the reward points away from the task"
-            )
-        disagreed = pairs.counts.get("abstained/disagreement", 0)
-        if disagreed > MOST_DISAGREEMENT * states:
-            found.append(f"{where}members disagree in {disagreed} of {states} states: the models know too little")
     return found
 
 

@@ -26,8 +26,8 @@ from rl_lab.reports.estimates import (
 )
 from rl_lab.reports.examinations import reward_table
 from rl_lab.reports.markup import Cell, estimate_text, parts
+from rl_lab.reports.numbers import Row, p_text, reward
 from rl_lab.reports.rundir import BASE, Evaluation, RunFolder, label
-from rl_lab.reports.verdict import Row, p_text, reward
 from rl_lab.stats import REWARD_METHOD
 from rl_lab.terminal import columns
 

@@ -7,7 +7,7 @@ import json
 import yaml
 
 from rl_lab.reports.markup import Cell, parts
-from rl_lab.reports.overview import duration
+from rl_lab.reports.numbers import duration
 from rl_lab.reports.rundir import RunFolder
 
 

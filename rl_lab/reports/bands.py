@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from algos.curriculum.items import BANDS
 from rl_lab.reports.markup import Markup
-from rl_lab.reports.pairs import spread
+from rl_lab.reports.numbers import spread
 from rl_lab.reports.plots import CHARTS
 
 STEPS = 60

@@ -6,9 +6,11 @@ Every task counts the same in the mean, however many episodes it has.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-Row = dict[str, Any]
+from rl_lab.reports.numbers import Row
+from rl_lab.reports.rundir import label
+from rl_lab.terminal import columns
+
 Outcome = tuple[str, str, bool]
 """Task, variant, success."""
 
@@ -50,3 +52,12 @@ def episodes_text(table: Row) -> str:
 
 def _percent(rate: float | None) -> str:
     return "" if rate is None else f"{100 * rate:.1f}"
+
+
+def benchmark_lines(tables: Sequence[Row]) -> list[str]:
+    """The table of the papers, where it has more than one cell; a policy without a name has `method` None."""
+    if not tables or not has_several_cells(tables[0]):
+        return []
+    named = [(label(table["method"], table["round"]) if table["method"] else "", table) for table in tables]
+    head, rows = table_text(named)
+    return [f"success in percent, {episodes_text(tables[0])}\n{columns(head, rows)}"]

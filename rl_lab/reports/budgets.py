@@ -14,9 +14,8 @@ import numpy as np
 
 from rl_lab.reports.estimates import REWARD, Estimate
 from rl_lab.reports.examinations import Training
-from rl_lab.reports.pairs import spread
+from rl_lab.reports.numbers import Row, spread
 from rl_lab.reports.rundir import RunFolder
-from rl_lab.reports.verdict import Row
 from rl_lab.stats import (
     Array,
     first_reach,

@@ -15,10 +15,10 @@ from rl_lab.reports.distillation import (
 )
 from rl_lab.reports.estimates import Estimate, cell
 from rl_lab.reports.markup import Markup, estimate_text, macros, minus, parts
+from rl_lab.reports.numbers import Row
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder
 from rl_lab.reports.schemes_page import curve_series
-from rl_lab.reports.verdict import Row
 
 NAMES = {
     STUDENT: "student, before",

@@ -1,21 +1,22 @@
-"""What a run measured on held-out questions: examinations of finished models, and the rewards while they trained."""
+"""What a run measured of its models: answers to held-out questions, rewards while they trained, and arms of joint
+training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from rl_lab.errors import UserError
-from rl_lab.files import read_lines_as
+from rl_lab.files import Record, read_json_lines, read_lines_as
 from rl_lab.stats import Array, pass_at_k
 
-EXAMINATIONS = "examinations"
-TRAININGS = "grpo"
+EXAMINATIONS, TRAININGS, ARMS = "examinations", "grpo", "joint"
 """Folders of a run with one folder a node."""
+SKILLS = ("language", "actions")
 Rewards = tuple[float | None, ...]
 """None: the reward call failed."""
 
@@ -129,3 +130,34 @@ def reward_table(
     return np.array([[column.get(item, math.nan) for column in found] for item in items], float).reshape(
         len(items), len(found)
     )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a joint run."""
+
+    node: str
+    name: str
+    folder: Path
+    exams: list[Record] = field(default_factory=list)
+    """Lines of exams.jsonl."""
+    events: list[Record] = field(default_factory=list)
+    """What the guard did."""
+    lines: list[Record] = field(default_factory=list)
+    """Metrics of its turns."""
+
+
+def read_arm(node: str, name: str, folder: Path, metrics: Sequence[Record]) -> Arm:
+    """The files of an arm, as far as they are there; ValueError or KeyError for one that is not what it should be."""
+    exams = read_json_lines(folder / "exams.jsonl", missing_ok=True)
+    for exam in exams:
+        assert_exam(exam)
+    events = read_json_lines(folder / "guard.jsonl", missing_ok=True)
+    lines = [line for line in metrics if line.get("node") == node and "alarm" not in line]
+    return Arm(node, name, folder, exams, events, lines)
+
+
+def assert_exam(exam: Record) -> None:
+    """ValueError for a line without the scores of both skills."""
+    if not {"turn", "scores"} <= exam.keys() or set(exam["scores"]) != set(SKILLS):
+        raise ValueError(f"a line has no scores of {' and '.join(SKILLS)}")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD, Estimate
 from rl_lab.reports.markup import Markup, Tile, estimate_text, macros, minus, parts
+from rl_lab.reports.numbers import OVERALL, Row, find, find_all, reward, signed
 from rl_lab.reports.plots import interval_bar
 from rl_lab.reports.rundir import BASE, label
-from rl_lab.reports.verdict import OVERALL, Row, find, find_all, reward, signed
 
 LANGUAGE = macros("language")
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from rl_lab.reports.estimates import SUCCESS, Estimate, Write
-from rl_lab.reports.verdict import p_text, rate
+from rl_lab.reports.numbers import p_text, rate
 
 __all__ = ["Cell", "Markup", "Tile", "escape", "estimate_text", "macros", "minus", "parts"]
 

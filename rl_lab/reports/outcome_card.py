@@ -4,49 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rl_lab.reading import read_object
 from rl_lab.reports.markup import Markup, macros, minus
-from rl_lab.reports.overview import percent
+from rl_lab.reports.numbers import Row, percent
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder
-from rl_lab.reports.verdict import Row
+from rl_lab.reports.summary import outcome_models
 
-FOLDER = "reward_models"
-KIND = "outcome"
 LANGUAGE = macros("language")
-
-
-def outcome_models(run: RunFolder) -> dict[str, Row]:
-    """Records of the run's reward models of answers, by node; one that cannot be read is among the problems."""
-    found = {}
-    for path in sorted((run.path / FOLDER).glob("*/model.json")):
-        try:
-            record = read_object(path)
-        except ValueError as error:
-            run.problems.append(f"{path.relative_to(run.path)} cannot be read: {error}")
-            continue
-        if record.get("kind") == KIND:
-            found[path.parent.name] = record
-    return found
-
-
-def outcome_sentence(name: str, record: Row) -> str:
-    """What a model is worth, in one line."""
-    test, blank = record["test"], record["blank"]
-    if test["auroc"] is None:
-        return f"{name}: the {test['answers']} answers of its examination are all correct or all wrong."
-    low, high = test["accuracy_interval"]
-    return (
-        f"{name} tells correct answers from others with accuracy {test['accuracy']:.3f} (95 % interval {low:.3f} to "
-        f"{high:.3f}; always the same verdict: {test['majority']:.3f}) and AUROC {test['auroc']:.3f}{_ends(test)}, on "
-        f"{test['answers']} answers about {test['scenes']} unseen scenes; beside grey pictures AUROC "
-        f"{_number(blank['auroc'])}."
-    )
-
-
-def _ends(test: Row) -> str:
-    ends = test["auroc_interval"]
-    return "" if ends is None else f" ({ends[0]:.3f} to {ends[1]:.3f})"
 
 
 def _number(value: float | None) -> str:

@@ -7,23 +7,8 @@ from typing import Any
 
 from rl_lab.reports.estimates import SUCCESS, Estimate
 from rl_lab.reports.markup import Tile, minus
+from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, percent, points
 from rl_lab.reports.rundir import BASE, RunFolder, label
-from rl_lab.reports.verdict import OVERALL, Row, find, find_all, points
-
-
-def percent(value: float) -> str:
-    """A rate as whole percent."""
-    return f"{100 * value:.0f} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `12 s`, `3 min 05 s` or `2 h 04 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return (
-        f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    )
 
 
 def facts(run: RunFolder, summary: Row) -> list[str]:

@@ -16,8 +16,9 @@ from rl_lab.reports.held_out_page import held_out_section, held_out_tiles
 from rl_lab.reports.joint_page import joint_section
 from rl_lab.reports.language_curves import language_curves
 from rl_lab.reports.markup import Markup, Tile
+from rl_lab.reports.numbers import Row, duration
 from rl_lab.reports.outcome_card import outcome_section
-from rl_lab.reports.overview import duration, facts, incomplete, substitutions, tiles, typeset
+from rl_lab.reports.overview import facts, incomplete, substitutions, tiles, typeset
 from rl_lab.reports.pairs import pair_browser
 from rl_lab.reports.pipeline import provenance
 from rl_lab.reports.pipeline_page import pipeline_section, pipeline_tiles
@@ -28,7 +29,6 @@ from rl_lab.reports.rundir import RunFolder, load_run
 from rl_lab.reports.schemes_page import schemes_section
 from rl_lab.reports.summary import measure, written
 from rl_lab.reports.sweep_page import sweep_link, write_sweep
-from rl_lab.reports.verdict import Row
 from rl_lab.reports.videos import videos
 
 SCRIPTS = {"pairs": ("page.js",), "rollouts": ("browser.js", "rollouts_page.js")}

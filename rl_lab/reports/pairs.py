@@ -13,15 +13,20 @@ from PIL import Image
 from rl_lab.files import Record
 from rl_lab.reading import DAMAGE
 from rl_lab.reports.markup import Markup, macros, parts
+from rl_lab.reports.numbers import spread
 from rl_lab.reports.rundir import PairSet, RunFolder, label
 
 PAIRS_A_ROUND = 12
+
 FRAMES = 20
 """Frames kept of each segment, evenly spaced."""
+
 MAX_SIDE = 96
 """Larger camera images are scaled down to this side, pixels."""
+
 BUDGET_BYTES = 6_000_000
 """All pairs of a page together; the rest stays in the run folder."""
+
 META = (
     *("task", "variant", "seed", "instruction", "trigger", "start_step", "trigger_step", "rollback_steps"),
     *("corrector", "weight_version", "start_digest", "origin", "reward", "reward_gap"),
@@ -35,11 +40,6 @@ class Shown:
 
     pair_set: PairSet
     record: Record
-
-
-def spread(count: int, limit: int) -> list[int]:
-    """At most `limit` evenly spaced indices below `count`, with the first and the last."""
-    return np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int)).tolist()
 
 
 def choose(pair_sets: list[PairSet], limit: int = PAIRS_A_ROUND) -> list[Shown]:

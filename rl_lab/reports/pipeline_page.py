@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from rl_lab.reports.held_out_page import bounds_of
 from rl_lab.reports.markup import Cell, Markup, Tile, estimate_text, macros, minus, parts
-from rl_lab.reports.overview import duration
+from rl_lab.reports.numbers import Row, duration, reward
 from rl_lab.reports.pipeline import last_model
 from rl_lab.reports.plots import interval_bar
 from rl_lab.reports.rundir import BASE
-from rl_lab.reports.verdict import Row, reward
 
 MADE = {
     "cold_start": "cold start",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_text
 from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate
 from rl_lab.reports.markup import Markup, estimate_text, macros, parts
-from rl_lab.reports.overview import percent
+from rl_lab.reports.numbers import OVERALL, Row, find, find_all, percent
 from rl_lab.reports.plots import Axis, Series, chart, interval_bar
 from rl_lab.reports.rundir import BASE, label
-from rl_lab.reports.verdict import OVERALL, Row, find, find_all
 from rl_lab.stats import EPISODE_METHODS
 
 ACTIONS = macros("actions")

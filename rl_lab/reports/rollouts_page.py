@@ -12,7 +12,7 @@ from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutRow, RolloutStore, finite, rollout_data
 from rl_lab.reports.examinations import Training
 from rl_lab.reports.markup import Markup, macros
-from rl_lab.reports.pairs import spread
+from rl_lab.reports.numbers import spread
 from rl_lab.reports.pictures import Pictures
 from rl_lab.reports.rundir import RunFolder, label
 

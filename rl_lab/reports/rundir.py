@@ -12,14 +12,16 @@ from rl_lab.errors import UserError, one_line
 from rl_lab.files import Record, read_lines_as
 from rl_lab.reading import DAMAGE, fit, read_object, read_yaml
 from rl_lab.reports.examinations import (
+    ARMS,
     EXAMINATIONS,
     TRAININGS,
+    Arm,
     Examination,
     Training,
+    read_arm,
     read_examination,
     read_training,
 )
-from rl_lab.reports.joint_data import FOLDER, Arm, read_arm
 from rl_lab.reports.metrics import read_metrics
 
 BASE = "base"
@@ -391,7 +393,7 @@ def _trainings(run: RunFolder) -> list[Training]:
 
 def _arms(run: RunFolder) -> list[Arm]:
     found = []
-    for node, arm, _, path in _in_stage_order(run, FOLDER):
+    for node, arm, _, path in _in_stage_order(run, ARMS):
         read = _part(run, path, partial(read_arm, node, arm, metrics=run.metrics), Arm)
         found += [] if read is None else [read]
     return found

@@ -9,9 +9,9 @@ import numpy as np
 from rl_lab.reports.budgets import REFERENCE, Curve, curves
 from rl_lab.reports.held_out_page import scheme_colours
 from rl_lab.reports.markup import Markup, estimate_text, macros, minus, parts
+from rl_lab.reports.numbers import Row, find, reward, share
 from rl_lab.reports.plots import Axis, Series, chart
 from rl_lab.reports.rundir import RunFolder, label
-from rl_lab.reports.verdict import Row, find, reward, share
 
 
 def curve_series(curve: Curve, css: str, name: str | None = None) -> Series:

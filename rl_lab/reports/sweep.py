@@ -1,34 +1,136 @@
 """What a reward sweep measured: `sweep.json`, and the numbers on `sweep.html`.
 
 The truth is the reward of examinations, on which no variant trains unless it is a variant itself, or success in
-episodes. Variants are compared item by item, or episode by episode, and training seed by training seed.
+episodes. Variants are compared item by item, or episode by episode, and training seed by training seed. Beside the
+comparisons stands what the detectors of reward hacking say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
+from algos.alarms import disagreement_alarm, dominance_alarm, format_alarm, length_alarm, proxy_alarm, variance_alarm
 from rewards.isolation import FAILED_CALL
 from rewards.rubric import DISAGREEMENT
 from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutStore
-from rl_lab.reports.action_rewards import ranking_alarms
 from rl_lab.reports.budgets import curves
-from rl_lab.reports.estimates import mean_estimate
-from rl_lab.reports.examinations import Training
-from rl_lab.reports.rundir import RunFolder
-from rl_lab.reports.sweep_alarms import Course, course_alarms
-from rl_lab.reports.sweep_curves import success_rows
-from rl_lab.reports.sweep_truth import Truth, Unit, ranks_actions, truth_of, variant_names, variant_settings
+from rl_lab.reports.estimates import in_scope, mean_estimate, of_scheme, pass_threshold, scoped_items, scopes
+from rl_lab.reports.examinations import Training, reward_table
+from rl_lab.reports.numbers import OVERALL, Row, percent
+from rl_lab.reports.rundir import BASE, PairSet, RunFolder
 from rl_lab.reports.sweep_verdict import EFFECT, judge_variant
-from rl_lab.reports.verdict import OVERALL, Row
 from rl_lab.stats import Array, Spread, mean_interval
 
 LAST_STEPS = 3
 """Of each training, the steps whose rollouts tell which part of the reward still varies."""
+LEAST_PAIRS = 20
+"""Fewer pairs whose chunks led to different progress raise no alarm about being wrong."""
+Z = 1.96
+"""The share of right pairs must lie so many standard errors of chance below one half."""
+MOST_DISAGREEMENT = 0.5
+"""Share of states on which members disagree above which an ensemble knows too little."""
+Unit = Any
+"""What one row of a table is about: the id of an item, or (task, variant, seed) of an episode."""
+
+
+class Truth(Protocol):
+    """Tables [n, R] of n units under R training seeds."""
+
+    unit: str
+    """Plural, in words."""
+    threshold: float
+    """From which on a unit counts as solved."""
+
+    def scopes(self) -> Mapping[str, Sequence[Unit]]:
+        """Units of each scope, overall first."""
+
+    def seeds(self, variant: str) -> list[int]:
+        """Training seeds with a result."""
+
+    def table(self, variant: str, seeds: Sequence[int], units: Sequence[Unit]) -> Array:
+        """Values of a variant, [n, R]; NaN where one is missing."""
+
+
+class AnswerTruth:
+    """Mean reward of the answers to each held-out item."""
+
+    unit = "items"
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run, self.threshold = run, pass_threshold(run)
+
+    def scopes(self) -> Mapping[str, Sequence[Unit]]:
+        """See `Truth`: overall and each category."""
+        return scoped_items(self.run)
+
+    def seeds(self, variant: str) -> list[int]:
+        """See `Truth`."""
+        return sorted(one.replicate for one in of_scheme(self.run, variant))
+
+    def table(self, variant: str, seeds: Sequence[int], units: Sequence[Unit]) -> Array:
+        """See `Truth`."""
+        found = {one.replicate: one for one in of_scheme(self.run, variant)}
+        return reward_table([found[seed] for seed in seeds], units, lambda item: item.reward)
+
+
+class EpisodeTruth:
+    """Success, 1 or 0, in each held-out episode."""
+
+    unit = "episodes"
+    threshold = 0.5
+
+    def __init__(self, run: RunFolder) -> None:
+        self.evaluations = [one for one in run.evaluations if one.method in (BASE, *variant_names(run.config))]
+
+    def scopes(self) -> Mapping[str, Sequence[Unit]]:
+        """See `Truth`: overall, and tasks and variants of the scene where there are several."""
+        episodes = {episode.key: episode for one in self.evaluations for episode in one.episodes}
+        found = {
+            name: [key for key, episode in episodes.items() if in_scope(name, episode)]
+            for name in scopes(self.evaluations)
+        }
+        return {name: keys for name, keys in found.items() if name == OVERALL or len(keys) < len(episodes)}
+
+    def seeds(self, variant: str) -> list[int]:
+        """See `Truth`."""
+        return sorted(one.round for one in self.evaluations if one.method == variant)
+
+    def table(self, variant: str, seeds: Sequence[int], units: Sequence[Unit]) -> Array:
+        """See `Truth`."""
+        found = {
+            one.round: {e.key: float(e.success) for e in one.episodes}
+            for one in self.evaluations
+            if one.method == variant
+        }
+        rows = [[found[seed].get(unit, np.nan) for seed in seeds] for unit in units]
+        return np.array(rows, dtype=np.float64).reshape(len(units), len(seeds))
+
+
+def ranks_actions(config: Row) -> bool:
+    """Whether the variants of a sweep are rewards of actions."""
+    return bool((config.get("sweep") or {}).get("rankings"))
+
+
+def variant_settings(config: Row) -> dict[str, Row]:
+    """The section that each variant replaces, by name."""
+    return config["sweep"].get("rankings") or config["sweep"]["variants"]
+
+
+def variant_names(config: Row) -> list[str]:
+    """The baseline and the other variants."""
+    baseline = config["sweep"]["baseline"]
+    return [baseline, *(name for name in variant_settings(config) if name != baseline)]
+
+
+def truth_of(run: RunFolder) -> Truth:
+    """What the run's variants are judged by."""
+    return EpisodeTruth(run) if ranks_actions(run.config) else AnswerTruth(run)
 
 
 def is_sweep(run: RunFolder) -> bool:
@@ -209,3 +311,79 @@ def _last_parts(training: Training) -> dict[str, list[float]]:
     return {
         name: [np.nan if row["rewards"].get(name) is None else row["rewards"][name] for row in rows] for name in names
     }
+
+
+def success_rows(run: RunFolder) -> dict[str, list[Row]]:
+    """Success of every variant before and after its training, with 95 % intervals; {} without an evaluation of both."""
+    truth, steps = EpisodeTruth(run), run.config["optimise"]["steps"]
+    units = truth.scopes().get(OVERALL, [])
+    base = truth.table(BASE, truth.seeds(BASE), units)
+    rows = {}
+    for name in variant_names(run.config):
+        ends = ((0, base), (steps, truth.table(name, truth.seeds(name), units)))
+        if all(_known(table) for _, table in ends):
+            found = [(step, mean_interval(table)) for step, table in ends]
+            rows[name] = [{"step": s, "value": one.value, "low": one.low, "high": one.high} for s, one in found]
+    return rows
+
+
+def _known(table: Array) -> bool:
+    return bool(table.size) and bool((~np.isnan(table)).any(0).all())
+
+
+def ranked_sets(run: RunFolder) -> list[PairSet]:
+    """The sets of pairs that were made of ranked chunks."""
+    return [pairs for pairs in run.pairs if "agreement" in pairs.counts]
+
+
+def ranking_alarms(run: RunFolder, variant: str) -> list[str]:
+    """What is wrong with a variant's pairs: a reward that points away from progress, or members that disagree."""
+    found = []
+    for pairs in (pairs for pairs in ranked_sets(run) if pairs.method == variant):
+        agreement, states = pairs.counts["agreement"], pairs.counts["states"]
+        right, different = agreement["chosen_right"], agreement["chosen_different"]
+        where = f"seed {pairs.replicate}: " if pairs.replicate is not None else ""
+        if different >= LEAST_PAIRS and not right + Z / (2 * math.sqrt(different)) >= 0.5:
+            found.append(
+                f"{where}of {different} chosen pairs whose chunks led to different progress only {percent(right)} "
+                "prefer the one that led further: the reward points away from the task"
+            )
+        disagreed = pairs.counts.get("abstained/disagreement", 0)
+        if disagreed > MOST_DISAGREEMENT * states:
+            found.append(f"{where}members disagree in {disagreed} of {states} states: the models know too little")
+    return found
+
+
+@dataclass(frozen=True)
+class Course:
+    """Series of one training, a value a step; [] where the run did not log it."""
+
+    reward: Sequence[float]
+    """What was trained on."""
+    truth_high: float | None
+    """Upper end of the 95 % interval of the held-out truth's paired change; None without two examinations."""
+    length: Sequence[float] = ()
+    """Tokens of an answer."""
+    format: Sequence[float] = ()
+    """Share of answers in the asked format."""
+    spread: Sequence[float] = ()
+    """Standard deviation of rewards in a group, mean over groups."""
+    disagreement: Sequence[float] = ()
+    """Of an ensemble of reward models."""
+    parts: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Rewards by part of the answers of the last steps."""
+
+
+def course_alarms(course: Course, weights: Mapping[str, float]) -> list[str]:
+    """What the detectors say about a training whose reward has these weights."""
+    on_truth = []
+    if course.truth_high is not None:
+        on_truth = [proxy_alarm(course.reward, course.truth_high), length_alarm(course.length, course.truth_high)]
+    found = [
+        *on_truth,
+        dominance_alarm(course.parts, weights),
+        format_alarm(course.format),
+        variance_alarm(course.spread, course.reward),
+        disagreement_alarm(course.disagreement),
+    ]
+    return [text for text in found if text is not None]

@@ -17,13 +17,13 @@ from rl_lab.reports.held_out_page import scheme_colours
 from rl_lab.reports.markup import Markup, parts
 from rl_lab.reports.metrics import curve
 from rl_lab.reports.plots import Axis, Series, chart, thin
-from rl_lab.reports.rundir import BASE, RunFolder, label
-from rl_lab.reports.sweep_truth import EpisodeTruth, variant_names
-from rl_lab.reports.verdict import OVERALL, Row
-from rl_lab.stats import Array, mean_interval
+from rl_lab.reports.rundir import RunFolder, label
+from rl_lab.reports.sweep import success_rows, variant_names
+from rl_lab.stats import Array
 
 BLOCKS = 40
 """Points of a curve at most; each is the mean of equally many steps."""
+
 SHOWN = {
     "reward/margin": "implicit reward",
     "reward/accuracy": "share",
@@ -31,24 +31,6 @@ SHOWN = {
     "flow/identical": "flow-matching loss",
 }
 """Metric of the training -> its unit."""
-
-
-def success_rows(run: RunFolder) -> dict[str, list[Row]]:
-    """Success of every variant before and after its training, with 95 % intervals; {} without an evaluation of both."""
-    truth, steps = EpisodeTruth(run), run.config["optimise"]["steps"]
-    units = truth.scopes().get(OVERALL, [])
-    base = truth.table(BASE, truth.seeds(BASE), units)
-    rows = {}
-    for name in variant_names(run.config):
-        ends = ((0, base), (steps, truth.table(name, truth.seeds(name), units)))
-        if all(_known(table) for _, table in ends):
-            found = [(step, mean_interval(table)) for step, table in ends]
-            rows[name] = [{"step": s, "value": one.value, "low": one.low, "high": one.high} for s, one in found]
-    return rows
-
-
-def _known(table: Array) -> bool:
-    return bool(table.size) and bool((~np.isnan(table)).any(0).all())
 
 
 def seeds_interval(values: Array) -> tuple[Array, Array, Array]:

@@ -11,13 +11,13 @@ from rl_lab.reports.document import document
 from rl_lab.reports.estimates import of_scheme, plain
 from rl_lab.reports.examinations import EXAMINATIONS
 from rl_lab.reports.markup import Markup, estimate_text, macros, minus
+from rl_lab.reports.numbers import Row, reward, share
 from rl_lab.reports.pictures import Pictures
 from rl_lab.reports.rundir import RunFolder, parse_node
 from rl_lab.reports.schemes_page import reward_charts
+from rl_lab.reports.sweep import ranks_actions
 from rl_lab.reports.sweep_curves import training_charts
-from rl_lab.reports.sweep_truth import ranks_actions
 from rl_lab.reports.sweep_verdict import EFFECT, corrected
-from rl_lab.reports.verdict import Row, reward, share
 from rl_lab.reports.videos import filmed
 
 if TYPE_CHECKING:

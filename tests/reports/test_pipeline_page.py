@@ -12,8 +12,7 @@ from rl_lab.config.load import dump_config
 from rl_lab.reports.page import write_report
 from rl_lab.reports.pipeline import last_model, stopped_by
 from rl_lab.reports.rundir import load_run
-from rl_lab.reports.summary import measure
-from rl_lab.reports.terminal import summary_lines
+from rl_lab.reports.summary import measure, summary_lines
 from tests.support.experiments import run
 from tests.support.pages import Outline, visible
 from tests.support.pipelines import FRONT, WHOLE, FakeModels, pipeline

@@ -12,7 +12,7 @@ from rl_lab.config.sweep import read_spread
 from rl_lab.files import read_json_lines
 from rl_lab.records.item_files import item_row, write_rows
 from rl_lab.reports.page import write_report
-from rl_lab.reports.sweep_alarms import Course, course_alarms
+from rl_lab.reports.sweep import Course, course_alarms
 from tests.support.language_run_folders import build_language_run
 from tests.support.questions import make_item
 from tests.support.run_folders import write_jsonl

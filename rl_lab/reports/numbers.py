@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 Row = dict[str, Any]
 T = TypeVar("T")
 OVERALL = "overall"
@@ -30,6 +32,11 @@ def rate(value: float) -> str:
     return f"{100 * value:.0f}"
 
 
+def percent(value: float) -> str:
+    """A rate as whole percent."""
+    return f"{rate(value)} %"
+
+
 def points(value: float) -> str:
     """A difference of rates in percentage points, signed."""
     return f"{100 * value:+.0f}" if abs(value) >= 0.005 else "0"
@@ -52,4 +59,19 @@ def signed(value: float) -> str:
 
 def share(value: float | None) -> str:
     """A share of tokens as percent; None is one that was never reached."""
-    return "never" if value is None else f"{100 * value:.0f} %"
+    return "never" if value is None else percent(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `12 s`, `3 min 05 s` or `2 h 04 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return (
+        f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    )
+
+
+def spread(count: int, limit: int) -> list[int]:
+    """At most `limit` evenly spaced indices below `count`, with the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int)).tolist()
