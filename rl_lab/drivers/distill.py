@@ -14,19 +14,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
 
 from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
 from rl_lab.config.language import DistillConfig
 from rl_lab.drivers.gate import take_model
-from rl_lab.files import read_json_lines, write_file, write_json_lines, write_whole
+from rl_lab.files import read_json_lines, write_json_lines, write_whole
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.distill import DistillPlan, ImitatePlan
 from rl_lab.learner.language import epoch_order
-from rl_lab.learner.rft import INDEX_SCHEMA, TraceFile
+from rl_lab.learner.rft import TraceFile, write_traces
 from rl_lab.learner.state import LEARNER_FILE, SavedStates
 from rl_lab.model.checkpoint import load_chat_processor
 from rl_lab.records.item_files import ItemFile
@@ -90,17 +87,9 @@ INDEX_FILE = "traces.arrow"
 
 def index_traces(traces: Path, items: ItemFile, path: Path) -> None:
     """All stored traces of a stage, whatever its selection says of them, as a file to be read by number."""
-    rows, store = items.rows_by_id(), RolloutStore(traces)
-
-    def write(file: Any) -> None:
-        with pa.ipc.new_file(file, INDEX_SCHEMA) as writer:
-            for step in store.steps():
-                found = store.read(steps=[step], columns=["item", "tokens"])
-                numbers = pa.array([rows[row["item"]] for row in found], pa.int64())
-                tokens = pa.array([row["tokens"] for row in found], pa.list_(pa.int32()))
-                writer.write_batch(pa.record_batch([numbers, tokens], schema=INDEX_SCHEMA))
-
-    write_file(path, write)
+    store = RolloutStore(traces)
+    tables = (store.table(step, columns=["item", "tokens"]) for step in store.steps())
+    write_traces(path, (batch for table in tables for batch in table.to_batches()), items, store.folder)
 
 
 class ImitateState:

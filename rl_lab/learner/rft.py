@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,30 +27,36 @@ INDEX_SCHEMA = pa.schema([("row", pa.int64()), ("tokens", pa.list_(pa.int32()))]
 """Row of the item in the pool's file, and the trace's tokens with its end token."""
 
 
-def write_index(traces: Path, items: ItemFile, path: Path) -> None:
-    """The kept traces of a finished selection as a file to be read by number; a few thousand in memory at a time.
-
-    UserError if there is none, and for a trace of an item that the pool does not have.
-    """
+def write_traces(path: Path, batches: Iterable[pa.RecordBatch], items: ItemFile, source: Path) -> None:
+    """The columns `item` and `tokens` of batches of traces as a `TraceFile`; UserError, naming the source, for a trace
+    of an item that the pool does not have."""
     rows = items.rows_by_id()
 
     def write(file: Any) -> None:
         with pa.ipc.new_file(file, INDEX_SCHEMA) as writer:
-            for batch in kept_batches(traces):
+            for batch in batches:
                 names = batch.column("item").to_pylist()
                 unknown = [name for name in names if name not in rows]
                 if unknown:
-                    raise UserError(f"{traces / KEPT_FILE} has a trace of {unknown[0]}, which is not in the pool")
+                    raise UserError(f"{source} has a trace of {unknown[0]}, which is not in the pool")
                 numbers = pa.array([rows[name] for name in names], pa.int64())
                 writer.write_batch(pa.record_batch([numbers, batch.column("tokens")], schema=INDEX_SCHEMA))
 
     write_file(path, write)
+
+
+def write_index(traces: Path, items: ItemFile, path: Path) -> None:
+    """The kept traces of a finished selection as a file to be read by number; a few thousand in memory at a time.
+
+    UserError if there is none, and as `write_traces`.
+    """
+    write_traces(path, kept_batches(traces), items, traces / KEPT_FILE)
     if not len(TraceFile(path)):
         raise UserError(f"no trace was kept in {traces}; see why with `python -m rl_lab.pool`, and mend traces.select")
 
 
 class TraceFile:
-    """Kept traces by number; the file is mapped into memory, not read."""
+    """Traces by number; the file is mapped into memory, not read."""
 
     def __init__(self, path: Path) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()

@@ -105,7 +105,7 @@ class RolloutStore:
 
         ValueError for a step that is not stored, a column that is there already, and another number of values.
         """
-        self._replace(step, _with_columns(self._table(step), columns))
+        self._replace(step, _with_columns(self.table(step), columns))
 
     def damaged(self) -> list[tuple[int, str]]:
         """Steps whose file cannot be read or is not what was written, with words that name it. Reads everything."""
@@ -137,7 +137,7 @@ class RolloutStore:
         """
         wanted = None if items is None else set(items)
         chosen = self.steps() if steps is None else [step for step in self.steps() if step in set(steps)]
-        tables = [self._table(step, wanted, columns) for step in chosen]
+        tables = [self.table(step, wanted, columns) for step in chosen]
         known = {name for table in tables for name in table.column_names} | set(SCHEMA.names)
         unknown = [name for name in columns or () if name not in known]
         if unknown:
@@ -166,8 +166,8 @@ class RolloutStore:
                 found[row["item"]].append(row)
         return {item: rows[:count] for item, rows in found.items()}, problems
 
-    def _table(self, step: int, items: set[str] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """A step's rows of some items; of `columns` those that it has."""
+    def table(self, step: int, items: set[str] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """A step's rows of some items; of `columns` those that it has. Errors as `read`."""
         path = self.path(step)
         if not path.exists():
             raise ValueError(f"step {step} is not stored in {self.folder}")
@@ -260,7 +260,7 @@ def _row(row: RolloutRow, names: Sequence[str]) -> RolloutRow:
 
 
 KEPT_FILE = "rft_kept.parquet"
-"""Its name in a run directory."""
+"""Of a run directory: the traces that a selection kept, whole."""
 
 KEPT = ("step", "item", "group", "sample", "prompt", "completion", "tokens", "weight_version", "reward")
 """Its columns, besides `judge_score`; in stored order."""
