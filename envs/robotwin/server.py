@@ -3,8 +3,8 @@
     ROBOTWIN_PYTHON server.py FD ROOT      # FD: inherited socket, ROOT: RoboTwin checkout
 
 Needs numpy, the standard library and what RoboTwin itself requires; Python 3.10 or newer. RoboTwin's checkout has a
-package called `envs`, and so have we: nothing of ours is importable here, the two files beside this one are read by
-path. RoboTwin prints what it likes to stdout and stderr; messages go over their own socket. `METHODS` is the list of
+package called `envs`, and so have we: nothing of ours is importable here, the three files beside this one are read
+by path. RoboTwin prints what it likes to stdout and stderr; messages go over their own socket. `METHODS` is the list of
 requests; parameters and results are those of the methods of `Server`.
 """
 
@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,15 +40,12 @@ def _beside(name: str) -> Any:
 
 protocol = _beside("protocol")
 layouts = _beside("layout")
+scenes = _beside("scene")
 
 METHODS = ("hello", "check", "reset", "step", "observe", "success", "save", "restore", "expert", "close")
 SNAPSHOT = "robotwin-1"
 CAMERAS = ("head_camera", "left_camera", "right_camera")
-ARMS = ("left", "right")
-NOT_STATE = {"now_obs", "task_name", "save_dir"}
-"""Attributes of a task that are plain values but not part of its state."""
-FIXTURES = ("", "table", "wall", "ground")
-"""Names of actors that are no objects of a task, as RoboTwin itself tells them apart."""
+ARMS = scenes.ARMS
 KEPT_SCREENINGS = 64
 
 
@@ -143,7 +139,7 @@ class Server:
         if action.shape != (sizes[action_type],) or not np.isfinite(action).all():
             raise RefusedError("bad_request", f"{action_type} takes {sizes[action_type]} finite numbers, got {action}")
         executed = not env.eval_success and env.take_action_cnt < env.step_lim
-        with _watched(env) as seen:
+        with scenes.watched(env) as seen:
             env.take_action(action, action_type=action_type)
         self.actions.append((action_type, action.tolist()))
         return {
@@ -166,7 +162,7 @@ class Server:
             joint_action[f"{arm}_gripper"] = endpose[f"{arm}_gripper"] = np.float64(gripper)
             endpose[f"{arm}_endpose"] = np.array(env.get_arm_pose(arm), dtype=np.float64)
         joint_action["vector"] = np.array(joints["left"] + joints["right"], dtype=np.float64)
-        result = {"joint_action": joint_action, "endpose": endpose, "measured": _measured(env.robot)}
+        result = {"joint_action": joint_action, "endpose": endpose, "measured": scenes.measured(env.robot)}
         if images:
             stream = np.random.get_state()  # rendering with random lights draws from it
             views = env.get_obs()["observation"]
@@ -244,7 +240,7 @@ class Server:
         env.plan_success = True
         take = (lambda: frames.append(self.observe(record == "images"))) if record != "none" else None
         try:
-            with _pictures(env, take):
+            with scenes.pictures(env, take):
                 if start == "home":
                     env.move(*(env.open_gripper(arm) for arm in ARMS))
                     env.move(*(env.back_to_origin(arm) for arm in ARMS))
@@ -262,7 +258,11 @@ class Server:
 
     def _counters(self) -> dict:
         env = self._episode()
-        return {"success": bool(env.eval_success), "step_count": int(env.take_action_cnt), "scene": _scene(env)}
+        return {
+            "success": bool(env.eval_success),
+            "step_count": int(env.take_action_cnt),
+            "scene": scenes.where_things_are(env),
+        }
 
     def _episode(self) -> Any:
         if self.env is None:
@@ -277,9 +277,9 @@ class Server:
 
     def _screen(self, identity: dict, key: tuple) -> None:
         self._setup(identity)
-        path = [_scene(self.env)]
+        path = [scenes.where_things_are(self.env)]
         try:
-            with _pictures(self.env, lambda: path.append(_scene(self.env))):
+            with scenes.pictures(self.env, lambda: path.append(scenes.where_things_are(self.env))):
                 info = self.env.play_once()
         except Exception as error:
             raise RefusedError("rejected_seed", f"the expert raised {type(error).__name__}: {error}") from error
@@ -289,7 +289,7 @@ class Server:
             raise RefusedError("rejected_seed", f"the expert did not succeed on seed {identity['seed']}")
         while len(self.screened) >= KEPT_SCREENINGS:
             self.screened.pop(next(iter(self.screened)))
-        self.screened[key] = {"info": (info or {}).get("info", {}), "path": [*path, _scene(self.env)]}
+        self.screened[key] = {"info": (info or {}).get("info", {}), "path": [*path, scenes.where_things_are(self.env)]}
 
     def _setup(self, identity: dict) -> None:
         self._close_env()
@@ -374,9 +374,9 @@ class Server:
             state["actions"] = [list(item) for item in self.actions]
             return protocol.encode(state)
         state["physics"] = bytes(env.scene.physx_system.pack())
-        state["task"] = _plain_attributes(env)
-        state["robot"] = _plain_attributes(env.robot)
-        state["drives"] = {arm: _drives(getattr(env.robot, f"{arm}_entity")) for arm in ARMS}
+        state["task"] = scenes.plain_attributes(env, protocol.DTYPES)
+        state["robot"] = scenes.plain_attributes(env.robot, protocol.DTYPES)
+        state["drives"] = {arm: scenes.drives(getattr(env.robot, f"{arm}_entity")) for arm in ARMS}
         state["streams"] = [np.random.get_state(), random.getstate()]
         return protocol.encode(state)
 
@@ -384,135 +384,14 @@ class Server:
         env = self.env
         env.scene.physx_system.unpack(state["physics"])
         for holder, values in ((env, state["task"]), (env.robot, state["robot"])):
-            for name in set(_plain_attributes(holder)) - set(values):
+            for name in set(scenes.plain_attributes(holder, protocol.DTYPES)) - set(values):
                 delattr(holder, name)
             for name, value in values.items():
                 setattr(holder, name, value)
         for arm in ARMS:
-            _set_drives(getattr(env.robot, f"{arm}_entity"), state["drives"][arm])
+            scenes.set_drives(getattr(env.robot, f"{arm}_entity"), state["drives"][arm])
         np.random.set_state(state["streams"][0])
         random.setstate(state["streams"][1])
-
-
-def _scene(env: Any) -> dict:
-    """Where things are: `tools` [2, 3] m, `positions` of the objects [n, 3] m, and `joints` of those that have any."""
-    objects = [actor for actor in env.scene.get_all_actors() if actor.get_name() not in FIXTURES]
-    robots = (env.robot.left_entity, env.robot.right_entity)
-    others = [found for found in env.scene.get_all_articulations() if found not in robots]
-    joints = [np.ravel(found.get_qpos()) for found in others]
-    return {
-        "tools": np.array([env.get_arm_pose(arm)[:3] for arm in ARMS], dtype=np.float64),
-        "positions": np.array([actor.get_pose().p for actor in objects], dtype=np.float64).reshape(-1, 3),
-        "joints": np.concatenate([*joints, np.zeros(0)]).astype(np.float64),
-    }
-
-
-@contextlib.contextmanager
-def _pictures(env: Any, take: Any) -> Iterator[None]:
-    """Calls `take` (if any) where RoboTwin takes the pictures of a demonstration: every `save_freq` physics steps."""
-    if take is not None:
-        env._take_picture = lambda *_, **__: take()
-    try:
-        yield
-    finally:
-        vars(env).pop("_take_picture", None)
-
-
-@contextlib.contextmanager
-def _watched(env: Any) -> Iterator[dict]:
-    """Counts physics steps (RoboTwin checks success after each) and notes plans that fail, which it passes over."""
-    seen: dict[str, Any] = {"physics_steps": 0, "skipped": []}
-    undo = []
-
-    def wrap(owner: Any, name: str, after: Any) -> None:
-        call = getattr(owner, name, None)
-        if call is None:
-            return
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            try:
-                result = call(*args, **kwargs)
-            except Exception:
-                after(None)
-                raise
-            after(result)
-            return result
-
-        own = getattr(owner, "__dict__", {}).get(name)
-        with contextlib.suppress(AttributeError):  # an object of a compiled class takes no attributes
-            setattr(owner, name, watched)
-            undo.append((owner, name, own))
-
-    def count(_: Any) -> None:
-        seen["physics_steps"] += 1
-
-    def note(arm: str) -> Any:
-        def after(result: Any) -> None:
-            failed = result is None or (isinstance(result, dict) and result.get("status") != "Success")
-            failed = failed or (isinstance(result, tuple) and len(result) > 1 and len(result[1]) == 0)
-            if failed and arm not in seen["skipped"]:
-                seen["skipped"].append(arm)
-
-        return after
-
-    wrap(env, "check_success", count)
-    for arm in ARMS:
-        wrap(env.robot, f"{arm}_plan_path", note(arm))
-        planner = getattr(env.robot, f"{arm}_mplib_planner", None)
-        if planner is not None:
-            wrap(planner, "TOPP", note(arm))
-    try:
-        yield seen
-    finally:
-        for owner, name, own in undo:
-            delattr(owner, name) if own is None else setattr(owner, name, own)
-
-
-def _measured(robot: Any) -> dict:
-    """Joint positions and gripper openings (1 open .. 0 closed) as they are, NaN where a robot does not tell."""
-    result: dict[str, Any] = {}
-    for arm in ARMS:
-        real = getattr(robot, f"get_{arm}_arm_real_jointState", None)
-        result[f"{arm}_arm"] = np.array(real()[:-1] if real else [], dtype=np.float64)
-        opening = np.nan
-        gripper, scale = getattr(robot, f"{arm}_gripper", None), getattr(robot, f"{arm}_gripper_scale", None)
-        if gripper and scale and gripper[0] is not None:
-            entity = getattr(robot, f"{arm}_entity")
-            position = entity.get_qpos()[list(entity.get_active_joints()).index(gripper[0][0])]
-            opening = (position - scale[0]) / (scale[1] - scale[0])
-        result[f"{arm}_gripper"] = np.float64(opening)
-    return result
-
-
-def _drives(entity: Any) -> dict:
-    joints = entity.get_active_joints()
-    return {
-        "target": np.array([np.ravel(joint.get_drive_target())[0] for joint in joints], dtype=np.float64),
-        "velocity": np.array([np.ravel(joint.get_drive_velocity_target())[0] for joint in joints], dtype=np.float64),
-        "qf": np.array(entity.get_qf(), dtype=np.float64),
-    }
-
-
-def _set_drives(entity: Any, drives: dict) -> None:
-    for joint, target, velocity in zip(entity.get_active_joints(), drives["target"], drives["velocity"], strict=True):
-        joint.set_drive_target(float(target))
-        joint.set_drive_velocity_target(float(velocity))
-    entity.set_qf(drives["qf"])
-
-
-def _plain_attributes(holder: Any) -> dict:
-    return {name: value for name, value in vars(holder).items() if name not in NOT_STATE and _is_plain(value)}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return np.asarray(value).dtype.newbyteorder("<").str in protocol.DTYPES
-    if isinstance(value, (list, tuple)):
-        return type(value) in (list, tuple) and all(map(_is_plain, value))
-    if isinstance(value, dict):
-        keys = all(isinstance(key, str) and not key.startswith("__") for key in value)
-        return type(value) is dict and keys and all(map(_is_plain, value.values()))
-    return value is None or type(value) in (bool, int, float, str)
 
 
 def _sapien_version() -> str:
