@@ -40,11 +40,6 @@ def proximal_loss(r_w: Tensor, r_l: Tensor) -> Tensor:
     return -0.5 * (winner + loser)
 
 
-def pro_loss(r_w: Tensor, r_l: Tensor) -> Tensor:
-    """Eq. 8: preference and proximal term, [B]."""
-    return preference_loss(r_w, r_l) + proximal_loss(r_w, r_l)
-
-
 def rpro_loss(
     policy_winner: Tensor,
     policy_loser: Tensor,

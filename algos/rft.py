@@ -49,7 +49,6 @@ import math
 import re
 import unicodedata
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
@@ -237,12 +236,6 @@ def most_diverse(sketches: Sequence[Sketch], count: int) -> list[int]:
         nearest[taken[-1]] = -1.0
         taken.append(int(nearest.argmax()))
     return taken
-
-
-def count_reasons(reasons: Sequence[str | None]) -> dict[str, int]:
-    """How many were dropped for each reason, in the order of REASONS; those that occurred."""
-    found = Counter(reasons)
-    return {reason: found[reason] for reason in REASONS if found[reason]}
 
 
 SKETCH = 512

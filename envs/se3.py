@@ -134,14 +134,6 @@ def encode_pose(ee: np.ndarray) -> np.ndarray:
     return encoded.reshape(*encoded.shape[:-2], 2 * ARM_ENCODED_DIM)
 
 
-def decode_pose(encoded: np.ndarray) -> np.ndarray:
-    """Inverse of `encode_pose`: [..., 20] -> [..., 16]."""
-    arms = split_arms(np.asarray(encoded, dtype=np.float64))
-    quat = matrix_to_quat(rot6d_to_matrix(arms[..., 3:9]))
-    ee = np.concatenate([arms[..., :3], quat, arms[..., 9:10]], axis=-1)
-    return ee.reshape(*ee.shape[:-2], 2 * ARM_EE_DIM)
-
-
 def decode_absolute(encoded: np.ndarray) -> np.ndarray:
     """Poses of an absolute action head, whose two rows need not be orthogonal: [..., 20] -> [..., 16].
 

@@ -336,22 +336,6 @@ def prefix_mask(layout: PrefixLayout, valid: Tensor, isolation: bool) -> Tensor:
     return torch.where(patch[:, None] & patch[None, :], same, mask)
 
 
-def joint_mask(layout: PrefixLayout, valid: Tensor, isolation: bool, num_actions: int) -> Tensor:
-    """The mask of the whole policy in sequence order, [prefix; state; actions], bool [B, P+1+C, P+1+C].
-
-    Three kinds of block: a prefix token, the state, all actions; a block sees itself and earlier blocks.
-    """
-    prefix = prefix_mask(layout, valid, isolation)[:, layout.stored][:, :, layout.stored]
-    batch, length = valid.shape
-    size = length + 1 + num_actions
-    mask = torch.zeros(batch, size, size, dtype=torch.bool, device=valid.device)
-    mask[:, :length, :length] = prefix
-    mask[:, length:, :length] = valid[:, layout.stored][:, None, :]
-    mask[:, length:, length] = True
-    mask[:, length + 1 :, length + 1 :] = True
-    return mask
-
-
 def let_padding_see_itself(mask: Tensor) -> Tensor:
     """Open the diagonal of a square mask, so that no row is empty.
 

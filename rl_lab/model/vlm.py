@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -62,17 +61,6 @@ TIED = (EMBEDDING, OUTPUT_EMBEDDING)
 
 LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 """Options of transformers' loss of next tokens."""
-
-
-def released_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss of the released code, for parity: labels [B, S] are first reduced to the valid ones (>= 0) and shifted then.
-
-    So a row's first label is never predicted, and answers are chained across gaps and rows. Train with the loss of
-    `HunYuanVLMoTForConditionalGeneration`, which shifts within the row.
-    """
-    valid = labels.flatten() >= 0
-    kept, targets = logits.flatten(0, 1)[valid], labels.flatten()[valid]
-    return F.cross_entropy(kept[:-1].float(), targets[1:])
 
 
 class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):

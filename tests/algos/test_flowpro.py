@@ -8,14 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algos.alarms import cap_warning, loss_drop_ceiling
-from algos.flowpro import gradient_metrics, implicit_reward, loss_coefficients, preference_loss, pro_loss, rpro_loss
+from algos.flowpro import (
+    gradient_metrics,
+    implicit_reward,
+    loss_coefficients,
+    preference_loss,
+    proximal_loss,
+    rpro_loss,
+)
 
 rewards = st.floats(-8, 8)
 positive = st.floats(0.05, 30)
 
 
 def pro(r_w: float, r_l: float) -> float:
-    return float(pro_loss(torch.tensor([r_w], dtype=torch.float64), torch.tensor([r_l], dtype=torch.float64)))
+    rewards = torch.tensor([r_w], dtype=torch.float64), torch.tensor([r_l], dtype=torch.float64)
+    return float(preference_loss(*rewards) + proximal_loss(*rewards))
 
 
 def test_pro_loss_has_its_hand_values():

@@ -124,7 +124,7 @@ def test_encoded_poses_decode_to_the_same_pose(seed):
     poses = ee(seed, 3)
     encoded = se3.encode_pose(poses)
     assert encoded.shape == (3, 20)
-    back = se3.decode_pose(encoded)
+    back = se3.decode_absolute(encoded)
     arms, arms_back = se3.split_arms(poses), se3.split_arms(back)
     assert np.allclose(arms[..., :3], arms_back[..., :3]) and np.allclose(arms[..., 7], arms_back[..., 7])
     assert np.all(se3.geodesic_angle(arms[..., 3:7], arms_back[..., 3:7]) < 1e-7)

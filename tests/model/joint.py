@@ -15,10 +15,10 @@ from torch import Tensor
 from algos.batch import ObservationBatch
 from rl_lab.model.layout import (
     PrefixLayout,
-    joint_mask,
     let_padding_see_itself,
     position_ids,
     prefix_layout,
+    prefix_mask,
     prefix_valid,
 )
 from rl_lab.model.mot import attend, attention_bias, rotary
@@ -39,6 +39,22 @@ class JointForward:
     suffix_hidden: list[Tensor]
     normed_actions: Tensor
     velocity: Tensor
+
+
+def joint_mask(layout: PrefixLayout, valid: Tensor, isolation: bool, num_actions: int) -> Tensor:
+    """The mask of the whole policy in sequence order, [prefix; state; actions], bool [B, P+1+C, P+1+C].
+
+    Three kinds of block: a prefix token, the state, all actions; a block sees itself and earlier blocks.
+    """
+    prefix = prefix_mask(layout, valid, isolation)[:, layout.stored][:, :, layout.stored]
+    batch, length = valid.shape
+    size = length + 1 + num_actions
+    mask = torch.zeros(batch, size, size, dtype=torch.bool, device=valid.device)
+    mask[:, :length, :length] = prefix
+    mask[:, length:, :length] = valid[:, layout.stored][:, None, :]
+    mask[:, length:, length] = True
+    mask[:, length + 1 :, length + 1 :] = True
+    return mask
 
 
 def joint_forward(policy: HyVLAPolicy, batch: ObservationBatch, x_t: Tensor, time: Tensor) -> JointForward:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
 from rl_lab.model.backbone import join_pixels
 from rl_lab.model.layout import frame_grids
-from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration, released_loss
+from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from tests.model.golden import HIDDEN, LOSS, golden_path
 
 CASES = ("vlm_text", "vlm_image2", "vlm_image2_adjacent", "vlm_video", "vlm_batch2_leftpad")
@@ -102,6 +103,17 @@ def test_the_last_layer_agrees_before_the_norm(name: str) -> None:
     pixels = join_pixels(given.get("pixel_values"), given.get("pixel_values_videos"))
     hidden = model().model.run(given["input_ids"], layout, pixels)
     assert_valid_close(layout.source.scatter(hidden), case[key], valid(case))
+
+
+def released_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss of the released code, labels [B, S] are first reduced to the valid ones (>= 0) and shifted then.
+
+    So a row's first label is never predicted, and answers are chained across gaps and rows. Train with the loss of
+    `HunYuanVLMoTForConditionalGeneration`, which shifts within the row.
+    """
+    valid = labels.flatten() >= 0
+    kept, targets = logits.flatten(0, 1)[valid], labels.flatten()[valid]
+    return F.cross_entropy(kept[:-1].float(), targets[1:])
 
 
 @pytest.mark.parametrize("name", having("in.labels"))
