@@ -83,10 +83,8 @@ class Expansion:
             self.add("sft", "given")  # the config's checkpoint takes its place
         for step in steps(self.config.stages):
             self.take(step)
-        if self.config.is_joint:
-            self._end_joint()
-        elif "repeat" in self.done and self.last != "repeat":
-            raise ValueError("stages: the repeated stages must come last")
+        for name in sorted(self.kinds.keys() & (self.names | self.done)):
+            self.kinds[name].finish(self)
         return self.nodes
 
     def _check_side(self) -> None:
@@ -95,13 +93,6 @@ class Expansion:
             raise ValueError(
                 f"stages: {foreign[0]} is of the action side; give it a run of its own, beside this pipeline"
             )
-
-    def _end_joint(self) -> None:
-        """What both arms need comes first, whatever the order of the file."""
-        if "joint" not in self.done:
-            raise ValueError("stages: warm_start makes a policy for joint, which is not there; add joint")
-        first = ("demos", "questions", "development", "warm_start", "examine", "evaluate")
-        self.nodes.sort(key=lambda node: len(first) if node.method else first.index(node.kind))
 
     def take(self, step: Step) -> None:
         """The next stage. ValueError where it cannot stand."""

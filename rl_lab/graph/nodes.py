@@ -130,6 +130,9 @@ class StageKind:
         """Add its nodes, one from what must come before if nothing else is said. ValueError where it cannot stand."""
         graph.add(self.name, self.name, {name: name for name in self.needs(graph)})
 
+    def finish(self, graph: Any) -> None:
+        """Behind all stages: change what others added. ValueError where the whole cannot stand."""
+
     def fits(self, config: RunConfig) -> None:
         """ValueError for settings that a run with it cannot have."""
 

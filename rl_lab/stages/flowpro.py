@@ -151,6 +151,11 @@ class Rounds(StageKind):
             for number in range(1, step.rounds.repeat + 1):
                 policy = _round(graph, step.rounds.of, method, number, policy, pairs)
 
+    def finish(self, graph: Expansion) -> None:
+        """Nothing comes behind."""
+        if graph.last != self.name:
+            raise ValueError("stages: the repeated stages must come last")
+
 
 def _round(graph: Expansion, of: tuple[Any, ...], method: str, number: int, policy: str, pairs: dict[str, str]) -> str:
     """One round of one method, whose pairs join those of earlier ones. Its policy."""

@@ -43,7 +43,6 @@ class GateKind(StageKind):
             graph.when = (node.name, True)
         elif step.gate.otherwise != "previous":
             _add_branch(graph, step.gate.otherwise, step.cycle, labels)
-        _add_development(graph)
 
     def _compared(self, graph: Expansion) -> tuple[Model, Model]:
         """The model before and the newest one."""
@@ -56,6 +55,15 @@ class GateKind(StageKind):
         if graph.previous is None:
             raise ValueError("stages: gate compares with an earlier examination; put examine behind cold_start too")
         return graph.previous, graph.head
+
+    def finish(self, graph: Expansion) -> None:
+        """Further questions, which the examinations that a gate compares answer too."""
+        further = Node("development", graph.kinds["development"], graph.params("development"))
+        graph.nodes.insert(1, further)
+        compared = {name for node in graph.nodes for role, name in node.inputs.items() if role in COMPARED}
+        for place, node in enumerate(graph.nodes):
+            if node.kind == "examine" and node.name in compared:
+                graph.nodes[place] = replace(node, inputs=node.inputs | {"development": further.name})
 
     def fits(self, config: RunConfig) -> None:
         """There are questions to decide on."""
@@ -80,17 +88,6 @@ def _add_branch(graph: Expansion, kinds: tuple[str, ...], cycle: int | None, lab
     inputs = {"passed": passed.node, "failed": other.node, "failed_examined": other.examined}
     node = graph.add(f"{passed.name}.join", "join", inputs, params={}, **labels)
     graph.head = graph.newest = graph.reference = Model(passed.name, node.name, node.name)
-
-
-def _add_development(graph: Expansion) -> None:
-    """Further questions, which the examinations that a gate compares answer too."""
-    nodes = graph.nodes
-    if not any(node.name == "development" for node in nodes):
-        nodes.insert(1, Node("development", graph.kinds["development"], graph.params("development")))
-    compared = {name for node in nodes for role, name in node.inputs.items() if role in COMPARED}
-    for place, node in enumerate(nodes):
-        if node.kind == "examine" and node.name in compared:
-            nodes[place] = replace(node, inputs=node.inputs | {"development": "development"})
 
 
 class Join(StageKind):

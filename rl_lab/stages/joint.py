@@ -36,6 +36,11 @@ class WarmStart(Training):
     is_joint = True
     section = "sft"
 
+    def finish(self, graph: Expansion) -> None:
+        """There is something for the policy to do."""
+        if "joint" not in graph.done:
+            raise ValueError("stages: warm_start makes a policy for joint, which is not there; add joint")
+
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """Steps of both."""
         return config.cold_start.steps + config.sft.steps, "steps"
@@ -75,6 +80,11 @@ class Joint(Training):
                 graph.add(f"{arm}.examine", "examine", asked, replicate=1, **labels)
             if "evaluate" in graph.names:
                 graph.add(f"{arm}.evaluate", "evaluate", policy, **labels)
+
+    def finish(self, graph: Expansion) -> None:
+        """What all arms need comes first, whatever the order of the file."""
+        first = ("demos", "questions", "development", "warm_start", "examine", "evaluate")
+        graph.nodes.sort(key=lambda node: len(first) if node.method else first.index(node.kind))
 
     def examined(self, config: RunConfig) -> set[Place]:
         """Those of its short examinations."""
