@@ -132,7 +132,7 @@ class TraceSampler:
         self.context.resume_from(first - 1)
         for issued in self._in_flight(range(first, num_steps + 1), stored):
             self.questioner.clock.begin()
-            groups, first_failures = self.questioner.answered(issued)
+            groups, first_failures = self.questioner.groups(issued)
             if issued.step not in stored:
                 self.failures.check(issued.step, groups, first_failures)
                 self.store.write(issued.step, with_token_texts(groups, self.questioner.processor))
@@ -162,8 +162,8 @@ class TraceSampler:
         seeds = [integer(self.seed, "traces", number) for number in numbers.tolist()]
         prompts = self.questioner.prompts(numbers, seeds)
         completions = stored_groups(self.store.read(steps=[step])) if is_stored else []
-        answers = [] if is_stored else self.questioner.ask(prompts, self.weights)
-        return Issued(step, numbers, True, self.weights, prompts, answers, completions)
+        asked = [] if is_stored else self.questioner.ask(prompts, self.weights)
+        return Issued(step, numbers, True, self.weights, prompts, asked, completions)
 
     def _line(self, groups: list[RolloutGroup]) -> dict[str, float]:
         """Rewards, lengths and seconds of a step."""

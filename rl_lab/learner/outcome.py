@@ -30,7 +30,7 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.sharding import is_first_rank, is_sharded, whole
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutStore
-from rl_lab.records.token_batches import answer_batch, question_prompt
+from rl_lab.records.token_batches import imitation_batch, question_prompt
 from rl_lab.seeding import integer, stream, torch_stream
 
 LABELS_FILE = "labels.parquet"
@@ -169,7 +169,7 @@ def scoring_batch(
     encoded = [
         (place, [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]) for place, text in rows
     ]
-    batch = answer_batch(prompts, encoded, processor)
+    batch = imitation_batch(prompts, encoded, processor)
     ends = batch.attention_mask.sum(1) - 1
     return replace(batch, completion_mask=torch.arange(batch.input_ids.shape[1]) == ends[:, None])
 

@@ -20,7 +20,7 @@ from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import LanguageModel, load_language_model
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import KEPT_FILE, kept_batches
-from rl_lab.records.token_batches import answer_batch, item_prompt
+from rl_lab.records.token_batches import imitation_batch, item_prompt
 from rl_lab.seeding import integer
 
 INDEX_SCHEMA = pa.schema([("row", pa.int64()), ("tokens", pa.list_(pa.int32()))])
@@ -87,7 +87,7 @@ class TraceData:
         read = [self.rows[number] for number in numbers]
         rows = list(dict.fromkeys(row for row, _ in read))
         prompts = [item_prompt(self.items[row], self.processor) for row in rows]
-        return answer_batch(prompts, [(rows.index(row), tokens) for row, tokens in read], self.processor)
+        return imitation_batch(prompts, [(rows.index(row), tokens) for row, tokens in read], self.processor)
 
 
 @dataclass(frozen=True)

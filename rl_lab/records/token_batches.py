@@ -1,7 +1,7 @@
 """Completions and chats to token batches: the only translator between what rollout workers record, or a data set
 holds, and what objectives on text read.
 
-Letters: P prompts, G answers of each, B rows, S tokens of a row.
+Letters: P prompts, G completions of each, B rows, S tokens of a row.
 """
 
 from __future__ import annotations
@@ -73,50 +73,49 @@ def rollout_batch(
     ]
     if not kept:
         raise ValueError("no answer of the batch has a reward, so nothing can be learned from it; see the failed calls")
-    answers = [completion for _, completion in kept]
-    prompts = [group.prompt for group in groups]
-    shown = list(accumulate((len(prompt.images) for prompt in prompts), initial=0))
-    pictures = [range(shown[group], shown[group + 1]) for group, _ in kept]
-    images = [image for prompt in prompts for image in prompt.images]
-    starts = [len(answer.prompt_tokens) for answer in answers]
-    ids, valid = pad_rows([answer.prompt_tokens + answer.tokens for answer in answers])
-    columns = torch.arange(ids.shape[1])
-    learned = valid & (columns >= torch.tensor(starts)[:, None])
-    logprobs = torch.zeros(ids.shape)
-    logprobs[learned] = torch.tensor([value for answer in answers for value in answer.logprobs])
+    rows = [(group, one.prompt_tokens, one.tokens) for group, one in kept]
+    columns = _token_rows([group.prompt for group in groups], rows, processor)
+    completions = [completion for _, completion in kept]
+    logprobs = torch.zeros(columns["input_ids"].shape)
+    logprobs[columns["completion_mask"]] = torch.tensor([value for one in completions for value in one.logprobs])
     return RolloutBatch(
-        input_ids=ids,
-        attention_mask=valid,
-        completion_mask=learned,
-        visual=Pictures.of_images(images, pictures, processor) if images else None,
+        **columns,
         rollout_logprobs=logprobs,
-        advantages=torch.tensor([answer.advantage for answer in answers]),
+        advantages=torch.tensor([one.advantage for one in completions]),
         group=torch.tensor([group for group, _ in kept]),
-        weight_version=torch.tensor([answer.weight_version for answer in answers]),
-        finished=torch.tensor([answer.finished for answer in answers]),
+        weight_version=torch.tensor([one.weight_version for one in completions]),
+        finished=torch.tensor([one.finished for one in completions]),
     )
 
 
-def answer_batch(
+def imitation_batch(
     prompts: Sequence[Prompt], rows: Sequence[tuple[int, Sequence[int]]], processor: HunYuanVLMoTProcessor
 ) -> TokenBatch:
-    """Answers to imitate token by token, as they were sampled: decoding and encoding again may give other tokens.
+    """Completions to imitate token by token, as they were sampled: decoding and encoding again may give other tokens.
 
-    A row is the place of its prompt and the tokens of its answer, end token included. Prompts hold one token for an
+    A row is the place of its prompt and the tokens of its completion, end token included. Prompts hold one token for an
     image; their images are encoded once for all of their rows.
     """
     read = [expanded_tokens(prompt, processor) for prompt in prompts]
-    ids, valid = pad_rows([[*read[place], *answer] for place, answer in rows])
-    starts = torch.tensor([len(read[place]) for place, _ in rows])
+    whole = [(place, read[place], tokens) for place, tokens in rows]
+    return TokenBatch(**_token_rows(prompts, whole, processor.image_processor))
+
+
+def _token_rows(
+    prompts: Sequence[Prompt], rows: Sequence[tuple[int, Sequence[int], Sequence[int]]], processor: ImageProcessor
+) -> dict[str, Any]:
+    """Fields of a `TokenBatch`: a row is the place of its prompt, the prompt as the model reads it, what follows."""
+    ids, valid = pad_rows([[*read, *written] for _, read, written in rows])
+    starts = torch.tensor([len(read) for _, read, _ in rows])
     shown = list(accumulate((len(prompt.images) for prompt in prompts), initial=0))
     images = [image for prompt in prompts for image in prompt.images]
-    pictures = [range(shown[place], shown[place + 1]) for place, _ in rows]
-    return TokenBatch(
-        input_ids=ids,
-        attention_mask=valid,
-        completion_mask=valid & (torch.arange(ids.shape[1]) >= starts[:, None]),
-        visual=Pictures.of_images(images, pictures, processor.image_processor) if images else None,
-    )
+    pictures = [range(shown[place], shown[place + 1]) for place, _, _ in rows]
+    return {
+        "input_ids": ids,
+        "attention_mask": valid,
+        "completion_mask": valid & (torch.arange(ids.shape[1]) >= starts[:, None]),
+        "visual": Pictures.of_images(images, pictures, processor) if images else None,
+    }
 
 
 def expanded_tokens(prompt: Prompt, processor: HunYuanVLMoTProcessor) -> list[int]:

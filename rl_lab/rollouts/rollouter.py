@@ -1,7 +1,7 @@
-"""From the pool's selections to scored answers: what is asked when, with which weights, and what replaces what.
+"""From the pool's selections to scored rollout groups: what is asked when, with which weights, and what replaces what.
 
-A selection, the seeds of its answers and the weights that write them follow from the step alone, so a resumed run asks
-what the unbroken one asked; and what the store has from before the kill is not asked again.
+A selection, the seeds of its completions and the weights that write them follow from the step alone, so a resumed run
+asks what the unbroken one asked; and what the store has from before the kill is not asked again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rl_lab.workers.pool import Batch, WorkerPool
 
 @dataclass(frozen=True)
 class Issued:
-    """Items whose answers are on their way."""
+    """Items whose completions are on their way."""
 
     step: int
     numbers: Array
@@ -37,7 +37,7 @@ class Issued:
     weights: Weights
     """That write the answers."""
     prompts: list[Prompt]
-    answers: Batch
+    asked: Batch
     """Empty where the store has them."""
     stored: list[list[Completion]]
     """What the store has of these groups, from before a kill."""
@@ -45,7 +45,7 @@ class Issued:
 
 @dataclass(frozen=True)
 class StepRollouts:
-    """All answers of a step, and what the pool learned from each round of them."""
+    """All rollout groups of a step, and what the pool learned from each round of them."""
 
     rounds: list[list[RolloutGroup]]
     observations: list[Observation]
@@ -64,7 +64,7 @@ class StepRollouts:
 
 @dataclass
 class Questioner:
-    """Engines that answer items of the pool, and rewards that score the answers."""
+    """Engines that complete prompts of the pool's items, and rewards that score the completions."""
 
     items: ItemFile
     engines: WorkerPool
@@ -76,7 +76,7 @@ class Questioner:
     check_stop: Callable[[], None]
 
     def prompts(self, numbers: Array, seeds: Iterable[int]) -> list[Prompt]:
-        """Items as the engines read them, with the seeds of their answers."""
+        """Items as the engines read them, with the seeds of their completions."""
         pairs = zip(numbers.tolist(), seeds, strict=True)
         return [item_prompt(self.items[number], self.processor, seed) for number, seed in pairs]
 
@@ -84,16 +84,16 @@ class Questioner:
         """Give prompts to the engines."""
         return ask(self.engines, prompts, self.sampling, weights.reference, self.prompts_per_call)
 
-    def answered(self, issued: Issued) -> tuple[list[RolloutGroup], FirstFailures]:
-        """Wait for answers and score them, or take both from the store."""
+    def groups(self, issued: Issued) -> tuple[list[RolloutGroup], FirstFailures]:
+        """Wait for completions and score them, or take both from the store."""
         items = [self.items[number] for number in issued.numbers.tolist()]
         if issued.stored:
             return list(map(RolloutGroup, items, issued.prompts, issued.stored)), {}
         with self.clock.timed("generate"):
-            answers, busy = collect(self.engines, issued.answers, self.check_stop)
+            completions, busy = collect(self.engines, issued.asked, self.check_stop)
         self.clock.add("busy", busy)
         with self.clock.timed("score"):
-            return score(self.rewards, rollout_groups(items, issued.prompts, answers, self.processor))
+            return score(self.rewards, rollout_groups(items, issued.prompts, completions, self.processor))
 
 
 class RolloutRun:
@@ -134,8 +134,8 @@ class RolloutRun:
         return self._ahead.pop(step, None) or self._issue(step, weights)
 
     def finish(self, issued: Issued, weights: Weights) -> StepRollouts:
-        """The step's answers, with groups without signal replaced at most `max_refills` times by other items."""
-        groups, first_failures = self.questioner.answered(issued)
+        """The step's rollouts, with groups without signal replaced at most `max_refills` times by other items."""
+        groups, first_failures = self.questioner.groups(issued)
         rounds, observations = [groups], [self._observe(issued, groups)]
         while issued.trains and len(rounds) <= self.max_refills:
             places = self.pool.curriculum.refill_places(observations[-1])
@@ -145,7 +145,7 @@ class RolloutRun:
             if not len(numbers):
                 break
             refill = self._ask(issued.step, len(rounds), numbers, True, weights, sum(map(len, rounds)))
-            groups, newer = self.questioner.answered(refill)
+            groups, newer = self.questioner.groups(refill)
             rounds.append(groups)
             observations.append(self._observe(refill, groups))
             first_failures = {**newer, **first_failures}
@@ -173,8 +173,8 @@ class RolloutRun:
         seeds = [integer(self.seed, "draw", step, round_, number) for number in numbers.tolist()]
         prompts = self.questioner.prompts(numbers, seeds)
         stored = self._stored(step, numbers, first_group)
-        answers = [] if stored else self.questioner.ask(prompts, weights)
-        return Issued(step, numbers, trains, weights, prompts, answers, stored)
+        asked = [] if stored else self.questioner.ask(prompts, weights)
+        return Issued(step, numbers, trains, weights, prompts, asked, stored)
 
     def _stored(self, step: int, numbers: Array, first_group: int) -> list[list[Completion]]:
         """What the store has of these items; nothing if it has others, as somebody pinned or retired some since."""

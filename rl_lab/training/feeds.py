@@ -59,7 +59,7 @@ class LanguageFeed:
     def is_ready(self) -> bool:
         """Whether the answers to the next batch are there."""
         issued = self.steps.rollouts.ahead(self.steps.state.progress.step + 1)
-        return issued is not None and all(answer.done() for answer in issued.answers)
+        return issued is not None and all(answer.done() for answer in issued.asked)
 
     def turn(self, weights: Weights) -> tuple[dict[str, float], Weights]:
         """Learn from the next batch; metrics, and the weights after it."""

@@ -19,7 +19,7 @@ from rl_lab.learner.rft import RFTPlan, write_index
 from rl_lab.model.checkpoint import Snapshot, digest, load_chat_processor
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutStore, read_kept
-from rl_lab.records.token_batches import answer_batch, expanded_tokens, item_prompt, rollout_batch
+from rl_lab.records.token_batches import expanded_tokens, imitation_batch, item_prompt, rollout_batch
 from rl_lab.records.types import Completion, Prompt, Sampling
 from rl_lab.rollouts.clock import Clock
 from rl_lab.rollouts.rollouter import Questioner
@@ -234,7 +234,7 @@ def test_answers_token_by_token_are_what_the_engine_would_be_trained_on(policy):
     items = [make_item(0, 2), make_item(1, 0), make_item(2, 1)]
     prompts = [item_prompt(item, processor) for item in items]
     answers = [[9, 8, 7], [5], [6, 4]]
-    batch = answer_batch(prompts, [(2, answers[0]), (1, answers[1]), (0, answers[2]), (2, answers[2])], processor)
+    batch = imitation_batch(prompts, [(2, answers[0]), (1, answers[1]), (0, answers[2]), (2, answers[2])], processor)
 
     def asked(place, tokens):
         read = tuple(expanded_tokens(prompts[place], processor))

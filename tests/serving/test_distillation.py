@@ -12,7 +12,7 @@ from algos.batch import DistillationBatch, TokenBatch
 from algos.distillation import Distillation, DistillationOptions, top_tokens
 from rl_lab.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
-from rl_lab.records.token_batches import answer_batch
+from rl_lab.records.token_batches import imitation_batch
 from rl_lab.records.types import Prompt
 from rl_lab.reports.metrics import HEADER, define
 from rl_lab.rollouts.teacher import TOKENS
@@ -40,7 +40,7 @@ def asked(vlm):
 @pytest.fixture(scope="module")
 def batch(vlm, asked) -> TokenBatch:
     prompts, answers = asked
-    return answer_batch(prompts, list(enumerate(answers)), make_processor(vlm))
+    return imitation_batch(prompts, list(enumerate(answers)), make_processor(vlm))
 
 
 @pytest.fixture
