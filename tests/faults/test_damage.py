@@ -12,9 +12,7 @@ from rl_lab.files import read_json_lines
 from rl_lab.learner.state import SavedStates
 from rl_lab.model.checkpoint import load_language_model
 from rl_lab.rollouts.collect import kept
-from tests.language.test_grpo_run import outcome
 from tests.support.experiments import FakeStages, main, write_small
-from tests.support.learners import Killed
 from tests.support.models import save_nano_language_model
 from tests.support.stage_runs import FakeRun
 
@@ -39,7 +37,7 @@ def unbroken(tmp_path_factory, questions, policy):
     """A run of GRPO on plain objects that nothing happened to, by its staleness."""
     folder = tmp_path_factory.mktemp("unbroken")
     runs = {s: FakeRun(folder / str(s), questions, policy, f"rl.staleness={s}").start() for s in (0, 1)}
-    return {staleness: outcome(run) for staleness, run in runs.items()}
+    return {staleness: run.outcome() for staleness, run in runs.items()}
 
 
 @pytest.fixture
@@ -48,9 +46,7 @@ def killed(tmp_path, questions, policy):
 
     def make(staleness: int = 0) -> FakeRun:
         run = FakeRun(tmp_path / "run", questions, policy, f"rl.staleness={staleness}")
-        run.kill_at = 5
-        with pytest.raises(Killed):
-            run.start()
+        run.killed(5)
         assert states(run).steps() == [2, 4]
         return run
 
@@ -70,7 +66,7 @@ def test_a_damaged_state_is_named_and_the_one_before_gives_the_same_bits(killed,
     said = capsys.readouterr().err
     assert f"step-4/{name}" in said or (name == "digests.json" and "step-4/" in said), said
     assert "damaged" in said and "Traceback" not in said
-    assert outcome(run) == unbroken[1]
+    assert run.outcome() == unbroken[1]
 
 
 def test_a_lost_file_of_a_state_is_damage_too(killed, unbroken, capsys):
@@ -78,7 +74,7 @@ def test_a_lost_file_of_a_state_is_damage_too(killed, unbroken, capsys):
     (states(run).path(4) / "learner.pt").unlink()
     run.start()
     assert "learner.pt is missing" in capsys.readouterr().err
-    assert outcome(run) == unbroken[0]
+    assert run.outcome() == unbroken[0]
 
 
 def test_with_all_states_damaged_the_stage_begins_anew_and_says_so(killed, unbroken, capsys):
@@ -87,7 +83,7 @@ def test_with_all_states_damaged_the_stage_begins_anew_and_says_so(killed, unbro
         shorten(states(run).path(step) / "learner.pt")
     run.start()
     assert "step-4/learner.pt" in (said := capsys.readouterr().err) and "step-2/learner.pt" in said
-    assert outcome(run) == unbroken[0]
+    assert run.outcome() == unbroken[0]
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
@@ -96,7 +92,7 @@ def test_a_damaged_file_of_rollouts_is_named_and_made_again(killed, unbroken, ca
     shorten(run.out / "rollouts" / f"step-{step:08d}.parquet")
     run.start()
     assert f"step-{step:08d}.parquet is damaged" in capsys.readouterr().err
-    assert outcome(run) == unbroken[0]
+    assert run.outcome() == unbroken[0]
 
 
 def test_a_damaged_pool_is_put_back_from_the_state(killed, unbroken, capsys):
@@ -105,7 +101,7 @@ def test_a_damaged_pool_is_put_back_from_the_state(killed, unbroken, capsys):
         path.write_bytes(b"no database at all" * 100)
     run.start()
     assert "pool.sqlite is damaged" in capsys.readouterr().err
-    assert outcome(run) == unbroken[0]
+    assert run.outcome() == unbroken[0]
 
 
 @pytest.mark.parametrize("name", ["work/out/metrics.jsonl", "work/out/held_out.jsonl", "metrics.jsonl"])
@@ -114,7 +110,7 @@ def test_a_last_line_that_was_cut_short_is_written_again(killed, unbroken, name)
     path = run.path / name
     path.write_bytes(path.read_bytes()[:-7])
     run.start()
-    assert outcome(run) == unbroken[0]
+    assert run.outcome() == unbroken[0]
 
 
 def test_lines_that_the_state_should_have_are_missed(killed, capsys):

@@ -25,7 +25,6 @@ from rl_lab.records import rollouts
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.training import state as grpo_state
 from tests.faults.disks import fill, free, protect, remount, small_disk, unprotect
-from tests.language.test_grpo_run import outcome
 from tests.support.experiments import FakeStages, main, write_small
 from tests.support.stage_runs import FakeRun
 
@@ -66,7 +65,7 @@ def fills_before(disk: Path, function: Callable, calls: int) -> Callable:
 def test_a_run_that_fills_its_disk_says_so_and_resumes_to_the_same_bits(
     disk, tmp_path, questions, policy, monkeypatch, moment
 ):
-    unbroken = outcome(FakeRun(tmp_path / "unbroken", questions, policy, "rl.staleness=1").start())
+    unbroken = FakeRun(tmp_path / "unbroken", questions, policy, "rl.staleness=1").start().outcome()
     run = FakeRun(disk / "run", questions, policy, "rl.staleness=1")
     with monkeypatch.context() as patch:
         owner, name = MOMENTS[moment]
@@ -79,7 +78,7 @@ def test_a_run_that_fills_its_disk_says_so_and_resumes_to_the_same_bits(
     assert "no space is left on the disk; free some" in str(error) and "\n" not in str(error)
     assert not list(run.path.rglob("*.partial")), "what was not finished keeps no space"
     free(disk)
-    assert outcome(run.start()) == unbroken
+    assert run.start().outcome() == unbroken
 
 
 def command(*arguments: str, stages: FakeStages | None = None) -> int:
@@ -126,16 +125,8 @@ def test_the_command_ends_with_one_line_keeps_what_is_finished_and_resumes(
     monkeypatch.chdir(disk)
     write_small(disk)
     stages = FakeStages()
-    functions = stages.functions()
-
-    def filling(context):
-        if context.node.name == node and moment == "while it runs":
-            fill(disk)
-        functions[context.node.kind](context)
-        if context.node.name == node and moment == "when it is stored":
-            fill(disk)
-
-    stages.functions = lambda: dict.fromkeys(functions, filling)  # type: ignore[method-assign]
+    hook = "before" if moment == "while it runs" else "after"
+    setattr(stages, hook, lambda context: fill(disk) if context.node.name == node else None)
     assert command("small.yaml", "--run-dir", "run", "workers.stages=1", stages=stages) == 1
     line = only_error(capsys.readouterr().err)
     assert "no space is left on the disk; free some, then continue with: python -m rl_lab.run --resume run" in line
@@ -153,15 +144,13 @@ def test_a_full_store_on_another_disk_loses_no_finished_stage(disk, unbroken, mo
     write_small(disk)
     run = tmp_path / "elsewhere"
     stages = FakeStages()
-    functions = stages.functions()
 
     def filling(context):
-        functions[context.node.kind](context)
         if context.node.name == "sft":
             (context.out / "large").write_bytes(bytes(1 << 20))
             fill(disk, leave=1 << 19)
 
-    stages.functions = lambda: dict.fromkeys(functions, filling)  # type: ignore[method-assign]
+    stages.after = filling
     assert command("small.yaml", "--run-dir", str(run), stages=stages) == 1
     assert "no space is left" in only_error(capsys.readouterr().err)
     assert [path.name for path in (disk / "runs" / ".stages").iterdir() if path.name.startswith(".")] == []
@@ -226,14 +215,7 @@ def test_a_disk_that_becomes_read_only_is_one_line_too(disk, monkeypatch, capsys
     monkeypatch.chdir(disk)
     write_small(disk)
     stages = FakeStages()
-    functions = stages.functions()
-
-    def protecting(context):
-        if context.node.name == "sft":
-            protect(disk / "run")
-        functions[context.node.kind](context)
-
-    stages.functions = lambda: dict.fromkeys(functions, protecting)  # type: ignore[method-assign]
+    stages.before = lambda context: protect(disk / "run") if context.node.name == "sft" else None
     assert command("small.yaml", "--run-dir", "run", "workers.stages=1", stages=stages) == 2
     assert "the file system is read-only; make it writable, then continue with" in only_error(capsys.readouterr().err)
     unprotect(disk / "run")

@@ -37,9 +37,7 @@ def write(tmp_path):
 
 
 class FakeSweep(FakeStages):
-    def functions(self):
-        kinds = ("questions", "cold_start", "examine", "grpo")
-        return dict.fromkeys(kinds, self.run) | {"report": self.report}
+    kinds = ("questions", "cold_start", "examine", "grpo")
 
 
 def test_every_variant_is_trained_with_every_seed_from_one_base(write):

@@ -11,7 +11,7 @@ import pytest
 from rl_lab.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.training.state import PARTS
-from tests.support.learners import HELPS, Killed
+from tests.support.learners import HELPS
 from tests.support.pools import content
 from tests.support.stage_runs import TURNS, FakeJoint
 
@@ -22,21 +22,6 @@ def make(tmp_path, questions, language_policy):
     return lambda name, *overrides, **options: FakeJoint(
         tmp_path / name, questions, language_policy, *overrides, **options
     )
-
-
-def outcome(run: FakeJoint) -> dict:
-    """Everything that a run leaves, wall times aside."""
-    pairs = {path.name: read_json_lines(path / "index.jsonl") for path in sorted((run.out / "pairs").glob("*"))}
-    return {
-        "pool": content(run.out / "pool.sqlite"),
-        "rollouts": RolloutStore(run.out).read(),
-        "pairs": pairs,
-        "collections": [json.loads(path.read_text()) for path in sorted(run.out.glob("pairs/*/collection.json"))],
-        "exams": read_json_lines(run.out / "exams.jsonl"),
-        "guard": read_json_lines(run.out / "guard.jsonl", missing_ok=True),
-        "metrics": run.metrics(),
-        "model": (run.out / "model").read_text(),
-    }
 
 
 def test_turns_follow_the_schedule_and_one_counter_numbers_all_weights(make):
@@ -73,23 +58,18 @@ def test_pairs_are_collected_with_the_weights_of_a_fixed_turn(make, ahead, versi
 @pytest.mark.parametrize(("staleness", "turns"), [(0, (0, 2, 3, 6, 8, TURNS)), (1, (1, 5))])
 def test_a_run_killed_after_any_turn_ends_as_the_unbroken_one(make, staleness, turns):
     options = (f"rl.staleness={staleness}",)
-    whole = outcome(make("whole", *options).start())
+    whole = make("whole", *options).start().outcome()
     for turn in turns:
         run = make(f"killed-{turn}", *options)
-        run.kill_at = turn
-        with pytest.raises(Killed):
-            run.start()
+        run.killed(turn)
         if turn < TURNS:
-            with pytest.raises(Killed):
-                run.start(die_at=turn + 1)  # and once more, in the learner, at its next turn
-        assert outcome(run.start()) == whole, f"killed after turn {turn}"
+            run.killed(die_at=turn + 1)  # and once more, in the learner, at its next turn
+        assert run.start().outcome() == whole, f"killed after turn {turn}"
 
 
 def test_work_that_was_done_before_a_kill_is_not_done_again(make):
     run = make("run")
-    run.kill_at = 5
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(5)
     asked, collected = len(run.engines.asked), len(run.simulators.collected)
     assert asked and collected
     stored = RolloutStore(run.out).steps()
@@ -102,9 +82,7 @@ def test_work_that_was_done_before_a_kill_is_not_done_again(make):
 def test_in_asynchronous_mode_nothing_is_lost_or_counted_twice(make, seed):
     run = make("run", "joint.mode=asynchronous", "joint.slack=2")
     run.delays = np.random.default_rng(seed)
-    run.kill_at = 4 + seed
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(4 + seed)
     run.start()
     lines = [line for line in run.metrics() if line["step"] and "alarm" not in line]
     assert [line["step"] for line in lines] == list(range(1, TURNS + 1))
@@ -175,13 +153,11 @@ def test_a_clean_run_is_not_touched(make):
 def test_a_guarded_run_killed_after_any_turn_ends_as_the_unbroken_one(make):
     options = ("joint.guard.actions=[lower, roll_back]",)
     harm = effects(rpro={"language": -0.3})
-    whole = outcome(make("whole", *options, effects=harm).start())
+    whole = make("whole", *options, effects=harm).start().outcome()
     for turn in (2, 3, 4, 6, 7):
         run = make(f"killed-{turn}", *options, effects=harm)
-        run.kill_at = turn
-        with pytest.raises(Killed):
-            run.start()
-        assert outcome(run.start()) == whole, f"killed after turn {turn}"
+        run.killed(turn)
+        assert run.start().outcome() == whole, f"killed after turn {turn}"
 
 
 def test_engines_that_disagree_stop_a_run_but_answers_from_before_a_turn_of_rpro_may_differ(make):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -13,17 +11,9 @@ from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import all_completions, num_tokens
 from rl_lab.rollouts.teacher import LOGPROBS, TOKENS
 from tests.support.engines import FakeTeacher
-from tests.support.learners import Killed
 from tests.support.stage_runs import FakeDistillation
 
 TOP_K = 3
-
-
-def outcome(run: FakeDistillation) -> dict[str, Any]:
-    """What it leaves."""
-    held_out, model = read_json_lines(run.out / "held_out.jsonl"), (run.out / "model").read_text()
-    rollouts = RolloutStore(run.out).read() if run.kind == "distill" else []
-    return {"metrics": run.metrics(), "held_out": held_out, "model": model, "rollouts": rollouts}
 
 
 @pytest.fixture
@@ -83,23 +73,18 @@ def test_what_a_teacher_says_is_stored_and_reaches_the_learner_unchanged(distill
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_killed_and_resumed_distillation_leaves_what_the_unbroken_one_leaves(distill, staleness):
     setting = f"distill.staleness={staleness}"
-    unbroken = outcome(distill("unbroken", setting, teacher=FakeTeacher()).start())
+    unbroken = distill("unbroken", setting, teacher=FakeTeacher()).start().outcome()
     run = distill("killed", setting, teacher=FakeTeacher())
     for step in (1, 4):
-        run.kill_at = step
-        with pytest.raises(Killed):
-            run.start()
-        with pytest.raises(Killed):
-            run.start(die_after="save")
-    assert outcome(run.start()) == unbroken
+        run.killed(step)
+        run.killed(die_after="save")
+    assert run.start().outcome() == unbroken
 
 
 def test_a_teacher_is_not_asked_again_for_answers_from_before_the_kill(distill):
     teacher = FakeTeacher()
     run = distill("run", teacher=teacher)
-    run.kill_at = 3
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(3)
     run.start()
     assert teacher.asked == 6 * 4 * 2
 
@@ -130,12 +115,9 @@ def test_the_control_learns_the_stored_traces_in_passes_and_counts_tokens(imitat
 
 
 def test_a_killed_and_resumed_control_leaves_what_the_unbroken_one_leaves(imitate):
-    unbroken = outcome(imitate("unbroken").start())
+    unbroken = imitate("unbroken").start().outcome()
     run = imitate("killed")
     for step in (1, 3, 5):
-        run.kill_at = step
-        with pytest.raises(Killed):
-            run.start()
-        with pytest.raises(Killed):
-            run.start(die_after="save")
-    assert outcome(run.start()) == unbroken
+        run.killed(step)
+        run.killed(die_after="save")
+    assert run.start().outcome() == unbroken

@@ -15,7 +15,6 @@ from rl_lab.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import all_completions, filled
 from tests.support.engines import FakeEngines
-from tests.support.learners import Killed
 from tests.support.pools import content
 from tests.support.questions import make_item
 from tests.support.rollouts import advantages_of
@@ -26,19 +25,6 @@ from tests.support.stage_runs import FakeRun
 def make(tmp_path, questions, policy):
     """Runs by name, with overrides."""
     return lambda name, *overrides, **options: FakeRun(tmp_path / name, questions, policy, *overrides, **options)
-
-
-def outcome(run: FakeRun) -> dict:
-    """Everything that a run leaves, wall times aside."""
-    pools = sorted(run.out.rglob("pool.sqlite"))
-    return {
-        "pools": {str(path.relative_to(run.out)): content(path) for path in pools},
-        "rollouts": RolloutStore(run.out).read(),
-        "held_out": read_json_lines(run.out / "held_out.jsonl"),
-        "metrics": run.metrics(),
-        "shown": run.metrics("metrics.jsonl"),
-        "model": (run.out / "model").read_text(),
-    }
 
 
 def versions(run: FakeRun) -> dict[int, set[int]]:
@@ -145,9 +131,7 @@ def test_a_batch_whose_rewards_all_failed_moves_no_weights(make, monkeypatch):
     failing.left = 1
     monkeypatch.setattr(rollouter, "score", failing)
     run = make("run", "curriculum.scheme=uniform", "rl.steps=2")
-    run.kill_at = 1
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(1)
     before = run.metrics()[1]
     run.start()
     assert run.metrics()[1] == before, "failures come from the store"
@@ -174,9 +158,7 @@ def test_a_mismatch_that_is_no_number_stops_the_run(make):
 @pytest.mark.parametrize(("rate", "reason"), [(1.0, "all answers are right"), (0.0, "all answers are wrong")])
 def test_a_run_that_cannot_learn_says_so_once_while_it_runs(make, capsys, scheme, rate, reason):
     run = make("run", f"curriculum.scheme={scheme}", "rl.steps=12", rate=lambda item: rate)
-    run.kill_at = 12
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(12)
     (alarm,) = [line for line in run.metrics() if "alarm" in line]
     assert alarm["step"] == 10 and alarm["alarm"].startswith(f"nothing learned: {reason}")
     assert capsys.readouterr().err.count("nothing learned") == 1
@@ -203,33 +185,27 @@ def test_a_loss_that_is_no_number_stops_the_run(make):
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 def test_killed_and_resumed_runs_leave_what_the_unbroken_one_leaves(make, staleness):
     setting = f"rl.staleness={staleness}"
-    unbroken = outcome(make("unbroken", setting).start())
+    unbroken = make("unbroken", setting).start().outcome()
     run = make("killed", setting)
     for step in (1, 3, 5):
-        run.kill_at = step
-        with pytest.raises(Killed):
-            run.start()
+        run.killed(step)
         for death in ({"die_at": step + 1}, {"die_after": "save"}):
-            with pytest.raises(Killed):
-                run.start(**death)
-    with pytest.raises(Killed):
-        run.start(die_after="finish")
-    found = outcome(run.start())
+            run.killed(**death)
+    run.killed(die_after="finish")
+    found = run.start().outcome()
     for name in unbroken:
         assert found[name] == unbroken[name], name
 
 
 def test_a_stage_that_is_called_again_after_its_end_leaves_the_same(make):
     run = make("run").start()
-    before = outcome(run)
-    assert outcome(run.start()) == before and run.engines.asked == []
+    before = run.outcome()
+    assert run.start().outcome() == before and run.engines.asked == []
 
 
 def test_what_was_answered_before_the_kill_is_not_asked_again(make):
     run = make("run")
-    run.kill_at = 3
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(3)
     run.start()
     train = [item for _, item in run.engines.asked if int(item.split("-")[1]) < 1000]
     later = {row["item"] for row in RolloutStore(run.out).read(steps=[4, 5, 6])}
@@ -238,13 +214,11 @@ def test_what_was_answered_before_the_kill_is_not_asked_again(make):
 
 def test_answers_that_were_lost_are_asked_again_with_the_weights_of_then(make):
     run = make("run", "rl.staleness=1")
-    run.kill_at = 3
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(3)
     RolloutStore(run.out).forget_after(2)
     run.start()
     assert run.engines.asked[0][0] == 2, "step 3 was selected before the batch of step 2 was learned"
-    assert outcome(run) == outcome(make("unbroken", "rl.staleness=1").start())
+    assert run.outcome() == make("unbroken", "rl.staleness=1").start().outcome()
 
 
 def test_a_pin_given_during_the_run_takes_effect_at_the_next_selection(make):
@@ -264,9 +238,7 @@ def test_a_pin_given_during_the_run_takes_effect_at_the_next_selection(make):
 @pytest.mark.parametrize("killed_after", [1, 3])
 def test_pins_outlive_a_kill_also_before_the_first_checkpoint(make, killed_after):
     run = make("run")
-    run.kill_at = killed_after
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(killed_after)
     pin(run, 5, 6)
     run.start()
     first = min(pinned_at(run))
@@ -293,10 +265,8 @@ def test_stage_mode_probes_without_learning_and_runs_to_its_end(make, staleness)
         "loss" not in line and line["rollouts/refilled"] == 0 for step, line in lines.items() if not trains[step]
     )
     killed = make("killed", stage, f"rl.staleness={staleness}")
-    killed.kill_at = 5
-    with pytest.raises(Killed):
-        killed.start()
-    assert outcome(killed.start()) == outcome(run)
+    killed.killed(5)
+    assert killed.start().outcome() == run.outcome()
 
 
 def test_a_reader_of_the_pool_does_not_end_the_run(make):
@@ -336,9 +306,7 @@ def test_answers_that_no_longer_end_raise_one_alarm_also_where_the_run_was_kille
     assert capsys.readouterr().err.count("length collapse") == 1
     broken = make("broken", "rl.steps=14")
     for step in (10, 13):
-        broken.kill_at = step
-        with pytest.raises(Killed):
-            broken.start()
+        broken.killed(step)
     assert broken.start().metrics() == unbroken.metrics()
 
 

@@ -28,7 +28,6 @@ from rl_lab.workers.learner import Weights
 from tests.rewards.functions import FailsOnArrival
 from tests.support.engines import FakeEngines
 from tests.support.judges import FakeJudge, completion, verdict
-from tests.support.learners import Killed
 from tests.support.questions import TRAIN, make_item, write_questions
 from tests.support.rollouts import learned_groups
 from tests.support.stage_runs import StageRun
@@ -104,9 +103,7 @@ def test_every_question_is_asked_in_fixed_steps(traced):
 @pytest.mark.parametrize("step", [1, 2, 4, 5])
 def test_a_killed_stage_asks_only_what_is_missing(traced, step):
     whole, run = traced("whole").start(), traced("killed")
-    run.kill_at = step
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(step)
     stored = RolloutStore(run.out).steps()
     run.start()
     assert run.rows == whole.rows and run.lines == whole.lines and run.summary == whole.summary
@@ -115,9 +112,7 @@ def test_a_killed_stage_asks_only_what_is_missing(traced, step):
 
 def test_a_step_whose_line_is_missing_gets_it_from_the_store(traced):
     whole, run = traced("whole").start(), traced("killed")
-    run.kill_at = 2
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(2)
     metrics = run.out / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:1]))
     assert run.start().lines == whole.lines
@@ -129,9 +124,7 @@ def test_more_engines_change_nothing(traced):
 
 def test_a_damaged_step_is_asked_again(traced, capsys):
     whole, run = traced("whole").start(), traced("killed")
-    run.kill_at = 3
-    with pytest.raises(Killed):
-        run.start()
+    run.killed(3)
     path = RolloutStore(run.out).path(2)
     path.write_bytes(path.read_bytes()[:-200])
     assert run.start().rows == whole.rows

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rl_lab.files import write_whole
 from rl_lab.graph.executor import Executor
 from rl_lab.graph.nodes import Node, stage_hashes
 from rl_lab.graph.run_folder import RunFolder
-from rl_lab.graph.stage import StageContext
+from rl_lab.graph.stage import Stage, StageContext
 from rl_lab.graph.store import Store
 from rl_lab.stages.kinds import expand
 
@@ -44,12 +45,17 @@ def write_small(folder: Path, extra: str = "") -> Path:
 class FakeStages:
     """Stages that write what they read, so that a wrong input shows in the output."""
 
+    kinds = KINDS
+
     def __init__(self, steps: int = 3) -> None:
         self.steps, self.active, self.most_active = steps, 0, 0
         self.ran: list[str] = []
         self.lock = threading.Lock()
         self.fail_at: str | None = None
         self.failure: BaseException = RuntimeError("no luck")
+        self.before: Stage = lambda context: None
+        self.after: Stage = lambda context: None
+        """Called around every stage."""
 
     def run(self, context: StageContext) -> None:
         with self.lock:
@@ -76,8 +82,15 @@ class FakeStages:
     def report(self, context: StageContext) -> None:
         (context.out / "report.html").write_text("page")
 
-    def functions(self) -> dict:
-        return dict.fromkeys(KINDS, self.run) | {"report": self.report}
+    def functions(self) -> dict[str, Stage]:
+        """Stage functions by kind."""
+        made = dict.fromkeys(self.kinds, self.run) | {"report": self.report}
+        return {kind: partial(self._around, stage) for kind, stage in made.items()}
+
+    def _around(self, stage: Stage, context: StageContext) -> None:
+        self.before(context)
+        stage(context)
+        self.after(context)
 
 
 def nodes(config: RunConfig) -> dict[str, Node]:

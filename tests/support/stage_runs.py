@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from rl_lab.config.schema import RunConfig
 from rl_lab.drivers.distill import DistillRun, ImitateRun, ImitateState
@@ -16,12 +18,14 @@ from rl_lab.files import read_json_lines
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.graph.stage import StageConfig, StageContext
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.stages.kinds import KINDS, load_config
 from rl_lab.terminal import ProgressBars
 from rl_lab.training.interleaved import JointRun
 from rl_lab.training.state import JointState, RunState
 from tests.support.engines import FakeEngines, FakeTeacher, SkilledEngines, SkilledSimulators
 from tests.support.learners import HELPS, FakeJointLearner, FakeLearner, Killed
+from tests.support.pools import content
 from tests.support.questions import DEVELOPMENT, HELD_OUT, TRAIN, make_item
 
 CONFIG = """
@@ -140,6 +144,13 @@ class StageRun:
             context._folder.close()
         return self
 
+    def killed(self, at: int | None = None, **learner: Any) -> Any:
+        """Start and die: after the line of a step, or where the learner's attributes say."""
+        self.kill_at = at
+        with pytest.raises(Killed):
+            self.start(**learner)
+        return self
+
     def _track(self, line: dict[str, Any]) -> None:
         if line["step"] == self.kill_at and "alarm" not in line:
             self.kill_at = None
@@ -172,6 +183,18 @@ class FakeRun(StageRun):
         self.run = GRPORun(context, self.policy, self.engines, made, state)  # type: ignore[arg-type]
         self.run.run()
 
+    def outcome(self) -> dict[str, Any]:
+        """Everything that a run leaves, wall times aside."""
+        pools = sorted(self.out.rglob("pool.sqlite"))
+        return {
+            "pools": {str(path.relative_to(self.out)): content(path) for path in pools},
+            "rollouts": RolloutStore(self.out).read(),
+            "held_out": read_json_lines(self.out / "held_out.jsonl"),
+            "metrics": self.metrics(),
+            "shown": self.metrics("metrics.jsonl"),
+            "model": (self.out / "model").read_text(),
+        }
+
 
 class FakeDistillation(StageRun):
     """A run of distillation, or of its control on stored traces."""
@@ -196,6 +219,12 @@ class FakeDistillation(StageRun):
             traced = ImitateState(context.out, context.scratch, context.say)
             made = self._learner(FakeLearner(traced.learner_state), learner)
             ImitateRun(context, self.policy, self.engines, made, traced).run()
+
+    def outcome(self) -> dict[str, Any]:
+        """What it leaves."""
+        held_out, model = read_json_lines(self.out / "held_out.jsonl"), (self.out / "model").read_text()
+        rollouts = RolloutStore(self.out).read() if self.kind == "distill" else []
+        return {"metrics": self.metrics(), "held_out": held_out, "model": model, "rollouts": rollouts}
 
 
 class FakeJoint(StageRun):
@@ -222,3 +251,17 @@ class FakeJoint(StageRun):
         made = self._learner(FakeJointLearner(state.learner_state, self.effects), learner)
         self.run = JointRun(context, self.policy, self.engines, self.simulators, made, state)
         self.run.run()
+
+    def outcome(self) -> dict[str, Any]:
+        """Everything that a run leaves, wall times aside."""
+        pairs = {path.name: read_json_lines(path / "index.jsonl") for path in sorted((self.out / "pairs").glob("*"))}
+        return {
+            "pool": content(self.out / "pool.sqlite"),
+            "rollouts": RolloutStore(self.out).read(),
+            "pairs": pairs,
+            "collections": [json.loads(path.read_text()) for path in sorted(self.out.glob("pairs/*/collection.json"))],
+            "exams": read_json_lines(self.out / "exams.jsonl"),
+            "guard": read_json_lines(self.out / "guard.jsonl", missing_ok=True),
+            "metrics": self.metrics(),
+            "model": (self.out / "model").read_text(),
+        }
