@@ -31,11 +31,9 @@ from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import all_completions
 from rl_lab.rollouts.answering import failure_metrics, make_rewards, score
 from rl_lab.rollouts.reward_model import MODEL_FILE, check_outcome_model, load_member, load_outcome_model
-from tests.support.language_run_folders import write_rollouts
-from tests.support.outcome import SETTINGS, train_member
-from tests.support.questions import choices, make_item
+from tests.support.outcome import SETTINGS, outcome_context, train_member
+from tests.support.questions import choices, make_item, write_choices
 from tests.support.rollouts import answered, groups_of
-from tests.support.stage_runs import stage_context
 
 RIGHT, WRONG = "<answer>A</answer>", "<answer>B</answer>"
 
@@ -44,8 +42,8 @@ RIGHT, WRONG = "<answer>A</answer>", "<answer>B</answer>"
 def labels(tmp_path_factory, questions) -> Path:
     """The output of the labels of a run of traces; read only."""
     folder = tmp_path_factory.mktemp("labels")
-    traces = write_rollouts(folder / "traces")
-    context = stage_context(folder, "labels", "outcome_labels", {"traces": traces, "questions": questions})
+    traces = write_choices(folder / "traces")
+    context = outcome_context(folder, "labels", "outcome_labels", {"traces": traces, "questions": questions})
     outcome_labels(None, context)
     return context.out
 
@@ -56,7 +54,7 @@ def model(tmp_path_factory, policy, labels) -> Path:
     folder = tmp_path_factory.mktemp("model")
     members = {f"member.{n}": train_member(policy, labels, folder / f"m{n}", seed=n) for n in (1, 2)}
     inputs = {"labels": labels} | members
-    context = stage_context(folder, "model", "outcome_model", inputs, ["outcome.members=2"])
+    context = outcome_context(folder, "model", "outcome_model", inputs, ["outcome.members=2"])
     outcome_model(None, context)
     return context.out
 

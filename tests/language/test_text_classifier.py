@@ -28,7 +28,6 @@ from rl_lab.rollouts.answering import make_rewards, score
 from rl_lab.rollouts.reward_model import MODEL_FILE, TextClassifier, check_classifier, load_outcome_model
 from rl_lab.stages.kinds import expand, load_config
 from rl_lab.stages.preflight import check_machine
-from tests.support.language_run_folders import write_rollouts
 from tests.support.outcome import outcome_context
 from tests.support.questions import make_item, write_choices
 from tests.support.rollouts import answered
@@ -106,7 +105,7 @@ def test_members_are_trained_calibrated_and_examined(tmp_path, questions, save):
         (tmp_path / name).mkdir()  # a run folder each, because one takes one at a time
         return outcome_context(tmp_path / name, name, *given, **params)
 
-    traces = write_rollouts(tmp_path / "traces")
+    traces = write_choices(tmp_path / "traces")
     labelled = context("labels", "outcome_labels", {"traces": traces, "questions": questions})
     outcome_labels(None, labelled)
     options = [*OPTIONS, f"outcome.classifier={save(tmp_path / 'start')}", "outcome.members=2", "outcome.lr=0.01"]

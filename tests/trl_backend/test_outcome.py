@@ -16,16 +16,14 @@ from rl_lab.learner.outcome import OutcomePlan
 from rl_lab.learner.plans import optimiser
 from rl_lab.trl_backend.outcome import train_outcome
 from rl_lab.trl_backend.trainer import Settings
-from tests.support.language_run_folders import write_rollouts
-from tests.support.outcome import CONFIG, SETTINGS
-from tests.support.questions import write_questions
-from tests.support.stage_runs import stage_context
+from tests.support.outcome import CONFIG, SETTINGS, outcome_context
+from tests.support.questions import write_choices, write_questions
 from tests.trl_backend.builders import make_folder
 
 
 def test_losses_and_weights_are_the_learners(tmp_path: Path) -> None:
-    inputs = {"traces": write_rollouts(tmp_path / "traces"), "questions": write_questions(tmp_path / "questions")}
-    context = stage_context(tmp_path, "labels", "outcome_labels", inputs)
+    inputs = {"traces": write_choices(tmp_path / "traces"), "questions": write_questions(tmp_path / "questions")}
+    context = outcome_context(tmp_path, "labels", "outcome_labels", inputs)
     outcome_labels(None, context)  # type: ignore[arg-type]
     settings = SETTINGS.model_copy(update={"learns": "preference", "steps": 3, "backend": "trl"})
     labels = (context.out / "labels.parquet", context.out / "items.arrow")
