@@ -123,7 +123,9 @@ def rewards(run: RunFolder) -> Markup:
     for method, nodes in training_nodes(run).items():
         names = [name for name in REWARDS if name in logged_values(run.metrics, nodes)]
         charts.append(metric_chart(run, label(method), nodes, names, "implicit reward"))
-    return CURVES.rewards([drawn for drawn in charts if drawn])
+    if not any(charts):
+        return parts.missing("rewards", "Implicit rewards", "No method of this run logged implicit rewards.")
+    return CURVES.rewards(charts)
 
 
 def chain(run: RunFolder, method: str, nodes: Sequence[str]) -> Markup:
@@ -139,5 +141,7 @@ def glossary(names: Sequence[str]) -> Markup:
 def learning_curves(run: RunFolder) -> Markup:
     """Losses of SFT and of every method, and the definition of every logged value."""
     chains = training_nodes(run)
+    if not chains:
+        return parts.missing("curves", "Learning curves", "metrics.jsonl has no training step.")
     names = logged_values(run.metrics, [node for nodes in chains.values() for node in nodes])
     return CURVES.learning_curves([chain(run, method, nodes) for method, nodes in chains.items()], glossary(names))

@@ -113,7 +113,7 @@ def _left_out(summary: Row) -> str:
 def held_out_section(summary: Row) -> Markup:
     """Everything that was measured on held-out questions."""
     if not summary["held_out"]:
-        return LANGUAGE.no_held_out()
+        return parts.missing("held-out", "Held-out questions", "No model was examined yet.")
     return LANGUAGE.held_out(
         scores=score_table(summary),
         samples=summary["samples"],

@@ -103,7 +103,7 @@ def bands_over_time(run: RunFolder, nodes: Sequence[str]) -> Markup:
     if not steps:
         return Markup("")
     counts = [{name: float(np.mean(found[name].get(step, [0.0]))) for name in BANDS} for step in steps]
-    return CURVES.bands(band_legend(), band_columns(steps, counts))
+    return band_legend() + band_columns(steps, counts)
 
 
 def flow(run: RunFolder, nodes: Sequence[str]) -> Markup:
@@ -168,7 +168,7 @@ def language_curves(run: RunFolder) -> Markup:
     nodes = [training.node for training in run.trainings]
     known = logged_values(run.metrics, [*nodes, *(node for chained in others.values() for node in chained)])
     if not known:
-        return CURVES.no_curves()
+        return parts.missing("training", "Learning curves", "metrics.jsonl has no training step.")
     trained = bool(logged_values(run.metrics, nodes))
     return CURVES.language_curves(
         compared=compared(run) if trained else "",

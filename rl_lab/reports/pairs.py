@@ -140,12 +140,14 @@ def _title(pair_set: PairSet, others: list[PairSet]) -> str:
 
 def pair_browser(run: RunFolder) -> Markup:
     """Collection counts and the browser; its script is `page.js`."""
+    if not run.pairs:
+        return parts.missing("pairs", "Preference pairs", "No preference pair is in this run folder.")
     pairs, sets = load_pairs(run), distinct_sets(run.pairs)
     titles = {node: _title(*both) for node, both in sets.items()}
     groups = [{"node": n, "title": t} for n, t in titles.items() if any(p["node"] == n for p in pairs)]
     head = ["pair", *(key.replace("_", " ") for key in META)]
     return macros("actions").pairs(
-        collections=collection_table(run) if run.pairs else "",
+        collections=collection_table(run),
         data={"groups": groups, "pairs": pairs},
         total=sum(len(pair_set.index) for pair_set, _ in sets.values()),
         a_round=PAIRS_A_ROUND,

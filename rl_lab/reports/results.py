@@ -124,7 +124,7 @@ def results(summary: Row) -> Markup:
     """Tables and charts of success and steps: overall, and for each task and variant where there are several."""
     scopes = list(dict.fromkeys(one.scope for one in find_all(summary["estimates"], how=SUCCESS)))[1:]
     if not scopes:
-        return ACTIONS.no_results()
+        return parts.missing("results", "Success and completion steps", "No evaluation is in this run folder.")
     several = len(scopes) > 1
     return ACTIONS.results(
         table=score_table(summary, OVERALL, "All tasks" if several else scopes[0]),

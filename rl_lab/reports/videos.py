@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rl_lab.files import Record
-from rl_lab.reports.markup import Markup, macros
+from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.rundir import BASE, RunFolder, label, parse_node
 
 ACTIONS = macros("actions")
@@ -63,4 +63,6 @@ def filmed(run: RunFolder, budget: int = VIDEO_BUDGET_BYTES) -> list[tuple[str, 
 def videos(run: RunFolder) -> Markup:
     """Episodes that went from failure to success."""
     count = sum(len(index) for _, index in run.videos)
+    if not count:
+        return parts.missing("videos", "From failure to success", "No videos are in this run folder.")
     return ACTIONS.videos([film for _, film in filmed(run)], count)
