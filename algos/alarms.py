@@ -26,6 +26,9 @@ NOTHING_LEARNED = "nothing learned"
 SIGNAL_LOST = "signal lost"
 """How the alarm of rewards that came to agree begins."""
 
+FAILED_CALL = "reward call failed"
+"""How the line about a reward that could not be computed begins."""
+
 LOSER_REWARD_AT_MINIMUM = -0.7563
 """Where the loser of a pair comes to rest: L_PRO is least at r_w = -r_l = 0.7563, the root of s(2r) + s(r) = 3/2."""
 

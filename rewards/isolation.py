@@ -260,9 +260,6 @@ def _wait_until(connection: socket.socket, deadline: float | None) -> None:
 
 Reason = Literal["exception", "not a number", "out of range", "time-out", "abstained"]
 
-FAILED_CALL = "reward call failed"
-"""How a line about a failure begins."""
-
 TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric", "environments")
 """What TRL passes beside columns; it belongs to the trainer's process and does not reach a guarded function."""
 

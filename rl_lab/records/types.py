@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from envs.spatial_qa.items import Item
+if TYPE_CHECKING:
+    from envs.spatial_qa.items import Item  # reports read records without the environments
 
 
 @dataclass(frozen=True)

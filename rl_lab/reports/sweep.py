@@ -14,9 +14,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from algos.alarms import disagreement_alarm, dominance_alarm, format_alarm, length_alarm, proxy_alarm, variance_alarm
-from rewards.isolation import FAILED_CALL
-from rewards.rubric import DISAGREEMENT
+from algos.alarms import (
+    FAILED_CALL,
+    disagreement_alarm,
+    dominance_alarm,
+    format_alarm,
+    length_alarm,
+    proxy_alarm,
+    variance_alarm,
+)
 from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.budgets import curves
@@ -295,8 +301,8 @@ def _course(run: RunFolder, training: Training) -> Course:
 
 def _disagreement(lines: Sequence[Row]) -> list[float]:
     """Of the members of reward models, mean over the models where there are several."""
-    prefix = f"reward/{DISAGREEMENT}/"
-    steps = [[float(value) for name, value in line.items() if name.startswith(prefix)] for line in lines]
+    family = "reward/disagreement/"
+    steps = [[float(value) for name, value in line.items() if name.startswith(family)] for line in lines]
     return [sum(values) / len(values) for values in steps if values]
 
 

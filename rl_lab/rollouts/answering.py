@@ -20,10 +20,10 @@ from typing import Any
 import ray
 import torch
 
+from algos.alarms import FAILED_CALL
 from algos.grpo import group_advantages
 from envs.spatial_qa.items import Item
 from rewards.config import RewardConfig
-from rewards.isolation import FAILED_CALL
 from rewards.judge import agreement
 from rewards.rubric import Breakdown, Rewards
 from rl_lab.errors import RunError
