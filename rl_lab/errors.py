@@ -1,7 +1,7 @@
 """How commands fail: bad input is one line and exit code 2; what only running can find, and a full disk, one line and
 exit code 1; anything else is our fault, a traceback and exit code 1.
 
-Trouble with the disk, in whatever exception it comes, as one line: what, where, and how to mend it.
+Trouble with the disk is found in whatever exception it comes, and told in one line: what, where, and how to mend it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Files and folders that are written whole or not at all: a temporary name beside the target, then a rename.
 
-Files with one JSON object a line: written whole, or appended to by a process that may be killed at any moment.
-
-SHA-256 of files, and folders that carry those of their own files, so that damage is found before it is learned from.
+Files with one JSON object a line are written whole, or appended to by a process that may be killed at any moment.
 
 A rename makes a folder appear whole, but a power cut, a full disk of a storage server or a person can still shorten a
-file afterwards.
+file afterwards. So a checked folder carries the SHA-256 of its own files: damage is found before it is learned from.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Files that a person, another program or a torn disk may have changed: read whole, or refused in one line.
 
-YAML of experiments and run folders, read safely: plain values only, of bounded size, every mistake one line.
+YAML of experiments and run folders is read safely: plain values only, of bounded size, every mistake one line.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Settings of the action side: demonstrations, imitation, preference pairs and rounds of a method.
+"""Settings of the action side: demonstrations, imitation, preference pairs, rounds of a method, and learned rewards.
 
-Settings of learned rewards of actions: what they learn from, how, and how sampled chunks are ranked by them.
+Of learned rewards: what they learn from, how, and how sampled chunks are ranked by them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""Settings of the language side: questions, cold start, examinations and reinforcement learning.
+"""Settings of the language side.
 
-Settings of on-policy distillation: of the student, of its teacher, and of the control that imitates the teacher.
-
-Settings of rejection-sampling fine-tuning: how traces are sampled and chosen, and how a model is trained on them.
-
-Settings of an outcome reward model: which stored answers it learns from, what of them, and how it is trained.
-
-Settings of a judge that the run serves itself.
+Questions, cold start, examinations and reinforcement learning; on-policy distillation, of the student, of its teacher,
+and of the control that imitates the teacher; rejection-sampling fine-tuning, how traces are sampled and chosen, and how
+a model is trained on them; an outcome reward model, which stored answers it learns from, what of them, and how it is
+trained; a judge that the run serves itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What every section of the configuration shares: strictness, and how something is optimised.
-
-Which model a run starts from.
-"""
+"""What every section of the configuration shares: strictness, types of numbers, optimisation, the model of a run."""
 
 from __future__ import annotations
 

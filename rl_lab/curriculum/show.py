@@ -1,7 +1,4 @@
-"""One item of the pool in full, and items as files: what `show` and `export` give.
-
-What the pool commands print: lists of items, bands over time, the difference of two pools.
-"""
+"""What the pool commands print and export: lists of items, one in full, bands over time, differences of two pools."""
 
 from __future__ import annotations
 

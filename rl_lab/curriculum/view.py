@@ -1,9 +1,8 @@
 """Reading a run's curriculum pool, live or finished, at its newest state or at a checkpoint; nothing is written.
 
-Where the curriculum pools of a run lie: RUN/pool.sqlite, or RUN/{grpo,joint}/NODE/pool.sqlite of nodes that train.
-
-Beside a pool are its `rollouts/` and, under `checkpoints/step-N/`, its copies. What the pool commands write goes into
-the run folder: a node's folder is read-only once the node is done.
+Pools lie in RUN/pool.sqlite, or in RUN/{grpo,joint}/NODE/pool.sqlite of nodes that train. Beside a pool are its
+`rollouts/` and, under `checkpoints/step-N/`, its copies. What the pool commands write goes into the run folder: a
+node's folder is read-only once the node is done.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""The stages of on-policy distillation: the student's, and the control that imitates the teacher.
+"""The stages of on-policy distillation: learning from the student's own answers towards a teacher, and a control.
 
-The control of on-policy distillation: cross-entropy on the teacher's own answers, with the same examinations.
-
-Traces are taken in passes over all of them; what counts as a token is a token that was trained on, again in each pass.
-
-On-policy distillation: a run that learns from the student's own answers towards a teacher; see `online_run`.
+The control imitates the teacher: cross-entropy on the teacher's own answers, with the same examinations. Traces are
+taken in passes over all of them; what counts as a token is a token that was trained on, again in each pass.
 """
 
 from __future__ import annotations

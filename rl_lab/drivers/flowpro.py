@@ -1,6 +1,6 @@
 """The action side's stages: demonstrations, imitation, preference pairs, rounds of a method, evaluation.
 
-The demonstrations of a run from files: read and checked by the simulation workers, their images left in place.
+Demonstrations from files are read and checked by the simulation workers, their images left in place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""GRPO with a curriculum: a run of steps with its examinations and checkpoints; see `online_run`."""
+"""GRPO with a curriculum: a run of steps with its examinations and checkpoints; see `rl_lab.training.online`."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def outcome_member(cluster: Cluster, context: StageContext) -> None:
 
 
 def outcome_model(cluster: Cluster, context: StageContext) -> None:
-    """Calibrate the members, examine the model, and put it together as `rewards.models` reads it."""
+    """Calibrate the members, examine the model, and put it together as `reward_model.OutcomeReward` reads it."""
     settings, labels = context.config.outcome, context.inputs["labels"]
     folders = [context.inputs[f"member.{number}"] for number in range(1, settings.members + 1)]
     answers, items = LabelledCompletions.load(labels / LABELS_FILE), ItemFile(labels / ITEMS_FILE)

@@ -1,6 +1,6 @@
-"""Films of evaluated episodes: the same scene under two policies of which one solved it.
+"""The last stage: what a run leaves for people to read, and films of evaluated episodes.
 
-The last stage: what a run leaves for people to read.
+A film shows the same scene under two policies of which one solved it.
 """
 
 from __future__ import annotations

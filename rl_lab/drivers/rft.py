@@ -1,12 +1,10 @@
 """The stages of rejection-sampling fine-tuning: sample traces and choose from them, and train on what was kept.
 
-Traces of a model for every question of a pool: asked in fixed steps, scored, stored, and chosen from.
-
-A step is a fixed number of questions, whose answers follow from the run's seed, the question and the weights. It is
-written whole into the rollout store and never asked again; so a run that is killed asks for the missing steps only.
-In memory at a time: the step that is waited for, and as many behind it as keep the engines at work.
-
-The judge of a run as the selection of traces asks it: rows of the rollout store in, scores out.
+Every question of a pool is asked in fixed steps, its traces scored, stored, and chosen from; a judge of the run gets
+rows of the rollout store and gives scores. A step is a fixed number of questions, whose answers follow from the run's
+seed, the question and the weights. It is written whole into the rollout store and never asked again; so a run that is
+killed asks for the missing steps only. In memory at a time: the step that is waited for, and as many behind it as keep
+the engines at work.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ it has not scored any yet and no reply of it was there to be read."""
 
 
 class TraceJudge:
-    """A `TraceScorer` of `rl_lab.drivers.rft_selection`, over the judge's endpoint."""
+    """A `rft_selection.TraceScorer`, over the judge's endpoint."""
 
     def __init__(self, judge: ReasoningJudge, items: ItemFile) -> None:
         self.judge, self.items = judge, items

@@ -1,6 +1,6 @@
 """Runs the stages of a graph: reuses stored ones, runs the ready ones side by side, stops cleanly, continues later.
 
-Turns at workers that stages share, and how long the thread of a stage waited for its turns.
+Stages that share workers take turns at them; it is recorded how long the thread of a stage waited for its turns.
 """
 
 from __future__ import annotations

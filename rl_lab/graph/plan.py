@@ -1,6 +1,6 @@
 """What a run is going to do and what it is going to cost, before anything is started.
 
-How long the stages of a graph take together, where some wait for others and for the workers that they share.
+Some stages wait for others and for the workers that they share, so a graph takes longer than its longest stage.
 """
 
 from __future__ import annotations

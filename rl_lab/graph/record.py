@@ -1,10 +1,9 @@
-"""Weights & Biases, fed from the lines of metrics.jsonl. It may never slow down, change or break a run.
+"""What a run records about itself: what it ran on, and Weights & Biases, fed from the lines of metrics.jsonl.
 
+It ran on versions, a commit, devices, and on what stood in for what. W&B may never slow down, change or break a run.
 Every stage that logs is a W&B run of its own with the plain names of metrics, so that a project overlays what a run
 compares: group is the run's folder, job type the kind of stage, tags are experiment, variant (or method), replicate and
 seed. Of a sweep, one more run of job type `verdicts` holds what sweep.json says.
-
-What a run ran on: versions, commit, devices, and what stood in for what.
 """
 
 from __future__ import annotations

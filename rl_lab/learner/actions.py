@@ -1,8 +1,7 @@
 """The action side's training stages as plans: which policy starts, what it learns from, by which objective.
 
-A plan is plain settings and folders, so that it travels to the learner's process, which builds the rest there.
-
-The policy that SFT starts from, and how it reads the time of an episode.
+A plan is plain settings and folders, so that it travels to the learner's process, which builds the rest there. SFT
+starts from a policy made here, which says how it reads the time of an episode.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """The learner: one model, a step counter, and an optimizer and schedule per objective.
 
-It knows no method by name: an objective names the parameter groups it trains and turns a batch into a scalar.
-Where its process is one of several ranks (`rl_lab.model.sharding`), the model is sharded over them and each computes
-the loss of its share of the rows; what a step does and what is saved are those of one process, up to rounding.
-
-A batch in parts: rows of the passes that a rank makes over it, and metrics of the whole from those of the parts.
+It knows no method by name: an objective names the parameter groups it trains and turns a batch into a scalar. A batch
+is learned in parts, the rows of the passes that a rank makes over it, and metrics of the whole follow from those of the
+parts. Where its process is one of several ranks (`rl_lab.model.sharding`), the model is sharded over them and each
+computes the loss of its share of the rows; what a step does and what is saved are those of one process, up to rounding.
 """
 
 from __future__ import annotations

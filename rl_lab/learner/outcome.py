@@ -1,7 +1,7 @@
 """Training of one member of an outcome reward model: a head and a checkpoint on labelled answers.
 
-Labelled answers for outcome reward models, from the rollout stores of a run; split by scene, so that no picture of
-the training shows up in the examination.
+Answers are labelled from the rollout stores of a run, and split by scene, so that no picture of the training shows up
+in the examination.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def training_rows(
 
 @dataclass(frozen=True)
 class OutcomePlan(DataPlan):
-    """One member, from a checkpoint and the labels of `outcome_labels`."""
+    """One member, from a checkpoint and the labels of `label_answers`."""
 
     policy: Path
     settings: OutcomeConfig

@@ -1,10 +1,8 @@
 """What may be wrong with an episode, named by episode and frame; nothing is repaired and nothing is dropped unasked.
 
-What libraries raise where a file is damaged, as problems of its episode.
-
-What a set of episodes may have wrong though each can be read: units, grippers, the order of quaternions.
-
-H.264 videos of square frames at an exact rate: frame i is shown at i / rate seconds.
+What libraries raise where a file is damaged becomes a problem of its episode. A set of episodes may have more wrong
+though each can be read: units, grippers, the order of quaternions. Videos are H.264 of square frames at an exact rate:
+frame i is shown at i / rate seconds.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Episodes, preference pairs and sampled chunks on disk: one compressed array file a record, one index line each.
 
-Files are plain arrays and JSON lines, so that a notebook reads them without the lab.
-
-Images of a recorded episode that stay in its file until some of them are asked for.
-
-What a set of episodes holds: counts and lengths, and the mean and deviation of states and of every chunk slot.
+Files are plain arrays and JSON lines, so that a notebook reads them without the lab. Images of a recorded episode stay
+in its file until some of them are asked for. A set of episodes tells what it holds: counts and lengths, and the mean
+and deviation of states and of every chunk slot.
 """
 
 from __future__ import annotations

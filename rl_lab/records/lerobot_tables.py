@@ -1,6 +1,6 @@
-"""What the tables of a LeRobotDataset v3 say about its episodes; read whole, or refused in one line.
+"""Names, paths, features and statistics of a LeRobotDataset v3 as this lab writes it, and what its tables say.
 
-Names, paths, features and statistics of a LeRobotDataset v3, as this lab writes it.
+Tables are read whole, or refused in one line.
 """
 
 from __future__ import annotations

@@ -16,8 +16,6 @@ Columns of the data: `pair`, `side`, `step`, `observation.state` and `action` (6
 gripper 1 = open .. 0, of the left and the right arm). A segment of T actions has T + 1 rows; the last has no action.
 Actions are the commands as they were given, which is what preference learning compares: a policy's samples, whose
 grippers may leave 0..1 a little. What a robot was told is `envs.bimanual.executed` of them.
-
-The Parquet and video layout of `pairs_write` -> the trainer's own preference pairs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Pictures and videos named in users' data: from files, data URIs and tables, never from the network.
+"""Sources of questions on disk as rows that nobody has interpreted yet: JSON lines or arrays, Parquet, saved tables.
 
-Sources of questions on disk as rows that nobody has interpreted yet: JSON lines or arrays, Parquet, saved tables.
+Lines may be gzipped and begin with a byte order mark. Pictures and videos come from files, data URIs and tables, never
+from the network, and stay encoded inside tables. Nothing is downloaded, and nothing is written: what `datasets` would
+convert into its cache is read by pyarrow.
 
-Lines may be gzipped and begin with a byte order mark. Pictures inside tables stay encoded. Nothing is downloaded, and
-nothing is written: what `datasets` would convert into its cache is read by pyarrow.
-
-Conversations in others' layouts, brought to the public one of HY-Embodied; docs/data.md has a table of them.
+Conversations in others' layouts are brought to the public one of HY-Embodied; docs/data.md has a table of them.
 
 * LLaVA, as the official fine-tuning code reads it: `conversations` of `{"from", "value"}`, where `<image>` and
   `<video>` in a user's text stand for what `image` and `video` list, in order;

@@ -1,10 +1,7 @@
 """All rollouts of a run: one Parquet file for each step under `rollouts/`, written whole, read by item and step.
 
-Later work adds columns to it (other rewards, a teacher's log-probabilities); there is no second store.
-
-The traces that a selection kept, whole, in one Parquet file.
-
-A stored rollout as the scripts of pages read it.
+Later work adds columns to it (other rewards, a teacher's log-probabilities); there is no second store. The traces that
+a selection kept are one Parquet file more, whole; `rollout_data` is a rollout as the scripts of pages read it.
 """
 
 from __future__ import annotations

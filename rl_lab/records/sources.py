@@ -1,10 +1,8 @@
 """Any folder of episodes as one thing to read: RoboTwin's HDF5, LeRobotDataset v3, pairs, the lab's own files.
 
-Demonstrations in files of RoboTwin or LeRobot, named one by one so that many processes can read and check them.
-
-The index of RoboTwin episodes that Hy-VLA's authors publish with their code (`assets/dataset_index.csv`).
-
-One row an episode: `episode_dir` (task/config), `hdf5_name`, `is_dirty`. The released RoboTwin policy was trained
+Recordings are named one by one, so that many processes can read and check them. RoboTwin's can be chosen by the index
+that Hy-VLA's authors publish with their code (`assets/dataset_index.csv`), one row an episode: `episode_dir`
+(task/config), `hdf5_name`, `is_dirty`. The released RoboTwin policy was trained
 without the dirty ones: 1,860 of 27,500, episodes of unusual length (arXiv:2606.14409, appendix A).
 """
 

@@ -1,10 +1,8 @@
 """Questions to engines, completions back, rewards for them: what examinations and reinforcement learning share.
 
-The engines of a stage: the run's pool of vLLM workers, set up for the model that the stage acts with.
-
-Rewards of a configuration, with the learned models that it names.
-
-Reward calls that fail in a stage: said once by function, answer and reason; given up where none works.
+Engines are the run's pool of vLLM workers, set up for the model that the stage acts with; rewards are those of a
+configuration, with the learned models that it names. A reward call that fails is said once by function, answer and
+reason; the stage gives up where none works.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""A sequence classifier of transformers as a reward model: one number for a question and its answer, both as text.
+"""Trained outcome reward models, ready to score: a head on the lab's model, or a text classifier, by member.
 
-Any folder that `AutoModelForSequenceClassification` loads with one label, its tokenizer beside it: reward models as
-they are published, and encoders or decoders that get a new head. It sees no pictures.
+A model is a folder: `model.json` and one folder a member, `member-1`, `member-2`, ... As a reward it gives the
+calibrated probability that an answer is correct (trained on preferences: that an answer with this score is), by member;
+`rewards.rubric` does the rest.
 
-A trained outcome reward model in a folder: `model.json` and one folder a member, `member-1`, `member-2`, ...
-
-As a reward it gives the calibrated probability that an answer is correct (trained on preferences: that an answer with
-this score is), by member; `rewards.rubric` does the rest. A folder of a trained sequence classifier, as others
-publish them, counts as a model of one member whose score is taken for a logit as it is.
-
-Members of an outcome reward model, trained and ready to score: a head on the lab's model, or a text classifier.
+A text classifier is a sequence classifier of transformers, one number for a question and its answer, both as text: any
+folder that `AutoModelForSequenceClassification` loads with one label, its tokenizer beside it, so reward models as they
+are published, and encoders or decoders that get a new head. It sees no pictures. Such a folder alone counts as a model
+of one member whose score is taken for a logit as it is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A teacher in engines that reads a student's answers: what it finds likely at each of their tokens.
 
-Does a teacher speak the student's language? Same tokens under the same numbers, same chats, pictures it can read.
+It must speak the student's language: same tokens under the same numbers, same chats, pictures it can read.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Short examinations in the middle of a run of GRPO: one sampled answer to every held-out question.
+"""Short examinations in the middle of a run, of questions or of both skills: the same ones every time.
 
-Short examinations of both skills: the same questions and the same episodes every time, none of them held out.
-
-Questions are the development set, one sampled answer each; episodes are on development seeds. What is reported in the
-end is measured on others, so that a guard that chooses by these cannot flatter the result.
+Of GRPO: one sampled answer to every held-out question. Of a joint run: none is held out; questions are the development
+set, one sampled answer each, and episodes are on development seeds. What is reported in the end is measured on others,
+so that a guard that chooses by these cannot flatter the result.
 """
 
 from __future__ import annotations

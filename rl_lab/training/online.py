@@ -1,16 +1,11 @@
-"""The steps of a run that learns from its own answers, one batch after the other: answers, rewards, pool, learner.
+"""A run that learns from its own answers: its steps, one batch after another, with short examinations and checkpoints.
 
     select items -> engines answer -> rewards -> observe -> (replace groups without signal) -> (teacher reads them)
                  -> learn -> publish weights
 
 With a staleness s > 0 the batches of the next s steps are answered while the learner trains, by weights that are s
-versions behind when their turn comes. The schedule is fixed, so the result does not depend on who is fast.
-
-A run that learns from its own answers: its steps with short examinations and checkpoints; see `online_steps`.
-
-The steps of a run of GRPO with a curriculum; see `online_steps`.
-
-What the driver of GRPO writes about each step: rewards, pool, rollouts, seconds and idle shares.
+versions behind when their turn comes. The schedule is fixed, so the result does not depend on who is fast. Each step
+writes lines about rewards, pool, rollouts, seconds and idle shares; those of GRPO select by a curriculum.
 """
 
 from __future__ import annotations

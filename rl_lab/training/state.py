@@ -1,11 +1,9 @@
-"""Where a run of GRPO is, kept so that a killed run goes on from its last checkpoint as if nothing had happened.
+"""Where a run is, kept so that a killed run goes on from its last checkpoint as if nothing had happened.
 
-Where a joint run is: saved states from which a killed one goes on, and the files that grow with it.
-
-Whose turn it is: the order in which two objectives step on one learner, as a pure function of the turns done.
-
-A turn is one batch of GRPO, or one block of steps of RPRO. Letters: d_p turns done of part p, w_p its weight (its
-number of turns, or the configured ratio). Part p is a_p = d_p - (w_p / w_q) d_q turns ahead of its share.
+A joint run keeps saved states, and the files that grow with it; and whose turn it is: the order in which two objectives
+step on one learner, as a pure function of the turns done. A turn is one batch of GRPO, or one block of steps of RPRO.
+Letters: d_p turns done of part p, w_p its weight (its number of turns, or the configured ratio). Part p is a_p = d_p -
+(w_p / w_q) d_q turns ahead of its share.
 """
 
 from __future__ import annotations

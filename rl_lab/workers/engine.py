@@ -1,9 +1,7 @@
-"""Language rollouts: a vLLM engine in a process of its own, prompts with images in, completions out.
+"""Language rollouts: a vLLM engine in an actor of its own, a fixed batch of prompts with images in, completions out.
 
 Every completion says which weights made it. New weights are copied into the running engine; their bytes are checked
 against the publisher's checksum, and nothing that was computed with the old ones is used again.
-
-Language rollouts in a Ray actor: a fixed batch of prompts and published weights in, completions out.
 
 A unit's completions depend on its prompts, its sampling and the weights, and on nothing else: the batch is what the
 engine computes together, every prompt has its seed, and the engine's caches are emptied before each unit. On CPU that

@@ -1,6 +1,6 @@
 """A judge of the run's own: vLLM's OpenAI-compatible server, kept running by an actor.
 
-What the judge's server asks of every request. vLLM imports it by name; vLLM's own key guards some paths only.
+The server asks every request for a key: vLLM's own guards some paths only. vLLM imports `RequireKey` by name.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""A policy that acts: observations in, chunks of absolute commands out.
+"""A policy that acts: observations in, chunks of absolute commands out; and correctors of a collection as plain data.
 
-One copy of the policy for many simulation workers: an actor that batches what a worker asks, usually on a GPU.
-
-A request is what one unit of simulation work asks at once, and is computed as one batch of its own. So episodes do not
-depend on how many workers share the policy, nor on who asks first.
-
-The corrector of a collection as plain data for the workers, built and checked from `collect.corrector`.
+One copy may serve many simulation workers: an actor, usually on a GPU, that batches what a worker asks. A request is
+what one unit of simulation work asks at once, and is computed as one batch of its own. So episodes do not depend on how
+many workers share the policy, nor on who asks first. Correctors are built and checked from `collect.corrector`.
 """
 
 from __future__ import annotations

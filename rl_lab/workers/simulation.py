@@ -1,13 +1,8 @@
-"""Simulation workers: environments and a policy in one process, whole episodes in and out.
+"""Simulation workers: environments and a policy in one process, whole episodes in and out, or questions over pictures.
 
-Work comes in units (a list of environment seeds). A unit's result depends on the unit and the weights alone, so a
-worker that dies, or whose RoboTwin dies, is replaced, its unit run again, and nothing is lost or doubled.
-
-Simulation work cut into units of a fixed size, in a fixed order: what makes results independent of the workers.
-
-The environments of one simulation process: made once, reset by every episode.
-
-Rendering questions in a worker: a range of a split's questions in, records and pictures out.
+Work comes in units of a fixed size, in a fixed order: a list of environment seeds, or a range of a split's questions. A
+unit's result depends on the unit and the weights alone, so a worker that dies, or whose RoboTwin dies, is replaced, its
+unit run again, and nothing is lost or doubled. The environments of a process are made once and reset by every episode.
 """
 
 from __future__ import annotations
@@ -222,7 +217,7 @@ class Simulation:
             return run_lockstep(rollouts, self._load(snapshot, unit.run_seed).act)
 
     def questions(self, unit: QuestionUnit) -> list[QuestionRow]:
-        """Questions over pictures of scenes; see `rl_lab.workers.simulation`."""
+        """Questions over pictures of scenes; see `render`."""
         return render(unit)
 
     def demonstrate(self, unit: Unit, noise_m: float) -> list[Episode | Rejection]:
