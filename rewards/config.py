@@ -113,7 +113,7 @@ class JudgeConfig(Options):
 
 
 class SandboxConfig(Options):
-    """Limits of reward functions that are not ours; `rewards.isolation.Guard`."""
+    """Limits of reward functions that are not ours; `rewards.isolation.Sandbox`."""
 
     timeout_s: Seconds = 10.0
     """For one sample; the process is killed then."""

@@ -1,7 +1,7 @@
-"""No failed reward call becomes a silent 0 or 1: it becomes None and a `Failure` with its reason.
+"""No failed reward call becomes a silent 0 or 1: it becomes None and a `FailedCall` with its reason.
 
 Our own formulas need no clock: their input is cut to `MAX_ANSWER_CHARS` and `MAX_OBJECTS`, and parsing is linear.
-`checked` catches their exceptions. Functions of others run through `Guard`, each in a process of its own, so that a
+`checked` catches their exceptions. Functions of others run through `Sandbox`, each in a process of its own, so that a
 call ends whatever the function does.
 
 The process is a fresh interpreter (no fork: the caller has threads) that gets the function by its import path. Requests
@@ -265,7 +265,7 @@ TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric", "environments")
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedCall:
     """A call that gave no reward."""
 
     sample: int
@@ -277,12 +277,12 @@ class Failure:
     """One line: the exception's type and text, or the value."""
 
 
-def failure_counts(failures: Iterable[Failure]) -> dict[str, int]:
+def failure_counts(failures: Iterable[FailedCall]) -> dict[str, int]:
     """Number of failures by `part/reason`, for metrics."""
     return dict(Counter(f"{failure.part}/{failure.reason}" for failure in failures))
 
 
-def checked(function: Callable[[], Any], sample: int, part: str) -> tuple[float | None, Failure | None]:
+def checked(function: Callable[[], Any], sample: int, part: str) -> tuple[float | None, FailedCall | None]:
     """Value of a call in this process, or its failure. None from the function is "not applicable" and no failure."""
     try:
         value = function()
@@ -292,17 +292,17 @@ def checked(function: Callable[[], Any], sample: int, part: str) -> tuple[float 
     if value is None or 0.0 <= value <= 1.0:
         return value, None
     reason: Reason = "not a number" if math.isnan(value) else "out of range"
-    return None, Failure(sample, part, reason, f"{value} is not in 0..1")
+    return None, FailedCall(sample, part, reason, f"{value} is not in 0..1")
 
 
-def _failed(error: Exception, sample: int, part: str) -> Failure:
+def _failed(error: Exception, sample: int, part: str) -> FailedCall:
     # A function that runs elsewhere sends its exception as text, with the type in it.
     detail = str(error) if isinstance(error, CallFailedError) else f"{type(error).__name__}: {error}"
     reason: Reason = "time-out" if isinstance(error, TimeoutError) else "exception"
-    return Failure(sample, part, reason, " ".join(detail.split()))
+    return FailedCall(sample, part, reason, " ".join(detail.split()))
 
 
-class Guard:
+class Sandbox:
     """A reward function with TRL's signature, called for each sample on its own under time limits.
 
     So one hostile completion costs one sample, not the batch; a function that compares the completions of a batch with
@@ -317,7 +317,7 @@ class Guard:
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> tuple[list[float | None], list[Failure]]:
+    ) -> tuple[list[float | None], list[FailedCall]]:
         """Values, None where not applicable or failed, and the failures."""
         arguments = {"prompts": prompts, "completions": completions, **columns}
         per_sample = {key: value for key, value in arguments.items() if key not in TRAINER_ARGUMENTS}

@@ -32,7 +32,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from rewards.answers import shown
 from rewards.config import JudgeConfig
-from rewards.isolation import Failure, checked
+from rewards.isolation import FailedCall, checked
 
 MAX_SCORE = 10
 
@@ -63,7 +63,7 @@ class MalformedVerdictError(Exception):
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgedAnswer:
     """What the judge is asked about one sample."""
 
     question: str
@@ -72,7 +72,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgeVerdict:
     """What the judge said about it."""
 
     reward: float
@@ -90,7 +90,9 @@ class Judge:
     def __init__(self, config: JudgeConfig, instruction: str = ANSWER) -> None:
         self.config, self.instruction = config, instruction
 
-    def __call__(self, questions: Sequence[Any | None]) -> tuple[list[float | None], list[str | None], list[Failure]]:
+    def __call__(
+        self, questions: Sequence[Any | None]
+    ) -> tuple[list[float | None], list[str | None], list[FailedCall]]:
         """Rewards, texts of the verdicts, failures; a None question gives None and is no failure."""
         batch_deadline = time.monotonic() + self.config.batch_timeout_s
         pool = ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="judge")
@@ -106,13 +108,13 @@ class Judge:
         texts: list[str | None] = [None] * len(questions)
         failures = []
         for sample, future in futures.items():
-            verdicts: list[Verdict] = []
+            verdicts: list[JudgeVerdict] = []
             rewards[sample], failure = checked(partial(_reward, future, verdicts), sample, "judge")
             texts[sample] = verdicts[0].text if verdicts else None
             failures += [failure] if failure else []
         return rewards, texts, failures
 
-    def _ask(self, question: Any, batch_deadline: float) -> Verdict:
+    def _ask(self, question: Any, batch_deadline: float) -> JudgeVerdict:
         deadline = min(time.monotonic() + self.config.timeout_s, batch_deadline)
         for attempt in range(self.config.retries + 1):
             try:
@@ -156,7 +158,7 @@ class Judge:
         return request
 
 
-def _reward(future: Any, verdicts: list[Verdict]) -> float:
+def _reward(future: Any, verdicts: list[JudgeVerdict]) -> float:
     if not future.done() or future.cancelled():
         raise TimeoutError("the batch's time was over before a verdict")
     verdicts.append(future.result())
@@ -167,7 +169,7 @@ def _may_pass(error: Exception) -> bool:
     return not isinstance(error, StatusError) or error.status == 429 or error.status >= 500
 
 
-def read_verdict(reply: Any) -> Verdict:
+def read_verdict(reply: Any) -> JudgeVerdict:
     """The verdict of a chat completion. MalformedVerdictError unless its content is one verdict and nothing else.
 
     Allowed around it: white space, a code fence, and a thinking block in front.
@@ -181,7 +183,7 @@ def read_verdict(reply: Any) -> Verdict:
     valid = isinstance(score, int) and not isinstance(score, bool) and 0 <= score <= MAX_SCORE
     if not valid or not isinstance(reason, str) or len(verdict) != 2:
         raise MalformedVerdictError(f"the judge's verdict is not a score of 0..{MAX_SCORE} and a reason: {shown(text)}")
-    return Verdict(score / MAX_SCORE, text)
+    return JudgeVerdict(score / MAX_SCORE, text)
 
 
 def _without_wrapping(text: str) -> str:
@@ -206,7 +208,7 @@ REASONING = (
 
 
 @dataclass(frozen=True)
-class Trace:
+class JudgedTrace:
     """What the judge is asked about one trace; the fields of the JSON that it gets."""
 
     question: str
@@ -230,14 +232,14 @@ class ReasoningJudge:
         self._judge = Judge(config, REASONING)
         self._size = self.PART_REQUESTS * config.concurrency
 
-    def __call__(self, traces: Sequence[Trace]) -> tuple[list[float | None], list[Failure]]:
+    def __call__(self, traces: Sequence[JudgedTrace]) -> tuple[list[float | None], list[FailedCall]]:
         """Scores in 0..1, None where a call failed; and those failures, by the trace's place."""
         scores: list[float | None] = []
-        failures: list[Failure] = []
+        failures: list[FailedCall] = []
         for start in range(0, len(traces), self._size):
             found, _, failed = self._judge(traces[start : start + self._size])
             scores += found
-            failures += [Failure(start + one.sample, one.part, one.reason, one.detail) for one in failed]
+            failures += [FailedCall(start + one.sample, one.part, one.reason, one.detail) for one in failed]
         return scores, failures
 
 

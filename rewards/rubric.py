@@ -25,8 +25,8 @@ import numpy as np
 from envs.options import suggestion
 from rewards.answers import answer_text, completion_text, message_text
 from rewards.config import RewardConfig
-from rewards.isolation import Failure, Guard, Reason, checked, failure_counts
-from rewards.judge import Judge, Question
+from rewards.isolation import FailedCall, Reason, Sandbox, checked, failure_counts
+from rewards.judge import Judge, JudgedAnswer
 from rewards.verifiers import check_reward_type, format_reward, verifier_reward
 
 OWN_PARTS = ("answer", "format")
@@ -45,7 +45,7 @@ class Breakdown:
     parts: dict[str, list[float | None]]
     """[B] each: `answer` (verifier, or judge for open items), `verifier`, `judge`, `format`, every function and every
     model, and `disagreement/NAME` of a model of several members."""
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[FailedCall] = field(default_factory=list)
     verdicts: list[str | None] = field(default_factory=list)
     """[B] what the judge wrote; None where it was not asked or failed."""
 
@@ -68,7 +68,7 @@ class Rewards:
 
     A reward is sum_k w_k r_k / sum_k w_k over the parts that apply, so it stays in 0..1. If a part with a weight above
     0 fails, it is None and the trainer masks the sample (TRL does: advantage 0). `functions`, and those that
-    `config.functions` names, have TRL's signature and run under `rewards.isolation.Guard`; each needs an entry in
+    `config.functions` names, have TRL's signature and run under `rewards.isolation.Sandbox`; each needs an entry in
     `config.weights`, 0 to log it only. `models` are the trained models that `config.models` names, loaded by the
     caller; they see all samples of a call at once, pictures included, and are trusted to return.
 
@@ -100,7 +100,7 @@ class Rewards:
             if name in (*OWN_PARTS, "verifier", "judge") or name not in self.config.weights:
                 kind = "model" if name in self._models else "function"
                 raise ValueError(f"reward {kind} {name!r} needs a name of its own and a weight; add weights.{name}")
-        self._guards = {name: Guard(function, name, self.config.guard) for name, function in functions.items()}
+        self._guards = {name: Sandbox(function, name, self.config.guard) for name, function in functions.items()}
         self._judge = Judge(self.config.judge) if self.config.judge else None
 
     def __call__(
@@ -139,7 +139,7 @@ class Rewards:
         Lists have one entry for each of the B completions; a completion is text or TRL's list of messages.
         """
         self._check_items(reward_type, judge_all)
-        failures: list[Failure] = []
+        failures: list[FailedCall] = []
         texts = _texts(completions, failures)
         verifier = _each(
             "verifier", texts, failures, lambda i, text: verifier_reward(text, answer[i], reward_type[i], self.config)
@@ -179,7 +179,7 @@ class Rewards:
         texts: Sequence[str | None],
         images: Sequence[Any] | None,
         parts: dict[str, list[float | None]],
-        failures: list[Failure],
+        failures: list[FailedCall],
     ) -> None:
         """Add the models' parts; what is no text has its failure already."""
         given = [text or "" for text in texts]
@@ -204,14 +204,16 @@ class Rewards:
         texts: Sequence[str | None],
         answer: Sequence[Any],
         asked: Sequence[bool],
-        failures: list[Failure],
+        failures: list[FailedCall],
     ) -> tuple[list[float | None], list[str | None]]:
         """The judge's rewards and verdict texts; a completion without an answer gets 0 unasked."""
         if self._judge is None:
             return [None] * len(texts), [None] * len(texts)
         given = [answer_text(text) if text is not None else None for text in texts]
         questions = [
-            Question(_question_text(prompt), _reference_text(truth), reply) if wanted and reply is not None else None
+            JudgedAnswer(_question_text(prompt), _reference_text(truth), reply)
+            if wanted and reply is not None
+            else None
             for prompt, truth, reply, wanted in zip(prompts, answer, given, asked, strict=True)
         ]
         rewards, verdicts, failed = self._judge(questions)
@@ -222,7 +224,7 @@ class Rewards:
         return rewards, verdicts
 
     def _combined(
-        self, parts: Mapping[str, list[float | None]], is_open: Sequence[bool], failures: Sequence[Failure]
+        self, parts: Mapping[str, list[float | None]], is_open: Sequence[bool], failures: Sequence[FailedCall]
     ) -> list[float | None]:
         failed = {(failure.sample, failure.part) for failure in failures}
         weights = {name: weight for name, weight in self.config.weights.items() if weight > 0}
@@ -249,7 +251,7 @@ def _named(sources: Mapping[str, str]) -> dict[str, NamedFunction]:
     return found
 
 
-def _texts(completions: Sequence[Any], failures: list[Failure]) -> list[str | None]:
+def _texts(completions: Sequence[Any], failures: list[FailedCall]) -> list[str | None]:
     """Texts of completions; None and a failure of the part `completion` for what is none."""
     texts: list[str | None] = []
     for sample, completion in enumerate(completions):
@@ -257,12 +259,12 @@ def _texts(completions: Sequence[Any], failures: list[Failure]) -> list[str | No
             texts.append(completion_text(completion))
         except ValueError as error:
             texts.append(None)
-            failures.append(Failure(sample, "completion", "exception", f"ValueError: {error}"))
+            failures.append(FailedCall(sample, "completion", "exception", f"ValueError: {error}"))
     return texts
 
 
 def _each(
-    part: str, texts: Sequence[str | None], failures: list[Failure], function: Callable[[int, str], float | None]
+    part: str, texts: Sequence[str | None], failures: list[FailedCall], function: Callable[[int, str], float | None]
 ) -> list[float | None]:
     """A reward of ours for every text, failures collected."""
     values: list[float | None] = []
@@ -297,7 +299,7 @@ class RewardModel(Protocol):
 
 def combine_members(
     name: str, members: np.ndarray, abstain_above: float | None
-) -> tuple[list[float | None], list[float], list[Failure]]:
+) -> tuple[list[float | None], list[float], list[FailedCall]]:
     """Rewards [B] of members [M, B], disagreement [B], and failures: members that disagree, or give no number.
 
         value = 1/M sum_m p_m,   disagreement = sqrt(1/M sum_m (p_m - value)^2)      (Coste et al., arXiv:2310.02743)
@@ -315,12 +317,12 @@ def combine_members(
     return rewards, disagreement.tolist(), failures
 
 
-def _failure(name: str, sample: int, value: float, apart: float, abstain_above: float | None) -> Failure | None:
+def _failure(name: str, sample: int, value: float, apart: float, abstain_above: float | None) -> FailedCall | None:
     if not 0.0 <= value <= 1.0:
         reason: Reason = "not a number" if np.isnan(value) else "out of range"
-        return Failure(sample, name, reason, f"{value} is not in 0..1")
+        return FailedCall(sample, name, reason, f"{value} is not in 0..1")
     if abstain_above is not None and not apart <= abstain_above:
-        return Failure(sample, name, "abstained", f"members disagree by {apart:.3f}, more than {abstain_above:g}")
+        return FailedCall(sample, name, "abstained", f"members disagree by {apart:.3f}, more than {abstain_above:g}")
     return None
 
 

@@ -21,7 +21,7 @@ import torch
 
 from algos.curriculum.items import Array
 from algos.rft import RFTOptions, band_reason, num_correct
-from rewards.judge import MalformedVerdictError, ReasoningJudge, Trace, reference_text
+from rewards.judge import JudgedTrace, MalformedVerdictError, ReasoningJudge, reference_text
 from rl_lab.config.language import TracesConfig
 from rl_lab.drivers.rft_selection import RFT_FILE, RFTSelection, RFTSummary, TraceScorer
 from rl_lab.drivers.trl import _trl_sft
@@ -72,9 +72,9 @@ class TraceJudge:
         self._works |= not silent
         return scores
 
-    def _trace(self, row: RolloutRow) -> Trace:
+    def _trace(self, row: RolloutRow) -> JudgedTrace:
         record = self.items.record(self._rows[row["item"]])
-        return Trace(record["prompt"], reference_text(record["answer"], record["solution"]), row["completion"])
+        return JudgedTrace(record["prompt"], reference_text(record["answer"], record["solution"]), row["completion"])
 
 
 CALLS_PER_STEP = 16

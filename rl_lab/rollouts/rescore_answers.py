@@ -17,7 +17,7 @@ from scipy.stats import kendalltau
 
 from envs.spatial_qa.items import Item
 from rewards.calibration import rank_correlation
-from rewards.isolation import Failure, failure_counts
+from rewards.isolation import FailedCall, failure_counts
 from rewards.rubric import Rewards
 from rl_lab.errors import UserError
 from rl_lab.records.item_files import ItemFile
@@ -129,7 +129,7 @@ def _scored(
             start += len(members)
 
 
-def _count_failures(found: OrderAgreement, rows: list[RolloutRow], failures: list[Failure]) -> None:
+def _count_failures(found: OrderAgreement, rows: list[RolloutRow], failures: list[FailedCall]) -> None:
     for name, count in failure_counts(failures).items():
         found.failures[name] = found.failures.get(name, 0) + count
     if failures and found.first_failure is None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from algos.grpo import group_advantages
-from rewards.isolation import Failure
+from rewards.isolation import FailedCall
 from rewards.rubric import Breakdown, Rewards
 from rl_lab.model.checkpoint import load_chat_processor
 from rl_lab.records.rollouts import RolloutStore, stored_groups
@@ -69,9 +69,9 @@ def breakdown() -> Breakdown:
     rewards = [1.0, None, 0.5, None, None, 0.0]
     parts = {"answer": [1.0, None, 0.5, 0.25, None, 0.0], "format": [1.0] * 6}
     failures = [
-        Failure(1, "judge", "time-out", "late"),
-        Failure(3, "fn", "exception", ""),
-        Failure(2, "fn", "exception", ""),
+        FailedCall(1, "judge", "time-out", "late"),
+        FailedCall(3, "fn", "exception", ""),
+        FailedCall(2, "fn", "exception", ""),
     ]
     return Breakdown(rewards, parts, failures)
 

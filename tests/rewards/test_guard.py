@@ -10,7 +10,7 @@ import pytest
 
 from rewards import isolation
 from rewards.config import SandboxConfig
-from rewards.isolation import Failure, Guard, IsolatedFunction, checked, failure_counts
+from rewards.isolation import FailedCall, IsolatedFunction, Sandbox, checked, failure_counts
 from tests.rewards import functions
 
 PATIENT = SandboxConfig(timeout_s=60.0, batch_timeout_s=120.0)
@@ -22,7 +22,7 @@ def guarded():
     guards = []
 
     def make(function, config=PATIENT):
-        guards.append(Guard(function, "f", config))
+        guards.append(Sandbox(function, "f", config))
         return guards[-1]
 
     yield make
@@ -41,10 +41,10 @@ def reasons(failures):
 def test_a_call_in_this_process_gives_a_value_or_a_failure():
     assert checked(lambda: 1, 0, "p") == (1.0, None)
     assert checked(lambda: None, 0, "p") == (None, None)
-    assert checked(lambda: math.nan, 3, "p") == (None, Failure(3, "p", "not a number", "nan is not in 0..1"))
+    assert checked(lambda: math.nan, 3, "p") == (None, FailedCall(3, "p", "not a number", "nan is not in 0..1"))
     for value in (-0.1, 1.1, math.inf):
         assert checked(lambda value=value: value, 0, "p")[1].reason == "out of range"
-    assert checked(lambda: 1 / 0, 0, "p")[1] == Failure(0, "p", "exception", "ZeroDivisionError: division by zero")
+    assert checked(lambda: 1 / 0, 0, "p")[1] == FailedCall(0, "p", "exception", "ZeroDivisionError: division by zero")
     assert checked(lambda: "one", 0, "p")[1].reason == "exception"
 
 
@@ -146,7 +146,7 @@ def test_callables_with_settings_and_asynchronous_functions_run_too(guarded):
 
 def test_a_function_that_cannot_be_imported_there_is_refused_at_once():
     with pytest.raises(ValueError, match="top of a module"):
-        Guard(lambda **columns: [1.0], "f", PATIENT)
+        Sandbox(lambda **columns: [1.0], "f", PATIENT)
 
 
 def test_an_import_that_fails_or_hangs_masks_the_batch(guarded):

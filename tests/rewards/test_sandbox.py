@@ -12,7 +12,7 @@ import pytest
 
 from rewards import isolation
 from rewards.config import SandboxConfig
-from rewards.isolation import Guard
+from rewards.isolation import Sandbox
 from rewards.sandbox import clean_environment, landlock_abi
 from tests.rewards.mischief import SECRETS, mischief
 
@@ -28,7 +28,7 @@ def call():
 
     def make(*words, target="", config=PATIENT, keep=False):
         if not (keep and guards):
-            guards.append(Guard(mischief, "mischief", config))
+            guards.append(Sandbox(mischief, "mischief", config))
         values, failures = guards[-1]([""] * len(words), words, target=[str(target)] * len(words))
         return values, [failure.detail for failure in failures]
 
@@ -114,9 +114,9 @@ CALLER = """
 import os, signal, sys
 from rewards import isolation
 from rewards.config import SandboxConfig
-from rewards.isolation import Guard
+from rewards.isolation import Sandbox
 from tests.rewards.mischief import mischief
-guard = Guard(mischief, "mischief", SandboxConfig(timeout_s=60.0))
+guard = Sandbox(mischief, "mischief", SandboxConfig(timeout_s=60.0))
 ((value,), _) = guard([""], ["orphan"], target=[""])
 print(round(value * 2**31), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

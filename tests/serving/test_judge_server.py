@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from rewards.config import JudgeConfig
-from rewards.judge import Judge, Question
+from rewards.judge import Judge, JudgedAnswer
 from rl_lab.config.language import JUDGE_MODEL, JUDGE_URL, JudgeServerConfig
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
@@ -74,7 +74,7 @@ def test_a_run_serves_its_judge_and_starts_it_again(folder, tmp_path, monkeypatc
         address = cluster.serve_judge(settings)
         monkeypatch.setenv(JUDGE_URL, address)
         judge = Judge(JudgeConfig(base_url=f"${JUDGE_URL}", model=JUDGE_MODEL, max_tokens=400, timeout_s=120))
-        rewards, _, failures = judge([Question("How many blocks are red?", "two", "two")] * 4)
+        rewards, _, failures = judge([JudgedAnswer("How many blocks are red?", "two", "two")] * 4)
         # Random weights have no opinion, but the server holds them to the form of a verdict.
         assert any(reward is not None and 0 <= reward <= 1 for reward in rewards), failures
         check_closed(address)
@@ -87,5 +87,5 @@ def test_a_run_serves_its_judge_and_starts_it_again(folder, tmp_path, monkeypatc
     wait_until(lambda: not servers())
     monkeypatch.delenv(JUDGE_URL)
     config = JudgeConfig(base_url=f"${JUDGE_URL}", model=JUDGE_MODEL, retries=0)
-    with_reason = Judge(config)([Question("a", "b", "c")])[2]
+    with_reason = Judge(config)([JudgedAnswer("a", "b", "c")])[2]
     assert JUDGE_URL in str(with_reason[0]) and os.environ.get(JUDGE_URL) is None

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from rewards.config import JudgeConfig
-from rewards.judge import Judge, Question
+from rewards.judge import Judge, JudgedAnswer
 from rl_lab.workers.engine import ENVIRONMENT
 from tests.support.models import Drawer, make_processor, save_policy_of, training_token_logprobs
 
@@ -79,7 +79,7 @@ def _wait_until_healthy(url, server, seconds=600):
 
 def _check_judge(config):
     """Random weights have no opinion, but the server holds them to the form of a verdict; else the sample is masked."""
-    questions = [Question("How many blocks are red?", "two", answer) for answer in ("two", "a sofa", "it is two")]
+    questions = [JudgedAnswer("How many blocks are red?", "two", answer) for answer in ("two", "a sofa", "it is two")]
     rewards, verdicts, failures = Judge(config)([questions[0], None, *questions[1:]])
     assert rewards[1] is None and verdicts[1] is None
     failed = {failure.sample for failure in failures}
