@@ -27,6 +27,14 @@ BAR = 48
 
 HEAD = ("item", "category", "task", "band", "state", "frontier", "rate", "last", "groups", "rollouts", "age")
 
+MOVES = ("step", "version", "rollouts", "failed", "mean", "spread", "signal", "posterior after it", "frontier", "band")
+
+FIELDS = ("rate", "age", "band_probability", "last_mean", "last_spread", "version", "groups", "rollouts", "failures")
+
+EXPORTED = ("id", "category", "task", "reward_type", "band", *FIELDS, "selections", "pinned", "retired", "pending")
+
+BATCH = 10_000
+
 
 def state_text(state: PoolRow) -> str:
     """pinned, retired and pending as one word each."""
@@ -146,15 +154,6 @@ def _moved(first: PoolView, second: PoolView, here: int, there: int, item: str) 
     band = a["band"] if a["band"] == b["band"] else f"{a['band']} -> {b['band']}"
     rates = [f"{a['rate']:.2f}", f"{b['rate']:.2f}", str(a["groups"]), str(b["groups"])]
     return [item, first.categories[a["category"]], band, *rates]
-
-
-MOVES = ("step", "version", "rollouts", "failed", "mean", "spread", "signal", "posterior after it", "frontier", "band")
-
-FIELDS = ("rate", "age", "band_probability", "last_mean", "last_spread", "version", "groups", "rollouts", "failures")
-
-EXPORTED = ("id", "category", "task", "reward_type", "band", *FIELDS, "selections", "pinned", "retired", "pending")
-
-BATCH = 10_000
 
 
 def image_paths(view: PoolView, number: int, folder: Path) -> list[Path]:

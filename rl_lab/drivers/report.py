@@ -35,6 +35,14 @@ Key = tuple[str, str, int]
 """Task, variant and seed of an episode."""
 
 
+def report(cluster: Cluster, context: StageContext) -> None:
+    """Films of episodes that end differently under two policies, then summary and page of the run folder."""
+    run = load_run(context.out)
+    contrasts = flipped(run) if ranks_actions(run.config) else rescued(run)
+    record_films(cluster, context, contrasts)
+    write_report(context.out)
+
+
 @dataclass(frozen=True)
 class Contrast:
     """Episodes that end differently under the policies of two training nodes."""
@@ -134,11 +142,3 @@ def _save(target: Path, contrast: Contrast, before: Film, after: Film) -> Record
         row[side] = f"{film.task}-{film.variant}-{film.seed}-{side}.webp"
         (target / row[side]).write_bytes(film.webp)
     return row
-
-
-def report(cluster: Cluster, context: StageContext) -> None:
-    """Films of episodes that end differently under two policies, then summary and page of the run folder."""
-    run = load_run(context.out)
-    contrasts = flipped(run) if ranks_actions(run.config) else rescued(run)
-    record_films(cluster, context, contrasts)
-    write_report(context.out)
