@@ -6,23 +6,19 @@ taken in passes over all of them; what counts as a token is a token that was tra
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
 from rl_lab.config.language import DistillConfig
 from rl_lab.drivers.gate import take_model
-from rl_lab.files import read_json_lines, write_json_lines, write_whole
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.distill import DistillPlan, ImitatePlan
 from rl_lab.learner.language import epoch_order
 from rl_lab.learner.rft import TraceFile, write_traces
-from rl_lab.learner.state import LEARNER_FILE, SavedStates
-from rl_lab.model.checkpoint import load_chat_processor
+from rl_lab.model.checkpoint import Snapshot, load_chat_processor
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.token_batches import expanded_tokens, item_prompt
@@ -31,12 +27,11 @@ from rl_lab.rollouts.answering import RewardFailures, engines, make_rewards, pol
 from rl_lab.rollouts.teacher import TeacherEngines, check_same_patches, check_same_text, teacher_engines
 from rl_lab.seeding import integer
 from rl_lab.training.dataset import with_learner
-from rl_lab.training.evaluation import HeldOutExam
+from rl_lab.training.loop import Turn
 from rl_lab.training.online import OnlineMethod, OnlineRun, OnlineSteps, TeacherReads
-from rl_lab.training.state import HELD_OUT_FILE, PROGRESS_FILE, Progress, RunState
-from rl_lab.training.watch import Watch, nothing_learned
+from rl_lab.training.state import RunState
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle
+from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle, Weights
 from rl_lab.workers.pool import WorkerPool
 
 
@@ -76,7 +71,8 @@ class DistillRun(OnlineRun):
         seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
         method = distill_method(settings, context.config.grpo.scale_rewards)
         steps = OnlineSteps(context, policy, engines, learner, state, method, seed=seed, teacher=teacher)
-        super().__init__(context, steps, state, settings.examine_every, seed)
+        truth = context.config.truth
+        super().__init__(context, "distill", steps, learner, state, settings, seed=seed, truth=truth)
 
 
 INDEX_FILE = "traces.arrow"
@@ -89,98 +85,40 @@ def index_traces(traces: Path, items: ItemFile, path: Path) -> None:
     write_traces(path, (batch for table in tables for batch in table.to_batches()), items, store.folder)
 
 
-class ImitateState:
-    """Where a run is: its learner and its counts, at its last saved state."""
+class TraceFeed:
+    """The feed of stored traces, in passes over all of them."""
 
-    def __init__(self, out: Path, scratch: Path, warn: Callable[[str], None]) -> None:
-        self.out, self.states, self.progress = out, SavedStates(scratch), Progress()
-        self.states.drop_damaged(warn)
-        if self.states.newest is not None:
-            self.progress = Progress(**json.loads((self.states.newest / PROGRESS_FILE).read_text()))
-
-    @property
-    def learner_state(self) -> Path | None:
-        """The learner's state; None before the first."""
-        return self.states.learner_state
-
-    def save(self, save_learner: Callable[[Path], None]) -> None:
-        """Make this the state to continue from."""
-
-        def write(folder: Path) -> None:
-            save_learner(folder / LEARNER_FILE)
-            write_whole(folder / PROGRESS_FILE, json.dumps(asdict(self.progress)))
-
-        self.states.save(self.progress.step, write)
-
-    def forget_later(self) -> None:
-        """Drop short examinations after this state; they come again."""
-        path, step = self.out / HELD_OUT_FILE, self.progress.step
-        lines = read_json_lines(path, missing_ok=True)
-        write_json_lines(path, [line for line in lines if step and line["step"] <= step])
-
-
-class ImitateRun:
-    """One run: `run()` brings it from its last state to its end."""
+    is_ready = True
 
     def __init__(
-        self, context: StageContext, policy: Path, engines: WorkerPool, learner: LearnerHandle, state: ImitateState
+        self, context: StageContext, policy: Path, engines: WorkerPool, learner: LearnerHandle, state: RunState
     ) -> None:
         """`learner` stands at the state; `policy` is the checkpoint folder that the run began with."""
-        config = context.config
-        self.context, self.engines, self.learner, self.state = context, engines, learner, state
-        self.settings, self.processor, self.weights = config.imitate, load_chat_processor(policy), learner.publish()
+        self.context, self.engines, self.learner, self.progress = context, engines, learner, state.progress
+        self.processor, self.rewards = load_chat_processor(policy), make_rewards(context.config.rewards)
+        self.failures = RewardFailures(context)
         self.items, index = ItemFile(context.inputs["questions"] / "train.arrow"), context.scratch / INDEX_FILE
         if not index.exists():
             index_traces(context.inputs["traces"], self.items, index)
-        self.traces = TraceFile(index)
-        names = (*context.node.stream, self.settings.replicate)
-        seed = integer(context.seed, "imitate", *names)
-        self.order = epoch_order(len(self.traces), self.settings.steps, self.settings.batch_size, seed)
-        self.rewards, self.watch = make_rewards(config.rewards), Watch(context)
-        self.exam = HeldOutExam(
-            ItemFile(context.inputs["questions"] / "held_out.arrow"),
-            self.processor,
-            self.rewards,
-            config.examine,
-            seed=integer(context.seed, "distill", *names),  # the draws of distillation's examinations
-            prompts_per_call=4 * config.engine.prompts_per_call,
-            out=context.out,
-            failures=RewardFailures(context),
-        )
+        self.traces, settings = TraceFile(index), context.config.imitate
+        seed = integer(context.seed, "imitate", *context.node.stream, settings.replicate)
+        self.order = epoch_order(len(self.traces), settings.steps, settings.batch_size, seed)
 
-    def run(self) -> None:
-        """Learn from batch after batch. RuntimeError when the loss is not a number."""
-        progress, steps = self.state.progress, self.settings.steps
-        every = self.context.checkpoint_every(steps)
-        self.watch.add(*self.context.resume_from(progress.step if progress.step else -1))
-        self.state.forget_later()
-        try:
-            if progress.step == 0:
-                self.context.log(0, **self._examine(), weight_version=self.weights.version)
-            while progress.step < steps:
-                self._step()
-                self.context.progress(progress.step, steps, f"{progress.tokens} tokens")
-                if progress.step % every == 0:
-                    self.state.save(self.learner.save)
-            self.learner.finish(self.context.out)
-        finally:
-            self.rewards.close()
+    def prepare(self, weights: Weights) -> None:
+        """Nothing: the traces are there."""
 
-    def _step(self) -> None:
-        progress, every = self.state.progress, self.settings.examine_every
+    def turn(self, weights: Weights) -> Turn:
+        """Learn from the next batch. RuntimeError when the loss is not a number."""
+        progress = self.progress
         groups = list(map(self._group, self.order[progress.step]))
-        learned, self.weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
+        learned, weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
         if learned.error is not None:
             raise RuntimeError(learned.error)
         progress.step += 1
         progress.batches += 1
         progress.tokens += num_tokens(groups)
-        line = learned.metrics | {"text/tokens_total": float(progress.tokens), "weight_version": self.weights.version}
-        if every and progress.step % every == 0:
-            line |= self._examine()
-        self.context.log(progress.step, **line)
-        self.watch.add(line)
-        self.watch.look(progress.step, nothing_learned(self.settings.steps))
+        counted = {"text/tokens_total": float(progress.tokens), "weight_version": weights.version}
+        return Turn(learned.metrics | counted, weights)
 
     def _group(self, number: int) -> RolloutGroup:
         """A trace as a group of one; cross-entropy does not ask how likely it was."""
@@ -190,8 +128,34 @@ class ImitateRun:
         read = tuple(expanded_tokens(prompt, self.processor))
         return RolloutGroup(item, prompt, [Completion(read, tuple(tokens), (0.0,) * len(tokens), 0, finished=True)])
 
-    def _examine(self) -> dict[str, float]:
-        return self.exam.examine(self.engines, self.weights, self.state.progress, self.context.check_stop)
+    def check(self, line: dict[str, Any]) -> None:
+        """Nothing: no engine has answered."""
+
+    def older_weights(self, newest: Weights) -> list[Snapshot]:
+        """None: nothing is asked ahead."""
+        return []
+
+    def close(self) -> None:
+        """Let go of the rewards."""
+        self.rewards.close()
+
+
+class ImitateRun(OnlineRun):
+    """One run of the control."""
+
+    def __init__(
+        self, context: StageContext, policy: Path, engines: WorkerPool, learner: LearnerHandle, state: RunState
+    ) -> None:
+        """`learner` stands at the state; `policy` is the checkpoint folder that the run began with."""
+        settings = context.config.imitate
+        feed = TraceFeed(context, policy, engines, learner, state)
+        # The draws are those of distillation's examinations.
+        seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
+        super().__init__(context, "imitate", feed, learner, state, settings, seed=seed)
+
+    def words(self) -> str:
+        """What a control is compared by."""
+        return f"{self.progress.tokens} tokens"
 
 
 def reward_options(options: GRPOOptions, settings: DistillConfig) -> GRPOOptions | None:
@@ -244,7 +208,7 @@ def imitate(cluster: Cluster, context: StageContext) -> None:
             cluster,
             context,
             plan,
-            lambda: ImitateState(context.out, context.scratch, context.say),
+            lambda: RunState(context.out, context.scratch, context.say),
             lambda learner, state: ImitateRun(context, policy, pool, learner, state).run(),
             (pool,),
         )

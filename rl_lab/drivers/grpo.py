@@ -35,7 +35,7 @@ from rl_lab.rollouts.answering import (
 )
 from rl_lab.seeding import integer
 from rl_lab.training.dataset import with_learner
-from rl_lab.training.online import GRPOSteps, OnlineRun, group_spread
+from rl_lab.training.online import OnlineRun, OnlineSteps, group_spread, grpo_method
 from rl_lab.training.state import RunState
 from rl_lab.training.watch import Watch, nothing_learned
 from rl_lab.workers.cluster import Cluster
@@ -52,8 +52,11 @@ class GRPORun(OnlineRun):
         """`learner` stands at the state's checkpoint; `policy` is the checkpoint folder that the run began with."""
         seed = integer(context.seed, "grpo", *context.node.stream)
         scheme = context.node.params["curriculum"]["scheme"]
-        steps = GRPOSteps(context, policy, engines, learner, state, scheme=scheme, seed=seed)
-        super().__init__(context, steps, state, context.config.rl.examine_every, seed)
+        method = grpo_method(context.config, scheme)
+        steps = OnlineSteps(context, policy, engines, learner, state, method, seed=seed)
+        super().__init__(
+            context, "grpo", steps, learner, state, context.config.rl, seed=seed, truth=context.config.truth
+        )
 
 
 def fixed_order(options: CurriculumOptions, seed: int, categories: np.ndarray, steps: int) -> list[np.ndarray]:

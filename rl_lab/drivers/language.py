@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,23 +24,14 @@ from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import load_chat_processor, published
 from rl_lab.records.item_files import ItemFile, QuestionRow, SolutionFile, write_rows
 from rl_lab.records.question_sets import check_shared, run_limits, set_questions, take_file
-from rl_lab.records.token_batches import chat_batch, item_prompt
-from rl_lab.records.types import RolloutGroup, Sampling
-from rl_lab.rollouts.answering import (
-    RewardFailures,
-    ask,
-    collect,
-    engines,
-    judge_agreement,
-    make_rewards,
-    plain,
-    policy_folder,
-    rollout_groups,
-    score,
-)
+from rl_lab.records.token_batches import chat_batch
+from rl_lab.records.types import RolloutGroup
+from rl_lab.rollouts.answering import RewardFailures, engines, judge_agreement, make_rewards, plain, policy_folder
 from rl_lab.seeding import integer
 from rl_lab.training.dataset import train
+from rl_lab.training.evaluation import QuestionExam, questions_at_once
 from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.learner import Weights
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.simulation import QuestionUnit, question_units
 
@@ -175,7 +165,8 @@ class Examiner:
     def __init__(self, context: StageContext, engines: WorkerPool, policy: Path, rewards: Rewards) -> None:
         self.context, self.engines, self.rewards = context, engines, rewards
         self.processor: HunYuanVLMoTProcessor = load_chat_processor(policy)
-        self.weights = ray.put(published(policy))
+        snapshot = published(policy)
+        self.weights = Weights(snapshot.version, ray.put(snapshot))
         self.failures = RewardFailures(context)
         self.groups: list[RolloutGroup] = []
         """All that was scored so far."""
@@ -187,18 +178,13 @@ class Examiner:
         """
         config = self.context.config
         judged = name == "seen" and config.rewards.judge is not None
-        sampling = Sampling(config.examine.max_tokens, temperature=config.examine.temperature, num_generations=samples)
         rows: list[dict[str, Any]] = []
         first, first_failures = len(self.groups), dict[str, str]()
-        size = 4 * config.engine.prompts_per_call
-        batches = [(start, items[start : start + size]) for start in range(0, len(items), size)]
         names = ("development",) if name == "development" else ()
-        prompts = [self._prompts(some, start, *names) for start, some in batches]
-        asked = [ask(self.engines, some, sampling, self.weights, size) for some in prompts]
-        for (_, some), questions, batch in zip(batches, prompts, asked, strict=True):
-            answers, _ = collect(self.engines, batch, self.context.check_stop)
-            groups = rollout_groups(some, questions, answers, self.processor)
-            groups, newer = score(self.rewards, groups, judge_all=judged)
+        exams = list(self._exams(items, samples, *names))
+        asked = [exam.ask(self.weights) for exam in exams]
+        for exam, batch in zip(exams, asked, strict=True):
+            groups, newer = exam.scored(batch, judge_all=judged)
             self.groups += groups
             first_failures = first_failures | {**newer, **first_failures}
             rows += [
@@ -214,10 +200,16 @@ class Examiner:
         self.failures.check_all(name, self.groups[first:], first_failures)
         return rows
 
-    def _prompts(self, items: Sequence[Item], first: int, *names: str) -> list[Any]:
-        """Prompts whose samples depend on the run's seed, the names and the item's place."""
-        seed = partial(integer, self.context.seed, "examine", *names)
-        return [item_prompt(item, self.processor, seed(first + place)) for place, item in enumerate(items)]
+    def _exams(self, items: Sequence[Item], samples: int, *names: str) -> Iterator[QuestionExam]:
+        """As many items as are asked at once; samples depend on the run's seed, the names and the item's place."""
+        size = questions_at_once(self.context.config)
+        for start in range(0, len(items), size):
+
+            def seed(place: int, start: int = start) -> int:
+                return integer(self.context.seed, "examine", *names, start + place)
+
+            some = items[start : start + size]
+            yield QuestionExam(self.context, some, seed, self.engines, self.processor, self.rewards, samples)
 
 
 def _items(context: StageContext, name: str, most: int | None = None, role: str = "questions") -> list[Item]:

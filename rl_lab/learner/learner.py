@@ -188,6 +188,7 @@ class Learner:
         self._masters: dict[nn.Parameter, Tensor] = {}
         """float32 masters of bfloat16 weights; objectives that train the same weights share them."""
         self.average: WeightAverage | None = None
+        self._averaged: str | None = None
         self._active: str | None = None
 
     def add(self, name: str, objective: Objective, optimiser: Optimiser) -> None:
@@ -204,9 +205,9 @@ class Learner:
         stepper = adamw(parameters, self._masters, **options)
         self.tracks[name] = _Track(name, objective, optimiser, parameters, stepper)
 
-    def average_weights(self, decay: float, start_step: int) -> None:
-        """Keep a moving average of the weights from now on."""
-        self.average = WeightAverage(self.policy, decay, start_step)
+    def average_weights(self, decay: float, start_step: int, after: str | None = None) -> None:
+        """Keep a moving average of the weights after each step from now on, or after those of one objective."""
+        self.average, self._averaged = WeightAverage(self.policy, decay, start_step), after
 
     def _activate(self, name: str) -> None:
         """Only the parameter groups of this objective require gradients."""
@@ -308,7 +309,7 @@ class Learner:
             group["lr"] = lr
         track.adamw.step()
         track.step += 1
-        if self.average is not None:
+        if self.average is not None and self._averaged in (None, name):
             self.average.update(track.step)
         return numbers | {"lr": lr}
 

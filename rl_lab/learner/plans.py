@@ -33,6 +33,15 @@ class Parts:
     """Writes the model's checkpoint into a folder."""
 
 
+@dataclass
+class DataFeed:
+    """A data set, and what is done with its batches."""
+
+    objective: Objective
+    data: Dataset
+    settings: ScheduleConfig
+
+
 class Plan(Protocol):
     """What is trained and how, ready to be built in the learner's process."""
 
@@ -65,6 +74,10 @@ class DataPlan:
         """Load and make everything; UserError for a checkpoint that does not fit."""
         raise NotImplementedError
 
+    def feeds(self, parts: Parts) -> dict[str, DataFeed]:
+        """Data by the objectives that learn from them; the first begins."""
+        return {self.name: DataFeed(parts.objective, parts.data, self.settings)}
+
     def training(self, device: str) -> Training:
         """See `Plan`."""
         return Training(self, device)
@@ -91,21 +104,33 @@ class Training:
     """A learner with its data; `run_step` until `step` reaches the plan's number of steps, then `finish`."""
 
     def __init__(self, plan: DataPlan, device: str = "cpu") -> None:
-        self.device, self.name = device, plan.name
-        self.parts = plan.build(device)
+        self.device, self.parts = device, plan.build(device)
+        self.feeds = plan.feeds(self.parts)
         self.learner = Learner(self.parts.model, seed=plan.learner_seed)
-        self.learner.add(self.name, self.parts.objective, optimiser(plan.settings))
+        for name, feed in self.feeds.items():
+            self.learner.add(name, feed.objective, optimiser(feed.settings))
         if plan.settings.ema > 0:
-            self.learner.average_weights(plan.settings.ema, plan.settings.ema_start)
+            self.learner.average_weights(plan.settings.ema, plan.settings.ema_start, plan.name)
+
+    def _done(self, name: str) -> int:
+        return self.learner.tracks[name].step
 
     @property
     def step(self) -> int:
         """Optimizer steps done."""
-        return self.learner.tracks[self.name].step
+        return sum(map(self._done, self.feeds))
+
+    @property
+    def turn(self) -> str:
+        """Whose step is next: the objective that is behind, as a share of its steps; the first where none is."""
+        return min(self.feeds, key=lambda name: (self._done(name) + 0.5) / self.feeds[name].settings.steps)
 
     def run_step(self) -> dict[str, float]:
         """One optimizer step; its metrics."""
-        return self.learner.step(self.name, self.parts.data.batch(self.step).to(self.device))
+        name = self.turn
+        feed = self.feeds[name]
+        torch.set_num_threads(feed.settings.threads)
+        return self.learner.step(name, feed.data.batch(self._done(name)).to(self.device))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs besides its plan."""

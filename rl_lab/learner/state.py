@@ -58,6 +58,11 @@ class SavedStates:
             warn(f"{damage}; the state of step {step} is dropped, going on from the one before it")
             shutil.rmtree(self.path(step))
 
+    def drop_last(self, warn: Callable[[str], None]) -> None:
+        """Remove the last state, and those before it that are damaged."""
+        shutil.rmtree(self.path(self.last))
+        self.drop_damaged(warn)
+
     def drop_from(self, step: int) -> None:
         """Remove the states of this and later steps, because something they build on is lost."""
         for later in self.steps():

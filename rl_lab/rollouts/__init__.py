@@ -1,1 +1,1 @@
-"""What is asked of engines and simulators: rollout groups, evaluations, teachers, collected episodes."""
+"""What is asked of workers: collections, rollouts, evaluations, teachers."""

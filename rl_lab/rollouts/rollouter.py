@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from algos.curriculum.items import Array, Observation
+from envs.spatial_qa.items import Item
 from rewards.rubric import Rewards
 from rl_lab.curriculum.store import PoolStore
 from rl_lab.model.chat import HunYuanVLMoTProcessor
@@ -64,9 +65,9 @@ class StepRollouts:
 
 @dataclass
 class Questioner:
-    """Engines that complete prompts of the pool's items, and rewards that score the completions."""
+    """Engines that complete prompts of items, of the pool or of an examination, and rewards that score them."""
 
-    items: ItemFile
+    items: ItemFile | Sequence[Item]
     engines: WorkerPool
     processor: HunYuanVLMoTProcessor
     rewards: Rewards
@@ -84,16 +85,24 @@ class Questioner:
         """Give prompts to the engines."""
         return ask(self.engines, prompts, self.sampling, weights.reference, self.prompts_per_call)
 
-    def groups(self, issued: Issued) -> tuple[list[RolloutGroup], FirstFailures]:
-        """Wait for completions and score them, or take both from the store."""
-        items = [self.items[number] for number in issued.numbers.tolist()]
-        if issued.stored:
-            return list(map(RolloutGroup, items, issued.prompts, issued.stored)), {}
+    def scored(
+        self, numbers: Array, prompts: Sequence[Prompt], asked: Batch, *, judge_all: bool = False
+    ) -> tuple[list[RolloutGroup], FirstFailures]:
+        """Wait for the completions of these items' prompts and score them; `judge_all` as of `score`."""
+        items = [self.items[number] for number in numbers.tolist()]
         with self.clock.timed("generate"):
-            completions, busy = collect(self.engines, issued.asked, self.check_stop)
+            completions, busy = collect(self.engines, asked, self.check_stop)
         self.clock.add("busy", busy)
         with self.clock.timed("score"):
-            return score(self.rewards, rollout_groups(items, issued.prompts, completions, self.processor))
+            groups = rollout_groups(items, prompts, completions, self.processor)
+            return score(self.rewards, groups, judge_all=judge_all)
+
+    def groups(self, issued: Issued) -> tuple[list[RolloutGroup], FirstFailures]:
+        """Wait for completions and score them, or take both from the store."""
+        if not issued.stored:
+            return self.scored(issued.numbers, issued.prompts, issued.asked)
+        items = [self.items[number] for number in issued.numbers.tolist()]
+        return list(map(RolloutGroup, items, issued.prompts, issued.stored)), {}
 
 
 class RolloutRun:
@@ -101,6 +110,7 @@ class RolloutRun:
 
     def __init__(
         self,
+        items: ItemFile,
         pool: PoolStore,
         store: RolloutStore,
         questioner: Questioner,
@@ -110,7 +120,7 @@ class RolloutRun:
         saved_weights: Callable[[int], Weights],
     ) -> None:
         """`saved_weights` has older versions with which a checkpoint's selections were asked."""
-        self.pool, self.store, self.questioner = pool, store, questioner
+        self.items, self.pool, self.store, self.questioner = items, pool, store, questioner
         self.max_refills, self.seed, self._saved_weights = max_refills, seed, saved_weights
         self._ahead: dict[int, Issued] = {}
 
@@ -169,7 +179,7 @@ class RolloutRun:
     ) -> Issued:
         """Ask items whose groups are numbered from `first_group`; seeds follow from step, round and item."""
         for number in numbers.tolist():
-            self.pool.keep_images(number, self.questioner.items.pngs(number))
+            self.pool.keep_images(number, self.items.pngs(number))
         seeds = [integer(self.seed, "draw", step, round_, number) for number in numbers.tolist()]
         prompts = self.questioner.prompts(numbers, seeds)
         stored = self._stored(step, numbers, first_group)

@@ -1,1 +1,1 @@
-"""Training loops: the driver's side of a learner, its feeds, guards, evaluations and state."""
+"""Loops of training: objectives times feeds, with examinations, guards, alarms and checkpoints as their parts."""

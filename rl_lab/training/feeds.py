@@ -13,13 +13,14 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rl_lab.files import write_folder
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import Snapshot
 from rl_lab.rollouts.collect import COUNTS_FILE, Request, collect_pairs, write_collection
-from rl_lab.training.online import GRPOSteps
+from rl_lab.training.loop import Turn
+from rl_lab.training.online import OnlineSteps
 from rl_lab.training.state import JointState
 from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle, Weights
 from rl_lab.workers.pool import POLL_S, WorkerPool
@@ -28,49 +29,25 @@ PAIRS = "pairs"
 """Folder of the rounds of pairs in a run's output."""
 
 
-class Feed(Protocol):
-    """What an objective learns from."""
-
-    def prepare(self, weights: Weights) -> None:
-        """Begin what the next turn needs, with these weights, unless that has begun."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the next turn's batch is there."""
-
-    def turn(self, weights: Weights) -> tuple[dict[str, float], Weights]:
-        """Take the turn: metrics, and the weights after it."""
-
-
-class LanguageFeed:
+class LanguageFeed(OnlineSteps):
     """Groups of answers: the next batch is asked right after the one before is learned."""
-
-    def __init__(self, steps: GRPOSteps) -> None:
-        self.steps = steps
 
     def prepare(self, weights: Weights) -> None:
         """Ask the next batch unless it is asked."""
-        self.steps.weights = weights
-        progress = self.steps.state.progress
-        if progress.batches < self.steps.method.steps:
-            self.steps.rollouts.issue_ahead([progress.step + 1], weights)
+        progress = self.state.progress
+        if progress.batches < self.method.steps:
+            self.rollouts.issue_ahead([progress.step + 1], weights)
 
     @property
     def is_ready(self) -> bool:
         """Whether the answers to the next batch are there."""
-        issued = self.steps.rollouts.ahead(self.steps.state.progress.step + 1)
+        issued = self.rollouts.ahead(self.state.progress.step + 1)
         return issued is not None and all(answer.done() for answer in issued.asked)
 
-    def turn(self, weights: Weights) -> tuple[dict[str, float], Weights]:
-        """Learn from the next batch; metrics, and the weights after it."""
-        self.steps.weights = weights
-        line = self.steps.step()
-        assert line is not None, "the curriculum's mode is online"
-        return line, self.steps.weights
-
-    def older_weights(self) -> list[Snapshot]:
-        """Weights, but for the newest, of which answers to come were asked."""
-        return self.steps.older_weights()
+    def check(self, line: dict[str, Any]) -> None:
+        """Only where RPRO has not moved the weights since the engines answered."""
+        if line["rollouts/staleness"] == 0:
+            super().check(line)
 
 
 class ActionFeed:
@@ -91,12 +68,13 @@ class ActionFeed:
         self._begun: dict[int, Future[None]] = {}
         self._weights: dict[int, Weights] = {}
         """With which rounds were begun in this process."""
+        self.state.progress.done.setdefault("rpro", 0)
         if self._turns:
             self.learner.use_pairs(self._folders(-(-self._turns // self.blocks)))
 
     @property
     def _turns(self) -> int:
-        return self.state.counts.done["rpro"]
+        return self.state.progress.done["rpro"]
 
     @property
     def round(self) -> int:
@@ -115,7 +93,7 @@ class ActionFeed:
 
     def _begin(self, number: int, newest: Weights) -> Future[None]:
         """A round with the weights that it was begun with before a kill, else the newest."""
-        known = self.state.counts.collections.get(str(number))
+        known = self.state.progress.collections.get(str(number))
         digest = known["digest"] if known else self.learner.snapshot(newest).digest
         folder = self._folders(number)[-1]
         if folder.is_dir() and json.loads((folder / COUNTS_FILE).read_text())["digest"] == digest:
@@ -130,7 +108,7 @@ class ActionFeed:
         return self._thread.submit(self._collect, number, weights, digest)
 
     def _kept(self, number: int, version: int, digest: str) -> None:
-        self.state.counts.collections[str(number)] = {"version": version, "digest": digest}
+        self.state.progress.collections[str(number)] = {"version": version, "digest": digest}
 
     def _collect(self, number: int, weights: Weights, digest: str) -> None:
         """In the feed's thread: the pairs of a round, of which every finished unit is kept."""
@@ -153,8 +131,8 @@ class ActionFeed:
         """Whether the pairs of the next turn are there."""
         return self.round in self._begun and self._begun[self.round].done()
 
-    def turn(self, weights: Weights) -> tuple[dict[str, float], Weights]:
-        """A block of steps on the pairs of the round; metrics, and the weights after it.
+    def turn(self, weights: Weights) -> Turn:
+        """A block of steps on the pairs of the round.
 
         RuntimeError where the first round has no pair at all, and when the loss is not a number.
         """
@@ -167,9 +145,9 @@ class ActionFeed:
         learned, weights = self.learner.learn_pairs(steps, self.context.scratch / BAD_BATCH_FILE)
         if learned.error is not None:
             raise RuntimeError(learned.error)
-        self.state.counts.steps += steps
-        counted = {"round": float(number), "steps": float(self.state.counts.steps)}
-        return learned.metrics | counted | {"seconds/learn": time.perf_counter() - began}, weights
+        self.state.progress.pair_steps += steps
+        counted = {"round": float(number), "steps": float(self.state.progress.pair_steps)}
+        return Turn(learned.metrics | counted | {"seconds/learn": time.perf_counter() - began}, weights)
 
     def _wait(self, future: Future[None]) -> None:
         while not future.done():
@@ -188,6 +166,9 @@ class ActionFeed:
     def collected(self, number: int) -> dict[str, Any]:
         """Counts of a round that is collected."""
         return json.loads((self._folders(number)[-1] / COUNTS_FILE).read_text())
+
+    def check(self, line: dict[str, Any]) -> None:
+        """Nothing: no engine has answered."""
 
     def older_weights(self, newest: Weights) -> list[Snapshot]:
         """Weights, but for the newest, with which rounds are being collected."""

@@ -21,8 +21,11 @@ from algos.alarms import signal_alarm, truncation_alarm
 from algos.curriculum.items import BANDS, Array, Observation
 from algos.curriculum.options import CurriculumOptions
 from envs.spatial_qa.items import CATEGORIES
+from rewards.config import RewardConfig
+from rewards.rubric import Rewards
 from rl_lab.curriculum.store import PoolItem, PoolStore
 from rl_lab.graph.stage import StageContext
+from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import Snapshot, load_chat_processor
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutStore
@@ -41,9 +44,10 @@ from rl_lab.rollouts.answering import RewardFailures, failure_metrics, make_rewa
 from rl_lab.rollouts.clock import Clock
 from rl_lab.rollouts.rollouter import Questioner, RolloutRun, StepRollouts
 from rl_lab.training.evaluation import HeldOutExam
-from rl_lab.training.state import Progress, RunState
-from rl_lab.training.watch import Watch, nothing_learned
-from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle
+from rl_lab.training.loop import Feed, Line, TrainingLoop, Turn
+from rl_lab.training.state import RunState, Schedule
+from rl_lab.training.watch import nothing_learned
+from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle, Weights
 from rl_lab.workers.pool import WorkerPool
 
 
@@ -90,18 +94,6 @@ def rollout_line(groups: Sequence[RolloutGroup], signal: Array, num_first: int, 
 
 SHOWN = ("prompt", "answer", "difficulty", "scene", "seed")
 """Of an item's record, what the pool keeps for those who look at it."""
-
-
-class StepsState(Protocol):
-    """What is kept of a run between its steps; `rl_lab.training.state.RunState` is one."""
-
-    progress: Progress
-
-    def open_pool(self, create: Callable[[Path], PoolStore]) -> PoolStore:
-        """The pool as it was at the last checkpoint, or a new one."""
-
-    def weights(self, version: int) -> Snapshot:
-        """Older weights, of which answers to come were asked."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +145,7 @@ def create_pool(options: CurriculumOptions, items: ItemFile, seed: int, path: Pa
 
 
 class OnlineSteps:
-    """Pool, rollouts and learner at the last checkpoint; `step()` brings them one step on."""
+    """The feed of answers of one's own: pool, rollouts and learner, which `turn()` brings one step on."""
 
     def __init__(
         self,
@@ -161,7 +153,7 @@ class OnlineSteps:
         policy: Path,
         engines: WorkerPool,
         learner: LearnerHandle,
-        state: StepsState,
+        state: RunState,
         method: OnlineMethod,
         *,
         seed: int,
@@ -172,18 +164,17 @@ class OnlineSteps:
         self.method, self.teacher = method, teacher
         self.failures = RewardFailures(context)
         self.clock, self.rewards = Clock(), make_rewards(context.config.rewards)
-        self.weights = learner.publish()
-        """The newest; whoever changes the learner's weights between two steps sets it."""
         self.store = RolloutStore(context.out)
         items = ItemFile(context.inputs["questions"] / "train.arrow")
         self.pool = state.open_pool(lambda path: create_pool(method.curriculum, items, seed, path))
-        self.rollouts = self._rollouts(items, policy, seed)
+        self.processor = load_chat_processor(policy)
+        self.rollouts = self._rollouts(items, seed)
 
-    def _rollouts(self, items: ItemFile, policy: Path, seed: int) -> RolloutRun:
+    def _rollouts(self, items: ItemFile, seed: int) -> RolloutRun:
         questioner = Questioner(
             items,
             self.engines,
-            load_chat_processor(policy),
+            self.processor,
             self.rewards,
             self.method.sampling,
             self.context.config.engine.prompts_per_call,
@@ -191,6 +182,7 @@ class OnlineSteps:
             self.context.check_stop,
         )
         return RolloutRun(
+            items,
             self.pool,
             self.store,
             questioner,
@@ -204,47 +196,55 @@ class OnlineSteps:
         self.rewards.close()
         self.pool.close()
 
-    def older_weights(self) -> list[Snapshot]:
+    def older_weights(self, newest: Weights) -> list[Snapshot]:
         """Weights that steps to come were asked with, but for the newest, which the learner publishes again."""
         older = {weights.version: weights for weights in self.rollouts.weights_ahead}
-        older.pop(self.weights.version, None)
+        older.pop(newest.version, None)
         return [self.learner.snapshot(weights) for weights in older.values()]
 
-    def issue_ahead(self) -> None:
+    @property
+    def is_ready(self) -> bool:
+        """A turn waits for its answers."""
+        return True
+
+    def prepare(self, weights: Weights) -> None:
+        """Nothing: what is asked ahead is asked in a turn, as the staleness says."""
+
+    def _issue_ahead(self, weights: Weights) -> None:
         """Ask what the next steps will need, as far ahead as the staleness allows."""
         progress = self.state.progress
         ahead = min(self.method.staleness, self.method.steps - progress.batches)
-        self.rollouts.issue_ahead(range(progress.step + 1, progress.step + 1 + ahead), self.weights)
+        self.rollouts.issue_ahead(range(progress.step + 1, progress.step + 1 + ahead), weights)
 
-    def step(self) -> dict[str, float] | None:
-        """The next selection: answer, score, observe, and learn from it if it is for learning; its metrics.
+    def turn(self, weights: Weights) -> Turn:
+        """The next selection: answer, score, observe, and learn from it if it is for learning.
 
-        None where a probe of stage mode waits. UserError when rewards fail for good, RuntimeError when trainer and
-        engines disagree by more than the limit, and when the loss is not a number.
+        UserError when rewards fail for good, RuntimeError when the loss is not a number.
         """
         self.clock.begin()
         progress = self.state.progress
-        issued = self.rollouts.issued(progress.step + 1, self.weights)
+        issued = self.rollouts.issued(progress.step + 1, weights)
         progress.step += 1
         if not len(issued.numbers):
-            return None  # a probe of stage mode waits for results that are still out
-        found = self.rollouts.finish(issued, self.weights)
+            return Turn(None, weights, learned=False)  # a probe of stage mode waits for results that are still out
+        found = self.rollouts.finish(issued, weights)
         self.failures.check(progress.step, found.groups, found.first_failures)
         groups = self._keep(with_advantages(found.groups, self.method.scale_rewards))
         progress.tokens += num_tokens(groups)
         progress.batches += issued.trains
-        self.issue_ahead()
-        line = self._describe(found)
+        self._issue_ahead(weights)
+        line = self._describe(found, weights.version)
         if issued.trains:
-            line |= self._learn(groups, found.signal)
-        line |= self.clock.line(self.engines.num_workers) | {"weight_version": float(self.weights.version)}
-        return line
+            metrics, weights = self._learn(groups, found.signal, weights)
+            line |= metrics
+        line |= self.clock.line(self.engines.num_workers) | {"weight_version": float(weights.version)}
+        return Turn(line, weights, issued.trains)
 
-    def _describe(self, found: StepRollouts) -> dict[str, float]:
+    def _describe(self, found: StepRollouts, version: int) -> dict[str, float]:
         """What the step's rollouts were like, and what the pool is like after them."""
         groups = found.groups
         line = reward_line(groups) | pool_line(self.pool.curriculum.band_counts, found.observations)
-        line |= rollout_line(groups, found.signal, len(found.rounds[0]), self.weights.version)
+        line |= rollout_line(groups, found.signal, len(found.rounds[0]), version)
         return line | {"rollouts/tokens_total": float(self.state.progress.tokens)}
 
     def _keep(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
@@ -255,28 +255,28 @@ class OnlineSteps:
             if self.teacher is not None:
                 with self.clock.timed("teacher"):
                     columns = self.teacher.columns(groups, self.context.check_stop)
-            self.store.write(step, with_token_texts(groups, self.rollouts.questioner.processor), columns)
+            self.store.write(step, with_token_texts(groups, self.processor), columns)
         if self.teacher is None:
             return groups
         rows = self.store.read(steps=[step], columns=self.teacher.names)
         return filled(groups, teacher=self.teacher.scores(rows))
 
-    def _learn(self, groups: list[RolloutGroup], signal: Array) -> dict[str, float]:
-        """Learn from the groups with signal, or from all where the scheme replaces none; the objective's metrics."""
+    def _learn(self, groups: list[RolloutGroup], signal: Array, weights: Weights) -> tuple[dict[str, float], Weights]:
+        """Learn from the groups with signal, or from all where the scheme replaces none; metrics and new weights."""
         if self.pool.curriculum.options.refills:
             groups = [group for group, kept in zip(groups, signal.tolist(), strict=True) if kept]
         if self.method.needs_rewards and all(one.reward is None for one in all_completions(groups)):
-            return {"groups/with_signal": 0.0}  # nothing to learn from, and weights that do not move
+            return {"groups/with_signal": 0.0}, weights  # nothing to learn from, and weights that do not move
         with self.clock.timed("learn"):
-            learned, self.weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
+            learned, weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
         if learned.error is not None:
             raise RuntimeError(learned.error)
         self.clock.add("publish", learned.publish_s)
         self.clock.add("learn", -learned.publish_s)
-        return learned.metrics
+        return learned.metrics, weights
 
-    def check_mismatch(self, line: dict[str, float]) -> None:
-        """RuntimeError when the metrics of the step say that trainer and engines compute different models."""
+    def check(self, line: dict[str, Any]) -> None:
+        """RuntimeError when the metrics of a turn say that trainer and engines compute different models."""
         found, limit = line.get("mismatch/newest", 0.0), self.method.mismatch_limit
         if not found <= limit:
             raise RuntimeError(
@@ -286,97 +286,70 @@ class OnlineSteps:
             )
 
 
-class OnlineRun:
+class AnswerFeed(Feed, Protocol):
+    """A feed of answers."""
+
+    engines: WorkerPool
+    processor: HunYuanVLMoTProcessor
+    rewards: Rewards
+    failures: RewardFailures
+
+
+class OnlineRun(TrainingLoop):
     """One run: `run()` brings it from its last checkpoint to its end."""
 
-    def __init__(
-        self, context: StageContext, steps: OnlineSteps, state: RunState, examine_every: int, seed: int
-    ) -> None:
-        """`steps` and their `state` stand at the last checkpoint; examined every so many batches, 0 for never."""
-        self.context, self.steps, self.examine_every = context, steps, examine_every
-        self.learner, self.state = steps.learner, state
-        self.watch, self._nothing_learned = Watch(context), nothing_learned(steps.method.steps)
-        truth = context.config.truth
-        self.truth = steps.rewards if truth is None else make_rewards(truth)
-        self.exam = HeldOutExam(
-            ItemFile(context.inputs["questions"] / "held_out.arrow"),
-            steps.rollouts.questioner.processor,
-            self.truth,
-            context.config.examine,
-            seed=seed,
-            prompts_per_call=4 * context.config.engine.prompts_per_call,
-            out=context.out,
-            failures=steps.failures,
-        )
-
-    def run(self) -> None:
-        """Learn from batch after batch; errors as `OnlineSteps.step`."""
-        progress, steps = self.state.progress, self.steps.method.steps
-        every = self.context.checkpoint_every(steps)
-        self.watch.add(*self.context.resume_from(progress.step if progress.step else -1))
-        self.state.forget_later()
-        try:
-            if progress.step == 0:
-                self.context.log(0, **self._examine(), weight_version=self.steps.weights.version)
-            while progress.batches < steps:
-                before = progress.batches
-                self._step(before)
-                self.context.progress(progress.batches, steps, f"version {self.steps.weights.version}")
-                if progress.batches > before and progress.batches % every == 0:
-                    self.state.save(self.steps.pool, self.learner.save, self.steps.older_weights())
-            self.watch.look(progress.step, signal_alarm)
-            self.learner.finish(self.context.out)
-            self.steps.pool.seal()
-        finally:
-            self.truth.close()
-            self.steps.close()
-
-    def _step(self, batches: int) -> None:
-        """One selection; a short examination if it was for learning and one is due."""
-        line = self.steps.step()
-        if line is None:
-            return
-        progress, every = self.state.progress, self.examine_every
-        if progress.batches > batches and every and progress.batches % every == 0:
-            line |= self._examine()
-        self.context.log(progress.step, **line)
-        self.watch.add(line)
-        self.watch.look(progress.step, truncation_alarm, self._nothing_learned)
-        self.steps.check_mismatch(line)
-
-    def _examine(self) -> dict[str, float]:
-        steps = self.steps
-        return self.exam.examine(steps.engines, steps.weights, self.state.progress, self.context.check_stop)
-
-
-class GRPOSteps(OnlineSteps):
-    """Pool, rollouts and learner at the last checkpoint; `step()` brings them one step on."""
+    last_alarms = (signal_alarm,)
 
     def __init__(
         self,
         context: StageContext,
-        policy: Path,
-        engines: WorkerPool,
+        name: str,
+        feed: AnswerFeed,
         learner: LearnerHandle,
-        state: StepsState,
+        state: RunState,
+        settings: Any,
         *,
-        scheme: str,
         seed: int,
+        truth: RewardConfig | None = None,
     ) -> None:
-        """See `OnlineSteps`; `scheme` is one of the curriculum's."""
-        settings, options = context.config.rl, context.config.grpo
-        method = OnlineMethod(
-            section="rl",
-            steps=settings.steps,
-            sampling=Sampling(
-                options.max_completion_length,
-                temperature=options.temperature,
-                num_generations=options.num_generations,
-            ),
-            curriculum=context.config.curriculum.replace(scheme=scheme),
-            scale_rewards=options.scale_rewards,
-            max_refills=settings.max_refills,
-            staleness=settings.staleness,
-            mismatch_limit=settings.mismatch_limit,
-        )
-        super().__init__(context, policy, engines, learner, state, method, seed=seed)
+        """`settings`: `steps` batches, and an examination every `examine_every` of them, 0 for never.
+
+        `truth`: what examinations are scored by, if not as the answers that are learned from.
+        """
+        super().__init__(context, learner, state, {name: feed}, Schedule({name: settings.steps}))
+        self.examine_every = settings.examine_every
+        self.alarms = (truncation_alarm, nothing_learned(settings.steps))
+        self.truth = feed.rewards if truth is None else make_rewards(truth)
+        self.exam = HeldOutExam(context, seed, feed.engines, feed.processor, self.truth, feed.failures)
+
+    def is_due(self, *, is_last: bool) -> bool:
+        """After so many batches."""
+        return bool(self.examine_every) and self.done % self.examine_every == 0
+
+    def examine(self) -> Line:
+        """One answer to each held-out question."""
+        return self.exam.examine(self.weights, self.progress)
+
+    def close(self) -> None:
+        """Let go of the rewards, too."""
+        self.truth.close()
+        super().close()
+
+
+def grpo_method(config: Any, scheme: str) -> OnlineMethod:
+    """As the sections `rl`, `grpo` and `curriculum` say, with one of the curriculum's schemes."""
+    settings, options = config.rl, config.grpo
+    return OnlineMethod(
+        section="rl",
+        steps=settings.steps,
+        sampling=Sampling(
+            options.max_completion_length,
+            temperature=options.temperature,
+            num_generations=options.num_generations,
+        ),
+        curriculum=config.curriculum.replace(scheme=scheme),
+        scale_rewards=options.scale_rewards,
+        max_refills=settings.max_refills,
+        staleness=settings.staleness,
+        mismatch_limit=settings.mismatch_limit,
+    )

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from rl_lab.learner.joint import JointTraining
-from rl_lab.learner.warm_start import WarmStart
+from rl_lab.learner.plans import Training
 from rl_lab.model.checkpoint import load_policy, load_training_state, save_training_state
 from tests.joint.test_training import plan, warm_plan
 from tests.support.questions import make_groups
@@ -40,12 +40,12 @@ def joint_steps(start: Path, demos: Path, rounds: tuple[Path, ...], folder: Path
 def warm_steps(demos: Path, questions: Path, folder: Path) -> dict:
     """A warm start, whose weight average starts on the way and is loaded once."""
     plan, lines = warm_plan(demos, questions), []
-    training = WarmStart(plan)
+    training = Training(plan)
     for _ in range(6):
         lines.append(training.run_step())
     save_training_state(folder / "warm.pt", training.state_dict())
     _meet()
-    resumed = WarmStart(plan)
+    resumed = Training(plan)
     resumed.load_state_dict(load_training_state(folder / "warm.pt"))
     for _ in range(2):
         lines.append(resumed.run_step())

@@ -17,7 +17,8 @@ from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.learner.actions import SFTPlan
 from rl_lab.learner.joint import JointPlan, JointTraining
-from rl_lab.learner.warm_start import ACTIONS, LANGUAGE, WarmStart, WarmStartPlan
+from rl_lab.learner.plans import Training
+from rl_lab.learner.warm_start import ACTIONS, LANGUAGE, WarmStartPlan
 from rl_lab.model.checkpoint import (
     CheckpointInfo,
     load_policy,
@@ -197,7 +198,7 @@ def warm_plan(demos: Path, questions: Path, **changes) -> WarmStartPlan:
 
 
 def test_a_warm_start_interleaves_both_imitations_and_leaves_a_policy(demos, questions, tmp_path):
-    training = WarmStart(warm_plan(demos, questions))
+    training = Training(warm_plan(demos, questions))
     turns, lines = [], []
     while training.step < 10:
         turns.append(training.turn)
@@ -212,7 +213,7 @@ def test_a_warm_start_interleaves_both_imitations_and_leaves_a_policy(demos, que
 
 
 def test_a_warm_start_resumed_in_the_middle_gives_the_same_bits(demos, questions, tmp_path):
-    whole, resumed = (WarmStart(warm_plan(demos, questions)) for _ in range(2))
+    whole, resumed = (Training(warm_plan(demos, questions)) for _ in range(2))
     for _ in range(5):
         whole.run_step()
     save_training_state(tmp_path / "state.pt", whole.state_dict())

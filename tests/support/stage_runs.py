@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rl_lab.config.schema import RunConfig
-from rl_lab.drivers.distill import DistillRun, ImitateRun, ImitateState
+from rl_lab.drivers.distill import DistillRun, ImitateRun
 from rl_lab.drivers.grpo import GRPORun
 from rl_lab.files import read_json_lines
 from rl_lab.graph.nodes import Node
@@ -211,14 +211,12 @@ class FakeDistillation(StageRun):
 
     def drive(self, context: StageContext, learner: dict[str, Any]) -> None:
         self.engines: Any = FakeEngines(self.policy, map(make_item, [*TRAIN, *HELD_OUT]))
+        state = RunState(context.out, context.scratch, context.say)
+        made = self._learner(FakeLearner(state.learner_state), learner)
         if self.kind == "distill":
-            state = RunState(context.out, context.scratch, context.say)
-            made = self._learner(FakeLearner(state.learner_state), learner)
             DistillRun(context, self.policy, self.engines, made, state, self.teacher).run()
         else:
-            traced = ImitateState(context.out, context.scratch, context.say)
-            made = self._learner(FakeLearner(traced.learner_state), learner)
-            ImitateRun(context, self.policy, self.engines, made, traced).run()
+            ImitateRun(context, self.policy, self.engines, made, state).run()
 
     def outcome(self) -> dict[str, Any]:
         """What it leaves."""
