@@ -26,7 +26,7 @@ from rl_lab.curriculum.traces import explain_traces, show_traces, trace_folder
 from rl_lab.curriculum.view import SORTS, Filter, PoolView
 from rl_lab.curriculum.why import explain
 from rl_lab.errors import CommandParser, UserError, run_command
-from rl_lab.reports.pool_page import write_page
+from rl_lab.reports.pages.pool import write_page
 
 Options = argparse.Namespace
 

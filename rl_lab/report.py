@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from rl_lab.arguments import as_path
 from rl_lab.errors import CommandParser, UserError, run_command
-from rl_lab.reports.against import comparison_lines, write_comparison
-from rl_lab.reports.page import write_pages
-from rl_lab.reports.rundir import load_run
+from rl_lab.reports.pages.against import comparison_lines, write_comparison
+from rl_lab.reports.pages.run import write_pages
+from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure, summary_lines
 
 

@@ -188,8 +188,8 @@ def _tell_power(config: RunConfig) -> None:
     """Before a sweep starts: what difference it can find, and how many training seeds a small one would need."""
     if config.sweep is None:
         return
+    from rl_lab.reports.pages.sweep import power_text
     from rl_lab.reports.sweep import expected_power  # here, because other runs need none of the reports
-    from rl_lab.reports.sweep_page import power_text
 
     print(f"sweep: {power_text(expected_power(config.model_dump(mode='json')))}", file=sys.stderr)
 

@@ -13,7 +13,7 @@ from rl_lab.model.chat import ImageProcessor, to_rgb
 from rl_lab.pictures import read_picture
 from rl_lab.records.question_files import read_image
 from rl_lab.records.robotwin import RGB_MARK, decode_image
-from rl_lab.reports.pictures import picture as small_picture
+from rl_lab.reports.pages.markup import picture as small_picture
 
 LEFT_RED = np.zeros((16, 24, 3), np.uint8)
 LEFT_RED[:, :12, 0] = 255

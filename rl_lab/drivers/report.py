@@ -16,8 +16,8 @@ import ray
 from rl_lab.files import Record, write_folder, write_json_lines
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import published
-from rl_lab.reports.page import write_report
-from rl_lab.reports.rundir import BASE, RunFolder, load_run
+from rl_lab.reports.pages.run import write_report
+from rl_lab.reports.run import BASE, RunFolder, load_run
 from rl_lab.reports.sweep import flips, ranks_actions, truth_of, variant_names
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import Film, evaluation_groups

@@ -16,7 +16,7 @@ from rl_lab.reports.estimates import REWARD, Estimate, cell
 from rl_lab.reports.examinations import Examination, Training, read_training, reward_table
 from rl_lab.reports.numbers import Row
 from rl_lab.reports.pipeline import Chain
-from rl_lab.reports.rundir import RunFolder
+from rl_lab.reports.run import RunFolder
 from rl_lab.stats import (
     Array,
     first_reach,

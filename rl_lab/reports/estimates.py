@@ -19,7 +19,7 @@ import numpy as np
 from rl_lab.errors import UserError
 from rl_lab.reports.examinations import Examination, ItemResult, reward_table
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, points, rate, reward, signed
-from rl_lab.reports.rundir import BASE, EpisodeResult, Evaluation, RunFolder
+from rl_lab.reports.run import BASE, EpisodeResult, Evaluation, RunFolder
 from rl_lab.stats import Array, Interval, bootstrap_mean, mcnemar_p, mean_interval, paired_difference, wilson
 
 SUCCESS, STEPS, CAPPED_STEPS = "success", "steps", "capped steps"

@@ -9,7 +9,7 @@ import numpy as np
 from rl_lab.reports.estimates import REWARD, SUCCESS, Estimate, cell
 from rl_lab.reports.examinations import SKILLS, Arm
 from rl_lab.reports.numbers import OVERALL, Row, find, points
-from rl_lab.reports.rundir import BASE
+from rl_lab.reports.run import BASE
 from rl_lab.stats import mean_interval, wilson
 
 ALONE = {"language": "grpo_alone", "actions": "rpro_alone"}

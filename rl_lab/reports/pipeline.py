@@ -11,7 +11,7 @@ from pathlib import Path
 from rl_lab.reading import read_object
 from rl_lab.reports.estimates import REWARD, Estimate, difference_row
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, reward
-from rl_lab.reports.rundir import BASE, RunFolder
+from rl_lab.reports.run import BASE, RunFolder
 
 MAKERS = ("cold_start", "teacher", "grpo", "rft", "distill", "imitate")
 """Kinds of stages that make a model."""

@@ -7,8 +7,14 @@ from collections.abc import Iterator, Sequence
 
 from algos.alarms import NOTHING_LEARNED, SIGNAL_LOST
 from rl_lab.reading import read_object
-from rl_lab.reports.benchmark import benchmark_lines, success_table
-from rl_lab.reports.budgets import REACH_METHOD, REFERENCE, at_equal_budget, tokens_needed
+from rl_lab.reports.budgets import (
+    REACH_METHOD,
+    REFERENCE,
+    at_equal_budget,
+    benchmark_lines,
+    success_table,
+    tokens_needed,
+)
 from rl_lab.reports.distillation import distillation_summary
 from rl_lab.reports.estimates import (
     BLANK,
@@ -32,7 +38,7 @@ from rl_lab.reports.estimates import (
 from rl_lab.reports.joint import joint_summary, joint_verdict
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, p_text, points, rate, reward, share, signed
 from rl_lab.reports.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by, written_rows
-from rl_lab.reports.rundir import BASE, RunFolder, label
+from rl_lab.reports.run import BASE, RunFolder, label
 from rl_lab.reports.sweep import is_sweep, sweep_summary
 from rl_lab.reports.sweep_verdict import corrected
 from rl_lab.stats import EPISODE_METHODS, REWARD_METHOD

@@ -29,7 +29,7 @@ from rl_lab.reports.budgets import curves
 from rl_lab.reports.estimates import in_scope, mean_estimate, of_scheme, pass_threshold, scoped_items, scopes
 from rl_lab.reports.examinations import Training, reward_table
 from rl_lab.reports.numbers import OVERALL, Row, percent
-from rl_lab.reports.rundir import BASE, PairSet, RunFolder
+from rl_lab.reports.run import BASE, PairSet, RunFolder
 from rl_lab.reports.sweep_verdict import EFFECT, judge_variant
 from rl_lab.stats import Array, Spread, mean_interval
 

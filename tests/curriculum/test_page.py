@@ -8,7 +8,7 @@ import pytest
 
 from rl_lab.curriculum.view import PoolView
 from rl_lab.pool import main
-from rl_lab.reports import pool_page
+from rl_lab.reports.pages import pool
 from tests.support.pages import CHROMIUM, dumped
 from tests.support.pools import create
 from tests.support.questions import HOSTILE
@@ -59,7 +59,7 @@ def test_filters_and_limits_of_the_command_choose_the_items(finished, tmp_path, 
 
 
 def test_pictures_beyond_the_budget_and_missing_rollouts_are_said(tmp_path, monkeypatch, capsys, finished):
-    monkeypatch.setattr(pool_page, "IMAGE_BUDGET_BYTES", 1000)
+    monkeypatch.setattr(pool, "IMAGE_BUDGET_BYTES", 1000)
     main(["html", str(finished), "--out", str(tmp_path / "pool.html")])
     assert "pictures did not fit into the page" in capsys.readouterr().out
     create(tmp_path / "new", 3).close()

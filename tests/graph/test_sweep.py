@@ -9,8 +9,8 @@ from rl_lab import run
 from rl_lab.errors import UserError
 from rl_lab.graph.executor import StageError
 from rl_lab.graph.run_folder import RunFolder
+from rl_lab.reports.pages.sweep import power_text
 from rl_lab.reports.sweep import expected_power
-from rl_lab.reports.sweep_page import power_text
 from rl_lab.stages import preflight
 from rl_lab.stages.kinds import expand, load_config
 from tests.support.experiments import EXPERIMENTS, FakeStages, differing, executor, hashes, statuses

@@ -16,7 +16,7 @@ from rl_lab.graph.nodes import stage_hashes
 from rl_lab.graph.run_folder import CONFIG_FILE, RunFolder
 from rl_lab.graph.store import Store
 from rl_lab.records.rollouts import RolloutStore
-from rl_lab.reports.page import write_report
+from rl_lab.reports.pages.run import write_report
 from rl_lab.rollouts.answering import RewardFailures
 from rl_lab.stages.kinds import expand
 from rl_lab.training.state import RunState

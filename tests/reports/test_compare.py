@@ -8,8 +8,8 @@ import pytest
 from rl_lab.reports import summary
 from rl_lab.reports.estimates import gain, gain_row, pair_episodes, score, score_row
 from rl_lab.reports.numbers import find
-from rl_lab.reports.page import write_report
-from rl_lab.reports.rundir import EpisodeResult, load_run, parse_node
+from rl_lab.reports.pages.run import write_report
+from rl_lab.reports.run import EpisodeResult, load_run, parse_node
 from tests.support.run_folders import build_run, write_jsonl
 
 

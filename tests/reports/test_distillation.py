@@ -11,8 +11,8 @@ import yaml
 from rl_lab.reports.distillation import distillation_summary, quotient, stage_seconds, student_of
 from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import Examination
-from rl_lab.reports.page import build_page
-from rl_lab.reports.rundir import load_run
+from rl_lab.reports.pages.run import build_page
+from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure
 from tests.support.run_folders import write_jsonl
 

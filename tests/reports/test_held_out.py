@@ -11,8 +11,8 @@ from rl_lab.reports.budgets import at_equal_budget, curves, make_curve, tokens_n
 from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import ItemResult, Training, read_examination, read_training
 from rl_lab.reports.numbers import find
-from rl_lab.reports.page import write_report
-from rl_lab.reports.rundir import load_run
+from rl_lab.reports.pages.run import write_report
+from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure, summarise, summary_lines
 from tests.support.run_folders import write_jsonl
 

@@ -13,8 +13,8 @@ from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import Arm, read_arm
 from rl_lab.reports.joint import joint_verdict, score, times
 from rl_lab.reports.numbers import find
-from rl_lab.reports.page import build_page, write_report
-from rl_lab.reports.rundir import load_run
+from rl_lab.reports.pages.run import build_page, write_report
+from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure
 
 ARMS = ("together", "sequence", "grpo_alone", "rpro_alone")

@@ -10,11 +10,11 @@ from rl_lab.errors import UserError
 from rl_lab.files import append_json_line, read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.report import main
-from rl_lab.reports import rollouts_page
 from rl_lab.reports.metrics import define
-from rl_lab.reports.page import build_page, write_report
-from rl_lab.reports.rollouts_page import choose_groups
-from rl_lab.reports.rundir import load_run
+from rl_lab.reports.pages import rollouts
+from rl_lab.reports.pages.rollouts import choose_groups
+from rl_lab.reports.pages.run import build_page, write_report
+from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure, summarise
 from tests.support.language_run_folders import build_language_run
 from tests.support.pages import CHROMIUM, Outline, dumped, visible
@@ -124,7 +124,7 @@ def test_rollouts_are_newest_and_mixed_and_keep_the_budget(language_run, page, m
         "answer",
         "format",
     }
-    monkeypatch.setattr(rollouts_page, "IMAGE_BUDGET_BYTES", 1000)
+    monkeypatch.setattr(rollouts, "IMAGE_BUDGET_BYTES", 1000)
     assert "pictures did not fit into the page" in visible(page_of(language_run))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from rewards.calibration import examine
 from rl_lab.reports.metrics import define
-from rl_lab.reports.page import write_report
+from rl_lab.reports.pages.run import write_report
 from tests.support.run_folders import write_jsonl
 
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_lab.reports import pairs as pair_module
-from rl_lab.reports.markup import ENVIRONMENT, escape, parts
 from rl_lab.reports.numbers import spread
-from rl_lab.reports.page import build_page, write_report
-from rl_lab.reports.pairs import choose, distinct_sets, load_pairs
-from rl_lab.reports.plots import Axis, Series, chart, make_scale, nice_ticks, thin
-from rl_lab.reports.rundir import PairSet, load_run
+from rl_lab.reports.pages import pairs as pair_module
+from rl_lab.reports.pages.charts import Axis, Series, chart, make_scale, nice_ticks, thin
+from rl_lab.reports.pages.markup import ENVIRONMENT, escape, parts
+from rl_lab.reports.pages.pairs import choose, distinct_sets, load_pairs
+from rl_lab.reports.pages.run import build_page, write_report
+from rl_lab.reports.run import PairSet, load_run
 from rl_lab.reports.summary import measure, summarise
 from tests.support.pages import Outline, visible
 from tests.support.run_folders import build_run, write_jsonl

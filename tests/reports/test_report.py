@@ -11,8 +11,8 @@ import yaml
 
 from rl_lab.errors import UserError
 from rl_lab.report import main
-from rl_lab.reports.against import config_differences, flatten, over_seeds, stage_differences
-from rl_lab.reports.rundir import load_run
+from rl_lab.reports.pages.against import config_differences, flatten, over_seeds, stage_differences
+from rl_lab.reports.run import load_run
 from rl_lab.terminal import columns
 from tests.support.run_folders import build_run, write_jsonl
 
@@ -120,9 +120,8 @@ def test_columns_line_up():
 
 def test_reports_import_no_simulator_and_no_training_code():
     """torch itself may be there: `rl_lab` loads it first where triton is installed."""
-    code = (
-        "import sys, rl_lab.report; print([m for m in ('mujoco', 'ray', 'transformers', 'envs') if m in sys.modules])"
-    )
+    heavy = ["mujoco", "ray", "transformers", "envs.rollout", "envs.tabletop.env", "envs.robotwin.env"]
+    code = f"import sys, rl_lab.report; print([m for m in {heavy} if m in sys.modules])"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr

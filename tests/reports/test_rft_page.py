@@ -7,8 +7,8 @@ import pytest
 from algos.rft import RFTOptions
 from rl_lab.drivers.rft_selection import RFTSelection
 from rl_lab.records.rollouts import RolloutStore
-from rl_lab.reports.rft_page import rft_section
-from rl_lab.reports.rundir import load_run
+from rl_lab.reports.pages.pipeline import rft_section
+from rl_lab.reports.run import load_run
 from tests.support.questions import rollout
 from tests.support.rollouts import groups_of
 from tests.support.run_folders import write_jsonl

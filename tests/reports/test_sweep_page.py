@@ -11,7 +11,7 @@ import yaml
 from rl_lab.config.sweep import read_spread
 from rl_lab.files import read_json_lines
 from rl_lab.records.item_files import item_row, write_rows
-from rl_lab.reports.page import write_report
+from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.sweep import Course, course_alarms
 from tests.support.language_run_folders import build_language_run
 from tests.support.questions import make_item

@@ -13,7 +13,6 @@ from typing import Any
 
 from rl_lab.errors import UserError
 from rl_lab.files import write_whole
-from rl_lab.reports.document import document
 from rl_lab.reports.estimates import (
     Estimate,
     cell,
@@ -25,9 +24,9 @@ from rl_lab.reports.estimates import (
     shared_replicates,
 )
 from rl_lab.reports.examinations import reward_table
-from rl_lab.reports.markup import Cell, estimate_text, parts
 from rl_lab.reports.numbers import Row, p_text, reward
-from rl_lab.reports.rundir import BASE, Evaluation, RunFolder, label
+from rl_lab.reports.pages.markup import Cell, document, estimate_text, parts
+from rl_lab.reports.run import BASE, Evaluation, RunFolder, label
 from rl_lab.stats import REWARD_METHOD
 from rl_lab.terminal import columns
 

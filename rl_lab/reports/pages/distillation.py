@@ -14,11 +14,11 @@ from rl_lab.reports.distillation import (
     share_text,
 )
 from rl_lab.reports.estimates import Estimate, cell
-from rl_lab.reports.markup import Markup, estimate_text, macros, minus, parts
 from rl_lab.reports.numbers import Row
-from rl_lab.reports.plots import Axis, Series, chart
-from rl_lab.reports.rundir import RunFolder
-from rl_lab.reports.schemes_page import curve_series
+from rl_lab.reports.pages.charts import Axis, Series, chart
+from rl_lab.reports.pages.held_out import curve_series
+from rl_lab.reports.pages.markup import Markup, estimate_text, macros, minus, parts
+from rl_lab.reports.run import RunFolder
 
 NAMES = {
     STUDENT: "student, before",

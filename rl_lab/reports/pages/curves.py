@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rl_lab.files import Record
-from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.metrics import HEADER, curve, define, is_finite
-from rl_lab.reports.plots import Axis, Series, chart
-from rl_lab.reports.rundir import RunFolder, label
+from rl_lab.reports.pages.charts import Axis, Series, chart
+from rl_lab.reports.pages.markup import Markup, macros, parts
+from rl_lab.reports.run import RunFolder, label
 
 CURVES = macros("curves")
 GROUPS = {

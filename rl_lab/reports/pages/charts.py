@@ -1,18 +1,27 @@
-"""Charts as inline SVG: lines with optional error bars, coloured by CSS so that they follow light and dark mode."""
+"""Charts as inline SVG: lines with optional error bars, coloured by CSS so that they follow light and dark mode.
+
+Bands of the curriculum over time as a figure: one column a step, its height split by band.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rl_lab.reports.markup import Markup, macros
+from algos.curriculum.items import BANDS
+from rl_lab.reports.numbers import spread
+from rl_lab.reports.pages.markup import Markup, macros
 from rl_lab.stats import Interval
 
 CHARTS = macros("charts")
+
 WIDTH, HEIGHT = 520, 280
+
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 42
+
 MAX_POINTS = 240
+
 LOG_RATIO = 40.0
 """A positive quantity that spans a larger ratio is drawn on a logarithmic axis."""
 
@@ -156,3 +165,25 @@ def chart(
 def interval_bar(one: Interval, bounds: tuple[float, float]) -> Markup:
     """A small picture of an estimate with its interval for table cells."""
     return CHARTS.interval_bar(one.value, one.low, one.high, Scale(*bounds, 2, 98))
+
+
+STEPS = 60
+"""Columns at most; of more steps evenly spaced ones are shown."""
+
+OBSERVED = tuple(name for name in BANDS if name != "unseen")
+
+
+def band_legend() -> Markup:
+    """The colours of the bands."""
+    return CHARTS.band_legend(OBSERVED)
+
+
+def band_columns(steps: Sequence[int], counts: Sequence[Mapping[str, float]]) -> Markup:
+    """Observed items by band at each step, and the largest number of them; `counts` by name of band."""
+    chosen = spread(len(steps), STEPS)
+    highest = max(sum(counts[i].get(name, 0) for name in OBSERVED) for i in chosen) or 1
+    columns = []
+    for i in chosen:
+        text = ", ".join(f"{name} {counts[i].get(name, 0):g}" for name in BANDS)
+        columns.append((steps[i], text, [(name, 100 * counts[i].get(name, 0) / highest) for name in OBSERVED]))
+    return CHARTS.band_columns(columns, highest)

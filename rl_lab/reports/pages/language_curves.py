@@ -11,13 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from algos.curriculum.items import BANDS
-from rl_lab.reports.bands import band_columns, band_legend
-from rl_lab.reports.curves import CURVES, chain, glossary, logged_values, training_nodes
-from rl_lab.reports.held_out_page import COLOURS, scheme_colours
-from rl_lab.reports.markup import Cell, Markup, parts
 from rl_lab.reports.metrics import curve, define
-from rl_lab.reports.plots import Axis, Series, chart
-from rl_lab.reports.rundir import RunFolder, label
+from rl_lab.reports.pages.charts import Axis, Series, band_columns, band_legend, chart
+from rl_lab.reports.pages.curves import CURVES, chain, glossary, logged_values, training_nodes
+from rl_lab.reports.pages.held_out import COLOURS, scheme_colours
+from rl_lab.reports.pages.markup import Cell, Markup, parts
+from rl_lab.reports.run import RunFolder, label
 
 COMPARED = {
     "Reward of sampled answers": ("reward", ("reward/mean",)),

@@ -14,11 +14,8 @@ from rl_lab.curriculum.view import REASONS, PoolRow, PoolView
 from rl_lab.errors import UserError
 from rl_lab.files import write_whole
 from rl_lab.records.rollouts import RolloutRow, finite, rollout_data
-from rl_lab.reports.bands import band_columns, band_legend
-from rl_lab.reports.document import document
-from rl_lab.reports.markup import Cell, Markup, parts
-from rl_lab.reports.pictures import Pictures
-from rl_lab.reports.plots import CHARTS
+from rl_lab.reports.pages.charts import CHARTS, band_columns, band_legend
+from rl_lab.reports.pages.markup import Cell, Markup, Pictures, document, parts
 
 IMAGE_BUDGET_BYTES = 16_000_000
 """Encoded pictures of the page; items beyond it are shown without."""

@@ -11,10 +11,9 @@ from rl_lab.curriculum.view import PoolRow, PoolView
 from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutRow, RolloutStore, finite, rollout_data
 from rl_lab.reports.examinations import Training
-from rl_lab.reports.markup import Markup, macros
 from rl_lab.reports.numbers import spread
-from rl_lab.reports.pictures import Pictures
-from rl_lab.reports.rundir import RunFolder, label
+from rl_lab.reports.pages.markup import Markup, Pictures, macros
+from rl_lab.reports.run import RunFolder, label
 
 GROUPS = 24
 """Groups in the page, over all schemes."""

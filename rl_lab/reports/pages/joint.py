@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rl_lab.reports.estimates import REWARD, SUCCESS, Estimate
 from rl_lab.reports.examinations import Arm
 from rl_lab.reports.joint import ALONE, GROUPS, MEASURED, WORKERS, exam_rows
-from rl_lab.reports.markup import Markup, estimate_text, macros, minus, parts
 from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, percent
-from rl_lab.reports.plots import Axis, Series, chart, number
-from rl_lab.reports.rundir import BASE, label
+from rl_lab.reports.pages.charts import Axis, Series, chart, number
+from rl_lab.reports.pages.markup import Markup, estimate_text, macros, minus, parts
+from rl_lab.reports.run import BASE, label
 
 COLOURS = ("c0", "c1", "c2", "c3")
 SKILL_TITLES = {"language": "Reward on development questions", "actions": "Success on development episodes (%)"}

@@ -12,9 +12,9 @@ from PIL import Image
 
 from rl_lab.files import Record
 from rl_lab.reading import DAMAGE
-from rl_lab.reports.markup import Markup, macros, parts
 from rl_lab.reports.numbers import spread
-from rl_lab.reports.rundir import PairSet, RunFolder, label
+from rl_lab.reports.pages.markup import Markup, macros, parts
+from rl_lab.reports.run import PairSet, RunFolder, label
 
 PAIRS_A_ROUND = 12
 

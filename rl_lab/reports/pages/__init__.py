@@ -1,0 +1,1 @@
+"""Pages of a run: each prepares what its templates show."""

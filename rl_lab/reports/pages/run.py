@@ -1,0 +1,223 @@
+"""Run folder -> `report.html`: one file that needs no network, readable without scripts.
+
+The head of a report: what stood in for what, what is missing, the verdict, and the numbers that matter most.
+
+The end of every report: what ran and how long it took, and the settings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_lab.files import write_whole
+from rl_lab.reports.estimates import SUCCESS, Estimate
+from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, percent, points
+from rl_lab.reports.pages.actions import failure_modes, results, videos
+from rl_lab.reports.pages.curves import learning_curves, rewards
+from rl_lab.reports.pages.distillation import distillation_section
+from rl_lab.reports.pages.held_out import held_out_section, held_out_tiles, schemes_section
+from rl_lab.reports.pages.joint import joint_section
+from rl_lab.reports.pages.language_curves import language_curves
+from rl_lab.reports.pages.markup import Cell, Markup, Tile, document, minus, parts
+from rl_lab.reports.pages.pairs import pair_browser
+from rl_lab.reports.pages.pipeline import pipeline_section, pipeline_tiles, rft_section
+from rl_lab.reports.pages.reward_models import action_rewards_section, outcome_section
+from rl_lab.reports.pages.rollouts import rollouts_section
+from rl_lab.reports.pages.sweep import sweep_link, write_sweep
+from rl_lab.reports.pipeline import provenance
+from rl_lab.reports.run import BASE, RunFolder, label, load_run
+from rl_lab.reports.summary import measure, written
+
+
+def stages(run: RunFolder) -> list[list[object]]:
+    """A row for each stage: what ran, what was reused, and how long each took."""
+    nodes = [s for s in run.stages if s.get("kind") != "report"]
+    longest = max((s.get("seconds") or 0 for s in nodes), default=0) or 1
+    rows: list[list[object]] = []
+    for stage in nodes:
+        seconds, reused = stage.get("seconds"), bool(stage.get("reused"))
+        how = ("reused" if reused else "computed") if stage.get("status") == "done" else stage.get("status")
+        bar = parts.meter(100 * (seconds or 0) / longest, reused)
+        took = duration(seconds) if seconds is not None else ""
+        digest = parts.code(str(stage.get("hash"))[:12])
+        rows.append([stage["name"], Cell(how, "left"), took, Cell(bar, "metercell"), digest])
+    return rows
+
+
+def setup(run: RunFolder) -> dict[str, str]:
+    """Environment and configuration by file, as they are in the run folder."""
+    environment = {k: v for k, v in run.environment.items() if k != "substitutions"}
+    config = yaml.safe_dump(run.config, sort_keys=False, width=100)
+    return {"environment.json": json.dumps(environment, indent=2), "config.yaml": config}
+
+
+def facts(run: RunFolder, summary: Row) -> list[str]:
+    """Method, seed, commit and time."""
+    commit = run.environment.get("commit")
+    said = [
+        f"arms {', '.join(map(label, summary['joint']['arms']))}" if "joint" in summary else "",
+        f"method {label(summary['method'])}" if summary.get("method") and "joint" not in summary else "",
+        f"curriculum {', '.join(map(label, summary['schemes']))}"
+        if summary.get("schemes") and not {"pipeline", "joint"} & summary.keys()
+        else "",
+        f"training seed {run.seed}",
+        f"commit {str(commit)[:12]}" if commit else "",
+        f"stages add up to {duration(summary['computed_seconds'])}",
+    ]
+    return [fact for fact in said if fact]
+
+
+def incomplete(run: RunFolder) -> list[str]:
+    """Unfinished stages and unusable files."""
+    return [*([f"Not finished: {', '.join(run.unfinished)}."] if run.unfinished else []), *run.problems]
+
+
+def typeset(sentence: str) -> str:
+    """A sentence of `verdict` with real minus signs and unbroken p-values."""
+    return re.sub(r"p ([<=]) ", "p\u00a0\\1\u00a0", re.sub(r"(?<=[ (])-(?=\d)", "\u2212", sentence))
+
+
+def substitutions(run: RunFolder) -> list[Any] | None:
+    """What stood in for what, from `environment.json`; None if it does not say."""
+    rows = run.environment.get("substitutions")
+    return rows if isinstance(rows, list) else None
+
+
+def _score_tile(title: str, one: Estimate | None) -> list[Tile]:
+    if one is None:
+        return []
+    span = f"{one.successes} of {one.n} episodes, 95 % interval {one.ends(percent)}"
+    return [Tile(title, percent(one.value), span)]
+
+
+def _gain_tile(title: str, gain: Estimate | None) -> list[Tile]:
+    if gain is None or gain.refused is not None:
+        return []
+    span = minus(f"points, paired 95 % interval {gain.ends()}")
+    return [Tile(title, minus(points(gain.value)), span, gain.standing)]
+
+
+def tiles(run: RunFolder, summary: Row) -> list[Tile]:
+    """The four numbers of a run: base, final, and the paired gains over base and control."""
+    success, last = find_all(summary["estimates"], how=SUCCESS, scope=OVERALL), run.last_round(run.method)
+    final = find_all(success, model=run.method, round=last)
+    shown = _score_tile("Base policy", find(success, model=BASE))
+    if run.method is not None:
+        shown += _score_tile(label(run.method, last), find(final, over=None))
+        shown += _gain_tile("Gain over the base policy", find(final, over=BASE))
+    if run.control:
+        shown += _gain_tile(f"Gain over {label(run.control)}", find(final, over=run.control))
+    return shown
+
+
+SCRIPTS = {"pairs": ("page.js",), "rollouts": ("browser.js", "rollouts_page.js")}
+"""Scripts by the section that they work for."""
+
+PROVENANCE_FILE = "provenance.json"
+
+Sections = dict[str, tuple[str, Markup]]
+"""Anchor -> name in the navigation and section; empty ones are left out."""
+
+
+def episode_sections(run: RunFolder, summary: Row) -> Sections:
+    """What a run in an environment shows; every part that is missing says so. Variants of a sweep are held against each
+    other on a page of their own."""
+    success: Sections = {
+        "results": ("Success", results(summary)),
+        "failures": ("Failures", failure_modes(run)),
+    }
+    compared = "sweep" in summary
+    return ({} if compared else success) | {
+        "action-rewards": ("Reward models", action_rewards_section(run)),
+        "rewards": ("Rewards", rewards(run)),
+        "curves": ("Curves", learning_curves(run)),
+        "pairs": ("Pairs", pair_browser(run)),
+        "videos": ("Videos", Markup("") if compared else videos(run)),
+    }
+
+
+def language_sections(run: RunFolder, summary: Row) -> Sections:
+    """What a run on questions and answers shows."""
+    chain = {"pipeline": ("Chain", pipeline_section(summary["pipeline"]))} if "pipeline" in summary else {}
+    return chain | {
+        "distillation": ("Distillation", distillation_section(run, summary.get("distillation"))),
+        "held-out": ("Held-out", held_out_section(summary)),
+        "schemes": ("Training", schemes_section(run, summary)),
+        "training": ("Curves", language_curves(run)),
+        "traces": ("Traces", rft_section(run)),
+        "rollouts": ("Rollouts", rollouts_section(run)),
+        "reward-models": ("Reward model", outcome_section(run)),
+    }
+
+
+def _tiles(run: RunFolder, summary: Row) -> list[list[Tile]]:
+    """A line of numbers for each skill."""
+    shown = [tiles(run, summary)] if run.on_episodes else []
+    if run.on_language:
+        shown.append(pipeline_tiles(summary["pipeline"]) if "pipeline" in summary else held_out_tiles(summary))
+    return shown
+
+
+def build_page(run: RunFolder, summary: Row) -> str:
+    """The report of a run as HTML."""
+    sections: Sections = {"joint": ("Interference", joint_section(run.joint, summary))}
+    if "sweep" in summary:
+        sections |= {"sweep": ("Sweep", sweep_link())}
+    if run.on_episodes:
+        sections |= episode_sections(run, summary)
+    if run.on_language:
+        sections |= language_sections(run, summary)
+    shown = {anchor: part for anchor, part in sections.items() if part[1]}
+    stand_ins = substitutions(run)
+    return document(
+        "report",
+        run=run,
+        summary=summary,
+        facts=facts(run, summary),
+        substitutions=stand_ins,
+        stand_ins=[
+            (row.get("used"), row.get("wanted"), row.get("why")) for row in stand_ins or [] if isinstance(row, dict)
+        ],
+        incomplete=incomplete(run),  # after the sections: they add what they could not read to the problems
+        verdict=map(typeset, summary["verdict"]),
+        tiles=_tiles(run, summary),
+        sections=shown,
+        alarms=[(r.get("node"), r.get("step"), r["alarm"]) for r in run.metrics if "alarm" in r],
+        stages=stages(run),
+        computed=duration(run.computed_seconds),
+        setup=setup(run),
+        styles=["browser.css"] if run.on_language else [],
+        scripts=[script for anchor in shown for script in SCRIPTS.get(anchor, ())],
+    )
+
+
+def write_report(run_dir: Path) -> tuple[Row, Path]:
+    """Write `summary.json` and `report.html` of a run folder, each whole or not at all; returns summary and page path.
+
+    Of a sweep also `sweep.json` and `sweep.html`, of a pipeline `provenance.json`.
+
+    UserError if there is no run folder; whatever else is missing or damaged, the page and `problems` say so.
+    """
+    run = load_run(Path(run_dir))
+    summary = measure(run)
+    path = write_pages(run, summary)
+    return written(summary), path
+
+
+def write_pages(run: RunFolder, summary: Row) -> Path:
+    """The same of what was measured already; returns the path of the page."""
+    page = build_page(run, summary)  # before anything is written: it may refuse
+    summary["problems"] = run.problems
+    path = run.path / "report.html"
+    write_whole(run.path / "summary.json", json.dumps(written(summary), indent=1) + "\n")
+    if "pipeline" in summary:
+        write_whole(run.path / PROVENANCE_FILE, json.dumps(provenance(run), indent=1) + "\n")
+    write_whole(path, page)
+    if "sweep" in summary:
+        write_sweep(run, summary["sweep"])
+    return path
