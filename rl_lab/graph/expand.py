@@ -147,9 +147,9 @@ class Expansion:
         labels = self.labels(Model(name, None), step.cycle)
         stream = [*([step.cycle] if (step.cycle or 1) > 1 else []), *(["else"] if self.branch else [])]
         more: dict[str, Any] = {"replicate": 1} | ({"cycle": stream} if stream else {})
-        inputs = {"questions": "questions"} | dict(inputs)
+        questions = {"questions": "questions"}
         if sampled:
-            asked = inputs | self.head.inputs()
-            inputs["traces"] = self.add(f"{name}.traces", "traces", asked, more=more, **labels).name
-        self.add(name, step.kind, inputs | start.inputs(), more=more, **labels)
+            asked = questions | self.head.inputs()
+            questions["traces"] = self.add(f"{name}.traces", "traces", asked, more=more, **labels).name
+        self.add(name, step.kind, questions | start.inputs() | dict(inputs), more=more, **labels)
         self.head = self.newest = Model(name, name)
