@@ -16,7 +16,7 @@ from typing import Any
 from rl_lab.arguments import as_path, check_output
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import CommandParser, UserError, run_command
-from rl_lab.reports.budgets import benchmark_lines, success_table
+from rl_lab.reports.benchmark import benchmark_lines, success_table
 from rl_lab.stages.kinds import load_config, resolve_config
 from rl_lab.stats import wilson
 from rl_lab.terminal import columns

@@ -7,14 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from algos.alarms import NOTHING_LEARNED, SIGNAL_LOST
 from rl_lab.reading import read_object
-from rl_lab.reports.budgets import (
-    REACH_METHOD,
-    REFERENCE,
-    at_equal_budget,
-    benchmark_lines,
-    success_table,
-    tokens_needed,
-)
+from rl_lab.reports.benchmark import benchmark_lines, success_table
+from rl_lab.reports.budgets import REACH_METHOD, REFERENCE, at_equal_budget, tokens_needed
 from rl_lab.reports.distillation import distillation_summary
 from rl_lab.reports.estimates import (
     BLANK,

@@ -1,6 +1,6 @@
 """The table of the papers: tasks by task configs, every task counting the same."""
 
-from rl_lab.reports.budgets import benchmark_lines, episodes_text, has_several_cells, success_table, table_text
+from rl_lab.reports.benchmark import benchmark_lines, episodes_text, has_several_cells, success_table, table_text
 
 CLEAN = [("click_bell", "demo_clean", hit) for hit in (True, True, True, False)]
 RANDOM = [("click_bell", "demo_randomized", hit) for hit in (True, False)]

@@ -1,8 +1,6 @@
-"""Success and completion steps of every policy: tables with intervals and paired gains, charts round by round.
+"""Success and completion steps of every policy, how its episodes ended, and films of those that end differently.
 
-How episodes ended, policy by policy.
-
-Episodes that end differently under two policies, side by side, as animated pictures inside the page.
+Tables with intervals and paired gains, charts round by round; two policies side by side as animated pictures.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rl_lab.files import Record
-from rl_lab.reports.budgets import episodes_text, has_several_cells, table_text
+from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_text
 from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart, interval_bar

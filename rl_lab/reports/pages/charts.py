@@ -1,6 +1,6 @@
-"""Charts as inline SVG: lines with optional error bars, coloured by CSS so that they follow light and dark mode.
+"""Charts as inline SVG, coloured by CSS so that they follow light and dark mode.
 
-Bands of the curriculum over time as a figure: one column a step, its height split by band.
+Lines with optional error bars; and bands of the curriculum over time, one column a step, its height split by band.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The section of a report with results on held-out questions: scores, paired differences, categories.
-
-The section of a report that holds schemes of the curriculum against each other at equal steps and equal tokens.
-"""
+"""Results on held-out questions: scores, paired differences, categories; schemes at equal steps and equal tokens."""
 
 from __future__ import annotations
 

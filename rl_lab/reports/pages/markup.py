@@ -1,8 +1,7 @@
 """HTML of all pages: Jinja2 templates hold it, and escape every text that they show.
 
-A whole HTML page: one file that needs no network, with the style sheets and scripts that its template names.
-
-Pictures of questions inside a page: small, within a budget, and honest about what was left out.
+A page is one file that needs no network, with the style sheets and scripts that its template names. Pictures inside it
+are small, within a budget, and honest about what was left out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The section of a report with a pipeline's chain of models, and the gates between them.
+"""A pipeline's chain of models with the gates between them, and the traces that it was fine-tuned on.
 
-The section of a report on traces that were sampled for fine-tuning: how many were kept, why the others were not.
+Of sampled traces: how many were kept, and why the others were not.
 """
 
 from __future__ import annotations

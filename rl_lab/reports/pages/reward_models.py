@@ -1,6 +1,6 @@
-"""Cards of reward models of actions, and how the pairs that they made go with the truth.
+"""Cards of reward models: how well they know what is good, and how sure they may be.
 
-The card of a reward model of answers: how well it knows which answers are correct, and how sure it may be.
+Of actions also how the pairs that they made go with the truth.
 """
 
 from __future__ import annotations

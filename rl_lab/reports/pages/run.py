@@ -1,8 +1,7 @@
 """Run folder -> `report.html`: one file that needs no network, readable without scripts.
 
-The head of a report: what stood in for what, what is missing, the verdict, and the numbers that matter most.
-
-The end of every report: what ran and how long it took, and the settings.
+At its head what stood in for what, what is missing, the verdict and the numbers that matter most; at its end what ran
+and how long it took, and the settings.
 """
 
 from __future__ import annotations

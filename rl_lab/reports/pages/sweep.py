@@ -1,10 +1,8 @@
 """`sweep.html`: which reward to train on, and how sure one can be.
 
-What variants of a sweep over rankings of actions look like while they train, each with its interval.
-
-Success is measured before and after training, over episodes and training seeds. Between them there are only the metrics
-of the training: a mean over R training seeds with Student's interval, mean +- t_{0.975, R - 1} s / sqrt(R); one seed
-has none.
+Of variants over rankings of actions success is measured before and after training, over episodes and training seeds.
+Between them there are only the metrics of the training: a mean over R training seeds with Student's interval,
+mean +- t_{0.975, R - 1} s / sqrt(R); one seed has none.
 """
 
 from __future__ import annotations
