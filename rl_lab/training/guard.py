@@ -21,7 +21,7 @@ import numpy as np
 
 from rl_lab.config.joint import GuardConfig
 from rl_lab.training.evaluation import Scores
-from rl_lab.training.state import other
+from rl_lab.training.schedule import other
 
 SKILLS = {"grpo": "language", "rpro": "actions"}
 """Objective -> the skill that it is to improve."""

@@ -18,7 +18,8 @@ from rl_lab.training.feeds import ActionFeed, LanguageFeed
 from rl_lab.training.guard import Exam, Guard, Harm, mean
 from rl_lab.training.loop import Line, TrainingLoop, Turn
 from rl_lab.training.online import grpo_method
-from rl_lab.training.state import EXAMS_FILE, GUARD_FILE, JointState, Schedule
+from rl_lab.training.schedule import Schedule
+from rl_lab.training.state import EXAMS_FILE, GUARD_FILE, JointState
 from rl_lab.training.watch import Alarm, nothing_learned
 from rl_lab.workers.learner import LearnerHandle
 from rl_lab.workers.pool import WorkerPool

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import Snapshot
-from rl_lab.training.state import RunState, Schedule
+from rl_lab.training.schedule import Schedule
+from rl_lab.training.state import RunState
 from rl_lab.training.watch import Alarm, Watch
 from rl_lab.workers.learner import LearnerHandle, Weights
 

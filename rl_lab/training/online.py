@@ -45,7 +45,8 @@ from rl_lab.rollouts.clock import Clock
 from rl_lab.rollouts.rollouter import Questioner, RolloutRun, StepRollouts
 from rl_lab.training.evaluation import HeldOutExam
 from rl_lab.training.loop import Feed, Line, TrainingLoop, Turn
-from rl_lab.training.state import RunState, Schedule
+from rl_lab.training.schedule import Schedule
+from rl_lab.training.state import RunState
 from rl_lab.training.watch import nothing_learned
 from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle, Weights
 from rl_lab.workers.pool import WorkerPool

@@ -1,19 +1,14 @@
-"""Where a run of training is, kept so that a killed run goes on from its last checkpoint as if nothing had happened.
-
-And whose turn it is in joint training, as a pure function of the turns done. A turn is one batch of GRPO, or one block
-of steps of RPRO. Letters: d_p turns done of part p, w_p its weight (its number of turns, or the configured ratio). Part
-p is a_p = d_p - (w_p / w_q) d_q turns ahead of its share.
-"""
+"""Where a run of training is, kept so that a killed run goes on from its last checkpoint as if nothing had happened."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rl_lab.curriculum.store import POOL_FILE, PoolStore, remove_pool
 from rl_lab.files import read_json_lines, write_json_lines, write_whole
@@ -23,6 +18,12 @@ from rl_lab.records.rollouts import RolloutStore
 
 HELD_OUT_FILE = "held_out.jsonl"
 """Short examinations of the run: step, tokens so far, rewards of the held-out items."""
+
+EXAMS_FILE = "exams.jsonl"
+"""Both skills over time: turn, version, batches of GRPO, steps of RPRO, scores of every question and episode."""
+
+GUARD_FILE = "guard.jsonl"
+"""What the guard found and did, a `rl_lab.training.guard.Event` a line."""
 
 PROGRESS_FILE = "progress.json"
 
@@ -151,13 +152,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-EXAMS_FILE = "exams.jsonl"
-"""Both skills over time: turn, version, batches of GRPO, steps of RPRO, scores of every question and episode."""
-
-GUARD_FILE = "guard.jsonl"
-"""What the guard found and did, a `rl_lab.training.guard.Event` a line."""
-
-
 class JointState(RunState):
     """A run's state, and the learner at the last examination without harm."""
 
@@ -190,83 +184,3 @@ class JointState(RunState):
     def save_good(self, save_learner: Callable[[Path], None]) -> None:
         """Keep the learner as it is now to roll back to."""
         self.good.save(self.progress.turn, lambda folder: save_learner(folder / LEARNER_FILE))
-
-
-Priority = Literal["share", "grpo", "rpro"]
-
-PARTS = ("grpo", "rpro")
-
-Done = Mapping[str, int]
-"""Turns done of every part."""
-
-
-def other(part: str) -> str:
-    """The other one of two parts."""
-    return PARTS[1 - PARTS.index(part)]
-
-
-class Schedule:
-    """Turns of a run: of one part alone, or of both, interleaved or one after the other."""
-
-    def __init__(
-        self,
-        turns: Mapping[str, int],
-        *,
-        ratio: tuple[float, float] | None = None,
-        first: str | None = None,
-        lead: int = 0,
-    ) -> None:
-        """`first`: that part does all its turns before the other begins; None: interleaved.
-
-        `lead`: turns of GRPO before the first of RPRO, where they are interleaved.
-        """
-        self.turns = dict(turns)
-        self.first = first
-        self.lead = min(lead, turns.get("grpo", 0)) if first is None and turns.get("rpro") else 0
-        shares = {part: max(1, count - (self.lead if part == "grpo" else 0)) for part, count in turns.items()}
-        self.weights = shares if ratio is None else dict(zip(PARTS, ratio, strict=True))
-        self.stopped: set[str] = set()
-        """Parts that do no further turn."""
-
-    @property
-    def total(self) -> int:
-        """Turns of both parts."""
-        return sum(self.turns.values())
-
-    def open_parts(self, done: Done) -> list[str]:
-        """Parts that have begun, or may begin now, and are not through: what their workers should prepare."""
-        left = [part for part in self.turns if done[part] < self.turns[part] and part not in self.stopped]
-        return [self.first] if self.first in left else left
-
-    def next(self, done: Done) -> str | None:
-        """The part whose turn it is in the fixed order; None after the last."""
-        open_parts = self._after_lead(done)
-        return min(open_parts, key=lambda part: self._progress(part, done), default=None)
-
-    def choose(self, done: Done, ready: Collection[str], *, priority: Priority, slack: int) -> str | None:
-        """The part to learn from next among those with a batch that is ready; None: wait.
-
-        One that is `slack` turns ahead of its share waits for the other, ready or not. Both cannot be ahead at once, so
-        nobody waits forever.
-        """
-        open_parts = self._after_lead(done)
-        allowed = [part for part in open_parts if len(open_parts) == 1 or self.ahead(part, done) < slack]
-        candidates = [part for part in allowed if part in ready]
-        if priority in candidates:
-            return priority
-        return min(candidates, key=lambda part: self._progress(part, done), default=None)
-
-    def ahead(self, part: str, done: Done) -> float:
-        """Turns that a part is ahead of its share, a_p; negative: behind."""
-        counted = dict(done) | {"grpo": done["grpo"] - self.lead}
-        return counted[part] - self.weights[part] / self.weights[other(part)] * counted[other(part)]
-
-    def _after_lead(self, done: Done) -> list[str]:
-        open_parts = self.open_parts(done)
-        waits = "grpo" in open_parts and done["grpo"] < self.lead
-        return [part for part in open_parts if not (waits and part == "rpro")]
-
-    def _progress(self, part: str, done: Done) -> tuple[float, int]:
-        """Middle of the part's next turn on a scale on which both should be equally far; GRPO first where they are."""
-        count = done[part] - (self.lead if part == "grpo" else 0)
-        return (count + 0.5) / self.weights[part], int(part != "grpo")

@@ -10,7 +10,7 @@ import pytest
 
 from rl_lab.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
-from rl_lab.training.state import PARTS
+from rl_lab.training.schedule import PARTS
 from tests.support.learners import HELPS
 from tests.support.pools import content
 from tests.support.stage_runs import TURNS, FakeJoint

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_lab.training.state import PARTS, Schedule, other
+from rl_lab.training.schedule import PARTS, Schedule, other
 
 
 def order(schedule):
