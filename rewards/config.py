@@ -19,7 +19,7 @@ from envs.options import (
     Tokens,
 )
 
-Weight = Annotated[float, Field(ge=0, le=LARGEST, description="a weight is a number >= 0")]
+Weight = Annotated[float, Field(ge=0, le=LARGEST, description="a weight is a number >= 0, at most 1e6")]
 
 
 class BoxesConfig(Options):

@@ -45,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trainings = _trainings(options.run, options.node)
     given = _part(config, "examine").get("pass_threshold", 0.5)
     threshold = fit(given, float, f"{options.run / CONFIG_FILE}: examine.pass_threshold")
-    name, settings = _reward(options.reward, config, "rewards", "variants")
+    name, settings, place = _reward(options.reward, options.run, config, "rewards", "variants")
     questions = options.run / "questions" / "questions" / "train.arrow"
     if not questions.is_file():
         raise UserError(
             f"{options.run} has no questions/questions/train.arrow, which its answers are scored by; give a whole run"
         )
-    rewards = _checked(settings, options.reward)
+    rewards = _checked(settings, place)
     try:
         found = {node.name: rescore(node, ItemFile(questions), rewards, threshold) for node in trainings}
     finally:
@@ -89,8 +89,8 @@ def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, A
         rescore_node,  # here, because they load torch
     )
 
-    name, settings = _reward(given, config, "ranking", "rankings")
-    new = _ranking(settings, given)
+    name, settings, place = _reward(given, run, config, "ranking", "rankings")
+    new = _ranking(settings, place)
     stages = {row.name: row.model_dump() for row in read_as(run / STAGES_FILE, StagesFile).nodes}
     rankings = _part(_part(config, "sweep"), "rankings")
     seed = fit(config.get("seed", 0), int, f"{run / CONFIG_FILE}: seed")
@@ -99,7 +99,9 @@ def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, A
         row = stages.get(folder.name)
         if row is None or not (settings := rankings.get(str(row.get("method"))) or _part(config, "ranking")):
             raise UserError(f"{STAGES_FILE} and {CONFIG_FILE} of {run} say nothing of {folder.name}; give a whole run")
-        chunks[folder.name] = rescore_node(run, row, _ranking(settings, folder.name), new, seed)
+        chunks[folder.name] = rescore_node(
+            run, row, _ranking(settings, f"{run / CONFIG_FILE}: {folder.name}"), new, seed
+        )
     episodes = {kind: rescore_episodes(run, kind) for kind in new.learned}
     plain: dict[str, Any] = {"chunks": {one: found.as_row() for one, found in chunks.items()}, "episodes": {}}
     plain["episodes"] = {kind: {one: found.as_row() for one, found in rows.items()} for kind, rows in episodes.items()}
@@ -127,21 +129,21 @@ def _chunk_lines(node: str, found: Any) -> list[str]:
     ]
 
 
-def _ranking(settings: dict[str, Any], given: str) -> RankingConfig:
+def _ranking(settings: dict[str, Any], place: str) -> RankingConfig:
     if not isinstance(settings, dict):
-        raise UserError(f"{given}: ranking holds no keys with values; write it as in an experiment's file")
+        raise UserError(f"{place}: ranking holds no keys with values; write it as in an experiment's file")
     try:
         return RankingConfig.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{given}: ranking.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise UserError(f"{place}: ranking.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def _reward(given: str, config: dict[str, Any], section: str, kind: str) -> tuple[str, dict[str, Any]]:
-    """Name and section of the new reward."""
+def _reward(given: str, run: Path, config: dict[str, Any], section: str, kind: str) -> tuple[str, dict[str, Any], str]:
+    """Name and section of the new reward, and where the section stands."""
     variants = _part(_part(config, "sweep"), kind)
     if given in variants:
-        return given, variants[given]
+        return given, variants[given], f"{run / CONFIG_FILE}: sweep.{kind}.{given}"
     path = Path(given)
     if not path.is_file():
         known = f"; variants of the run: {', '.join(variants)}" if variants else ""
@@ -149,16 +151,16 @@ def _reward(given: str, config: dict[str, Any], section: str, kind: str) -> tupl
     tree = read_yaml(path)
     if not isinstance(tree.get(section), dict):
         raise UserError(f"{path} has no section `{section}`; write it as in an experiment's file")
-    return path.stem, tree[section]
+    return path.stem, tree[section], given
 
 
-def _checked(settings: dict[str, Any], given: str) -> Rewards:
+def _checked(settings: dict[str, Any], place: str) -> Rewards:
     try:
         made = make_rewards(RewardConfig.read(settings, "rewards"))
         made.start()
         return made
     except ValueError as error:
-        raise UserError(f"{given}: {error}") from error
+        raise UserError(f"{place}: {error}") from error
 
 
 def _trainings(run: Path, node: str | None) -> list[Path]:
