@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -264,17 +264,16 @@ def _roll_back(
     env: BimanualEnv,
     seed: int,
     trace: Trace,
-    failure: Failure,
+    starts: Iterable[int],
     corrector: Corrector,
-    config: RollbackConfig,
-    delta: int,
+    limit: int,
     counts: Counter[str],
 ) -> tuple[int, Trace] | None:
-    """First start (see `_starts`) from which the corrector succeeds, with its trace."""
-    for start in _starts(env, seed, trace, failure, corrector, config, delta):
+    """First of these steps of the trace from which the corrector succeeds within `limit` steps, with its trace."""
+    for start in starts:
         before = trace.before(start, corrector.memory)
         env.load(trace.snapshots[start])
-        correction = _correct(env, seed, corrector, before, config.correction_limit)
+        correction = _correct(env, seed, corrector, before, limit)
         counts["corrector_steps"] += len(correction)
         if env.success:
             return start, correction
@@ -358,7 +357,8 @@ def intervened_rollout(
         return result
     result.counts["interventions"] += 1
     delta = int(generator.integers(config.min_rollback, config.max_rollback + 1))
-    found = _roll_back(env, seed, trace, failure, corrector, config, delta, result.counts)
+    starts = _starts(env, seed, trace, failure, corrector, config, delta)
+    found = _roll_back(env, seed, trace, starts, corrector, config.correction_limit, result.counts)
     if found is None:
         result.counts[f"discarded/uncorrectable_{failure.name}"] += 1
         return result

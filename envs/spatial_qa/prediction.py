@@ -143,25 +143,26 @@ def _solved(draw: Draw) -> Rollout | None:
     return run if run is not None and run.succeeded else None
 
 
-def _start(draw: Draw) -> tuple[Rollout, str, Moment] | None:
-    """A solved task, one of its objects, and a moment near the start."""
+def _moved_object(draw: Draw, waypoints: int) -> tuple[Moment, str, list[list[int]]] | None:
+    """A moment near the start of a solved task, one of the objects it shows, and that one's path in the image."""
     run = _solved(draw)
     if run is None:
         return None
     body = draw.pick(list(run.objects))
-    return run, body, Moment(run, int(draw.rng.integers(FEW_STEPS)), draw.knobs)
+    moment = Moment(run, int(draw.rng.integers(FEW_STEPS)), draw.knobs)
+    path = image_path(moment.camera, run.objects[body][moment.time :], waypoints)
+    if path is None or not moment.shows(body):
+        return None
+    return moment, OBJECTS[run.task][body], path
 
 
 def object_path(draw: Draw) -> Question | None:
     """The way of an object through the image until it rests, as the scripted expert moves it."""
-    start = _start(draw)
-    if start is None:
+    moved = _moved_object(draw, draw.knobs.waypoints)
+    if moved is None:
         return None
-    run, body, moment = start
-    path = image_path(moment.camera, run.objects[body][moment.time :], draw.knobs.waypoints)
-    if path is None or not moment.shows(body):
-        return None
-    name = OBJECTS[run.task][body]
+    moment, name, path = moved
+    run = moment.run
     text = f"Task: {run.instruction} Predict the path of {name} in the image until it is done, as {len(path)} points."
     thought = f"{sentence(name)} is at {pair(path[0])}. It will be moved to {pair(path[-1])}."
     return Question(text, "trajectory", path, path_text(path), thought, moment.image, run.name)
@@ -194,14 +195,11 @@ def gripper_path(draw: Draw) -> Question | None:
 
 def final_place(draw: Draw) -> Question | None:
     """Where an object will be in the image when the task is done."""
-    start = _start(draw)
-    if start is None:
+    moved = _moved_object(draw, waypoints=2)
+    if moved is None:
         return None
-    run, body, moment = start
-    path = image_path(moment.camera, run.objects[body][moment.time :], 2)
-    if path is None or not moment.shows(body):
-        return None
-    name = OBJECTS[run.task][body]
+    moment, name, path = moved
+    run = moment.run
     text = f"Task: {run.instruction} Where in the image will {name} be when the task is done? Point to the place."
     thought = f"{sentence(name)} is at {pair(path[0])} now. The task brings it to {pair(path[1])}."
     return Question(text, "point", {"point": path[1]}, point_text(path[1]), thought, moment.image, run.name)

@@ -39,13 +39,13 @@ from rl_lab.config.section import Preset
 from rl_lab.errors import UserError
 from rl_lab.learner.optim import adamw
 from rl_lab.model.action_expert import euler_times
+from rl_lab.model.checkpoint import vlm_config
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.mot import LayerCache
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.sharding import check_compiler, compile_blocks
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from rl_lab.model.vlm_config import HyVLMConfig
 
 Work = Callable[[], Any]
 ALL = ("vision", "vlm", "expert")
@@ -206,21 +206,6 @@ def sampling_case(policy: HyVLAPolicy, direct: DirectPolicy, size: int, weight_b
     if size == 1 and noise.is_cuda:
         kinds["model"] = graphed(kinds["model"])
     return Case("policy, sampling", size, kinds, flops, traffic)
-
-
-def vlm_config(config: HyVLAConfig) -> HyVLMConfig:
-    """The language model inside a policy of these sizes."""
-    sizes = config.vision_sizes
-    vision = {
-        "hidden_size": sizes.width,
-        "num_hidden_layers": sizes.depth,
-        "num_attention_heads": sizes.num_heads,
-        "intermediate_size": sizes.mlp,
-        "patch_size": sizes.patch_size,
-        "position_grid": sizes.position_grid,
-    }
-    text = (config.vlm_config_dict or {})["text_config"]
-    return HyVLMConfig(text_config=text, vision_config=vision, special_token_ids=config.special_token_ids)
 
 
 def image_prompt(config: HyVLAConfig, size: int, device: str) -> tuple[Tensor, Tensor, Tensor]:

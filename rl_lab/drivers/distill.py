@@ -22,8 +22,8 @@ from rl_lab.model.checkpoint import Snapshot, load_chat_processor
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.token_batches import expanded_tokens, item_prompt
-from rl_lab.records.types import Completion, RolloutGroup, Sampling, num_tokens
-from rl_lab.rollouts.answering import RewardFailures, engines, make_rewards, policy_folder
+from rl_lab.records.types import Completion, RolloutGroup, num_tokens
+from rl_lab.rollouts.answering import RewardFailures, engines, make_rewards, policy_folder, training_sampling
 from rl_lab.rollouts.teacher import TeacherEngines, check_same_patches, check_same_text, teacher_engines
 from rl_lab.seeding import integer
 from rl_lab.training.dataset import with_learner
@@ -40,11 +40,7 @@ def distill_method(settings: DistillConfig, scale_rewards: str) -> OnlineMethod:
     return OnlineMethod(
         section="distill",
         steps=settings.steps,
-        sampling=Sampling(
-            settings.max_completion_length,
-            temperature=settings.temperature,
-            num_generations=settings.num_generations,
-        ),
+        sampling=training_sampling(settings),
         curriculum=CurriculumOptions(batch_size=settings.batch_size, scheme="uniform"),
         scale_rewards=scale_rewards,
         max_refills=0,

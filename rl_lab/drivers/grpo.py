@@ -21,7 +21,7 @@ from rl_lab.model.checkpoint import Snapshot, load_chat_processor
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.token_batches import with_token_texts
-from rl_lab.records.types import Completion, Prompt, Sampling, group_rewards, num_tokens
+from rl_lab.records.types import Completion, Prompt, group_rewards, num_tokens
 from rl_lab.rollouts.answering import (
     RewardFailures,
     ask,
@@ -30,6 +30,7 @@ from rl_lab.rollouts.answering import (
     make_rewards,
     policy_folder,
     reward_means,
+    training_sampling,
     with_advantages,
     with_rewards,
 )
@@ -92,13 +93,8 @@ class TRLRun:
         numbers = self.order[self.step - 1].tolist()
         seeds = [integer(self.seed, "draw", self.step, 0, number) for number in numbers]
         seeded = [replace(prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        sampling = Sampling(
-            self.options.max_completion_length,
-            temperature=self.options.temperature,
-            num_generations=self.options.num_generations,
-        )
         per_call = self.context.config.engine.prompts_per_call
-        asked = ask(self.engines, seeded, sampling, ray.put(snapshot), per_call)
+        asked = ask(self.engines, seeded, training_sampling(self.options), ray.put(snapshot), per_call)
         return collect(self.engines, asked, self.context.check_stop)[0]
 
     def run(self) -> None:

@@ -19,11 +19,12 @@ import ray
 import torch
 
 from algos.alarms import FAILED_CALL
-from algos.grpo import group_advantages
+from algos.grpo import GRPOOptions, group_advantages
 from envs.spatial_qa.items import Item
 from rewards.config import RewardConfig
 from rewards.judge import agreement
 from rewards.rubric import Breakdown, Rewards
+from rl_lab.config.language import DistillConfig
 from rl_lab.errors import RunError
 from rl_lab.files import file_digest
 from rl_lab.graph.stage import StageContext
@@ -45,6 +46,13 @@ def make_rewards(config: RewardConfig | None) -> Rewards:
     from rl_lab.rollouts.reward_model import OutcomeReward  # here, because it imports the model
 
     return Rewards(config, models={name: OutcomeReward(Path(model.path)) for name, model in config.models.items()})
+
+
+def training_sampling(options: GRPOOptions | DistillConfig) -> Sampling:
+    """How the answers that are learned from are drawn."""
+    return Sampling(
+        options.max_completion_length, temperature=options.temperature, num_generations=options.num_generations
+    )
 
 
 def reward_columns(items: Sequence[Item]) -> dict[str, list[Any]]:

@@ -40,7 +40,14 @@ from rl_lab.records.types import (
     group_versions,
     num_tokens,
 )
-from rl_lab.rollouts.answering import RewardFailures, failure_metrics, make_rewards, reward_means, with_advantages
+from rl_lab.rollouts.answering import (
+    RewardFailures,
+    failure_metrics,
+    make_rewards,
+    reward_means,
+    training_sampling,
+    with_advantages,
+)
 from rl_lab.rollouts.clock import Clock
 from rl_lab.rollouts.rollouter import Questioner, RolloutRun, StepRollouts
 from rl_lab.training.evaluation import HeldOutExam
@@ -343,11 +350,7 @@ def grpo_method(config: Any, scheme: str) -> OnlineMethod:
     return OnlineMethod(
         section="rl",
         steps=settings.steps,
-        sampling=Sampling(
-            options.max_completion_length,
-            temperature=options.temperature,
-            num_generations=options.num_generations,
-        ),
+        sampling=training_sampling(options),
         curriculum=config.curriculum.replace(scheme=scheme),
         scale_rewards=options.scale_rewards,
         max_refills=settings.max_refills,

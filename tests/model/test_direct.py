@@ -10,6 +10,7 @@ import torch
 from rl_lab.benchmarks import model as bench
 from rl_lab.benchmarks.direct import DirectPolicy
 from rl_lab.errors import UserError
+from rl_lab.model.checkpoint import vlm_config
 from rl_lab.model.presets import preset_config
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from tests.support.models import make_observations, make_policy
@@ -33,7 +34,7 @@ def test_the_direct_policy_has_the_velocity_of_the_policy(isolation):
 def test_the_direct_language_model_has_the_logits_of_the_model():
     torch.manual_seed(0)
     config = preset_config("nano")
-    model = HunYuanVLMoTForConditionalGeneration(bench.vlm_config(config)).eval()
+    model = HunYuanVLMoTForConditionalGeneration(vlm_config(config)).eval()
     work = bench.VLMWork(model, config, batch=2)
     hidden, cache = work.direct_prefill()
     expected = model(**work.inputs).logits

@@ -10,9 +10,10 @@ from torch.distributed.tensor import DTensor
 
 from algos.batch import TokenBatch
 from algos.distillation import Distillation, DistillationOptions
-from rl_lab.benchmarks.model import image_prompt, vlm_config
+from rl_lab.benchmarks.model import image_prompt
 from rl_lab.model import backbone
 from rl_lab.model.backbone import Pictures
+from rl_lab.model.checkpoint import vlm_config
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.sharding import shard
