@@ -372,3 +372,32 @@ def compare_tokens(
         ]
         found = tuple(torch.cat(values) for values in zip(*parts, strict=True))
     return tuple(in_rows(batch, places, values) for values in found)
+
+
+class VisionLanguageMixin:
+    """A model around a vision-language model, by which it scores text: `algos.objective.ComparablePolicy`."""
+
+    @property
+    def vision_language_model(self) -> VisionLanguageModel:
+        """The one inside."""
+        raise NotImplementedError
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding; PEFT looks for it."""
+        return self.vision_language_model.language_model.model.embed_tokens
+
+    def token_logprobs(
+        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
+    ) -> TokenScores:
+        """`algos.objective.LanguagePolicy`; see `token_scores`."""
+        return token_scores(self.vision_language_model, batch, temperature, entropy)
+
+    def next_tokens(self, batch: TokenBatch) -> NextTokens:
+        """`algos.objective.ComparablePolicy`; see `next_tokens`."""
+        return next_tokens(self.vision_language_model, batch)
+
+    def compare_tokens(
+        self, batch: TokenBatch, compare: Callable[..., tuple[Tensor, ...]], *given: Tensor
+    ) -> tuple[Tensor, ...]:
+        """`algos.objective.ComparablePolicy`; see `compare_tokens`."""
+        return compare_tokens(self.vision_language_model, batch, compare, given)

@@ -20,14 +20,14 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from rl_lab.model.config import HyVLAConfig
@@ -321,3 +321,56 @@ def complete_vlm_config(config: HyVLMConfig, shapes: Shapes, folder: Path) -> Hy
         config.set_special_tokens(special_token_ids(load_tokenizer(folder)))
     config.check()
     return config
+
+
+Config = TypeVar("Config", bound=PreTrainedConfig)
+
+
+class CheckedModel(PreTrainedModel, Generic[Config]):
+    """A model whose checkpoints must fit it, tensor by tensor, and be finite."""
+
+    supports_gradient_checkpointing = True
+    _keys_to_ignore_on_load_unexpected = list(IGNORED_KEYS)
+    tied: ClassVar[tuple[str, str]]
+    """Names of the tied embedding."""
+
+    @classmethod
+    def complete(cls, config: Config | None, shapes: Shapes, folder: Path) -> Config:
+        """The folder's config, or this one, completed from what the folder holds."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # weights are checked strictly: no other way to read them
+        cls, name: str | Path, *, config: Config | None = None, **kwargs: Any
+    ) -> Self:
+        """Load a checkpoint folder or hub id, ours or released (`dtype=` as in transformers, default: as stored).
+
+        ValueError, naming the tensors, if the weights do not fit the config or are not finite.
+        """
+        folder = checkpoint_folder(name, kwargs)
+        config = cls.fitting_config(folder, config)
+        with no_progress_bars():
+            model = super().from_pretrained(folder, config=config, **kwargs)
+        check_tied(model, cls.tied)
+        check_finite(model.state_dict().items(), folder)
+        return model
+
+    @classmethod
+    def fitting_config(cls, folder: Path, config: Config | None = None) -> Config:
+        """The folder's config, or this one, completed. ValueError if the headers of the weights do not fit."""
+        found = checkpoint_shapes(folder)
+        config = cls.complete(config, found, folder)
+        check_weights(found, lambda: cls(config), cls.tied)
+        return config
+
+    @classmethod
+    def check_stored(cls, folder: Path) -> Config:
+        """The folder's config; ValueError for what `from_pretrained` would refuse. The model is not made."""
+        config = cls.fitting_config(folder)
+        check_values(folder, cls.tied)
+        return config
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write config.json, generation_config.json (where it generates) and model.safetensors, with released names."""
+        with no_progress_bars():
+            super().save_pretrained(folder, **kwargs)

@@ -7,21 +7,19 @@ From a batch as on the released model cards to a chunk of actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from algos.batch import ObservationBatch, TokenBatch, send
+from algos.batch import ObservationBatch, send
 from algos.flow_matching import chunk_loss, interpolate, loss_weight, velocity_from_clean, velocity_target
-from algos.objective import NextTokens, TokenScores
 from rl_lab.model import action_expert
 from rl_lab.model.action_expert import ActionModel, Prefix
-from rl_lab.model.backbone import compare_tokens, initialize, next_tokens, token_scores
+from rl_lab.model.backbone import VisionLanguageMixin, VisionLanguageModel, initialize
 from rl_lab.model.config import ENCODED_DIM, HyVLAConfig
 from rl_lab.model.layout import (
     TEXT_ROLES,
@@ -33,18 +31,7 @@ from rl_lab.model.layout import (
     prefix_valid,
     token_ids,
 )
-from rl_lab.model.loading import (
-    IGNORED_KEYS,
-    check_finite,
-    check_tied,
-    check_values,
-    check_weights,
-    checkpoint_folder,
-    checkpoint_shapes,
-    complete_config,
-    no_progress_bars,
-    read_config,
-)
+from rl_lab.model.loading import CheckedModel, Shapes, complete_config, read_config
 from rl_lab.model.mot import attention_bias, run_prefix
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.vision import History, scale_pixels
@@ -53,18 +40,15 @@ EMBEDDING = "model.dual_tower.vlm.model.language_model.model.embed_tokens.weight
 
 OUTPUT_EMBEDDING = "model.dual_tower.vlm.model.language_model.lm_head.weight"
 
-TIED = (EMBEDDING, OUTPUT_EMBEDDING)
 
-
-class HyVLAPolicy(PreTrainedModel):
+class HyVLAPolicy(VisionLanguageMixin, CheckedModel[HyVLAConfig]):
     """Vision tower, language tower and action expert in one model."""
 
     config_class = HyVLAConfig
     config: HyVLAConfig
-    supports_gradient_checkpointing = True
     # The released policy files keep the tied weight under the output embedding's name.
     _tied_weights_keys = {EMBEDDING: OUTPUT_EMBEDDING}
-    _keys_to_ignore_on_load_unexpected = list(IGNORED_KEYS)
+    tied = (EMBEDDING, OUTPUT_EMBEDDING)
 
     def __init__(self, config: HyVLAConfig) -> None:
         super().__init__(config)
@@ -78,41 +62,16 @@ class HyVLAPolicy(PreTrainedModel):
         self._freeze()
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # weights are checked strictly: no other way to read them
-        cls, name: str | Path, *, config: HyVLAConfig | None = None, **kwargs: Any
-    ) -> Self:
-        """Load a checkpoint folder or hub id, ours or released (`dtype=` as in transformers, default: as stored).
+    def complete(cls, config: HyVLAConfig | None, shapes: Shapes, folder: Path) -> HyVLAConfig:
+        """See `CheckedModel`."""
+        return complete_config(config, folder, shapes) if config else read_config(folder, shapes)
 
-        ValueError, naming the tensors, if the weights do not fit the config or are not finite.
-        """
-        folder = checkpoint_folder(name, kwargs)
-        config = cls.fitting_config(folder, config)
-        with no_progress_bars():
-            policy = super().from_pretrained(folder, config=config, **kwargs)
-        check_tied(policy, TIED)
-        check_finite(policy.state_dict().items(), folder)
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+        """See `CheckedModel`; what is in no group is frozen."""
+        policy = super().from_pretrained(*args, **kwargs)
         policy._freeze()  # loading replaces the parameters
         return policy
-
-    @classmethod
-    def fitting_config(cls, folder: Path, config: HyVLAConfig | None = None) -> HyVLAConfig:
-        """The folder's config, or this one, completed. ValueError if the headers of the weights do not fit."""
-        found = checkpoint_shapes(folder)
-        config = complete_config(config, folder, found) if config else read_config(folder, found)
-        check_weights(found, lambda: cls(config), TIED)
-        return config
-
-    @classmethod
-    def check_stored(cls, folder: Path) -> HyVLAConfig:
-        """The folder's config; ValueError for what `from_pretrained` would refuse. The model is not made."""
-        config = cls.fitting_config(folder)
-        check_values(folder, TIED)
-        return config
-
-    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write config.json and model.safetensors with the released names."""
-        with no_progress_bars():
-            super().save_pretrained(folder, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize(module, self.config.vlm_sizes.init_std)
@@ -124,9 +83,10 @@ class HyVLAPolicy(PreTrainedModel):
             if id(parameter) not in trainable:
                 parameter.requires_grad_(False)
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding; PEFT looks for it."""
-        return self.model.vlm.language_model.model.embed_tokens
+    @property
+    def vision_language_model(self) -> VisionLanguageModel:
+        """See `VisionLanguageMixin`."""
+        return self.model.vlm
 
     def resize_token_embeddings(self, *_: Any, **__: Any) -> nn.Embedding:
         """Refused: ValueError."""
@@ -165,22 +125,6 @@ class HyVLAPolicy(PreTrainedModel):
             + list(model.expert.norm.parameters())
             + [parameter for module in projections for parameter in module.parameters()],
         }
-
-    def token_logprobs(
-        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
-    ) -> TokenScores:
-        """`algos.objective.LanguagePolicy`, by the vision-language side alone; see `rl_lab.model.backbone`."""
-        return token_scores(self.model.vlm, batch, temperature, entropy)
-
-    def next_tokens(self, batch: TokenBatch) -> NextTokens:
-        """`algos.objective.ComparablePolicy`; see `rl_lab.model.backbone`."""
-        return next_tokens(self.model.vlm, batch)
-
-    def compare_tokens(
-        self, batch: TokenBatch, compare: Callable[..., tuple[Tensor, ...]], *given: Tensor
-    ) -> tuple[Tensor, ...]:
-        """`algos.objective.ComparablePolicy`; see `rl_lab.model.backbone`."""
-        return compare_tokens(self.model.vlm, batch, compare, given)
 
     def _layout(self, num_language: int) -> PrefixLayout:
         return prefix_layout(self.config.num_cameras, self.config.token_grid, num_language, self.device)

@@ -9,33 +9,19 @@ Letters: B rows, M images, N rows of pixel values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from algos.batch import TokenBatch
-from algos.objective import NextTokens, TokenScores
-from rl_lab.model.backbone import VisionLanguageModel, compare_tokens, initialize, next_tokens, token_scores
+from rl_lab.model.backbone import VisionLanguageMixin, VisionLanguageModel, initialize
 from rl_lab.model.layout import Layout
-from rl_lab.model.loading import (
-    IGNORED_KEYS,
-    check_finite,
-    check_generation,
-    check_tied,
-    check_values,
-    check_weights,
-    checkpoint_folder,
-    checkpoint_shapes,
-    complete_vlm_config,
-    no_progress_bars,
-)
+from rl_lab.model.loading import CheckedModel, Shapes, check_generation, complete_vlm_config
 from rl_lab.model.vlm_config import MERGE, VISUAL_ROLES, HyVLMConfig, refuse_unknown
 
 
@@ -57,23 +43,20 @@ EMBEDDING = "model.language_model.model.embed_tokens.weight"
 
 OUTPUT_EMBEDDING = "model.language_model.lm_head.weight"
 
-TIED = (EMBEDDING, OUTPUT_EMBEDDING)
-
 LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 """Options of transformers' loss of next tokens."""
 
 
-class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class HunYuanVLMoTForConditionalGeneration(VisionLanguageMixin, CheckedModel[HyVLMConfig], GenerationMixin):
     """Text, images of any sizes and videos to text. The name is the released one."""
 
     config_class = HyVLMConfig
     config: HyVLMConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["DecoderLayer", "VisionBlock"]
     _tied_weights_keys = {OUTPUT_EMBEDDING: EMBEDDING}
-    _keys_to_ignore_on_load_unexpected = list(IGNORED_KEYS)
+    tied = (EMBEDDING, OUTPUT_EMBEDDING)
 
     def __init__(self, config: HyVLMConfig) -> None:
         super().__init__(config)
@@ -86,45 +69,16 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # weights are checked strictly: no other way to read them
-        cls, name: str | Path, *, config: HyVLMConfig | None = None, **kwargs: Any
-    ) -> Self:
-        """Load a checkpoint folder or hub id, ours or released (`dtype=` as in transformers, default: as stored).
-
-        ValueError, naming the tensors, if the weights do not fit the config or are not finite.
-        """
-        folder = checkpoint_folder(name, kwargs)
-        config = cls.fitting_config(folder, config)
-        with no_progress_bars():
-            model = super().from_pretrained(folder, config=config, **kwargs)
-        check_tied(model, TIED)
-        check_finite(model.state_dict().items(), folder)
-        return model
-
-    @classmethod
-    def fitting_config(cls, folder: Path, config: HyVLMConfig | None = None) -> HyVLMConfig:
-        """The folder's config, or this one, completed. ValueError if the headers of the weights do not fit."""
-        found = checkpoint_shapes(folder)
-        config = complete_vlm_config(config or HyVLMConfig.from_pretrained(folder), found, folder)
+    def complete(cls, config: HyVLMConfig | None, shapes: Shapes, folder: Path) -> HyVLMConfig:
+        """See `CheckedModel`; settings of generation are checked, too."""
+        config = complete_vlm_config(config or HyVLMConfig.from_pretrained(folder), shapes, folder)
         check_generation(folder)
-        check_weights(found, lambda: cls(config), TIED)
         return config
 
-    @classmethod
-    def check_stored(cls, folder: Path) -> HyVLMConfig:
-        """The folder's config; ValueError for what `from_pretrained` would refuse. The model is not made."""
-        config = cls.fitting_config(folder)
-        check_values(folder, TIED)
-        return config
-
-    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write config.json, generation_config.json and model.safetensors with the released names."""
-        with no_progress_bars():
-            super().save_pretrained(folder, **kwargs)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding."""
-        return self.model.language_model.model.embed_tokens
+    @property
+    def vision_language_model(self) -> VisionLanguageModel:
+        """See `VisionLanguageMixin`."""
+        return self.model
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding."""
@@ -147,22 +101,6 @@ class HunYuanVLMoTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "vision": list(self.model.visual.parameters()),
             "vlm": list(self.model.language_model.parameters()),
         }
-
-    def token_logprobs(
-        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
-    ) -> TokenScores:
-        """`algos.objective.LanguagePolicy`; see `rl_lab.model.backbone`."""
-        return token_scores(self.model, batch, temperature, entropy)
-
-    def next_tokens(self, batch: TokenBatch) -> NextTokens:
-        """`algos.objective.ComparablePolicy`; see `rl_lab.model.backbone`."""
-        return next_tokens(self.model, batch)
-
-    def compare_tokens(
-        self, batch: TokenBatch, compare: Callable[..., tuple[Tensor, ...]], *given: Tensor
-    ) -> tuple[Tensor, ...]:
-        """`algos.objective.ComparablePolicy`; see `rl_lab.model.backbone`."""
-        return compare_tokens(self.model, batch, compare, given)
 
     def layout(
         self,
