@@ -11,7 +11,7 @@ observation is used several times).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -112,32 +112,36 @@ class FlowDraws(TensorRecord):
 
 
 @dataclass
-class FlowBatch(TensorRecord):
-    """Observations with the chunk to imitate (flow matching)."""
+class ObservedRows(TensorRecord):
+    """Rows of chunks at what a policy saw, and what was made of it beforehand."""
 
     observation: ObservationBatch | None
-    """May be None where `prefix` is stored."""
+    """May be None where every prefix that is needed is stored."""
+    prefix: Any = field(default=None, kw_only=True)
+    """Stored `policy.encode(observation)`, a TensorRecord of B rows; only while vision and language are frozen."""
+    draws: FlowDraws | None = field(default=None, kw_only=True)
+    """What the loss would draw for these rows; None: it draws itself."""
+
+
+@dataclass
+class FlowBatch(ObservedRows):
+    """Observations with the chunk to imitate (flow matching)."""
+
     actions: Tensor
     """Normalised chunks, float [B, C, 20]."""
     truth: Tensor | None = None
     """Standardised simulator ground truth, float [B, n]; only for auxiliary losses."""
-    prefix: Any = None
-    """Stored `policy.encode(observation)`, a TensorRecord of B rows; only while vision and language are frozen."""
-    draws: FlowDraws | None = None
-    """What the loss would draw for these rows; None: it draws itself."""
 
     def __len__(self) -> int:
         return len(self.actions)
 
 
 @dataclass
-class PreferenceBatch(TensorRecord):
+class PreferenceBatch(ObservedRows):
     """Per-state preference tuples (s, winner chunk, loser chunk)."""
 
     stays_on_host = frozenset({"identical", "source", "weight_version"})
 
-    observation: ObservationBatch | None
-    """May be None where every prefix that is needed is stored."""
     winner: Tensor
     """Normalised chunks, float [B, C, 20]."""
     loser: Tensor
@@ -148,12 +152,8 @@ class PreferenceBatch(TensorRecord):
     """Buffer of each row: 0 this round's pairs, 1 older rounds, 2 demonstrations, 3 ranked chunks; int64 [B]."""
     weight_version: Tensor
     """Version of the weights that produced the row (0 for demonstrations), int64 [B]."""
-    prefix: Any = None
-    """Stored `policy.encode(observation)`, a TensorRecord of B rows; only while vision and language are frozen."""
     reference_prefix: Any = None
     """Stored `reference.encode(observation)`; fixed for a round, so it may be stored whatever is trained."""
-    draws: FlowDraws | None = None
-    """As in `FlowBatch`."""
 
     def __len__(self) -> int:
         return len(self.winner)
@@ -165,13 +165,11 @@ class PreferenceBatch(TensorRecord):
 
 
 @dataclass
-class TrajectoryBatch(TensorRecord):
+class TrajectoryBatch(ObservedRows):
     """Rows of whole preference pairs, for one comparison a pair. A pair without loser rows is an identical pair."""
 
     stays_on_host = frozenset({"pair", "is_winner", "source", "weight_version"})
 
-    observation: ObservationBatch | None
-    """May be None where every prefix that is needed is stored."""
     actions: Tensor
     """Normalised recorded chunks, float [B, C, 20]."""
     pair: Tensor
@@ -182,12 +180,8 @@ class TrajectoryBatch(TensorRecord):
     """Buffer of each row, as in `PreferenceBatch`, int64 [B]."""
     weight_version: Tensor
     """Version of the weights that produced the row, int64 [B]."""
-    prefix: Any = None
-    """As in `PreferenceBatch`."""
     reference_prefix: Any = None
     """As in `PreferenceBatch`."""
-    draws: FlowDraws | None = None
-    """As in `FlowBatch`."""
 
     def __len__(self) -> int:
         """Number of pairs, which is what a mean over the batch divides by."""

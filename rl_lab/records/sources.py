@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -94,30 +95,25 @@ def _lab_source(folder: Path, hz: float | None) -> Source:
     """Demonstrations or pairs of the lab; all are held in memory."""
     ids = [str(row.get("id", "")) for row in read_json_lines(folder / INDEX_FILE)]
     if ids and ids[0].startswith("pair-"):
-        named = [partial(_checked_pair, *pair) for pair in zip(ids, read_pairs(folder), strict=True)]
+        named = [partial(_checked, pair_problems, *pair) for pair in zip(ids, read_pairs(folder), strict=True)]
         return _pairs_source("lab", hz or TABLETOP_HZ, named)
     episodes = read_episodes(folder)
     stored = next((each.extra["control_hz"] for each in episodes if "control_hz" in each.extra), TABLETOP_HZ)
     if not isinstance(stored, int | float):
         raise UserError(f"{folder / INDEX_FILE}: control_hz is {stored!r}, no number; name the rate with --hz")
     rate = hz or check_rate(f"{folder / INDEX_FILE}: control_hz", stored)
-    return Source("lab", rate, [partial(_checked, *pair) for pair in zip(ids, episodes, strict=True)])
+    return Source("lab", rate, [partial(_checked, episode_problems, *pair) for pair in zip(ids, episodes, strict=True)])
 
 
-def _checked(name: str, episode: Episode) -> Episode:
+Recorded = TypeVar("Recorded", Episode, PreferencePair)
+
+
+def _checked(problems_of: Callable[[str, Recorded], list[Problem]], name: str, recorded: Recorded) -> Recorded:
     with naming_episode(name):
-        problems = episode_problems(name, episode)
+        problems = problems_of(name, recorded)
     if problems:
         raise BrokenEpisodeError(problems)
-    return episode
-
-
-def _checked_pair(name: str, pair: PreferencePair) -> PreferencePair:
-    with naming_episode(name):
-        problems = pair_problems(name, pair)
-    if problems:
-        raise BrokenEpisodeError(problems)
-    return pair
+    return recorded
 
 
 Key = tuple[str, str, int]
