@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from algos.curriculum.draws import ALL, Draw, Selection, balanced_places, draw_weighted
+from algos.curriculum.draws import ALL, Selection, WeightedDraw, balanced_places, draw_weighted
 from algos.curriculum.items import BANDS, Array, Items, Observation, check_rewards, observe, promised
 from algos.curriculum.options import CurriculumOptions
 from algos.curriculum.posterior import Floats, partial_success
@@ -151,13 +151,13 @@ class Curriculum:
         self._count(changed, -1 if value else 1)
         self.items.retired[changed] = value
 
-    def _pinned(self, total: int, free: Array) -> Iterator[Draw]:
+    def _pinned(self, total: int, free: Array) -> Iterator[WeightedDraw]:
         """Pinned items, those selected longest ago first."""
         rows = np.flatnonzero(self.items.pinned & free)
         count = min(len(rows), math.ceil(self.options.pinned_share * total))
         rows = rows[np.argsort(self.items.selected_step[rows], kind="stable")][:count]
         if count:
-            yield Draw("pinned", ALL, rows, np.ones(count), count, float(count))
+            yield WeightedDraw("pinned", ALL, rows, np.ones(count), count, float(count))
 
     def _draws(
         self,
@@ -168,11 +168,11 @@ class Curriculum:
         total: int,
         taken: Array,
         free: Array,
-    ) -> Iterator[Draw]:
+    ) -> Iterator[WeightedDraw]:
         """What the scheme adds to the pinned items `taken`; `places` [C] is given for a refill."""
         if self.options.mode == "stage":
             numbers, reason, size = next_items(self, total - len(taken), free)
-            yield Draw(reason, ALL, numbers, np.ones(len(numbers)), size, float(size))
+            yield WeightedDraw(reason, ALL, numbers, np.ones(len(numbers)), size, float(size))
         elif self.options.scheme == "frontier":
             if places is None:
                 places = self._places(step, total, taken, free)
@@ -191,14 +191,14 @@ class Curriculum:
             places[np.argmax(places)] -= 1
         return places
 
-    def _even(self, rng: np.random.Generator, reason: str, category: int, rows: Array, count: int) -> Draw:
+    def _even(self, rng: np.random.Generator, reason: str, category: int, rows: Array, count: int) -> WeightedDraw:
         """`count` of the rows, or all of them, with equal chances."""
         count = min(count, len(rows))
         numbers = rows[rng.choice(len(rows), count, replace=False)] if count else rows[:0]
         chance = count / max(len(rows), 1)
-        return Draw(reason, category, numbers, np.full(count, chance), len(rows), float(len(rows)))
+        return WeightedDraw(reason, category, numbers, np.full(count, chance), len(rows), float(len(rows)))
 
-    def _passes(self, rng: np.random.Generator, rows: Array, count: int) -> Iterator[Draw]:
+    def _passes(self, rng: np.random.Generator, rows: Array, count: int) -> Iterator[WeightedDraw]:
         """`count` of the rows, those that were selected least often first and by chance among them."""
         times = self.items.selections[rows]
         while count > 0 and len(rows):
@@ -210,7 +210,7 @@ class Curriculum:
 
     def _frontier(
         self, rng: np.random.Generator, step: int, version: int, places: Array, free: Array
-    ) -> Iterator[Draw]:
+    ) -> Iterator[WeightedDraw]:
         """Exploration, re-probing and the frontier of each category; see the top of this file.
 
         Masks are made over the whole pool and read by category: at a million items this is what a selection costs.
@@ -271,14 +271,14 @@ class Curriculum:
         weights: Floats,
         count: int,
         rest: int = 0,
-    ) -> Draw:
+    ) -> WeightedDraw:
         """`count` of the rows by their weights, of which those that cannot be taken are 0."""
         chosen = draw_weighted(rng, weights, count)
         total = float(weights.sum())
         chances = np.minimum(len(chosen) * weights[chosen] / max(total, 1e-300), 1.0)
-        return Draw(reason, category, rows[chosen], chances, int(np.count_nonzero(weights)), total, rest)
+        return WeightedDraw(reason, category, rows[chosen], chances, int(np.count_nonzero(weights)), total, rest)
 
-    def _pools(self, rng: np.random.Generator, total: int, free: Array) -> Iterator[Draw]:
+    def _pools(self, rng: np.random.Generator, total: int, free: Array) -> Iterator[WeightedDraw]:
         """Fixed shares of the easy and the hard pool; what they cannot fill comes from the normal one, and back."""
         items, options = self.items, self.options
         seen = free & (items.groups > 0)

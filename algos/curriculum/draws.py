@@ -17,7 +17,7 @@ ALL = -1
 
 
 @dataclass(frozen=True)
-class Draw:
+class WeightedDraw:
     """Items taken for one reason out of one category, and the odds that they had."""
 
     reason: str
@@ -41,7 +41,7 @@ class Selection:
     step: int
     round: int
     """0 for the batch, 1, 2, ... for the refills of the same step."""
-    draws: tuple[Draw, ...]
+    draws: tuple[WeightedDraw, ...]
     trains: bool = True
     """False for a probe of stage mode: score it, do not train on it."""
 

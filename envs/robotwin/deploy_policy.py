@@ -33,7 +33,7 @@ class PolicyError(RuntimeError):
     """The server is not there, died, took too long, or refused the observation."""
 
 
-class Connection:
+class PolicyClient:
     """One connection to `rl_lab.serve`; opened again once where it broke, since requests stand for themselves."""
 
     def __init__(self, port, timeout_s):
@@ -132,7 +132,7 @@ class Policy:
     """What the lab's policy remembers of an episode: the frames it looks back at, and the commands still to be run."""
 
     def __init__(self, port=DEFAULT_PORT, execute=None, seed=0, timeout_s=120.0):
-        self.connection = Connection(port, timeout_s)
+        self.connection = PolicyClient(port, timeout_s)
         hello = self.connection.hello
         self.frames, self.interval = hello["memory"]["frames"], hello["memory"]["interval"]
         self.execute = int(execute or min(EXECUTE, hello["commands"]))

@@ -20,7 +20,7 @@ SCRIPT_FOLDER = {CLASSIC: "script", JULY_2026: "scripts"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class Checkout:
     """One checkout."""
 
     name: str
@@ -63,7 +63,7 @@ class Layout:
         return read_yaml(path)
 
 
-def detect(root: str) -> Layout:
+def detect(root: str) -> Checkout:
     """The layout of a checkout; ValueError that names what was found if it is neither, or both."""
     root = os.path.realpath(root)
     if not os.path.isdir(root):
@@ -74,7 +74,7 @@ def detect(root: str) -> Layout:
     }
     found = [name for name, lacking in missing.items() if not lacking]
     if len(found) == 1:
-        return Layout(found[0], root)
+        return Checkout(found[0], root)
     if found:
         left_over = [MARKERS[name][-1] for name in found]
         raise ValueError(f"{root} has both RoboTwin layouts ({' and '.join(left_over)}); remove the one left over")

@@ -60,7 +60,7 @@ class FourPasses:
 
 
 @dataclass
-class Step:
+class OptimizerStep:
     """One optimizer step of an objective on one batch."""
 
     policy: HyVLAPolicy
@@ -123,14 +123,14 @@ def saved_bytes(loss: Callable[[], Tensor]) -> int:
     return sum(storages.values())
 
 
-def step_flops(step: Step) -> int:
+def step_flops(step: OptimizerStep) -> int:
     """Floating-point operations of forward and backward in matrix products and attention; the same on any machine."""
     with FlopCounterMode(display=False) as counter:
         step.loss().backward()
     return counter.get_total_flops()
 
 
-def measure_seconds(steps: dict[str, Step], rounds: int) -> list[dict[str, float]]:
+def measure_seconds(steps: dict[str, OptimizerStep], rounds: int) -> list[dict[str, float]]:
     """Time of each step in each round; the steps take turns, after a round of warm-up."""
     times: list[dict[str, float]] = []
     for _ in range(rounds + 1):
@@ -154,7 +154,7 @@ def _train_only(policy: HyVLAPolicy, groups: tuple[str, ...]) -> torch.optim.Opt
 
 def _steps(
     policy: HyVLAPolicy, reference: HyVLAPolicy, groups: tuple[str, ...], draws: int, batch: PreferenceBatch
-) -> dict[str, Step]:
+) -> dict[str, OptimizerStep]:
     """The steps to compare: imitation first, then the preference steps by name."""
     assert batch.observation is not None
     rpro = RPRO(reference, draws_per_sample=draws, groups=groups)
@@ -170,7 +170,7 @@ def _steps(
         plan = {"sft": (imitation, stored), "rpro": (rpro, stored)}
     plan["four passes"] = (direct, batch)
     optimizer = _train_only(policy, groups)
-    return {name: Step(policy, objective, rows, optimizer) for name, (objective, rows) in plan.items()}
+    return {name: OptimizerStep(policy, objective, rows, optimizer) for name, (objective, rows) in plan.items()}
 
 
 def run(

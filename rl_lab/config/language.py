@@ -38,7 +38,7 @@ Rewards = Annotated[RewardConfig, in_own_words(RewardConfig)]
 
 Curriculum = Annotated[CurriculumOptions, in_own_words(CurriculumOptions)]
 
-GRPO = Annotated[GRPOOptions, in_own_words(GRPOOptions)]
+GRPOSection = Annotated[GRPOOptions, in_own_words(GRPOOptions)]
 
 
 class QuestionsConfig(Section):

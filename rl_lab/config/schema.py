@@ -32,12 +32,12 @@ from rl_lab.config.actions import (
 )
 from rl_lab.config.joint import JointConfig
 from rl_lab.config.language import (
-    GRPO,
     ColdStartConfig,
     Curriculum,
     DistillConfig,
     EngineConfig,
     ExamineConfig,
+    GRPOSection,
     ImitateConfig,
     JudgeServerConfig,
     OutcomeConfig,
@@ -139,7 +139,7 @@ class RunConfig(Section):
     """Schemes that run beside `curriculum.scheme` from the same base, with the same steps."""
     replicates: Rounds = 1
     """Training seeds of every scheme: 1, 2, ..., derived from `seed`."""
-    grpo: GRPO = GRPOOptions()
+    grpo: GRPOSection = GRPOOptions()
     """The objective, under the names of TRL's `GRPOConfig`."""
     rl: RLConfig = RLConfig()
     traces: TracesConfig = TracesConfig()

@@ -35,7 +35,7 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
 
 
 @dataclass(frozen=True)
-class Decision:
+class GateDecision:
     """What a gate found; the content of `gate.json`."""
 
     passed: bool
@@ -64,14 +64,14 @@ def paired_rewards(before: Sequence[Record], after: Sequence[Record]) -> np.ndar
     return pairs[~np.isnan(pairs).any(1)]
 
 
-def decide(before: Sequence[Record], after: Sequence[Record], gate: Gate) -> Decision:
+def decide(before: Sequence[Record], after: Sequence[Record], gate: Gate) -> GateDecision:
     """Whether the new model passes. UserError without two questions that both have a known reward for."""
     pairs = paired_rewards(before, after)
     if len(pairs) < 2:
         raise UserError(f"{len(pairs)} development questions have a known reward of both models; a gate needs two")
     gain = mean_interval((pairs[:, 1] - pairs[:, 0])[:, None], gate.confidence)
     passed = gain.low > gate.rise
-    return Decision(
+    return GateDecision(
         passed=passed,
         difference=gain.value,
         low=gain.low,

@@ -17,7 +17,7 @@ from rl_lab.files import Record, write_folder, write_json_lines
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import published
 from rl_lab.reports.pages.run import write_report
-from rl_lab.reports.run import BASE, RunFolder, load_run
+from rl_lab.reports.run import BASE, LoadedRun, load_run
 from rl_lab.reports.sweep import flips, ranks_actions, truth_of, variant_names
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import Film, evaluation_groups
@@ -58,7 +58,7 @@ class Contrast:
         return self.before, self.after
 
 
-def rescued(run: RunFolder) -> list[Contrast]:
+def rescued(run: LoadedRun) -> list[Contrast]:
     """What the last policy of the run's method solves and the base policy did not."""
     base = {episode.key: episode.success for one in run.evaluations if one.method == BASE for episode in one.episodes}
     own = [one for one in run.evaluations if one.method == run.config.get("method")]
@@ -70,7 +70,7 @@ def rescued(run: RunFolder) -> list[Contrast]:
     return [Contrast("sft", after, dict.fromkeys(turned[:RESCUED], True))] if turned else []
 
 
-def flipped(run: RunFolder) -> list[Contrast]:
+def flipped(run: LoadedRun) -> list[Contrast]:
     """Of a sweep over rankings of actions: episodes that flip, over all training seeds and in the first one."""
     truth, (baseline, *others) = truth_of(run), variant_names(run.config)
     found = []

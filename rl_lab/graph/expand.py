@@ -34,7 +34,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelRef:
     """A model and where it is."""
 
     name: str
@@ -62,16 +62,16 @@ class Expansion:
         """Stages and models so far."""
         self.last = ""
         """The stage before."""
-        self.base = self.head = Model(BASE, "warm_start" if "warm_start" in self.names else None)
+        self.base = self.head = ModelRef(BASE, "warm_start" if "warm_start" in self.names else None)
         self.newest = self.base if config.is_joint or config.model.path is not None else None
         """What an examination would examine; the head of the chain, or a model beside it."""
         self.examined: set[str] = set()
-        self.reference: Model | None = None
+        self.reference: ModelRef | None = None
         """The last model of the chain that was examined; a gate holds the newest against it."""
-        self.previous: Model | None = None
+        self.previous: ModelRef | None = None
         """The one that was examined before it."""
-        self.before_distill: Model | None = None
-        self.teacher: Model | None = None
+        self.before_distill: ModelRef | None = None
+        self.teacher: ModelRef | None = None
         self.when: tuple[str, bool] | None = None
         self.branch: str | None = None
         """Model whose gate the stages of another branch belong to."""
@@ -137,14 +137,14 @@ class Expansion:
         self.nodes.append(Node(name, self.kinds[kind], params, dict(inputs or {}), when=self.when, **fields))
         return self.nodes[-1]
 
-    def labels(self, model: Model, cycle: int | None) -> dict[str, Any]:
+    def labels(self, model: ModelRef, cycle: int | None) -> dict[str, Any]:
         """Which model a node of a chain belongs to."""
         return {} if model.name == BASE else {"method": model.name, "round": cycle, "replicate": 1}
 
-    def extend(self, step: Step, inputs: Mapping[str, str], start: Model, *, sampled: bool = False) -> None:
+    def extend(self, step: Step, inputs: Mapping[str, str], start: ModelRef, *, sampled: bool = False) -> None:
         """The node that makes the next model of the chain from `start`, of traces of the head if they are `sampled`."""
         name = step.model if self.branch is None else f"{self.branch}.else.{step.kind}"
-        labels = self.labels(Model(name, None), step.cycle)
+        labels = self.labels(ModelRef(name, None), step.cycle)
         stream = [*([step.cycle] if (step.cycle or 1) > 1 else []), *(["else"] if self.branch else [])]
         more: dict[str, Any] = {"replicate": 1} | ({"cycle": stream} if stream else {})
         questions = {"questions": "questions"}
@@ -152,4 +152,4 @@ class Expansion:
             asked = questions | self.head.inputs()
             questions["traces"] = self.add(f"{name}.traces", "traces", asked, more=more, **labels).name
         self.add(name, step.kind, questions | start.inputs() | dict(inputs), more=more, **labels)
-        self.head = self.newest = Model(name, name)
+        self.head = self.newest = ModelRef(name, name)

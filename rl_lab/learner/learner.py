@@ -53,7 +53,7 @@ def read(values: Iterable[Tensor], device: torch.device) -> list[float]:
 
 
 @dataclass
-class Part:
+class PartMetrics:
     """Loss and metrics of a part of a batch, and of how many things each metric is a mean."""
 
     values: dict[str, Any]
@@ -77,7 +77,7 @@ def combine(name: str, values: Sequence[float], counts: Sequence[int]) -> float:
     return math.hypot(*weighted) if name.startswith("gradient/") else math.fsum(weighted)
 
 
-def combine_parts(parts: Sequence[Part]) -> dict[str, float]:
+def combine_parts(parts: Sequence[PartMetrics]) -> dict[str, float]:
     """Metrics of a whole batch; one that says nothing about a part (no such row in it) is left out of it."""
     names = dict.fromkeys(name for part in parts for name in part.values)
     found = {}
@@ -247,7 +247,7 @@ class Learner:
         track.adamw.zero_grad(set_to_none=True)
         return found
 
-    def _gradients(self, track: _Track, batch: Any, rows_at_once: int | None) -> list[Part]:
+    def _gradients(self, track: _Track, batch: Any, rows_at_once: int | None) -> list[PartMetrics]:
         """Backward pass of the loss, of a large batch in parts whose gradients add up to its own; their metrics."""
         objective, generator = track.objective, torch_stream(self.seed, "flow", track.name, track.step)
         mine = passes(len(batch), rows_at_once)
@@ -268,16 +268,16 @@ class Learner:
                 (0.0 * loss).backward()
         return found
 
-    def _backward(self, objective: Any, batch: Any, generator: torch.Generator, denominator: int | None) -> Part:
+    def _backward(self, objective: Any, batch: Any, generator: torch.Generator, denominator: int | None) -> PartMetrics:
         loss, metrics = objective.loss(self.policy, batch, generator, *([] if denominator is None else [denominator]))
         (loss * num_ranks() if num_ranks() > 1 else loss).backward()  # sharded weights get the mean over ranks
         values = {"loss": loss.detach(), **metrics}
         if denominator is None:  # the whole batch
-            return Part(values, dict.fromkeys(values, 1))
+            return PartMetrics(values, dict.fromkeys(values, 1))
         count = getattr(objective, "metric_count", lambda name, part: len(part))
-        return Part(values, {name: count(name, batch) for name in values})
+        return PartMetrics(values, {name: count(name, batch) for name in values})
 
-    def _numbers(self, found: list[Part], grad_norm: Tensor) -> dict[str, float]:
+    def _numbers(self, found: list[PartMetrics], grad_norm: Tensor) -> dict[str, float]:
         """Metrics of the whole batch: those of all parts of all ranks, read from the device at once."""
         tensors = [value for part in found for value in part.values.values()]
         device = grad_norm.device

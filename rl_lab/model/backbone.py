@@ -32,7 +32,7 @@ from algos.batch import TensorRecord, TokenBatch, indices, send
 from algos.objective import NextTokens, TokenScores
 from rl_lab.model.chat import Grid, ImageProcessor, Picture
 from rl_lab.model.layout import Layout, build_layout, frame_grids, text_layout
-from rl_lab.model.mot import LanguageModel, Past, continuation_mask, run_packed
+from rl_lab.model.mot import CausalLM, Past, continuation_mask, run_packed
 from rl_lab.model.sharding import is_sharded
 from rl_lab.model.vision import VisionTower, Visual
 from rl_lab.model.vlm_config import MERGE, VISUAL_ROLES, TowerSizes, VisionSizes, refuse_unknown
@@ -54,7 +54,7 @@ class VisionLanguageModel(nn.Module):
         """Without the ids of the special tokens by role, `forward` takes a layout only."""
         super().__init__()
         self.visual = Visual(vision)
-        self.language_model = LanguageModel(tower)
+        self.language_model = CausalLM(tower)
         self.special_token_ids = dict(special_token_ids or {})
 
     def embed(self, input_ids: Tensor, layout: Layout, pixels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,7 @@ class Tower(nn.Module):
         return cast(Iterator[DecoderLayer], iter(self.layers))
 
 
-class LanguageModel(nn.Module):
+class CausalLM(nn.Module):
     """The language tower with its output embedding, tied to the input embedding."""
 
     def __init__(self, sizes: TowerSizes) -> None:

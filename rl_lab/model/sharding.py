@@ -35,7 +35,7 @@ from rl_lab.errors import UserError
 from rl_lab.model.mot import DecoderLayer
 from rl_lab.model.vision import VisionBlock
 
-Model = TypeVar("Model", bound=nn.Module)
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 ENTRY_POINTS = (
     "encode",
@@ -50,7 +50,7 @@ ENTRY_POINTS = (
 """Methods by which a model or a head is called, beside `forward`; inside others its weights may be shards."""
 
 
-def shard(model: Model, mesh: DeviceMesh | None = None, *, compute_dtype: torch.dtype | None = None) -> Model:
+def shard(model: ModelT, mesh: DeviceMesh | None = None, *, compute_dtype: torch.dtype | None = None) -> ModelT:
     """Shard a policy or language model in place over the ranks of `mesh` (default: all) and return it.
 
     Its parameters become DTensors, to which optimizers are made afterwards. With a `compute_dtype` such as bfloat16

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from rl_lab.reports.estimates import REWARD, Estimate
-from rl_lab.reports.examinations import Training
+from rl_lab.reports.examinations import LearningCurve
 from rl_lab.reports.numbers import Row, spread
-from rl_lab.reports.run import RunFolder
+from rl_lab.reports.run import LoadedRun
 from rl_lab.stats import Array, first_reach, mean_interval, percentile_interval, plain_mean, resampled_means
 
 REFERENCE = "uniform"
@@ -53,7 +53,7 @@ class Curve:
         return np.stack([resampled_means(rewards) for rewards in self.rewards], axis=1)
 
 
-def _at(training: Training, axis: str, places: Array) -> Array:
+def _at(training: LearningCurve, axis: str, places: Array) -> Array:
     """One training's rewards between its examinations, [G, n]."""
     known = getattr(training, axis)
     right = np.clip(np.searchsorted(known, places), 1, max(len(known) - 1, 1)) if len(known) > 1 else np.zeros(1, int)
@@ -64,17 +64,17 @@ def _at(training: Training, axis: str, places: Array) -> Array:
     return np.where(share == 0, ends[0], np.where(share == 1, ends[1], (1 - share) * ends[0] + share * ends[1]))
 
 
-def _together(trainings: Sequence[Training], axis: str, places: Array) -> Array:
+def _together(trainings: Sequence[LearningCurve], axis: str, places: Array) -> Array:
     """Rewards of all replicates of a scheme at the same places, [G, n, R]."""
     return np.stack([_at(training, axis, places) for training in trainings], axis=2)
 
 
-def _replicates(run: RunFolder, scheme: str) -> list[Training]:
+def _replicates(run: LoadedRun, scheme: str) -> list[LearningCurve]:
     """The trainings of a scheme that were examined."""
     return [t for t in run.trainings if t.scheme == scheme and len(t.steps)]
 
 
-def make_curve(trainings: Sequence[Training], axis: str) -> Curve | None:
+def make_curve(trainings: Sequence[LearningCurve], axis: str) -> Curve | None:
     """The curve of the replicates of one scheme over `steps` or `tokens`; None without a place that all have."""
     if not trainings or len({training.rewards.shape[1] for training in trainings}) > 1:
         return None
@@ -91,7 +91,7 @@ def make_curve(trainings: Sequence[Training], axis: str) -> Curve | None:
     return Curve(trainings[0].scheme, places[shown], rewards[shown])
 
 
-def curves(run: RunFolder, axis: str) -> list[Curve]:
+def curves(run: LoadedRun, axis: str) -> list[Curve]:
     """The curve of every scheme that has one."""
     found = [make_curve(_replicates(run, scheme), axis) for scheme in run.schemes]
     return [curve for curve in found if curve is not None]
@@ -101,7 +101,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def tokens_needed(run: RunFolder) -> list[Row]:
+def tokens_needed(run: LoadedRun) -> list[Row]:
     """Tokens until each scheme first has uniform's final reward, as a share of uniform's tokens.
 
     `share`, `low` and `high` are None where it is never reached (see REACH_METHOD); `tokens`: what the scheme spent, on
@@ -126,7 +126,7 @@ def tokens_needed(run: RunFolder) -> list[Row]:
     return rows
 
 
-def at_equal_budget(run: RunFolder, axis: str) -> list[Row]:
+def at_equal_budget(run: LoadedRun, axis: str) -> list[Row]:
     """Reward of each scheme at the last place that all reached, and over uniform's there, with intervals."""
     found = curves(run, axis)
     if len(found) < 2 or REFERENCE not in [curve.scheme for curve in found]:

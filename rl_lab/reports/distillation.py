@@ -13,10 +13,10 @@ import numpy as np
 
 from rl_lab.reports.budgets import Curve, make_curve
 from rl_lab.reports.estimates import REWARD, Estimate, cell
-from rl_lab.reports.examinations import Examination, Training, read_training, reward_table
+from rl_lab.reports.examinations import Examination, LearningCurve, read_training, reward_table
 from rl_lab.reports.numbers import Row
 from rl_lab.reports.pipeline import Chain
-from rl_lab.reports.run import RunFolder
+from rl_lab.reports.run import LoadedRun
 from rl_lab.stats import (
     Array,
     first_reach,
@@ -42,30 +42,30 @@ METHOD = (
 )
 
 
-def student_of(run: RunFolder) -> Examination | None:
+def student_of(run: LoadedRun) -> Examination | None:
     """The examination of the model that distillation starts from, which a gate may have chosen."""
     chain = Chain(run)
     student = chain.model_of(chain.inputs(DISTILL).get("policy"))
     return next((e for e in run.examinations if e.scheme == student), None)
 
 
-def examined(run: RunFolder) -> dict[str, Examination]:
+def examined(run: LoadedRun) -> dict[str, Examination]:
     """The examinations of student, teacher, distilled and imitating model, of those that there are."""
     named = {e.scheme: e for e in run.examinations if e.scheme in (TEACHER, DISTILL, IMITATE)}
     student = student_of(run)
     return named if student is None else {STUDENT: student} | named
 
 
-def trainings(run: RunFolder) -> list[Training]:
+def trainings(run: LoadedRun) -> list[LearningCurve]:
     """Short examinations of both ways to learn from the teacher."""
     found = [t for t in run.trainings if t.scheme == DISTILL and len(t.steps)]
     folder = run.path / "checkpoints" / IMITATE
     if (folder / "held_out.jsonl").is_file():
-        found.append(Training(IMITATE, IMITATE, 1, folder, *read_training(folder / "held_out.jsonl")))
+        found.append(LearningCurve(IMITATE, IMITATE, 1, folder, *read_training(folder / "held_out.jsonl")))
     return found
 
 
-def reward_curves(run: RunFolder) -> list[Curve]:
+def reward_curves(run: LoadedRun) -> list[Curve]:
     """Held-out reward over tokens of both."""
     made = [make_curve([training], "tokens") for training in trainings(run)]
     return [curve for curve in made if curve is not None]
@@ -99,7 +99,7 @@ def token_rows(curves: Sequence[Curve], start: float, gap: float) -> list[Row]:
     ]
 
 
-def stage_seconds(run: RunFolder) -> dict[str, float]:
+def stage_seconds(run: LoadedRun) -> dict[str, float]:
     """Seconds of the teacher's stages, the student's with distillation, and the control's, stored ones included."""
     sums = {TEACHER: 0.0, STUDENT: 0.0, IMITATE: 0.0, "questions": 0.0}
     for stage in run.stages:
@@ -110,7 +110,7 @@ def stage_seconds(run: RunFolder) -> dict[str, float]:
     return sums
 
 
-def distillation_summary(run: RunFolder) -> Row | None:
+def distillation_summary(run: LoadedRun) -> Row | None:
     """Numbers and verdict; None without examinations of a student and its teacher."""
     found = examined(run)
     if not {STUDENT, TEACHER} <= found.keys():

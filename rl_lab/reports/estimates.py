@@ -19,7 +19,7 @@ import numpy as np
 from rl_lab.errors import UserError
 from rl_lab.reports.examinations import Examination, ItemResult, reward_table
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, points, rate, reward, signed
-from rl_lab.reports.run import BASE, EpisodeResult, Evaluation, RunFolder
+from rl_lab.reports.run import BASE, EpisodeResult, Evaluation, LoadedRun
 from rl_lab.stats import Array, Interval, bootstrap_mean, mcnemar_p, mean_interval, paired_difference, wilson
 
 SUCCESS, STEPS, CAPPED_STEPS = "success", "steps", "capped steps"
@@ -165,7 +165,7 @@ def scopes(evaluations: Sequence[Evaluation]) -> list[str]:
     return found
 
 
-def episode_estimates(run: RunFolder) -> Iterator[Estimate]:
+def episode_estimates(run: LoadedRun) -> Iterator[Estimate]:
     """Every evaluation, and every method and round over the base and over the other methods after the same round."""
     for scope in scopes(run.evaluations):
         sides = [(one, [e for e in one.episodes if in_scope(scope, e)]) for one in run.evaluations]
@@ -188,27 +188,27 @@ def _gain_or_reason(after: Episodes, before: Episodes, **labels: Any) -> list[Es
         return [Estimate(0.0, 0.0, 0.0, n=0, how=SUCCESS, refused=str(error), **labels)]
 
 
-def pass_threshold(run: RunFolder) -> float:
+def pass_threshold(run: LoadedRun) -> float:
     """Reward from which on an answer counts as a pass."""
     return (run.config.get("examine") or {}).get("pass_threshold", THRESHOLD)
 
 
-def num_samples(run: RunFolder) -> int:
+def num_samples(run: LoadedRun) -> int:
     """Answers that were sampled for an item: the k of pass@k."""
     return max((len(item.rewards) for e in run.examinations for item in e.items), default=0)
 
 
-def of_scheme(run: RunFolder, scheme: str) -> list[Examination]:
+def of_scheme(run: LoadedRun, scheme: str) -> list[Examination]:
     """Its examinations, one a replicate."""
     return [examination for examination in run.examinations if examination.scheme == scheme]
 
 
-def examined(run: RunFolder) -> list[str]:
+def examined(run: LoadedRun) -> list[str]:
     """The base and the schemes with an examination."""
     return [scheme for scheme in (BASE, *run.schemes) if of_scheme(run, scheme)]
 
 
-def scoped_items(run: RunFolder) -> dict[str, list[str]]:
+def scoped_items(run: LoadedRun) -> dict[str, list[str]]:
     """Ids of the items of each scope: overall and each category."""
     categories = {item.item: item.category for examination in run.examinations for item in examination.items}
     scopes = {OVERALL: list(categories)}
@@ -226,7 +226,7 @@ def mean_estimate(rewards: Array, how: str = REWARD, **labels: Any) -> Estimate 
     return Estimate(**vars(mean_interval(rewards)), n=n, replicates=rewards.shape[1], how=how, **labels)
 
 
-def measures(run: RunFolder) -> dict[str, Callable[[ItemResult], float]]:
+def measures(run: LoadedRun) -> dict[str, Callable[[ItemResult], float]]:
     """What is measured of the answers to an item."""
     k, threshold = num_samples(run), pass_threshold(run)
     return {
@@ -245,7 +245,7 @@ def shared_replicates(own: Examinations, theirs: Examinations) -> tuple[Examinat
     return [first[number] for number in shared], [second[number] for number in shared]
 
 
-def _over_others(run: RunFolder, scheme: str, items: Sequence[str]) -> Iterator[tuple[str, Array]]:
+def _over_others(run: LoadedRun, scheme: str, items: Sequence[str]) -> Iterator[tuple[str, Array]]:
     """Reward minus that with grey pictures, of constant answers, of the base, and of the others' same replicates."""
     own = of_scheme(run, scheme)
     yield BLANK, reward_table(own, items, lambda item: item.reward - item.blank_reward)
@@ -259,7 +259,7 @@ def _over_others(run: RunFolder, scheme: str, items: Sequence[str]) -> Iterator[
         yield other, first - second
 
 
-def question_estimates(run: RunFolder) -> Iterator[Estimate]:
+def question_estimates(run: LoadedRun) -> Iterator[Estimate]:
     """All that is measured of the base and every scheme, and their rewards over everything they are held against."""
     for scope, items in scoped_items(run).items():
         for scheme in examined(run):
@@ -271,7 +271,7 @@ def question_estimates(run: RunFolder) -> Iterator[Estimate]:
                     yield found
 
 
-def estimates(run: RunFolder) -> list[Estimate]:
+def estimates(run: LoadedRun) -> list[Estimate]:
     """The whole table of a run."""
     return [*episode_estimates(run), *question_estimates(run)]
 
@@ -295,7 +295,7 @@ def gain_row(found: Sequence[Estimate]) -> Row:
     return row | {"steps_where_both_succeed": means.get(STEPS), "capped_steps": means.get(CAPPED_STEPS)}
 
 
-def score_rows(run: RunFolder, table: Sequence[Estimate]) -> list[Row]:
+def score_rows(run: LoadedRun, table: Sequence[Estimate]) -> list[Row]:
     """Success of every evaluation and scope, as `summary.json` has it."""
     nodes = {(one.method, one.round): one.node for one in run.evaluations}
     return [
@@ -332,7 +332,7 @@ def plain(part: Any) -> Any:
     return counts | {name: value if math.isfinite(value) else None for name, value in ends.items()}
 
 
-def held_out_rows(run: RunFolder, table: Sequence[Estimate]) -> list[Row]:
+def held_out_rows(run: LoadedRun, table: Sequence[Estimate]) -> list[Row]:
     """What was measured of the base and every scheme, overall and by category, as `summary.json` has it."""
     rows = []
     for scope, items in scoped_items(run).items():

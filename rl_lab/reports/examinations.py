@@ -74,7 +74,7 @@ class Examination:
 
 
 @dataclass(frozen=True)
-class Training:
+class LearningCurve:
     """One model while it trains: how it did on held-out items at some steps; T examinations of n items."""
 
     node: str

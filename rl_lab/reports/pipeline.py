@@ -11,7 +11,7 @@ from pathlib import Path
 from rl_lab.reading import read_object
 from rl_lab.reports.estimates import REWARD, Estimate, difference_row
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, reward
-from rl_lab.reports.run import BASE, RunFolder
+from rl_lab.reports.run import BASE, LoadedRun
 
 MAKERS = ("cold_start", "teacher", "grpo", "rft", "distill", "imitate")
 """Kinds of stages that make a model."""
@@ -21,7 +21,7 @@ STANDINGS = {"above": "better", "below": "worse", "open": "no difference shown"}
 PLACES = ("checkpoints", "grpo")
 
 
-def is_pipeline(run: RunFolder) -> bool:
+def is_pipeline(run: LoadedRun) -> bool:
     """Whether the run made one chain of models."""
     return any(stage.get("kind") in ("traces", "rft", "gate", "distill", "imitate", "teacher") for stage in run.stages)
 
@@ -29,7 +29,7 @@ def is_pipeline(run: RunFolder) -> bool:
 class Chain:
     """The nodes of a pipeline by name, and which model each holds."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: LoadedRun) -> None:
         self.run = run
         self.nodes: dict[str, Row] = {stage["name"]: stage for stage in run.stages}
 
@@ -72,17 +72,17 @@ class Chain:
         return [node for node in self.run.stages if node.get("kind") in MAKERS]
 
 
-def sampled_tokens(run: RunFolder, nodes: list[str]) -> int:
+def sampled_tokens(run: LoadedRun, nodes: list[str]) -> int:
     """Completion tokens that engines wrote for these nodes' training."""
     return int(sum(line.get("rollouts/tokens") or 0 for line in run.metrics if line.get("node") in nodes))
 
 
-def read_tokens(run: RunFolder, node: str) -> int:
+def read_tokens(run: LoadedRun, node: str) -> int:
     """Tokens that a node imitated, where it counts them."""
     return int(max((line.get("text/tokens_total") or 0 for line in run.metrics if line.get("node") == node), default=0))
 
 
-def provenance(run: RunFolder) -> list[Row]:
+def provenance(run: LoadedRun) -> list[Row]:
     """Every model in order: the node that made it, from what, and what that took."""
     chain = Chain(run)
     return [_provenance(chain, node) for node in chain.makers()]
@@ -113,7 +113,7 @@ def _provenance(chain: Chain, node: Row) -> Row:
     }
 
 
-def pipeline_rows(run: RunFolder, table: Sequence[Estimate]) -> list[Row]:
+def pipeline_rows(run: LoadedRun, table: Sequence[Estimate]) -> list[Row]:
     """The same with held-out rewards, paired differences to the base and to the model before, and the gate's decision.
 
     The model before is the one that the gate holds it against, else the one whose answers or weights it was made from.
@@ -157,7 +157,7 @@ def last_model(rows: list[Row]) -> Row | None:
     return find(made, model=wanted)
 
 
-def stopped_by(run: RunFolder) -> str | None:
+def stopped_by(run: LoadedRun) -> str | None:
     """The gate that ended the run early."""
     chain = Chain(run)
     for node in run.stages:

@@ -17,7 +17,7 @@ from rl_lab.reports.examinations import (
     TRAININGS,
     Arm,
     Examination,
-    Training,
+    LearningCurve,
     read_arm,
     read_examination,
     read_training,
@@ -125,7 +125,7 @@ class PairSet:
 
 
 @dataclass
-class RunFolder:
+class LoadedRun:
     """Everything a report reads; `problems` lists files that exist but cannot be used."""
 
     path: Path
@@ -137,7 +137,7 @@ class RunFolder:
     pairs: list[PairSet] = field(default_factory=list)
     videos: list[tuple[Path, list[Record]]] = field(default_factory=list)
     examinations: list[Examination] = field(default_factory=list)
-    trainings: list[Training] = field(default_factory=list)
+    trainings: list[LearningCurve] = field(default_factory=list)
     joint: list[Arm] = field(default_factory=list)
     """Arms of joint training."""
     problems: list[str] = field(default_factory=list)
@@ -214,13 +214,13 @@ class RunFolder:
         return next((e for e in self.evaluations if (e.method, e.round) == (method, round_)), None)
 
 
-def load_run(path: Path) -> RunFolder:
+def load_run(path: Path) -> LoadedRun:
     """Read a run folder. UserError if there is none; unusable parts become `problems`."""
     if not path.is_dir():
         raise UserError(f"no run folder at {path}; a finished run prints its path in its last line")
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml")
-    run = RunFolder(path)
+    run = LoadedRun(path)
     run.config = _part(run, path / "config.yaml", read_yaml, dict) or {}
     run.environment = _part(run, path / "environment.json", _read_environment, dict) or {}
     run.stages = _part(run, path / "stages.json", _read_stages, list) or []
@@ -322,7 +322,7 @@ def _read_environment(path: Path) -> dict[str, Any]:
     return found
 
 
-def _part(run: RunFolder, path: Path, read: Any, kind: type) -> Any:
+def _part(run: LoadedRun, path: Path, read: Any, kind: type) -> Any:
     """What `read` makes of a file; None, with a line in `problems`, if the file is there but unusable."""
     if not path.exists():
         return None
@@ -345,7 +345,7 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".") and p.suffix != ".partial")
 
 
-def _in_stage_order(run: RunFolder, folder: str) -> list[tuple[str, str, int, Path]]:
+def _in_stage_order(run: LoadedRun, folder: str) -> list[tuple[str, str, int, Path]]:
     """Node name, method, replicate or else round, and path of each subfolder, ordered as in `stages.json`."""
     stages = {s["name"]: (i, s) for i, s in enumerate(run.stages)}
     found = []
@@ -365,7 +365,7 @@ def read_episodes(path: Path) -> list[EpisodeResult]:
     return episodes
 
 
-def _evaluations(run: RunFolder) -> list[Evaluation]:
+def _evaluations(run: LoadedRun) -> list[Evaluation]:
     found = []
     for node, method, round_, path in _in_stage_order(run, "episodes"):
         episodes = _part(run, path / "results.jsonl", read_episodes, list)
@@ -374,7 +374,7 @@ def _evaluations(run: RunFolder) -> list[Evaluation]:
     return found
 
 
-def _examinations(run: RunFolder) -> list[Examination]:
+def _examinations(run: LoadedRun) -> list[Examination]:
     found = []
     for node, scheme, replicate, path in _in_stage_order(run, EXAMINATIONS):
         items = _part(run, path / "results.jsonl", read_examination, list)
@@ -383,15 +383,15 @@ def _examinations(run: RunFolder) -> list[Examination]:
     return found
 
 
-def _trainings(run: RunFolder) -> list[Training]:
+def _trainings(run: LoadedRun) -> list[LearningCurve]:
     found = []
     for node, scheme, replicate, path in _in_stage_order(run, TRAININGS):
         curve = _part(run, path / "held_out.jsonl", read_training, tuple) or read_training(path / "none")
-        found.append(Training(node, scheme, replicate, path, *curve))
+        found.append(LearningCurve(node, scheme, replicate, path, *curve))
     return found
 
 
-def _arms(run: RunFolder) -> list[Arm]:
+def _arms(run: LoadedRun) -> list[Arm]:
     found = []
     for node, arm, _, path in _in_stage_order(run, ARMS):
         read = _part(run, path, partial(read_arm, node, arm, metrics=run.metrics), Arm)
@@ -399,7 +399,7 @@ def _arms(run: RunFolder) -> list[Arm]:
     return found
 
 
-def _pair_sets(run: RunFolder) -> list[PairSet]:
+def _pair_sets(run: LoadedRun) -> list[PairSet]:
     found = []
     hashes = {stage["name"]: stage.get("hash") for stage in run.stages}
     seeds = {stage["name"]: stage.get("replicate") for stage in run.stages}
@@ -411,7 +411,7 @@ def _pair_sets(run: RunFolder) -> list[PairSet]:
     return found + [pairs for arm in run.joint for pairs in _arm_pairs(run, arm)]
 
 
-def _arm_pairs(run: RunFolder, arm: Arm) -> list[PairSet]:
+def _arm_pairs(run: LoadedRun, arm: Arm) -> list[PairSet]:
     """The rounds of pairs of an arm of joint training; those of the same weights are the same pairs."""
     found = []
     for number, path in enumerate(_folders(arm.folder / "pairs"), start=1):

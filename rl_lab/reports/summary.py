@@ -32,7 +32,7 @@ from rl_lab.reports.estimates import (
 from rl_lab.reports.joint import joint_summary, joint_verdict
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, p_text, points, rate, reward, share, signed
 from rl_lab.reports.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by, written_rows
-from rl_lab.reports.run import BASE, RunFolder, label
+from rl_lab.reports.run import BASE, LoadedRun, label
 from rl_lab.reports.sweep import is_sweep, sweep_summary
 from rl_lab.reports.sweep_verdict import corrected
 from rl_lab.stats import EPISODE_METHODS, REWARD_METHOD
@@ -53,7 +53,7 @@ OPENINGS = {
 }
 
 
-def summarise(run: RunFolder) -> Row:
+def summarise(run: LoadedRun) -> Row:
     """What `summary.json` holds of a run."""
     return written(measure(run))
 
@@ -64,7 +64,7 @@ def written(summary: Row) -> Row:
     return plain(own | ({"pipeline": written_rows(own["pipeline"])} if "pipeline" in own else {}))
 
 
-def measure(run: RunFolder) -> Row:
+def measure(run: LoadedRun) -> Row:
     """Name, seed, alarms, seconds and unfinished stages; then what its kind of stages measured, and the verdict.
 
     `estimates` is the table of which the rest is a view; a sweep also has `sweep`, which `sweep.json` holds.
@@ -92,7 +92,7 @@ def measure(run: RunFolder) -> Row:
     return summary | {"verdict": [*learned_nothing(run), *summary["verdict"]]}
 
 
-def learned_nothing(run: RunFolder) -> list[str]:
+def learned_nothing(run: LoadedRun) -> list[str]:
     """A sentence for every alarm which says that a training could not learn, or no longer."""
     alarms = [
         line for line in run.metrics if any(kind in line.get("alarm", "") for kind in (NOTHING_LEARNED, SIGNAL_LOST))
@@ -100,7 +100,7 @@ def learned_nothing(run: RunFolder) -> list[str]:
     return [f"{line['node']}, step {line['step']}: {line['alarm']}." for line in alarms]
 
 
-def episode_summary(run: RunFolder, table: Table) -> Row:
+def episode_summary(run: LoadedRun, table: Table) -> Row:
     """Scores, paired gains, collection counts and verdict of a run on episodes."""
     last = {evaluation.method: evaluation for evaluation in sorted(run.evaluations, key=lambda one: one.round)}
     return {
@@ -121,13 +121,13 @@ def episode_summary(run: RunFolder, table: Table) -> Row:
     }
 
 
-def seed_overlap(run: RunFolder) -> list[int]:
+def seed_overlap(run: LoadedRun) -> list[int]:
     """Environment seeds that are in a preference pair and in an evaluation as well; must be empty."""
     trained = {record.get("seed") for pair_set in run.pairs for record in pair_set.index}
     return sorted({e.seed for evaluation in run.evaluations for e in evaluation.episodes} & trained)
 
 
-def language_summary(run: RunFolder, table: Table) -> Row:
+def language_summary(run: LoadedRun, table: Table) -> Row:
     """Held-out rewards, paired differences, equal budgets, tokens needed, and verdict of a run on language."""
     summary: Row = {
         "schemes": run.schemes,
@@ -157,7 +157,7 @@ def language_summary(run: RunFolder, table: Table) -> Row:
     return summary
 
 
-def episode_verdict(run: RunFolder, table: Table) -> list[str]:
+def episode_verdict(run: LoadedRun, table: Table) -> list[str]:
     """What the run showed in episodes, as sentences with numbers."""
     success = find_all(table, how=SUCCESS, scope=OVERALL)
     base, method, last = find(success, model=BASE), run.method, run.last_round(run.method)
@@ -237,7 +237,7 @@ def _needed(row: Row) -> str:
     return f"It reaches uniform's final reward with {share(row['share'])} of uniform's tokens ({ends})."
 
 
-def outcome_models(run: RunFolder) -> dict[str, Row]:
+def outcome_models(run: LoadedRun) -> dict[str, Row]:
     """Records of the run's reward models of answers, by node; one that cannot be read is among the problems."""
     found = {}
     for path in sorted((run.path / "reward_models").glob("*/model.json")):

@@ -27,9 +27,9 @@ from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.budgets import curves
 from rl_lab.reports.estimates import in_scope, mean_estimate, of_scheme, pass_threshold, scoped_items, scopes
-from rl_lab.reports.examinations import Training, reward_table
+from rl_lab.reports.examinations import LearningCurve, reward_table
 from rl_lab.reports.numbers import OVERALL, Row, percent
-from rl_lab.reports.run import BASE, PairSet, RunFolder
+from rl_lab.reports.run import BASE, LoadedRun, PairSet
 from rl_lab.reports.sweep_verdict import EFFECT, judge_variant
 from rl_lab.stats import Array, Spread, mean_interval
 
@@ -68,7 +68,7 @@ class AnswerTruth:
 
     unit = "items"
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: LoadedRun) -> None:
         self.run, self.threshold = run, pass_threshold(run)
 
     def scopes(self) -> Mapping[str, Sequence[Unit]]:
@@ -91,7 +91,7 @@ class EpisodeTruth:
     unit = "episodes"
     threshold = 0.5
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: LoadedRun) -> None:
         self.evaluations = [one for one in run.evaluations if one.method in (BASE, *variant_names(run.config))]
 
     def scopes(self) -> Mapping[str, Sequence[Unit]]:
@@ -134,12 +134,12 @@ def variant_names(config: Row) -> list[str]:
     return [baseline, *(name for name in variant_settings(config) if name != baseline)]
 
 
-def truth_of(run: RunFolder) -> Truth:
+def truth_of(run: LoadedRun) -> Truth:
     """What the run's variants are judged by."""
     return EpisodeTruth(run) if ranks_actions(run.config) else AnswerTruth(run)
 
 
-def is_sweep(run: RunFolder) -> bool:
+def is_sweep(run: LoadedRun) -> bool:
     """Whether the run compares rewards."""
     return bool(run.config.get("sweep"))
 
@@ -156,7 +156,7 @@ def paired(truth: Truth, variant: str, baseline: str, units: Sequence[Unit]) -> 
     return own - theirs
 
 
-def sweep_summary(run: RunFolder) -> Row:
+def sweep_summary(run: LoadedRun) -> Row:
     """Baseline, what was detectable, and every variant with its verdict, categories, flips and alarms."""
     names, truth = variant_names(run.config), truth_of(run)
     return {
@@ -171,7 +171,7 @@ def sweep_summary(run: RunFolder) -> Row:
     }
 
 
-def curve_rows(run: RunFolder) -> dict[str, list[Row]]:
+def curve_rows(run: LoadedRun) -> dict[str, list[Row]]:
     """The truth while training by variant, mean over items and seeds with its 95 % interval; of actions its ends."""
     if ranks_actions(run.config):
         return success_rows(run)
@@ -211,7 +211,7 @@ def _num_units(config: Row) -> int:
     return config["eval"]["episodes"] * len(config["env"]["tasks"]) * len(config["env"]["variants"])
 
 
-def _variant(run: RunFolder, truth: Truth, name: str, baseline: str, compared: int) -> Row:
+def _variant(run: LoadedRun, truth: Truth, name: str, baseline: str, compared: int) -> Row:
     units = truth.scopes()
     row: Row = {
         "variant": name,
@@ -263,13 +263,13 @@ def flips(truth: Truth, variant: str, baseline: str) -> list[Row]:
     ]
 
 
-def failure_texts(run: RunFolder, name: str) -> list[str]:
+def failure_texts(run: LoadedRun, name: str) -> list[str]:
     """What the trainings of a variant said of reward calls that failed, each text once."""
     said = [line["alarm"] for line in run.metrics if line.get("method") == name and "alarm" in line]
     return list(dict.fromkeys(text for text in said if text.startswith(FAILED_CALL)))
 
 
-def variant_alarms(run: RunFolder, name: str) -> list[str]:
+def variant_alarms(run: LoadedRun, name: str) -> list[str]:
     """What the detectors of reward hacking say, with the training seed where there are several."""
     found = []
     for training in (training for training in run.trainings if training.scheme == name):
@@ -279,7 +279,7 @@ def variant_alarms(run: RunFolder, name: str) -> list[str]:
     return found
 
 
-def _course(run: RunFolder, training: Training) -> Course:
+def _course(run: LoadedRun, training: LearningCurve) -> Course:
     """How a training went, as the detectors read it."""
     lines = [line for line in run.metrics if line.get("node") == training.node]
 
@@ -306,7 +306,7 @@ def _disagreement(lines: Sequence[Row]) -> list[float]:
     return [sum(values) / len(values) for values in steps if values]
 
 
-def _last_parts(training: Training) -> dict[str, list[float]]:
+def _last_parts(training: LearningCurve) -> dict[str, list[float]]:
     """Rewards by part of the answers of the last steps; {} where they cannot be read."""
     store = RolloutStore(training.folder)
     try:
@@ -319,7 +319,7 @@ def _last_parts(training: Training) -> dict[str, list[float]]:
     }
 
 
-def success_rows(run: RunFolder) -> dict[str, list[Row]]:
+def success_rows(run: LoadedRun) -> dict[str, list[Row]]:
     """Success of every variant before and after its training, with 95 % intervals; {} without an evaluation of both."""
     truth, steps = EpisodeTruth(run), run.config["optimise"]["steps"]
     units = truth.scopes().get(OVERALL, [])
@@ -337,12 +337,12 @@ def _known(table: Array) -> bool:
     return bool(table.size) and bool((~np.isnan(table)).any(0).all())
 
 
-def ranked_sets(run: RunFolder) -> list[PairSet]:
+def ranked_sets(run: LoadedRun) -> list[PairSet]:
     """The sets of pairs that were made of ranked chunks."""
     return [pairs for pairs in run.pairs if "agreement" in pairs.counts]
 
 
-def ranking_alarms(run: RunFolder, variant: str) -> list[str]:
+def ranking_alarms(run: LoadedRun, variant: str) -> list[str]:
     """What is wrong with a variant's pairs: a reward that points away from progress, or members that disagree."""
     found = []
     for pairs in (pairs for pairs in ranked_sets(run) if pairs.method == variant):

@@ -19,7 +19,7 @@ ResultRow = dict[str, Any]
 
 
 @dataclass
-class Evaluation:
+class EvaluationResult:
     """What came of it."""
 
     rows: list[ResultRow] = field(default_factory=list)
@@ -37,13 +37,13 @@ def evaluate_policy(
     *,
     check_stop: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Evaluation:
+) -> EvaluationResult:
     """Episodes of a published policy by the `env` and `eval` sections; finished units are kept in `scratch`.
 
     RuntimeError with RoboTwin's last reason where it rejects too many seeds.
     """
     groups = evaluation_groups(config, seed)
-    result, total = Evaluation(), sum(wanted for _, wanted in groups)
+    result, total = EvaluationResult(), sum(wanted for _, wanted in groups)
 
     def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
         return actor.evaluate.remote(unit, weights, config.eval.execute)

@@ -17,13 +17,13 @@ from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, StageKind
-from rl_lab.stages.base import BASE_POLICY, SIMULATORS, Training
+from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
 
 MODELS, SEED = "reward", "seed"
 """First part of the names of reward models, and of what the variants of a sweep share."""
 
 
-class RewardModels(StageKind):
+class RewardModelsKind(StageKind):
     """Recorded episodes and the reward models that learn from them; in a sweep every training seed has its own."""
 
     name = "reward_models"
@@ -36,7 +36,7 @@ class RewardModels(StageKind):
             add_models(graph, MODELS)
 
 
-class Record(StageKind):
+class RecordKind(StageKind):
     """Episodes of a policy with their pictures."""
 
     name = "record"
@@ -51,7 +51,7 @@ class Record(StageKind):
         return config.record.episodes, "episodes"
 
 
-class RewardModel(Training):
+class RewardModelKind(TrainingKind):
     """One kind of reward model on recorded episodes, an ensemble of small networks whose memory does not count."""
 
     name = "reward_model"
@@ -75,7 +75,7 @@ class RewardModel(Training):
         return False
 
 
-class Candidates(StageKind):
+class CandidatesKind(StageKind):
     """Several chunks in each of some states of a policy's episodes."""
 
     name = "candidates"
@@ -90,7 +90,7 @@ class Candidates(StageKind):
         return config.candidates.states, "states"
 
 
-class Rank(StageKind):
+class RankKind(StageKind):
     """Preference pairs of sampled chunks."""
 
     name = "rank"

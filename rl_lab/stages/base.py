@@ -15,7 +15,7 @@ BASE_POLICY = ("sft", "policy")
 SECONDS_PER_ANSWER = 0.01
 
 
-class Training(StageKind):
+class TrainingKind(StageKind):
     """A stage of so many steps on batches of rows."""
 
     learns = True

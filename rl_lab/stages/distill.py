@@ -6,9 +6,9 @@ from typing import Any
 
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.graph.expand import Expansion, Model
+from rl_lab.graph.expand import Expansion, ModelRef
 from rl_lab.graph.nodes import StageKind
-from rl_lab.stages.base import BASE_MODEL, ENGINES, Training
+from rl_lab.stages.base import BASE_MODEL, ENGINES, TrainingKind
 
 
 def teacher_config(config: RunConfig) -> RunConfig:
@@ -22,7 +22,7 @@ def _teacher_sections(config: RunConfig) -> dict[str, Any]:
     return {"model": config.teacher.model} | ({} if training is None else {"cold_start": training})
 
 
-class Teacher(StageKind):
+class TeacherKind(StageKind):
     """Another base, with sizes and settings of its own; a node of this kind only for a checkpoint as it is."""
 
     name = "teacher"
@@ -36,7 +36,7 @@ class Teacher(StageKind):
     def expand(self, graph: Expansion, step: Step) -> None:
         """Beside the chain."""
         config = graph.config
-        graph.teacher = graph.newest = Model("teacher", "teacher")
+        graph.teacher = graph.newest = ModelRef("teacher", "teacher")
         kind = "teacher" if config.teacher.training is None else "cold_start"
         inputs = {} if kind == "teacher" else {"questions": "questions"}
         params, labels = graph.params(kind, teacher_config(config)), graph.labels(graph.teacher, None)
@@ -49,7 +49,7 @@ class Teacher(StageKind):
         check_teacher(config)
 
 
-class Distill(Training):
+class DistillKind(TrainingKind):
     """The student answers, the teacher reads, the student learns."""
 
     name = "distill"
@@ -72,7 +72,7 @@ class Distill(Training):
         return config.distill.max_completion_length
 
 
-class Imitate(Training):
+class ImitateKind(TrainingKind):
     """Cross-entropy on the teacher's answers, from where distill starts; not part of the chain."""
 
     name = "imitate"
@@ -87,7 +87,7 @@ class Imitate(Training):
         """Traces of the teacher, then the training."""
         assert graph.teacher is not None
         config, questions, more = graph.config, {"questions": "questions"}, {"replicate": 1}
-        labels = graph.labels(Model("imitate", None), None)
+        labels = graph.labels(ModelRef("imitate", None), None)
         traces = graph.add(
             "imitate.traces",
             "traces",
@@ -100,4 +100,4 @@ class Imitate(Training):
         student = graph.before_distill or graph.head
         inputs = questions | {"traces": traces.name} | student.inputs()
         graph.add("imitate", "imitate", inputs, more=more, **labels)
-        graph.newest = Model("imitate", "imitate")
+        graph.newest = ModelRef("imitate", "imitate")

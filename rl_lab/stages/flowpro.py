@@ -13,13 +13,13 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, Place, StageKind, recording_digest
 from rl_lab.stages.action_rewards import MODELS, add_candidates, add_rank, add_sweep
-from rl_lab.stages.base import BASE_POLICY, SIMULATORS, Training
+from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
 
 EXPERT_ONLY = 0.15
 """Times the seconds of a row, when the prefix is computed once for all steps."""
 
 
-class Demos(StageKind):
+class DemosKind(StageKind):
     """Successful episodes of the scripted expert, or those of files."""
 
     name = "demos"
@@ -52,7 +52,7 @@ def _num_recorded(files: FilesConfig) -> int:
     return len(find_recordings(**files.reading(), image_size=1)[0])
 
 
-class SFT(Training):
+class SFTKind(TrainingKind):
     """Flow matching on the demonstrations, from the configured preset or checkpoint."""
 
     name = "sft"
@@ -62,7 +62,7 @@ class SFT(Training):
     seconds_per_row = 0.005
 
 
-class Given(StageKind):
+class GivenKind(StageKind):
     """The configured checkpoint as the policy that rounds begin with; without the stage sft it takes its place."""
 
     name = "given"
@@ -71,7 +71,7 @@ class Given(StageKind):
     makes = "model"
 
 
-class Evaluate(StageKind):
+class EvaluateKind(StageKind):
     """Success of a policy on the evaluation seeds of every task and variant."""
 
     name = "evaluate"
@@ -104,7 +104,7 @@ class Evaluate(StageKind):
         return config.eval.episodes * len(config.env.tasks) * len(config.env.variants), "episodes"
 
 
-class Collect(StageKind):
+class CollectKind(StageKind):
     """Preference pairs from a policy's failures."""
 
     name = "collect"
@@ -118,7 +118,7 @@ class Collect(StageKind):
         return config.collect.pairs, "pairs"
 
 
-class Optimise(Training):
+class OptimiseKind(TrainingKind):
     """One round of a method on its pairs, older pairs and demonstrations."""
 
     name = "optimise"
@@ -132,7 +132,7 @@ class Optimise(Training):
         return share * super().rows(node, config)
 
 
-class Rounds(StageKind):
+class RoundsKind(StageKind):
     """A repeated block: all rounds of every method, each from the same policy; or the variants of a sweep."""
 
     name = "repeat"

@@ -11,7 +11,7 @@ from typing import Any
 
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.graph.expand import BASE, Expansion, Model
+from rl_lab.graph.expand import BASE, Expansion, ModelRef
 from rl_lab.graph.nodes import Node, StageKind
 
 COMPARED = ("before", "after", "failed_examined")
@@ -38,13 +38,13 @@ class GateKind(StageKind):
         inputs |= before.inputs("policy_before") | after.inputs("policy_after")
         labels = graph.labels(after, step.cycle)
         node = graph.add(f"{after.name}.gate", "gate", inputs, params=params, **labels)
-        graph.head = graph.newest = graph.reference = Model(after.name, node.name, node.name)
+        graph.head = graph.newest = graph.reference = ModelRef(after.name, node.name, node.name)
         if step.gate.otherwise == "stop":
             graph.when = (node.name, True)
         elif step.gate.otherwise != "previous":
             _add_branch(graph, step.gate.otherwise, step.cycle, labels)
 
-    def _compared(self, graph: Expansion) -> tuple[Model, Model]:
+    def _compared(self, graph: Expansion) -> tuple[ModelRef, ModelRef]:
         """The model before and the newest one."""
         if graph.last != "examine":
             raise ValueError("stages: gate needs examine right before it")
@@ -87,10 +87,10 @@ def _add_branch(graph: Expansion, kinds: tuple[str, ...], cycle: int | None, lab
     graph.when, graph.branch = outside, None
     inputs = {"passed": passed.node, "failed": other.node, "failed_examined": other.examined}
     node = graph.add(f"{passed.name}.join", "join", inputs, params={}, **labels)
-    graph.head = graph.newest = graph.reference = Model(passed.name, node.name, node.name)
+    graph.head = graph.newest = graph.reference = ModelRef(passed.name, node.name, node.name)
 
 
-class Join(StageKind):
+class JoinKind(StageKind):
     """The model of whichever branch of a gate ran."""
 
     name = "join"

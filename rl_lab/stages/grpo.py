@@ -8,10 +8,10 @@ from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node
-from rl_lab.stages.base import BASE_MODEL, ENGINES, Training
+from rl_lab.stages.base import BASE_MODEL, ENGINES, TrainingKind
 
 
-class GRPO(Training):
+class GRPOKind(TrainingKind):
     """Reinforcement learning on groups of answers, whose items a curriculum chooses."""
 
     name = "grpo"

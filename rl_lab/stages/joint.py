@@ -14,10 +14,10 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, Place
 from rl_lab.seeding import evaluation_seeds
-from rl_lab.stages.base import BASE_POLICY, ENGINES, SIMULATORS, Training
-from rl_lab.stages.flowpro import SFT, Collect, Evaluate, Optimise
-from rl_lab.stages.grpo import GRPO
-from rl_lab.stages.language import ColdStart
+from rl_lab.stages.base import BASE_POLICY, ENGINES, SIMULATORS, TrainingKind
+from rl_lab.stages.flowpro import CollectKind, EvaluateKind, OptimiseKind, SFTKind
+from rl_lab.stages.grpo import GRPOKind
+from rl_lab.stages.language import ColdStartKind
 
 ISOLATED = ("grpo_alone", "rpro_alone")
 
@@ -27,7 +27,7 @@ def arms(config: RunConfig) -> list[str]:
     return [name for arm in config.joint.arms for name in (ISOLATED if arm == "isolated" else (arm,))]
 
 
-class WarmStart(Training):
+class WarmStartKind(TrainingKind):
     """Imitation of worked solutions and of demonstrations, interleaved: a policy with both skills to begin with."""
 
     name = "warm_start"
@@ -47,11 +47,11 @@ class WarmStart(Training):
 
     def work_seconds(self, node: Node, config: RunConfig) -> float:
         """Of both."""
-        parts = ((config.cold_start, ColdStart), (config.sft, SFT))
+        parts = ((config.cold_start, ColdStartKind), (config.sft, SFTKind))
         return sum(part.steps * part.batch_size * kind.seconds_per_row for part, kind in parts)
 
 
-class Joint(Training):
+class JointKind(TrainingKind):
     """One arm: GRPO and RPRO on one learner."""
 
     name = "joint"
@@ -112,14 +112,14 @@ class Joint(Training):
         turns, joint = _turns(node, config), config.joint
         scenes = len(config.env.tasks) * len(config.env.variants)
         exams = 1 + sum(turns.values()) / joint.exam_every
-        seconds = exams * joint.exam_episodes * scenes * Evaluate.seconds_per_unit
+        seconds = exams * joint.exam_episodes * scenes * EvaluateKind.seconds_per_unit
         if "grpo" in turns:
             rows = turns["grpo"] * config.curriculum.batch_size * config.grpo.num_generations
-            seconds += rows * GRPO.seconds_per_row
+            seconds += rows * GRPOKind.seconds_per_row
         if "rpro" in turns:
             rows = joint.rounds * config.optimise.steps * config.optimise.batch_size
             pairs = joint.rounds * config.collect.pairs
-            seconds += rows * Optimise.seconds_per_row + pairs * Collect.seconds_per_unit
+            seconds += rows * OptimiseKind.seconds_per_row + pairs * CollectKind.seconds_per_unit
         return seconds
 
 

@@ -15,29 +15,29 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.stage import Stage
-from rl_lab.stages.action_rewards import Candidates, Rank, Record, RewardModel, RewardModels
-from rl_lab.stages.distill import Distill, Imitate, Teacher
-from rl_lab.stages.flowpro import SFT, Collect, Demos, Evaluate, Given, Optimise, Rounds
-from rl_lab.stages.gate import GateKind, Join
-from rl_lab.stages.grpo import GRPO
-from rl_lab.stages.joint import Joint, WarmStart
-from rl_lab.stages.language import ColdStart, Development, Examine, Questions
-from rl_lab.stages.outcome import OutcomeLabels, OutcomeMember, OutcomeModel
-from rl_lab.stages.report import Report
-from rl_lab.stages.rft import RFT, Traces
+from rl_lab.stages.action_rewards import CandidatesKind, RankKind, RecordKind, RewardModelKind, RewardModelsKind
+from rl_lab.stages.distill import DistillKind, ImitateKind, TeacherKind
+from rl_lab.stages.flowpro import CollectKind, DemosKind, EvaluateKind, GivenKind, OptimiseKind, RoundsKind, SFTKind
+from rl_lab.stages.gate import GateKind, JoinKind
+from rl_lab.stages.grpo import GRPOKind
+from rl_lab.stages.joint import JointKind, WarmStartKind
+from rl_lab.stages.language import ColdStartKind, DevelopmentKind, ExamineKind, QuestionsKind
+from rl_lab.stages.outcome import OutcomeLabelsKind, OutcomeMemberKind, OutcomeModelKind
+from rl_lab.stages.report import ReportKind
+from rl_lab.stages.rft import RFTKind, TracesKind
 
 KINDS = {
     kind.name: kind
     for kind in (
-        *(Demos(), SFT(), Given(), Rounds(), Collect(), Optimise(), Evaluate()),
-        *(RewardModels(), Record(), RewardModel(), Candidates(), Rank()),
-        *(Questions(), Development(), ColdStart(), Examine(), GRPO()),
-        *(Traces(), RFT()),
-        *(OutcomeLabels(), OutcomeMember(), OutcomeModel()),
-        *(Teacher(), Distill(), Imitate()),
-        *(GateKind(), Join()),
-        *(WarmStart(), Joint()),
-        Report(),
+        *(DemosKind(), SFTKind(), GivenKind(), RoundsKind(), CollectKind(), OptimiseKind(), EvaluateKind()),
+        *(RewardModelsKind(), RecordKind(), RewardModelKind(), CandidatesKind(), RankKind()),
+        *(QuestionsKind(), DevelopmentKind(), ColdStartKind(), ExamineKind(), GRPOKind()),
+        *(TracesKind(), RFTKind()),
+        *(OutcomeLabelsKind(), OutcomeMemberKind(), OutcomeModelKind()),
+        *(TeacherKind(), DistillKind(), ImitateKind()),
+        *(GateKind(), JoinKind()),
+        *(WarmStartKind(), JointKind()),
+        ReportKind(),
     )
 }
 

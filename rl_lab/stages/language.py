@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.graph.expand import BASE, Expansion, Model
+from rl_lab.graph.expand import BASE, Expansion, ModelRef
 from rl_lab.graph.nodes import Node, StageKind
-from rl_lab.stages.base import BASE_MODEL, ENGINES, SECONDS_PER_ANSWER, SIMULATORS, Training
+from rl_lab.stages.base import BASE_MODEL, ENGINES, SECONDS_PER_ANSWER, SIMULATORS, TrainingKind
 from rl_lab.stages.distill import teacher_config
 
 
-class Questions(StageKind):
+class QuestionsKind(StageKind):
     """The questions of the pool, those of the cold start and the held-out ones, generated or from files."""
 
     name = "questions"
@@ -43,7 +43,7 @@ class Questions(StageKind):
         return questions.train + questions.cold_start + questions.held_out, "questions"
 
 
-class Development(StageKind):
+class DevelopmentKind(StageKind):
     """The questions that gates decide on, and joint runs examine on the way."""
 
     name = "development"
@@ -62,7 +62,7 @@ class Development(StageKind):
         return config.questions.development, "questions"
 
 
-class ColdStart(Training):
+class ColdStartKind(TrainingKind):
     """Imitation of worked solutions."""
 
     name = "cold_start"
@@ -73,10 +73,10 @@ class ColdStart(Training):
     def expand(self, graph: Expansion, step: Step) -> None:
         """The base of everything that follows."""
         graph.add("cold_start", "cold_start", {"questions": "questions"})
-        graph.base = graph.head = graph.newest = Model(BASE, "cold_start")
+        graph.base = graph.head = graph.newest = ModelRef(BASE, "cold_start")
 
 
-class Examine(StageKind):
+class ExamineKind(StageKind):
     """Answers to all held-out questions, scored."""
 
     name = "examine"

@@ -11,11 +11,11 @@ from rl_lab.errors import UserError
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import StageKind
 from rl_lab.records.rollouts import QUESTIONS_FILE, stores
-from rl_lab.stages.base import BASE_MODEL, Training
+from rl_lab.stages.base import BASE_MODEL, TrainingKind
 from rl_lab.stages.rft import check_traces
 
 
-class OutcomeLabels(StageKind):
+class OutcomeLabelsKind(StageKind):
     """Labelled answers of a finished run, or of the traces of this one, beside their questions."""
 
     name = "outcome_labels"
@@ -25,7 +25,7 @@ class OutcomeLabels(StageKind):
     seconds_per_unit = 5.0
 
 
-class OutcomeMember(Training):
+class OutcomeMemberKind(TrainingKind):
     """One member, which starts from the newest model."""
 
     name = "outcome_member"
@@ -38,7 +38,7 @@ class OutcomeMember(Training):
         return config.outcome.classifier is None
 
 
-class OutcomeModel(StageKind):
+class OutcomeModelKind(StageKind):
     """The members, calibrated and examined; not part of the chain."""
 
     name = "outcome_model"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rl_lab.graph.nodes import StageKind
 
 
-class Report(StageKind):
+class ReportKind(StageKind):
     """Films, summary and page of the run folder."""
 
     name = "report"

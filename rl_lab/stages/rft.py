@@ -7,10 +7,10 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, StageKind
-from rl_lab.stages.base import BASE_MODEL, ENGINES, SECONDS_PER_ANSWER, Training
+from rl_lab.stages.base import BASE_MODEL, ENGINES, SECONDS_PER_ANSWER, TrainingKind
 
 
-class Traces(StageKind):
+class TracesKind(StageKind):
     """Traces of a policy for the questions of the pool, and which of them are kept."""
 
     name = "traces"
@@ -25,7 +25,7 @@ class Traces(StageKind):
         return (config.traces.items or config.questions.train) * config.traces.samples, "answers"
 
 
-class RFT(Training):
+class RFTKind(TrainingKind):
     """Cross-entropy on the kept traces."""
 
     name = "rft"

@@ -55,7 +55,7 @@ class SequenceClassifier(nn.Module):
         return SimpleNamespace(logits=outcome_scores(model, self.head, answers)[:, None])
 
 
-class Collator:
+class PairCollator:
     """Numbers of a step's pairs to the answers of both sides."""
 
     def __init__(self, batches: Batches) -> None:
@@ -82,7 +82,10 @@ def train_outcome(
     model = SequenceClassifier(start, head)
     rows = [row for step in order for row in step]
     tokenised = {"pair": rows, "chosen_ids": [[0]] * len(rows), "rejected_ids": [[0]] * len(rows)}
-    given = {"data_collator": Collator(batches), "optimizers": optimizers(model, model.parameter_groups(), settings)}
+    given = {
+        "data_collator": PairCollator(batches),
+        "optimizers": optimizers(model, model.parameter_groups(), settings),
+    }
     _train(model, start.processor.tokenizer, tokenised, order, settings, log, **given)
 
 

@@ -27,7 +27,7 @@ Batches = Callable[[list[int]], TokenBatch]
 """The batch of rows by their numbers."""
 
 
-class Collator:
+class SFTCollator:
     """Numbers of a step's rows to the model's inputs and labels.
 
     TRL's collator for images renders and pads in its own way; here both backends read the same batch.
@@ -89,7 +89,7 @@ def train_sft(
                 dataset_kwargs={"skip_prepare_dataset": True},
                 **common_arguments(settings, len(order), sizes.pop()),
             ),
-            data_collator=Collator(batches),
+            data_collator=SFTCollator(batches),
             train_dataset=Dataset.from_dict({"row": [row for rows in order for row in rows]}),
             processing_class=start.processor,
             optimizers=optimizers(model, model.parameter_groups(), settings),

@@ -12,7 +12,7 @@ from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
 from algos.rft import RFTOptions
 from rewards.config import JudgeConfig, RewardConfig
-from rl_lab.config.language import GRPO, Curriculum, Rewards, Select
+from rl_lab.config.language import Curriculum, GRPOSection, Rewards, Select
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
 from rl_lab.errors import UserError
@@ -21,7 +21,7 @@ from tests.support.experiments import write_small
 
 CHECKED_BY_HAND = {"tasks", "variants", "controls", "stages"}
 """Lists that may be empty, or say better what must be in them."""
-LEAVES = {CurriculumOptions: Curriculum, GRPOOptions: GRPO, RFTOptions: Select, RewardConfig: Rewards}
+LEAVES = {CurriculumOptions: Curriculum, GRPOOptions: GRPOSection, RFTOptions: Select, RewardConfig: Rewards}
 JUDGE = {"base_url": "http://localhost/v1", "model": "m"}
 
 

@@ -9,7 +9,7 @@ import pytest
 from rl_lab.errors import UserError
 from rl_lab.reports.budgets import at_equal_budget, curves, make_curve, tokens_needed
 from rl_lab.reports.estimates import plain
-from rl_lab.reports.examinations import ItemResult, Training, read_examination, read_training
+from rl_lab.reports.examinations import ItemResult, LearningCurve, read_examination, read_training
 from rl_lab.reports.numbers import find
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
@@ -32,7 +32,7 @@ def run_of(path, examinations, config="name: by hand\n"):
 
 def training(places, rewards, scheme="uniform", replicate=1):
     places = np.array(places, float)
-    return Training(
+    return LearningCurve(
         f"{scheme}.{replicate}.grpo", scheme, replicate, None, places, 100 * places, np.array(rewards, float)
     )
 

@@ -222,7 +222,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_observation_is_one_line_and_the_connection_goes_on(port, name):
     change, words = BAD[name]
-    connection = client().Connection(port, 60)
+    connection = client().PolicyClient(port, 60)
     with pytest.raises(RuntimeError, match=words) as caught:
         connection.ask("act", **(GOOD | change))
     assert "\n" not in str(caught.value)
@@ -230,7 +230,7 @@ def test_a_bad_observation_is_one_line_and_the_connection_goes_on(port, name):
 
 
 def test_images_of_a_camera_are_scaled_as_the_simulators_are(port):
-    connection = client().Connection(port, 60)
+    connection = client().PolicyClient(port, 60)
     wide = np.zeros((3, 3, 48, 64, 3), np.uint8) + 90
     square = np.zeros((3, 3, 64, 64, 3), np.uint8)
     square[:, :, 8:56] = 90
@@ -239,7 +239,7 @@ def test_images_of_a_camera_are_scaled_as_the_simulators_are(port):
 
 
 def test_other_versions_methods_and_bytes_are_refused(port):
-    connection = client().Connection(port, 60)
+    connection = client().PolicyClient(port, 60)
     with pytest.raises(RuntimeError, match="the client speaks version 9, this server 1"):
         connection.ask("hello", version=9)
     with pytest.raises(RuntimeError, match="the client speaks version array[^\n]*again$"):
@@ -261,9 +261,9 @@ def test_a_request_larger_than_an_observation_is_refused_in_one_line_and_not_buf
             assert message == f"frame of {header} + {body} bytes is over {1 << 16} + {largest}"
             assert other.recv(1) == b""
     with pytest.raises(RuntimeError, match="^rl_lab.serve: frame of [^\n]*$"):
-        client().Connection(port, 60).ask("act", **(GOOD | {"images": np.zeros((3, 3, 1200, 1920, 3), np.uint8)}))
+        client().PolicyClient(port, 60).ask("act", **(GOOD | {"images": np.zeros((3, 3, 1200, 1920, 3), np.uint8)}))
     large = np.zeros((3, 3, 1080, 1920, 3), np.uint8)
-    assert client().Connection(port, 60).ask("act", **(GOOD | {"images": large}))["chunk"].shape == (6, 16)
+    assert client().PolicyClient(port, 60).ask("act", **(GOOD | {"images": large}))["chunk"].shape == (6, 16)
 
 
 def test_clients_have_a_number_and_slow_ones_an_end(checkpoint, monkeypatch):
@@ -272,12 +272,12 @@ def test_clients_have_a_number_and_slow_ones_an_end(checkpoint, monkeypatch):
     with served(checkpoint) as port:
         others = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(MAX_CLIENTS)]
         with pytest.raises(RuntimeError, match="^rl_lab.serve: this server has 16 clients already; end one"):
-            client().Connection(port, 60)
+            client().PolicyClient(port, 60)
         others[0].sendall(protocol.MAGIC)
         for other in others:
             assert other.recv(1) == b"", "neither an idle client nor half a request is waited for"
             other.close()
-        assert client().Connection(port, 60).hello["commands"] == 6
+        assert client().PolicyClient(port, 60).hello["commands"] == 6
 
 
 @pytest.mark.parametrize("request_id", [None, "1", 1.5, {"__x": 1}, [[]]])
@@ -317,6 +317,6 @@ def test_a_chunk_that_no_arm_may_be_sent_to_is_refused_and_not_sent(checkpoint, 
     stats = ActionStats.find(broken)
     replace(stats, action_mean=stats.action_mean * 1e4).save(broken / STATS_FILE)
     with served(broken) as port:
-        connection = client().Connection(port, 60)
+        connection = client().PolicyClient(port, 60)
         with pytest.raises(Exception, match=r"must not act: command 0 is refused: its left gripper .number 7. is "):
             connection.ask("act", **GOOD)

@@ -16,7 +16,7 @@ from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart, interval_bar
 from rl_lab.reports.pages.markup import Cell, Markup, estimate_text, macros, parts
-from rl_lab.reports.run import BASE, EpisodeResult, RunFolder, label, parse_node
+from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, label, parse_node
 from rl_lab.stats import EPISODE_METHODS
 
 ACTIONS = macros("actions")
@@ -157,7 +157,7 @@ def outcome(episode: EpisodeResult) -> tuple[bool, str, int]:
     return True, episode.failure or "timeout", episode.stage
 
 
-def failure_modes(run: RunFolder) -> Markup:
+def failure_modes(run: LoadedRun) -> Markup:
     """How episodes ended: one row a failure and stage reached, one column a policy."""
     if not run.evaluations:
         return Markup("")
@@ -186,7 +186,7 @@ def _picture(path: Path) -> str:
     return "data:image/webp;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _policy(run: RunFolder, node: str) -> str:
+def _policy(run: LoadedRun, node: str) -> str:
     """Readable name of the policy that a node trained: method and round, or variant and training seed."""
     method, number = parse_node(node)
     if run.config.get("sweep"):
@@ -194,7 +194,7 @@ def _policy(run: RunFolder, node: str) -> str:
     return label(BASE if method == "sft" else method, number)
 
 
-def _video(run: RunFolder, folder: Path, record: Record) -> Markup:
+def _video(run: LoadedRun, folder: Path, record: Record) -> Markup:
     """One episode under both policies."""
     sides = []
     for side in SIDES:
@@ -204,7 +204,7 @@ def _video(run: RunFolder, folder: Path, record: Record) -> Markup:
     return ACTIONS.video(f"{record.get('task')}, {record.get('variant')}, seed {record.get('seed')}", sides)
 
 
-def _playable(run: RunFolder) -> Iterator[tuple[Path, Record]]:
+def _playable(run: LoadedRun) -> Iterator[tuple[Path, Record]]:
     """Folder and line of every recorded episode whose files are there; of the others a problem of the run."""
     for folder, index in run.videos:
         for record in index:
@@ -215,7 +215,7 @@ def _playable(run: RunFolder) -> Iterator[tuple[Path, Record]]:
                 run.problems.append(f"a video listed in {folder.name} is missing")
 
 
-def filmed(run: RunFolder, budget: int = VIDEO_BUDGET_BYTES) -> list[tuple[str, Markup]]:
+def filmed(run: LoadedRun, budget: int = VIDEO_BUDGET_BYTES) -> list[tuple[str, Markup]]:
     """Name of the folder and both films of each recorded episode, within the budget of bytes."""
     shown, used = [], 0
     for folder, record in _playable(run):
@@ -226,7 +226,7 @@ def filmed(run: RunFolder, budget: int = VIDEO_BUDGET_BYTES) -> list[tuple[str, 
     return shown
 
 
-def videos(run: RunFolder) -> Markup:
+def videos(run: LoadedRun) -> Markup:
     """Episodes that went from failure to success."""
     count = sum(len(index) for _, index in run.videos)
     if not count:

@@ -26,7 +26,7 @@ from rl_lab.reports.estimates import (
 from rl_lab.reports.examinations import reward_table
 from rl_lab.reports.numbers import Row, p_text, reward
 from rl_lab.reports.pages.markup import Cell, document, estimate_text, parts
-from rl_lab.reports.run import BASE, Evaluation, RunFolder, label
+from rl_lab.reports.run import BASE, Evaluation, LoadedRun, label
 from rl_lab.stats import REWARD_METHOD
 from rl_lab.terminal import columns
 
@@ -45,14 +45,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def config_differences(run: RunFolder, other: RunFolder) -> list[tuple[str, Any, Any]]:
+def config_differences(run: LoadedRun, other: LoadedRun) -> list[tuple[str, Any, Any]]:
     """Dotted keys whose values differ, with both values; None where a run has no such key."""
     first, second = flatten(run.config), flatten(other.config)
     keys = dict.fromkeys([*first, *second])
     return [(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)]
 
 
-def stage_differences(run: RunFolder, other: RunFolder) -> list[tuple[str, str, Any, Any]]:
+def stage_differences(run: LoadedRun, other: LoadedRun) -> list[tuple[str, str, Any, Any]]:
     """(name, how it differs, seconds, other's seconds) of every stage but the reports."""
     first, second = ({s["name"]: s for s in r.stages if s.get("kind") != "report"} for r in (run, other))
     rows = []
@@ -66,13 +66,13 @@ def stage_differences(run: RunFolder, other: RunFolder) -> list[tuple[str, str, 
     return rows
 
 
-def is_repetition(run: RunFolder, other: RunFolder) -> bool:
+def is_repetition(run: LoadedRun, other: LoadedRun) -> bool:
     """Whether runs on episodes differ in the training seed and in nothing else that matters."""
     keys = {key for key, _, _ in config_differences(run, other)}
     return bool(run.evaluations) and "seed" in keys and keys <= set(REPEATED)
 
 
-def over_seeds(runs: Sequence[RunFolder]) -> list[Row]:
+def over_seeds(runs: Sequence[LoadedRun]) -> list[Row]:
     """Success of each method and round over training seeds: every value, mean and standard deviation (n - 1)."""
     rates: dict[tuple[str, int], list[float]] = {}
     for run in runs:
@@ -85,7 +85,7 @@ def over_seeds(runs: Sequence[RunFolder]) -> list[Row]:
     ]
 
 
-def _warnings(run: RunFolder, other: RunFolder) -> list[str]:
+def _warnings(run: LoadedRun, other: LoadedRun) -> list[str]:
     """What weakens the comparison."""
     keys = [key for key, _, _ in config_differences(run, other) if key.startswith(SCENE)]
     lines = [f"{', '.join(keys)} differ: the same seed may not be the same test."] if keys else []
@@ -135,7 +135,7 @@ class Pairing:
     """How to read it."""
 
 
-def matched_policies(run: RunFolder, other: RunFolder) -> list[tuple[Evaluation, Evaluation]]:
+def matched_policies(run: LoadedRun, other: LoadedRun) -> list[tuple[Evaluation, Evaluation]]:
     """What is compared: the bases, each shared method after the last round both have, and the methods under test."""
     common = [method for method in [BASE, *run.methods] if method == BASE or method in other.methods]
     rounds = [min(run.last_round(method), other.last_round(method)) for method in common]
@@ -146,7 +146,7 @@ def matched_policies(run: RunFolder, other: RunFolder) -> list[tuple[Evaluation,
     return [(first, second) for first, second in found if first and second]
 
 
-def episode_pairs(run: RunFolder, other: RunFolder) -> Iterator[Pair]:
+def episode_pairs(run: LoadedRun, other: LoadedRun) -> Iterator[Pair]:
     """Success on the shared episodes."""
     for first, second in matched_policies(run, other):
         keys = {e.key for e in first.episodes} & {e.key for e in second.episodes}
@@ -157,7 +157,7 @@ def episode_pairs(run: RunFolder, other: RunFolder) -> Iterator[Pair]:
             yield Pair(here, there, gain(*sides, over=there)[0], means, whole)
 
 
-def _matched_schemes(run: RunFolder, other: RunFolder) -> list[tuple[str, str]]:
+def _matched_schemes(run: LoadedRun, other: LoadedRun) -> list[tuple[str, str]]:
     """The base and every shared scheme; the first schemes of both if they share none."""
     pairs = [(scheme, scheme) for scheme in examined(run) if scheme in examined(other)]
     if run.schemes and other.schemes and not set(run.schemes) & set(other.schemes):
@@ -165,7 +165,7 @@ def _matched_schemes(run: RunFolder, other: RunFolder) -> list[tuple[str, str]]:
     return pairs
 
 
-def question_pairs(run: RunFolder, other: RunFolder) -> Iterator[Pair]:
+def question_pairs(run: LoadedRun, other: LoadedRun) -> Iterator[Pair]:
     """Final held-out reward on the shared questions and replicates."""
     for here, there in _matched_schemes(run, other):
         sides = shared_replicates(of_scheme(run, here), of_scheme(other, there))
@@ -191,7 +191,7 @@ def _question_cells(pair: Pair) -> list[str]:
     return [pair.here, pair.there, str(gain.n), str(gain.replicates), *rewards, cell(gain)]
 
 
-def pair_runs(run: RunFolder, other: RunFolder) -> Pairing:
+def pair_runs(run: LoadedRun, other: LoadedRun) -> Pairing:
     """Paired differences of success. UserError if no episode is shared."""
     pairs = list(episode_pairs(run, other))
     if not pairs:
@@ -207,7 +207,7 @@ def pair_runs(run: RunFolder, other: RunFolder) -> Pairing:
     return Pairing(EPISODE_HEAD, rows, marked, reading)
 
 
-def pair_questions(run: RunFolder, other: RunFolder) -> Pairing:
+def pair_questions(run: LoadedRun, other: LoadedRun) -> Pairing:
     """Paired differences of held-out reward. UserError if no question is shared."""
     pairs = list(question_pairs(run, other))
     if not pairs:
@@ -220,7 +220,7 @@ def pair_questions(run: RunFolder, other: RunFolder) -> Pairing:
     return Pairing(QUESTION_HEAD, rows, marked, reading)
 
 
-def find_pairing(run: RunFolder, other: RunFolder) -> Pairing:
+def find_pairing(run: LoadedRun, other: LoadedRun) -> Pairing:
     """What both runs were tested on. UserError if that is nothing."""
     if bool(run.examinations) != bool(other.examinations):
         first, second = (run, other) if run.examinations else (other, run)
@@ -228,7 +228,7 @@ def find_pairing(run: RunFolder, other: RunFolder) -> Pairing:
     return pair_questions(run, other) if run.examinations else pair_runs(run, other)
 
 
-def comparison_lines(run: RunFolder, other: RunFolder) -> str:
+def comparison_lines(run: LoadedRun, other: LoadedRun) -> str:
     """The comparison for the terminal."""
     parts = [f"here: {run.path}\nthere: {other.path}", *_warnings(run, other)]
     pairing = find_pairing(run, other)
@@ -242,7 +242,7 @@ def comparison_lines(run: RunFolder, other: RunFolder) -> str:
     return "\n\n".join(parts)
 
 
-def write_comparison(run: RunFolder, other: RunFolder) -> Path:
+def write_comparison(run: LoadedRun, other: LoadedRun) -> Path:
     """Write `compare-<other>.html` into the folder of `run`, whole or not at all. UserError if nothing is shared."""
     pairing = find_pairing(run, other)
     stages = [[name, Cell(how, "left"), *rest] for name, how, *rest in map(_stage_cells, stage_differences(run, other))]

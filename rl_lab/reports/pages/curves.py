@@ -8,7 +8,7 @@ from rl_lab.files import Record
 from rl_lab.reports.metrics import HEADER, curve, define, is_finite
 from rl_lab.reports.pages.charts import Axis, Series, chart
 from rl_lab.reports.pages.markup import Markup, macros, parts
-from rl_lab.reports.run import RunFolder, label
+from rl_lab.reports.run import LoadedRun, label
 
 CURVES = macros("curves")
 GROUPS = {
@@ -45,7 +45,7 @@ def _css(name: str) -> str:
     return CSS.get(name) or CSS.get(name.split("/")[-1].removesuffix("_reference"), "c0")
 
 
-def training_nodes(run: RunFolder) -> dict[str, list[str]]:
+def training_nodes(run: LoadedRun) -> dict[str, list[str]]:
     """Method (or the node's name outside the rounds) -> nodes that logged values, in order of their rounds.
 
     Trainings with replicates are no rounds of one another; see `language_curves`. Of a sweep over rankings of actions
@@ -68,7 +68,7 @@ def logged_values(records: Sequence[Record], nodes: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(k for row in rows for k, v in row.items() if k not in HEADER and is_finite(v)))
 
 
-def offsets(run: RunFolder, nodes: Sequence[str]) -> dict[str, float]:
+def offsets(run: LoadedRun, nodes: Sequence[str]) -> dict[str, float]:
     """Optimiser steps of all earlier nodes, by node."""
     found, total = {}, 0.0
     for node in nodes:
@@ -77,7 +77,7 @@ def offsets(run: RunFolder, nodes: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _series(run: RunFolder, nodes: Sequence[str], name: str) -> list[Series]:
+def _series(run: LoadedRun, nodes: Sequence[str], name: str) -> list[Series]:
     """One metric against the steps since the first node began, a line of its own for each node."""
     found = []
     for node, offset in offsets(run, nodes).items():
@@ -86,7 +86,7 @@ def _series(run: RunFolder, nodes: Sequence[str], name: str) -> list[Series]:
     return found
 
 
-def metric_chart(run: RunFolder, title: str, nodes: Sequence[str], names: Sequence[str], y_label: str) -> Markup:
+def metric_chart(run: LoadedRun, title: str, nodes: Sequence[str], names: Sequence[str], y_label: str) -> Markup:
     """A chart of some metrics of a chain of nodes; nothing if none of them was logged."""
     series = [line for name in names for line in _series(run, nodes, name)]
     starts = list(offsets(run, nodes).items())
@@ -97,7 +97,7 @@ def metric_chart(run: RunFolder, title: str, nodes: Sequence[str], names: Sequen
     return chart(title, series, Axis("optimiser step"), y_axis, separators=separators, definitions=definitions)
 
 
-def _grouped(run: RunFolder, nodes: Sequence[str]) -> list[Markup]:
+def _grouped(run: LoadedRun, nodes: Sequence[str]) -> list[Markup]:
     """The charts of `GROUPS` that have something to draw."""
     known = logged_values(run.metrics, nodes)
     if "flow/probe" not in known:  # then `flow/loss` is `loss`
@@ -110,14 +110,14 @@ def _grouped(run: RunFolder, nodes: Sequence[str]) -> list[Markup]:
     return [drawn for drawn in charts if drawn]
 
 
-def _rest(run: RunFolder, nodes: Sequence[str]) -> list[Markup]:
+def _rest(run: LoadedRun, nodes: Sequence[str]) -> list[Markup]:
     """Every other logged value, each in a chart of its own."""
     drawn = {name for names in GROUPS.values() for name in names} | set(REWARDS)
     names = [name for name in logged_values(run.metrics, nodes) if name not in drawn]
     return [metric_chart(run, name, nodes, [name], name) for name in names]
 
 
-def rewards(run: RunFolder) -> Markup:
+def rewards(run: LoadedRun) -> Markup:
     """Implicit rewards of winner and loser of every method that has them."""
     charts = []
     for method, nodes in training_nodes(run).items():
@@ -128,7 +128,7 @@ def rewards(run: RunFolder) -> Markup:
     return CURVES.rewards(charts)
 
 
-def chain(run: RunFolder, method: str, nodes: Sequence[str]) -> Markup:
+def chain(run: LoadedRun, method: str, nodes: Sequence[str]) -> Markup:
     """All charts of a chain of nodes; a single one takes half the width."""
     return CURVES.chain(label(method), _grouped(run, nodes), _rest(run, nodes))
 
@@ -138,7 +138,7 @@ def glossary(names: Sequence[str]) -> Markup:
     return CURVES.glossary([(parts.code(name), define(name) or "not defined") for name in names])
 
 
-def learning_curves(run: RunFolder) -> Markup:
+def learning_curves(run: LoadedRun) -> Markup:
     """Losses of SFT and of every method, and the definition of every logged value."""
     chains = training_nodes(run)
     if not chains:

@@ -18,7 +18,7 @@ from rl_lab.reports.numbers import Row
 from rl_lab.reports.pages.charts import Axis, Series, chart
 from rl_lab.reports.pages.held_out import curve_series
 from rl_lab.reports.pages.markup import Markup, estimate_text, macros, minus, parts
-from rl_lab.reports.run import RunFolder
+from rl_lab.reports.run import LoadedRun
 
 NAMES = {
     STUDENT: "student, before",
@@ -61,7 +61,7 @@ def models_table(row: Row) -> Markup:
     return parts.table(head, rows, "Teacher, student, and both ways to learn", "numbers stacked")
 
 
-def curves_chart(run: RunFolder, row: Row) -> Markup:
+def curves_chart(run: LoadedRun, row: Row) -> Markup:
     """Held-out reward of both over tokens, between the student's and the teacher's."""
     curves = reward_curves(run)
     if not curves:
@@ -80,7 +80,7 @@ def seconds_line(row: Row) -> str:
     return "Seconds of their stages: " + ", ".join(f"{name} {seconds[key]:,.0f}" for name, key in parts.items()) + "."
 
 
-def distillation_section(run: RunFolder, row: Row | None) -> Markup:
+def distillation_section(run: LoadedRun, row: Row | None) -> Markup:
     """All of it, or nothing for a run without teacher and student."""
     if row is None:
         return Markup("")

@@ -11,7 +11,7 @@ from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD, Estimate
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, reward, share, signed
 from rl_lab.reports.pages.charts import Axis, Series, chart, interval_bar
 from rl_lab.reports.pages.markup import Markup, Tile, estimate_text, macros, minus, parts
-from rl_lab.reports.run import BASE, RunFolder, label
+from rl_lab.reports.run import BASE, LoadedRun, label
 
 LANGUAGE = macros("language")
 
@@ -136,7 +136,7 @@ def curve_series(curve: Curve, css: str, name: str | None = None) -> Series:
     return Series(name or label(curve.scheme), x, y, css, band=(low.tolist(), high.tolist()))
 
 
-def reward_charts(run: RunFolder) -> Markup:
+def reward_charts(run: LoadedRun) -> Markup:
     """Held-out reward against steps and against tokens."""
     css, charts = scheme_colours(run.schemes), []
     for axis, name in (("steps", "optimiser step"), ("tokens", "completion tokens generated for training")):
@@ -175,7 +175,7 @@ def budget_table(summary: Row) -> Markup:
     return parts.table(head, rows, "At equal budgets", "numbers stacked")
 
 
-def schemes_section(run: RunFolder, summary: Row) -> Markup:
+def schemes_section(run: LoadedRun, summary: Row) -> Markup:
     """Held-out reward while training; with several schemes also what the same steps and tokens bought. Or nothing."""
     charts = reward_charts(run)
     if not charts:

@@ -16,7 +16,7 @@ from rl_lab.reports.pages.charts import Axis, Series, band_columns, band_legend,
 from rl_lab.reports.pages.curves import CURVES, chain, glossary, logged_values, training_nodes
 from rl_lab.reports.pages.held_out import COLOURS, scheme_colours
 from rl_lab.reports.pages.markup import Cell, Markup, parts
-from rl_lab.reports.run import RunFolder, label
+from rl_lab.reports.run import LoadedRun, label
 
 COMPARED = {
     "Reward of sampled answers": ("reward", ("reward/mean",)),
@@ -43,11 +43,11 @@ SPLIT = {
 FAMILIES = ("pool/", "pool_flow/", "reward_failures/", *(family for _, family, _ in SPLIT.values()))
 
 
-def _nodes(run: RunFolder, scheme: str) -> list[str]:
+def _nodes(run: LoadedRun, scheme: str) -> list[str]:
     return [training.node for training in run.trainings if training.scheme == scheme]
 
 
-def over_replicates(run: RunFolder, nodes: Sequence[str], name: str) -> dict[int, list[float]]:
+def over_replicates(run: LoadedRun, nodes: Sequence[str], name: str) -> dict[int, list[float]]:
     """Values of a metric by step, one of each replicate that logged it there."""
     found: dict[int, list[float]] = {}
     for node in nodes:
@@ -56,7 +56,7 @@ def over_replicates(run: RunFolder, nodes: Sequence[str], name: str) -> dict[int
     return dict(sorted(found.items()))
 
 
-def _series(run: RunFolder, nodes: Sequence[str], name: str, title: str, css: str, dashed: bool = False) -> Series:
+def _series(run: LoadedRun, nodes: Sequence[str], name: str, title: str, css: str, dashed: bool = False) -> Series:
     values = over_replicates(run, nodes, name)
     x, y = list(values), [float(np.mean(v)) for v in values.values()]
     band = ([min(v) for v in values.values()], [max(v) for v in values.values()])
@@ -67,7 +67,7 @@ def _axis(unit: str) -> Axis:
     return Axis(unit, (0, 1) if unit == "share" else None)
 
 
-def compared(run: RunFolder) -> Markup:
+def compared(run: LoadedRun) -> Markup:
     """One chart a quantity, one line a scheme."""
     css, charts = scheme_colours(run.schemes), []
     for title, (unit, names) in COMPARED.items():
@@ -84,7 +84,7 @@ def compared(run: RunFolder) -> Markup:
     return parts.charts(charts)
 
 
-def _split(run: RunFolder, nodes: Sequence[str], title: str, known: Sequence[str]) -> Markup:
+def _split(run: LoadedRun, nodes: Sequence[str], title: str, known: Sequence[str]) -> Markup:
     """The members of one family of metrics as lines of one chart."""
     unit, family, without = SPLIT[title]
     names = [name for name in known if name.startswith(family) and name not in without]
@@ -95,7 +95,7 @@ def _split(run: RunFolder, nodes: Sequence[str], title: str, known: Sequence[str
     return chart(title, series, Axis("optimiser step"), _axis(unit), definitions=texts)
 
 
-def bands_over_time(run: RunFolder, nodes: Sequence[str]) -> Markup:
+def bands_over_time(run: LoadedRun, nodes: Sequence[str]) -> Markup:
     """Observed items by band at each step, mean over replicates."""
     found = {name: over_replicates(run, nodes, f"pool/{name}") for name in BANDS}
     steps = sorted({step for values in found.values() for step in values})
@@ -105,7 +105,7 @@ def bands_over_time(run: RunFolder, nodes: Sequence[str]) -> Markup:
     return band_legend() + band_columns(steps, counts)
 
 
-def flow(run: RunFolder, nodes: Sequence[str]) -> Markup:
+def flow(run: LoadedRun, nodes: Sequence[str]) -> Markup:
     """Moves between bands over the whole run, mean over replicates: rows are where an item was."""
     moves: Counter[tuple[str, str]] = Counter()
     for record in run.metrics:
@@ -126,7 +126,7 @@ def _moved(count: float, most: float, replicates: int) -> Cell:
     return Cell(parts.heat(text, count / most), "heatcell")
 
 
-def failed_calls(run: RunFolder) -> Markup:
+def failed_calls(run: LoadedRun) -> Markup:
     """Reward calls that failed while training, by part and reason."""
     counts: dict[str, Counter[str]] = {scheme: Counter() for scheme in run.schemes}
     schemes = {training.node: training.scheme for training in run.trainings}
@@ -142,14 +142,14 @@ def failed_calls(run: RunFolder) -> Markup:
     return parts.table(head, rows, css="numbers")
 
 
-def _rest(run: RunFolder, nodes: Sequence[str], known: Sequence[str]) -> list[Markup]:
+def _rest(run: LoadedRun, nodes: Sequence[str], known: Sequence[str]) -> list[Markup]:
     """Every other logged value of a scheme, each in a chart of its own."""
     drawn = {name for _, names in COMPARED.values() for name in names}
     names = [name for name in known if name not in drawn and not name.startswith(FAMILIES)]
     return [chart(n, [_series(run, nodes, n, n, "c0")], Axis("optimiser step"), Axis("")) for n in names]
 
 
-def scheme_block(run: RunFolder, scheme: str, open_: bool) -> Markup:
+def scheme_block(run: LoadedRun, scheme: str, open_: bool) -> Markup:
     """What one scheme's rewards, bands and seconds are made of."""
     nodes = _nodes(run, scheme)
     known = logged_values(run.metrics, nodes)
@@ -161,7 +161,7 @@ def scheme_block(run: RunFolder, scheme: str, open_: bool) -> Markup:
     )
 
 
-def language_curves(run: RunFolder) -> Markup:
+def language_curves(run: LoadedRun) -> Markup:
     """Curves of every scheme and of the cold start, and the definition of every logged value."""
     others = training_nodes(run)
     nodes = [training.node for training in run.trainings]

@@ -110,7 +110,7 @@ def picture(image: bytes | Path) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-class Pictures:
+class ImageBudget:
     """Encoded pictures within a budget of bytes, and how many were left out or could not be read."""
 
     def __init__(self, budget: int) -> None:

@@ -14,7 +14,7 @@ from rl_lab.files import Record
 from rl_lab.reading import DAMAGE
 from rl_lab.reports.numbers import spread
 from rl_lab.reports.pages.markup import Markup, macros, parts
-from rl_lab.reports.run import PairSet, RunFolder, label
+from rl_lab.reports.run import LoadedRun, PairSet, label
 
 PAIRS_A_ROUND = 12
 
@@ -98,7 +98,7 @@ def pair_data(shown: Shown) -> dict[str, Any]:
     return {"id": str(shown.record["id"]), "node": shown.pair_set.node, "meta": meta, **sides}
 
 
-def load_pairs(run: RunFolder, budget: int = BUDGET_BYTES) -> list[dict[str, Any]]:
+def load_pairs(run: LoadedRun, budget: int = BUDGET_BYTES) -> list[dict[str, Any]]:
     """Data of the chosen pairs within the budget of bytes; unusable files become problems of the run."""
     loaded, used = [], 0
     for shown in choose([pair_set for pair_set, _ in distinct_sets(run.pairs).values()]):
@@ -124,7 +124,7 @@ def _counts(pair_set: PairSet) -> dict[str, Any]:
     return flat
 
 
-def collection_table(run: RunFolder) -> Markup:
+def collection_table(run: LoadedRun) -> Markup:
     """What each collection spent, found and dropped."""
     counts = [_counts(pair_set) for pair_set in run.pairs]
     names = list(dict.fromkeys(name for row in counts for name in row))
@@ -138,7 +138,7 @@ def _title(pair_set: PairSet, others: list[PairSet]) -> str:
     return f"{pair_set.label}{shared} ({len(pair_set.index)} pairs)"
 
 
-def pair_browser(run: RunFolder) -> Markup:
+def pair_browser(run: LoadedRun) -> Markup:
     """Collection counts and the browser; its script is `page.js`."""
     if not run.pairs:
         return parts.missing("pairs", "Preference pairs", "No preference pair is in this run folder.")

@@ -15,7 +15,7 @@ from rl_lab.reports.pages.charts import interval_bar
 from rl_lab.reports.pages.held_out import bounds_of
 from rl_lab.reports.pages.markup import Cell, Markup, Tile, estimate_text, macros, minus, parts
 from rl_lab.reports.pipeline import last_model
-from rl_lab.reports.run import BASE, RunFolder, label
+from rl_lab.reports.run import BASE, LoadedRun, label
 
 MADE = {
     "cold_start": "cold start",
@@ -156,7 +156,7 @@ LETTERS = 240
 SHOWN = ("item", "completion", "reward", "judge_score", "why_dropped")
 
 
-def rft_section(run: RunFolder) -> Markup:
+def rft_section(run: LoadedRun) -> Markup:
     """Counts of every stage of traces, and examples; nothing for a run without any."""
     nodes = [stage for stage in run.stages if stage.get("kind") == "traces" and stage.get("status") == "done"]
     counts = {node["name"]: found for node in nodes if (found := _counts(run, node["name"]))}
@@ -177,7 +177,7 @@ def rft_section(run: RunFolder) -> Markup:
     return macros("language").traces(head, rows, examples)
 
 
-def _counts(run: RunFolder, node: str) -> dict[str, Any]:
+def _counts(run: LoadedRun, node: str) -> dict[str, Any]:
     """The line of the selection."""
     return next((line for line in run.metrics if line.get("node") == node and "traces/candidates" in line), {})
 

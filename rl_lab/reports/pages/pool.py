@@ -15,7 +15,7 @@ from rl_lab.errors import UserError
 from rl_lab.files import write_whole
 from rl_lab.records.rollouts import RolloutRow, finite, rollout_data
 from rl_lab.reports.pages.charts import CHARTS, band_columns, band_legend
-from rl_lab.reports.pages.markup import Cell, Markup, Pictures, document, parts
+from rl_lab.reports.pages.markup import Cell, ImageBudget, Markup, document, parts
 
 IMAGE_BUDGET_BYTES = 16_000_000
 """Encoded pictures of the page; items beyond it are shown without."""
@@ -98,7 +98,7 @@ def build_page(view: PoolView, numbers: Array, rollouts: int) -> tuple[str, list
     """The page with these items, the newest `rollouts` of each, and lines that say what it lacks."""
     ids = [view.item(number)["id"] for number in numbers.tolist()]
     found, problems = view.rollouts.newest(ids, rollouts)
-    pictures = Pictures(IMAGE_BUDGET_BYTES)
+    pictures = ImageBudget(IMAGE_BUDGET_BYTES)
     items = [
         item_data(view, number, found[item], pictures.encode(view.images(number)))
         for number, item in zip(numbers.tolist(), ids, strict=True)

@@ -11,14 +11,14 @@ from rl_lab.reading import read_object
 from rl_lab.reports.numbers import Row, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart
 from rl_lab.reports.pages.markup import Markup, macros, minus, parts
-from rl_lab.reports.run import PairSet, RunFolder
+from rl_lab.reports.run import LoadedRun, PairSet
 from rl_lab.reports.summary import outcome_models
 from rl_lab.reports.sweep import ranked_sets
 
 FOLDER, CARD_FILE = "reward_models", "card.json"
 
 
-def action_cards(run: RunFolder) -> dict[str, Row]:
+def action_cards(run: LoadedRun) -> dict[str, Row]:
     """Cards of the run's reward models, by node; one that cannot be read is among the problems."""
     found = {}
     for path in sorted((run.path / FOLDER).glob(f"*/{CARD_FILE}")):
@@ -29,7 +29,7 @@ def action_cards(run: RunFolder) -> dict[str, Row]:
     return found
 
 
-def action_rewards_section(run: RunFolder) -> Markup:
+def action_rewards_section(run: LoadedRun) -> Markup:
     """A row for every reward model, its calibration, and a row for every ranking; nothing for a run without any."""
     cards, sets = action_cards(run), ranked_sets(run)
     if not cards and not sets:
@@ -119,7 +119,7 @@ def _three_digits(value: float | None) -> str:
     return "unknown" if value is None else minus(f"{value:.3f}")
 
 
-def outcome_section(run: RunFolder) -> Markup:
+def outcome_section(run: LoadedRun) -> Markup:
     """A card for every model; nothing for a run without any."""
     cards = [_card(name, record) for name, record in outcome_models(run).items()]
     return LANGUAGE.outcome_models(cards) if cards else Markup("")

@@ -10,10 +10,10 @@ from typing import Any
 from rl_lab.curriculum.view import PoolRow, PoolView
 from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutRow, RolloutStore, finite, rollout_data
-from rl_lab.reports.examinations import Training
+from rl_lab.reports.examinations import LearningCurve
 from rl_lab.reports.numbers import spread
-from rl_lab.reports.pages.markup import Markup, Pictures, macros
-from rl_lab.reports.run import RunFolder, label
+from rl_lab.reports.pages.markup import ImageBudget, Markup, macros
+from rl_lab.reports.run import LoadedRun, label
 
 GROUPS = 24
 """Groups in the page, over all schemes."""
@@ -30,9 +30,9 @@ TOKEN_BUDGET = 60_000
 Group = list[RolloutRow]
 
 
-def first_trainings(run: RunFolder) -> list[Training]:
+def first_trainings(run: LoadedRun) -> list[LearningCurve]:
     """The first replicate of every scheme that has rollouts."""
-    found: dict[str, Training] = {}
+    found: dict[str, LearningCurve] = {}
     for training in run.trainings:
         if RolloutStore(training.folder).steps():
             found.setdefault(training.scheme, training)
@@ -99,7 +99,7 @@ def group_data(group: Group, scheme: str, item: PoolRow, images: list[str]) -> d
     }
 
 
-def _scheme_groups(run: RunFolder, training: Training, count: int, pictures: Pictures) -> list[dict[str, Any]]:
+def _scheme_groups(run: LoadedRun, training: LearningCurve, count: int, pictures: ImageBudget) -> list[dict[str, Any]]:
     groups, problems = choose_groups(RolloutStore(training.folder), count)
     run.problems += [f"{training.node}: {problem}" for problem in problems]
     try:
@@ -125,12 +125,12 @@ def _within(groups: Sequence[dict[str, Any]], budget: int = TOKEN_BUDGET) -> lis
     return kept
 
 
-def rollouts_section(run: RunFolder) -> Markup:
+def rollouts_section(run: LoadedRun) -> Markup:
     """The browser; its scripts are `browser.js` and `rollouts_page.js`. Nothing for a run without rollouts."""
     trainings = first_trainings(run)
     if not trainings:
         return Markup("")
-    pictures = Pictures(IMAGE_BUDGET_BYTES)
+    pictures = ImageBudget(IMAGE_BUDGET_BYTES)
     shares = [GROUPS // len(trainings) + (place < GROUPS % len(trainings)) for place in range(len(trainings))]
     columns = [_scheme_groups(run, *pair, pictures) for pair in zip(trainings, shares, strict=True)]
     turns = [column[turn] for turn in range(max(shares)) for column in columns if turn < len(column)]

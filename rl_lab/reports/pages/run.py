@@ -29,11 +29,11 @@ from rl_lab.reports.pages.reward_models import action_rewards_section, outcome_s
 from rl_lab.reports.pages.rollouts import rollouts_section
 from rl_lab.reports.pages.sweep import sweep_link, write_sweep
 from rl_lab.reports.pipeline import provenance
-from rl_lab.reports.run import BASE, RunFolder, label, load_run
+from rl_lab.reports.run import BASE, LoadedRun, label, load_run
 from rl_lab.reports.summary import measure, written
 
 
-def stages(run: RunFolder) -> list[list[object]]:
+def stages(run: LoadedRun) -> list[list[object]]:
     """A row for each stage: what ran, what was reused, and how long each took."""
     nodes = [s for s in run.stages if s.get("kind") != "report"]
     longest = max((s.get("seconds") or 0 for s in nodes), default=0) or 1
@@ -48,14 +48,14 @@ def stages(run: RunFolder) -> list[list[object]]:
     return rows
 
 
-def setup(run: RunFolder) -> dict[str, str]:
+def setup(run: LoadedRun) -> dict[str, str]:
     """Environment and configuration by file, as they are in the run folder."""
     environment = {k: v for k, v in run.environment.items() if k != "substitutions"}
     config = yaml.safe_dump(run.config, sort_keys=False, width=100)
     return {"environment.json": json.dumps(environment, indent=2), "config.yaml": config}
 
 
-def facts(run: RunFolder, summary: Row) -> list[str]:
+def facts(run: LoadedRun, summary: Row) -> list[str]:
     """Method, seed, commit and time."""
     commit = run.environment.get("commit")
     said = [
@@ -71,7 +71,7 @@ def facts(run: RunFolder, summary: Row) -> list[str]:
     return [fact for fact in said if fact]
 
 
-def incomplete(run: RunFolder) -> list[str]:
+def incomplete(run: LoadedRun) -> list[str]:
     """Unfinished stages and unusable files."""
     return [*([f"Not finished: {', '.join(run.unfinished)}."] if run.unfinished else []), *run.problems]
 
@@ -81,7 +81,7 @@ def typeset(sentence: str) -> str:
     return re.sub(r"p ([<=]) ", "p\u00a0\\1\u00a0", re.sub(r"(?<=[ (])-(?=\d)", "\u2212", sentence))
 
 
-def substitutions(run: RunFolder) -> list[Any] | None:
+def substitutions(run: LoadedRun) -> list[Any] | None:
     """What stood in for what, from `environment.json`; None if it does not say."""
     rows = run.environment.get("substitutions")
     return rows if isinstance(rows, list) else None
@@ -101,7 +101,7 @@ def _gain_tile(title: str, gain: Estimate | None) -> list[Tile]:
     return [Tile(title, minus(points(gain.value)), span, gain.standing)]
 
 
-def tiles(run: RunFolder, summary: Row) -> list[Tile]:
+def tiles(run: LoadedRun, summary: Row) -> list[Tile]:
     """The four numbers of a run: base, final, and the paired gains over base and control."""
     success, last = find_all(summary["estimates"], how=SUCCESS, scope=OVERALL), run.last_round(run.method)
     final = find_all(success, model=run.method, round=last)
@@ -123,7 +123,7 @@ Sections = dict[str, tuple[str, Markup]]
 """Anchor -> name in the navigation and section; empty ones are left out."""
 
 
-def episode_sections(run: RunFolder, summary: Row) -> Sections:
+def episode_sections(run: LoadedRun, summary: Row) -> Sections:
     """What a run in an environment shows; every part that is missing says so. Variants of a sweep are held against each
     other on a page of their own."""
     success: Sections = {
@@ -140,7 +140,7 @@ def episode_sections(run: RunFolder, summary: Row) -> Sections:
     }
 
 
-def language_sections(run: RunFolder, summary: Row) -> Sections:
+def language_sections(run: LoadedRun, summary: Row) -> Sections:
     """What a run on questions and answers shows."""
     chain = {"pipeline": ("Chain", pipeline_section(summary["pipeline"]))} if "pipeline" in summary else {}
     return chain | {
@@ -154,7 +154,7 @@ def language_sections(run: RunFolder, summary: Row) -> Sections:
     }
 
 
-def _tiles(run: RunFolder, summary: Row) -> list[list[Tile]]:
+def _tiles(run: LoadedRun, summary: Row) -> list[list[Tile]]:
     """A line of numbers for each skill."""
     shown = [tiles(run, summary)] if run.on_episodes else []
     if run.on_language:
@@ -162,7 +162,7 @@ def _tiles(run: RunFolder, summary: Row) -> list[list[Tile]]:
     return shown
 
 
-def build_page(run: RunFolder, summary: Row) -> str:
+def build_page(run: LoadedRun, summary: Row) -> str:
     """The report of a run as HTML."""
     sections: Sections = {"joint": ("Interference", joint_section(run.joint, summary))}
     if "sweep" in summary:
@@ -208,7 +208,7 @@ def write_report(run_dir: Path) -> tuple[Row, Path]:
     return written(summary), path
 
 
-def write_pages(run: RunFolder, summary: Row) -> Path:
+def write_pages(run: LoadedRun, summary: Row) -> Path:
     """The same of what was measured already; returns the path of the page."""
     page = build_page(run, summary)  # before anything is written: it may refuse
     summary["problems"] = run.problems

@@ -24,8 +24,8 @@ from rl_lab.reports.pages.actions import filmed
 from rl_lab.reports.pages.charts import Axis, Series, chart, thin
 from rl_lab.reports.pages.curves import glossary
 from rl_lab.reports.pages.held_out import reward_charts, scheme_colours
-from rl_lab.reports.pages.markup import Markup, Pictures, document, estimate_text, macros, minus, parts
-from rl_lab.reports.run import RunFolder, label, parse_node
+from rl_lab.reports.pages.markup import ImageBudget, Markup, document, estimate_text, macros, minus, parts
+from rl_lab.reports.run import LoadedRun, label, parse_node
 from rl_lab.reports.sweep import ranks_actions, success_rows, variant_names
 from rl_lab.reports.sweep_verdict import EFFECT, corrected
 from rl_lab.stats import Array
@@ -55,7 +55,7 @@ def seeds_interval(values: Array) -> tuple[Array, Array, Array]:
     return mean, mean - half, mean + half
 
 
-def _series(run: RunFolder, variant: str, metric: str, css: str) -> Series | None:
+def _series(run: LoadedRun, variant: str, metric: str, css: str) -> Series | None:
     """A metric of a variant at the steps at which all its trainings that logged it did."""
     nodes = [s["name"] for s in run.stages if s.get("kind") == "optimise" and s.get("method") == variant]
     found = (dict(zip(*curve(run.metrics, node, metric), strict=True)) for node in nodes)
@@ -71,7 +71,7 @@ def _series(run: RunFolder, variant: str, metric: str, css: str) -> Series | Non
     return Series(label(variant), values[0][0], mean.tolist(), css, band=(low.tolist(), high.tolist()))
 
 
-def _success_chart(run: RunFolder, css: dict[str, str]) -> Markup:
+def _success_chart(run: LoadedRun, css: dict[str, str]) -> Markup:
     series = []
     for name, points in success_rows(run).items():
         steps, values, low, high = ([point[key] for point in points] for key in ("step", "value", "low", "high"))
@@ -79,7 +79,7 @@ def _success_chart(run: RunFolder, css: dict[str, str]) -> Markup:
     return chart("Success before and after", series, Axis("optimiser step"), Axis("share"))
 
 
-def training_charts(run: RunFolder) -> Markup:
+def training_charts(run: LoadedRun) -> Markup:
     """Success before and after training, and metrics of the training between; nothing without any."""
     names = variant_names(run.config)
     css = scheme_colours(names)
@@ -102,7 +102,7 @@ ANSWER_LETTERS = 160
 STANDINGS = {"better": "above", "worse": "below", "not distinguishable": "open"}
 
 
-def write_sweep(run: RunFolder, summary: Row) -> None:
+def write_sweep(run: LoadedRun, summary: Row) -> None:
     """Write `sweep.json` and `sweep.html` of a run, each whole or not at all."""
     write_whole(run.path / "sweep.json", json.dumps(plain(summary), indent=1) + "\n")
     write_whole(run.path / "sweep.html", build_sweep(run, summary))
@@ -113,7 +113,7 @@ def sweep_link() -> Markup:
     return SWEEP.link()
 
 
-def build_sweep(run: RunFolder, summary: Row) -> str:
+def build_sweep(run: LoadedRun, summary: Row) -> str:
     """The page as HTML."""
     names, means = categories(summary)
     return document(
@@ -197,12 +197,12 @@ def alarms(summary: Row) -> list[tuple[str, str]]:
     ]
 
 
-def flips_section(run: RunFolder, summary: Row) -> Markup:
+def flips_section(run: LoadedRun, summary: Row) -> Markup:
     """Held-out questions that pass under a variant and not under the baseline, and the reverse."""
     questions = _questions(run)
     if questions is None:
         return _episode_flips(run, summary)
-    pictures, blocks = Pictures(IMAGE_BUDGET_BYTES), []
+    pictures, blocks = ImageBudget(IMAGE_BUDGET_BYTES), []
     for row in summary["variants"]:
         found = row.get("flips") or []
         for title, chosen in (
@@ -215,7 +215,7 @@ def flips_section(run: RunFolder, summary: Row) -> Markup:
     return SWEEP.question_flips(blocks, pictures.problems()) if blocks else Markup("")
 
 
-def _episode_flips(run: RunFolder, summary: Row) -> Markup:
+def _episode_flips(run: LoadedRun, summary: Row) -> Markup:
     """Episodes that most training seeds solve under a variant and not under the baseline, and the reverse."""
     blocks, known = [], len(run.problems)
     films = filmed(run)
@@ -230,14 +230,14 @@ def _episode_flips(run: RunFolder, summary: Row) -> Markup:
     return SWEEP.episode_flips(blocks, run.problems[known:]) if blocks else Markup("")
 
 
-def _questions(run: RunFolder) -> ItemFile | None:
+def _questions(run: LoadedRun) -> ItemFile | None:
     from rl_lab.records.item_files import ItemFile  # here, because it imports the simulator
 
     path = run.path / "questions" / "questions" / "held_out.arrow"
     return ItemFile(path) if path.exists() else None
 
 
-def _flip(run: RunFolder, questions: ItemFile, pictures: Pictures, variant: str, baseline: str, flip: Row) -> Markup:
+def _flip(run: LoadedRun, questions: ItemFile, pictures: ImageBudget, variant: str, baseline: str, flip: Row) -> Markup:
     place = questions.rows_by_id()[flip["item"]]
     record = questions.record(place)
     sides = [
@@ -255,7 +255,7 @@ def _truth(answer: object) -> str:
     return json.dumps(answer)[:ANSWER_LETTERS]
 
 
-def _typical(run: RunFolder, name: str, item: str, mean: float) -> str:
+def _typical(run: LoadedRun, name: str, item: str, mean: float) -> str:
     """Of all training seeds the answer whose reward is nearest to their mean."""
     answers = [
         (abs(reward - mean), str(answer))
