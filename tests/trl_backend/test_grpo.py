@@ -114,7 +114,7 @@ def test_a_step_of_trl_on_a_table_of_answers_is_the_learners(tmp_path: Path) -> 
     assert told["reward/mean"] == told["reward/answer"] > 0
     assert told["mismatch/mean"] > 0.01
     step = run.records[0]
-    assert (step.number, [item.id for item in step.items]) == (1, ["item-0", "item-1"])
+    assert (step.number, [group.item.id for group in step.groups]) == (1, ["item-0", "item-1"])
     assert sum(step.breakdown.rewards) / 8 == pytest.approx(told["reward/mean"])
 
 
