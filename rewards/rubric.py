@@ -2,8 +2,7 @@
 
 `Rewards` is a reward function as TRL's `GRPOTrainer` takes it; `breakdown` gives the same with the parts. Besides the
 verifier, the judge and the form of a reply, a part may be a learned model (`RewardModel`) or a function of TRL's
-signature that a configuration names (`NamedFunction`). `constant` and `short` are easy to earn without doing the task:
-what an ablation holds a real reward against. They have TRL's signature, too, and values in 0..1.
+signature that a configuration names (`NamedFunction`).
 
 Letters: M members of a reward model, B samples.
 """
@@ -410,17 +409,3 @@ def _split(source: str) -> tuple[str, str]:
     if not place or not name.isidentifier():
         raise ValueError(f"{source!r} names no function; write FILE.py:FUNCTION or MODULE:FUNCTION")
     return place, name
-
-
-HALF_WORDS = 20.0
-"""Length at which `short` pays one half."""
-
-
-def constant(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-    """1/2 for everything: groups have no spread, so GRPO learns nothing. The control of having a reward at all."""
-    return [0.5] * len(completions)
-
-
-def short(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-    """1 / (1 + words / 20): pays for saying less."""
-    return [1.0 / (1.0 + len(completion_text(text).split()) / HALF_WORDS) for text in completions]

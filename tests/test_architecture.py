@@ -176,6 +176,24 @@ def test_files_and_folders_that_the_pages_name_exist(page):
     assert named and {name for name in named if not (ROOT / name).exists()} <= KEYS
 
 
+def test_what_the_pages_import_is_there():
+    """In code that a reader copies: `from MODULE import NAME, ...` of ours."""
+    shown = re.compile(r"^ *from ((?:rl_lab|envs|algos|rewards)[\w.]*) import ([\w, ]+)", re.M)
+    found = [match.groups() for page in PAGES for match in shown.finditer(page.read_text())]
+    assert found
+    for module, names in found:
+        source = (ROOT / Path(*module.split("."))).with_suffix(".py").read_text()
+        defined = {name for node in ast.parse(source).body for name in defines(node)}
+        assert {name.strip() for name in names.split(",")} <= defined, module
+
+
+def defines(node: ast.stmt) -> list[str]:
+    """Names that a statement at the top level of a file binds, imports left out."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    return [name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
+
+
 def test_every_library_that_is_imported_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[\[=<>!~]", line)[0] for line in project["dependencies"]}

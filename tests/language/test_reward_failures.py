@@ -96,8 +96,8 @@ def sweep(tmp_path_factory, questions, policy):
     root = tmp_path_factory.mktemp("sweep")
     mine = root / "mine.py"
     mine.write_text(FUNCTIONS)
-    guard = {"timeout_s": 0.2, "batch_timeout_s": 0.5}
-    wrong = {name: {"weights": {name: 1}, "functions": {name: f"{mine}:{name}"}, "guard": guard} for name in SAID}
+    wrong: dict = {name: {"weights": {name: 1}, "functions": {name: f"{mine}:{name}"}} for name in SAID}
+    wrong["forever"]["guard"] = {"timeout_s": 0.2, "batch_timeout_s": 0.5}
     some = {"weights": {"answer": 1, "sometimes": 1}, "functions": {"sometimes": f"{mine}:sometimes"}}
     variants = {"verifier": {}, **wrong, "sometimes": some}
     text = CONFIG.replace("[questions, cold_start, grpo]", "[questions, cold_start, examine, grpo]")

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.rubric import constant, short
+from rewards.proxies import constant, short
 
 
 @given(st.lists(st.text(max_size=200), min_size=1, max_size=5))

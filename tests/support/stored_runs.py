@@ -45,7 +45,7 @@ def write_answered_run(run: Path, unscored: bool = True) -> Path:
     items = [make_item(0), make_item(1)]
     (run / "questions" / "questions").mkdir(parents=True)
     write_rows(run / "questions" / "questions" / "train.arrow", map(item_row, items))
-    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.rubric:short"}}}}
+    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.proxies:short"}}}}
     (run / "config.yaml").write_text(yaml.safe_dump({"sweep": sweep, "examine": {"pass_threshold": 0.6}}))
     answers = [("word " * 40, 1.0), ("word", 0.0), ("", None)][: 2 + unscored]
     for step, item in enumerate(items, 1):
