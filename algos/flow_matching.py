@@ -8,7 +8,7 @@ cameras, n vision tokens of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -56,18 +56,6 @@ def chunk_loss(velocity: Tensor, target: Tensor, weight: Tensor, num_dims: int) 
     """
     error = (velocity[..., :num_dims] - target[..., :num_dims]).float()
     return weight * error.square().mean(dim=(-2, -1))
-
-
-def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_steps: int) -> Tensor:
-    """Integrate dx/dt = v from t = 1 (noise) to 0 in equal steps: x <- x - v(x, t) / num_steps.
-
-    `velocity(x [N, C, A], time [N]) -> [N, C, A]`; returns the sample [N, C, A].
-    """
-    x_t = noise
-    for step in range(num_steps):
-        time = torch.full((len(noise),), 1.0 - step / num_steps, dtype=noise.dtype, device=noise.device)
-        x_t = x_t - velocity(x_t, time) / num_steps
-    return x_t
 
 
 def check_draws(draws_per_sample: int) -> None:

@@ -201,13 +201,6 @@ def umi_from_robotwin(ee: np.ndarray) -> np.ndarray:
     return arms.reshape(np.shape(ee))
 
 
-def robotwin_from_umi(ee: np.ndarray) -> np.ndarray:
-    """Inverse of `umi_from_robotwin`, [..., 16] -> [..., 16]."""
-    arms = _change_frame(ee, WORLD.T, LOCAL.T)
-    arms[..., 7] = 1 - arms[..., 7] / UMI_STROKE_MM
-    return arms.reshape(np.shape(ee))
-
-
 def _change_frame(ee: np.ndarray, world: np.ndarray, local: np.ndarray) -> np.ndarray:
     """Both arms, [..., 2, 8], in other world and gripper axes; the gripper reading stays."""
     arms = split_arms(np.asarray(ee, dtype=np.float64))

@@ -131,12 +131,6 @@ class RoboTwinEnv(Bimanual):
             raise ExpertUnavailableError("RoboTwin's expert succeeded, but a policy's steps along its path did not")
         return self._planned().copy()
 
-    def expert_demonstration(self, images: bool = False) -> tuple[list[Observation], bool]:
-        """RoboTwin's own demonstration from here, a frame every `save_freq` physics steps, and whether it succeeded.
-        The scene is put back."""
-        result = self._ask("expert", record="images" if images else "state")
-        return [self._observation(frame) for frame in result["frames"]], result["success"]
-
     def watch(self, height: int, width: int) -> np.ndarray:
         """A frame of the head camera, uint8 [height, width, 3]."""
         view = self._ask("observe", images=True)["observation"]["head_camera"]["rgb"]

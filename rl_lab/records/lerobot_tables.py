@@ -74,9 +74,6 @@ def features(side: int, fps: float) -> dict[str, Any]:
     }
 
 
-Stats = dict[str, dict[str, list]]
-
-
 def vector_stats(values: np.ndarray) -> dict[str, list]:
     """Of rows [n, d]: min, max, mean, std (population), count and quantiles, each [d]."""
     values = np.asarray(values, dtype=np.float64).reshape(len(values), -1)

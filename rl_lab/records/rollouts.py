@@ -305,12 +305,6 @@ def kept_batches(run: Path) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(READ_ROWS, use_threads=False)
 
 
-def read_kept(run: Path) -> Iterator[RolloutRow]:
-    """The same one after the other, as dictionaries."""
-    for batch in kept_batches(run):
-        yield from batch.to_pylist()
-
-
 def finite(value: Any, digits: int = 4) -> float | None:
     """A number as JSON can hold it."""
     return round(float(value), digits) if value is not None and math.isfinite(value) else None

@@ -30,9 +30,7 @@ TEACHER, DISTILL, IMITATE, STUDENT = "teacher", "distill", "imitate", "student"
 LEAST_GAP = 0.15
 """Points that a teacher must be ahead by, for its student to have something to learn."""
 WANTED_SHARE = 0.8
-"""Of the gap, to be recovered ..."""
-WANTED_TOKENS = 0.5
-"""... with at most this share of the tokens that imitation needs for it."""
+"""Of the gap, to be recovered."""
 TARGETS = (0.5, 0.8, 0.9)
 """Shares of the gap whose tokens are compared."""
 METHOD = (

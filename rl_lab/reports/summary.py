@@ -53,11 +53,6 @@ OPENINGS = {
 }
 
 
-def summarise(run: LoadedRun) -> Row:
-    """What `summary.json` holds of a run."""
-    return written(measure(run))
-
-
 def written(summary: Row) -> Row:
     """What `summary.json` holds of a summary."""
     own = {name: part for name, part in summary.items() if name not in INTERNAL}

@@ -23,9 +23,8 @@ from trl.experimental.server_distillation.server_distillation_trainer import _ad
 from algos.batch import TokenBatch
 from algos.distillation import Distillation, DistillationOptions, Divergence, Tail, compare, stored_top_tokens
 from rl_lab.model import backbone
-from rl_lab.model.checkpoint import vlm_from_policy
 from rl_lab.model.tokenizer import load_tokenizer
-from tests.support.models import make_policy
+from tests.support.models import make_policy, vlm_from_policy
 
 CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
 KINDS = [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9)]

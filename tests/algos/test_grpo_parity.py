@@ -21,9 +21,8 @@ from trl.trainer.utils import add_fused_lm_head
 from algos.batch import RolloutBatch
 from algos.grpo import GRPO, GRPOOptions, LossType, engine_correction, group_advantages
 from rl_lab.model import backbone
-from rl_lab.model.checkpoint import vlm_from_policy
 from rl_lab.model.tokenizer import load_tokenizer
-from tests.support.models import make_policy
+from tests.support.models import make_policy, vlm_from_policy
 
 GROUPS, SIZE = 3, 4
 REWARDS = torch.tensor([[1.0, 0.0, 0.5, 0.25], [1.0, 1.0, 1.0, 1.0], [0.0, float("nan"), 1.0, 0.75]])

@@ -12,7 +12,6 @@ from algos.flow_matching import (
     FlowMatching,
     PoseProbe,
     chunk_loss,
-    euler_sample,
     interpolate,
     loss_weight,
     velocity_target,
@@ -21,7 +20,7 @@ from algos.flowpro import RPRO
 from rl_lab.benchmarks.rpro import FourPasses, random_batch, run
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from tests.support.flow_policies import generator
+from tests.support.flow_policies import euler_sample, generator
 
 ALL = ("vision", "vlm", "expert")
 USED = 20

@@ -20,9 +20,9 @@ from rl_lab.drivers import rft_selection
 from rl_lab.drivers.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.errors import UserError
 from rl_lab.records import rollouts
-from rl_lab.records.rollouts import KEPT_FILE, RolloutStore, read_kept
+from rl_lab.records.rollouts import KEPT_FILE, RolloutStore
 from tests.support.learners import Killed
-from tests.support.rollouts import groups_of
+from tests.support.rollouts import groups_of, read_kept
 from tests.support.stored_runs import trace, write_traces
 
 OPTIONS = RFTOptions(max_per_item=2, max_tokens=24, max_likeness=0.8, shingle=2)

@@ -17,11 +17,11 @@ from algos.cross_entropy import CrossEntropy
 from algos.grpo import GRPO, PAPER, group_advantages
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.model.chat import HunYuanVLMoTProcessor, answer_labels
-from rl_lab.model.checkpoint import vlm_from_policy, vlm_processor
+from rl_lab.model.checkpoint import vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.token_batches import chat_batch, rollout_batch
 from rl_lab.records.types import Completion, Prompt
-from tests.support.models import make_policy
+from tests.support.models import make_policy, vlm_from_policy
 from tests.support.rollouts import learned_groups
 
 GENERATOR = torch.Generator()

@@ -18,7 +18,7 @@ from rl_lab.learner.plans import Training
 from rl_lab.learner.rft import RFTPlan, write_index
 from rl_lab.model.checkpoint import Snapshot, digest, load_chat_processor
 from rl_lab.records.item_files import ItemFile
-from rl_lab.records.rollouts import RolloutStore, read_kept
+from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.token_batches import expanded_tokens, imitation_batch, item_prompt, rollout_batch
 from rl_lab.records.types import Completion, Prompt, Sampling
 from rl_lab.rollouts.clock import Clock
@@ -29,7 +29,7 @@ from tests.rewards.functions import FailsOnArrival
 from tests.support.engines import FakeEngines
 from tests.support.judges import FakeJudge, completion, verdict
 from tests.support.questions import TRAIN, make_item, write_questions
-from tests.support.rollouts import learned_groups
+from tests.support.rollouts import learned_groups, read_kept
 from tests.support.stage_runs import StageRun
 
 SETTINGS = TracesConfig(samples=4, items=10, max_tokens=16, select=RFTOptions(max_likeness=1.0, min_reward=0.5))

@@ -27,11 +27,11 @@ from algos.grpo import GRPO, PAPER, GRPOOptions
 from rl_lab.benchmarks.rpro import random_batch
 from rl_lab.learner import learner as learner_module
 from rl_lab.learner.learner import Learner, Optimiser, read
-from rl_lab.model.checkpoint import vlm_from_policy, vlm_processor
+from rl_lab.model.checkpoint import vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.token_batches import chat_batch
 from tests.language.test_token_batching import chats
-from tests.support.models import make_policy
+from tests.support.models import make_policy, vlm_from_policy
 
 ALL = ("vision", "vlm", "expert")
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "repeat_interleave"}

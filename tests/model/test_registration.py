@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from rl_lab.model.chat import HunYuanVLMoTProcessor, ImageProcessor
-from rl_lab.model.checkpoint import policy_from_vlm, vlm_from_policy, vlm_processor
+from rl_lab.model.checkpoint import vlm_processor
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
@@ -30,7 +30,7 @@ from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import EMBEDDING, OUTPUT_EMBEDDING, HunYuanVLMoTForConditionalGeneration
 from rl_lab.model.vlm_config import HyVLMConfig
 from tests.model.golden import golden_path
-from tests.support.models import make_policy
+from tests.support.models import make_policy, vlm_from_policy
 
 HUB_ID = "some-owner/some-model"
 WRITTEN = [
@@ -179,16 +179,3 @@ def test_a_policy_and_its_vision_language_side_share_weights() -> None:
     with torch.no_grad():
         assert torch.equal(vlm.eval()(ids).logits, released.eval()(ids).logits)
         assert torch.equal(policy.model.vlm(ids).last_hidden_state, released.model(ids).last_hidden_state)
-
-
-def test_a_policy_can_be_built_around_a_vision_language_model(tmp_path: Path) -> None:
-    source = make_policy(seed=1)
-    names = ("chunk_size", "n_action_steps", "proj_width", "expert_intermediate_size", "resize_imgs_with_padding")
-    fields = {name: getattr(source.config, name) for name in names}
-    policy = policy_from_vlm(vlm_from_policy(source), **fields)
-    assert policy.config.vlm_sizes == source.config.vlm_sizes
-    expected = source.model.vlm.state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in policy.model.vlm.state_dict().items())
-    assert policy.model.vlm.language_model.lm_head.weight is policy.model.vlm.language_model.model.embed_tokens.weight
-    policy.save_pretrained(tmp_path)
-    assert HyVLAPolicy.from_pretrained(tmp_path).config.vlm_sizes == source.config.vlm_sizes

@@ -23,14 +23,13 @@ from rl_lab.model.checkpoint import (
     load_language_model,
     load_policy,
     save_policy,
-    vlm_from_policy,
     vlm_processor,
 )
 from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.policy import EMBEDDING, OUTPUT_EMBEDDING
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
-from tests.support.models import make_policy
+from tests.support.models import make_policy, vlm_from_policy
 
 WEIGHTS, STATISTICS = "model.safetensors", "norm_stats.safetensors"
 READERS = {"policy": (check_policy, load_policy), "vlm": (check_language_model, load_language_model)}

@@ -12,11 +12,11 @@ from torch import Tensor
 from algos.batch import TokenBatch
 from rl_lab.model import backbone as scores_module
 from rl_lab.model.backbone import Pictures
-from rl_lab.model.checkpoint import vlm_from_policy, vlm_processor
+from rl_lab.model.checkpoint import vlm_processor
 from rl_lab.model.lora import Adapted
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration as Vlm
-from tests.support.models import make_policy
+from tests.support.models import make_policy, vlm_from_policy
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from rl_lab.model.chat import HunYuanVLMoTProcessor
-from rl_lab.model.checkpoint import vlm_from_policy, vlm_processor
+from rl_lab.model.checkpoint import vlm_processor
 from rl_lab.model.layout import build_layout
 from rl_lab.model.mot import attend, attention_bias, rotary
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration as Vlm
-from tests.support.models import make_policy
+from tests.support.models import make_policy, vlm_from_policy
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 Batch = dict[str, Tensor]

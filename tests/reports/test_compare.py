@@ -5,16 +5,16 @@ import shutil
 
 import pytest
 
-from rl_lab.reports import summary
 from rl_lab.reports.estimates import gain, gain_row, pair_episodes, score, score_row
 from rl_lab.reports.numbers import find
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import EpisodeResult, load_run, parse_node
+from rl_lab.reports.summary import measure, written
 from tests.support.run_folders import build_run, write_jsonl
 
 
 def summarise(path):
-    return summary.summarise(load_run(path))
+    return written(measure(load_run(path)))
 
 
 def episode(seed, success, steps=100, task="handover_block", variant="clean"):

@@ -13,8 +13,8 @@ from rl_lab.reports.examinations import ItemResult, LearningCurve, read_examinat
 from rl_lab.reports.numbers import find
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
-from rl_lab.reports.summary import measure, summarise, summary_lines
-from tests.support.run_folders import write_jsonl
+from rl_lab.reports.summary import measure, summary_lines
+from tests.support.run_folders import summarise, write_jsonl
 
 
 def result(item, rewards, blank=(0.0,), constant=0.25, category="planning"):

@@ -15,11 +15,11 @@ from rl_lab.reports.pages import rollouts
 from rl_lab.reports.pages.rollouts import choose_groups
 from rl_lab.reports.pages.run import build_page, write_report
 from rl_lab.reports.run import load_run
-from rl_lab.reports.summary import measure, summarise
+from rl_lab.reports.summary import measure
 from tests.support.language_run_folders import build_language_run
 from tests.support.pages import CHROMIUM, Outline, dumped, visible
 from tests.support.questions import HOSTILE
-from tests.support.run_folders import write_jsonl
+from tests.support.run_folders import summarise, write_jsonl
 
 
 def page_of(path):

@@ -16,9 +16,9 @@ from rl_lab.reports.pages.markup import ENVIRONMENT, escape, parts
 from rl_lab.reports.pages.pairs import choose, distinct_sets, load_pairs
 from rl_lab.reports.pages.run import build_page, write_report
 from rl_lab.reports.run import PairSet, load_run
-from rl_lab.reports.summary import measure, summarise
+from rl_lab.reports.summary import measure
 from tests.support.pages import Outline, visible
-from tests.support.run_folders import build_run, write_jsonl
+from tests.support.run_folders import build_run, summarise, write_jsonl
 
 
 def page_of(path):

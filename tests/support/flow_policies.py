@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -114,3 +115,15 @@ def preference_batch(num: int, num_identical: int, seed: int = 1) -> PreferenceB
 def gradients(module: nn.Module) -> Tensor:
     """All gradients as one vector; zeros where there is none."""
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in module.parameters()])
+
+
+def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_steps: int) -> Tensor:
+    """Integrate dx/dt = v from t = 1 (noise) to 0 in equal steps: x <- x - v(x, t) / num_steps.
+
+    `velocity(x [N, C, A], time [N]) -> [N, C, A]`; returns the sample [N, C, A].
+    """
+    x_t = noise
+    for step in range(num_steps):
+        time = torch.full((len(noise),), 1.0 - step / num_steps, dtype=noise.dtype, device=noise.device)
+        x_t = x_t - velocity(x_t, time) / num_steps
+    return x_t

@@ -34,6 +34,14 @@ def make_policy(seed: int = 0, **overrides: Any) -> HyVLAPolicy:
     return HyVLAPolicy(preset_config("nano", **overrides))
 
 
+def vlm_from_policy(policy: HyVLAPolicy) -> VLM:
+    """The policy's vision-language side as a model of its own. The weights are shared, not copied."""
+    with torch.device("meta"):
+        vlm = VLM(vlm_config(policy.config))
+    vlm.model = policy.model.vlm
+    return vlm.train(policy.training)
+
+
 def make_observations(policy: HyVLAPolicy, num: int, seed: int = 0) -> ObservationBatch:
     """Random images, states, and instructions of different lengths."""
     generator = torch.Generator().manual_seed(seed)

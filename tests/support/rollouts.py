@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import isnan, nan
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, where
 
 from envs.spatial_qa.items import Item
+from rl_lab.records.rollouts import RolloutRow, kept_batches
 from rl_lab.records.types import Completion, Prompt, RolloutGroup, filled
 
 OF_ITEMS = ("item", "prompt", "group", "sample", "completion")
@@ -63,3 +65,9 @@ def _group(rows: list[dict[str, Any]]) -> RolloutGroup:
         Completion(text=row["completion"], **{name: row[name] for name in row if name not in OF_ITEMS}) for row in rows
     ]
     return RolloutGroup(_item(first["item"], first["prompt"]), Prompt(()), completions)
+
+
+def read_kept(run: Path) -> Iterator[RolloutRow]:
+    """The kept traces of a finished selection, one after the other, as dictionaries."""
+    for batch in kept_batches(run):
+        yield from batch.to_pylist()

@@ -10,6 +10,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from rl_lab.reports.numbers import Row
+from rl_lab.reports.run import LoadedRun
+from rl_lab.reports.summary import measure, written
+
 STEP_LIMIT = 180
 METHODS = {"base": [0.4], "continued_sft": [0.45, 0.47], "rpro": [0.68, 0.8]}
 """Success rate of each method after each round."""
@@ -245,3 +249,8 @@ def write_videos(folder: Path, n: int, size: int) -> None:
             frames[0].save(folder / record[side], save_all=True, append_images=frames[1:], duration=100, loop=0)
         index.append(record)
     write_jsonl(folder / "index.jsonl", index)
+
+
+def summarise(run: LoadedRun) -> Row:
+    """What `summary.json` holds of a run."""
+    return written(measure(run))
