@@ -1,8 +1,7 @@
 """The released Mixture-of-Transformers models: the vision-language model and the dual-tower policy around it.
 
-Importing the package registers both with transformers' Auto classes.
-
-Makes transformers' Auto classes know both models, so that a folder or hub id loads without remote code.
+Importing the package registers both with transformers' Auto classes, so that a folder or hub id loads without remote
+code.
 """
 
 from __future__ import annotations

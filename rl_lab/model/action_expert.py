@@ -1,17 +1,16 @@
 """The action expert: a second tower that reads the language tower's keys and values layer by layer.
 
-Letters: B observations, N rows of actions, C chunk, A padded action size, E expert width, L layers, G key/value heads,
-d head size, P prefix tokens.
-
 Suffix blocks see everything before them and themselves: first the state token, then all action tokens together. So the
 state token depends on the observation alone and is run once per observation, however many actions or Euler steps
 follow.
 
-What the released policy adds to flow matching (`algos.flow_matching`): time density, time embedding, sampling times.
-
-A network that outputs the velocity v is trained on |v - u|^2. One that outputs the clean chunk a_hat has v = (x_t -
+What the released policy adds to flow matching (`algos.flow_matching`): time density, time embedding, sampling times. A
+network that outputs the velocity v is trained on |v - u|^2. One that outputs the clean chunk a_hat has v = (x_t -
 a_hat) / t, so v - u = (action - a_hat) / t. Clipping that weight below t = c, which multiplies the velocity loss by (t
 / max(t, c))^2, gives |a_hat - action|^2 / max(t, c)^2.
+
+Letters: B observations, N rows of actions, C chunk, A padded action size, E expert width, L layers, G key/value heads,
+d head size, P prefix tokens.
 """
 
 from __future__ import annotations

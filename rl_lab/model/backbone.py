@@ -1,15 +1,10 @@
 """The vision-language model that the released VLM and the policy share: vision tower, merger and language tower.
 
-Letters: B rows, S tokens of a row, T packed tokens, Tv of them patches, Tt of them text, D hidden, N rows of pixel
-values, n images, p patch side.
+Of the tokens of a batch only those that are to be learned get logits, a part at a time. Rows may share their pictures:
+the G answers to a prompt see its images, which are encoded once.
 
-What a model says about the tokens of a batch that are to be learned: only their logits are made, a part at a time.
-
-Letters: B rows, S tokens of a row, T packed tokens, K tokens to learn, D hidden, V vocabulary.
-
-Pictures of a batch whose rows may share them: the G answers to a prompt see its images, which are encoded once.
-
-Letters: B rows, S tokens of a row, N rows of pixel values, M pictures, p patch side.
+Letters: B rows, S tokens of a row, T packed tokens, Tv of them patches, Tt of them text, K tokens to learn, D hidden, V
+vocabulary, N rows of pixel values, n images of a row, M pictures of the batch, p patch side.
 """
 
 from __future__ import annotations

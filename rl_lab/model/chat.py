@@ -1,17 +1,15 @@
 """Chat with images and videos: messages to prompts, prompts and pictures to tensors.
 
-Letters: B prompts, S tokens, M images, N rows of pixel values, w, h sides of a picture's patch grid.
-
 In a prompt an image is `S IMG L E` (vision start, patch, latent, vision end) and a video `S VID L E`. IMG becomes the
 rows of the image, `(IMG * w/2, N) * h/2` with a separator N after each; VID becomes one `S (VID * w/2, N) * h/2 E` for
 each frame. A prompt that holds a video without latent token, exactly `S VID E`, gives its own S and E up for those.
 
-Pictures to patches: the size rule, resize and patch order of the Qwen2-VL processor, with PIL and numpy alone.
-
-Letters: H, W pixels of a picture, p patch side, h, w sides of its patch grid, n = h * w patches.
-
-A picture is resized to whole cells of 2 x 2 patches with an area between two bounds, its aspect kept as well as that
+Pictures become patches by the size rule, resize and patch order of the Qwen2-VL processor, with PIL and numpy alone: a
+picture is resized to whole cells of 2 x 2 patches with an area between two bounds, its aspect kept as well as that
 allows, scaled to [-1, 1] and cut into patches. A video is a sequence of frames, each a picture of its own.
+
+Letters: B prompts, S tokens, M images, N rows of pixel values, H, W pixels of a picture, p patch side, h, w sides of
+its patch grid, n = h * w patches.
 """
 
 from __future__ import annotations

@@ -1,15 +1,11 @@
-"""Checkpoint folders: a policy in Hugging Face layout with its processor and what the lab knows about it.
+"""Checkpoint folders of a VLM or of a policy around one, in Hugging Face layout: with processor, versions and language.
 
-`lab.json` holds what is ours; everything else is what `from_pretrained` of the released code reads as well.
+`lab.json` holds what is ours; everything else is what `from_pretrained` of the released code reads as well. A policy
+and its vision-language model are the same modules under another class and config, and each is made from the other.
 
-Versioned weight snapshots: published once, pulled and checked by every worker.
-
-A snapshot is the bytes of a checkpoint folder with a SHA-256, so it travels through Ray's object store to machines
-that share no disk, and a worker never acts with weights that are not exactly those the learner published.
-
-From a policy to its vision-language model and back: the same modules under the other class and config.
-
-The language side of a run's shared model: checkpoints of a VLM or of a policy around one, prompts, and its text.
+Weights travel as versioned snapshots, published once, pulled and checked by every worker. A snapshot is the bytes of a
+checkpoint folder with a SHA-256, so it travels through Ray's object store to machines that share no disk, and a worker
+never acts with weights that are not exactly those the learner published.
 """
 
 from __future__ import annotations

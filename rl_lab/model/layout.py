@@ -1,7 +1,4 @@
-"""Where every token of a batch goes: routes, positions and visual segments, worked out on the host.
-
-Letters: B rows, S tokens of a row with padding, L of the longest without, T valid tokens of the batch, Tv of them
-patches.
+"""Where every token of a batch goes: routes, positions, visual segments and masks, worked out on the host.
 
 The valid tokens of a batch are packed into one sequence, patches (vision weights) first and everything else (text
 weights) after them, both in reading order. So padding enters no product and a route is a slice. Attention brings the
@@ -11,13 +8,12 @@ A visual segment runs from the first patch of an image or a frame to its last ro
 and nothing else. Segments are found from the tokens alone: a patch belongs to one, and so does a separator that follows
 a patch directly.
 
-Token layout, positions and attention masks of the policy, bit-equal to those of the released code.
+The policy's layout, positions and attention masks are bit-equal to those of the released code. In sequence order its
+prefix is `bos user`, then per camera `start (g patches, row_end) x g end`, then the language tokens. The towers never
+need that order: attention only knows positions and masks. So the prefix is *stored* packed like any other batch.
 
-Letters: B rows, V cameras, g side of an image's token grid, T language tokens, P prefix tokens, C action tokens.
-
-In sequence order the prefix is `bos user`, then per camera `start (g patches, row_end) x g end`, then the language
-tokens. The towers never need that order: attention only knows positions and masks. So the prefix is *stored* with all
-patches first (vision weights) and everything else after them (text weights), and routing by modality is a slice.
+Letters: B rows, S tokens of a row with padding, L of the longest without, T valid tokens of the batch, Tv of them
+patches. Of the policy: V cameras, g side of an image's token grid, T language tokens, P prefix tokens, C action tokens.
 """
 
 from __future__ import annotations

@@ -1,14 +1,9 @@
-"""Reading checkpoint folders: what the released config leaves out, and models whose weights fit.
+"""Reading checkpoint folders: what the released config leaves out or has wrong, and models whose weights fit.
 
-A policy file written by the reference keeps the tied embedding under one of its two names and leaves out sizes that its
-code hard-codes. Here the sizes come from the tensors, the token ids from the tokenizer, and a file that does not fit is
-refused with everything that is wrong in one message; the reference would load it silently.
-
-Reading checkpoints of the vision-language model: what the released config leaves out or has wrong.
-
-What the safetensors files of a checkpoint folder hold, and whether that is what a model asks for.
-
-A folder has one file, `model.safetensors`, or shards that `model.safetensors.index.json` names.
+A folder has one file, `model.safetensors`, or shards that `model.safetensors.index.json` names. A policy file written
+by the reference keeps the tied embedding under one of its two names and leaves out sizes that its code hard-codes. Here
+the sizes come from the tensors, the token ids from the tokenizer, and a file that does not fit is refused with
+everything that is wrong in one message; the reference would load it silently.
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
 """Decoder tower of the Mixture-of-Transformers: text and vision weights per layer, one attention over both.
 
-Letters: B rows, P tokens (S in general), D hidden, H heads, G key/value heads, d head size.
-
 A layer is given to its callers in two halves, `project` (norm and q, k, v) and `finish` (output projection, residual,
 MLP), because attention happens between them over tokens of different modality or of different towers. Both halves take
 the route whose weights they use, so no token ever passes through weights that are not its own.
 
-A packed batch through the language tower: every token through its own weights, attention without a stored mask.
+A packed batch goes through the tower without a stored mask. Rows are causal. The rows of visual segments
+(`rl_lab.model.layout`) are then computed again by full attention inside their own segment: they see nothing else, so
+the first result is replaced, and no S x S mask is ever made. Only a continuation of a cache uses a mask, of its new
+tokens by all cached ones; it hides the padding on the left.
 
-Letters: B rows, S tokens of a row, T packed tokens, Tv of them patches, Tt of them text, D hidden, H heads, G key/value
-heads, d head size, K cached tokens.
-
-Rows are causal. The rows of visual segments (`rl_lab.model.layout`) are then computed again by full attention inside
-their own segment: they see nothing else, so the first result is replaced, and no S x S mask is ever made. Only a
-continuation of a cache uses a mask, of its new tokens by all cached ones; it hides the padding on the left.
+Letters: B rows, S tokens of a row, P prefix tokens, T packed tokens, Tv of them patches, Tt of them text, D hidden, H
+heads, G key/value heads, d head size, K cached tokens.
 """
 
 from __future__ import annotations

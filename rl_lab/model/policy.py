@@ -1,8 +1,8 @@
 """The policy: `algos.objective.FlowPolicy` on the released weights' names.
 
-Letters: B observations, V cameras, S image side, T language tokens, N rows of actions, C chunk, A padded action size.
+`predict_action` leads from a batch as on the released model cards to a chunk of actions.
 
-From a batch as on the released model cards to a chunk of actions.
+Letters: B observations, V cameras, S image side, T language tokens, N rows of actions, C chunk, A padded action size.
 """
 
 from __future__ import annotations

@@ -1,20 +1,17 @@
-"""Sharding plan for several ranks: FSDP2 over decoder layers and vision blocks.
+"""Training on several ranks and in compiled blocks: FSDP2 over decoder layers and vision blocks, and torch.compile.
+
+A rank is a process that holds a part of a learner's weights and takes a part of the rows of every batch: it is one
+where torch's process group was initialised (`rl_lab.workers.ranks` does); else there is one.
 
 Every rank keeps a part of each weight, its gradient and its optimizer state; the whole weights of a unit exist while it
 computes. Units are the decoder layers of all towers and the vision blocks. The query and key norms of a layer are units
 of their own: the action expert uses those of the language tower. What is in no layer (embeddings, merger,
-projections) is one unit that stays whole from the first call of a step to the end of its backward pass.
+projections) is one unit that stays whole from the first call of a step to the end of its backward pass. What is saved
+is whole: `whole` gathers sharded tensors on the first rank, `share_like` gives a rank its part again.
 
-What is saved is whole: `whole` gathers sharded tensors on the first rank, `share_like` gives a rank its part again.
-
-torch.compile of a policy's repeated blocks in training: each vision block and decoder layer, not the whole model.
-
-The blocks of a tower run the same code, so the kernels made for the first serve all, and the time to make them does not
-grow with depth. Weights, their names and gradient checkpointing, which works around a block, stay as they are.
-
-The ranks of a learner: processes that hold a part of its weights each, and take a part of the rows of every batch.
-
-A process is a rank where torch's process group was initialised (`rl_lab.workers.ranks` does); else there is one.
+Compiled are a policy's repeated blocks, each vision block and decoder layer, not the whole model: the blocks of a tower
+run the same code, so the kernels made for the first serve all, and the time to make them does not grow with depth.
+Weights, their names and gradient checkpointing, which works around a block, stay as they are.
 """
 
 from __future__ import annotations

@@ -2,11 +2,8 @@
 
 Each integer 0..1000 is one token (coordinates), as are the tags of reasoning and of answers. Any text survives a round
 trip. The vocabulary is fixed: `tokenizer.json` holds it; `python -m rl_lab.model.tokenizer FOLDER` writes it again from
-`tokenizer_corpus`.
-
-The text our small tokenizer is trained on: everyday English words and the sentences of a robot at a table.
-
-Written for this project. Changing a letter changes the vocabulary and thereby breaks every checkpoint trained with it.
+the text below, everyday English words and the sentences of a robot at a table. It was written for this project.
+Changing a letter of it changes the vocabulary and thereby breaks every checkpoint trained with it.
 """
 
 from __future__ import annotations

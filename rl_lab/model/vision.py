@@ -1,26 +1,16 @@
-"""Vision tower and merger: images to tokens of the language tower's width.
+"""Vision tower and merger: images to tokens of the language tower's width, with past frames where there is a memory.
 
-Letters: M images, n patches of one image, N patches of all images, W tower width, D output width, p side of a patch in
-pixels, K frames of a history.
-
-Images of all sizes are packed into one sequence [N, W] (`rl_lab.model.vision`): every product runs over all of it, and
-attention once per size.
-
-Images as packed patches.
-
-Letters: M images, n patches of one image, N patches of all images, h x w patch grid of an image, p side of a patch in
-pixels.
-
+Images of all sizes are packed into one sequence [N, W]: every product runs over all of it, and attention once per size.
 Patches are kept in merge order, (h/2, w/2, 2, 2), from the start: blocks attend within one image without regard to
 order, and the merger then reads four neighbours as one slice. Images of one size lie together, as a run.
 
-The memory encoder of Hy-VLA (arXiv:2606.14409; released code): past frames inside the vision tower, no new weights.
+The memory encoder is that of Hy-VLA (arXiv:2606.14409; released code): past frames inside the vision tower, no new
+weights. Every `stride`-th block becomes space-time: each patch position attends causally over its K frames before the
+usual attention inside each frame. Time 0 is the *oldest* frame.
 
-Letters: M groups of frames (observations times cameras), K frames of a group with the current one last, n patches of a
-frame, H heads, d head size, W tower width.
-
-Every `stride`-th block becomes space-time: each patch position attends causally over its K frames before the usual
-attention inside each frame. Time 0 is the *oldest* frame.
+Letters: M images, or groups of frames (observations times cameras), n patches of one image or frame, N patches of all
+images, h x w patch grid of an image, p side of a patch in pixels, W tower width, D output width, H heads, d head size,
+K frames of a history with the current one last.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
 """The released vision-language model: the shared backbone with logits, loss, checkpoints and generation.
 
-Letters: B rows, S tokens of a row, N rows of pixel values, n images, p patch side.
-
-What `generate()` needs to know about images: which belong to which row.
-
-Letters: B rows, M images, N rows of pixel values.
+Letters: B rows, S tokens of a row, N rows of pixel values, n images of a row, M of all rows, p patch side.
 """
 
 from __future__ import annotations
@@ -23,21 +19,6 @@ from rl_lab.model.backbone import VisionLanguageMixin, VisionLanguageModel, init
 from rl_lab.model.layout import Layout
 from rl_lab.model.loading import CheckedModel, Shapes, check_generation, complete_vlm_config
 from rl_lab.model.vlm_config import MERGE, VISUAL_ROLES, HyVLMConfig, refuse_unknown
-
-
-def repeat_visual(pixels: Tensor, grids: Tensor, tokens: Tensor, times: int) -> tuple[Tensor, Tensor]:
-    """Images of a batch whose every row is repeated `times` times: pixel values and grids, row after row.
-
-    Takes pixel values [N, f], grids [M, 3] of the images (or videos) and their tokens in each row [B].
-    """
-    patches = grids.prod(-1).cpu()
-    row_ends = tokens.cpu().cumsum(0) * MERGE**2
-    row = torch.searchsorted(row_ends, patches.cumsum(0))
-    images = torch.bincount(row, minlength=len(row_ends)).tolist()
-    rows = zip(pixels.split((tokens.cpu() * MERGE**2).tolist()), grids.split(images), strict=True)
-    repeated = [(own.repeat(times, 1), shapes.repeat(times, 1)) for own, shapes in rows]
-    return torch.cat([own for own, _ in repeated]), torch.cat([shapes for _, shapes in repeated])
-
 
 EMBEDDING = "model.language_model.model.embed_tokens.weight"
 
@@ -175,3 +156,17 @@ class HunYuanVLMoTForConditionalGeneration(VisionLanguageMixin, CheckedModel[HyV
         expand = cast(Any, super())._expand_inputs_for_generation
         input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs | {name: value for name, value in visual.items() if value is not None}
+
+
+def repeat_visual(pixels: Tensor, grids: Tensor, tokens: Tensor, times: int) -> tuple[Tensor, Tensor]:
+    """Images of a batch whose every row is repeated `times` times: pixel values and grids, row after row.
+
+    Takes pixel values [N, f], grids [M, 3] of the images (or videos) and their tokens in each row [B].
+    """
+    patches = grids.prod(-1).cpu()
+    row_ends = tokens.cpu().cumsum(0) * MERGE**2
+    row = torch.searchsorted(row_ends, patches.cumsum(0))
+    images = torch.bincount(row, minlength=len(row_ends)).tolist()
+    rows = zip(pixels.split((tokens.cpu() * MERGE**2).tolist()), grids.split(images), strict=True)
+    repeated = [(own.repeat(times, 1), shapes.repeat(times, 1)) for own, shapes in rows]
+    return torch.cat([own for own, _ in repeated]), torch.cat([shapes for _, shapes in repeated])

@@ -1,14 +1,9 @@
-"""Config of the vision-language model, with the fields and names of the released `config.json`.
+"""Config of the vision-language model, with the fields and names of the released `config.json`, and its towers' sizes.
 
 The released file may be nested (`text_config`, `vision_config`) or flat (text fields at the top). What its code
 hard-codes or never reads (vision sizes, ids of the special tokens) is true in the files written here; of a released
-file it is completed from tensor shapes and tokenizer (`rl_lab.model.loading`).
-
-Sizes of the towers, read from the language-model section of either config.
-
-Options that callers of a transformers class may pass: honoured by ours, or refused by name.
-
-Configs in `config.json`, a file that may be damaged: every field has its type, or is refused by its name.
+file it is completed from tensor shapes and tokenizer (`rl_lab.model.loading`). A file may be damaged: every field has
+its type, or is refused by its name, and so are options of transformers' callers that ours do not honour.
 """
 
 from __future__ import annotations

@@ -1,22 +1,19 @@
 """Attention in which an image attends to exactly itself, on top of any of vLLM's ordinary causal backends.
 
-Letters: N tokens of a step, M images of one length, n tokens of an image, H heads, G key/value heads, d head size.
-
 A segment is an image's patches and row separators, from the first patch to the last separator. Its tokens see all of
-the segment and nothing else, so their attention needs only keys and values of the step itself as long as the step
-holds the whole segment (`rl_lab.model.serving.attention` sees to that). Hence two passes: the backend's causal kernel
-over everything, which is right for text and fills the cache, then plain attention over each segment, which replaces
-the kernel's rows. No backend has to know segments, and none can silently ignore them; the layout of its cache does not
-matter either (AMX machines pack it differently).
+the segment and nothing else, so their attention needs only keys and values of the step itself as long as the step holds
+the whole segment. Hence two passes: the backend's causal kernel over everything, which is right for text and fills the
+cache, then plain attention over each segment, which replaces the kernel's rows. No backend has to know segments, and
+none can silently ignore them; the layout of its cache does not matter either (AMX machines pack it differently). On
+CUDA this is the same code around another kernel; it has not been run there.
 
-On CUDA this is the same code around another kernel; it has not been run there.
+The scheduler never begins within an image, so that all its tokens are in one step. vLLM cuts prompts at two places. A
+step ends when its budget of tokens is used up; that is switched off (`rl_lab.model.serving.processor`), because
+`disable_chunked_mm_input` does not help a step that begins at an image's first token. And a prefix that is found in the
+cache ends at a multiple of the block size, wherever that is; here it is cut back to before the image, so that no hit
+ends inside a segment.
 
-A scheduler that never begins within an image: no hit in the prefix cache ends inside a segment.
-
-Attention within an image needs all its tokens in one step (`rl_lab.model.serving.attention`). vLLM cuts prompts at two
-places. A step ends when its budget of tokens is used up; that is switched off (`rl_lab.model.serving.processor`),
-because `disable_chunked_mm_input` does not help a step that begins at an image's first token. And a prefix that is
-found in the cache ends at a multiple of the block size, wherever that is; here it is cut back to before the image.
+Letters: N tokens of a step, M images of one length, n tokens of an image, H heads, G key/value heads, d head size.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
 """The vision-language model as vLLM runs it: the lab's own layers around vLLM's paged attention.
 
-Letters: N tokens of a step, Nv of them patches, D hidden, H heads, G key/value heads, d head size.
-
 The modules are those of training, so weights have the checkpoint's names, an update copies them in place, and the
-numbers differ by the attention kernel alone. Tokens are routed by their ids: patches use the vision weights, everything
-else the text weights. Between layers patches and text are kept apart; attention brings them back into the order of the
-step.
+numbers differ by the attention kernel alone. The checkpoint is of a VLM, or of a policy, whose expert is left out.
+Tokens are routed by their ids: patches use the vision weights, everything else the text weights. Between layers patches
+and text are kept apart; attention brings them back into the order of the step.
 
-A checkpoint's tensors into the served model: of a VLM, or of a policy, whose expert is left out.
+Letters: N tokens of a step, Nv of them patches, D hidden, H heads, G key/value heads, d head size.
 """
 
 from __future__ import annotations
@@ -237,5 +235,5 @@ class ServedVLM(nn.Module, SupportsMultiModal):
         return self.model.language_model.lm_head(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Copy a checkpoint's tensors in place (see `rl_lab.model.serving.model.load_weights`)."""
+        """Copy a checkpoint's tensors in place (see the function `load_weights`)."""
         return load_weights(self, weights)

@@ -1,10 +1,9 @@
-"""Pictures and prompts for vLLM: the lab's image processor, and the row layout of an image in place of its one token.
+"""Pictures and prompts for vLLM, and how it must be set up for this model.
 
 A prompt arrives as the chat template writes it, with `S IMG L E` for an image. IMG is replaced by the rows of patches,
 each closed by a separator: `S (IMG * w/2, N) * h/2, L E`. The replaced stretch is exactly the image's segment, so it is
-declared as a whole, separators included; the model returns the separators' embeddings with those of the patches.
-
-How vLLM must be set up for this model, and what it must know of the config.
+declared as a whole, separators included; the model returns the separators' embeddings with those of the patches. Images
+are processed by the lab's own processor.
 
 vLLM reads two things before it makes a model: the sizes of the language tower, from the config, and a hook by
 architecture, which may change the engine's settings. The hook makes plain `vllm.LLM(DIR)` and `vllm serve DIR` right
