@@ -16,10 +16,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from pydantic import model_validator
 
+from envs.options import ControlSteps, Fraction, Options, Rounds
 from envs.rollout import NO_MEMORY, Act, Looking, Memory, Rollout, finished
 from envs.types import NO_FRAMES, BimanualEnv, Diagnosis, ExpertUnavailableError, PreferencePair, Segment, camera_images
 
@@ -86,28 +88,33 @@ RESTORE_TOLERANCE = 1e-3
 """A pair whose segments do not share their start this well (m, parts of quaternions) is none."""
 
 
-@dataclass(frozen=True)
-class RollbackConfig:
+class RollbackConfig(Options):
     """How failures are found and taken back; steps are control steps."""
 
-    execute: int
-    """Commands of each policy chunk that are run."""
-    min_rollback: int = 12
-    max_rollback: int = 32
-    """The shared start lies this many steps before the event, drawn uniformly."""
-    further_rollback: int = 12
+    execute: ControlSteps = 4
+    """Commands of each predicted chunk that are run before the next prediction."""
+    rollback_steps: tuple[ControlSteps, ControlSteps] = (12, 32)
+    """The shared start lies so many steps before the failure's event, drawn uniformly from this range."""
+    further_rollback: ControlSteps = 12
     """Roll back this much more after each correction that fails."""
-    max_corrections: int = 4
-    """Corrections tried for one failure before it is dropped as uncorrectable."""
-    kept_after_event: int = 8
+    max_corrections: Rounds = 4
+    """Corrections tried for one failure before it is dropped as uncorrectable, and counted."""
+    kept_after_event: ControlSteps = 8
     """Steps of the failure kept after the last progress, where it is no irreversible event: at least a chunk, so that
     the last good states show what went wrong; later states would be led back to a path that no longer fits."""
-    patience: int = 16
+    patience: ControlSteps = 16
     """Steps without progress after which the policy counts as stuck."""
-    regress: float = 0.15
+    regress: Fraction = 0.15
     """Loss of progress (of 1) after which the policy counts as deviating."""
-    correction_limit: int = 170
+    correction_limit: ControlSteps = 170
     """Steps within which the corrector must succeed."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        low, high = self.rollback_steps
+        if low > high:
+            raise ValueError(f"rollback_steps is [{low}, {high}]; write the smaller number first")
+        return self
 
 
 @dataclass
@@ -356,7 +363,7 @@ def intervened_rollout(
         result.counts["successes"] += 1
         return result
     result.counts["interventions"] += 1
-    delta = int(generator.integers(config.min_rollback, config.max_rollback + 1))
+    delta = int(generator.integers(config.rollback_steps[0], config.rollback_steps[1] + 1))
     starts = _starts(env, seed, trace, failure, corrector, config, delta)
     found = _roll_back(env, seed, trace, starts, corrector, config.correction_limit, result.counts)
     if found is None:

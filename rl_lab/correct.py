@@ -33,7 +33,7 @@ def failed_episodes(folder: Path, config: RunConfig, done: set[tuple[str, str, i
     Episodes run in the units of a collection, since the policy's batches are part of its bits.
     """
     from envs.robotwin.connection import SeedRejectedError
-    from envs.rollback import RollbackConfig, until_failure
+    from envs.rollback import until_failure
     from envs.rollout import run_lockstep
     from rl_lab.config.robotwin import find_robotwin
     from rl_lab.model.checkpoint import published
@@ -45,7 +45,6 @@ def failed_episodes(folder: Path, config: RunConfig, done: set[tuple[str, str, i
     policy = LocalPolicy.from_snapshot(snapshot, seed=config.seed)
     memory = policy.info.memory
     environments = Environments(find_robotwin(config.workers) if config.env.backend == "robotwin" else None)
-    rollback = RollbackConfig(**config.collect.rollback())
     try:
         available = collection_units(config, round_name(snapshot.version), config.seed)
         for unit in (unit for _, units in available for unit in units):
@@ -53,7 +52,9 @@ def failed_episodes(folder: Path, config: RunConfig, done: set[tuple[str, str, i
             if done.issuperset(places):
                 continue
             envs = environments.of(unit.env, len(unit.seeds))
-            rollouts = [until_failure(env, seed, rollback, memory) for env, seed in zip(envs, unit.seeds, strict=True)]
+            rollouts = [
+                until_failure(env, seed, config.collect, memory) for env, seed in zip(envs, unit.seeds, strict=True)
+            ]
             try:
                 ended = run_lockstep(rollouts, policy.act)
             except SeedRejectedError:
@@ -104,13 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load_config(options.experiment, options.overrides)
     done = _check(options.checkpoint, options.experiment, config, options.out)
 
-    from envs.rollback import RollbackConfig
     from rl_lab.teleoperation.server import PageServer
 
     print("running the policy until it fails; the page opens then", flush=True)
-    rollback = RollbackConfig(**config.collect.rollback())
     failures = failed_episodes(options.checkpoint, config, done)
-    session = CorrectionSession(failures, partial(_append, options.out), rollback)
+    session = CorrectionSession(failures, partial(_append, options.out), config.collect)
     try:
         server = PageServer(session, options.port)
     except (OSError, OverflowError) as error:

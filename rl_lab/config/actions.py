@@ -21,9 +21,9 @@ from envs.options import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Rounds,
     Rows,
 )
+from envs.rollback import RollbackConfig
 from rl_lab.config.section import OptimiserConfig, Section
 
 
@@ -133,7 +133,7 @@ class CorrectorConfig(Section):
         return self
 
 
-class CollectConfig(Section):
+class CollectConfig(Section, RollbackConfig):
     """Preference pairs: the policy fails, the simulator is rolled back, the corrector shows how; in control steps."""
 
     pairs: PositiveInt = 60
@@ -142,39 +142,15 @@ class CollectConfig(Section):
     """Episodes after which a round stops short of `pairs`."""
     corrector: CorrectorConfig = CorrectorConfig()
     """Who shows the better continuation."""
-    execute: ControlSteps = 4
-    """Commands of each predicted chunk that are run before the next prediction."""
-    rollback_steps: tuple[ControlSteps, ControlSteps] = (12, 32)
-    """Range of the random distance from the shared start to the failure."""
-    further_rollback: ControlSteps = 12
-    """Roll back this much more after each correction that fails."""
-    max_corrections: Rounds = 4
-    """Corrections tried for one failure before it is dropped and counted."""
-    kept_after_event: ControlSteps = 8
-    """Steps of the loser kept after the last progress, for failures that are no irreversible event; about a chunk."""
-    patience: ControlSteps = 16
-    """Steps without progress after which the policy counts as stuck."""
-    regress: Fraction = 0.15
-    """Loss of progress after which the policy counts as deviating."""
-    correction_limit: ControlSteps = 170
-    """Steps within which the corrector must succeed."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        low, high = self.rollback_steps
-        if low > high:
-            raise ValueError(f"rollback_steps is [{low}, {high}]; write the smaller number first")
         if self.pairs > self.max_episodes:
             raise ValueError(
                 f"pairs is {self.pairs} but max_episodes is {self.max_episodes} and an episode gives at most one; "
                 "raise max_episodes"
             )
         return self
-
-    def rollback(self) -> dict[str, Any]:
-        """The fields of `envs.rollback.RollbackConfig`."""
-        shared = self.model_dump(exclude={"pairs", "max_episodes", "corrector", "rollback_steps"})
-        return shared | {"min_rollback": self.rollback_steps[0], "max_rollback": self.rollback_steps[1]}
 
 
 class OptimiseConfig(FlowConfig):

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from envs.rollback import Collection, RollbackConfig
+from envs.rollback import Collection
 from envs.types import PreferencePair
 from rl_lab.files import folder_damage, write_checked_folder
 from rl_lab.records.episodes import read_pairs, write_pairs
@@ -59,7 +59,6 @@ def collect_pairs(
     Fewer than wanted, even none, where `max_episodes` are not enough.
     """
     settings = config.collect
-    rollback = RollbackConfig(**settings.rollback())
     available = collection_units(config, request.name, request.seed)
     pairs: list[PreferencePair] = []
     counts = Counter[str]()
@@ -69,7 +68,7 @@ def collect_pairs(
         corrector = ray.put(corrector)  # weights or recordings: once for all units
 
     def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
-        return actor.collect.remote(unit, weights, rollback, corrector)
+        return actor.collect.remote(unit, weights, settings, corrector)
 
     run = partial(pool.map, submit, check_stop=request.check_stop)
     for (spec, units), wanted in zip(available, _share(settings.pairs, len(available)), strict=True):

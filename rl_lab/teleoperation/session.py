@@ -114,7 +114,7 @@ class CorrectionSession:
     def _latest(self) -> int:
         """The last step from which a correction makes a pair: the loser behind it has a whole chunk."""
         assert self._failed is not None
-        return max(0, self._failed.failure.event - self._config.min_rollback)
+        return max(0, self._failed.failure.event - self._config.rollback_steps[0])
 
     def _begin(self, start: int) -> None:
         assert self._failed is not None

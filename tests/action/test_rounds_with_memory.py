@@ -37,7 +37,7 @@ MODEL = ModelConfig(
 )
 STEPS = {"steps": 2, "batch_size": 4, "warmup": 1, "draws_per_sample": 1}
 UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", image_size=64), seeds=(3, 4), run_seed=0)
-ROLLBACK = RollbackConfig(execute=4, min_rollback=1, max_rollback=1, kept_after_event=8)
+ROLLBACK = RollbackConfig(execute=4, rollback_steps=(1, 1), kept_after_event=8)
 
 
 def trained(plan, folder):

@@ -117,7 +117,7 @@ def test_a_policy_with_memory_collects_with_the_frames_it_is_evaluated_with(fram
 @pytest.mark.parametrize(("frames", "interval", "execute"), MEMORIES)
 def test_a_pair_holds_the_frames_that_a_memory_reaches_before_its_start(frames, interval, execute):
     memory, env = Memory(frames, interval), ToyEnv()
-    config = RollbackConfig(execute=execute, min_rollback=6, max_rollback=6)
+    config = RollbackConfig(execute=execute, rollback_steps=(6, 6))
     rollout = intervened_rollout(
         env, 3, corrector=scripted_expert, config=config, generator=np.random.default_rng(0), memory=memory
     )
@@ -134,7 +134,7 @@ def test_the_frames_before_a_pair_are_the_same_where_states_are_replayed():
     for method in ("simulator", "replay"):
         env = ToyEnv()
         env.restore_method = method
-        config, draw = RollbackConfig(4, min_rollback=6, max_rollback=6), np.random.default_rng(0)
+        config, draw = RollbackConfig(execute=4, rollback_steps=(6, 6)), np.random.default_rng(0)
         rollout = intervened_rollout(
             env, 3, corrector=scripted_expert, config=config, generator=draw, memory=Memory(3, 2)
         )
@@ -220,7 +220,7 @@ def test_a_policy_that_succeeds_gives_no_pair():
 
 @pytest.mark.parametrize("low, high", [(1, 1), (12, 24)])
 def test_the_shared_start_lies_before_the_last_progress_and_the_loser_ends_soon_after_it(low, high):
-    config = RollbackConfig(execute=4, min_rollback=low, max_rollback=high)
+    config = RollbackConfig(execute=4, rollback_steps=(low, high))
     _, result = collect(forward_then_stuck, config)
     first = result.pairs[0]
     last_progress = first.trigger_step - config.patience
@@ -244,7 +244,7 @@ def test_a_teacher_policy_corrects_chunk_by_chunk():
 @pytest.mark.parametrize(("frames", "interval", "execute"), MEMORIES)
 def test_a_teacher_with_memory_looks_back_to_what_the_policy_did(frames, interval, execute):
     memory, env = Memory(frames, interval), ToyEnv()
-    act, config = Watched(env), RollbackConfig(execute=4, min_rollback=6, max_rollback=6)
+    act, config = Watched(env), RollbackConfig(execute=4, rollback_steps=(6, 6))
     corrector = teacher("policy x", act, execute, memory)
     rollout = intervened_rollout(env, 3, corrector=corrector, config=config, generator=np.random.default_rng(0))
     (pair,) = run_lockstep([rollout], forward_then_stuck)[0].pairs
@@ -255,11 +255,11 @@ def test_a_teacher_with_memory_looks_back_to_what_the_policy_did(frames, interva
 
 
 def test_recorded_corrections_are_used_from_the_steps_where_they_were_recorded():
-    _, first = collect(sideways, RollbackConfig(execute=4, min_rollback=2, max_rollback=2))
+    _, first = collect(sideways, RollbackConfig(execute=4, rollback_steps=(2, 2)))
     (pair,) = first.pairs
     place = ("toy", "clean", 3, pair.start_step)
     corrector = recorded("recorded x", {place: pair.winner.actions, ("toy", "clean", 4, 0): pair.winner.actions[:1]})
-    _, again = collect(sideways, RollbackConfig(execute=4, min_rollback=3, max_rollback=3), corrector)
+    _, again = collect(sideways, RollbackConfig(execute=4, rollback_steps=(3, 3)), corrector)
     (same,) = again.pairs
     assert (same.start_step, same.corrector) == (pair.start_step, "recorded x")
     np.testing.assert_array_equal(same.winner.actions, pair.winner.actions)

@@ -12,7 +12,7 @@ from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from tests.support.episodes import episode
 
 UNIT = Unit(EnvSpec("tabletop", "handover_block", "clean", image_size=64), seeds=(3, 4), run_seed=0)
-ROLLBACK = RollbackConfig(execute=4, min_rollback=1, max_rollback=1, kept_after_event=8)
+ROLLBACK = RollbackConfig(execute=4, rollback_steps=(1, 1), kept_after_event=8)
 
 
 @pytest.fixture(scope="session")

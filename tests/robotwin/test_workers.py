@@ -15,7 +15,7 @@ from rl_lab.workers.simulation import REJECTED, EnvSpec, Rejection, Simulation, 
 from tests.robotwin.fake import robotwin
 from tests.support.models import save_nano_policy
 
-ROLLBACK = RollbackConfig(execute=4, min_rollback=8, max_rollback=10, correction_limit=60)
+ROLLBACK = RollbackConfig(execute=4, rollback_steps=(8, 10), correction_limit=60)
 GOOD, FAILING_EXPERT, UNSTABLE = 1, 5, 7
 
 

@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
-from envs.rollback import Corrector, RollbackConfig, intervened_rollout
+from envs.rollback import Corrector, intervened_rollout
 from envs.rollout import run_lockstep
 from rl_lab.config.load import load_config
 from rl_lab.correct import failed_episodes, main
@@ -206,7 +206,6 @@ def test_its_failures_are_those_of_the_round_bit_for_bit(given):
     first = list(itertools.islice(failed_episodes(given / "policy", config, set()), 3))
     ((_, (unit,)),) = collection_units(config, round_name(1), config.seed)
     policy = LocalPolicy(given / "policy", seed=config.seed)
-    rollback = RollbackConfig(**config.collect.rollback())
     seen = {}
 
     def stand_still(env, seed, before):
@@ -218,7 +217,7 @@ def test_its_failures_are_those_of_the_round_bit_for_bit(given):
     draw = np.random.default_rng(0)
     run_lockstep(
         [
-            intervened_rollout(env, seed, corrector=watching, config=rollback, generator=draw)
+            intervened_rollout(env, seed, corrector=watching, config=config.collect, generator=draw)
             for env, seed in zip(envs, unit.seeds, strict=True)
         ],
         policy.act,

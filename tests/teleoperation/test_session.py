@@ -17,7 +17,7 @@ from rl_lab.teleoperation.session import CorrectionSession, FailedEpisode, corre
 from rl_lab.workers.policy import read_corrections
 
 SEED = 3
-CONFIG = RollbackConfig(execute=1, min_rollback=8)
+CONFIG = RollbackConfig(execute=1, rollback_steps=(8, 32))
 
 
 def stops_before_the_end(env: TabletopEnv):
@@ -91,7 +91,7 @@ def test_a_collection_makes_its_pair_from_the_file(corrected):
     (found,) = run_lockstep([rollout], stops_before_the_end(env))
     (pair,) = found.pairs
     assert pair.start_step == status["start"] and len(pair.winner.actions) == status["steps"]
-    assert pair.restore_error == 0 and len(pair.loser.actions) >= CONFIG.min_rollback
+    assert pair.restore_error == 0 and len(pair.loser.actions) >= CONFIG.rollback_steps[0]
 
 
 def test_steps_are_taken_back_and_starts_moved(corrected):
