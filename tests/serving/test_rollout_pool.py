@@ -137,7 +137,7 @@ def test_a_killed_and_a_stopped_worker_change_nothing_but_time(pool, models, uni
     busy: list[int] = []
     batch = pool.submit(ask(models[2][1]), units)
     while len(busy) < 2:
-        busy = descendants(os.getpid(), b"ray::Rollouter.generate")
+        busy = descendants(os.getpid(), "ray::Rollouter.generate")
     time.sleep(0.1)
     os.kill(busy[0], signal.SIGKILL)
     os.kill(busy[1], signal.SIGSTOP)
