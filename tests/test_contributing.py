@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,14 +52,25 @@ def run(folder: Path, command: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def printed(extended):
+    """What is expected of each example's commands, and what they print; two examples at a time, on two cores."""
+
+    def carry_out(text: str) -> list[tuple[str, str]]:
+        console = "".join(block for kind, _, block in BLOCK.findall(text) if kind == "console")
+        commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", console, re.M)
+        return [(expected, run(extended, command)) for command, expected in commands]
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(SECTIONS, pool.map(carry_out, SECTIONS.values()), strict=True))
+
+
 @pytest.mark.parametrize("section", SECTIONS)
-def test_an_example_works_as_it_stands(extended, section):
-    consoles = [text for kind, _, text in BLOCK.findall(SECTIONS[section]) if kind == "console"]
-    assert consoles
-    for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", "".join(consoles), re.M):
-        printed = run(extended, command)
+def test_an_example_works_as_it_stands(printed, section):
+    assert printed[section]
+    for expected, found in printed[section]:
         for line in expected.splitlines():
-            assert line in printed
+            assert line in found
 
 
 def test_every_row_of_the_table_has_an_example():
