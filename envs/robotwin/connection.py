@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -46,9 +47,9 @@ class RoboTwin:
     """Which RoboTwin to run and how long to wait for it."""
 
     python: str
-    """Interpreter in which RoboTwin is installed (ROBOTWIN_PYTHON)."""
+    """Interpreter in which RoboTwin is installed (ROBOTWIN_PYTHON, or this one)."""
     root: str
-    """RoboTwin's checkout (ROBOTWIN_ROOT)."""
+    """RoboTwin's checkout (ROBOTWIN_ROOT), or its package in this interpreter."""
     start_timeout_s: float = 300.0
     """From the start of the process until RoboTwin is imported."""
     reset_timeout_s: float = 300.0
@@ -58,14 +59,26 @@ class RoboTwin:
 
     @classmethod
     def from_environment(cls, **options: Any) -> RoboTwin:
-        """From ROBOTWIN_PYTHON and ROBOTWIN_ROOT; ValueError with the line to type if they are not set."""
-        missing = [name for name in ("ROBOTWIN_PYTHON", "ROBOTWIN_ROOT") if not os.environ.get(name)]
+        """From ROBOTWIN_PYTHON and ROBOTWIN_ROOT, else the runtime installed in this interpreter; ValueError with the
+        lines to type if there is neither."""
+        named = [name for name in ("ROBOTWIN_PYTHON", "ROBOTWIN_ROOT") if os.environ.get(name)]
+        root = find_root()
+        if not named and root is not None:
+            return cls(sys.executable, root, **options)
+        missing = [name for name in ("ROBOTWIN_PYTHON", "ROBOTWIN_ROOT") if name not in named]
         if missing:
             raise ValueError(
                 f"{' and '.join(missing)} not set; export ROBOTWIN_ROOT=/path/to/RoboTwin (your checkout) and "
-                "ROBOTWIN_PYTHON=/path/to/python (the interpreter in which RoboTwin is installed)"
+                "ROBOTWIN_PYTHON=/path/to/python (the interpreter in which RoboTwin is installed), or set neither and "
+                "install its runtime with ./setup.sh robotwin"
             )
         return cls(os.environ["ROBOTWIN_PYTHON"], os.environ["ROBOTWIN_ROOT"], **options)
+
+
+def find_root() -> str | None:
+    """ROBOTWIN_ROOT, where an empty one means none; where it is not set, the runtime installed in this interpreter."""
+    named = os.environ.get("ROBOTWIN_ROOT")
+    return layout.find_installed() if named is None else named or None
 
 
 class Connection:

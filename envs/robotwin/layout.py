@@ -1,30 +1,34 @@
-"""Where things lie in a RoboTwin checkout: the classic 2.0 layout, or the one of its main branch since July 2026.
+"""Where things lie in a RoboTwin: a checkout of the classic 2.0 layout or of its main branch since July 2026, or the
+package `robotwin` of its runtime on PyPI (rlinf-robotwin-runtime).
 
 Read by both interpreters: the standard library only (and PyYAML, which RoboTwin itself requires, for `read_yaml`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from typing import Any
 
-CLASSIC, JULY_2026 = "classic", "2026-07"
+CLASSIC, JULY_2026, PYPI = "classic", "2026-07", "pypi"
 MARKERS = {
     CLASSIC: ("envs/_base_task.py", "script", "task_config/_camera_config.yml"),
     JULY_2026: ("envs/_base_task.py", "scripts", "env_cfg/task_config/_camera_config.yml"),
+    PYPI: ("envs/_base_task.py", "assets.py", "configs/task/_camera_config.yml"),
 }
 """Paths that must all exist for a layout."""
-CONFIG_FOLDER = {CLASSIC: "task_config", JULY_2026: "env_cfg/task_config"}
+CONFIG_FOLDER = {CLASSIC: "task_config", JULY_2026: "env_cfg/task_config", PYPI: "configs/task"}
 SCRIPT_FOLDER = {CLASSIC: "script", JULY_2026: "scripts"}
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """One checkout."""
+    """One checkout, or the installed package."""
 
     name: str
     root: str
+    """Folder of the checkout, or of the package."""
 
     @property
     def configs(self) -> str:
@@ -32,19 +36,34 @@ class Checkout:
         return os.path.join(self.root, CONFIG_FOLDER[self.name])
 
     @property
-    def import_paths(self) -> list[str]:
-        """What RoboTwin's own scripts put on sys.path, first entry first."""
-        return [self.root, os.path.join(self.root, SCRIPT_FOLDER[self.name]), self.description_utils]
+    def is_installed(self) -> bool:
+        """Whether it is the package: its interpreter finds it without being told where."""
+        return self.name == PYPI
 
     @property
-    def description_utils(self) -> str:
-        """Folder of `generate_episode_instructions.py`."""
-        return os.path.join(self.root, "description", "utils")
+    def package(self) -> str:
+        """Name of the package of its tasks."""
+        return "robotwin.envs" if self.is_installed else "envs"
+
+    @property
+    def instructions(self) -> str:
+        """Name of the module with `generate_episode_descriptions`."""
+        return "robotwin.description.instructions" if self.is_installed else "generate_episode_instructions"
+
+    @property
+    def import_paths(self) -> list[str]:
+        """What RoboTwin's own scripts put on sys.path, first entry first."""
+        if self.is_installed:
+            return []
+        utils = os.path.join(self.root, "description", "utils")
+        return [self.root, os.path.join(self.root, SCRIPT_FOLDER[self.name]), utils]
 
     def tasks(self) -> list[str]:
-        """Names of the tasks, by their files."""
-        names = (name[:-3] for name in os.listdir(os.path.join(self.root, "envs")) if name.endswith(".py"))
-        return sorted(name for name in names if not name.startswith("_"))
+        """Names of the tasks, by their files; in the package by those of their instructions, as it has other modules
+        beside its tasks."""
+        parts, ending = (("description", "task_instruction"), ".json") if self.is_installed else (("envs",), ".py")
+        names = os.listdir(os.path.join(self.root, *parts))
+        return sorted(name.removesuffix(ending) for name in names if name.endswith(ending) and name[0] != "_")
 
     def task_configs(self) -> list[str]:
         """Names such as demo_clean."""
@@ -61,6 +80,13 @@ class Checkout:
         if os.path.basename(name) != name or not os.path.isfile(path):
             raise ValueError(f"no config {name!r} in {self.configs}; it has {', '.join(self.task_configs())}")
         return read_yaml(path)
+
+
+def find_installed() -> str | None:
+    """Folder of the package in this interpreter, which is not imported; None if there is none."""
+    found = importlib.util.find_spec("robotwin")
+    folders = list(found.submodule_search_locations or []) if found is not None else []
+    return os.path.realpath(folders[0]) if folders else None
 
 
 def detect(root: str) -> Checkout:

@@ -78,11 +78,12 @@ class Server:
             raise RefusedError(
                 "protocol", f"the lab speaks version {version}, this server {protocol.VERSION}; update both"
             )
-        package = importlib.import_module("envs")
+        package = importlib.import_module(self.layout.package)
         where = os.path.realpath(getattr(package, "__file__", None) or next(iter(package.__path__)))
         if not where.startswith(self.layout.root + os.sep):
             raise RefusedError(
-                "unsupported", f"`import envs` finds {where} instead of RoboTwin's in {self.layout.root}"
+                "unsupported",
+                f"`import {self.layout.package}` finds {where} instead of RoboTwin's in {self.layout.root}",
             )
         return {
             "version": protocol.VERSION,
@@ -96,13 +97,18 @@ class Server:
                 "expert_from_any_state": True,
                 "restore": ["simulator", "replay"],
             },
-            "versions": {"python": platform.python_version(), "numpy": np.__version__, "sapien": _sapien_version()},
+            "versions": {
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "sapien": _sapien_version(),
+                **({"robotwin": sys.modules["robotwin"].__version__} if self.layout.is_installed else {}),
+            },
         }
 
     def check(self, task: str, config: str) -> dict:
         """Import a task and look its config up, without a scene: what is missing is said before a run begins."""
         self._check_task(task)
-        importlib.import_module(f"envs.{task}")
+        importlib.import_module(f"{self.layout.package}.{task}")
         self._task_args(task, config)
         return {}
 
@@ -295,7 +301,7 @@ class Server:
         self._close_env()
         args = self._task_args(identity["task"], identity["config"])
         os.chdir(self.layout.root)  # RoboTwin opens ./assets, and its code may have moved away
-        module = importlib.import_module(f"envs.{identity['task']}")
+        module = importlib.import_module(f"{self.layout.package}.{identity['task']}")
         env = getattr(module, identity["task"])()
         random.seed(identity["seed"])
         try:
@@ -347,7 +353,7 @@ class Server:
         streams = random.getstate(), np.random.get_state()
         random.seed(seed)
         try:
-            make = importlib.import_module("generate_episode_instructions").generate_episode_descriptions
+            make = importlib.import_module(self.layout.instructions).generate_episode_descriptions
             made = make(task, [info], 100)
         finally:
             random.setstate(streams[0])

@@ -12,28 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from envs.robotwin import layout
-from envs.robotwin.connection import Connection, RoboTwin, RoboTwinError, ServerDiedError
+from envs.robotwin.connection import Connection, RoboTwin, RoboTwinError, ServerDiedError, find_root
 from rl_lab.config.schema import RunConfig, WorkersConfig
 from rl_lab.errors import UserError
 from rl_lab.files import folder_digests
 
 
 def find_robotwin(workers: WorkersConfig) -> RoboTwin | None:
-    """RoboTwin as ROBOTWIN_ROOT and ROBOTWIN_PYTHON name it; None unless both are set."""
-    if not (os.environ.get("ROBOTWIN_ROOT") and os.environ.get("ROBOTWIN_PYTHON")):
+    """RoboTwin as ROBOTWIN_ROOT and ROBOTWIN_PYTHON name it, else the installed runtime; None if there is neither."""
+    try:
+        return RoboTwin.from_environment(
+            start_timeout_s=workers.robotwin_start_timeout_s,
+            reset_timeout_s=workers.robotwin_reset_timeout_s,
+            step_timeout_s=workers.robotwin_step_timeout_s,
+        )
+    except ValueError:
         return None
-    return RoboTwin.from_environment(
-        start_timeout_s=workers.robotwin_start_timeout_s,
-        reset_timeout_s=workers.robotwin_reset_timeout_s,
-        step_timeout_s=workers.robotwin_step_timeout_s,
-    )
 
 
 def backend_line(config: RunConfig) -> str:
     """Where the episodes of a run happen, and why there."""
     root = os.environ.get("ROBOTWIN_ROOT")
     if config.env.backend == "robotwin":
-        return f"RoboTwin at {root}"
+        return f"RoboTwin at {find_root()}"
     return f"the embedded tabletop (ROBOTWIN_ROOT is {'set, but env.backend is tabletop' if root else 'not set'})"
 
 
@@ -107,21 +108,25 @@ def _in_one_line(what: str, error: Exception) -> str:
     return f"{what}: {lines[0]}" + (f" ({lines[-1].strip()})" if len(lines) > 1 else "")
 
 
-def checkout_digest(root: str) -> str:
+def checkout_digest() -> str:
     """SHA-256 over RoboTwin's environments and settings: what the episodes of a seed depend on besides its packages."""
-    found = layout.detect(root)
+    found = layout.detect(find_root() or "")
     files = folder_digests(Path(found.root) / "envs") | folder_digests(Path(found.configs))
     lines = [f"{name} {digest}\n" for name, digest in files.items() if name.endswith((".py", ".yml"))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def describe_robotwin(config: RunConfig) -> dict[str, Any]:
-    """Checkout, commit and versions, for environment.json."""
+    """Checkout, commit (None in the package, which has a version) and versions, for environment.json."""
     robotwin = RoboTwin.from_environment(start_timeout_s=config.workers.robotwin_start_timeout_s)
     hello = examine(robotwin, config.env.tasks, config.env.variants)
-    try:
-        git = ["git", "-C", robotwin.root, "rev-parse", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
+    commit = None if hello["layout"] == layout.PYPI else _commit(robotwin.root)
     return {"root": hello["root"], "layout": hello["layout"], "commit": commit, "versions": hello["versions"]}
+
+
+def _commit(root: str) -> str | None:
+    try:
+        git = ["git", "-C", root, "rev-parse", "HEAD"]
+        return subprocess.run(git, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

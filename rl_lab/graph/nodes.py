@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +182,7 @@ class StageKind:
         if config.judge is not None and "rewards" in self.reads:
             params["judge"] = tree_digest(Path(config.judge.path))
         if self.simulates and config.env.backend == "robotwin" and config.runs_episodes:
-            params["robotwin"] = checkout_digest(os.environ["ROBOTWIN_ROOT"])
+            params["robotwin"] = checkout_digest()
         if self.learns and config.placement.ranks > 1:
             params["ranks"] = config.placement.ranks
         if "collect" in params and config.collect.corrector.path is not None:
