@@ -3,13 +3,17 @@
 import html
 import json
 import re
+from base64 import b64decode
+from io import BytesIO
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rl_lab.curriculum.view import PoolView
 from rl_lab.pool import main
 from rl_lab.reports.pages import pool
-from tests.support.pages import CHROMIUM, dumped
+from tests.support.pages import CHROMIUM, found_in_browser
 from tests.support.pools import create
 from tests.support.questions import HOSTILE
 
@@ -37,7 +41,9 @@ def test_items_carry_their_pictures_history_and_tokens(page, finished):
     assert len(shown["items"]) == 40 and shown["categories"][0] == "perception"
     item = max(shown["items"], key=lambda item: item["groups"])
     number = view.number(item["id"])
-    assert item["images"][0].startswith("data:image/webp;base64,") and len(item["moves"]) == view.items.groups[number]
+    kind, _, picture = item["images"][0].partition(",")
+    assert kind == "data:image/webp;base64" and np.asarray(Image.open(BytesIO(b64decode(picture)))).shape == (64, 64, 3)
+    assert len(item["moves"]) == view.items.groups[number]
     sample = item["samples"][0]
     assert len(sample["tokens"]) == len(sample["logprobs"]) == 8 and all(value <= 0 for value in sample["logprobs"])
     assert {name for name, _ in sample["rewards"]} == {"choice", "judge"}
@@ -79,13 +85,6 @@ def test_a_picture_that_is_none_is_counted(tmp_path, capsys):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_the_browser_filters_sorts_and_shows_tokens_with_their_log_probabilities(page):
     script = """
-      const pick = (label, value) => {
-        const control = document.querySelector(`[aria-label="${label}"]`);
-        control.value = value;
-        control.dispatchEvent(new Event("input"));
-      };
-      const found = {};
-      const names = () => [...document.querySelectorAll(".pool-list button")].map((b) => b.dataset.item);
       found.all = names();
       pick("sort", "pass rate, lowest first");
       found.lowest = names();
@@ -97,17 +96,14 @@ def test_the_browser_filters_sorts_and_shows_tokens_with_their_log_probabilities
       document.querySelector(".pool-list button").click();
       found.title = document.title;
       found.detail = document.querySelector(".pool-detail").innerText;
-      found.tokens = [...document.querySelectorAll(".rollout .tokens span")].map((t) => [t.textContent, t.title]);
+      found.tokens = tokens();
       const images = [...document.querySelectorAll(".pool-images img")];
-      await Promise.all(images.map((image) => image.decode()));
+      await Promise.all(images.map((image) => image.complete || new Promise((done) => { image.onload = done; })));
       found.loaded = images.map((image) => image.naturalWidth);
       pick("search", "no such thing");
       found.none = document.querySelector(".pool-detail").innerText;
-      const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
-      document.body.append(out);
     """
-    dom = dumped(page, script)
-    found = json.loads(html.unescape(dom.split('<pre id="found">')[1].split("</pre>")[0]))
+    found = found_in_browser(page, script)
     items = {item["id"]: item for item in data(page)["items"]}
     assert len(found["all"]) == 40 and items[found["all"][0]]["frontier"] == max(i["frontier"] for i in items.values())
     rates = [items[name]["rate"] for name in found["lowest"]]

@@ -1,6 +1,5 @@
 """The report of a run on language: complete, self-contained, small, and working in headless Chromium."""
 
-import html
 import json
 import shutil
 
@@ -17,7 +16,7 @@ from rl_lab.reports.pages.run import build_page, write_report
 from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure
 from tests.support.language_run_folders import build_language_run
-from tests.support.pages import CHROMIUM, Outline, dumped, visible
+from tests.support.pages import CHROMIUM, Outline, found_in_browser, visible
 from tests.support.questions import HOSTILE
 from tests.support.run_folders import summarise, write_jsonl
 
@@ -183,27 +182,17 @@ def test_runs_that_share_no_question_or_kind_are_refused_in_one_line(copied, fin
 def test_the_browser_of_rollouts_filters_and_shows_tokens(copied):
     _, path = write_report(copied)
     script = """
-      const pick = (label, value) => {
-        const control = document.querySelector(`[aria-label="${label}"]`);
-        control.value = value;
-        control.dispatchEvent(new Event("input"));
-      };
-      const found = {};
-      const names = () => [...document.querySelectorAll(".pool-list button")].map((b) => b.dataset.item);
       found.all = names();
       found.detail = document.querySelector(".pool-detail").innerText;
-      found.tokens = [...document.querySelectorAll(".rollout .tokens span")].map((t) => [t.textContent, t.title]);
+      found.tokens = tokens();
       pick("scheme", "uniform");
       found.uniform = names();
       pick("category", "planning");
       found.planning = names();
       pick("scheme", ""); pick("category", ""); pick("mean reward", "from 0.75");
       found.high = names();
-      const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
-      document.body.append(out);
     """
-    dom = dumped(path, script)
-    found = json.loads(html.unescape(dom.split('<pre id="found">')[1].split("</pre>")[0]))
+    found = found_in_browser(path, script)
     groups = {group["id"]: group for group in groups_of(path.read_text())}
     first = groups[found["all"][0]]
     assert len(found["all"]) == 24 and first["step"] == 37 and first["prompt"] in found["detail"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import shutil
 import subprocess
 import tempfile
@@ -40,11 +42,35 @@ def visible(page):
     return " ".join(" ".join(Outline(page).text).split())
 
 
-def dumped(path, script):
-    """The page's DOM after the browser has run a script of the test's own at its end."""
+PRELUDE = """
+const pick = (label, value) => {
+  const control = document.querySelector(`[aria-label="${label}"]`);
+  control.value = value;
+  control.dispatchEvent(new Event("input"));
+};
+const names = () => [...document.querySelectorAll(".pool-list button")].map((button) => button.dataset.item);
+const tokens = () => [...document.querySelectorAll(".rollout .tokens span")].map((t) => [t.textContent, t.title]);
+const found = {};
+"""
+"""What a test's script may use; what it puts into `found` is the result."""
+RESULT = """
+const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
+document.body.append(out);
+"""
+BUDGETS_MS = (4_000, 40_000, 400_000)
+"""Of virtual time, which may pass before a busy machine has run the script; then more is given."""
+
+
+def found_in_browser(path, script):
+    """What a script of the test's own finds in a page that a browser shows."""
+    script = f"<script>(async () => {{{PRELUDE}{script}{RESULT}}})()</script>"
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder) / "probe.html"
-        probe.write_text(path.read_text().replace("</body>", f"<script>(async () => {{{script}}})()</script></body>"))
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
-        command += ["--virtual-time-budget=4000", "--dump-dom", probe.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+        probe.write_text(path.read_text().replace("</body>", f"{script}</body>"))
+        for budget in BUDGETS_MS:
+            command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/{budget}"]
+            command += [f"--virtual-time-budget={budget}", "--dump-dom", probe.as_uri()]
+            dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+            if '<pre id="found">' in dom:
+                return json.loads(html.unescape(dom.split('<pre id="found">')[1].split("</pre>")[0]))
+    raise AssertionError("the script did not come to its end")
