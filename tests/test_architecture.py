@@ -35,7 +35,6 @@ LAYERS = (
     ("reports", "workers"),
     ("rollouts",),
     ("training", "trl_backend"),
-    ("drivers",),
     ("stages",),
     ("bench", "benchmarks", "correct", "data", "doctor", "eval", "pool", "report", "rescore", "run", "serve"),
 )

@@ -77,10 +77,10 @@ class Node:
 
 
 class StageKind:
-    """A kind of stage: what it reads, makes and needs, its share of the graph, its checks and its cost.
+    """A kind of stage: what it reads, makes and needs, its share of the graph, its checks, its cost and its work.
 
     One object serves all stages of the kind; what differs between them is in their nodes. Kinds stand in
-    `rl_lab.stages`, where `kinds` names them all and finds what does their work.
+    `rl_lab.stages`, where `kinds` names them all.
     """
 
     name: str
@@ -161,6 +161,13 @@ class StageKind:
     def settings(self, node: Node, config: RunConfig) -> Any:
         """The section with the steps of a stage that trains; None where nothing is trained."""
         return None
+
+    def run(self, cluster: Any, context: Any) -> None:
+        """Do its work with the workers of a run, a `Cluster`; what it writes into `context.out` is its output.
+
+        `context` is a `rl_lab.graph.stage.StageContext`. A kind without it stands for stages of other kinds.
+        """
+        raise NotImplementedError(self.name)
 
     def sections(self, config: RunConfig) -> tuple[str, ...]:
         """The sections that it may read: those of `reads`, and `LIMITS` for questions of one's own."""

@@ -311,7 +311,7 @@ def finite(value: Any, digits: int = 4) -> float | None:
 
 
 def selection_text(row: RolloutRow) -> str:
-    """What a selection for fine-tuning (`rl_lab.drivers.rft_selection`) made of a rollout; empty if there was none."""
+    """What a selection for fine-tuning (`rl_lab.stages.rft_selection`) made of a rollout; empty if there was none."""
     if row.get("kept") is None:
         return ""
     fate = "kept for fine-tuning" if row["kept"] else f"dropped: {str(row.get('why_dropped')).replace('_', ' ')}"

@@ -9,18 +9,40 @@ the reward models, and another order and noise of the optimisation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import ray
+
+from envs.branching import BranchConfig
 from rl_lab.config.actions import RankingConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
+from rl_lab.errors import RunError
+from rl_lab.files import write_whole
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, StageKind
+from rl_lab.graph.stage import StageContext
+from rl_lab.learner.action_rewards import RewardPlan, make_card
+from rl_lab.learner.actions import num_commands
+from rl_lab.model.checkpoint import published
+from rl_lab.records.episodes import read_candidates, read_episodes, write_candidates, write_episodes
+from rl_lab.rollouts.collect import kept
+from rl_lab.rollouts.ranking import rank_folder
+from rl_lab.seeding import training_seeds
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
+from rl_lab.training.dataset import train
+from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.placement import ACTOR_CPUS
+from rl_lab.workers.simulation import Unit, env_specs, episode_units
 
 MODELS, SEED = "reward", "seed"
 """First part of the names of reward models, and of what the variants of a sweep share."""
+
+CARD_FILE = "card.json"
 
 
 class RewardModelsKind(StageKind):
@@ -50,6 +72,19 @@ class RecordKind(StageKind):
         """Episodes."""
         return config.record.episodes, "episodes"
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Episodes of the policy with their pictures, shared evenly by tasks and variants."""
+        settings = context.config.record
+        episodes = _simulate(
+            cluster,
+            context,
+            settings.episodes,
+            lambda actor, unit, weights: actor.record.remote(unit, weights, settings.execute),
+            (write_episodes, read_episodes),
+        )
+        write_episodes(context.out, episodes)
+        context.say(f"{sum(episode.success for episode in episodes)} of {len(episodes)} recorded episodes succeeded")
+
 
 class RewardModelKind(TrainingKind):
     """One kind of reward model on recorded episodes, an ensemble of small networks whose memory does not count."""
@@ -74,6 +109,16 @@ class RewardModelKind(TrainingKind):
         """None that counts."""
         return False
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """One kind of reward model on recorded episodes, with a card of what it knows about others."""
+        settings, kind = context.config.reward_models, context.node.params["kind"]
+        demos = context.inputs.get("demos")
+        horizon = num_commands(context.config.model)
+        plan = RewardPlan(kind, settings, context.inputs["episodes"], demos, horizon, context.training_seed)
+        train(cluster, context, plan)
+        card = _call(make_card, context.out, plan)
+        write_whole(context.out / CARD_FILE, json.dumps(card, indent=1) + "\n")
+
 
 class CandidatesKind(StageKind):
     """Several chunks in each of some states of a policy's episodes."""
@@ -89,6 +134,20 @@ class CandidatesKind(StageKind):
         """States with their chunks."""
         return config.candidates.states, "states"
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Several chunks in each of some states of the policy's episodes, shared evenly by tasks and variants."""
+        settings = context.config.candidates
+        each = settings.states_per_episode
+        config = BranchConfig(settings.execute, each, settings.samples, settings.decisions)
+        states = _simulate(
+            cluster,
+            context,
+            -(-settings.states // each),
+            lambda actor, unit, weights: actor.candidates.remote(unit, weights, config),
+            (write_candidates, read_candidates),
+        )
+        write_candidates(context.out, states[: settings.states])
+
 
 class RankKind(StageKind):
     """Preference pairs of sampled chunks."""
@@ -102,6 +161,20 @@ class RankKind(StageKind):
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """States with their chunks."""
         return config.candidates.states, "states"
+
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Preference pairs of sampled chunks. RunError if no state gives one."""
+        ranking = context.config.ranking
+        models = {kind: context.inputs[kind] for kind in ranking.learned}
+        arguments = (context.inputs["candidates"], models, ranking.weights, ranking.margin, context.training_seed)
+        found = _call(rank_folder, *arguments, context.out)
+        if not found["pairs"]:
+            raise RunError(
+                f"no pair in {found['states']} states: {found.get('abstained/disagreement', 0)} times the members "
+                f"disagreed, {found.get('abstained/margin', 0)} times chunks were too close; lower ranking.margin or "
+                "train the reward models longer"
+            )
+        context.say(f"{found['pairs']} pairs from {found['states']} states")
 
 
 def add_models(graph: Expansion, prefix: str, replicate: int | None = None) -> None:
@@ -159,3 +232,38 @@ def _add_variant(
     more = {"replicate": replicate}
     trained = optimise(graph, name, graph.config.method, inputs, ranking, more, **labels)
     graph.add(f"{name}.evaluate", "evaluate", {"policy": trained}, **labels)
+
+
+def _simulate(
+    cluster: Cluster,
+    context: StageContext,
+    episodes: int,
+    submit: Callable[[Any, Unit, ray.ObjectRef], ray.ObjectRef],
+    files: tuple[Callable[..., None], Callable[[Path], list]],
+) -> list[Any]:
+    """Results of the policy's episodes on training seeds, unit by unit; those that are done survive a kill."""
+    snapshot, seed, specs = (
+        published(context.inputs["policy"]),
+        context.training_seed,
+        env_specs(context.config, "seen"),
+    )
+    kind, results = context.node.kind, []
+    write, read = files
+    units: list[Unit] = []
+    for number, spec in enumerate(specs):
+        share = episodes // len(specs) + (number < episodes % len(specs))
+        name = f"{kind}/{snapshot.version}/{spec.task}/{spec.variant}"
+        units += episode_units(kind, spec, training_seeds(seed, name, share, spec.backend), seed)
+    with cluster.simulation_pool() as pool:
+        weights = cluster.share(snapshot)
+        run = partial(pool.map, lambda actor, unit: submit(actor, unit, weights), check_stop=context.check_stop)
+        store = kept(context.scratch, units, run, lambda folder, result: write(folder, result), read)
+        for done, found in enumerate(store, start=1):
+            results += found
+            context.progress(done, len(units), f"{len(results)} so far")
+    return results
+
+
+def _call(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """A result computed in a process of its own, with the threads of a worker."""
+    return ray.get(ray.remote(num_cpus=ACTOR_CPUS)(function).remote(*arguments))

@@ -1,14 +1,45 @@
-"""On-policy distillation: the teacher, the student, and the control that imitates the teacher."""
+"""On-policy distillation: a teacher, the student that learns from its own answers towards it, and a control.
+
+The control imitates the teacher: cross-entropy on the teacher's own answers, with the same examinations. Traces are
+taken in passes over all of them; what counts as a token is a token that was trained on, again in each pass.
+"""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+from algos.curriculum.options import CurriculumOptions
+from algos.grpo import GRPOOptions
+from rl_lab.config.language import DistillConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion, ModelRef
 from rl_lab.graph.nodes import StageKind
+from rl_lab.graph.stage import StageContext
+from rl_lab.learner.distill import DistillPlan, ImitatePlan
+from rl_lab.learner.language import epoch_order
+from rl_lab.learner.rft import TraceFile, write_traces
+from rl_lab.model.checkpoint import Snapshot, load_chat_processor
+from rl_lab.records.item_files import ItemFile
+from rl_lab.records.rollouts import RolloutStore
+from rl_lab.records.token_batches import expanded_tokens, item_prompt
+from rl_lab.records.types import Completion, RolloutGroup, num_tokens
+from rl_lab.rollouts.answering import RewardFailures, engines, make_rewards, policy_folder, training_sampling
+from rl_lab.rollouts.teacher import TeacherEngines, check_same_patches, check_same_text, teacher_engines
+from rl_lab.seeding import integer
 from rl_lab.stages.base import BASE_MODEL, ENGINES, TrainingKind
+from rl_lab.stages.gate import take_model
+from rl_lab.training.dataset import with_learner
+from rl_lab.training.loop import Turn
+from rl_lab.training.online import OnlineMethod, OnlineRun, OnlineSteps, TeacherReads
+from rl_lab.training.state import RunState
+from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle, Weights
+from rl_lab.workers.pool import WorkerPool
+
+INDEX_FILE = "traces.arrow"
 
 
 def teacher_config(config: RunConfig) -> RunConfig:
@@ -48,6 +79,10 @@ class TeacherKind(StageKind):
 
         check_teacher(config)
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """A teacher that was trained elsewhere, as it is."""
+        take_model(Path(context.config.model.path), context.out)
+
 
 class DistillKind(TrainingKind):
     """The student answers, the teacher reads, the student learns."""
@@ -70,6 +105,32 @@ class DistillKind(TrainingKind):
     def answer_length(self, config: RunConfig) -> int:
         """As configured."""
         return config.distill.max_completion_length
+
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """The student answers, the teacher reads, the student learns."""
+        config, settings = context.config, context.config.distill
+        policy, teacher = policy_folder(context), context.inputs["teacher"]
+        student, reader = load_chat_processor(policy), load_chat_processor(teacher)
+        check_same_text(student, reader, "the teacher")
+        beside = settings.scored_by == "learner"
+        if beside:
+            check_same_patches(student, reader)
+        seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
+        rewards = reward_options(config.grpo, settings)
+        plan = DistillPlan(policy, teacher if beside else None, settings, rewards, seed)
+        with ExitStack() as stack:
+            pool = stack.enter_context(engines(cluster, context))
+            reads: TeacherEngines | None = None
+            if not beside:
+                reads = stack.enter_context(teacher_engines(cluster, context, teacher, settings.top_k))
+            with_learner(
+                cluster,
+                context,
+                plan,
+                lambda: RunState(context.out, context.scratch, context.say),
+                lambda learner, state: DistillRun(context, policy, pool, learner, state, reads).run(),
+                (pool,),
+            )
 
 
 class ImitateKind(TrainingKind):
@@ -101,3 +162,147 @@ class ImitateKind(TrainingKind):
         inputs = questions | {"traces": traces.name} | student.inputs()
         graph.add("imitate", "imitate", inputs, more=more, **labels)
         graph.newest = ModelRef("imitate", "imitate")
+
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Cross-entropy on the teacher's answers."""
+        policy, settings = policy_folder(context), context.config.imitate
+        seed = integer(context.seed, "imitate", *context.node.stream, settings.replicate)
+        plan = ImitatePlan(policy, settings, seed)
+
+        with engines(cluster, context) as pool:
+            with_learner(
+                cluster,
+                context,
+                plan,
+                lambda: RunState(context.out, context.scratch, context.say),
+                lambda learner, state: ImitateRun(context, policy, pool, learner, state).run(),
+                (pool,),
+            )
+
+
+def distill_method(settings: DistillConfig, scale_rewards: str) -> OnlineMethod:
+    """Questions in even draws, all answers learned from, whatever they are worth."""
+    return OnlineMethod(
+        section="distill",
+        steps=settings.steps,
+        sampling=training_sampling(settings),
+        curriculum=CurriculumOptions(batch_size=settings.batch_size, scheme="uniform"),
+        scale_rewards=scale_rewards,
+        max_refills=0,
+        staleness=settings.staleness,
+        mismatch_limit=settings.mismatch_limit,
+        needs_rewards=False,
+    )
+
+
+class DistillRun(OnlineRun):
+    """One run of on-policy distillation."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        policy: Path,
+        engines: WorkerPool,
+        learner: LearnerHandle,
+        state: RunState,
+        teacher: TeacherReads | None = None,
+    ) -> None:
+        """`learner` stands at the state's checkpoint. `teacher` None: it lies beside the student in the learner."""
+        settings = context.config.distill
+        seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
+        method = distill_method(settings, context.config.grpo.scale_rewards)
+        steps = OnlineSteps(context, policy, engines, learner, state, method, seed=seed, teacher=teacher)
+        truth = context.config.truth
+        super().__init__(context, "distill", steps, learner, state, settings, seed=seed, truth=truth)
+
+
+def index_traces(traces: Path, items: ItemFile, path: Path) -> None:
+    """All stored traces of a stage, whatever its selection says of them, as a file to be read by number."""
+    store = RolloutStore(traces)
+    tables = (store.table(step, columns=["item", "tokens"]) for step in store.steps())
+    write_traces(path, (batch for table in tables for batch in table.to_batches()), items, store.folder)
+
+
+class TraceFeed:
+    """The feed of stored traces, in passes over all of them."""
+
+    is_ready = True
+
+    def __init__(
+        self, context: StageContext, policy: Path, engines: WorkerPool, learner: LearnerHandle, state: RunState
+    ) -> None:
+        """`learner` stands at the state; `policy` is the checkpoint folder that the run began with."""
+        self.context, self.engines, self.learner, self.progress = context, engines, learner, state.progress
+        self.processor, self.rewards = load_chat_processor(policy), make_rewards(context.config.rewards)
+        self.failures = RewardFailures(context)
+        self.items, index = ItemFile(context.inputs["questions"] / "train.arrow"), context.scratch / INDEX_FILE
+        if not index.exists():
+            index_traces(context.inputs["traces"], self.items, index)
+        self.traces, settings = TraceFile(index), context.config.imitate
+        seed = integer(context.seed, "imitate", *context.node.stream, settings.replicate)
+        self.order = epoch_order(len(self.traces), settings.steps, settings.batch_size, seed)
+
+    def prepare(self, weights: Weights) -> None:
+        """Nothing: the traces are there."""
+
+    def turn(self, weights: Weights) -> Turn:
+        """Learn from the next batch. RuntimeError when the loss is not a number."""
+        progress = self.progress
+        groups = list(map(self._group, self.order[progress.step]))
+        learned, weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
+        if learned.error is not None:
+            raise RuntimeError(learned.error)
+        progress.step += 1
+        progress.batches += 1
+        progress.tokens += num_tokens(groups)
+        counted = {"text/tokens_total": float(progress.tokens), "weight_version": weights.version}
+        return Turn(learned.metrics | counted, weights)
+
+    def _group(self, number: int) -> RolloutGroup:
+        """A trace as a group of one; cross-entropy does not ask how likely it was."""
+        row, tokens = self.traces[number]
+        item = self.items[row]
+        prompt = item_prompt(item, self.processor)
+        read = tuple(expanded_tokens(prompt, self.processor))
+        return RolloutGroup(item, prompt, [Completion(read, tuple(tokens), (0.0,) * len(tokens), 0, finished=True)])
+
+    def check(self, line: dict[str, Any]) -> None:
+        """Nothing: no engine has answered."""
+
+    def older_weights(self, newest: Weights) -> list[Snapshot]:
+        """None: nothing is asked ahead."""
+        return []
+
+    def close(self) -> None:
+        """Let go of the rewards."""
+        self.rewards.close()
+
+
+class ImitateRun(OnlineRun):
+    """One run of the control."""
+
+    def __init__(
+        self, context: StageContext, policy: Path, engines: WorkerPool, learner: LearnerHandle, state: RunState
+    ) -> None:
+        """`learner` stands at the state; `policy` is the checkpoint folder that the run began with."""
+        settings = context.config.imitate
+        feed = TraceFeed(context, policy, engines, learner, state)
+        # The draws are those of distillation's examinations.
+        seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
+        super().__init__(context, "imitate", feed, learner, state, settings, seed=seed)
+
+    def words(self) -> str:
+        """What a control is compared by."""
+        return f"{self.progress.tokens} tokens"
+
+
+def reward_options(options: GRPOOptions, settings: DistillConfig) -> GRPOOptions | None:
+    """Of the GRPO loss beside a divergence, None for none: the run's, on answers as distillation samples them."""
+    if not settings.reward_weight:
+        return None
+    return options.replace(
+        num_generations=settings.num_generations,
+        max_completion_length=settings.max_completion_length,
+        temperature=settings.temperature,
+        num_iterations=1,
+    )

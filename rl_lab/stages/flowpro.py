@@ -1,22 +1,46 @@
-"""The action side: demonstrations, imitation, and rounds of a method, each of collecting, optimising and evaluating."""
+"""The action side: demonstrations, imitation, and rounds of a method, each of collecting, optimising and evaluating.
+
+Demonstrations from files are read and checked by the simulation workers, their images left in place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from algos.methods import ALIASES, find_method
+from envs.types import Episode
 from rl_lab.config.actions import FilesConfig, RankingConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
+from rl_lab.files import write_json_lines
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, Place, StageKind, recording_digest
+from rl_lab.graph.stage import StageContext
+from rl_lab.learner.actions import OptimisePlan, SFTPlan, starting_policy
+from rl_lab.model.checkpoint import published, save_policy
+from rl_lab.records.checks import Doubts, Problem
+from rl_lab.records.episodes import write_episodes
+from rl_lab.records.sources import Recording, check_sound, find_recordings
+from rl_lab.rollouts.collect import Request, collect_pairs, round_name, write_collection
+from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.stages.action_rewards import MODELS, add_candidates, add_rank, add_sweep
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
+from rl_lab.training.dataset import train
+from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.simulation import Rejection, Unit, drawn_units, env_specs
 
 EXPERT_ONLY = 0.15
 """Times the seconds of a row, when the prefix is computed once for all steps."""
+
+UNIT_FILES = 8
+
+SAID_PROBLEMS = 20
+"""So many are printed; all that were skipped are in `problems.jsonl`."""
 
 
 class DemosKind(StageKind):
@@ -44,6 +68,38 @@ class DemosKind(StageKind):
             return _num_recorded(config.demos.files), "episodes"
         return config.demos.episodes * len(config.env.tasks) * len(config.env.variants), "episodes"
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Successful episodes of the scripted expert, the same number of each task and variant; or those of files."""
+        if context.config.demos.files is not None:
+            record_demos(cluster, context)
+            return
+        wanted, noise_m = context.config.demos.episodes, context.config.demos.action_noise_m
+        specs = env_specs(context.config, "seen")
+        kept: list[Episode] = []
+
+        def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
+            return actor.demonstrate.remote(unit, noise_m)
+
+        with cluster.simulation_pool() as pool:
+            for spec in specs:
+                units = drawn_units("demos", spec, "demos", 4 * wanted, context.seed)
+                successes: list[Episode] = []
+                last = ""
+                for found in pool.map(submit, units, context.check_stop):
+                    successes += [one for one in found if isinstance(one, Episode) and one.success]
+                    last = next((f"; last: {one.reason}" for one in found if isinstance(one, Rejection)), last)
+                    done = len(kept) + min(len(successes), wanted)
+                    context.progress(done, wanted * len(specs), f"{spec.task} {spec.variant}")
+                    if len(successes) >= wanted:
+                        break
+                if len(successes) < wanted:
+                    raise RuntimeError(
+                        f"the expert solved {len(successes)} of {4 * wanted} episodes of {spec.task} {spec.variant}"
+                        f"{last}"
+                    )
+                kept += successes[:wanted]
+        write_episodes(context.out, kept)
+
 
 def _num_recorded(files: FilesConfig) -> int:
     """Episodes in the files of demonstrations."""
@@ -61,6 +117,12 @@ class SFTKind(TrainingKind):
     of_actions = True
     seconds_per_row = 0.005
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Flow matching on the demonstrations, from the configured preset or checkpoint."""
+        config = context.config
+        plan = SFTPlan(config.model, config.sft, context.inputs["demos"], config.demos.stride, context.seed)
+        train(cluster, context, plan)
+
 
 class GivenKind(StageKind):
     """The configured checkpoint as the policy that rounds begin with; without the stage sft it takes its place."""
@@ -69,6 +131,12 @@ class GivenKind(StageKind):
     reads = ("model",)
     folder = "checkpoints"
     makes = "model"
+
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """The configured checkpoint as the policy that rounds begin with, with what the lab knows about it."""
+        start = starting_policy(context.config.model, context.seed, stride=1)
+        assert start.processor is not None, "checked before the run"
+        save_policy(context.out, start.policy, start.processor, replace(start.info, weight_version=1))
 
 
 class EvaluateKind(StageKind):
@@ -103,6 +171,23 @@ class EvaluateKind(StageKind):
         """Episodes."""
         return config.eval.episodes * len(config.env.tasks) * len(config.env.variants), "episodes"
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Success of the policy on the evaluation seeds of every task and variant."""
+        snapshot = published(context.inputs["policy"])
+        with cluster.simulation_pool() as pool:
+            found = evaluate_policy(
+                pool,
+                cluster.share(snapshot),
+                context.config,
+                context.seed,
+                context.scratch,
+                check_stop=context.check_stop,
+                progress=context.progress,
+            )
+        write_json_lines(context.out / "results.jsonl", found.rows)
+        if found.rejected:
+            write_json_lines(context.out / "rejected.jsonl", found.rejected)
+
 
 class CollectKind(StageKind):
     """Preference pairs from a policy's failures."""
@@ -117,6 +202,20 @@ class CollectKind(StageKind):
         """Pairs."""
         return config.collect.pairs, "pairs"
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
+        snapshot = published(context.inputs["policy"])
+        name = round_name(snapshot.version)
+        request = Request(name, context.training_seed, context.scratch, context.check_stop, context.progress)
+        with cluster.simulation_pool() as pool:
+            pairs, counts = collect_pairs(pool, cluster.share(snapshot), context.config, request)
+        if not pairs:
+            raise RuntimeError(
+                f"no preference pair in {counts['episodes']} episodes: the policy no longer fails, or nothing it does "
+                "can be corrected; raise collect.max_episodes or stop at the previous round"
+            )
+        write_collection(context.out, pairs, counts)
+
 
 class OptimiseKind(TrainingKind):
     """One round of a method on its pairs, older pairs and demonstrations."""
@@ -130,6 +229,26 @@ class OptimiseKind(TrainingKind):
         """Fewer by the prefix that is computed once."""
         share = EXPERT_ONLY if config.optimise.train == ("expert",) else 1.0
         return share * super().rows(node, config)
+
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """One round of a method on this round's pairs, older pairs and demonstrations."""
+        node, inputs = context.node, context.inputs
+        assert node.round is not None and node.mix is not None
+        plan = OptimisePlan(
+            method=node.params["method"],
+            round=node.round,
+            settings=context.config.optimise,
+            objective=context.objective,
+            mix=node.mix,
+            policy=inputs["policy"],
+            sft=inputs["sft"],
+            demos=inputs["demos"],
+            stride=context.config.demos.stride,
+            pairs=tuple(context.pairs),
+            seed=context.training_seed,
+            ranked=inputs.get("ranked"),
+        )
+        train(cluster, context, plan)
 
 
 class RoundsKind(StageKind):
@@ -195,3 +314,40 @@ def add_optimise(
     if method.needs_collection:
         own["mix"] = list(mix)
     return graph.add(f"{prefix}.optimise", "optimise", inputs, more=own, objective=objective, mix=mix, **labels).name
+
+
+def record_demos(cluster: Cluster, context: StageContext) -> None:
+    """Write the demonstrations of `demos.files`; UserError, after naming every problem, for broken ones."""
+    files = context.config.demos.files
+    recordings, _ = find_recordings(**files.reading(), image_size=context.config.env.image_size)
+    read = _read(cluster, context, recordings)
+    episodes = [episode for episode, _ in read if episode is not None]
+    problems = [problem for _, found in read for problem in found]
+    for problem in problems[:SAID_PROBLEMS]:
+        context.say(f"{'skipped: ' if files.skip_broken else ''}{problem}")
+    check_sound([found for _, found in read], files.skip_broken)
+    doubts = Doubts()
+    for episode in episodes:
+        doubts.add(episode)
+    for doubt in doubts.lines():
+        context.say(f"warning: demos.files: {doubt}")
+    write_episodes(context.out, episodes)
+    write_json_lines(context.out / "problems.jsonl", [vars(problem) for problem in problems])
+
+
+def _read(
+    cluster: Cluster, context: StageContext, recordings: list[Recording]
+) -> list[tuple[Episode | None, list[Problem]]]:
+    """Every episode in order, or its problems."""
+    found: list[tuple[Episode | None, list[Problem]]] = []
+
+    def submit(actor: Any, unit: list[Recording]) -> ray.ObjectRef:
+        return actor.read_recordings.remote(unit)
+
+    units = [recordings[start : start + UNIT_FILES] for start in range(0, len(recordings), UNIT_FILES)]
+    with cluster.simulation_pool() as pool:
+        for results in pool.map(submit, units, context.check_stop):
+            found += results
+            broken = sum(episode is None for episode, _ in found)
+            context.progress(len(found), len(recordings), f"{broken} broken" if broken else "")
+    return found

@@ -13,11 +13,20 @@ from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, Place
-from rl_lab.seeding import evaluation_seeds
+from rl_lab.graph.stage import StageContext
+from rl_lab.learner.actions import SFTPlan
+from rl_lab.learner.joint import JointPlan
+from rl_lab.learner.warm_start import WarmStartPlan
+from rl_lab.rollouts.answering import engines, policy_folder
+from rl_lab.seeding import evaluation_seeds, integer
 from rl_lab.stages.base import BASE_POLICY, ENGINES, SIMULATORS, TrainingKind
 from rl_lab.stages.flowpro import CollectKind, EvaluateKind, OptimiseKind, SFTKind
 from rl_lab.stages.grpo import GRPOKind
 from rl_lab.stages.language import ColdStartKind
+from rl_lab.training.dataset import train, with_learner
+from rl_lab.training.interleaved import JointRun
+from rl_lab.training.state import JointState
+from rl_lab.workers.cluster import Cluster
 
 ISOLATED = ("grpo_alone", "rpro_alone")
 
@@ -49,6 +58,13 @@ class WarmStartKind(TrainingKind):
         """Of both."""
         parts = ((config.cold_start, ColdStartKind), (config.sft, SFTKind))
         return sum(part.steps * part.batch_size * kind.seconds_per_row for part, kind in parts)
+
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Imitation of worked solutions and of demonstrations, interleaved."""
+        config, inputs = context.config, context.inputs
+        actions = SFTPlan(config.model, config.sft, inputs["demos"], config.demos.stride, context.seed)
+        plan = WarmStartPlan(actions, config.cold_start, inputs["questions"] / "cold_start.arrow")
+        train(cluster, context, plan)
 
 
 class JointKind(TrainingKind):
@@ -122,9 +138,40 @@ class JointKind(TrainingKind):
             seconds += rows * OptimiseKind.seconds_per_row + pairs * CollectKind.seconds_per_unit
         return seconds
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """One arm in a learner process; if that dies, it goes on from the last checkpoint."""
+        plan, policy = _plan(context), policy_folder(context)
+        with cluster.simulation_pool(context.say) as simulations, engines(cluster, context) as answering:
+            with_learner(
+                cluster,
+                context,
+                plan,
+                lambda: JointState(context.out, context.scratch, context.say),
+                lambda learner, state: JointRun(context, policy, answering, simulations, learner, state).run(),
+                (answering, simulations),
+            )
+
 
 def _turns(node: Node, config: RunConfig) -> dict[str, int]:
     blocks = -(-config.optimise.steps // config.joint.block)
     turns = {"grpo": config.rl.steps, "rpro": config.joint.rounds * blocks}
     arm = node.params["arm"]
     return {part: count for part, count in turns.items() if arm in (f"{part}_alone", "together", "sequence")}
+
+
+def _plan(context: StageContext) -> JointPlan:
+    config, arm = context.config, context.node.params["arm"]
+    return JointPlan(
+        policy=policy_folder(context),
+        demos=context.inputs["demos"],
+        stride=config.demos.stride,
+        parts=(arm.removesuffix("_alone"),) if arm.endswith("_alone") else ("grpo", "rpro"),
+        grpo=config.grpo,
+        rl=config.rl,
+        rpro=context.objective,
+        optimise=config.optimise,
+        buffers=config.buffers,
+        rounds=config.joint.rounds,
+        cosine_every=config.joint.cosine_every,
+        seed=integer(context.seed, "joint"),
+    )

@@ -1,19 +1,18 @@
 """All kinds of stages by name.
 
-A new one is a class in a file beside this, the function of its name in `rl_lab.drivers`, a line in `KINDS`, and a word
-of `rl_lab.config.pipeline.StageName` if a file names it.
+A new one is a class in a file beside this, a line in `KINDS`, and, if a file names it, a word of
+`rl_lab.config.pipeline.StageName`.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from rl_lab.config import load
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
-from rl_lab.graph.nodes import Node
+from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.graph.stage import Stage
 from rl_lab.stages.action_rewards import CandidatesKind, RankKind, RecordKind, RewardModelKind, RewardModelsKind
 from rl_lab.stages.distill import DistillKind, ImitateKind, TeacherKind
@@ -41,9 +40,6 @@ KINDS = {
     )
 }
 
-WORDS = ("repeat", "reward_models")
-"""Kinds that stand for several stages of other kinds, so that no node has them."""
-
 
 def expand(config: RunConfig) -> list[Node]:
     """The nodes of a run, every node after its inputs; the last is the report."""
@@ -67,16 +63,8 @@ def check_stages(config: RunConfig) -> None:
 
 
 def stage_functions(cluster: Any) -> dict[str, Stage]:
-    """What does the work of each kind, with the workers of one run, a `Cluster`.
-
-    Of a kind in `rl_lab.stages.x` that is the function of its name in `rl_lab.drivers.x`.
-    """
-    functions: dict[str, Stage] = {}
-    for name, kind in KINDS.items():
-        module = import_module(type(kind).__module__.replace("rl_lab.stages", "rl_lab.drivers"))
-        if name not in WORDS:
-            functions[name] = partial(getattr(module, name), cluster)
-    return functions
+    """What does the work of each kind that a node can have, with the workers of one run, a `Cluster`."""
+    return {name: partial(kind.run, cluster) for name, kind in KINDS.items() if type(kind).run is not StageKind.run}
 
 
 load_config = partial(load.load_config, check=check_stages)

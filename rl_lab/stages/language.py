@@ -2,14 +2,63 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
+import ray
+import torch
+
+from algos.batch import TokenBatch
+from envs.spatial_qa.items import SEEDS_PER_BLOCK, ConstantAnswer, Item, best_constant_answers, blank
+from rewards.rubric import Rewards
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
+from rl_lab.files import write_json_lines, write_whole
 from rl_lab.graph.expand import BASE, Expansion, ModelRef
 from rl_lab.graph.nodes import Node, StageKind
+from rl_lab.graph.stage import StageContext
+from rl_lab.learner.language import ColdStartPlan
+from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.model.checkpoint import load_chat_processor, published
+from rl_lab.records.item_files import ItemFile, QuestionRow, SolutionFile, write_rows
+from rl_lab.records.question_sets import check_shared, run_limits, set_questions, take_file
+from rl_lab.records.token_batches import chat_batch
+from rl_lab.records.types import RolloutGroup
+from rl_lab.rollouts.answering import RewardFailures, engines, judge_agreement, make_rewards, plain, policy_folder
+from rl_lab.seeding import integer
 from rl_lab.stages.base import BASE_MODEL, ENGINES, SECONDS_PER_ANSWER, SIMULATORS, TrainingKind
 from rl_lab.stages.distill import teacher_config
+from rl_lab.stages.gate import DEVELOPMENT_FILE
+from rl_lab.stages.trl import trl_sft
+from rl_lab.training.dataset import train
+from rl_lab.training.evaluation import QuestionExam, questions_at_once
+from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.learner import Weights
+from rl_lab.workers.pool import WorkerPool
+from rl_lab.workers.simulation import QuestionUnit, question_units
+
+SEEDS_OF_A_RUN = 4_000_000
+"""Seeds of the training questions of neighbouring run seeds are so far apart."""
+
+RUN_SEEDS = 100
+"""Seeds of runs after which their training questions repeat."""
+
+COLD_START_OFFSET = 500_000_000
+"""Seeds of the cold start's questions lie so far behind those of the pool."""
+
+DEVELOPMENT_OFFSET = 900_000_000
+"""Seeds of the development questions, the same in all runs, lie behind those of every cold start."""
+
+CONSTANTS_FROM = 400
+"""Training questions on which the best constant answers are chosen."""
+
+FRUITLESS_UNITS = 20
+"""Units of questions without any after which the settings are given up."""
 
 
 class QuestionsKind(StageKind):
@@ -42,6 +91,17 @@ class QuestionsKind(StageKind):
         questions = config.questions
         return questions.train + questions.cold_start + questions.held_out, "questions"
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """The questions of the pool, those of the cold start and the held-out ones, generated or from files."""
+        config = context.config.questions
+        offset = context.seed % RUN_SEEDS * SEEDS_OF_A_RUN
+        wanted = {
+            "train": ("train", offset, config.train),
+            "cold_start": ("train", offset + COLD_START_OFFSET, config.cold_start),
+            "held_out": (config.split, 0, config.held_out),
+        }
+        _write_sets(cluster, context, wanted)
+
 
 class DevelopmentKind(StageKind):
     """The questions that gates decide on, and joint runs examine on the way."""
@@ -61,6 +121,11 @@ class DevelopmentKind(StageKind):
         """Questions."""
         return config.questions.development, "questions"
 
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """The questions that gates decide on: new scenes of the families of training."""
+        wanted = {"development": ("train", DEVELOPMENT_OFFSET, context.config.questions.development)}
+        _write_sets(cluster, context, wanted)
+
 
 class ColdStartKind(TrainingKind):
     """Imitation of worked solutions."""
@@ -74,6 +139,17 @@ class ColdStartKind(TrainingKind):
         """The base of everything that follows."""
         graph.add("cold_start", "cold_start", {"questions": "questions"})
         graph.base = graph.head = graph.newest = ModelRef(BASE, "cold_start")
+
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Imitation of worked solutions, in the Learner or with TRL."""
+        config = context.config
+        plan = ColdStartPlan(
+            config.model, config.cold_start, context.inputs["questions"] / "cold_start.arrow", context.seed
+        )
+        if config.cold_start.backend == "trl":
+            trl_cold_start(context, plan)
+        else:
+            train(cluster, context, plan)
 
 
 class ExamineKind(StageKind):
@@ -112,3 +188,168 @@ class ExamineKind(StageKind):
         questions, exam = config.questions, config.examine
         development = questions.development * exam.samples * ("development" in node.inputs)
         return questions.held_out * (exam.samples + exam.blank_samples) + development, "answers"
+
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Answers to all held-out questions, to the same over grey pictures, and the best constant answers."""
+        config = context.config
+        exam, rewards = config.examine, make_rewards(config.truth or config.rewards)
+        try:
+            with engines(cluster, context) as pool:  # first, so that stages come by them in the order of the graph
+                items = _items(context, "held_out")
+                examiner = Examiner(context, pool, policy_folder(context), rewards)
+                seen = examiner.answers(items, exam.samples, "seen")
+                context.log(0, **judge_agreement(examiner.groups))
+                unseen = examiner.answers([blank(item) for item in items], exam.blank_samples, "blank")
+                if "development" in context.inputs:
+                    _answer_development(cluster, context, examiner)
+            constants = _constant_scores(items, _items(context, "train", CONSTANTS_FROM), rewards)
+        finally:
+            rewards.close()
+        rows = [
+            {"item": item.id, "task": item.task, "category": item.category, "reward_type": item.reward_type}
+            | row
+            | {"blank": other["rewards"], "constant": constant}
+            for item, row, other, constant in zip(items, seen, unseen, constants, strict=True)
+        ]
+        write_json_lines(context.out / "results.jsonl", rows)
+
+
+def _write_sets(cluster: Cluster, context: StageContext, wanted: Mapping[str, tuple[str, int, int]]) -> None:
+    """Sets by name: split, its first seed, number of questions."""
+    config = context.config.questions
+    files = {name: path for name, path in config.files().items() if name in wanted}
+    limits = run_limits(context.config) if files else None
+    counts: dict[str, Any] = {}
+    for name, (split, start, number) in wanted.items():
+        path = context.out / f"{name}.arrow"
+        if name in files:
+            counts[name] = take_file(files[name], name, path, skip_bad=config.skip_bad_rows, limits=limits)
+            for field, rows in counts[name].get("ignored_fields", {}).items():
+                context.say(f"questions.{name}_file: the field {field} of {rows} rows means nothing here")
+        else:
+            first = start // SEEDS_PER_BLOCK * config.per_scene
+            unit = QuestionUnit(
+                split, first, config.tasks, config.levels, config.image_size, config.thinking, config.per_scene
+            )
+            write_rows(path, _generated(cluster, context, name, unit, number))
+            counts[name] = {"questions": number}
+    if files:
+        check_shared({name: set_questions(context.out / f"{name}.arrow") for name in wanted}, files)
+    write_whole(context.out / "questions.json", json.dumps(counts, indent=1) + "\n")
+
+
+def _generated(
+    cluster: Cluster, context: StageContext, name: str, first: QuestionUnit, number: int
+) -> Iterator[QuestionRow]:
+    """The first `number` questions from a unit on. RuntimeError if the settings allow hardly any."""
+    done = fruitless = 0
+    with cluster.simulation_pool() as pool:
+        call = lambda actor, unit: actor.questions.remote(unit)  # noqa: E731
+        for rows in pool.map(call, question_units(first), context.check_stop):
+            fruitless = 0 if rows else fruitless + 1
+            if fruitless == FRUITLESS_UNITS:
+                raise RuntimeError(f"no scene has a clear question for {first}; choose other tasks or levels")
+            yield from islice(rows, number - done)
+            done = min(done + len(rows), number)
+            context.progress(done, number, name)
+            if done == number:
+                return
+
+
+def _answer_development(cluster: Cluster, context: StageContext, examiner: Examiner) -> None:
+    """Answers for the gates that compare this model with another."""
+    items = _items(context, "development", role="development")
+    rows = examiner.answers(items, context.config.examine.samples, "development")
+    named = [{"item": item.id, "category": item.category} | row for item, row in zip(items, rows, strict=True)]
+    write_json_lines(context.out / DEVELOPMENT_FILE, named)
+
+
+class Examiner:
+    """A model in engines, asked and scored."""
+
+    def __init__(self, context: StageContext, engines: WorkerPool, policy: Path, rewards: Rewards) -> None:
+        self.context, self.engines, self.rewards = context, engines, rewards
+        self.processor: HunYuanVLMoTProcessor = load_chat_processor(policy)
+        snapshot = published(policy)
+        self.weights = Weights(snapshot.version, ray.put(snapshot))
+        self.failures = RewardFailures(context)
+        self.groups: list[RolloutGroup] = []
+        """All that was scored so far."""
+
+    def answers(self, items: Sequence[Item], samples: int, name: str) -> list[dict[str, Any]]:
+        """For every item the rewards of its answers, their lengths, whether they ended, and their texts.
+
+        UserError where no answer has a reward.
+        """
+        config = self.context.config
+        judged = name == "seen" and config.rewards.judge is not None
+        rows: list[dict[str, Any]] = []
+        first, first_failures = len(self.groups), dict[str, str]()
+        names = ("development",) if name == "development" else ()
+        exams = list(self._exams(items, samples, *names))
+        asked = [exam.ask(self.weights) for exam in exams]
+        for exam, batch in zip(exams, asked, strict=True):
+            groups, newer = exam.scored(batch, judge_all=judged)
+            self.groups += groups
+            first_failures = first_failures | {**newer, **first_failures}
+            rows += [
+                {
+                    "rewards": [answer.reward for answer in group.completions],
+                    "tokens": [len(answer.tokens) for answer in group.completions],
+                    "finished": [answer.finished for answer in group.completions],
+                    "answers": [answer.text for answer in group.completions],
+                }
+                for group in groups
+            ]
+            self.context.progress(len(rows), len(items), name)
+        self.failures.check_all(name, self.groups[first:], first_failures)
+        return rows
+
+    def _exams(self, items: Sequence[Item], samples: int, *names: str) -> Iterator[QuestionExam]:
+        """As many items as are asked at once; samples depend on the run's seed, the names and the item's place."""
+        size = questions_at_once(self.context.config)
+        for start in range(0, len(items), size):
+
+            def seed(place: int, start: int = start) -> int:
+                return integer(self.context.seed, "examine", *names, start + place)
+
+            some = items[start : start + size]
+            yield QuestionExam(self.context, some, seed, self.engines, self.processor, self.rewards, samples)
+
+
+def _items(context: StageContext, name: str, most: int | None = None, role: str = "questions") -> list[Item]:
+    """The items of a set, or the first of them."""
+    file = ItemFile(context.inputs[role] / f"{name}.arrow")
+    return [file[row] for row in range(len(file) if most is None else min(len(file), most))]
+
+
+def _constant_scores(items: Sequence[Item], training: Sequence[Item], rewards: Rewards) -> list[float | None]:
+    """What the best constant answer of its generator, chosen on training questions, earns on each item.
+
+    None for open questions, which only a judge scores, and 0 for a generator that training does not have.
+    """
+
+    def reward(reply: str, item: Item) -> float:
+        columns = {"answer": [item.answer], "reward_type": [item.reward_type], "images": [item.images]}
+        value = rewards([item.prompt], [reply], **columns)[0]
+        return math.nan if value is None else value
+
+    closed = [item for item in training if item.reward_type != "open" and item.solution]
+    best: dict[str, ConstantAnswer] = best_constant_answers(closed, reward)[0] if closed else {}
+    return [
+        None
+        if item.reward_type == "open"
+        else plain([reward(best[item.task].reply, item) if item.task in best else 0.0])[0]
+        for item in items
+    ]
+
+
+def trl_cold_start(context: StageContext, plan: ColdStartPlan) -> None:
+    """Imitation by TRL's `SFTTrainer`, which reads the rows in the order in which the Learner would."""
+    torch.set_num_threads(plan.settings.threads)
+    solutions, start = SolutionFile(plan.solutions), plan.start()
+
+    def batches(rows: list[int]) -> TokenBatch:
+        return chat_batch([solutions[row].chat() for row in rows], start.processor)
+
+    trl_sft(context, plan.settings, start, batches, plan.order(len(solutions)))

@@ -17,7 +17,6 @@ from envs.rollout import Memory
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.load import load_config
 from rl_lab.config.section import MemoryConfig, ModelConfig
-from rl_lab.drivers.flowpro import given as take_given
 from rl_lab.errors import UserError
 from rl_lab.graph.record import substitutions
 from rl_lab.learner.actions import OptimisePlan, SFTPlan
@@ -25,6 +24,7 @@ from rl_lab.learner.plans import Training
 from rl_lab.model.checkpoint import published, read_info
 from rl_lab.records.episodes import read_pairs, write_candidates, write_episodes, write_pairs
 from rl_lab.rollouts.ranking import rank_folder
+from rl_lab.stages.flowpro import GivenKind
 from rl_lab.stages.kinds import expand
 from rl_lab.stages.preflight import check_machine
 from rl_lab.workers.policy import CorrectorPlan
@@ -126,7 +126,7 @@ def test_a_released_policy_takes_the_place_of_sft(given, tmp_path):
     nodes = {node.name: node for node in expand(config)}
     assert nodes["sft"].kind == "given" and nodes["base.evaluate"].inputs == {"policy": "sft"}
     context = SimpleNamespace(config=config, seed=0, out=tmp_path / "out")
-    take_given(None, context)
+    GivenKind().run(None, context)
     info = read_info(tmp_path / "out")
     assert (info.weight_version, info.memory, info.first_slot) == (1, Memory(6, 5), "current")
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", given / "sft"))

@@ -3,10 +3,10 @@
 import pytest
 
 from algos.rft import RFTOptions
-from rl_lab.drivers.rft_selection import RFTSelection
 from rl_lab.errors import UserError
 from rl_lab.pool import main
 from rl_lab.records.rollouts import RolloutStore
+from rl_lab.stages.rft_selection import RFTSelection
 from tests.support.pools import write_run
 
 OPTIONS = RFTOptions(min_judge_score=0.5, max_likeness=1.0, high=None, min_reward=0.0)

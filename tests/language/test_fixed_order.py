@@ -8,7 +8,7 @@ import pytest
 from algos.curriculum.options import CurriculumOptions
 from envs.spatial_qa.items import CATEGORIES
 from rl_lab.curriculum.store import PoolItem, PoolStore
-from rl_lab.drivers.grpo import fixed_order
+from rl_lab.stages.grpo import fixed_order
 
 
 @pytest.mark.parametrize("num_items", [5, 37])

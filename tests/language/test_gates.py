@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rl_lab.config.pipeline import Gate
-from rl_lab.drivers.gate import decide, take_model
 from rl_lab.errors import UserError
+from rl_lab.stages.gate import decide, take_model
 from rl_lab.stats import mean_interval
 
 

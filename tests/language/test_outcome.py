@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save, save_file
 
 from rewards.config import RewardConfig
 from rl_lab.config.language import OutcomeConfig
-from rl_lab.drivers.outcome import outcome_labels, outcome_model
 from rl_lab.errors import UserError
 from rl_lab.learner.outcome import (
     LabelledCompletions,
@@ -31,6 +30,7 @@ from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import all_completions
 from rl_lab.rollouts.answering import failure_metrics, make_rewards, score
 from rl_lab.rollouts.reward_model import MODEL_FILE, check_outcome_model, load_member, load_outcome_model
+from rl_lab.stages.outcome import OutcomeLabelsKind, OutcomeModelKind
 from tests.support.outcome import SETTINGS, outcome_context, train_member
 from tests.support.questions import choices, make_item, write_choices
 from tests.support.rollouts import answered, groups_of
@@ -44,7 +44,7 @@ def labels(tmp_path_factory, questions) -> Path:
     folder = tmp_path_factory.mktemp("labels")
     traces = write_choices(folder / "traces")
     context = outcome_context(folder, "labels", "outcome_labels", {"traces": traces, "questions": questions})
-    outcome_labels(None, context)
+    OutcomeLabelsKind().run(None, context)
     return context.out
 
 
@@ -55,7 +55,7 @@ def model(tmp_path_factory, policy, labels) -> Path:
     members = {f"member.{n}": train_member(policy, labels, folder / f"m{n}", seed=n) for n in (1, 2)}
     inputs = {"labels": labels} | members
     context = outcome_context(folder, "model", "outcome_model", inputs, ["outcome.members=2"])
-    outcome_model(None, context)
+    OutcomeModelKind().run(None, context)
     return context.out
 
 

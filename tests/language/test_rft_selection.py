@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from algos.rft import REASONS, RFTOptions, candidate, select
-from rl_lab.drivers import rft_selection
-from rl_lab.drivers.rft_selection import RFT_FILE, RFTSelection
 from rl_lab.errors import UserError
 from rl_lab.records import rollouts
 from rl_lab.records.rollouts import KEPT_FILE, RolloutStore
+from rl_lab.stages import rft_selection
+from rl_lab.stages.rft_selection import RFT_FILE, RFTSelection
 from tests.support.learners import Killed
 from tests.support.rollouts import groups_of, read_kept
 from tests.support.stored_runs import trace, write_traces

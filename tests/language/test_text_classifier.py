@@ -22,11 +22,11 @@ from transformers import (
 )
 
 from rewards.config import RewardConfig
-from rl_lab.drivers.outcome import outcome_labels, outcome_member, outcome_model
 from rl_lab.errors import UserError
 from rl_lab.rollouts.answering import make_rewards, score
 from rl_lab.rollouts.reward_model import MODEL_FILE, TextClassifier, check_classifier, load_outcome_model
 from rl_lab.stages.kinds import expand, load_config
+from rl_lab.stages.outcome import OutcomeLabelsKind, OutcomeMemberKind, OutcomeModelKind
 from rl_lab.stages.preflight import check_machine
 from tests.support.outcome import outcome_context
 from tests.support.questions import make_item, write_choices
@@ -107,15 +107,15 @@ def test_members_are_trained_calibrated_and_examined(tmp_path, questions, save):
 
     traces = write_choices(tmp_path / "traces")
     labelled = context("labels", "outcome_labels", {"traces": traces, "questions": questions})
-    outcome_labels(None, labelled)
+    OutcomeLabelsKind().run(None, labelled)
     options = [*OPTIONS, f"outcome.classifier={save(tmp_path / 'start')}", "outcome.members=2", "outcome.lr=0.01"]
     members = {}
     for number in (1, 2):
         member = context(f"m{number}", "outcome_member", {"labels": labelled.out}, options, member=number)
-        outcome_member(None, member)
+        OutcomeMemberKind().run(None, member)
         members[f"member.{number}"] = member.out
     model = context("model", "outcome_model", {"labels": labelled.out} | members, options)
-    outcome_model(None, model)
+    OutcomeModelKind().run(None, model)
     record = json.loads((model.out / MODEL_FILE).read_text())
     assert len(record["platt"]) == 2 and record["test"]["answers"] > 0
     assert record["test"]["auroc"] == record["blank"]["auroc"]  # it sees no pictures

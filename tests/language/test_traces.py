@@ -11,7 +11,6 @@ from rewards.config import JudgeConfig, RewardConfig
 from rewards.judge import ReasoningJudge
 from rewards.rubric import Rewards
 from rl_lab.config.language import RFTConfig, TracesConfig
-from rl_lab.drivers.rft import TraceJudge, TraceSampler, select_traces
 from rl_lab.errors import UserError
 from rl_lab.graph.nodes import Node
 from rl_lab.learner.plans import Training
@@ -24,6 +23,7 @@ from rl_lab.records.types import Completion, Prompt, Sampling
 from rl_lab.rollouts.clock import Clock
 from rl_lab.rollouts.rollouter import Questioner
 from rl_lab.stages.kinds import KINDS, load_config
+from rl_lab.stages.rft import TraceJudge, TraceSampler, select_traces
 from rl_lab.workers.learner import Weights
 from tests.rewards.functions import FailsOnArrival
 from tests.support.engines import FakeEngines
@@ -41,7 +41,7 @@ class Traced(StageRun):
 
     def __init__(self, folder, policy, monkeypatch, num_engines=1):
         super().__init__(folder / "run")
-        monkeypatch.setattr("rl_lab.drivers.rft.CALLS_PER_STEP", 1)  # 3 questions a step
+        monkeypatch.setattr("rl_lab.stages.rft.CALLS_PER_STEP", 1)  # 3 questions a step
         self.policy, self.num_engines = policy, num_engines
         self.questions = write_questions(folder / "questions")
         self.inputs = {"questions": self.questions}

@@ -13,7 +13,6 @@ from PIL import Image
 from envs.spatial_qa.items import Item
 from rl_lab.config.load import resolve_config
 from rl_lab.config.section import ModelConfig
-from rl_lab.drivers.language import questions as write_questions
 from rl_lab.errors import UserError
 from rl_lab.graph.stage import StageConfig
 from rl_lab.model.checkpoint import model_processor
@@ -21,6 +20,7 @@ from rl_lab.model.tokenizer import ROLES, SPECIAL_TOKENS
 from rl_lab.records.item_files import ItemFile, SolutionFile
 from rl_lab.records.question_sets import Limits, check_files, check_shared, set_questions, take_file, unfit
 from rl_lab.stages.kinds import KINDS
+from rl_lab.stages.language import QuestionsKind
 
 QUESTION = {"prompt": "is it red? /no_think", "answer": "yes", "reward_type": "yes_no", "category": "perception"}
 WORKED = QUESTION | {"solution": "<answer>yes</answer>"}
@@ -236,7 +236,7 @@ def test_the_stage_writes_the_sets_of_ones_own_and_compares_them(tmp_path):
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
         context = SimpleNamespace(config=StageConfig(config, KINDS["questions"]), seed=0, out=out, say=said.append)
-        write_questions(None, context)
+        QuestionsKind().run(None, context)
         return json.loads((out / "questions.json").read_text())
 
     counts = stage()

@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from rewards.calibration import examine
-from rl_lab.drivers.report import flipped
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.pages.sweep import seeds_interval
 from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure, summary_lines
 from rl_lab.reports.sweep import expected_power
+from rl_lab.stages.report import flipped
 from tests.support.run_folders import build_run, preference_row, write_jsonl, write_pairs, write_videos
 
 RATES = {"base": [0.4], "interventions": [0.5] * 3, "progress": [0.9, 0.92, 0.88], "random": [0.5, 0.52, 0.48]}

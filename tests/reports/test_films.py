@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from rl_lab.drivers import report
-from rl_lab.drivers.report import Contrast, record_films, rescued
 from rl_lab.files import read_json_lines
 from rl_lab.reports.pages.actions import videos
 from rl_lab.reports.run import load_run
+from rl_lab.stages import report
+from rl_lab.stages.report import Contrast, record_films, rescued
 from rl_lab.workers.simulation import Film, Unit
 from tests.support.run_folders import build_run, write_jsonl
 

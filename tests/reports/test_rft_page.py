@@ -5,10 +5,10 @@ import json
 import pytest
 
 from algos.rft import RFTOptions
-from rl_lab.drivers.rft_selection import RFTSelection
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.pages.pipeline import rft_section
 from rl_lab.reports.run import load_run
+from rl_lab.stages.rft_selection import RFTSelection
 from tests.support.questions import rollout
 from tests.support.rollouts import groups_of
 from tests.support.run_folders import write_jsonl

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from rl_lab.config.language import OutcomeConfig
-from rl_lab.drivers.outcome import ITEMS_FILE
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.outcome import LABELS_FILE, OutcomePlan
 from rl_lab.learner.plans import Training
 from rl_lab.stages.kinds import KINDS
+from rl_lab.stages.outcome import ITEMS_FILE
 from tests.support.stage_runs import config_of, stage_context
 
 SETTINGS = OutcomeConfig(steps=2, batch_size=4, warmup=1, calibration=0.3, test=0.3)

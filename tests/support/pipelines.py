@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from rl_lab.config.schema import RunConfig
-from rl_lab.drivers.distill import teacher
-from rl_lab.drivers.gate import DEVELOPMENT_FILE, gate, join
 from rl_lab.files import write_json_lines
 from rl_lab.graph.stage import Stage, StageContext
-from rl_lab.stages.kinds import load_config
+from rl_lab.stages.gate import DEVELOPMENT_FILE
+from rl_lab.stages.kinds import load_config, stage_functions
 
 TEXT = """
 name: chain
@@ -87,8 +85,8 @@ class FakeModels:
     def functions(self) -> dict[str, Stage]:
         """Stage functions by kind; gates are the real ones."""
         made = dict.fromkeys(KINDS, self.make) | {"examine": self.examine, "report": self.report}
-        real = {"gate": gate, "join": join, "teacher": teacher}
-        return made | {name: self._watched(partial(function, None)) for name, function in real.items()}
+        real = stage_functions(None)
+        return made | {name: self._watched(real[name]) for name in ("gate", "join", "teacher")}
 
     def _watched(self, stage: Stage) -> Stage:
         def run(context: StageContext) -> None:

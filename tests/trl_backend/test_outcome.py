@@ -9,11 +9,11 @@ import pytest
 
 from algos.outcome import BradleyTerry
 from rl_lab.config.load import load_config
-from rl_lab.drivers.outcome import outcome_labels
 from rl_lab.errors import UserError
 from rl_lab.learner.learner import Learner
 from rl_lab.learner.outcome import OutcomePlan
 from rl_lab.learner.plans import optimiser
+from rl_lab.stages.outcome import OutcomeLabelsKind
 from rl_lab.trl_backend.outcome import train_outcome
 from rl_lab.trl_backend.trainer import Settings
 from tests.support.outcome import CONFIG, SETTINGS, outcome_context
@@ -24,7 +24,7 @@ from tests.trl_backend.builders import make_folder
 def test_losses_and_weights_are_the_learners(tmp_path: Path) -> None:
     inputs = {"traces": write_choices(tmp_path / "traces"), "questions": write_questions(tmp_path / "questions")}
     context = outcome_context(tmp_path, "labels", "outcome_labels", inputs)
-    outcome_labels(None, context)  # type: ignore[arg-type]
+    OutcomeLabelsKind().run(None, context)  # type: ignore[arg-type]
     settings = SETTINGS.model_copy(update={"learns": "preference", "steps": 3, "backend": "trl"})
     labels = (context.out / "labels.parquet", context.out / "items.arrow")
     plan = OutcomePlan(make_folder(tmp_path / "policy"), settings, *labels, seed=1)

@@ -1,1 +1,0 @@
-"""What the driver does in each kind of stage: what it asks of workers and learners, and what it leaves."""
