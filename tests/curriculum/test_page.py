@@ -42,7 +42,7 @@ def test_items_carry_their_pictures_history_and_tokens(page, finished):
     item = max(shown["items"], key=lambda item: item["groups"])
     number = view.number(item["id"])
     kind, _, picture = item["images"][0].partition(",")
-    assert kind == "data:image/webp;base64" and np.asarray(Image.open(BytesIO(b64decode(picture)))).shape == (64, 64, 3)
+    assert kind == "data:image/webp;base64" and np.asarray(Image.open(BytesIO(b64decode(picture)))).shape == (48, 64, 3)
     assert len(item["moves"]) == view.items.groups[number]
     sample = item["samples"][0]
     assert len(sample["tokens"]) == len(sample["logprobs"]) == 8 and all(value <= 0 for value in sample["logprobs"])
