@@ -133,12 +133,21 @@ def test_a_prompt_that_is_too_long_ends_the_work_and_not_the_worker(pool, models
     assert not warnings
 
 
+def both_at_work(pool, call, units):
+    """A batch of which both workers answer a unit, and their processes; begun again if one was never seen at work."""
+    for _ in range(20):
+        batch = pool.submit(call, units)
+        while not all(future.done() for future in batch):
+            busy = descendants(os.getpid(), "ray::Rollouter.generate")
+            if len(busy) == 2:
+                return batch, busy
+            time.sleep(0.01)
+        list(pool.results(batch))
+    raise AssertionError("two workers were never seen at work")
+
+
 def test_a_killed_and_a_stopped_worker_change_nothing_but_time(pool, models, units, expected, warnings):
-    busy: list[int] = []
-    batch = pool.submit(ask(models[2][1]), units)
-    while len(busy) < 2:
-        busy = descendants(os.getpid(), "ray::Rollouter.generate")
-    time.sleep(0.1)
+    batch, busy = both_at_work(pool, ask(models[2][1]), units)
     os.kill(busy[0], signal.SIGKILL)
     os.kill(busy[1], signal.SIGSTOP)
     wait(batch[:1], timeout=0.1)
