@@ -46,7 +46,7 @@ FORBIDDEN_LIBRARIES = {
     "algos": {"ray", "transformers", "vllm", "trl", "gymnasium", "mujoco"},
     "rewards": {"ray", "transformers", "vllm", "trl", "gymnasium", "mujoco"},
 }
-OPTIONAL = {"vllm"}
+OPTIONAL = {"sapien", "vllm"}
 """Installed by an extra only, so imported inside functions."""
 PLUGINS = {"rl_lab.model.serving"}
 """Code that an optional library loads; it may import that library at the top, and nothing else may import it there."""

@@ -86,7 +86,7 @@ class Connection:
 
     def __init__(self, robotwin: RoboTwin) -> None:
         self.robotwin = robotwin
-        root = layout.detect(robotwin.root).root
+        found = layout.detect(robotwin.root)
         python = shutil.which(robotwin.python)
         if python is None:
             raise ValueError(f"ROBOTWIN_PYTHON {robotwin.python} is not an interpreter that can be run")
@@ -94,13 +94,13 @@ class Connection:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [python, str(SERVER), str(theirs.fileno()), root],
+                [python, str(SERVER), str(theirs.fileno()), found.root],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
-                cwd=root,
-                env=server_environment(),
+                cwd=found.home,
+                env=server_environment(found),
                 start_new_session=True,
             )
         self._socket.settimeout(POLL_S)
@@ -262,7 +262,17 @@ class RoboTwinServer:
             self._connection = None
 
 
-def server_environment() -> dict[str, str]:
-    """Our environment without what makes another interpreter import our modules."""
+VULKAN = Path(sys.prefix) / "share" / "mesa-vulkan"
+"""Where ./setup.sh robotwin puts a software Vulkan if the system has none that will do."""
+
+
+def server_environment(found: layout.Checkout) -> dict[str, str]:
+    """Our environment without what makes another interpreter import our modules; with the software Vulkan of our own
+    where the box robot needs one and no other is named."""
     drop = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
-    return {name: value for name, value in os.environ.items() if name not in drop} | {"PYTHONUNBUFFERED": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in drop} | {"PYTHONUNBUFFERED": "1"}
+    named = {"VK_ICD_FILENAMES", "VK_DRIVER_FILES"} & environment.keys()
+    if found.has_box_robot and not named and (VULKAN / "lvp_icd.json").is_file():
+        libraries = [str(VULKAN / "lib"), *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+        environment |= {"VK_ICD_FILENAMES": str(VULKAN / "lvp_icd.json"), "LD_LIBRARY_PATH": ":".join(libraries)}
+    return environment

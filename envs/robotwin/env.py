@@ -73,6 +73,7 @@ class RoboTwinEnv(Bimanual):
         screen: bool = True,
         server: RoboTwinServer | None = None,
         seeds_tried: int = 50,
+        command_steps: int | None = None,
     ) -> None:
         self.server = server or RoboTwinServer(RoboTwin.from_environment())
         self.layout = layout.detect(self.server.robotwin.root)
@@ -86,6 +87,7 @@ class RoboTwinEnv(Bimanual):
             raise ValueError(f"image_size is {image_size}; use at least 8 pixels, 'native' or None")
         self.task, self.variant, self.image_size, self.action_type = task, variant, image_size, action_type
         self.instruction_split, self.screen, self.seeds_tried = instruction_split, screen, seeds_tried
+        self.command_steps = command_steps
         self.step_limit = self.layout.step_limits().get(task, UNLISTED_STEP_LIMIT)
         self.action_space = _action_space(action_type)
         self.exact_restore = False
@@ -212,8 +214,10 @@ class RoboTwinEnv(Bimanual):
 
     def _start_seed(self, seed: int) -> None:
         split, screen = self.instruction_split, self.screen
+        picture_px = None if isinstance(self.image_size, str) else self.image_size
         names = {"task": self.task, "config": self.variant}
-        result = self.server.begin(self, "reset", **names, seed=seed, instruction=split, screen=screen)
+        robot = {"command_steps": self.command_steps, "picture_px": picture_px}
+        result = self.server.begin(self, "reset", **names, seed=seed, instruction=split, screen=screen, robot=robot)
         if self.action_type == "qpos" and result["qpos_dim"] != QPOS_DIM:
             raise ValueError(
                 f"the embodiment of {self.variant} has {result['qpos_dim']} qpos numbers, not {QPOS_DIM} "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,23 @@ class Checkout:
     def is_installed(self) -> bool:
         """Whether it is the package: its interpreter finds it without being told where."""
         return self.name == PYPI
+
+    @property
+    def home(self) -> str:
+        """Folder in which its code runs, with the folder `assets`: the checkout, or for the package what
+        ROBOTWIN_ASSETS_ROOT names; ValueError if that has none."""
+        named = os.environ.get("ROBOTWIN_ASSETS_ROOT") if self.is_installed else None
+        if named and not os.path.isdir(os.path.join(named, "assets")):
+            raise ValueError(
+                f"ROBOTWIN_ASSETS_ROOT {named} has no folder assets; fetch them with: robotwin-download-assets "
+                "--output FOLDER"
+            )
+        return os.path.realpath(named) if named else self.root
+
+    @property
+    def has_box_robot(self) -> bool:
+        """Whether the box robot stands in for RoboTwin's own, which need assets and a GPU: in the package alone."""
+        return self.is_installed and (self.home == self.root or shutil.which("nvidia-smi") is None)
 
     @property
     def package(self) -> str:

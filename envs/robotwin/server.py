@@ -3,8 +3,8 @@
     ROBOTWIN_PYTHON server.py FD ROOT      # FD: inherited socket, ROOT: RoboTwin checkout
 
 Needs numpy, the standard library and what RoboTwin itself requires; Python 3.10 or newer. RoboTwin's checkout has a
-package called `envs`, and so have we: nothing of ours is importable here, the three files beside this one are read
-by path. RoboTwin prints what it likes to stdout and stderr; messages go over their own socket. `METHODS` is the list of
+package called `envs`, and so have we: nothing of ours is importable here, what is beside this file is read by
+path. RoboTwin prints what it likes to stdout and stderr; messages go over their own socket. `METHODS` is the list of
 requests; parameters and results are those of the methods of `Server`.
 """
 
@@ -29,8 +29,12 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 
 
 def _beside(name: str) -> Any:
-    """The module of a file beside this one, under a name that RoboTwin cannot meet."""
-    spec = importlib.util.spec_from_file_location(f"_rl_lab_robotwin_{name}", os.path.join(HERE, f"{name}.py"))
+    """The module of a file or package beside this one, under a name that RoboTwin cannot meet."""
+    folder = os.path.join(HERE, name)
+    is_package = os.path.isdir(folder)
+    path = os.path.join(folder, "__init__.py") if is_package else f"{folder}.py"
+    parts = [folder] if is_package else None
+    spec = importlib.util.spec_from_file_location(f"_rl_lab_robotwin_{name}", path, submodule_search_locations=parts)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -41,6 +45,8 @@ def _beside(name: str) -> Any:
 protocol = _beside("protocol")
 layouts = _beside("layout")
 scenes = _beside("scene")
+boxarms = _beside("boxarms")
+robots = _beside("robots")
 
 METHODS = ("hello", "check", "reset", "step", "observe", "success", "save", "restore", "expert", "close")
 SNAPSHOT = "robotwin-1"
@@ -62,6 +68,8 @@ class Server:
 
     def __init__(self, layout: Any) -> None:
         self.layout = layout
+        self.robot: Any = None
+        """RoboTwin's own, or the box robot; see `robots`."""
         self.env: Any = None
         self.identity: dict[str, Any] = {}
         self.instruction = ""
@@ -78,6 +86,10 @@ class Server:
             raise RefusedError(
                 "protocol", f"the lab speaks version {version}, this server {protocol.VERSION}; update both"
             )
+        try:
+            self.robot = robots.choose(self.layout, layouts.read_yaml, boxarms.__name__)
+        except ValueError as error:
+            raise RefusedError("unsupported", str(error)) from None
         package = importlib.import_module(self.layout.package)
         where = os.path.realpath(getattr(package, "__file__", None) or next(iter(package.__path__)))
         if not where.startswith(self.layout.root + os.sep):
@@ -87,6 +99,7 @@ class Server:
             )
         return {
             "version": protocol.VERSION,
+            "simulation": self.robot.describe(),
             "layout": self.layout.name,
             "root": self.layout.root,
             "tasks": self.layout.tasks(),
@@ -109,19 +122,20 @@ class Server:
         """Import a task and look its config up, without a scene: what is missing is said before a run begins."""
         self._check_task(task)
         importlib.import_module(f"{self.layout.package}.{task}")
-        self._task_args(task, config)
+        self._task_args({"task": task, "config": config, "robot": robots.UNASKED})
         return {}
 
-    def reset(self, task: str, config: str, seed: int, instruction: str, screen: bool) -> dict:
+    def reset(self, task: str, config: str, seed: int, instruction: str, screen: bool, robot: dict) -> dict:
         """Set the scene of a seed up. `instruction` is "seen" or "unseen"; with `screen`, RoboTwin's expert runs first,
         as its evaluation does, and a seed on which it fails is rejected; the states that it went through are
-        `expert_path`. Without, instructions have no slots filled and there is no such path."""
+        `expert_path`. Without, instructions have no slots filled and there is no such path. `robot`: see `robots`."""
         self._check_task(task)
-        identity = {"task": task, "config": config, "seed": seed, "split": instruction}
+        identity = {"task": task, "config": config, "seed": seed, "split": instruction, "robot": robot}
         key = (task, config, seed)
         if screen and key not in self.screened:
             self._screen(identity, key)
         self._setup(identity)
+        self.robot.warm_up(self.env, robot)
         self.instruction = self._choose_instruction()
         self.env.set_instruction(instruction=self.instruction)
         joints = [len(getattr(self.env.robot, f"get_{arm}_arm_jointState")()) for arm in ARMS]
@@ -145,7 +159,7 @@ class Server:
         if action.shape != (sizes[action_type],) or not np.isfinite(action).all():
             raise RefusedError("bad_request", f"{action_type} takes {sizes[action_type]} finite numbers, got {action}")
         executed = not env.eval_success and env.take_action_cnt < env.step_lim
-        with scenes.watched(env) as seen:
+        with scenes.watched(env) as seen, self.robot.command(env, self.identity["robot"]):
             env.take_action(action, action_type=action_type)
         self.actions.append((action_type, action.tolist()))
         return {
@@ -299,8 +313,8 @@ class Server:
 
     def _setup(self, identity: dict) -> None:
         self._close_env()
-        args = self._task_args(identity["task"], identity["config"])
-        os.chdir(self.layout.root)  # RoboTwin opens ./assets, and its code may have moved away
+        args = self._task_args(identity)
+        os.chdir(self.layout.home)  # RoboTwin opens ./assets, and its code may have moved away
         module = importlib.import_module(f"{self.layout.package}.{identity['task']}")
         env = getattr(module, identity["task"])()
         random.seed(identity["seed"])
@@ -320,29 +334,11 @@ class Server:
             self.num_setups += 1
             env.close_env(clear_cache=self.num_setups % 5 == 0)
 
-    def _task_args(self, task: str, config: str) -> dict[str, Any]:
-        """What RoboTwin's evaluation passes to `setup_demo`: the task config with cameras and robots looked up."""
+    def _task_args(self, identity: dict) -> dict[str, Any]:
         try:
-            args = self.layout.read_config(config)
+            return robots.scene_arguments(self.layout, self.robot, identity)
         except ValueError as error:
             raise RefusedError("bad_request", str(error)) from None
-        robots, names = self.layout.read_config("_embodiment_config"), args["embodiment"]
-        if len(names) not in (1, 3):
-            raise RefusedError("bad_request", f"embodiment of {config} has {len(names)} items; RoboTwin takes 1 or 3")
-        camera = self.layout.read_config("_camera_config")[args["camera"]["head_camera_type"]]
-        args.update(task_name=task, task_config=config, eval_mode=True, render_freq=0, save_data=False)
-        args.update(head_camera_h=camera["h"], head_camera_w=camera["w"], eval_video_log=False)
-        args["dual_arm_embodied"] = len(names) == 1
-        if len(names) == 3:
-            args["embodiment_dis"] = names[2]
-        for arm, name in zip(ARMS, (names[0], names[0] if len(names) == 1 else names[1]), strict=True):
-            folder = robots[name]["file_path"]
-            args[f"{arm}_robot_file"] = folder
-            path = os.path.join(self.layout.root, folder, "config.yml")
-            args[f"{arm}_embodiment_config"] = layouts.read_yaml(path)
-        off = dict.fromkeys(args.get("data_type") or {}, False)
-        args["data_type"] = {**off, "rgb": True, "qpos": True, "endpose": True}
-        return args
 
     def _choose_instruction(self) -> str:
         """One of the texts that RoboTwin makes for this scene, drawn by the seed; global streams stay as they are."""
@@ -429,7 +425,9 @@ def main(fd: int, root: str) -> None:
     layout = layouts.detect(root)
     ours = {HERE, os.path.dirname(os.path.dirname(HERE))}
     sys.path[:] = [*layout.import_paths, *(path for path in sys.path if path and os.path.realpath(path) not in ours)]
-    os.chdir(layout.root)
+    os.chdir(layout.home)
+    if layout.is_installed and not layout.has_box_robot:
+        os.environ["ASSETS_PATH"] = layout.home  # where its tasks look for them
     server = Server(layout)
     with socket.socket(fileno=fd) as connection:
         while True:

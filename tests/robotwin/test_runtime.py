@@ -1,0 +1,107 @@
+"""RoboTwin's own code, its runtime from PyPI, with the box robot; skipped where it or a Vulkan driver is missing.
+
+One simulator's process serves all tests: its first picture takes seconds.
+"""
+
+import numpy as np
+import pytest
+
+from envs.robotwin import layout
+from envs.robotwin.boxarms.runtime import TASKS
+from envs.robotwin.connection import RoboTwin, RoboTwinError, RoboTwinServer
+from envs.robotwin.env import RoboTwinEnv
+from envs.types import CAMERAS
+
+SEED = 100_000
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    root = layout.find_installed()
+    if root is None:
+        pytest.skip("RoboTwin's runtime is not installed: ./setup.sh robotwin")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ROBOTWIN_ROOT", "ROBOTWIN_PYTHON", "ROBOTWIN_ASSETS_ROOT"):
+            patch.delenv(name, raising=False)
+        server = RoboTwinServer(RoboTwin.from_environment())
+        try:
+            server.connection  # noqa: B018  (starts it)
+        except RoboTwinError as error:
+            pytest.skip(str(error))
+        yield server
+        server.close()
+
+
+def make(server, task="handover_block", **options):
+    return RoboTwinEnv(task, server=server, **{"image_size": None, **options})
+
+
+def scene(env):
+    return np.concatenate([np.ravel(value) for value in env._scene.values()])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_expert_solves_every_task_that_needs_no_assets(runtime, task):
+    env = make(runtime, task)
+    for seed in range(SEED, SEED + 3):
+        env.reset(seed=seed)  # raises SeedRejectedError unless the expert succeeds
+        assert env.diagnose().progress == 0.0 and not env.success
+        assert env.instruction and "{" not in env.instruction
+
+
+@pytest.mark.parametrize("action_type", ["ee", "qpos"])
+def test_the_experts_commands_solve_the_task_step_by_step(runtime, action_type):
+    env = make(runtime, action_type=action_type)
+    env.reset(seed=SEED)
+    while not env.success and env.step_count < 150:
+        action = env.expert_action()
+        assert action.shape == env.action_space.shape == ({"ee": 16, "qpos": 14}[action_type],)
+        env.advance(action)
+        assert env._step_info["physics_steps"] == 25 or env.success
+    assert env.success
+
+
+def test_a_command_lasts_the_physics_steps_that_are_asked_for(runtime):
+    env = make(runtime, command_steps=10)
+    env.reset(seed=SEED)
+    env.advance(env.ee_pose())
+    assert env._step_info["physics_steps"] == 10
+
+
+def test_an_observation_shows_three_square_pictures(runtime):
+    env = make(runtime, image_size=64)
+    observation, _ = env.reset(seed=SEED)
+    views = [observation["observation"][camera]["rgb"] for camera in CAMERAS]
+    assert all(view.shape == (64, 64, 3) and view.dtype == np.uint8 for view in views)
+    assert all(len(np.unique(view.reshape(-1, 3), axis=0)) > 20 for view in views)  # a scene, not a blank
+    red = (views[0][..., 0] > 120) & (views[0][..., 1] < 80)
+    assert 5 < red.sum() < 400  # the block that is handed over
+    assert observation["joint_action"]["vector"].shape == (14,)
+
+
+def test_a_state_that_is_restored_in_a_fresh_scene_continues_bit_for_bit(runtime):
+    env, other = make(runtime), make(runtime, "stack_blocks_two")
+    env.reset(seed=SEED)
+    for _ in range(30):
+        env.advance(env.expert_action())
+    snapshot, actions, ends = env.save(), [env.expert_action() for _ in range(10)], []
+    for _ in range(2):
+        other.reset(seed=SEED)  # so that the snapshot's scene is set up anew
+        env.load(snapshot)
+        for action in actions:
+            env.advance(action)
+        ends.append(scene(env))
+    np.testing.assert_array_equal(*ends)
+
+
+def test_what_needs_assets_says_which_tasks_run_without_and_how_to_fetch_them(runtime):
+    with pytest.raises(RoboTwinError, match=r"beat_block_hammer needs .* box robot does blocks_.* robotwin-download"):
+        make(runtime, "beat_block_hammer").reset(seed=SEED)
+    with pytest.raises(RoboTwinError, match="random_background and cluttered_table need RoboTwin's assets"):
+        make(runtime, variant="demo_randomized").reset(seed=SEED)
+
+
+def test_the_process_says_what_it_simulates(runtime):
+    said = runtime.connection.hello["simulation"]
+    assert (said["robot"], said["command_steps"]) == ("boxarms", 25)
+    assert "inverse kinematics" in said["planner"] and "rasteriser" in said["renderer"]
