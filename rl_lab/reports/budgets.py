@@ -16,7 +16,7 @@ from rl_lab.reports.estimates import REWARD, Estimate
 from rl_lab.reports.examinations import LearningCurve
 from rl_lab.reports.numbers import Row, spread
 from rl_lab.reports.run import LoadedRun
-from rl_lab.stats import Array, first_reach, mean_interval, percentile_interval, plain_mean, resampled_means
+from rl_lab.stats import Array, Interval, first_reach, mean_interval, percentile_interval, plain_mean, resampled_means
 
 REFERENCE = "uniform"
 """The scheme whose final reward the others are to reach."""
@@ -51,6 +51,13 @@ class Curve:
     def resamples(self) -> Array:
         """The means in every resample, [B, G]."""
         return np.stack([resampled_means(rewards) for rewards in self.rewards], axis=1)
+
+    @property
+    def points(self) -> list[tuple[float, Interval]]:
+        """Places and means, with 95 % intervals."""
+        low, high = np.quantile(self.resamples, [0.025, 0.975], axis=0)
+        means = zip(self.means.tolist(), low.tolist(), high.tolist(), strict=True)
+        return [(place, Interval(*mean)) for place, mean in zip(self.places.tolist(), means, strict=True)]
 
 
 def _at(training: LearningCurve, axis: str, places: Array) -> Array:
@@ -97,7 +104,8 @@ def curves(run: LoadedRun, axis: str) -> list[Curve]:
     return [curve for curve in found if curve is not None]
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The number, None for one that is not finite."""
     return value if math.isfinite(value) else None
 
 
@@ -120,7 +128,7 @@ def tokens_needed(run: LoadedRun) -> list[Row]:
         reached = [np.nanmean(curve.rewards[:, :, r], axis=1).max() >= target for r in range(curve.rewards.shape[2])]
         rows.append(
             {"scheme": curve.scheme, "target": float(target), "tokens": float(curve.places[-1])}
-            | {"share": _finite(share), "low": _finite(interval.low), "high": _finite(interval.high)}
+            | {"share": finite(share), "low": finite(interval.low), "high": finite(interval.high)}
             | {"replicates": len(reached), "replicates_reached": int(sum(reached))}
         )
     return rows
@@ -143,7 +151,3 @@ def at_equal_budget(run: LoadedRun, axis: str) -> list[Row]:
         over = Estimate(**vars(percentile_interval(difference, resamples)), **counts, over=REFERENCE)
         rows.append({"scheme": scheme, "place": float(place), "reward": mean, "over": over})
     return rows
-
-
-Outcome = tuple[str, str, bool]
-"""Task, variant, success."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rl_lab.errors import UserError
-from rl_lab.files import Record, read_json_lines, read_lines_as
+from rl_lab.files import Record, read_lines_as
 from rl_lab.stats import Array, pass_at_k
 
 EXAMINATIONS, TRAININGS, ARMS = "examinations", "grpo", "joint"
@@ -122,6 +122,10 @@ def read_training(path: Path) -> tuple[Array, Array, Array]:
     return np.array(steps, float), np.array(tokens, float), np.array(rewards, float).reshape(shape)
 
 
+NOT_EXAMINED = np.empty(0), np.empty(0), np.empty((0, 0))
+"""What `read_training` gives of a training without a file."""
+
+
 def reward_table(
     examinations: Sequence[Examination], items: Sequence[str], value: Callable[[ItemResult], float]
 ) -> Array:
@@ -133,31 +137,51 @@ def reward_table(
 
 
 @dataclass(frozen=True)
+class Exam:
+    """A short examination of both skills while an arm trains."""
+
+    turn: int
+    scores: dict[str, Rewards]
+    """Skill -> a score for each question, or episode."""
+    version: int | None = None
+    batches: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class GuardEvent:
+    """What the guard found and did; see `rl_lab.training.guard`."""
+
+    turn: int
+    skill: str
+    objective: str
+    action: str
+    difference: float
+    bound: float
+    n: int
+    since: int
+    given_back: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Arm:
     """One arm of a joint run."""
 
     node: str
     name: str
     folder: Path
-    exams: list[Record] = field(default_factory=list)
-    """Lines of exams.jsonl."""
-    events: list[Record] = field(default_factory=list)
-    """What the guard did."""
+    exams: list[Exam] = field(default_factory=list)
+    events: list[GuardEvent] = field(default_factory=list)
     lines: list[Record] = field(default_factory=list)
     """Metrics of its turns."""
 
 
 def read_arm(node: str, name: str, folder: Path, metrics: Sequence[Record]) -> Arm:
-    """The files of an arm, as far as they are there; ValueError or KeyError for one that is not what it should be."""
-    exams = read_json_lines(folder / "exams.jsonl", missing_ok=True)
-    for exam in exams:
-        assert_exam(exam)
-    events = read_json_lines(folder / "guard.jsonl", missing_ok=True)
+    """The files of an arm, as far as they are there; UserError or ValueError for one that is not what it should be."""
+    exams = read_lines_as(folder / "exams.jsonl", Exam, missing_ok=True)
+    if any(set(exam.scores) != set(SKILLS) for exam in exams):
+        raise ValueError(f"a line has no scores of {' and '.join(SKILLS)}")
+    events = read_lines_as(folder / "guard.jsonl", GuardEvent, missing_ok=True)
     lines = [line for line in metrics if line.get("node") == node and "alarm" not in line]
     return Arm(node, name, folder, exams, events, lines)
-
-
-def assert_exam(exam: Record) -> None:
-    """ValueError for a line without the scores of both skills."""
-    if not {"turn", "scores"} <= exam.keys() or set(exam["scores"]) != set(SKILLS):
-        raise ValueError(f"a line has no scores of {' and '.join(SKILLS)}")

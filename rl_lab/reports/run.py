@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rl_lab.reading import DAMAGE, fit, read_object, read_yaml
 from rl_lab.reports.examinations import (
     ARMS,
     EXAMINATIONS,
+    NOT_EXAMINED,
     TRAININGS,
     Arm,
     Examination,
@@ -22,15 +23,13 @@ from rl_lab.reports.examinations import (
     read_examination,
     read_training,
 )
+from rl_lab.reports.kinds import ON_LANGUAGE
 from rl_lab.reports.metrics import read_metrics
 
 BASE = "base"
 """Name of the model before any round: after SFT, or after the cold start."""
 CONTINUED_SFT = "continued_sft"
 """Method name of the plain control: SFT continued for as many optimiser steps."""
-
-LANGUAGE_KINDS = ("questions", "cold_start", "examine", "grpo", "outcome_model")
-"""Kinds of stages that belong to runs on language; the others work on episodes."""
 
 LABELS = {
     BASE: "base policy",
@@ -102,6 +101,71 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class StageRow:
+    """What a report reads of a stage, all but its name optional."""
+
+    name: str
+    kind: str | None = None
+    method: str | None = None
+    round: int | None = None
+    replicate: int | None = None
+    hash: str | None = None
+    status: str | None = None
+    seconds: float | None = None
+    reused: bool | None = None
+    inputs: dict[str, str] | None = None
+    """Role -> node."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a report reads of a line about a pair, whose arrays are a file beside it; older runs lack some of it."""
+
+    id: str
+    task: str | None = None
+    variant: str | None = None
+    seed: int | None = None
+    instruction: str | None = None
+    trigger: str | None = None
+    start_step: int | None = None
+    trigger_step: int | None = None
+    rollback_steps: int | None = None
+    corrector: str | None = None
+    weight_version: int | None = None
+    start_digest: str | None = None
+    origin: str | None = None
+    reward: str | None = None
+    reward_gap: float | None = None
+    restore_method: str | None = None
+    exact_restore: bool | None = None
+    restore_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Video:
+    """What a report reads of a line about an episode that was filmed; films are files beside it."""
+
+    before: str
+    after: str
+    task: str | None = None
+    variant: str | None = None
+    seed: int | None = None
+    before_node: str | None = None
+    after_node: str | None = None
+    before_failure: str | None = None
+    after_failure: str | None = None
+
+
+@dataclass(frozen=True)
+class _Substitution:
+    """What stood in for what."""
+
+    wanted: str
+    used: str
+    why: str
+
+
+@dataclass(frozen=True)
 class PairSet:
     """The preference pairs of one collect node; segments stay on disk."""
 
@@ -109,7 +173,7 @@ class PairSet:
     method: str
     round: int
     folder: Path
-    index: list[Record]
+    index: list[Pair]
     counts: dict[str, Any]
     digest: str | None = None
     """Content hash of the stage; equal for methods that share a collection."""
@@ -131,11 +195,11 @@ class LoadedRun:
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[StageRow] = field(default_factory=list)
     metrics: list[Record] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     pairs: list[PairSet] = field(default_factory=list)
-    videos: list[tuple[Path, list[Record]]] = field(default_factory=list)
+    videos: list[tuple[Path, list[Video]]] = field(default_factory=list)
     examinations: list[Examination] = field(default_factory=list)
     trainings: list[LearningCurve] = field(default_factory=list)
     joint: list[Arm] = field(default_factory=list)
@@ -145,8 +209,8 @@ class LoadedRun:
     @property
     def on_language(self) -> bool:
         """Whether the run has stages on questions and answers."""
-        kinds = {stage.get("kind") for stage in self.stages}
-        return bool(self.examinations or self.trainings or kinds & set(LANGUAGE_KINDS))
+        kinds = {stage.kind for stage in self.stages}
+        return bool(self.examinations or self.trainings or kinds & ON_LANGUAGE.keys())
 
     @property
     def on_episodes(self) -> bool:
@@ -194,16 +258,19 @@ class LoadedRun:
         return next((m for m in others if m in self.methods and m != self.method), None)
 
     @property
+    def own_stages(self) -> list[StageRow]:
+        """All stages but the report."""
+        return [stage for stage in self.stages if stage.kind != "report"]
+
+    @property
     def unfinished(self) -> list[str]:
         """Stages other than the report that neither ended nor were skipped, as `name (status)`."""
-        stages = (s for s in self.stages if s.get("kind") != "report")
-        return [f"{s['name']} ({s.get('status')})" for s in stages if s.get("status") not in ("done", "skipped")]
+        return [f"{s.name} ({s.status})" for s in self.own_stages if s.status not in ("done", "skipped")]
 
     @property
     def computed_seconds(self) -> float:
         """Time of the stages that this run computed itself, summed, without the report."""
-        stages = (s for s in self.stages if s.get("kind") != "report" and not s.get("reused"))
-        return sum(s.get("seconds") or 0 for s in stages)
+        return sum(stage.seconds or 0 for stage in self.own_stages if not stage.reused)
 
     def last_round(self, method: str | None) -> int:
         """Last evaluated round of a method, 0 for none."""
@@ -225,94 +292,41 @@ def load_run(path: Path) -> LoadedRun:
     run.environment = _part(run, path / "environment.json", _read_environment, dict) or {}
     run.stages = _part(run, path / "stages.json", _read_stages, list) or []
     run.metrics = _part(run, path / "metrics.jsonl", read_metrics, list) or []
-    run.evaluations = _evaluations(run)
-    run.examinations = _examinations(run)
-    run.trainings = _trainings(run)
-    run.joint = _arms(run)
+    run.evaluations = [
+        Evaluation(*place, episodes)
+        for place, folder in _in_stage_order(run, "episodes")
+        if (episodes := _part(run, folder / "results.jsonl", read_episodes, list))
+    ]
+    run.examinations = [
+        Examination(*place, items)
+        for place, folder in _in_stage_order(run, EXAMINATIONS)
+        if (items := _part(run, folder / "results.jsonl", read_examination, list))
+    ]
+    run.trainings = [
+        LearningCurve(*place, folder, *(_part(run, folder / "held_out.jsonl", read_training, tuple) or NOT_EXAMINED))
+        for place, folder in _in_stage_order(run, TRAININGS)
+    ]
+    run.joint = [
+        arm
+        for (node, name, _), folder in _in_stage_order(run, ARMS)
+        if (arm := _part(run, folder, partial(read_arm, node, name, metrics=run.metrics), Arm))
+    ]
     run.pairs = _pair_sets(run)
     run.videos = [
         (folder, index)
         for folder in _folders(path / "videos")
-        if (index := _part(run, folder / "index.jsonl", partial(_read_index, _Video), list))
+        if (index := _part(run, folder / "index.jsonl", partial(read_lines_as, kind=Video), list))
     ]
     return run
 
 
-@dataclass(frozen=True)
-class _StageRow:
-    """What a report reads of a stage, all but its name optional."""
-
-    name: str
-    kind: str | None = None
-    method: str | None = None
-    round: int | None = None
-    replicate: int | None = None
-    hash: str | None = None
-    status: str | None = None
-    seconds: float | None = None
-    reused: bool | None = None
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """What a report reads of a line about a pair, whose arrays are a file beside it; older runs lack some of it."""
-
-    id: str
-    task: str | None = None
-    variant: str | None = None
-    seed: int | None = None
-    instruction: str | None = None
-    trigger: str | None = None
-    start_step: int | None = None
-    trigger_step: int | None = None
-    rollback_steps: int | None = None
-    corrector: str | None = None
-    weight_version: int | None = None
-    start_digest: str | None = None
-    origin: str | None = None
-    reward: str | None = None
-    reward_gap: float | None = None
-    restore_method: str | None = None
-    exact_restore: bool | None = None
-    restore_error: float | None = None
-
-
-@dataclass(frozen=True)
-class _Video:
-    """What a report reads of a line about an episode that was filmed; films are files beside it."""
-
-    before: str
-    after: str
-    task: str | None = None
-    variant: str | None = None
-    seed: int | None = None
-    before_node: str | None = None
-    after_node: str | None = None
-    before_failure: str | None = None
-    after_failure: str | None = None
-
-
-@dataclass(frozen=True)
-class _Substitution:
-    """What stood in for what."""
-
-    wanted: str
-    used: str
-    why: str
-
-
-def _read_stages(path: Path) -> list[dict[str, Any]]:
-    """The rows of stages.json."""
-    rows = fit(read_object(path).get("nodes"), list[dict[str, Any]], f"{path}: nodes")
-    for row in rows:
-        known = {name: row[name] for name in _StageRow.__dataclass_fields__ if name in row}
-        fit(known, _StageRow, f"{path}: {str(row.get('name')):.60}")
-    return rows
-
-
-def _read_index(kind: type, path: Path) -> list[Record]:
-    """The lines of an index.jsonl, as far as reports read them."""
-    return list(map(vars, read_lines_as(path, kind)))
+def _read_stages(path: Path) -> list[StageRow]:
+    """The rows of stages.json, as far as reports read them."""
+    known = StageRow.__dataclass_fields__
+    return [
+        fit({name: row[name] for name in known if name in row}, StageRow, f"{path}: {str(row.get('name')):.60}")
+        for row in fit(read_object(path).get("nodes"), list[dict[str, Any]], f"{path}: nodes")
+    ]
 
 
 def _read_environment(path: Path) -> dict[str, Any]:
@@ -328,7 +342,7 @@ def _part(run: LoadedRun, path: Path, read: Any, kind: type) -> Any:
         return None
     try:
         value = read(path)
-        json.dumps(value, ensure_ascii=False, default=str).encode()  # no page could hold half of a surrogate pair
+        json.dumps(value, ensure_ascii=False, default=_shown).encode()  # no page could hold half of a surrogate pair
     except DAMAGE as error:
         run.problems.append(f"{path.relative_to(run.path)} cannot be read: {one_line(error)}")
         return None
@@ -338,6 +352,10 @@ def _part(run: LoadedRun, path: Path, read: Any, kind: type) -> Any:
     return value
 
 
+def _shown(value: Any) -> Any:
+    return vars(value) if is_dataclass(value) else str(value)
+
+
 def _folders(parent: Path) -> list[Path]:
     """Subfolders in order of name, without those still being written."""
     if not parent.is_dir():
@@ -345,16 +363,16 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".") and p.suffix != ".partial")
 
 
-def _in_stage_order(run: LoadedRun, folder: str) -> list[tuple[str, str, int, Path]]:
-    """Node name, method, replicate or else round, and path of each subfolder, ordered as in `stages.json`."""
-    stages = {s["name"]: (i, s) for i, s in enumerate(run.stages)}
+def _in_stage_order(run: LoadedRun, folder: str) -> list[tuple[tuple[str, str, int], Path]]:
+    """(Node name, method, replicate or else round), and path of each subfolder, ordered as in `stages.json`."""
+    stages = {stage.name: (place, stage) for place, stage in enumerate(run.stages)}
     found = []
     for path in _folders(run.path / folder):
-        position, stage = stages.get(path.name, (len(stages), {}))
+        position, stage = stages.get(path.name, (len(stages), StageRow(path.name)))
         method, round_ = parse_node(path.name)
-        method, round_ = stage.get("method") or method, int(stage.get("replicate") or stage.get("round") or round_)
+        method, round_ = stage.method or method, stage.replicate or stage.round or round_
         found.append((method != BASE, position, round_, path.name, method, path))
-    return [(name, method, round_, path) for _, _, round_, name, method, path in sorted(found)]
+    return [((name, method, round_), path) for _, _, round_, name, method, path in sorted(found)]
 
 
 def read_episodes(path: Path) -> list[EpisodeResult]:
@@ -365,57 +383,24 @@ def read_episodes(path: Path) -> list[EpisodeResult]:
     return episodes
 
 
-def _evaluations(run: LoadedRun) -> list[Evaluation]:
-    found = []
-    for node, method, round_, path in _in_stage_order(run, "episodes"):
-        episodes = _part(run, path / "results.jsonl", read_episodes, list)
-        if episodes:
-            found.append(Evaluation(node, method, round_, episodes))
-    return found
-
-
-def _examinations(run: LoadedRun) -> list[Examination]:
-    found = []
-    for node, scheme, replicate, path in _in_stage_order(run, EXAMINATIONS):
-        items = _part(run, path / "results.jsonl", read_examination, list)
-        if items:
-            found.append(Examination(node, scheme, replicate, items))
-    return found
-
-
-def _trainings(run: LoadedRun) -> list[LearningCurve]:
-    found = []
-    for node, scheme, replicate, path in _in_stage_order(run, TRAININGS):
-        curve = _part(run, path / "held_out.jsonl", read_training, tuple) or read_training(path / "none")
-        found.append(LearningCurve(node, scheme, replicate, path, *curve))
-    return found
-
-
-def _arms(run: LoadedRun) -> list[Arm]:
-    found = []
-    for node, arm, _, path in _in_stage_order(run, ARMS):
-        read = _part(run, path, partial(read_arm, node, arm, metrics=run.metrics), Arm)
-        found += [] if read is None else [read]
-    return found
-
-
 def _pair_sets(run: LoadedRun) -> list[PairSet]:
+    """Those of collections, then the rounds of pairs of arms of joint training; rounds of the same weights are the same
+    pairs."""
+    stages = {stage.name: stage for stage in run.stages}
     found = []
-    hashes = {stage["name"]: stage.get("hash") for stage in run.stages}
-    seeds = {stage["name"]: stage.get("replicate") for stage in run.stages}
-    for node, method, round_, path in _in_stage_order(run, "pairs"):
-        index = _part(run, path / "index.jsonl", partial(_read_index, _Pair), list) or []
-        counts = _part(run, path / "collection.json", read_object, dict) or {}
+    for (node, method, round_), folder in _in_stage_order(run, "pairs"):
+        stage, (index, counts) = stages.get(node) or StageRow(node), _collection(run, folder)
         if index or counts:
-            found.append(PairSet(node, method, round_, path, index, counts, hashes.get(node), seeds.get(node)))
-    return found + [pairs for arm in run.joint for pairs in _arm_pairs(run, arm)]
-
-
-def _arm_pairs(run: LoadedRun, arm: Arm) -> list[PairSet]:
-    """The rounds of pairs of an arm of joint training; those of the same weights are the same pairs."""
-    found = []
-    for number, path in enumerate(_folders(arm.folder / "pairs"), start=1):
-        index = _part(run, path / "index.jsonl", partial(_read_index, _Pair), list) or []
-        counts = _part(run, path / "collection.json", read_object, dict) or {}
-        found.append(PairSet(f"{arm.node}.{path.name}", arm.name, number, path, index, counts, counts.get("digest")))
+            found.append(PairSet(node, method, round_, folder, index, counts, stage.hash, stage.replicate))
+    for arm in run.joint:
+        for number, folder in enumerate(_folders(arm.folder / "pairs"), start=1):
+            index, counts = _collection(run, folder)
+            node = f"{arm.node}.{folder.name}"
+            found.append(PairSet(node, arm.name, number, folder, index, counts, counts.get("digest")))
     return found
+
+
+def _collection(run: LoadedRun, folder: Path) -> tuple[list[Pair], dict[str, Any]]:
+    """Pairs and counts."""
+    index = _part(run, folder / "index.jsonl", partial(read_lines_as, kind=Pair), list) or []
+    return index, _part(run, folder / "collection.json", read_object, dict) or {}

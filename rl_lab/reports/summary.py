@@ -9,7 +9,6 @@ from algos.alarms import NOTHING_LEARNED, SIGNAL_LOST
 from rl_lab.reading import read_object
 from rl_lab.reports.benchmark import benchmark_lines, success_table
 from rl_lab.reports.budgets import REACH_METHOD, REFERENCE, at_equal_budget, tokens_needed
-from rl_lab.reports.distillation import distillation_summary
 from rl_lab.reports.estimates import (
     BLANK,
     CAPPED_STEPS,
@@ -29,9 +28,10 @@ from rl_lab.reports.estimates import (
     plain,
     score_rows,
 )
-from rl_lab.reports.joint import joint_summary, joint_verdict
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, p_text, points, rate, reward, share, signed
-from rl_lab.reports.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by, written_rows
+from rl_lab.reports.pages.distillation import distillation_summary
+from rl_lab.reports.pages.joint import joint_summary, joint_verdict
+from rl_lab.reports.pages.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by, written_rows
 from rl_lab.reports.run import BASE, LoadedRun, label
 from rl_lab.reports.sweep import is_sweep, sweep_summary
 from rl_lab.reports.sweep_verdict import corrected
@@ -118,7 +118,7 @@ def episode_summary(run: LoadedRun, table: Table) -> Row:
 
 def seed_overlap(run: LoadedRun) -> list[int]:
     """Environment seeds that are in a preference pair and in an evaluation as well; must be empty."""
-    trained = {record.get("seed") for pair_set in run.pairs for record in pair_set.index}
+    trained = {pair.seed for pair_set in run.pairs for pair in pair_set.index}
     return sorted({e.seed for evaluation in run.evaluations for e in evaluation.episodes} & trained)
 
 

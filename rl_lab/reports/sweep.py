@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +26,12 @@ from algos.alarms import (
 from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.budgets import curves
-from rl_lab.reports.estimates import in_scope, mean_estimate, of_scheme, pass_threshold, scoped_items, scopes
-from rl_lab.reports.examinations import LearningCurve, reward_table
+from rl_lab.reports.estimates import Estimate, in_scope, mean_estimate, pass_threshold, scoped_items, scopes
+from rl_lab.reports.examinations import LearningCurve
 from rl_lab.reports.numbers import OVERALL, Row, percent
 from rl_lab.reports.run import BASE, LoadedRun, PairSet
 from rl_lab.reports.sweep_verdict import EFFECT, judge_variant
-from rl_lab.stats import Array, Spread, mean_interval
+from rl_lab.stats import Array, Interval, Spread, mean_interval
 
 LAST_STEPS = 3
 """Of each training, the steps whose rollouts tell which part of the reward still varies."""
@@ -45,77 +45,57 @@ Unit = Any
 """What one row of a table is about: the id of an item, or (task, variant, seed) of an episode."""
 
 
-class Truth(Protocol):
-    """Tables [n, R] of n units under R training seeds."""
+@dataclass(frozen=True)
+class Truth:
+    """What variants are judged by: a value for each of n units under each of R training seeds."""
 
     unit: str
     """Plural, in words."""
     threshold: float
     """From which on a unit counts as solved."""
-
-    def scopes(self) -> Mapping[str, Sequence[Unit]]:
-        """Units of each scope, overall first."""
+    scopes: Mapping[str, Sequence[Unit]]
+    """Units of each scope, overall first."""
+    values: Mapping[str, Mapping[int, Mapping[Unit, float]]]
+    """By variant, training seed and unit."""
 
     def seeds(self, variant: str) -> list[int]:
         """Training seeds with a result."""
+        return sorted(self.values.get(variant, {}))
 
     def table(self, variant: str, seeds: Sequence[int], units: Sequence[Unit]) -> Array:
         """Values of a variant, [n, R]; NaN where one is missing."""
-
-
-class AnswerTruth:
-    """Mean reward of the answers to each held-out item."""
-
-    unit = "items"
-
-    def __init__(self, run: LoadedRun) -> None:
-        self.run, self.threshold = run, pass_threshold(run)
-
-    def scopes(self) -> Mapping[str, Sequence[Unit]]:
-        """See `Truth`: overall and each category."""
-        return scoped_items(self.run)
-
-    def seeds(self, variant: str) -> list[int]:
-        """See `Truth`."""
-        return sorted(one.replicate for one in of_scheme(self.run, variant))
-
-    def table(self, variant: str, seeds: Sequence[int], units: Sequence[Unit]) -> Array:
-        """See `Truth`."""
-        found = {one.replicate: one for one in of_scheme(self.run, variant)}
-        return reward_table([found[seed] for seed in seeds], units, lambda item: item.reward)
-
-
-class EpisodeTruth:
-    """Success, 1 or 0, in each held-out episode."""
-
-    unit = "episodes"
-    threshold = 0.5
-
-    def __init__(self, run: LoadedRun) -> None:
-        self.evaluations = [one for one in run.evaluations if one.method in (BASE, *variant_names(run.config))]
-
-    def scopes(self) -> Mapping[str, Sequence[Unit]]:
-        """See `Truth`: overall, and tasks and variants of the scene where there are several."""
-        episodes = {episode.key: episode for one in self.evaluations for episode in one.episodes}
-        found = {
-            name: [key for key, episode in episodes.items() if in_scope(name, episode)]
-            for name in scopes(self.evaluations)
-        }
-        return {name: keys for name, keys in found.items() if name == OVERALL or len(keys) < len(episodes)}
-
-    def seeds(self, variant: str) -> list[int]:
-        """See `Truth`."""
-        return sorted(one.round for one in self.evaluations if one.method == variant)
-
-    def table(self, variant: str, seeds: Sequence[int], units: Sequence[Unit]) -> Array:
-        """See `Truth`."""
-        found = {
-            one.round: {e.key: float(e.success) for e in one.episodes}
-            for one in self.evaluations
-            if one.method == variant
-        }
-        rows = [[found[seed].get(unit, np.nan) for seed in seeds] for unit in units]
+        columns = [self.values[variant][seed] for seed in seeds]
+        rows = [[column.get(unit, math.nan) for column in columns] for unit in units]
         return np.array(rows, dtype=np.float64).reshape(len(units), len(seeds))
+
+    def mean(self, variant: str, units: Sequence[Unit]) -> Estimate | None:
+        """Over these units and all training seeds."""
+        return mean_estimate(self.table(variant, self.seeds(variant), units))
+
+    def sides(self, variant: str, baseline: str, units: Sequence[Unit]) -> tuple[Array, Array]:
+        """Values of a variant and of the baseline, [n, R] each, for the training seeds that both have."""
+        shared = sorted({*self.seeds(variant)} & {*self.seeds(baseline)})
+        return self.table(variant, shared, units), self.table(baseline, shared, units)
+
+
+def _answer_truth(run: LoadedRun) -> Truth:
+    """Mean reward of the answers to each held-out item."""
+    values: dict[str, dict[int, dict[Unit, float]]] = {}
+    for one in run.examinations:
+        values.setdefault(one.scheme, {})[one.replicate] = {item.item: item.reward for item in one.items}
+    return Truth("items", pass_threshold(run), scoped_items(run), values)
+
+
+def _episode_truth(run: LoadedRun) -> Truth:
+    """Success, 1 or 0, in each held-out episode; tasks and variants of the scene are scopes where there are several."""
+    evaluations = [one for one in run.evaluations if one.method in (BASE, *variant_names(run.config))]
+    values: dict[str, dict[int, dict[Unit, float]]] = {}
+    for one in evaluations:
+        values.setdefault(one.method, {})[one.round] = {e.key: float(e.success) for e in one.episodes}
+    episodes = {episode.key: episode for one in evaluations for episode in one.episodes}
+    found = {name: [k for k, episode in episodes.items() if in_scope(name, episode)] for name in scopes(evaluations)}
+    several = {name: keys for name, keys in found.items() if name == OVERALL or len(keys) < len(episodes)}
+    return Truth("episodes", 0.5, several, values)
 
 
 def ranks_actions(config: Row) -> bool:
@@ -136,24 +116,12 @@ def variant_names(config: Row) -> list[str]:
 
 def truth_of(run: LoadedRun) -> Truth:
     """What the run's variants are judged by."""
-    return EpisodeTruth(run) if ranks_actions(run.config) else AnswerTruth(run)
+    return _episode_truth(run) if ranks_actions(run.config) else _answer_truth(run)
 
 
 def is_sweep(run: LoadedRun) -> bool:
     """Whether the run compares rewards."""
     return bool(run.config.get("sweep"))
-
-
-def sides(truth: Truth, variant: str, baseline: str, units: Sequence[Unit]) -> tuple[Array, Array]:
-    """Values of a variant and of the baseline, [n, R] each, for the training seeds that both have."""
-    shared = sorted({*truth.seeds(variant)} & {*truth.seeds(baseline)})
-    return truth.table(variant, shared, units), truth.table(baseline, shared, units)
-
-
-def paired(truth: Truth, variant: str, baseline: str, units: Sequence[Unit]) -> Array:
-    """Value of a variant minus that of the baseline, [n, R]."""
-    own, theirs = sides(truth, variant, baseline, units)
-    return own - theirs
 
 
 def sweep_summary(run: LoadedRun) -> Row:
@@ -173,14 +141,20 @@ def sweep_summary(run: LoadedRun) -> Row:
 
 def curve_rows(run: LoadedRun) -> dict[str, list[Row]]:
     """The truth while training by variant, mean over items and seeds with its 95 % interval; of actions its ends."""
-    if ranks_actions(run.config):
-        return success_rows(run)
+    shown = success_points(run) if ranks_actions(run.config) else {c.scheme: c.points for c in curves(run, "steps")}
+    return {name: [{"step": step} | vars(mean) for step, mean in points] for name, points in shown.items()}
+
+
+def success_points(run: LoadedRun) -> dict[str, list[tuple[float, Interval]]]:
+    """Success of every variant before and after its training, with 95 % intervals; {} without an evaluation of both."""
+    truth, steps = truth_of(run), run.config["optimise"]["steps"]
+    units = truth.scopes.get(OVERALL, [])
+    base = truth.table(BASE, truth.seeds(BASE), units)
     found = {}
-    for curve in curves(run, "steps"):
-        low, high = np.quantile(curve.resamples, [0.025, 0.975], axis=0)
-        points = zip(curve.places.tolist(), curve.means.tolist(), low.tolist(), high.tolist(), strict=True)
-        names = ("step", "value", "low", "high")
-        found[curve.scheme] = [dict(zip(names, point, strict=True)) for point in points]
+    for name in variant_names(run.config):
+        ends = ((0, base), (steps, truth.table(name, truth.seeds(name), units)))
+        if all(table.size and (~np.isnan(table)).any(0).all() for _, table in ends):
+            found[name] = [(step, mean_interval(table)) for step, table in ends]
     return found
 
 
@@ -212,48 +186,36 @@ def _num_units(config: Row) -> int:
 
 
 def _variant(run: LoadedRun, truth: Truth, name: str, baseline: str, compared: int) -> Row:
-    units = truth.scopes()
+    units = truth.scopes
     row: Row = {
         "variant": name,
         "rewards": variant_settings(run.config)[name],
-        "failed": [
-            stage["name"] for stage in run.stages if stage.get("method") == name and stage["status"] == "failed"
-        ],
-        "reward": mean_estimate(truth.table(name, truth.seeds(name), units.get(OVERALL, []))),
-        "means": {
-            scope: mean_estimate(truth.table(name, truth.seeds(name), ids))
-            for scope, ids in units.items()
-            if scope != OVERALL
-        },
+        "failed": [stage.name for stage in run.stages if stage.method == name and stage.status == "failed"],
+        "reward": truth.mean(name, units.get(OVERALL, [])),
+        "means": {scope: truth.mean(name, ids) for scope, ids in units.items() if scope != OVERALL},
         "failures": failure_texts(run, name),
         "alarms": ranking_alarms(run, name) if ranks_actions(run.config) else variant_alarms(run, name),
     }
     if name == baseline:
         return row
-    differences = {scope: paired(truth, name, baseline, ids) for scope, ids in units.items()}
-    overall = differences.get(OVERALL)
-    if overall is None or not overall.size or np.isnan(overall).all():
-        return row | {
-            "verdict": None,
-            "sentence": f"{name}: no result beside {baseline}'s",
-            "categories": {},
-            "flips": [],
-        }
+    differences = {scope: np.subtract(*truth.sides(name, baseline, ids)) for scope, ids in units.items()}
+    overall = differences.pop(OVERALL, np.empty((0, 0)))
+    if not overall.size or np.isnan(overall).all():
+        said = f"{name}: no result beside {baseline}'s"
+        return row | {"verdict": None, "sentence": said, "categories": {}, "flips": []}
     verdict = judge_variant(overall, compared)
     return row | {
         "verdict": asdict(verdict) | {"scope": verdict.scope.replace("items", truth.unit)},
         "sentence": verdict.sentence(name, baseline, truth.unit),
-        "categories": {
-            scope: mean_estimate(table, over=baseline) for scope, table in differences.items() if scope != OVERALL
-        },
+        "categories": {scope: mean_estimate(table, over=baseline) for scope, table in differences.items()},
         "flips": flips(truth, name, baseline),
     }
 
 
 def flips(truth: Truth, variant: str, baseline: str) -> list[Row]:
     """Items that pass under one and not under the other, averaged over the shared training seeds, widest first."""
-    ids = truth.scopes()[OVERALL]
-    both = sides(truth, variant, baseline, ids)
+    ids = truth.scopes[OVERALL]
+    both = truth.sides(variant, baseline, ids)
     means = [np.nanmean(np.where(np.isnan(side).all(1, keepdims=True), 0.0, side), axis=1) for side in both]
     places = np.flatnonzero((means[0] >= truth.threshold) != (means[1] >= truth.threshold))
     order = places[np.argsort(-np.abs(means[0] - means[1])[places], kind="stable")]
@@ -317,24 +279,6 @@ def _last_parts(training: LearningCurve) -> dict[str, list[float]]:
     return {
         name: [np.nan if row["rewards"].get(name) is None else row["rewards"][name] for row in rows] for name in names
     }
-
-
-def success_rows(run: LoadedRun) -> dict[str, list[Row]]:
-    """Success of every variant before and after its training, with 95 % intervals; {} without an evaluation of both."""
-    truth, steps = EpisodeTruth(run), run.config["optimise"]["steps"]
-    units = truth.scopes().get(OVERALL, [])
-    base = truth.table(BASE, truth.seeds(BASE), units)
-    rows = {}
-    for name in variant_names(run.config):
-        ends = ((0, base), (steps, truth.table(name, truth.seeds(name), units)))
-        if all(_known(table) for _, table in ends):
-            found = [(step, mean_interval(table)) for step, table in ends]
-            rows[name] = [{"step": s, "value": one.value, "low": one.low, "high": one.high} for s, one in found]
-    return rows
-
-
-def _known(table: Array) -> bool:
-    return bool(table.size) and bool((~np.isnan(table)).any(0).all())
 
 
 def ranked_sets(run: LoadedRun) -> list[PairSet]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
 
-from rl_lab.reports.distillation import distillation_summary, quotient, stage_seconds, student_of
 from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import Examination
+from rl_lab.reports.pages.distillation import distillation_summary, quotient, stage_seconds, student_of
 from rl_lab.reports.pages.run import build_page
-from rl_lab.reports.run import load_run
+from rl_lab.reports.run import StageRow, load_run
 from rl_lab.reports.summary import measure
 from tests.support.run_folders import write_jsonl
 
@@ -80,10 +81,11 @@ def test_gap_and_recovered_share_are_paired_on_items(make):
 def test_the_student_is_the_model_that_the_gate_let_through(make):
     run = make()
     rejected = Examination("rft.1.examine", "rft.1", 1, [])
-    gate = {"name": "rft.1.gate", "kind": "gate", "method": "rft.1", "status": "done"}
-    gate["inputs"] = {"policy_before": "cold_start", "policy_after": "rft.1"}
-    run.stages[3:3] = [{"name": "rft.1", "kind": "rft", "method": "rft.1", "status": "done"}, gate]
-    next(stage for stage in run.stages if stage["name"] == "distill")["inputs"] = {"policy": "rft.1.gate"}
+    own = {"method": "rft.1", "status": "done"}
+    gate = StageRow("rft.1.gate", "gate", **own, inputs={"policy_before": "cold_start", "policy_after": "rft.1"})
+    fed = {"distill": {"inputs": {"policy": "rft.1.gate"}}}
+    run.stages = [replace(stage, **fed.get(stage.name, {})) for stage in run.stages]
+    run.stages[3:3] = [StageRow("rft.1", "rft", **own), gate]
     run.examinations.insert(1, rejected)
     for passed, scheme in ((False, "base"), (True, "rft.1")):
         folder = run.path / "checkpoints" / "rft.1.gate"

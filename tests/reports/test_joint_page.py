@@ -11,8 +11,8 @@ import pytest
 from rl_lab.files import write_json_lines
 from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import Arm, read_arm
-from rl_lab.reports.joint import joint_verdict, score, times
 from rl_lab.reports.numbers import find
+from rl_lab.reports.pages.joint import joint_verdict, score, times
 from rl_lab.reports.pages.run import build_page, write_report
 from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure

@@ -15,7 +15,7 @@ from rl_lab.reports.pages.charts import Axis, Series, chart, make_scale, nice_ti
 from rl_lab.reports.pages.markup import ENVIRONMENT, escape, parts
 from rl_lab.reports.pages.pairs import choose, distinct_sets, load_pairs
 from rl_lab.reports.pages.run import build_page, write_report
-from rl_lab.reports.run import PairSet, load_run
+from rl_lab.reports.run import Pair, PairSet, load_run
 from rl_lab.reports.summary import measure
 from tests.support.pages import Outline, visible
 from tests.support.run_folders import build_run, summarise, write_jsonl
@@ -187,15 +187,15 @@ def test_pairs_are_spread_over_the_collection_and_sets_take_turns(tmp_path):
     assert len(spread(57, 12)) == 12
     assert spread(3, 12) == [0, 1, 2]
     assert spread(0, 12) == []
-    sets = [PairSet(n, "rpro", 1, tmp_path, [{"id": i} for i in range(count)], {}) for n, count in (("a", 3), ("b", 1))]
-    assert [(s.pair_set.node, s.record["id"]) for s in choose(sets)] == [("a", 0), ("b", 0), ("a", 1), ("a", 2)]
+    sets = [PairSet(n, "rpro", 1, tmp_path, [Pair(i) for i in range(count)], {}) for n, count in (("a", 3), ("b", 1))]
+    assert [(s.pair_set.node, s.pair.id) for s in choose(sets)] == [("a", 0), ("b", 0), ("a", 1), ("a", 2)]
 
 
 def test_methods_that_share_a_collection_show_it_once(tmp_path):
     sets = [
-        PairSet("rpro.1.collect", "rpro", 1, tmp_path, [{}], {}, "same"),
-        PairSet("dagger.1.collect", "dagger", 1, tmp_path, [{}], {}, "same"),
-        PairSet("dagger.2.collect", "dagger", 2, tmp_path, [{}], {}, "other"),
+        PairSet("rpro.1.collect", "rpro", 1, tmp_path, [Pair("p")], {}, "same"),
+        PairSet("dagger.1.collect", "dagger", 1, tmp_path, [Pair("p")], {}, "same"),
+        PairSet("dagger.2.collect", "dagger", 2, tmp_path, [Pair("p")], {}, "other"),
     ]
     distinct = distinct_sets(sets)
     assert list(distinct) == ["rpro.1.collect", "dagger.2.collect"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rl_lab.config.load import dump_config
+from rl_lab.reports.pages.pipeline import last_model, stopped_by
 from rl_lab.reports.pages.run import write_report
-from rl_lab.reports.pipeline import last_model, stopped_by
 from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure, summary_lines
 from tests.support.experiments import run

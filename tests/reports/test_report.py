@@ -12,7 +12,7 @@ import yaml
 from rl_lab.errors import UserError
 from rl_lab.report import main
 from rl_lab.reports.pages.against import config_differences, flatten, over_seeds, stage_differences
-from rl_lab.reports.run import load_run
+from rl_lab.reports.run import StageRow, load_run
 from rl_lab.terminal import columns
 from tests.support.run_folders import build_run, write_jsonl
 
@@ -58,7 +58,7 @@ def test_differences_of_configs_are_dotted_keys_with_both_values(two_seeds, tmp_
 def test_stages_are_compared_by_hash(two_seeds):
     first, second = map(load_run, two_seeds)
     assert {how for _, how, _, _ in stage_differences(first, first)} == {"same result"}
-    second.stages = [*second.stages[1:], {"name": "extra", "seconds": 1.0}]
+    second.stages = [*second.stages[1:], StageRow("extra", seconds=1.0)]
     how = {name: how for name, how, _, _ in stage_differences(first, second)}
     assert (how["demos"], how["sft"], how["extra"]) == ("only here", "different", "only there")
 

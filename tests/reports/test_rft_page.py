@@ -6,7 +6,7 @@ import pytest
 
 from algos.rft import RFTOptions
 from rl_lab.records.rollouts import RolloutStore
-from rl_lab.reports.pages.pipeline import rft_section
+from rl_lab.reports.pages.rollouts import traces_section
 from rl_lab.reports.run import load_run
 from rl_lab.stages.rft_selection import RFTSelection
 from tests.support.questions import rollout
@@ -37,7 +37,7 @@ def run(tmp_path):
 
 
 def test_the_table_counts_and_the_examples_say_why(run):
-    page = rft_section(load_run(run))
+    page = traces_section(load_run(run))
     assert "<td>4</td><td>2</td><td>1</td><td>1</td>" in page
     assert page.index("kept") < page.index("duplicate") < page.index("no idea at all")
     assert "&lt;b&gt;a plate" in page
@@ -46,11 +46,11 @@ def test_the_table_counts_and_the_examples_say_why(run):
 def test_traces_that_cannot_be_read_leave_the_counts(run):
     for path in (run / "rft" / "rft.traces" / "rollouts").iterdir():
         path.write_bytes(b"broken")
-    page = rft_section(load_run(run))
+    page = traces_section(load_run(run))
     assert "cannot be read" in page
     assert "<td>4</td>" in page
 
 
 def test_a_run_without_traces_has_no_such_section(run):
     (run / "metrics.jsonl").write_text("")
-    assert rft_section(load_run(run)) == ""
+    assert traces_section(load_run(run)) == ""

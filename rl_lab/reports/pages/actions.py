@@ -10,20 +10,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl_lab.files import Record
 from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_text
 from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, percent
-from rl_lab.reports.pages.charts import Axis, Series, chart, interval_bar
+from rl_lab.reports.pages.charts import Axis, Series, chart, colours, interval_bar
 from rl_lab.reports.pages.markup import Cell, Markup, estimate_text, macros, parts
-from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, label, parse_node
+from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, Video, label, parse_node
 from rl_lab.stats import EPISODE_METHODS
 
 ACTIONS = macros("actions")
-
-COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
-
-GREY = "cg"
 
 
 def _rates(summary: Row, scope: str = OVERALL) -> list[Estimate]:
@@ -31,13 +26,14 @@ def _rates(summary: Row, scope: str = OVERALL) -> list[Estimate]:
     return find_all(summary["estimates"], how=SUCCESS, scope=scope, over=None)
 
 
-def colours(summary: Row) -> dict[str, str]:
+def _methods(summary: Row, scope: str = OVERALL) -> list[str]:
+    """Methods with an evaluation, in the order of the stages."""
+    return list(dict.fromkeys(one.model for one in _rates(summary, scope) if one.model != BASE))
+
+
+def method_colours(summary: Row) -> dict[str, str]:
     """Method -> CSS class: the method under test first, its control grey, the rest as they come."""
-    methods = list(dict.fromkeys(one.model for one in _rates(summary) if one.model != BASE))
-    methods.sort(key=lambda m: m != summary["method"])
-    coloured = [m for m in methods if m != summary["control"]]
-    found = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(coloured)}
-    return found | {m: GREY for m in methods if m not in found} | {BASE: "cb"}
+    return colours(sorted(_methods(summary), key=lambda method: method != summary["method"]), summary["control"])
 
 
 def score_table(summary: Row, scope: str, caption: str | None = None) -> Markup:
@@ -66,8 +62,7 @@ def _lines(summary: Row, scope: str, how: str) -> list[tuple[str, list[Estimate]
     """The base policy and every method with its means and their places on the round axis; methods start at the base."""
     means = find_all(summary["estimates"], how=how, scope=scope, over=None)
     base = find_all(means, model=BASE)
-    methods = list(dict.fromkeys(one.model for one in _rates(summary, scope) if one.model != BASE))
-    found = []
+    methods, found = _methods(summary, scope), []
     for number, method in enumerate(methods):
         own = find_all(means, model=method)
         shift = 0.07 * (number - (len(methods) - 1) / 2)
@@ -85,9 +80,9 @@ def success_chart(summary: Row, scope: str, title: str) -> Markup:
     series = []
     for method, rates, x in _lines(summary, scope, SUCCESS):
         texts = [f"{label(one.model, one.round)}: {one.successes} of {one.n}" for one in rates]
-        low, high, rate = ([100 * getattr(one, key) for one in rates] for key in ("low", "high", "value"))
+        points, css = list(zip(x, rates, strict=True)), method_colours(summary)[method]
         bare = sum(one.model != method for one in rates)
-        series.append(Series(_legend_name(method), x, rate, colours(summary)[method], False, low, high, texts, bare))
+        series.append(Series.through(_legend_name(method), points, css, 100, labels=texts, bare=bare))
     return chart(title, series, _round_axis(summary, scope), Axis("success (%)", (0, 100)))
 
 
@@ -98,14 +93,14 @@ def steps_chart(summary: Row, scope: str, title: str) -> Markup:
         for method, means, x in _lines(summary, scope, how):
             texts = [f"{label(one.model, one.round)}, {name}: {one.value:.0f} steps" for one in means]
             bare = sum(one.model != method for one in means)
-            css, y = colours(summary)[method], [one.value for one in means]
+            css, y = method_colours(summary)[method], [one.value for one in means]
             series.append(Series(_legend_name(method), x, y, css, how == CAPPED_STEPS, labels=texts, bare=bare))
     return chart(title, series, _round_axis(summary, scope), Axis("control steps"))
 
 
 def _pairwise(summary: Row) -> Markup:
     """Final rounds, every method against every other; only with at least three methods."""
-    methods = list(colours(summary))[:-1]
+    methods = list(method_colours(summary))[:-1]
     if len(methods) < 3:
         return Markup("")
     success, rows = find_all(summary["estimates"], how=SUCCESS, scope=OVERALL), []
@@ -194,23 +189,23 @@ def _policy(run: LoadedRun, node: str) -> str:
     return label(BASE if method == "sft" else method, number)
 
 
-def _video(run: LoadedRun, folder: Path, record: Record) -> Markup:
+def _video(run: LoadedRun, folder: Path, film: Video) -> Markup:
     """One episode under both policies."""
     sides = []
     for side in SIDES:
-        end = str(record.get(f"{side}_failure") or "success").replace("_", " ")
-        text = f"{_policy(run, str(record.get(f'{side}_node', side)))}: {end}"
-        sides.append((_picture(folder / record[side]), text))
-    return ACTIONS.video(f"{record.get('task')}, {record.get('variant')}, seed {record.get('seed')}", sides)
+        end = str(getattr(film, f"{side}_failure") or "success").replace("_", " ")
+        text = f"{_policy(run, str(getattr(film, f'{side}_node')))}: {end}"
+        sides.append((_picture(folder / getattr(film, side)), text))
+    return ACTIONS.video(f"{film.task}, {film.variant}, seed {film.seed}", sides)
 
 
-def _playable(run: LoadedRun) -> Iterator[tuple[Path, Record]]:
+def _playable(run: LoadedRun) -> Iterator[tuple[Path, Video]]:
     """Folder and line of every recorded episode whose files are there; of the others a problem of the run."""
     for folder, index in run.videos:
-        for record in index:
-            files = [folder / str(record.get(side)) for side in SIDES]
+        for film in index:
+            files = [folder / film.before, folder / film.after]
             if all(file.is_file() and file.parent == folder for file in files):
-                yield folder, record
+                yield folder, film
             else:
                 run.problems.append(f"a video listed in {folder.name} is missing")
 
@@ -218,11 +213,11 @@ def _playable(run: LoadedRun) -> Iterator[tuple[Path, Record]]:
 def filmed(run: LoadedRun, budget: int = VIDEO_BUDGET_BYTES) -> list[tuple[str, Markup]]:
     """Name of the folder and both films of each recorded episode, within the budget of bytes."""
     shown, used = [], 0
-    for folder, record in _playable(run):
-        used += sum((folder / record[side]).stat().st_size for side in SIDES)
+    for folder, film in _playable(run):
+        used += sum((folder / side).stat().st_size for side in (film.before, film.after))
         if used > budget:
             break
-        shown.append((folder.name, _video(run, folder, record)))
+        shown.append((folder.name, _video(run, folder, film)))
     return shown
 
 

@@ -54,15 +54,15 @@ def config_differences(run: LoadedRun, other: LoadedRun) -> list[tuple[str, Any,
 
 def stage_differences(run: LoadedRun, other: LoadedRun) -> list[tuple[str, str, Any, Any]]:
     """(name, how it differs, seconds, other's seconds) of every stage but the reports."""
-    first, second = ({s["name"]: s for s in r.stages if s.get("kind") != "report"} for r in (run, other))
+    first, second = ({stage.name: stage for stage in one.own_stages} for one in (run, other))
     rows = []
     for name in dict.fromkeys([*first, *second]):
         a, b = first.get(name), second.get(name)
         if a is None or b is None:
             how = "only there" if a is None else "only here"
         else:
-            how = "same result" if a.get("hash") and a.get("hash") == b.get("hash") else "different"
-        rows.append((name, how, (a or {}).get("seconds"), (b or {}).get("seconds")))
+            how = "same result" if a.hash and a.hash == b.hash else "different"
+        rows.append((name, how, a and a.seconds, b and b.seconds))
     return rows
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from algos.curriculum.items import BANDS
 from rl_lab.reports.numbers import spread
 from rl_lab.reports.pages.markup import Markup, macros
+from rl_lab.reports.run import BASE
 from rl_lab.stats import Interval
 
 CHARTS = macros("charts")
@@ -22,8 +24,21 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 42
 
 MAX_POINTS = 240
 
+Points = Sequence[tuple[float, Interval]]
+"""Estimates at places of the horizontal axis."""
+
 LOG_RATIO = 40.0
 """A positive quantity that spans a larger ratio is drawn on a logarithmic axis."""
+
+
+COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
+
+
+def colours(names: Iterable[str], grey: str | None = None) -> dict[str, str]:
+    """Name -> CSS class; what the others are held against is grey and behind them, the base dark and last."""
+    known = [name for name in names if name != BASE]
+    found = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(name for name in known if name != grey)}
+    return found | {name: "cg" for name in known if name == grey} | {BASE: "cb"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,16 @@ class Series:
     """The line begins with this many points that belong to another series and are drawn there."""
     band: tuple[Sequence[float], Sequence[float]] = ((), ())
     """Lower and upper edge of an area behind the line."""
+
+    @classmethod
+    def through(
+        cls, name: str, points: Points, css: str = "c0", scale: float = 1, area: bool = False, **rest: Any
+    ) -> Series:
+        """A line through estimates times `scale`, their intervals as error bars or as an area."""
+        x, value = [x for x, _ in points], [scale * one.value for _, one in points]
+        low, high = [scale * one.low for _, one in points], [scale * one.high for _, one in points]
+        ends: dict[str, Any] = {"band": (low, high)} if area else {"low": low, "high": high}
+        return cls(name, x, value, css, **ends, **rest)
 
     def line(self, x: Scale, y: Scale) -> str:
         """Pixels of the line."""
@@ -160,6 +185,12 @@ def chart(
     keys = [{"name": n, "css": one.css, "dashed": one.dashed, "definition": texts.get(n)} for n, one in first.items()]
     labels = x_axis.label, y_axis.label
     return CHARTS.chart(title, series, x, y, *labels, separators, keys[::-1], (WIDTH, HEIGHT))
+
+
+def bounds_of(means: Sequence[Interval]) -> tuple[float, float]:
+    """What pictures of these intervals span."""
+    low, high = min((mean.low for mean in means), default=0.0), max((mean.high for mean in means), default=1.0)
+    return low, max(high, low + 0.01)
 
 
 def interval_bar(one: Interval, bounds: tuple[float, float]) -> Markup:

@@ -1,13 +1,22 @@
-"""Learning curves: what `metrics.jsonl` holds, node after node of a method, with a line where a round begins."""
+"""Learning curves: what `metrics.jsonl` holds, node after node of a method, with a line where a round begins.
+
+Of training on questions the schemes stand beside each other, then what each one's rewards, bands and time are made of.
+A line is the mean over the replicates that logged the step; the area behind it runs from the lowest to the highest.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
+from algos.curriculum.items import BANDS
 from rl_lab.files import Record
+from rl_lab.reports.budgets import REFERENCE
 from rl_lab.reports.metrics import HEADER, curve, define, is_finite
-from rl_lab.reports.pages.charts import Axis, Series, chart
-from rl_lab.reports.pages.markup import Markup, macros, parts
+from rl_lab.reports.pages.charts import COLOURS, Axis, Series, band_columns, band_legend, chart, colours
+from rl_lab.reports.pages.markup import Cell, Markup, macros, parts
 from rl_lab.reports.run import LoadedRun, label
 
 CURVES = macros("curves")
@@ -39,6 +48,29 @@ CSS = {
     "sft": "c3",
 }
 """Metric, or the last part of its name, -> CSS class; winner and loser keep their colours on the whole page."""
+COMPARED = {
+    "Reward of sampled answers": ("reward", ("reward/mean",)),
+    "Entropy": ("nats", ("entropy",)),
+    "Share of sampled groups with signal": ("share", ("rollouts/signal",)),
+    "Groups refilled": ("groups", ("rollouts/refilled",)),
+    "Completion tokens of a step": ("tokens", ("rollouts/tokens",)),
+    "Length of an answer": ("tokens", ("rollouts/length",)),
+    "Share of answers cut off": ("share", ("rollouts/truncated",)),
+    "Staleness": ("weight versions", ("rollouts/staleness",)),
+    "Mismatch of trainer and engine": ("nats", ("mismatch/mean",)),
+    "Share of clipped tokens, dashed: low side": ("share", ("clip/high", "clip/low")),
+}
+"""Chart title -> unit and metrics; one line a scheme, further metrics dashed."""
+SPLIT = {
+    "Reward by part": ("reward", "reward/", ("reward/mean",)),
+    "Reward by category": ("reward", "reward_category/", ()),
+    "Reward by type": ("reward", "reward_type/", ()),
+    "Held-out reward by category": ("reward", "held_out_category/", ()),
+    "Seconds of each phase": ("seconds", "seconds/", ()),
+    "Idle share of each kind of worker": ("share", "idle/", ()),
+}
+"""Chart title -> unit, first part of the metrics' names, and those that it leaves out; one chart a scheme."""
+FAMILIES = ("pool/", "pool_flow/", "reward_failures/", *(family for _, family, _ in SPLIT.values()))
 
 
 def _css(name: str) -> str:
@@ -145,3 +177,133 @@ def learning_curves(run: LoadedRun) -> Markup:
         return parts.missing("curves", "Learning curves", "metrics.jsonl has no training step.")
     names = logged_values(run.metrics, [node for nodes in chains.values() for node in nodes])
     return CURVES.learning_curves([chain(run, method, nodes) for method, nodes in chains.items()], glossary(names))
+
+
+def _nodes(run: LoadedRun, scheme: str) -> list[str]:
+    return [training.node for training in run.trainings if training.scheme == scheme]
+
+
+def over_replicates(run: LoadedRun, nodes: Sequence[str], name: str) -> dict[int, list[float]]:
+    """Values of a metric by step, one of each replicate that logged it there."""
+    found: dict[int, list[float]] = {}
+    for node in nodes:
+        for step, value in zip(*curve(run.metrics, node, name), strict=True):
+            found.setdefault(int(step), []).append(value)
+    return dict(sorted(found.items()))
+
+
+def _mean(run: LoadedRun, nodes: Sequence[str], name: str, title: str, css: str, dashed: bool = False) -> Series:
+    """Over replicates, with the area between the lowest and the highest of several."""
+    values = over_replicates(run, nodes, name)
+    x, y = list(values), [float(np.mean(v)) for v in values.values()]
+    band = ([min(v) for v in values.values()], [max(v) for v in values.values()])
+    return Series(title, x, y, css, dashed, band=band if len(nodes) > 1 and not dashed else ((), ()))
+
+
+def _axis(unit: str) -> Axis:
+    return Axis(unit, (0, 1) if unit == "share" else None)
+
+
+def compared(run: LoadedRun) -> Markup:
+    """One chart a quantity, one line a scheme."""
+    css, charts = colours(run.schemes, REFERENCE), []
+    for title, (unit, names) in COMPARED.items():
+        series = [
+            _mean(run, _nodes(run, scheme), name, label(scheme), css[scheme], dashed=place > 0)
+            for place, name in enumerate(names)
+            for scheme in run.schemes
+        ]
+        texts = {label(scheme): define(names[0]) or "" for scheme in run.schemes}
+        small = Axis(
+            unit, (0, max([0.05, *(v for s in series for v in (*s.y, *s.band[1]))])) if unit == "share" else None
+        )
+        charts.append(chart(title, series, Axis("optimiser step"), small, definitions=texts))
+    return parts.charts(charts)
+
+
+def _split(run: LoadedRun, nodes: Sequence[str], title: str, known: Sequence[str]) -> Markup:
+    """The members of one family of metrics as lines of one chart."""
+    unit, family, without = SPLIT[title]
+    names = [name for name in known if name.startswith(family) and name not in without]
+    series = [
+        _mean(run, nodes, name, name.removeprefix(family), COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)
+    ]
+    texts = {name.removeprefix(family): define(name) or "" for name in names}
+    return chart(title, series, Axis("optimiser step"), _axis(unit), definitions=texts)
+
+
+def bands_over_time(run: LoadedRun, nodes: Sequence[str]) -> Markup:
+    """Observed items by band at each step, mean over replicates."""
+    found = {name: over_replicates(run, nodes, f"pool/{name}") for name in BANDS}
+    steps = sorted({step for values in found.values() for step in values})
+    if not steps:
+        return Markup("")
+    counts = [{name: float(np.mean(found[name].get(step, [0.0]))) for name in BANDS} for step in steps]
+    return band_legend() + band_columns(steps, counts)
+
+
+def _totals(run: LoadedRun, nodes: Sequence[str], family: str) -> Counter[str]:
+    """Sum over nodes and steps of each metric of a family, by the rest of its name."""
+    totals: Counter[str] = Counter()
+    for record in (record for record in run.metrics if record.get("node") in nodes):
+        totals.update({k.removeprefix(family): value for k, value in record.items() if k.startswith(family)})
+    return totals
+
+
+def flow(run: LoadedRun, nodes: Sequence[str]) -> Markup:
+    """Moves between bands over the whole run, mean over replicates: rows are where an item was."""
+    moves, after = _totals(run, nodes, "pool_flow/"), BANDS[1:]
+    if not moves:
+        return Markup("")
+    most = max(moves.values())
+
+    def cell(count: float) -> Cell:
+        return Cell(parts.heat(f"{count / len(nodes):,.0f}" if count else "", count / most), "heatcell")
+
+    rows = [[before, *(cell(moves[f"{before}>{name}"]) for name in after)] for before in BANDS]
+    return parts.table(["From", *(f"to {name}" for name in after)], rows, "Moves between bands", "numbers")
+
+
+def failed_calls(run: LoadedRun) -> Markup:
+    """Reward calls that failed while training, by part and reason."""
+    counts = {scheme: _totals(run, _nodes(run, scheme), "reward_failures/") for scheme in run.schemes}
+    names = sorted(set().union(*counts.values()))
+    if not names:
+        return parts.note("No reward call failed while training.")
+    rows = [[name.replace("/", ": "), *(f"{count[name]:g}" for count in counts.values())] for name in names]
+    return parts.table(["Failed reward calls while training", *map(label, counts)], rows, css="numbers")
+
+
+def _others(run: LoadedRun, nodes: Sequence[str], known: Sequence[str]) -> list[Markup]:
+    """Every other logged value of a scheme, each in a chart of its own."""
+    drawn = {name for _, names in COMPARED.values() for name in names}
+    names = [name for name in known if name not in drawn and not name.startswith(FAMILIES)]
+    return [chart(n, [_mean(run, nodes, n, n, "c0")], Axis("optimiser step"), Axis("")) for n in names]
+
+
+def scheme_block(run: LoadedRun, scheme: str, open_: bool) -> Markup:
+    """What one scheme's rewards, bands and seconds are made of."""
+    nodes = _nodes(run, scheme)
+    known = logged_values(run.metrics, nodes)
+    if not known:
+        return Markup("")
+    charts = [_split(run, nodes, title, known) for title in SPLIT]
+    bands, others = bands_over_time(run, nodes), _others(run, nodes, known)
+    return CURVES.scheme(label(scheme), open_, charts, bands, flow(run, nodes), others)
+
+
+def language_curves(run: LoadedRun) -> Markup:
+    """Curves of every scheme and of the cold start, and the definition of every logged value."""
+    others = training_nodes(run)
+    nodes = [training.node for training in run.trainings]
+    known = logged_values(run.metrics, [*nodes, *(node for chained in others.values() for node in chained)])
+    if not known:
+        return parts.missing("training", "Learning curves", "metrics.jsonl has no training step.")
+    trained = bool(logged_values(run.metrics, nodes))
+    return CURVES.language_curves(
+        compared=compared(run) if trained else "",
+        failed=failed_calls(run) if trained else "",
+        schemes=[scheme_block(run, scheme, place == 0) for place, scheme in enumerate(run.schemes) if trained],
+        chains=[(name.replace("_", " "), chain(run, name, chained)) for name, chained in others.items()],
+        glossary=glossary(known),
+    )

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from rl_lab.reports.budgets import REFERENCE, Curve, curves
-from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD, Estimate
+from rl_lab.reports.budgets import REFERENCE, curves
+from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, reward, share, signed
-from rl_lab.reports.pages.charts import Axis, Series, chart, interval_bar
+from rl_lab.reports.pages.charts import Axis, Series, bounds_of, chart, colours, interval_bar
 from rl_lab.reports.pages.markup import Markup, Tile, estimate_text, macros, minus, parts
 from rl_lab.reports.run import BASE, LoadedRun, label
 
 LANGUAGE = macros("language")
-
-COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
-
-
-def scheme_colours(schemes: Sequence[str]) -> dict[str, str]:
-    """Scheme -> CSS class; plain uniform sampling is grey, the base dark."""
-    others = [scheme for scheme in schemes if scheme != "uniform"]
-    found = {scheme: COLOURS[i % len(COLOURS)] for i, scheme in enumerate(others)}
-    return {scheme: found.get(scheme, "cg") for scheme in schemes} | {BASE: "cb"}
 
 
 def over_name(over: str) -> str:
@@ -44,12 +33,6 @@ def held_out_tiles(summary: Row) -> list[Tile]:
             span = f"paired 95 % interval {gain.ends()}"
             shown.append(Tile(f"Over {NAMES[over]}", minus(signed(gain.value)), minus(span), gain.standing))
     return shown
-
-
-def bounds_of(means: Sequence[Estimate]) -> tuple[float, float]:
-    """What pictures of these intervals span."""
-    low, high = min((mean.low for mean in means), default=0.0), max((mean.high for mean in means), default=1.0)
-    return low, max(high, low + 0.01)
 
 
 def score_table(summary: Row) -> Markup:
@@ -129,18 +112,11 @@ def held_out_section(summary: Row) -> Markup:
     )
 
 
-def curve_series(curve: Curve, css: str, name: str | None = None) -> Series:
-    """The mean with its 95 % band."""
-    low, high = np.quantile(curve.resamples, [0.025, 0.975], axis=0)
-    x, y = curve.places.tolist(), curve.means.tolist()
-    return Series(name or label(curve.scheme), x, y, css, band=(low.tolist(), high.tolist()))
-
-
 def reward_charts(run: LoadedRun) -> Markup:
     """Held-out reward against steps and against tokens."""
-    css, charts = scheme_colours(run.schemes), []
+    css, charts = colours(run.schemes, REFERENCE), []
     for axis, name in (("steps", "optimiser step"), ("tokens", "completion tokens generated for training")):
-        series = [curve_series(curve, css[curve.scheme]) for curve in curves(run, axis)]
+        series = [Series.through(label(c.scheme), c.points, css[c.scheme], area=True) for c in curves(run, axis)]
         charts.append(chart(f"Held-out reward over {axis}", series, Axis(name), Axis("reward")))
     return parts.charts(charts) if any(charts) else Markup("")
 

@@ -1,19 +1,152 @@
-"""The section of a report on joint training: interference, both skills over time, cosines, drift, time, the guard."""
+"""Joint training in a report: what its arms left, and what training together costs or gives each skill.
+
+Interference, both skills over time, cosines, drift, time, the guard.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl_lab.reports.estimates import REWARD, SUCCESS, Estimate
-from rl_lab.reports.examinations import Arm
-from rl_lab.reports.joint import ALONE, GROUPS, MEASURED, WORKERS, exam_rows
-from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, percent
-from rl_lab.reports.pages.charts import Axis, Series, chart, number
+import numpy as np
+
+from rl_lab.reports.estimates import REWARD, SUCCESS, Estimate, cell
+from rl_lab.reports.examinations import SKILLS, Arm
+from rl_lab.reports.metrics import curve
+from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, percent, points
+from rl_lab.reports.pages.charts import COLOURS, Axis, Series, chart, number
 from rl_lab.reports.pages.markup import Markup, estimate_text, macros, minus, parts
 from rl_lab.reports.run import BASE, label
+from rl_lab.stats import mean_interval, wilson
 
-COLOURS = ("c0", "c1", "c2", "c3")
+ALONE = {"language": "grpo_alone", "actions": "rpro_alone"}
+"""The control in which only the skill's own objective trains."""
+MEASURED = {
+    "language": (REWARD, "Reward on held-out questions"),
+    "actions": (SUCCESS, "Success in held-out episodes"),
+}
+STANDINGS = {"above": "better", "below": "worse", "open": "no difference is shown"}
+GROUPS = ("vision", "vlm", "expert")
+SHARED = ("vision", "vlm", "shared")
+"""Of what both objectives train: its parts, and all of it."""
+WORKERS = ("learner", "engines", "simulators")
 SKILL_TITLES = {"language": "Reward on development questions", "actions": "Success on development episodes (%)"}
+SIGNALS = {
+    "grpo/reward/mean": ("Reward of sampled answers", "reward"),
+    "grpo/rollouts/staleness": ("Staleness of sampled answers", "weight versions"),
+    "grpo/entropy": ("Entropy", "nats"),
+    "grpo/mismatch/mean": ("Mismatch of trainer and engine", "nats"),
+    "rpro/reward/margin": ("RPRO's margin of implicit rewards", "reward"),
+    "rpro/flow/winner": ("Flow-matching loss of winners", "loss"),
+}
+"""What each objective sees of itself: metric -> title and unit."""
+
+
+def exam_rows(arm: Arm) -> list[Row]:
+    """Both skills at each examination: turn, version, batches, steps, and the mean of each skill."""
+    return [
+        {"turn": exam.turn, "version": exam.version, "batches": exam.batches, "steps": exam.steps}
+        | {skill: score(skill, exam.scores[skill]) for skill in SKILLS}
+        for exam in arm.exams
+    ]
+
+
+def score(skill: str, values: Sequence[float | None]) -> Estimate | None:
+    """Mean with its 95 % interval: Wilson's for episodes, bootstrap over items for rewards; None without any."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    found = wilson(int(sum(known)), len(known)) if skill == "actions" else mean_interval(np.array(known)[:, None])
+    return Estimate(**vars(found), n=len(known), how=MEASURED[skill][0])
+
+
+def times(arm: Arm) -> Row:
+    """Turns and steps of each part, and where the time went; examinations are no part of turns."""
+    turns = [line for line in arm.lines if line.get("seconds/turn") is not None]
+    seconds = sum(line["seconds/turn"] for line in turns)
+    idle = {
+        worker: sum(line["seconds/turn"] * line[f"idle/{worker}"] for line in turns) / seconds if seconds else None
+        for worker in WORKERS
+    }
+    return {
+        "arm": arm.name,
+        "batches": sum(line.get("part") == "grpo" for line in turns),
+        "blocks": sum(line.get("part") == "rpro" for line in turns),
+        "steps": max((line.get("rpro/steps") or 0 for line in turns), default=0),
+        "seconds": seconds,
+        "examining_seconds": sum(line.get("seconds/examine") or 0 for line in arm.lines),
+        "idle": idle,
+    }
+
+
+def last_drift(arm: Arm) -> dict[str, float]:
+    """How far each group came from the start."""
+    line = next((line for line in reversed(arm.lines) if "drift/vlm" in line), None)
+    return {} if line is None else {group: line[f"drift/{group}"] for group in GROUPS}
+
+
+def cosine_rows(arm: Arm) -> list[Row]:
+    """Mean cosine of both gradients by group, over the times that it was measured, and how often it was negative."""
+    rows = []
+    for group in SHARED:
+        values = [line[f"cosine/{group}"] for line in arm.lines if f"cosine/{group}" in line]
+        if values:
+            negative = sum(value < 0 for value in values)
+            rows.append({"group": group, "n": len(values), "mean": sum(values) / len(values), "negative": negative})
+    return rows
+
+
+def joint_summary(arms: Sequence[Arm], summary: Row) -> Row:
+    """The `joint` part of `summary.json`; `summary` has the held-out results of both skills."""
+    names = [BASE, *(arm.name for arm in arms)]
+    pairs = [_pair(summary, name, over) for name in names[1:] for over in names]
+    return {
+        "arms": names[1:],
+        "interference": [row for row in pairs if row is not None],
+        "exams": {arm.name: exam_rows(arm) for arm in arms},
+        "guard": {arm.name: list(map(vars, arm.events)) for arm in arms if arm.name == "together"},
+        "times": [times(arm) for arm in arms],
+        "drift": {arm.name: last_drift(arm) for arm in arms},
+        "cosines": {arm.name: found for arm in arms if (found := cosine_rows(arm))},
+    }
+
+
+def _pair(summary: Row, name: str, over: str) -> Row | None:
+    """Paired differences of both held-out skills, an arm over another or over the base; None where there is neither."""
+    if name == over:
+        return None
+    language = find(summary.get("held_out_differences", []), scope=OVERALL, scheme=name, over=over)
+    actions = find(summary.get("gains", []), scope=OVERALL, method=name, over=over)
+    if language is None and actions is None:
+        return None
+    return {"arm": name, "over": over, "language": language, "actions": actions}
+
+
+def _sentence(found: Estimate | None) -> str:
+    """A paired difference in words."""
+    if found is None or found.refused is not None:
+        return ""
+    size = cell(found, "{:+.3f}".format)
+    if found.how == SUCCESS:
+        size = cell(found, points).replace(" ", " points ", 1)
+    return f"{size} (n = {found.n}): {STANDINGS[found.standing]}"
+
+
+def joint_verdict(joint: Row, table: Sequence[Estimate]) -> list[str]:
+    """What training together did to each skill, as sentences that claim no more than the intervals do."""
+    sentences = []
+    if "together" in joint["arms"]:
+        for skill, alone in ALONE.items():
+            how, words = MEASURED[skill]
+            for over, name in ((BASE, "the base policy"), (alone, "its own objective alone"), ("sequence", "sequence")):
+                text = _sentence(find(table, how=how, scope=OVERALL, model="together", over=over))
+                if text and over in (BASE, *joint["arms"]):
+                    sentences.append(f"{words}, together over {name}: {text}.")
+        events = joint["guard"].get("together", [])
+        acted = [event for event in events if event["action"] != "none"]
+        sentences.append(
+            f"The guard acted {len(acted)} time{'s' * (len(acted) != 1)}." if acted else "The guard had nothing to do."
+        )
+    return [*sentences, "One training seed: intervals cover questions and episodes, not seeds."]
 
 
 def joint_section(arms: Sequence[Arm], summary: Row) -> Markup:
@@ -29,7 +162,7 @@ def joint_section(arms: Sequence[Arm], summary: Row) -> Markup:
         gradients=[*cosine_charts(arms), *drift_charts(arms)],
         cosines=cosine_table(joint),
         times=times_table(joint),
-        signals=signal_charts(arms),
+        signals=[_compared(arms, metric, title, "turn", unit) for metric, (title, unit) in SIGNALS.items()],
     )
 
 
@@ -64,40 +197,31 @@ def skill_charts(arms: Sequence[Arm]) -> Markup:
     """Both skills over the turns of each arm, with 95 % intervals."""
     charts = []
     for skill, title in SKILL_TITLES.items():
-        scale = 100 if skill == "actions" else 1
         series = []
-        for arm, css in zip(arms, _css(arms).values(), strict=True):
-            rows = [(row["turn"], row[skill]) for row in exam_rows(arm) if row[skill] is not None]
-            columns = {key: [scale * getattr(one, key) for _, one in rows] for key in ("value", "low", "high")}
-            texts = [f"{label(arm.name)}, turn {turn}: {one.value:.3f} (n = {one.n})" for turn, one in rows]
-            series.append(
-                Series(
-                    label(arm.name),
-                    [turn for turn, _ in rows],
-                    columns["value"],
-                    css,
-                    low=columns["low"],
-                    high=columns["high"],
-                    labels=texts,
-                )
-            )
+        for arm, css in zip(arms, COLOURS, strict=False):
+            means = [(row["turn"], row[skill]) for row in exam_rows(arm) if row[skill] is not None]
+            texts = [f"{label(arm.name)}, turn {turn}: {one.value:.3f} (n = {one.n})" for turn, one in means]
+            scale = 100 if skill == "actions" else 1
+            series.append(Series.through(label(arm.name), means, css, scale, labels=texts))
         charts.append(chart(title, series, Axis("turn of the learner"), Axis(skill)))
     return parts.charts(charts)
 
 
 def _series(arm: Arm, metric: str, name: str, css: str) -> Series:
-    found = [(line["step"], line[metric]) for line in arm.lines if line.get(metric) is not None]
-    return Series(name, [step for step, _ in found], [value for _, value in found], css)
+    return Series(name, *curve(arm.lines, arm.node, metric), css)
+
+
+def _compared(arms: Sequence[Arm], metric: str, title: str, x: str, unit: str) -> Markup:
+    """A metric of all arms."""
+    lines = [_series(arm, metric, label(arm.name), css) for arm, css in zip(arms, COLOURS, strict=False)]
+    return chart(title, lines, Axis(x), Axis(unit))
 
 
 def cosine_charts(arms: Sequence[Arm]) -> list[Markup]:
     """Cosine of both objectives' gradients on what they share, of the arms in which both have one."""
     charts = []
     for arm in arms:
-        lines = [
-            _series(arm, f"cosine/{group}", group, css)
-            for group, css in zip(("vision", "vlm", "shared"), COLOURS, strict=False)
-        ]
+        lines = [_series(arm, f"cosine/{part}", part, css) for part, css in zip(SHARED, COLOURS, strict=False)]
         title = f"Cosine of GRPO's and RPRO's gradient, {label(arm.name)}"
         charts.append(chart(title, lines, Axis("turn of the learner"), Axis("cosine")))
     return [drawn for drawn in charts if drawn]
@@ -105,33 +229,8 @@ def cosine_charts(arms: Sequence[Arm]) -> list[Markup]:
 
 def drift_charts(arms: Sequence[Arm]) -> list[Markup]:
     """How far each group of parameters is from the start."""
-    css = _css(arms)
-    return [
-        chart(
-            f"Drift from the start: {group}",
-            [_series(arm, f"drift/{group}", label(arm.name), css[arm.name]) for arm in arms],
-            Axis("turn of the learner"),
-            Axis("relative distance"),
-        )
-        for group in GROUPS
-    ]
-
-
-def signal_charts(arms: Sequence[Arm]) -> list[Markup]:
-    """What each objective sees of itself."""
-    css = _css(arms)
-    shown = {
-        "grpo/reward/mean": ("Reward of sampled answers", "reward"),
-        "grpo/rollouts/staleness": ("Staleness of sampled answers", "weight versions"),
-        "grpo/entropy": ("Entropy", "nats"),
-        "grpo/mismatch/mean": ("Mismatch of trainer and engine", "nats"),
-        "rpro/reward/margin": ("RPRO's margin of implicit rewards", "reward"),
-        "rpro/flow/winner": ("Flow-matching loss of winners", "loss"),
-    }
-    return [
-        chart(title, [_series(arm, name, label(arm.name), css[arm.name]) for arm in arms], Axis("turn"), Axis(unit))
-        for name, (title, unit) in shown.items()
-    ]
+    x, y = "turn of the learner", "relative distance"
+    return [_compared(arms, f"drift/{group}", f"Drift from the start: {group}", x, y) for group in GROUPS]
 
 
 def cosine_table(joint: Row) -> Markup:
@@ -146,15 +245,8 @@ def cosine_table(joint: Row) -> Markup:
 
 def times_table(joint: Row) -> Markup:
     """Steps of each part, and the share of the turns in which each kind of worker had nothing to do."""
-    head = [
-        "Arm",
-        "GRPO batches",
-        "RPRO steps",
-        "Turns took",
-        *(f"{worker} idle" for worker in WORKERS),
-        "Examinations",
-    ]
-    head += [f"Drift: {group}" for group in GROUPS]
+    head = ["Arm", "GRPO batches", "RPRO steps", "Turns took", *(f"{worker} idle" for worker in WORKERS)]
+    head += ["Examinations", *(f"Drift: {group}" for group in GROUPS)]
     rows = []
     for row in joint["times"]:
         idle = ["" if row["idle"][worker] is None else percent(row["idle"][worker]) for worker in WORKERS]

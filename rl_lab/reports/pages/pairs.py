@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from rl_lab.files import Record
 from rl_lab.reading import DAMAGE
 from rl_lab.reports.numbers import spread
 from rl_lab.reports.pages.markup import Markup, macros, parts
-from rl_lab.reports.run import LoadedRun, PairSet, label
+from rl_lab.reports.run import LoadedRun, Pair, PairSet, label
 
 PAIRS_A_ROUND = 12
 
@@ -27,11 +26,7 @@ MAX_SIDE = 96
 BUDGET_BYTES = 6_000_000
 """All pairs of a page together; the rest stays in the run folder."""
 
-META = (
-    *("task", "variant", "seed", "instruction", "trigger", "start_step", "trigger_step", "rollback_steps"),
-    *("corrector", "weight_version", "start_digest", "origin", "reward", "reward_gap"),
-    *("restore_method", "exact_restore", "restore_error"),
-)
+META = tuple(field.name for field in fields(Pair) if field.name != "id")
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Shown:
     """A pair chosen for the page."""
 
     pair_set: PairSet
-    record: Record
+    pair: Pair
 
 
 def choose(pair_sets: list[PairSet], limit: int = PAIRS_A_ROUND) -> list[Shown]:
@@ -91,11 +86,12 @@ def segment_data(poses: np.ndarray, images: np.ndarray) -> dict[str, Any]:
 
 def pair_data(shown: Shown) -> dict[str, Any]:
     """One pair as the script reads it; raises what is in `DAMAGE` if its file is unusable."""
-    path = shown.pair_set.folder / f"{shown.record['id']}.npz"
+    path = shown.pair_set.folder / f"{shown.pair.id}.npz"
     with np.load(path, allow_pickle=False) as arrays:
         sides = {side: segment_data(arrays[f"{side}_poses"], arrays[f"{side}_images"]) for side in ("winner", "loser")}
-    meta = {key.replace("_", " "): str(shown.record[key]) for key in META if shown.record.get(key) is not None}
-    return {"id": str(shown.record["id"]), "node": shown.pair_set.node, "meta": meta, **sides}
+    known = {key: value for key in META if (value := getattr(shown.pair, key)) is not None}
+    meta = {key.replace("_", " "): str(value) for key, value in known.items()}
+    return {"id": shown.pair.id, "node": shown.pair_set.node, "meta": meta, **sides}
 
 
 def load_pairs(run: LoadedRun, budget: int = BUDGET_BYTES) -> list[dict[str, Any]]:
@@ -105,7 +101,7 @@ def load_pairs(run: LoadedRun, budget: int = BUDGET_BYTES) -> list[dict[str, Any
         try:
             data = pair_data(shown)
         except DAMAGE as error:
-            run.problems.append(f"pair {shown.record.get('id')} of {shown.pair_set.node} cannot be read: {error}")
+            run.problems.append(f"pair {shown.pair.id} of {shown.pair_set.node} cannot be read: {error}")
             continue
         used += sum(len(data[side]["sprite"]) + 12 * len(data[side]["arms"][0]) * 3 for side in ("winner", "loser"))
         if used > budget:

@@ -1,30 +1,180 @@
-"""A pipeline's chain of models with the gates between them, and the traces that it was fine-tuned on.
+"""A pipeline's chain of models: where each came from, what it cost, how it did on held-out questions, what gates chose.
 
-Of sampled traces: how many were kept, and why the others were not.
+Everything is read from the run folder; `provenance` is what `provenance.json` holds.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from algos.rft import REASONS
-from rl_lab.records.rollouts import RolloutStore
-from rl_lab.reports.numbers import Row, duration, reward
-from rl_lab.reports.pages.charts import interval_bar
-from rl_lab.reports.pages.held_out import bounds_of
+from rl_lab.reading import read_object
+from rl_lab.reports.estimates import REWARD, Estimate, difference_row
+from rl_lab.reports.kinds import ON_LANGUAGE, Reported
+from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, reward
+from rl_lab.reports.pages.charts import bounds_of, interval_bar
 from rl_lab.reports.pages.markup import Cell, Markup, Tile, estimate_text, macros, minus, parts
-from rl_lab.reports.pipeline import last_model
-from rl_lab.reports.run import BASE, LoadedRun, label
+from rl_lab.reports.run import BASE, LoadedRun, StageRow
 
-MADE = {
-    "cold_start": "cold start",
-    "grpo": "GRPO",
-    "rft": "fine-tuning on kept traces",
-    "distill": "on-policy distillation",
-    "imitate": "imitation of the teacher",
-    "teacher": "a given checkpoint",
-}
+STANDINGS = {"above": "better", "below": "worse", "open": "no difference shown"}
+PLACES = ("checkpoints", "grpo")
+"""Folders of a run with the checkpoints of its nodes."""
+
+
+def is_pipeline(run: LoadedRun) -> bool:
+    """Whether the run made one chain of models."""
+    return any(_reported(stage.kind).means_chain for stage in run.stages)
+
+
+class Chain:
+    """The nodes of a pipeline by name, and which model each holds."""
+
+    def __init__(self, run: LoadedRun) -> None:
+        self.run = run
+        self.nodes = {stage.name: stage for stage in run.stages}
+
+    def read(self, node: str, name: str) -> Row:
+        """A JSON file of the checkpoint of a node that ran; empty without it."""
+        paths = (self.run.path / place / node / name for place in PLACES)
+        path = next((path for path in paths if path.is_file()), None)
+        try:
+            return read_object(path) if path is not None and self.nodes[node].status == "done" else {}
+        except ValueError as error:
+            self.run.problems.append(f"{node}: {name} cannot be read: {error}")
+            return {}
+
+    def inputs(self, node: str | None) -> dict[str, str]:
+        """Role -> node."""
+        return (self.nodes[node].inputs if node in self.nodes else None) or {}
+
+    def model_of(self, node: str | None) -> str:
+        """Name of the model whose checkpoint a node holds; gates and joins hold one that another node made."""
+        if node is None or node not in self.nodes:
+            return BASE
+        kind, inputs = self.nodes[node].kind, self.inputs(node)
+        if kind == "gate":
+            return self.model_of(inputs.get("policy_after" if self.decision(node).get("passed") else "policy_before"))
+        if kind == "join":
+            other = self.nodes.get(inputs["failed"])
+            return self.model_of(inputs["failed" if other and other.status == "done" else "passed"])
+        return self.nodes[node].method or BASE
+
+    def decision(self, gate: str) -> Row:
+        """What a gate found; empty if it did not run."""
+        return self.read(gate, "gate.json")
+
+    def gate_of(self, model: str) -> StageRow | None:
+        """The gate behind a model."""
+        return next((node for node in self.run.stages if (node.kind, node.method) == ("gate", model)), None)
+
+
+def provenance(run: LoadedRun) -> list[Row]:
+    """Every model in order: the node that made it, from what, and what that took."""
+    chain = Chain(run)
+    return [
+        _provenance(chain, node) for node in run.stages if node.kind in ON_LANGUAGE and ON_LANGUAGE[node.kind].makes
+    ]
+
+
+def _provenance(chain: Chain, node: StageRow) -> Row:
+    inputs, info = chain.inputs(node.name), chain.read(node.name, "lab.json")
+    traces = inputs.get("traces")
+    own = [node.name, *([traces] if traces else [])]
+    lines = [line for line in chain.run.metrics if line.get("node") in own]
+    return {
+        "model": node.method or BASE,
+        "made_by": node.kind,
+        "node": node.name,
+        "hash": node.hash,
+        "status": node.status,
+        "reused": node.reused,
+        "parents": {role: {"node": parent, "hash": chain.nodes[parent].hash} for role, parent in inputs.items()},
+        "from_model": None if _reported(node.kind).is_given else chain.model_of(inputs.get("policy")),
+        "traces_of": None if traces is None else chain.model_of(chain.inputs(traces).get("policy")),
+        "taught_by": chain.model_of(inputs["teacher"]) if "teacher" in inputs else None,
+        "weight_version": info.get("weight_version"),
+        "steps": info.get("steps"),
+        "tokens_sampled": int(sum(line.get("rollouts/tokens") or 0 for line in lines)),
+        "tokens_imitated": int(
+            max((line.get("text/tokens_total") or 0 for line in lines if line["node"] == node.name), default=0)
+        ),
+        "seconds": sum(chain.nodes[part].seconds or 0 for part in own),
+    }
+
+
+def _reported(kind: str | None) -> Reported:
+    return ON_LANGUAGE.get(kind or "", Reported())
+
+
+def pipeline_rows(run: LoadedRun, table: Sequence[Estimate]) -> list[Row]:
+    """The same with held-out rewards, paired differences to the base and to the model before, and the gate's decision.
+
+    The model before is the one that the gate holds it against, else the one whose answers or weights it was made from.
+    """
+    chain = Chain(run)
+    rewards = find_all(table, how=REWARD, scope=OVERALL)
+    rows = []
+    for row in provenance(run):
+        gate = chain.gate_of(row["model"])
+        decision = chain.decision(gate.name) if gate else {}
+        before = row["traces_of"] if row["made_by"] == "rft" else row["from_model"]
+        if gate and gate.inputs:
+            before = chain.model_of(gate.inputs.get("policy_before"))
+        own = find_all(rewards, model=row["model"])
+        measured = {
+            "beside": _reported(row["model"]).is_beside,
+            "held_out": find(own, over=None),
+            "before": before,
+            "over_base": find(own, over=BASE),
+            "over_before": find(own, over=before) if before else None,
+            "gate": decision or None,
+            "gate_status": gate and gate.status,
+            "goes_on": chain.model_of(gate.name) if decision and gate else None,
+        }
+        rows.append(row | measured)
+    return rows
+
+
+def written_rows(rows: list[Row]) -> list[Row]:
+    """The same as `summary.json` has it."""
+    gains = ("over_base", "over_before")
+    return [row | {key: difference_row(row[key]) for key in gains} for row in rows]
+
+
+def last_model(rows: list[Row]) -> Row | None:
+    """The model that the chain ends with: what its last gate let through, or what was made after it."""
+    made = [row for row in rows if not row["beside"] and row["status"] == "done"]
+    if not made:
+        return None
+    wanted = made[-1]["goes_on"] or made[-1]["model"]
+    return find(made, model=wanted)
+
+
+def stopped_by(run: LoadedRun) -> str | None:
+    """The gate that ended the run early."""
+    chain = Chain(run)
+    decisions = ((node.name, chain.decision(node.name)) for node in run.stages if node.kind == "gate")
+    return next((name for name, it in decisions if it and not it["passed"] and it["otherwise"] == "stop"), None)
+
+
+def pipeline_verdict(rows: list[Row], stopped: str | None) -> list[str]:
+    """What the chain showed, in words."""
+    last = last_model(rows)
+    sentences = [f"{stopped} stopped the run: the stages behind it were skipped."] if stopped else []
+    if last is None or last["held_out"] is None:
+        return [*sentences, "The last model of the chain was not examined."]
+    mean, gain = last["held_out"], last["over_base"]
+    span = f"95 % interval {mean.ends()}, {mean.n} questions"
+    text = f"The chain ends with {last['model']}: held-out reward {reward(mean.value)} ({span})"
+    if gain is not None:
+        ends = gain.ends("{:+.3f}".format)
+        text += f", {gain.value:+.3f} over the base (paired 95 % interval {ends}; {STANDINGS[gain.standing]})"
+    sentences.append(text + ".")
+    gates = [row for row in rows if row["gate"]]
+    passed = [row["model"] for row in gates if row["gate"]["passed"]]
+    if gates:
+        listed = f": {', '.join(passed)}" if passed else ""
+        sentences.append(f"{len(passed)} of {len(gates)} models passed their gate, on development questions{listed}.")
+    return [" ".join(sentences)]
 
 
 def _origin(row: Row) -> str:
@@ -34,7 +184,7 @@ def _origin(row: Row) -> str:
         parts.append(f"on traces of {row['traces_of']}")
     if row["taught_by"]:
         parts.append(f"towards {row['taught_by']}")
-    return ", ".join([MADE[row["made_by"]], *parts])
+    return ", ".join([_reported(row["made_by"]).makes, *parts])
 
 
 def _outcome(row: Row) -> tuple[str, str]:
@@ -59,7 +209,7 @@ def chain_boxes(rows: list[Row]) -> list[Row]:
         word, css = _outcome(row)
         mean = "not examined" if row["held_out"] is None else reward(row["held_out"].value)
         classes = ("model", "beside" if row["beside"] else "", css, "final" if last and row is last else "")
-        said = word if row["gate_status"] or css == "skipped" else MADE[row["made_by"]]
+        said = word if row["gate_status"] or css == "skipped" else _reported(row["made_by"]).makes
         boxes.append({"css": " ".join(filter(None, classes)), "model": row["model"], "reward": mean, "said": said})
     return boxes
 
@@ -143,75 +293,3 @@ def pipeline_tiles(rows: list[Row]) -> list[Tile]:
 def pipeline_section(rows: list[Row]) -> Markup:
     """The chain, its gates and where every model is from."""
     return macros("language").pipeline(chain_boxes(rows), chain_table(rows), gate_table(rows), provenance_table(rows))
-
-
-FOLDER = "rft"
-"""Folder of a run with one folder for each node that sampled traces."""
-
-EXAMPLES = 4
-"""Of kept traces, and of dropped ones of each reason."""
-
-LETTERS = 240
-
-SHOWN = ("item", "completion", "reward", "judge_score", "why_dropped")
-
-
-def rft_section(run: LoadedRun) -> Markup:
-    """Counts of every stage of traces, and examples; nothing for a run without any."""
-    nodes = [stage for stage in run.stages if stage.get("kind") == "traces" and stage.get("status") == "done"]
-    counts = {node["name"]: found for node in nodes if (found := _counts(run, node["name"]))}
-    if not counts:
-        return Markup("")
-    reasons = [reason for reason in REASONS if any(f"why_dropped/{reason}" in line for line in counts.values())]
-    head = ["Traces of", "Sampled", "Kept", "Questions", "With a kept trace", *(r.replace("_", " ") for r in reasons)]
-    names = ("candidates", "kept", "items", "items_kept")
-    rows = [
-        [
-            label(node.removesuffix(".traces")),
-            *(_whole(line[f"traces/{name}"]) for name in names),
-            *(_whole(line.get(f"why_dropped/{reason}", 0)) for reason in reasons),
-        ]
-        for node, line in counts.items()
-    ]
-    examples = [(label(node), _examples(run.path / FOLDER / node)) for node in counts]
-    return macros("language").traces(head, rows, examples)
-
-
-def _counts(run: LoadedRun, node: str) -> dict[str, Any]:
-    """The line of the selection."""
-    return next((line for line in run.metrics if line.get("node") == node and "traces/candidates" in line), {})
-
-
-def _whole(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _examples(folder: Path) -> Markup:
-    """The first kept traces, and the first dropped ones of each reason, of the last stored step."""
-    store = RolloutStore(folder)
-    steps = store.steps()
-    try:
-        rows = store.read(steps=steps[-1:], columns=SHOWN)
-    except (OSError, ValueError) as error:
-        return parts.note(f"The traces of {folder.name} cannot be read: {error}")
-    shown: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        group = shown.setdefault(row["why_dropped"] or "kept", [])
-        if len(group) < EXAMPLES:
-            group.append(row)
-    order = [name for name in ("kept", *REASONS) if name in shown]
-    lines = [
-        [name.replace("_", " "), row["item"], _score(row["reward"]), _score(row["judge_score"]), _snippet(row)]
-        for name in order
-        for row in shown[name]
-    ]
-    return parts.table(["", "Question", "Reward", "Judge", "Trace"], lines, f"Of step {steps[-1]}")
-
-
-def _score(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _snippet(row: dict[str, Any]) -> str:
-    text = " ".join(row["completion"].split())
-    return text if len(text) <= LETTERS else f"{text[:LETTERS]} \u2026"

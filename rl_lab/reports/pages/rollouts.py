@@ -1,18 +1,24 @@
-"""The browser of rollouts in a run's report: groups of answers to one question each, from all over the training."""
+"""Sampled answers in a run's report: the browser of rollouts, and counts and examples of traces for fine-tuning.
+
+Rollouts are groups of answers to one question each, from all over the training. Of traces the page says how many were
+kept, and why the others were not.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+from algos.rft import REASONS
 from rl_lab.curriculum.view import PoolRow, PoolView
 from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutRow, RolloutStore, finite, rollout_data
 from rl_lab.reports.examinations import LearningCurve
 from rl_lab.reports.numbers import spread
-from rl_lab.reports.pages.markup import ImageBudget, Markup, macros
+from rl_lab.reports.pages.markup import ImageBudget, Markup, macros, parts
 from rl_lab.reports.run import LoadedRun, label
 
 GROUPS = 24
@@ -26,6 +32,10 @@ ANSWER_LETTERS = 240
 IMAGE_BUDGET_BYTES = 1_500_000
 TOKEN_BUDGET = 60_000
 """Tokens in the page; groups beyond it are left out. A token takes about 25 bytes."""
+EXAMPLES = 4
+"""Of kept traces, and of dropped ones of each reason."""
+TRACE_LETTERS = 240
+SHOWN = ("item", "completion", "reward", "judge_score", "why_dropped")
 
 Group = list[RolloutRow]
 
@@ -90,7 +100,7 @@ def group_data(group: Group, scheme: str, item: PoolRow, images: list[str]) -> d
         "category": item.get("category", ""),
         "task": item.get("task", ""),
         "prompt": group[0]["prompt"],
-        "answer": text if len(text) <= ANSWER_LETTERS else f"{text[:ANSWER_LETTERS]} \u2026",
+        "answer": _begin(text, ANSWER_LETTERS),
         "mean": finite(group_mean(group), 3),
         "kind": "mixed" if rewards and max(rewards) - min(rewards) > 1e-6 else "all alike",
         "of": len(group),
@@ -138,3 +148,43 @@ def rollouts_section(run: LoadedRun) -> Markup:
     run.problems += pictures.problems()
     rows = [[g["name"], g["scheme"], g["step"], g["category"], f"{g['mean']:.3f}", g["prompt"]] for g in groups]
     return macros("language").rollouts({"groups": groups}, [training.node for training in trainings], ANSWERS, rows)
+
+
+def traces_section(run: LoadedRun) -> Markup:
+    """Counts of every stage of traces, and examples; nothing for a run without any."""
+    done = [stage.name for stage in run.stages if stage.kind == "traces" and stage.status == "done"]
+    lines = {line["node"]: line for line in reversed(run.metrics) if "traces/candidates" in line}
+    counts = {node: lines[node] for node in done if node in lines}
+    if not counts:
+        return Markup("")
+    reasons = [reason for reason in REASONS if any(f"why_dropped/{reason}" in line for line in counts.values())]
+    head = ["Traces of", "Sampled", "Kept", "Questions", "With a kept trace", *(r.replace("_", " ") for r in reasons)]
+    names = [f"traces/{name}" for name in ("candidates", "kept", "items", "items_kept")]
+    names += [f"why_dropped/{reason}" for reason in reasons]
+    rows = [
+        [label(node.removesuffix(".traces")), *(f"{line.get(name, 0):,.0f}" for name in names)]
+        for node, line in counts.items()
+    ]
+    examples = [(label(node), _examples(run.path / "rft" / node)) for node in counts]
+    return macros("language").traces(head, rows, examples)
+
+
+def _examples(folder: Path) -> Markup:
+    """The first kept traces, and the first dropped ones of each reason, of the last stored step."""
+    store = RolloutStore(folder)
+    steps = store.steps()
+    try:
+        rows = store.read(steps=steps[-1:], columns=SHOWN)
+    except (OSError, ValueError) as error:
+        return parts.note(f"The traces of {folder.name} cannot be read: {error}")
+    shown: dict[str, list[list[str]]] = {}
+    for row in rows:
+        why, text = row["why_dropped"] or "kept", " ".join(row["completion"].split())
+        scores = ("" if value is None else f"{value:.2f}" for value in (row["reward"], row["judge_score"]))
+        shown.setdefault(why, []).append([why.replace("_", " "), row["item"], *scores, _begin(text, TRACE_LETTERS)])
+    lines = [line for name in ("kept", *REASONS) for line in shown.get(name, [])[:EXAMPLES]]
+    return parts.table(["", "Question", "Reward", "Judge", "Trace"], lines, f"Of step {steps[-1]}")
+
+
+def _begin(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[:letters]} \u2026"

@@ -17,34 +17,29 @@ from rl_lab.files import write_whole
 from rl_lab.reports.estimates import SUCCESS, Estimate
 from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, percent, points
 from rl_lab.reports.pages.actions import failure_modes, results, videos
-from rl_lab.reports.pages.curves import learning_curves, rewards
+from rl_lab.reports.pages.curves import language_curves, learning_curves, rewards
 from rl_lab.reports.pages.distillation import distillation_section
 from rl_lab.reports.pages.held_out import held_out_section, held_out_tiles, schemes_section
 from rl_lab.reports.pages.joint import joint_section
-from rl_lab.reports.pages.language_curves import language_curves
 from rl_lab.reports.pages.markup import Cell, Markup, Tile, document, minus, parts
 from rl_lab.reports.pages.pairs import pair_browser
-from rl_lab.reports.pages.pipeline import pipeline_section, pipeline_tiles, rft_section
+from rl_lab.reports.pages.pipeline import pipeline_section, pipeline_tiles, provenance
 from rl_lab.reports.pages.reward_models import action_rewards_section, outcome_section
-from rl_lab.reports.pages.rollouts import rollouts_section
+from rl_lab.reports.pages.rollouts import rollouts_section, traces_section
 from rl_lab.reports.pages.sweep import sweep_link, write_sweep
-from rl_lab.reports.pipeline import provenance
 from rl_lab.reports.run import BASE, LoadedRun, label, load_run
 from rl_lab.reports.summary import measure, written
 
 
 def stages(run: LoadedRun) -> list[list[object]]:
     """A row for each stage: what ran, what was reused, and how long each took."""
-    nodes = [s for s in run.stages if s.get("kind") != "report"]
-    longest = max((s.get("seconds") or 0 for s in nodes), default=0) or 1
+    longest = max((stage.seconds or 0 for stage in run.own_stages), default=0) or 1
     rows: list[list[object]] = []
-    for stage in nodes:
-        seconds, reused = stage.get("seconds"), bool(stage.get("reused"))
-        how = ("reused" if reused else "computed") if stage.get("status") == "done" else stage.get("status")
-        bar = parts.meter(100 * (seconds or 0) / longest, reused)
-        took = duration(seconds) if seconds is not None else ""
-        digest = parts.code(str(stage.get("hash"))[:12])
-        rows.append([stage["name"], Cell(how, "left"), took, Cell(bar, "metercell"), digest])
+    for stage in run.own_stages:
+        how = ("reused" if stage.reused else "computed") if stage.status == "done" else stage.status
+        bar = parts.meter(100 * (stage.seconds or 0) / longest, bool(stage.reused))
+        took = duration(stage.seconds) if stage.seconds is not None else ""
+        rows.append([stage.name, Cell(how, "left"), took, Cell(bar, "metercell"), parts.code(str(stage.hash)[:12])])
     return rows
 
 
@@ -148,7 +143,7 @@ def language_sections(run: LoadedRun, summary: Row) -> Sections:
         "held-out": ("Held-out", held_out_section(summary)),
         "schemes": ("Training", schemes_section(run, summary)),
         "training": ("Curves", language_curves(run)),
-        "traces": ("Traces", rft_section(run)),
+        "traces": ("Traces", traces_section(run)),
         "rollouts": ("Rollouts", rollouts_section(run)),
         "reward-models": ("Reward model", outcome_section(run)),
     }

@@ -16,19 +16,20 @@ import numpy as np
 from scipy.stats import t
 
 from rl_lab.files import read_json_lines, write_whole
+from rl_lab.reports.budgets import REFERENCE
 from rl_lab.reports.estimates import of_scheme, plain
 from rl_lab.reports.examinations import EXAMINATIONS
 from rl_lab.reports.metrics import curve
 from rl_lab.reports.numbers import Row, reward, share
 from rl_lab.reports.pages.actions import filmed
-from rl_lab.reports.pages.charts import Axis, Series, chart, thin
+from rl_lab.reports.pages.charts import Axis, Points, Series, chart, colours, thin
 from rl_lab.reports.pages.curves import glossary
-from rl_lab.reports.pages.held_out import reward_charts, scheme_colours
+from rl_lab.reports.pages.held_out import reward_charts
 from rl_lab.reports.pages.markup import ImageBudget, Markup, document, estimate_text, macros, minus, parts
 from rl_lab.reports.run import LoadedRun, label, parse_node
-from rl_lab.reports.sweep import ranks_actions, success_rows, variant_names
+from rl_lab.reports.sweep import ranks_actions, success_points, variant_names
 from rl_lab.reports.sweep_verdict import EFFECT, corrected
-from rl_lab.stats import Array
+from rl_lab.stats import Array, Interval
 
 if TYPE_CHECKING:
     from rl_lab.records.item_files import ItemFile
@@ -55,37 +56,32 @@ def seeds_interval(values: Array) -> tuple[Array, Array, Array]:
     return mean, mean - half, mean + half
 
 
-def _series(run: LoadedRun, variant: str, metric: str, css: str) -> Series | None:
+def _points(run: LoadedRun, variant: str, metric: str) -> Points:
     """A metric of a variant at the steps at which all its trainings that logged it did."""
-    nodes = [s["name"] for s in run.stages if s.get("kind") == "optimise" and s.get("method") == variant]
+    nodes = [stage.name for stage in run.stages if stage.kind == "optimise" and stage.method == variant]
     found = (dict(zip(*curve(run.metrics, node, metric), strict=True)) for node in nodes)
     curves = [values for values in found if values]
     steps = sorted(set(curves[0]).intersection(*curves)) if curves else []
     if not steps:
-        return None
-    limit = min(BLOCKS, len(steps))
-    values = [thin(steps, [one[step] for step in steps], limit) for one in curves]
+        return []
+    values = [thin(steps, [one[step] for step in steps], min(BLOCKS, len(steps))) for one in curves]
     mean, low, high = seeds_interval(np.array([y for _, y in values]))
     if SHOWN[metric] == "share":
         low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-    return Series(label(variant), values[0][0], mean.tolist(), css, band=(low.tolist(), high.tolist()))
-
-
-def _success_chart(run: LoadedRun, css: dict[str, str]) -> Markup:
-    series = []
-    for name, points in success_rows(run).items():
-        steps, values, low, high = ([point[key] for point in points] for key in ("step", "value", "low", "high"))
-        series.append(Series(label(name), steps, values, css[name], low=low, high=high))
-    return chart("Success before and after", series, Axis("optimiser step"), Axis("share"))
+    means = map(Interval, mean.tolist(), low.tolist(), high.tolist())
+    return list(zip(values[0][0], means, strict=True))
 
 
 def training_charts(run: LoadedRun) -> Markup:
     """Success before and after training, and metrics of the training between; nothing without any."""
-    names = variant_names(run.config)
-    css = scheme_colours(names)
-    charts = [_success_chart(run, css)]
+    css, ends = colours(variant_names(run.config), REFERENCE), success_points(run)
+    series = [Series.through(label(name), points, css[name]) for name, points in ends.items()]
+    charts = [chart("Success before and after", series, Axis("optimiser step"), Axis("share"))]
     for metric, unit in SHOWN.items():
-        lines = [line for name in names if (line := _series(run, name, metric, css[name]))]
+        lines = [
+            Series.through(label(name), _points(run, name, metric), css[name], area=True)
+            for name in variant_names(run.config)
+        ]
         charts.append(chart(metric, lines, Axis("optimiser step"), Axis(unit)))
     return parts.charts(charts) + glossary(list(SHOWN)) if any(charts) else Markup("")
 
