@@ -8,7 +8,7 @@ compared on the same episodes (task, variant, seed) or the same questions, and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -21,6 +21,7 @@ from rl_lab.reports.examinations import Examination, ItemResult, reward_table
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, points, rate, reward, signed
 from rl_lab.reports.run import BASE, EpisodeResult, Evaluation, LoadedRun
 from rl_lab.stats import Array, Interval, bootstrap_mean, mcnemar_p, mean_interval, paired_difference, wilson
+from rl_lab.terminal import columns
 
 SUCCESS, STEPS, CAPPED_STEPS = "success", "steps", "capped steps"
 """What is measured on episodes. Steps are those of successes, of a difference those where both succeed (a faster
@@ -102,6 +103,12 @@ def cell(estimate: Estimate | None, write: Write | None = None) -> str:
         return "not paired"
     write = write or estimate.write
     return f"{write(estimate.value)} [{write(estimate.low)}, {write(estimate.high)}]"
+
+
+def text_table(head: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> str:
+    """A table for the terminal, in whose cells estimates may stand."""
+    cells = [[cell(v) if v is None or isinstance(v, Estimate) else str(v) for v in row] for row in rows]
+    return columns(head, cells, left)
 
 
 def pair_episodes(after: Episodes, before: Episodes) -> list[tuple[EpisodeResult, EpisodeResult]]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from algos.alarms import NOTHING_LEARNED, SIGNAL_LOST
-from rl_lab.reading import read_object
 from rl_lab.reports.benchmark import benchmark_lines, success_table
 from rl_lab.reports.budgets import REACH_METHOD, REFERENCE, at_equal_budget, tokens_needed
 from rl_lab.reports.estimates import (
@@ -27,16 +26,17 @@ from rl_lab.reports.estimates import (
     pass_threshold,
     plain,
     score_rows,
+    text_table,
 )
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, p_text, points, rate, reward, share, signed
 from rl_lab.reports.pages.distillation import distillation_summary
 from rl_lab.reports.pages.joint import joint_summary, joint_verdict
 from rl_lab.reports.pages.pipeline import is_pipeline, pipeline_rows, pipeline_verdict, stopped_by, written_rows
+from rl_lab.reports.pages.reward_models import outcome_models, outcome_sentence
 from rl_lab.reports.run import BASE, LoadedRun, label
 from rl_lab.reports.sweep import is_sweep, sweep_summary
 from rl_lab.reports.sweep_verdict import corrected
 from rl_lab.stats import EPISODE_METHODS, REWARD_METHOD
-from rl_lab.terminal import columns
 
 Table = Sequence[Estimate]
 INTERNAL = ("estimates", "sweep")
@@ -232,36 +232,6 @@ def _needed(row: Row) -> str:
     return f"It reaches uniform's final reward with {share(row['share'])} of uniform's tokens ({ends})."
 
 
-def outcome_models(run: LoadedRun) -> dict[str, Row]:
-    """Records of the run's reward models of answers, by node; one that cannot be read is among the problems."""
-    found = {}
-    for path in sorted((run.path / "reward_models").glob("*/model.json")):
-        try:
-            record = read_object(path)
-        except ValueError as error:
-            run.problems.append(f"{path.relative_to(run.path)} cannot be read: {error}")
-            continue
-        if record.get("kind") == "outcome":
-            found[path.parent.name] = record
-    return found
-
-
-def outcome_sentence(name: str, record: Row) -> str:
-    """What a model is worth, in one line."""
-    test, blank = record["test"], record["blank"]
-    if test["auroc"] is None:
-        return f"{name}: the {test['answers']} answers of its examination are all correct or all wrong."
-    low, high = test["accuracy_interval"]
-    ends = "" if test["auroc_interval"] is None else " ({:.3f} to {:.3f})".format(*test["auroc_interval"])
-    blind = "unknown" if blank["auroc"] is None else f"{blank['auroc']:.3f}"
-    return (
-        f"{name} tells correct answers from others with accuracy {test['accuracy']:.3f} (95 % interval {low:.3f} to "
-        f"{high:.3f}; always the same verdict: {test['majority']:.3f}) and AUROC {test['auroc']:.3f}{ends}, on "
-        f"{test['answers']} answers about {test['scenes']} unseen scenes; beside grey pictures AUROC "
-        f"{blind}."
-    )
-
-
 def score_lines(summary: Row, scope: str = OVERALL) -> str:
     """The table of the report's first page for one scope."""
     overs = [BASE, *([summary["control"]] if summary["control"] else [])]
@@ -270,11 +240,11 @@ def score_lines(summary: Row, scope: str = OVERALL) -> str:
     rows = []
     for one in find_all(table, how=SUCCESS, over=None):
         own = find_all(table, model=one.model, round=one.round)
-        cells = [label(one.model, one.round), str(one.n), f"{rate(one.value)} %", f"{one.ends()} %"]
-        cells += [cell(find(own, how=SUCCESS, over=over)) for over in overs]
+        cells = [label(one.model, one.round), one.n, f"{rate(one.value)} %", f"{one.ends()} %"]
+        cells += [find(own, how=SUCCESS, over=over) for over in overs]
         steps = [find(own, how=how, over=None) for how in (STEPS, CAPPED_STEPS)]
         rows.append([*cells, *("" if mean is None else f"{mean.value:.0f}" for mean in steps)])
-    return columns(head, rows)
+    return text_table(head, rows)
 
 
 def episode_lines(summary: Row) -> list[str]:
@@ -293,11 +263,10 @@ def held_out_lines(summary: Row) -> list[str]:
         own = find_all(table, model=mean.model)
         means = [find(own, how=name, over=None) for name in names[1:]]
         rest = ["" if one is None else reward(one.value) for one in means]
-        counts = [str(mean.replicates), str(mean.n)]
         over = find(own, how=REWARD, over=BASE)
-        rows.append([label(mean.model), *counts, cell(mean), *rest, cell(over, reward)])
+        rows.append([label(mean.model), mean.replicates, mean.n, mean, *rest, cell(over, reward)])
     head = ["model", "replicates", "items", *names, "over base"]
-    return [columns(head, rows)] if rows else []
+    return [text_table(head, rows)] if rows else []
 
 
 def pipeline_lines(summary: Row) -> list[str]:
@@ -308,10 +277,10 @@ def pipeline_lines(summary: Row) -> list[str]:
         gate = row["status"] if row["status"] != "done" else gate
         gain = f"{row['before']}: {cell(row['over_before'], reward)}" if row["over_before"] else ""
         tokens, seconds = row["tokens_sampled"] or row["tokens_imitated"], f"{row['seconds']:.0f} s"
-        cells = [row["model"], row["from_model"] or "", cell(row["held_out"]), gain]
+        cells = [row["model"], row["from_model"], row["held_out"], gain]
         rows.append([*cells, f"{tokens:,}" if tokens else "", seconds, gate])
     head = ["model", "from", "held-out reward", "over the one before", "tokens", "time", "gate"]
-    return [columns(head, rows, left=2)]
+    return [text_table(head, rows, left=2)]
 
 
 def sweep_lines(sweep: Row) -> list[str]:
@@ -320,10 +289,9 @@ def sweep_lines(sweep: Row) -> list[str]:
     for row in sweep["variants"]:
         verdict = row.get("verdict")
         over = ["", ""] if verdict is None else [cell(corrected(verdict, sweep["baseline"]), reward), verdict["scope"]]
-        seeds = "" if row["reward"] is None else str(row["reward"].replicates)
-        rows.append([row["variant"], seeds, cell(row["reward"]), *over])
+        rows.append([row["variant"], row["reward"] and row["reward"].replicates, row["reward"], *over])
     head = ["trained on", "seeds", "held-out truth", f"over {sweep['baseline']}", "holds for"]
-    return [columns(head, rows)]
+    return [text_table(head, rows)]
 
 
 def summary_lines(summary: Row) -> str:

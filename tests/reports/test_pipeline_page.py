@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from rl_lab.config.load import dump_config
+from rl_lab.reports.kinds import ON_LANGUAGE
 from rl_lab.reports.pages.pipeline import last_model, stopped_by
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure, summary_lines
+from rl_lab.stages.kinds import KINDS
 from tests.support.experiments import run
 from tests.support.pages import Outline, visible
 from tests.support.pipelines import FRONT, WHOLE, FakeModels, pipeline
@@ -111,6 +113,12 @@ def test_the_terminal_shows_the_chain(whole):
     lines = summary_lines(measure(load_run(whole[2]))).splitlines()
     row = next(line for line in lines if line.startswith("rft.1 "))
     assert re.search(r"grpo\.1: -0\.100 \[-0\.100, -0\.100\].*2,000.*grpo\.1 goes on", row)
+
+
+def test_the_table_of_kinds_has_kinds_that_there_are_and_all_that_make_a_chain():
+    assert ON_LANGUAGE.keys() <= KINDS.keys()
+    chain = {name for name, reported in ON_LANGUAGE.items() if reported.means_chain}
+    assert {name for name, kind in KINDS.items() if kind.makes_chain} - chain == {"outcome_model"}
 
 
 def test_skipped_stages_are_shown_as_skipped_and_not_as_missing(tmp_path):

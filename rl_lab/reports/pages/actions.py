@@ -14,7 +14,7 @@ from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_tex
 from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart, colours, interval_bar
-from rl_lab.reports.pages.markup import Cell, Markup, estimate_text, macros, parts
+from rl_lab.reports.pages.markup import Cell, Markup, macros, parts
 from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, Video, label, parse_node
 from rl_lab.stats import EPISODE_METHODS
 
@@ -46,7 +46,7 @@ def score_table(summary: Row, scope: str, caption: str | None = None) -> Markup:
     for one in _rates(summary, scope):
         own = find_all(table, model=one.model, round=one.round)
         cells = [label(one.model, one.round), one.n, parts.bold(percent(one.value)), interval_bar(one, (0.0, 1.0))]
-        cells += [f"{one.ends()} %", *(estimate_text(find(own, how=SUCCESS, over=over)) for over in overs)]
+        cells += [f"{one.ends()} %", *(find(own, how=SUCCESS, over=over) for over in overs)]
         steps = [find(own, how=how, over=None) for how in (STEPS, CAPPED_STEPS)]
         rows.append([*cells, *("" if mean is None else f"{mean.value:.0f}" for mean in steps)])
     return parts.table(head, rows, caption, "numbers")
@@ -107,7 +107,7 @@ def _pairwise(summary: Row) -> Markup:
     for method in methods:
         last = max(one.round for one in find_all(success, model=method))
         found = [find(success, model=method, round=last, over=other) for other in methods]
-        rows.append([label(method, last), *map(estimate_text, found)])
+        rows.append([label(method, last), *found])
     count = len(methods) * (len(methods) - 1) // 2
     return ACTIONS.pairwise(["", *map(label, methods)], rows, count)
 

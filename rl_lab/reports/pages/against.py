@@ -13,19 +13,10 @@ from typing import Any
 
 from rl_lab.errors import UserError
 from rl_lab.files import write_whole
-from rl_lab.reports.estimates import (
-    Estimate,
-    cell,
-    examined,
-    gain,
-    mean_estimate,
-    of_scheme,
-    score,
-    shared_replicates,
-)
+from rl_lab.reports.estimates import examined, gain, mean_estimate, of_scheme, score, shared_replicates, text_table
 from rl_lab.reports.examinations import reward_table
 from rl_lab.reports.numbers import Row, p_text, reward
-from rl_lab.reports.pages.markup import Cell, document, estimate_text, parts
+from rl_lab.reports.pages.markup import Cell, document, parts
 from rl_lab.reports.run import BASE, Evaluation, LoadedRun, label
 from rl_lab.stats import REWARD_METHOD
 from rl_lab.terminal import columns
@@ -112,25 +103,11 @@ def _stage_cells(row: tuple[str, str, Any, Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two models that were tested on the same: both means, and the paired difference, here minus there."""
-
-    here: str
-    there: str
-    difference: Estimate
-    means: Sequence[Estimate]
-    of: int = 0
-    """Episodes that the larger evaluation has."""
-
-
-@dataclass(frozen=True)
 class Pairing:
     """What two runs were both tested on: a table whose first two columns name the sides."""
 
     head: Sequence[str]
-    rows: list[list[str]]
-    marked: list[list[Any]]
-    """The same rows for a page."""
+    rows: list[list[Any]]
     reading: str
     """How to read it."""
 
@@ -146,15 +123,17 @@ def matched_policies(run: LoadedRun, other: LoadedRun) -> list[tuple[Evaluation,
     return [(first, second) for first, second in found if first and second]
 
 
-def episode_pairs(run: LoadedRun, other: LoadedRun) -> Iterator[Pair]:
-    """Success on the shared episodes."""
+def _episode_rows(run: LoadedRun, other: LoadedRun) -> Iterator[list[Any]]:
+    """Success on the shared episodes, and the paired difference, here minus there."""
     for first, second in matched_policies(run, other):
         keys = {e.key for e in first.episodes} & {e.key for e in second.episodes}
         if keys:
             sides = [[e for e in side.episodes if e.key in keys] for side in (first, second)]
             here, there = (label(side.method, side.round) for side in (first, second))
-            means, whole = [score(side)[0] for side in sides], max(len(first.episodes), len(second.episodes))
-            yield Pair(here, there, gain(*sides, over=there)[0], means, whole)
+            difference, whole = gain(*sides, over=there)[0], max(len(first.episodes), len(second.episodes))
+            n = str(len(keys)) if len(keys) == whole else f"{len(keys)} of {whole}"
+            solved = [score(side)[0].successes for side in sides]
+            yield [here, there, n, *solved, difference, p_text(difference.p).removeprefix("= ")]
 
 
 def _matched_schemes(run: LoadedRun, other: LoadedRun) -> list[tuple[str, str]]:
@@ -165,8 +144,8 @@ def _matched_schemes(run: LoadedRun, other: LoadedRun) -> list[tuple[str, str]]:
     return pairs
 
 
-def question_pairs(run: LoadedRun, other: LoadedRun) -> Iterator[Pair]:
-    """Final held-out reward on the shared questions and replicates."""
+def _question_rows(run: LoadedRun, other: LoadedRun) -> Iterator[list[Any]]:
+    """Final held-out reward on the shared questions and replicates, and the paired difference, here minus there."""
     for here, there in _matched_schemes(run, other):
         sides = shared_replicates(of_scheme(run, here), of_scheme(other, there))
         names = [{item.item for examination in side for item in examination.items} for side in sides]
@@ -174,50 +153,8 @@ def question_pairs(run: LoadedRun, other: LoadedRun) -> Iterator[Pair]:
         tables = [reward_table(side, items, lambda item: item.reward) for side in sides]
         difference = mean_estimate(tables[0] - tables[1], over=there) if items else None
         if difference is not None:
-            means = [mean for mean in map(mean_estimate, tables) if mean is not None]
-            yield Pair(label(here), label(there), difference, means)
-
-
-def _episode_cells(pair: Pair) -> list[str]:
-    gain = pair.difference
-    n = str(gain.n) if gain.n == pair.of else f"{gain.n} of {pair.of}"
-    solved = [str(mean.successes) for mean in pair.means]
-    return [pair.here, pair.there, n, *solved, cell(gain), p_text(gain.p).removeprefix("= ")]
-
-
-def _question_cells(pair: Pair) -> list[str]:
-    gain = pair.difference
-    rewards = [reward(mean.value) for mean in pair.means]
-    return [pair.here, pair.there, str(gain.n), str(gain.replicates), *rewards, cell(gain)]
-
-
-def pair_runs(run: LoadedRun, other: LoadedRun) -> Pairing:
-    """Paired differences of success. UserError if no episode is shared."""
-    pairs = list(episode_pairs(run, other))
-    if not pairs:
-        raise UserError(
-            f"{run.path} and {other.path} share no evaluated (task, variant, seed); evaluate both on the same seeds"
-        )
-    rows = [_episode_cells(pair) for pair in pairs]
-    marked = [[*cells[:-2], estimate_text(pair.difference), cells[-1]] for pair, cells in zip(pairs, rows, strict=True)]
-    reading = (
-        "Difference: here minus there on the episodes that both evaluated, with its paired 95 % interval. "
-        "It speaks about these two trained policies; another training seed gives another policy."
-    )
-    return Pairing(EPISODE_HEAD, rows, marked, reading)
-
-
-def pair_questions(run: LoadedRun, other: LoadedRun) -> Pairing:
-    """Paired differences of held-out reward. UserError if no question is shared."""
-    pairs = list(question_pairs(run, other))
-    if not pairs:
-        raise UserError(
-            f"{run.path} and {other.path} share no examined question; examine both on the same held-out items"
-        )
-    rows = [_question_cells(pair) for pair in pairs]
-    marked = [[*cells[:-1], estimate_text(pair.difference)] for pair, cells in zip(pairs, rows, strict=True)]
-    reading = f"Difference: here minus there on the same questions and replicates. Intervals: {REWARD_METHOD}."
-    return Pairing(QUESTION_HEAD, rows, marked, reading)
+            rewards = [reward(mean.value) for mean in map(mean_estimate, tables) if mean is not None]
+            yield [label(here), label(there), difference.n, difference.replicates, *rewards, difference]
 
 
 def find_pairing(run: LoadedRun, other: LoadedRun) -> Pairing:
@@ -225,17 +162,30 @@ def find_pairing(run: LoadedRun, other: LoadedRun) -> Pairing:
     if bool(run.examinations) != bool(other.examinations):
         first, second = (run, other) if run.examinations else (other, run)
         raise UserError(f"{first.path} was tested on questions, {second.path} was not; compare two runs of one kind")
-    return pair_questions(run, other) if run.examinations else pair_runs(run, other)
+    if run.examinations:
+        head, rows = QUESTION_HEAD, list(_question_rows(run, other))
+        lack = "examined question; examine both on the same held-out items"
+        reading = f"Difference: here minus there on the same questions and replicates. Intervals: {REWARD_METHOD}."
+    else:
+        head, rows = EPISODE_HEAD, list(_episode_rows(run, other))
+        lack = "evaluated (task, variant, seed); evaluate both on the same seeds"
+        reading = (
+            "Difference: here minus there on the episodes that both evaluated, with its paired 95 % interval. "
+            "It speaks about these two trained policies; another training seed gives another policy."
+        )
+    if not rows:
+        raise UserError(f"{run.path} and {other.path} share no {lack}")
+    return Pairing(head, rows, reading)
 
 
 def comparison_lines(run: LoadedRun, other: LoadedRun) -> str:
     """The comparison for the terminal."""
     parts = [f"here: {run.path}\nthere: {other.path}", *_warnings(run, other)]
     pairing = find_pairing(run, other)
-    parts.append(columns(pairing.head, pairing.rows, left=2))
+    parts.append(text_table(pairing.head, pairing.rows, left=2))
     if is_repetition(run, other):
         parts.append(columns(SEED_HEAD, [_seed_cells(row) for row in over_seeds([run, other])]))
-    changes = [[key, str(a), str(b)] for key, a, b in config_differences(run, other)]
+    changes = [[str(value) for value in row] for row in config_differences(run, other)]
     parts.append(columns(CONFIG_HEAD, changes, left=3) if changes else "The configurations are equal.")
     stages = [_stage_cells(row) for row in stage_differences(run, other)]
     parts.append(columns(STAGE_HEAD, stages, left=2) if stages else "No stages.json to compare.")
@@ -253,7 +203,7 @@ def write_comparison(run: LoadedRun, other: LoadedRun) -> Path:
         other=other,
         warnings=_warnings(run, other),
         pairing=pairing,
-        pairs=[[here, Cell(there, "left"), *cells] for here, there, *cells in pairing.marked],
+        pairs=[[here, Cell(there, "left"), *cells] for here, there, *cells in pairing.rows],
         pairs_head=[pairing.head[0], Cell(pairing.head[1], "left"), *pairing.head[2:]],
         seeds_head=SEED_HEAD,
         seeds=[_seed_cells(row) for row in over_seeds([run, other])] if is_repetition(run, other) else [],

@@ -16,7 +16,7 @@ from rl_lab.reports.estimates import REWARD, Estimate, cell
 from rl_lab.reports.examinations import Examination, LearningCurve, read_training, reward_table
 from rl_lab.reports.numbers import Row
 from rl_lab.reports.pages.charts import Axis, Series, chart
-from rl_lab.reports.pages.markup import Markup, estimate_text, macros, minus, parts
+from rl_lab.reports.pages.markup import Markup, macros, minus, parts
 from rl_lab.reports.pages.pipeline import Chain
 from rl_lab.reports.run import LoadedRun
 from rl_lab.stats import Array, first_reach, mean_interval, percentile_interval, plain_mean, resampled_means
@@ -202,7 +202,7 @@ def models_table(row: Row) -> Markup:
         entry = entries.get(name)
         spent = "" if entry is None else f"{entry['spent']:,.0f}"
         recovered = row["recovered"].get(name) if has_gap(row) else None
-        cells = [label, estimate_text(row["rewards"][name]), _share(recovered), spent]
+        cells = [label, row["rewards"][name], _share(recovered), spent]
         rows.append([*cells, *(_tokens(entry, share) for share in shares)])
     return parts.table(head, rows, "Teacher, student, and both ways to learn", "numbers stacked")
 

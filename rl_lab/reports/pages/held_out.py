@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rl_lab.reports.budgets import REFERENCE, curves
-from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD
+from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD, Estimate
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, reward, share, signed
 from rl_lab.reports.pages.charts import Axis, Series, bounds_of, chart, colours, interval_bar
-from rl_lab.reports.pages.markup import Markup, Tile, estimate_text, macros, minus, parts
+from rl_lab.reports.pages.markup import Markup, Tile, macros, minus, parts
 from rl_lab.reports.run import BASE, LoadedRun, label
 
 LANGUAGE = macros("language")
@@ -46,8 +46,8 @@ def score_table(summary: Row) -> Markup:
     rows = []
     for mean in means:
         own = find_all(table, model=mean.model)
-        cells = [mean.replicates, mean.n, estimate_text(mean), interval_bar(mean, bounds_of(means))]
-        cells += [estimate_text(find(own, how=how)) for how in (*passes, BLANK, CONSTANT)]
+        cells = [mean.replicates, mean.n, mean, interval_bar(mean, bounds_of(means))]
+        cells += [find(own, how=how) for how in (*passes, BLANK, CONSTANT)]
         rows.append([label(mean.model), *cells])
     head = ["Model", "Replicates", "Items", "Reward", "", *passes, "Grey pictures", "Constant answer"]
     return parts.table(head, rows, css="numbers stacked")
@@ -61,7 +61,7 @@ def difference_table(summary: Row) -> Markup:
     others = [] if "pipeline" in summary else summary["schemes"]  # a chain is compared in its own section
     overs = [over for over in (BASE, BLANK, CONSTANT, *others) if find(gains, over=over)]
     body = [
-        [label(model), *(estimate_text(find(gains, model=model, over=over)) for over in overs)]
+        [label(model), *(find(gains, model=model, over=over) for over in overs)]
         for model in dict.fromkeys(one.model for one in gains)
     ]
     head = ["Model", *(f"Over {over_name(over)}" for over in overs)]
@@ -79,9 +79,9 @@ def category_tables(summary: Row) -> Markup:
     def count(scope: str) -> str:
         return f"{scope} ({max(one.n for one in find_all(rewards, scope=scope, over=None))})"
 
-    def row(scheme: str, over: str | None) -> list[Markup | str]:
+    def row(scheme: str, over: str | None) -> list[Estimate | str | None]:
         own = find_all(rewards, model=scheme, over=over)
-        return [label(scheme), *(estimate_text(find(own, scope=scope)) for scope in scopes)]
+        return [label(scheme), *(find(own, scope=scope) for scope in scopes)]
 
     means, gains = [row(scheme, None) for scheme in schemes], [row(name, BASE) for name in schemes if name != BASE]
     return LANGUAGE.categories(["Model", *map(count, scopes)], means, ["Model", *scopes], gains)
@@ -121,11 +121,9 @@ def reward_charts(run: LoadedRun) -> Markup:
     return parts.charts(charts) if any(charts) else Markup("")
 
 
-def _equal(summary: Row, name: str, scheme: str) -> Sequence[Markup | str]:
+def _equal(summary: Row, name: str, scheme: str) -> Sequence[Estimate | None]:
     row = find(summary[name], scheme=scheme)
-    if row is None:
-        return "", ""
-    return estimate_text(row["reward"]), "" if scheme == REFERENCE else estimate_text(row["over"])
+    return (None, None) if row is None else (row["reward"], None if scheme == REFERENCE else row["over"])
 
 
 def _needed(row: Row | None) -> Markup | str:

@@ -14,7 +14,7 @@ from rl_lab.reports.examinations import SKILLS, Arm
 from rl_lab.reports.metrics import curve
 from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, percent, points
 from rl_lab.reports.pages.charts import COLOURS, Axis, Series, chart, number
-from rl_lab.reports.pages.markup import Markup, estimate_text, macros, minus, parts
+from rl_lab.reports.pages.markup import Markup, macros, minus, parts
 from rl_lab.reports.run import BASE, label
 from rl_lab.stats import mean_interval, wilson
 
@@ -177,12 +177,12 @@ def interference_table(summary: Row, joint: Row) -> Markup:
     names, table = (BASE, *joint["arms"]), find_all(summary["estimates"], scope=OVERALL)
     rows = []
     for name in names:
-        cells = [label(name)]
+        cells: list[str | Estimate | None] = [label(name)]
         for skill, (how, _) in MEASURED.items():
             own = find_all(table, how=how, model=name)
             overs = (BASE, ALONE[skill], "sequence")
             gains = [find(own, over=over) if over in names else None for over in overs]
-            cells += [estimate_text(one) for one in (find(own, over=None), *gains)]
+            cells += [find(own, over=None), *gains]
         rows.append(cells)
     return parts.table(head, rows, f"Interference ({_counts(table)})", "numbers stacked")
 

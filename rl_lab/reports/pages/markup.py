@@ -1,4 +1,4 @@
-"""HTML of all pages: Jinja2 templates hold it, and escape every text that they show.
+"""HTML of all pages: Jinja2 templates hold it, escape every text that they show, and draw estimates as they stand.
 
 A page is one file that needs no network, with the style sheets and scripts that its template names. Pictures inside it
 are small, within a budget, and honest about what was left out.
@@ -17,10 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from rl_lab.pictures import read_picture
-from rl_lab.reports.estimates import SUCCESS, Estimate, Write
+from rl_lab.reports.estimates import SUCCESS, Estimate
 from rl_lab.reports.numbers import p_text, rate
 
-__all__ = ["Cell", "Markup", "Tile", "escape", "estimate_text", "macros", "minus", "parts"]
+__all__ = ["Cell", "Markup", "Tile", "escape", "macros", "minus", "parts"]
 
 
 class Cell(NamedTuple):
@@ -45,7 +45,7 @@ ENVIRONMENT = Environment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-    finalize=lambda value: "" if value is None else value,
+    finalize=lambda value: estimate_text(value) if value is None or isinstance(value, Estimate) else value,
 )
 
 ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
@@ -65,15 +65,14 @@ def minus(text: str) -> str:
     return text.replace("-", "\u2212")
 
 
-def estimate_text(one: Estimate | None, write: Write | None = None) -> Markup | str:
+def estimate_text(one: Estimate | None) -> Markup | str:
     """An estimate with its interval, empty where there is none; a difference is coloured where that excludes 0."""
     if one is None:
         return ""
     if one.refused is not None:
         return parts.titled("not paired", one.refused)
-    write = write or one.write
-    unit = " %" if write is rate else ""
-    texts = minus(f"{write(one.value)}{unit}"), minus(f" {one.ends(write)}{unit}")
+    unit = " %" if one.write is rate else ""
+    texts = minus(f"{one.write(one.value)}{unit}"), minus(f" {one.ends()}{unit}")
     if one.over is None:
         return parts.estimate(*texts)
     title = f"{one.n} items, {one.replicates} replicates"

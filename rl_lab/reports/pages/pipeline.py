@@ -12,7 +12,7 @@ from rl_lab.reports.estimates import REWARD, Estimate, difference_row
 from rl_lab.reports.kinds import ON_LANGUAGE, Reported
 from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, reward
 from rl_lab.reports.pages.charts import bounds_of, interval_bar
-from rl_lab.reports.pages.markup import Cell, Markup, Tile, estimate_text, macros, minus, parts
+from rl_lab.reports.pages.markup import Cell, Markup, Tile, macros, minus, parts
 from rl_lab.reports.run import BASE, LoadedRun, StageRow
 
 STANDINGS = {"above": "better", "below": "worse", "open": "no difference shown"}
@@ -227,9 +227,8 @@ def chain_table(rows: list[Row]) -> Markup:
             body.append([name, Cell("skipped", "left"), "", "", "", "", "", ""])
             continue
         seconds = f"{duration(row['seconds'])}{' (reused)' if row['reused'] else ''}"
-        compared = [estimate_text(row["over_before"]), estimate_text(row["over_base"])]
-        before = parts.above(compared[0], row["before"] or "") if row["over_before"] else ""
-        cells = [estimate_text(mean), bar, before, compared[1]]
+        before = parts.above(row["over_before"], row["before"] or "") if row["over_before"] else ""
+        cells = [mean, bar, before, row["over_base"]]
         body.append([name, *cells, f"{tokens:,}" if tokens else "", row["steps"], seconds])
     head = ["Model", "Held-out reward", "", "Over the one before", "Over the base", "Tokens", "Steps in all", "Time"]
     return parts.table(head, body, css="numbers stacked")

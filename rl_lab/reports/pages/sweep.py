@@ -25,7 +25,7 @@ from rl_lab.reports.pages.actions import filmed
 from rl_lab.reports.pages.charts import Axis, Points, Series, chart, colours, thin
 from rl_lab.reports.pages.curves import glossary
 from rl_lab.reports.pages.held_out import reward_charts
-from rl_lab.reports.pages.markup import ImageBudget, Markup, document, estimate_text, macros, minus, parts
+from rl_lab.reports.pages.markup import ImageBudget, Markup, document, macros, minus, parts
 from rl_lab.reports.run import LoadedRun, label, parse_node
 from rl_lab.reports.sweep import ranks_actions, success_points, variant_names
 from rl_lab.reports.sweep_verdict import EFFECT, corrected
@@ -163,11 +163,11 @@ def scores(summary: Row) -> list[list[Any]]:
     for row in summary["variants"]:
         mean, verdict = row["reward"], row.get("verdict")
         seeds = "" if mean is None else mean.replicates
-        cells = [row["variant"], seeds, estimate_text(mean)]
+        cells = [row["variant"], seeds, mean]
         if verdict is None:
             rows.append([*cells, "baseline" if row["variant"] == summary["baseline"] else "no result", "", "", ""])
             continue
-        difference = estimate_text(corrected(verdict, summary["baseline"]))
+        difference = corrected(verdict, summary["baseline"])
         detectable = "" if verdict["detectable"] is None else reward(verdict["detectable"])
         rows.append([*cells, difference, verdict["scope"], detectable, verdict["seeds_needed"] or ""])
     return rows
@@ -177,10 +177,10 @@ def categories(summary: Row) -> tuple[list[str], list[list[Any]]]:
     """Names of the categories, the baseline's truth in each, and what each variant adds to it."""
     base, *others = summary["variants"]
     names = [name for name in base["means"] if any(row["categories"].get(name) for row in others)]
-    body = [[base["variant"], *(estimate_text(base["means"][name]) for name in names)]]
+    body = [[base["variant"], *(base["means"][name] for name in names)]]
     for row in others:
         found = row["categories"]
-        body.append([f"{row['variant']}, over it", *(estimate_text(found.get(name)) for name in names)])
+        body.append([f"{row['variant']}, over it", *(found.get(name) for name in names)])
     return names, body
 
 
