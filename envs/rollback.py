@@ -82,7 +82,7 @@ def recorded(name: str, corrections: Mapping[Place, np.ndarray]) -> Corrector:
 
 
 MEASURED_STEPS = 8
-"""Steps of the loser that are run again from the shared start to measure how exactly it was restored."""
+"""Steps of the loser that are run again, twice, from the shared start to measure how exactly it was restored."""
 
 RESTORE_TOLERANCE = 1e-3
 """A pair whose segments do not share their start this well (m, parts of quaternions) is none."""
@@ -224,14 +224,21 @@ def _correct(env: BimanualEnv, seed: int, corrector: Corrector, before: np.ndarr
     return trace
 
 
-def _restore_error(env: BimanualEnv, trace: Trace, start: int) -> float:
-    """Largest difference between the measured poses of the trace after `start` and those of the same commands, run
-    again from its snapshot. 0 where restored states continue bit for bit."""
-    env.load(trace.snapshots[start])
-    again = Trace(env)
-    for action in trace.actions[start : start + MEASURED_STEPS]:
-        again.advance(action)
-    return float(np.abs(np.stack(again.poses) - np.stack(trace.poses[start : start + len(again.poses)])).max())
+def _restore_errors(env: BimanualEnv, trace: Trace, start: int) -> tuple[float, float]:
+    """How far two continuations of the snapshot at `start` lie apart, and how far the trace itself lies from them.
+
+    Largest differences of the measured poses, by the trace's own next commands. The first is 0 where restored states
+    continue bit for bit, the second where they continue like the episode that was saved.
+    """
+    runs = []
+    for _ in range(2):
+        env.load(trace.snapshots[start])
+        again = Trace(env)
+        for action in trace.actions[start : start + MEASURED_STEPS]:
+            again.advance(action)
+        runs.append(np.stack(again.poses))
+    saved = np.stack(trace.poses[start : start + len(runs[0])])
+    return float(np.abs(runs[1] - runs[0]).max()), float(np.abs(runs[0] - saved).max())
 
 
 @dataclass(frozen=True)
@@ -310,7 +317,7 @@ def _make_pair(
         rollback_steps=failure.event - start,
         start_digest=hashlib.sha256(trace.snapshots[start]).hexdigest(),
         restore_method=env.restore_method,
-        exact_restore=env.exact_restore,
+        exact_restore=labels["restore_error"] == 0.0,
         **labels,
     )
 
@@ -370,8 +377,8 @@ def intervened_rollout(
         result.counts[f"discarded/uncorrectable_{failure.name}"] += 1
         return result
     start, correction = found
-    error = _restore_error(env, trace, start)
-    if not error <= RESTORE_TOLERANCE:
+    error, drift = _restore_errors(env, trace, start)
+    if not (error <= RESTORE_TOLERANCE and drift <= RESTORE_TOLERANCE):
         result.counts["discarded/restore_error"] += 1
         return result
     labels = {"corrector": corrector.name, "weight_version": weight_version, "restore_error": error}

@@ -128,9 +128,9 @@ class PreferencePair:
     restore_method: str = "simulator"
     """How the shared start was brought back; see `BimanualEnv.restore_method`."""
     exact_restore: bool = True
-    """The environment's word that restored states continue bit for bit."""
+    """Whether the restored start continued bit for bit: `restore_error` is 0."""
     restore_error: float = 0.0
-    """Measured: the loser's first steps, run again from the shared start, differ by so much in any number of the
+    """Measured: the loser's first steps, run twice from the restored start, differ by so much in any number of the
     measured poses (m, parts of quaternions)."""
     before: np.ndarray | None = None
     """The policy's own frames of the last M steps before the shared start, uint8 [M, 3, S, S, 3], to which a memory

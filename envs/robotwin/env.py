@@ -22,6 +22,9 @@ UNLISTED_STEP_LIMIT = 1000
 
 ARM_QPOS = QPOS_DIM // 2
 
+LAST_SEED = 2**32 - 1
+"""The largest that numpy's global stream takes."""
+
 SETTLE_STEPS = 8
 """The expert's last pose is held for so many steps before it is out of ideas."""
 
@@ -213,6 +216,8 @@ class RoboTwinEnv(Bimanual):
         raise RuntimeError(f"RoboTwin rejected {self.seeds_tried} seeds of {self.task} ({self.variant}); last: {last}")
 
     def _start_seed(self, seed: int) -> None:
+        if not 0 <= seed <= LAST_SEED:
+            raise ValueError(f"seed is {seed}; RoboTwin takes 0 to {LAST_SEED}")
         split, screen = self.instruction_split, self.screen
         picture_px = None if isinstance(self.image_size, str) else self.image_size
         names = {"task": self.task, "config": self.variant}

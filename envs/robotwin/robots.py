@@ -73,7 +73,7 @@ def scene_arguments(layout: Any, robot: Any, identity: Mapping[str, Any]) -> dic
     task, config, asked = (identity[key] for key in ("task", "config", "robot"))
     args = layout.read_config(config)
     camera = layout.read_config("_camera_config")[args["camera"]["head_camera_type"]]
-    args.update(task_name=task, task_config=config, eval_mode=True, render_freq=0, save_data=False)
+    args.update(task_name=task, task_config=config, render_freq=0, save_data=False)
     args.update(head_camera_h=camera["h"], head_camera_w=camera["w"], eval_video_log=False)
     refusal = robot.refusal(task, args, asked)
     if refusal:

@@ -1,4 +1,4 @@
-"""RoboTwin's scene as its own objects tell it: where things are, what a step did, and what of it is state.
+"""RoboTwin's scene as its own objects tell it: where things are, and what a step did.
 
 Read by path in RoboTwin's own interpreter, as `server.py` says: numpy and the standard library only.
 """
@@ -6,14 +6,14 @@ Read by path in RoboTwin's own interpreter, as `server.py` says: numpy and the s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 ARMS = ("left", "right")
-NOT_STATE = {"now_obs", "task_name", "save_dir"}
-"""Attributes of a task that are plain values but not part of its state."""
+HELD = 1e-3
+"""An arm whose goal is no farther than this (m, parts of a quaternion, rad) is to hold still."""
 FIXTURES = ("", "table", "wall", "ground")
 """Names of actors that are no objects of a task, as RoboTwin itself tells them apart."""
 
@@ -44,7 +44,10 @@ def pictures(env: Any, take: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(env: Any) -> Iterator[dict]:
-    """Counts physics steps (RoboTwin checks success after each) and notes plans that fail, which it passes over."""
+    """Counts physics steps (RoboTwin checks success after each) and notes plans that fail, which it passes over.
+
+    An arm that is told to stay where it is has no plan to make, whatever its planner says of a path of no length.
+    """
     seen: dict[str, Any] = {"physics_steps": 0, "skipped": []}
     undo = []
 
@@ -57,9 +60,9 @@ def watched(env: Any) -> Iterator[dict]:
             try:
                 result = call(*args, **kwargs)
             except Exception:
-                after(None)
+                after(None, *args)
                 raise
-            after(result)
+            after(result, *args)
             return result
 
         own = getattr(owner, "__dict__", {}).get(name)
@@ -67,29 +70,53 @@ def watched(env: Any) -> Iterator[dict]:
             setattr(owner, name, call_and_tell)
             undo.append((owner, name, own))
 
-    def count(_: Any) -> None:
+    def count(*_: Any) -> None:
         seen["physics_steps"] += 1
 
-    def note(arm: str) -> Any:
-        def after(result: Any) -> None:
-            failed = result is None or (isinstance(result, dict) and result.get("status") != "Success")
-            failed = failed or (isinstance(result, tuple) and len(result) > 1 and len(result[1]) == 0)
-            if failed and arm not in seen["skipped"]:
-                seen["skipped"].append(arm)
+    def skip(arm: str, start: Any, goal: Any) -> None:
+        moves = np.abs(np.asarray(goal, dtype=np.float64) - start).max() > HELD
+        if moves and arm not in seen["skipped"]:
+            seen["skipped"].append(arm)
+
+    def planned(arm: str) -> Any:
+        def after(result: Any, pose: Any, *_: Any) -> None:
+            if result is None or result.get("status") != "Success":
+                skip(arm, env.get_arm_pose(arm), pose)
+
+        return after
+
+    def timed(arm: str) -> Any:
+        def after(result: Any, path: Any, *_: Any) -> None:
+            if result is None or len(result[1]) == 0:
+                skip(arm, path[0], path[-1])
 
         return after
 
     wrap(env, "check_success", count)
     for arm in ARMS:
-        wrap(env.robot, f"{arm}_plan_path", note(arm))
+        wrap(env.robot, f"{arm}_plan_path", planned(arm))
         planner = getattr(env.robot, f"{arm}_mplib_planner", None)
         if planner is not None:
-            wrap(planner, "TOPP", note(arm))
+            wrap(planner, "TOPP", timed(arm))
     try:
         yield seen
     finally:
         for owner, name, own in undo:
             delattr(owner, name) if own is None else setattr(owner, name, own)
+
+
+def commanded(env: Any) -> dict[str, dict]:
+    """`joint_action` and `endpose` of RoboTwin's observation, which cost no picture."""
+    joints = {arm: list(getattr(env.robot, f"get_{arm}_arm_jointState")()) for arm in ARMS}
+    joint_action: dict[str, Any] = {}
+    endpose: dict[str, Any] = {}
+    for arm in ARMS:
+        gripper = np.float64(getattr(env.robot, f"get_{arm}_gripper_val")())
+        joint_action[f"{arm}_arm"] = np.array(joints[arm][:-1], dtype=np.float64)
+        joint_action[f"{arm}_gripper"] = endpose[f"{arm}_gripper"] = gripper
+        endpose[f"{arm}_endpose"] = np.array(env.get_arm_pose(arm), dtype=np.float64)
+    joint_action["vector"] = np.array(joints["left"] + joints["right"], dtype=np.float64)
+    return {"joint_action": joint_action, "endpose": endpose}
 
 
 def measured(robot: Any) -> dict:
@@ -106,37 +133,3 @@ def measured(robot: Any) -> dict:
             opening = (position - scale[0]) / (scale[1] - scale[0])
         result[f"{arm}_gripper"] = np.float64(opening)
     return result
-
-
-def drives(entity: Any) -> dict:
-    """Targets of the joints' drives and the forces on them, which are not part of SAPIEN's packed state."""
-    joints = entity.get_active_joints()
-    return {
-        "target": np.array([np.ravel(joint.get_drive_target())[0] for joint in joints], dtype=np.float64),
-        "velocity": np.array([np.ravel(joint.get_drive_velocity_target())[0] for joint in joints], dtype=np.float64),
-        "qf": np.array(entity.get_qf(), dtype=np.float64),
-    }
-
-
-def set_drives(entity: Any, found: dict) -> None:
-    """Put back what `drives` found."""
-    for joint, target, velocity in zip(entity.get_active_joints(), found["target"], found["velocity"], strict=True):
-        joint.set_drive_target(float(target))
-        joint.set_drive_velocity_target(float(velocity))
-    entity.set_qf(found["qf"])
-
-
-def plain_attributes(holder: Any, dtypes: Container[str]) -> dict:
-    """The attributes that are state and can be sent: plain values, and arrays of these dtypes."""
-    return {name: value for name, value in vars(holder).items() if name not in NOT_STATE and _is_plain(value, dtypes)}
-
-
-def _is_plain(value: Any, dtypes: Container[str]) -> bool:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return np.asarray(value).dtype.newbyteorder("<").str in dtypes
-    if isinstance(value, (list, tuple)):
-        return type(value) in (list, tuple) and all(_is_plain(one, dtypes) for one in value)
-    if isinstance(value, dict):
-        keys = all(isinstance(key, str) and not key.startswith("__") for key in value)
-        return type(value) is dict and keys and all(_is_plain(one, dtypes) for one in value.values())
-    return value is None or type(value) in (bool, int, float, str)

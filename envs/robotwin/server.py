@@ -10,12 +10,10 @@ requests; parameters and results are those of the methods of `Server`.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import os
 import platform
-import random
 import socket
 import sys
 import threading
@@ -47,12 +45,16 @@ layouts = _beside("layout")
 scenes = _beside("scene")
 boxarms = _beside("boxarms")
 robots = _beside("robots")
+states = _beside("state")
+tasks = _beside("task")
 
 METHODS = ("hello", "check", "reset", "step", "observe", "success", "save", "restore", "expert", "close")
-SNAPSHOT = "robotwin-1"
+SNAPSHOT = "robotwin-2"
 CAMERAS = ("head_camera", "left_camera", "right_camera")
 ARMS = scenes.ARMS
 KEPT_SCREENINGS = 64
+UNLISTED_STEP_LIMIT = 1000
+"""RoboTwin's limit for a task that its table does not name."""
 
 
 class RefusedError(Exception):
@@ -70,15 +72,24 @@ class Server:
         self.layout = layout
         self.robot: Any = None
         """RoboTwin's own, or the box robot; see `robots`."""
-        self.env: Any = None
+        self.task: Any = None
+        """A `task.Task`, for one task and config; with another one its planners are ended."""
+        self.key: tuple[str, str] = ("", "")
+        """Which ones."""
         self.identity: dict[str, Any] = {}
         self.instruction = ""
         self.actions: list[tuple[str, list[float]]] = []
         """Actions since `reset`, for snapshots by replay."""
         self.screened: dict[tuple, dict] = {}
         """Of seeds on which the expert succeeded, by (task, config, seed): `info`, which fills the slots of the
-        instruction, and `path`, the states that it went through."""
-        self.num_setups = 0
+        instruction, `path`, the states that it went through, and `plain` and `arms`, attributes that it has set."""
+        self.unpacked: dict[str, Any] | None = None
+        """The snapshot that was put into a running scene, until something runs from there; see `_run_from_here`."""
+
+    @property
+    def env(self) -> Any:
+        """RoboTwin's task object, None where no scene stands."""
+        return self.task and self.task.env
 
     def hello(self, version: int) -> dict:
         """Import RoboTwin and say what is here."""
@@ -128,22 +139,27 @@ class Server:
     def reset(self, task: str, config: str, seed: int, instruction: str, screen: bool, robot: dict) -> dict:
         """Set the scene of a seed up. `instruction` is "seen" or "unseen"; with `screen`, RoboTwin's expert runs first,
         as its evaluation does, and a seed on which it fails is rejected; the states that it went through are
-        `expert_path`. Without, instructions have no slots filled and there is no such path. `robot`: see `robots`."""
+        `expert_path`. Without, instructions have no slots filled and there is no such path. A seed on which anything of
+        RoboTwin raises is rejected as well. `robot`: see `robots`."""
         self._check_task(task)
         identity = {"task": task, "config": config, "seed": seed, "split": instruction, "robot": robot}
         key = (task, config, seed)
-        if screen and key not in self.screened:
-            self._screen(identity, key)
-        self._setup(identity)
-        self.robot.warm_up(self.env, robot)
-        self.instruction = self._choose_instruction()
-        self.env.set_instruction(instruction=self.instruction)
+        try:
+            if screen and key not in self.screened:
+                self._screen(identity, key)
+            self._setup(identity)
+            self.robot.warm_up(self.env, robot)
+            self._instruct(self._choose_instruction())
+        except RefusedError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise RefusedError("rejected_seed", f"RoboTwin raised {tasks.said(error)}") from error
         joints = [len(getattr(self.env.robot, f"get_{arm}_arm_jointState")()) for arm in ARMS]
         return {
             "instruction": self.instruction,
             "step_limit": int(self.env.step_lim),
             "qpos_dim": sum(joints),
-            "restore_method": self._restore_method(),
+            "restore_method": states.restore_method(self._episode()),
             "expert_path": self.screened.get(key, {}).get("path", []),
             **self._counters(),
         }
@@ -151,7 +167,7 @@ class Server:
     def step(self, action: np.ndarray, action_type: str) -> dict:
         """One `take_action`: its number of physics steps varies. `executed` is False after success or at the step
         limit, where RoboTwin does nothing; `skipped` names the arms that stood still because no plan was found."""
-        env = self._episode()
+        env = self._run_from_here()
         sizes = {"ee": 16, "qpos": sum(len(getattr(env.robot, f"get_{arm}_arm_jointState")()) for arm in ARMS)}
         if action_type not in sizes:
             raise RefusedError("bad_request", f"action_type is {action_type!r}; use ee or qpos")
@@ -173,16 +189,7 @@ class Server:
         """`get_obs` (or its numbers alone, without rendering) and `measured`: joints and grippers as they are, where
         RoboTwin's own observation reports drive targets and the gripper command."""
         env = self._episode()
-        joints = {arm: list(getattr(env.robot, f"get_{arm}_arm_jointState")()) for arm in ARMS}
-        joint_action: dict[str, Any] = {}
-        endpose: dict[str, Any] = {}
-        for arm in ARMS:
-            gripper = float(getattr(env.robot, f"get_{arm}_gripper_val")())
-            joint_action[f"{arm}_arm"] = np.array(joints[arm][:-1], dtype=np.float64)
-            joint_action[f"{arm}_gripper"] = endpose[f"{arm}_gripper"] = np.float64(gripper)
-            endpose[f"{arm}_endpose"] = np.array(env.get_arm_pose(arm), dtype=np.float64)
-        joint_action["vector"] = np.array(joints["left"] + joints["right"], dtype=np.float64)
-        result = {"joint_action": joint_action, "endpose": endpose, "measured": scenes.measured(env.robot)}
+        result = {**scenes.commanded(env), "measured": scenes.measured(env.robot)}
         if images:
             stream = np.random.get_state()  # rendering with random lights draws from it
             views = env.get_obs()["observation"]
@@ -198,15 +205,19 @@ class Server:
         return {**self._counters(), "success_now": bool(self._episode().check_success())}
 
     def save(self) -> dict:
-        """`snapshot` bytes. The scene is restored from it at once: SAPIEN keeps hidden solver caches, so only restored
-        states continue alike, and the episode goes on from the same state as every branch of it."""
+        """`snapshot` bytes. The scene is restored from it at once, so that the episode goes on like every branch of it
+        but for SAPIEN's solver caches; branches are alike bit for bit (see `restore`)."""
         snapshot = self._save()
-        if self._restore_method() == "simulator":
+        if states.restore_method(self._episode()) == "simulator":
             self._unpack(protocol.loads(snapshot))
         return {"snapshot": snapshot}
 
     def restore(self, snapshot: bytes) -> dict:
-        """Continue from a snapshot, of any seed and task of this checkout."""
+        """Continue from a snapshot, of any seed and task of this checkout.
+
+        SAPIEN keeps solver caches that no snapshot holds. In a scene that is set up anew they are empty, so what runs
+        from a restored state begins with that, and is the same every time; looking at the state needs none of it.
+        """
         try:
             state = protocol.loads(snapshot)
         except protocol.ProtocolError as error:
@@ -216,15 +227,16 @@ class Server:
         here = {"layout": self.layout.name, "sapien": _sapien_version()}
         if state["made_by"] != here:
             raise RefusedError("bad_request", f"snapshot of {state['made_by']}, but {here} runs here; use the same")
-        if self.env is None or state["identity"] != self.identity or state["method"] == "replay":
+        stands = self.env is not None and state["identity"] == self.identity and state["method"] != "replay"
+        if not stands:
             self._setup(state["identity"])
-        self.instruction = state["instruction"]
-        self.env.set_instruction(instruction=self.instruction)
+        self._instruct(state["instruction"])
         if state["method"] == "replay":
             for action_type, action in state["actions"]:
                 self.step(np.array(action), action_type)
         else:
             self._unpack(state)
+            self.unpacked = state if stands else None
         return {
             "identity": dict(self.identity),
             "instruction": self.instruction,
@@ -242,11 +254,9 @@ class Server:
         """
         if record not in ("none", "state", "images"):
             raise RefusedError("bad_request", f"record is {record!r}; use none, state or images")
-        env, before = self._episode(), self._save()
-        if self._restore_method() == "simulator":
-            self._unpack(protocol.loads(before))
+        before = self.save()["snapshot"]
         result: dict = {}
-        for start in ("here", "home") if env.take_action_cnt else ("here",):
+        for start in ("here", "home") if self._episode().take_action_cnt else ("here",):
             try:
                 result = self._play(start, record)
             finally:
@@ -256,7 +266,7 @@ class Server:
         return result
 
     def _play(self, start: str, record: str) -> dict:
-        env, frames, problem = self.env, [], ""
+        env, frames, problem = self._run_from_here(), [], ""
         env.plan_success = True
         take = (lambda: frames.append(self.observe(record == "images"))) if record != "none" else None
         try:
@@ -266,14 +276,15 @@ class Server:
                     env.move(*(env.back_to_origin(arm) for arm in ARMS))
                 env.play_once()
         except Exception as error:  # written for the initial scene, it may meet anything
-            problem = f"{type(error).__name__}: {error}"
+            problem = tasks.said(error)
         planned = bool(env.plan_success) and not problem
         success = planned and bool(env.check_success())
         return {"start": start, "planned": planned, "success": success, "problem": problem, "frames": frames}
 
     def close(self) -> dict:
-        """Release the scene; the server ends after answering."""
-        self._close_env()
+        """Release the scene and its planners; the server ends after answering."""
+        if self.task is not None:
+            self.task.close()
         return {}
 
     def _counters(self) -> dict:
@@ -302,37 +313,54 @@ class Server:
             with scenes.pictures(self.env, lambda: path.append(scenes.where_things_are(self.env))):
                 info = self.env.play_once()
         except Exception as error:
-            raise RefusedError("rejected_seed", f"the expert raised {type(error).__name__}: {error}") from error
+            raise RefusedError("rejected_seed", f"the expert raised {tasks.said(error)}") from error
         if not self.env.plan_success:
-            raise RefusedError("rejected_seed", f"the expert found no plan on seed {identity['seed']}")
+            raise RefusedError("rejected_seed", "the expert found no plan")
         if not self.env.check_success():
-            raise RefusedError("rejected_seed", f"the expert did not succeed on seed {identity['seed']}")
+            raise RefusedError("rejected_seed", "the expert did not succeed")
         while len(self.screened) >= KEPT_SCREENINGS:
             self.screened.pop(next(iter(self.screened)))
-        self.screened[key] = {"info": (info or {}).get("info", {}), "path": [*path, scenes.where_things_are(self.env)]}
+        added = self.task.added()
+        self.screened[key] = {
+            "info": (info or {}).get("info", {}),
+            "path": [*path, scenes.where_things_are(self.env)],
+            "plain": states.plain_values(added, protocol.DTYPES),
+            "arms": states.arm_tags(added),
+        }
 
     def _setup(self, identity: dict) -> None:
-        self._close_env()
+        self.unpacked = None
+        task, config, seed = (identity[key] for key in ("task", "config", "seed"))
         args = self._task_args(identity)
         os.chdir(self.layout.home)  # RoboTwin opens ./assets, and its code may have moved away
-        module = importlib.import_module(f"{self.layout.package}.{identity['task']}")
-        env = getattr(module, identity["task"])()
-        random.seed(identity["seed"])
+        if self.key != (task, config):
+            if self.task is not None:
+                self.task.close()
+            kind = getattr(importlib.import_module(f"{self.layout.package}.{task}"), task)
+            self.task, self.key = tasks.Task(kind), (task, config)
         try:
-            env.setup_demo(now_ep_num=0, seed=identity["seed"], is_test=True, **args)
+            self.task.set_up(seed, self.layout.step_limits().get(task, UNLISTED_STEP_LIMIT), args)
         except Exception as error:
-            with contextlib.suppress(Exception):
-                env.close_env()
             if type(error).__name__ == "UnStableError":
                 raise RefusedError("rejected_seed", f"unstable scene: {error}") from error
             raise
-        self.env, self.identity, self.instruction, self.actions = env, dict(identity), "", []
+        self.identity, self.instruction, self.actions = dict(identity), "", []
+        found = self.screened.get((task, config, seed), {"plain": {}, "arms": {}})
+        vars(self.env).update(found["plain"])
+        states.set_arm_tags(self.env, found["arms"])
 
-    def _close_env(self) -> None:
-        if self.env is not None:
-            env, self.env = self.env, None
-            self.num_setups += 1
-            env.close_env(clear_cache=self.num_setups % 5 == 0)
+    def _run_from_here(self) -> Any:
+        """The task object, in whose scene something is about to run; see `restore`."""
+        if self.unpacked is not None:
+            state = self.unpacked
+            self._setup(state["identity"])
+            self._instruct(state["instruction"])
+            self._unpack(state)
+        return self._episode()
+
+    def _instruct(self, instruction: str) -> None:
+        self.instruction = instruction
+        self.env.set_instruction(instruction=instruction)
 
     def _task_args(self, identity: dict) -> dict[str, Any]:
         try:
@@ -341,30 +369,15 @@ class Server:
             raise RefusedError("bad_request", str(error)) from None
 
     def _choose_instruction(self) -> str:
-        """One of the texts that RoboTwin makes for this scene, drawn by the seed; global streams stay as they are."""
-        task, split, seed = (self.identity[key] for key in ("task", "split", "seed"))
+        task, config, split, seed = (self.identity[key] for key in ("task", "config", "split", "seed"))
         if split not in ("seen", "unseen"):
             raise RefusedError("bad_request", f"instruction is {split!r}; use seen or unseen")
-        info = self.screened.get((task, self.identity["config"], seed), {}).get("info", {})
-        streams = random.getstate(), np.random.get_state()
-        random.seed(seed)
-        try:
-            make = importlib.import_module(self.layout.instructions).generate_episode_descriptions
-            made = make(task, [info], 100)
-        finally:
-            random.setstate(streams[0])
-            np.random.set_state(streams[1])
-        texts = made[0][split] if made else []
-        if not texts:
-            return task.replace("_", " ")
-        return str(texts[np.random.RandomState(seed % 2**32).randint(len(texts))])
-
-    def _restore_method(self) -> str:
-        system = getattr(self._episode().scene, "physx_system", None)
-        return "simulator" if hasattr(system, "pack") and hasattr(system, "unpack") else "replay"
+        info = self.screened.get((task, config, seed), {}).get("info", {})
+        return tasks.choose_instruction(self.layout.instructions, task, info, split, seed)
 
     def _save(self) -> bytes:
-        env, method = self._episode(), self._restore_method()
+        env = self._episode()
+        method = states.restore_method(env)
         state: dict[str, Any] = {
             "format": SNAPSHOT,
             "made_by": {"layout": self.layout.name, "sapien": _sapien_version()},
@@ -374,26 +387,12 @@ class Server:
         }
         if method == "replay":
             state["actions"] = [list(item) for item in self.actions]
-            return protocol.encode(state)
-        state["physics"] = bytes(env.scene.physx_system.pack())
-        state["task"] = scenes.plain_attributes(env, protocol.DTYPES)
-        state["robot"] = scenes.plain_attributes(env.robot, protocol.DTYPES)
-        state["drives"] = {arm: scenes.drives(getattr(env.robot, f"{arm}_entity")) for arm in ARMS}
-        state["streams"] = [np.random.get_state(), random.getstate()]
+        else:
+            state |= states.pack(env, protocol.DTYPES)
         return protocol.encode(state)
 
     def _unpack(self, state: dict) -> None:
-        env = self.env
-        env.scene.physx_system.unpack(state["physics"])
-        for holder, values in ((env, state["task"]), (env.robot, state["robot"])):
-            for name in set(scenes.plain_attributes(holder, protocol.DTYPES)) - set(values):
-                delattr(holder, name)
-            for name, value in values.items():
-                setattr(holder, name, value)
-        for arm in ARMS:
-            scenes.set_drives(getattr(env.robot, f"{arm}_entity"), state["drives"][arm])
-        np.random.set_state(state["streams"][0])
-        random.setstate(state["streams"][1])
+        states.unpack(self.env, state, protocol.DTYPES)
 
 
 def _sapien_version() -> str:
@@ -409,7 +408,7 @@ def _answer(server: Server, request: dict) -> dict:
     except RefusedError as error:
         return {"error": {"kind": error.kind, "message": str(error), "detail": ""}}
     except (Exception, SystemExit) as error:  # RoboTwin raises anything, and calls exit()
-        message = f"{method}: {type(error).__name__}: {error}"
+        message = f"{method} raised {tasks.said(error)}"
         return {"error": {"kind": "robotwin", "message": message, "detail": traceback.format_exc()}}
 
 

@@ -270,14 +270,16 @@ def test_recorded_corrections_are_used_from_the_steps_where_they_were_recorded()
 
 
 class DriftingEnv(ToyEnv):
-    """Restored states are off by some amount."""
+    """Restored states are off by some amount more each time."""
 
     exact_restore = False
     drift = 0.0
+    num_loads = 0
 
     def load(self, snapshot):
         super().load(snapshot)
-        self.pose[8] += self.drift
+        self.num_loads += 1
+        self.pose[8] += self.num_loads * self.drift
 
 
 def collect_drifting(drift, method="simulator"):

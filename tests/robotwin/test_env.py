@@ -206,27 +206,42 @@ def test_looking_does_not_change_what_is_seen(classic, make_env):
     np.testing.assert_array_equal(camera_images(env.observe()), camera_images(env.observe()))
 
 
+def continued(env, snapshot):
+    """Poses of the same commands from a snapshot, and where the episode stands then."""
+    env.load(snapshot)
+    poses = []
+    for _ in range(4):
+        env.advance(moved(0.0, 0.2, 0.8))
+        poses.append(env.ee_pose())
+    return np.array(poses), env.step_count
+
+
 def test_restored_states_continue_bit_for_bit_in_the_same_and_in_another_server(checkout, make_env):
     env = make_env(checkout, image_size=None)
     env.reset(seed=1)
     env.advance(moved(0.1, 0.0, 0.9))
     snapshot = env.save()
-
-    def continue_(env):
-        poses = []
-        for _ in range(4):
-            env.advance(moved(0.0, 0.2, 0.8))
-            poses.append(env.ee_pose())
-        return np.array(poses), env.step_count
-
-    first, count = continue_(env)
+    first, count = continued(env, snapshot)
+    for _ in range(3):
+        env.advance(HOLD)
     other = make_env(checkout, image_size=None)
+    for again, steps in (continued(env, snapshot), continued(other, snapshot)):
+        np.testing.assert_array_equal(again, first)
+        assert steps == count == 5
     other.load(snapshot)
     assert (other.scene_seed, other.instruction, other.step_count) == (1, env.instruction, 1)
-    env.load(snapshot)
-    for continued, steps in (continue_(env), continue_(other)):
-        np.testing.assert_array_equal(continued, first)
-        assert steps == count == 5
+
+
+def test_looking_at_a_restored_state_sets_no_scene_up(classic, make_env):
+    env = make_env(classic, task="scenes_block")
+    env.reset(seed=1)
+    snapshot, set_up = env.save(), len((classic / "scenes").read_text().split())
+    for _ in range(3):
+        env.load(snapshot)
+        env.observe()
+    assert len((classic / "scenes").read_text().split()) == set_up == 2
+    env.advance(HOLD)
+    assert len((classic / "scenes").read_text().split()) == 3
 
 
 def test_the_random_stream_is_in_the_snapshot(classic, make_env):

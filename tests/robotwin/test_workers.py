@@ -58,7 +58,7 @@ def test_a_failure_is_rolled_back_and_the_expert_planned_anew_corrects_it(simula
     assert pair.corrector == "scripted_expert" and pair.trigger in ("no_progress", "deviating", "timeout", "dropped")
     np.testing.assert_array_equal(pair.winner.poses[0], pair.loser.poses[0])
     np.testing.assert_array_equal(pair.winner.images[0], pair.loser.images[0])
-    assert (pair.restore_method, pair.exact_restore, pair.restore_error) == ("simulator", False, 0.0)
+    assert (pair.restore_method, pair.exact_restore, pair.restore_error) == ("simulator", True, 0.0)
     assert found.counts["corrector_steps"] >= len(pair.winner.actions) > 5
     assert simulation.collect(unit(UNSTABLE), snapshot, ROLLBACK, CorrectorPlan()).counts == {"rejected_seeds": 1}
 

@@ -5,16 +5,20 @@ a target: a gripper drags it while closed within reach; what nothing holds falls
 cameras see block, target and tools from above.
 """
 
+import multiprocessing
 import os
 import random
 import struct
 
 import numpy as np
 
+from .utils import ArmTag
 from .utils.create_actor import UnStableError
 
 HOME = {"left": [-0.3, 0.0, 0.9], "right": [0.3, 0.0, 0.9]}
 PHYSICS_STEPS = 10
+TEXTURES = {"seen": (90, 90, 90), "unseen": (150, 150, 150), None: (255, 255, 255)}
+"""Of the table, in daylight."""
 COLOURS = ((0, 0, 255), (255, 0, 0), (0, 255, 0), (255, 255, 0))
 """Of target, block, left and right tool in the pictures."""
 
@@ -39,11 +43,11 @@ class Joint:
 
 
 class Entity:
-    """Six arm joints and one finger joint."""
+    """What a robot file describes: arms of joints with a finger each; for both arms, or for one."""
 
-    def __init__(self):
-        self.joints = [Joint() for _ in range(6)] + [Joint(0.04)]
-        self.qf = np.zeros(7)
+    def __init__(self, joints):
+        self.joints = joints
+        self.qf = np.zeros(len(joints))
 
     def get_active_joints(self):
         return self.joints
@@ -89,21 +93,18 @@ class PackingPhysxSystem(PhysxSystem):
         self._task = task
 
     def numbers(self):
-        robot = self._task.robot
-        joints = [joint.position for arm in ("left", "right") for joint in robot.entity(arm).joints]
+        joints = [joint.position for joint in self._task.robot.joints]
         return [*joints, *self._task.scene.block]
 
     def pack(self):
-        return struct.pack("17d", *self.numbers())
+        numbers = self.numbers()
+        return struct.pack(f"{len(numbers)}d", *numbers)
 
     def unpack(self, data):
-        numbers = struct.unpack("17d", data)
-        robot = self._task.robot
-        for i, arm in enumerate(("left", "right")):
-            for joint, position in zip(robot.entity(arm).joints, numbers[7 * i : 7 * i + 7], strict=True):
-                joint.position = position
-        self._task.scene.block = np.array(numbers[14:])
-        self._task.scene.cache = 0.0
+        numbers = struct.unpack(f"{len(data) // 8}d", data)
+        for joint, position in zip(self._task.robot.joints, numbers[:-3], strict=True):
+            joint.position = position
+        self._task.scene.block = np.array(numbers[-3:])
 
 
 class Scene:
@@ -111,7 +112,7 @@ class Scene:
 
     def __init__(self, task, block):
         self._task, self.block = task, block
-        self.cache = 0.0  # hidden state that a snapshot does not hold
+        self.cache = 0.0  # hidden state that no snapshot holds and only a new scene forgets
         self.physx_system = PackingPhysxSystem(task) if task.HAS_PACK else PhysxSystem()
         self._actors = [
             Actor("table", lambda: [0.0, 0.0, 0.74]),
@@ -123,60 +124,105 @@ class Scene:
         return self._actors
 
     def get_all_articulations(self):
-        return [self._task.robot.left_entity, self._task.robot.right_entity]
+        return list({id(one): one for one in (self._task.robot.left_entity, self._task.robot.right_entity)}.values())
 
     def step(self):
         self._task.physics_step()
 
 
 class Planner:
-    """Time-optimal parametrisation of a joint path; fails on joints beyond 3 rad, like a singular path."""
+    """Time-optimal parametrisation of a joint path; fails on joints beyond 3 rad, like a singular path, and on none."""
 
     def TOPP(self, path, step, verbose=True):  # noqa: N802  (mplib's name)
         if np.abs(path).max() > 3.0:
             raise RuntimeError("not controllable")
+        if np.allclose(path[0], path[-1], rtol=0, atol=1e-9):
+            raise RuntimeError("a path of no length")
         positions = np.linspace(path[0], path[-1], PHYSICS_STEPS)
         return None, positions, np.zeros_like(positions), None, PHYSICS_STEPS * step
+
+
+def count_planner():
+    """A line in the checkout for every planner that is made."""
+    with open("planners", "a") as file:
+        file.write("made\n")
+
+
+def plan_elsewhere(connection):
+    """A planner's process: answers until the connection breaks, which it does not while others hold it open."""
+    while True:
+        connection.send(connection.recv())
 
 
 class Robot:
     """Two arms: the first three joints are the tool's position."""
 
-    def __init__(self):
-        self.left_entity, self.right_entity = Entity(), Entity()
+    def __init__(self, args):
+        self.place(args)
         self.left_mplib_planner, self.right_mplib_planner = Planner(), Planner()
+        self.communication_flag = self.left_robot_file != self.right_robot_file
+        for arm in ("left", "right"):
+            count_planner()
+            if self.communication_flag:
+                ours, theirs = multiprocessing.Pipe()
+                process = multiprocessing.get_context("fork").Process(target=plan_elsewhere, args=(theirs,))
+                process.daemon = True
+                process.start()
+                setattr(self, f"{arm}_conn", ours)
+                setattr(self, f"{arm}_proc", process)
+
+    def reset(self, args):
+        """Into a new scene, with the planners that are there."""
+        if self.communication_flag:
+            for arm in ("left", "right"):
+                getattr(self, f"{arm}_conn").send("reset")
+                getattr(self, f"{arm}_conn").recv()
+        self.place(args)
+
+    def place(self, args):
+        self.left_robot_file, self.right_robot_file = args["left_robot_file"], args["right_robot_file"]
+        names = args["left_embodiment_config"]["arm_joints_name"][0]
+        self.arm_joints, entities = {}, {}
+        for arm in ("left", "right"):
+            self.arm_joints[arm] = [Joint(HOME[arm][i] if i < 3 else 0.0) for i in range(len(names))]
+            finger = Joint(0.04)
+            setattr(self, f"{arm}_gripper", [(finger, 1.0, 0.0)])
+            entities[arm] = [*self.arm_joints[arm], finger]
+        self.joints = entities["left"] + entities["right"]
+        if args["dual_arm_embodied"]:
+            self.left_entity = self.right_entity = Entity(self.joints)
+        else:
+            self.left_entity, self.right_entity = Entity(entities["left"]), Entity(entities["right"])
         self.left_gripper_val = self.right_gripper_val = 1.0
         self.left_gripper_scale = self.right_gripper_scale = [0.0, 0.04]
         self.left_original_pose, self.right_original_pose = ([*HOME[arm], 1.0, 0.0, 0.0, 0.0] for arm in HOME)
-        for arm in ("left", "right"):
-            setattr(self, f"{arm}_gripper", [(self.entity(arm).joints[6], 1.0, 0.0)])
-            for joint, value in zip(self.entity(arm).joints, HOME[arm], strict=False):
-                joint.target = joint.position = value
-
-    def entity(self, arm):
-        return getattr(self, f"{arm}_entity")
 
     def set_gripper(self, value, arm):
+        """The command is taken at once, the drive goes there by a tenth a physics step."""
         value = float(np.clip(value, 0, 1))
         setattr(self, f"{arm}_gripper_val", value)
-        self.entity(arm).joints[6].set_drive_target(0.04 * value)
+        finger = getattr(self, f"{arm}_gripper")[0][0]
+        finger.set_drive_target(finger.target + float(np.clip(0.04 * value - finger.target, -0.004, 0.004)))
 
     def set_arm_joints(self, positions, velocities, arm):
-        for joint, position, velocity in zip(self.entity(arm).joints, positions, velocities, strict=False):
+        for joint, position, velocity in zip(self.arm_joints[arm], positions, velocities, strict=True):
             joint.set_drive_target(float(position))
             joint.set_drive_velocity_target(float(velocity))
 
+    def targets(self, arm):
+        return [joint.target for joint in self.arm_joints[arm]]
+
     def get_left_arm_jointState(self):  # noqa: N802  (RoboTwin's name)
-        return [joint.target for joint in self.left_entity.joints[:6]] + [self.left_gripper_val]
+        return [*self.targets("left"), self.left_gripper_val]
 
     def get_right_arm_jointState(self):  # noqa: N802
-        return [joint.target for joint in self.right_entity.joints[:6]] + [self.right_gripper_val]
+        return [*self.targets("right"), self.right_gripper_val]
 
     def get_left_arm_real_jointState(self):  # noqa: N802
-        return [*self.left_entity.get_qpos()[:6], self.left_gripper_val]
+        return [*(joint.position for joint in self.arm_joints["left"]), self.left_gripper_val]
 
     def get_right_arm_real_jointState(self):  # noqa: N802
-        return [*self.right_entity.get_qpos()[:6], self.right_gripper_val]
+        return [*(joint.position for joint in self.arm_joints["right"]), self.right_gripper_val]
 
     def get_left_gripper_val(self):
         return self.left_gripper_val
@@ -193,7 +239,7 @@ class Robot:
     def _plan(self, arm, pose):
         if np.linalg.norm(pose[:3]) > 2.0:
             return {"status": "Fail"}
-        start = np.array([joint.target for joint in self.entity(arm).joints[:6]])
+        start = np.array(self.targets(arm))
         end = np.concatenate([pose[:3], start[3:]])
         positions = np.linspace(start, end, PHYSICS_STEPS)
         return {"status": "Success", "position": positions, "velocity": np.zeros_like(positions)}
@@ -214,13 +260,21 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
         self.random_light = args["domain_randomization"]["random_light"]
         self.light = 0.5
         self.eval_success, self.plan_success, self.take_action_cnt = False, True, 0
-        self.instruction, self.step_lim = None, {"push_block": 40, "trouble_block": 40}.get(self.task_name, 1000)
+        self.instruction, self.step_lim = None, None
+        texture = "unseen" if args["eval_mode"] else "seen"
+        self.texture = texture if args["domain_randomization"]["random_background"] else None
+        if args["eval_mode"]:
+            self.step_lim = {"push_block": 40, "trouble_block": 40}.get(self.task_name, 1000)
         self.table_z = float(np.random.uniform(-0.03, 0))
         self.tie_break = random.random()
         block = np.append(np.random.uniform(-0.1, 0.1, 2), 0.75)
         self.target = np.append(np.random.uniform(-0.1, 0.1, 2) + [0.0, 0.3], 0.75)
-        self.robot = Robot()
+        if getattr(self, "robot", None) is None:
+            self.robot = Robot(args)
+        else:
+            self.robot.reset(args)
         self.scene = Scene(self, block)
+        self.stage_success_tag = False
         if seed % 10 == 7:
             raise UnStableError(f"Objects is unstable in seed({seed}), unstable objects: block")
         self.seed = seed
@@ -229,11 +283,11 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
         self.scene.cache = 0.9 * self.scene.cache + 1e-6
         held = False
         for arm in ("left", "right"):
-            joints = self.robot.entity(arm).joints
-            for joint in joints:
+            joints, finger = self.robot.arm_joints[arm], getattr(self.robot, f"{arm}_gripper")[0][0]
+            for joint in (*joints, finger):
                 joint.position += 0.5 * (joint.target - joint.position) + self.scene.cache * 1e-3
             tool = np.array([joint.position for joint in joints[:3]])
-            if joints[6].position < 0.02 and np.linalg.norm(tool - self.scene.block) < 0.15:
+            if finger.position < 0.02 and np.linalg.norm(tool - self.scene.block) < 0.15:
                 self.scene.block, held = self.scene.block + 0.5 * (tool - self.scene.block), True
         if not held:
             on_table = np.all(np.abs(self.scene.block[:2]) < [0.6, 0.5])
@@ -244,7 +298,7 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
 
     def get_obs(self):
         light = 0.5 * (np.random.rand() + self.light) if self.random_light else self.light
-        image = np.full((*self.size, 3), 255 * light, dtype=np.uint8)
+        image = np.full((*self.size, 3), np.array(TEXTURES[self.texture]) * light, dtype=np.uint8)
         tools = [self.get_arm_pose(arm)[:3] for arm in ("left", "right")]
         for colour, place in zip(COLOURS, (self.target, self.scene.block, *tools), strict=True):
             row, column = ((0.5 + np.array([-place[1], place[0]]) / 1.6) * self.size).astype(int)
@@ -254,7 +308,7 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
         return {"observation": views, "joint_action": {}, "endpose": {}, "pointcloud": []}
 
     def get_arm_pose(self, arm):
-        return [joint.position for joint in self.robot.entity(arm).joints[:3]] + [1.0, 0.0, 0.0, 0.0]
+        return [joint.position for joint in self.robot.arm_joints[arm][:3]] + [1.0, 0.0, 0.0, 0.0]
 
     def set_instruction(self, instruction=None):
         self.instruction = instruction
@@ -273,9 +327,8 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
                 plan = getattr(self.robot, f"{arm}_plan_path")(part[:7])
                 paths[arm] = plan["position"] if plan["status"] == "Success" else None
             else:
-                start = [joint.target for joint in self.robot.entity(arm).joints[:6]]
                 try:
-                    path = np.vstack([start, part[:6]])
+                    path = np.vstack([self.robot.targets(arm), part[:-1]])
                     paths[arm] = getattr(self.robot, f"{arm}_mplib_planner").TOPP(path, 1 / 250, verbose=False)[1]
                 except RuntimeError:
                     paths[arm] = None
@@ -284,7 +337,7 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
             for arm, gripper in zip(("left", "right"), (action[size - 1], action[-1]), strict=True):
                 if paths[arm] is not None:
                     row = paths[arm][min(i, len(paths[arm]) - 1)]
-                    self.robot.set_arm_joints(row, np.zeros(6), arm)
+                    self.robot.set_arm_joints(row, np.zeros(len(row)), arm)
                 self.robot.set_gripper(gripper, arm)
             self.scene.step()
             if self.check_success():
@@ -298,7 +351,7 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
             self.plan_success = False
             return
         for i, row in enumerate(np.repeat(plan["position"], 3, axis=0)):
-            self.robot.set_arm_joints(row, np.zeros(6), arm)
+            self.robot.set_arm_joints(row, np.zeros(len(row)), arm)
             self.robot.set_gripper(gripper, arm)
             self.scene.step()
             if self.save_freq is not None and i % self.save_freq == 0:
@@ -323,7 +376,8 @@ class Base_Task:  # noqa: N801  (RoboTwin's name)
         return self.plan_success
 
     def play_once(self):
-        arm = self.used_arm = "left" if self.scene.block[0] < 0 else "right"
+        arm = "left" if self.scene.block[0] < 0 else "right"
+        self.arm_tag, self.origin_z = ArmTag(arm), float(self.scene.block[2])
         self.move_tool(arm, [*self.scene.block[:2], 0.9], 1.0)
         self.move_tool(arm, self.scene.block, 1.0)
         self.move_tool(arm, self.scene.block, 0.0)
