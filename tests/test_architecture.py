@@ -54,6 +54,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "PIL": "pillow",
     "imageio_ffmpeg": "imageio-ffmpeg",
+    "pydantic_core": "pydantic",
     "huggingface_hub": "huggingface-hub",
 }
 """Import name -> distribution, where they differ."""

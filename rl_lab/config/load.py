@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,13 +14,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rl_lab.config.actions import ObjectiveConfig
-from rl_lab.config.pipeline import GateStage, Repeat
+from rl_lab.config.pipeline import GateStage, Registry, Repeat
 from rl_lab.config.schema import EnvConfig, RunConfig
 from rl_lab.errors import UserError
 from rl_lab.reading import MAX_DEPTH, parse_yaml, read_yaml
 
 Tree = dict[str, Any]
-Check = Callable[[RunConfig], None]
 BACKENDS = ("tabletop", "robotwin")
 PLAIN_VARIANT = {"tabletop": "clean", "robotwin": "demo_clean"}
 """Where a file names no variants."""
@@ -88,22 +87,24 @@ def _backend_section(tree: Tree, backend: str) -> Tree:
 
 
 def load_config(
-    path: str | Path, overrides: Sequence[str] = (), defaults: Tree | None = None, check: Check | None = None
+    path: str | Path, overrides: Sequence[str] = (), defaults: Tree | None = None, registry: Registry | None = None
 ) -> RunConfig:
     """Read a run's YAML file, apply `key=value` overrides and the backend's section, and validate all of it.
 
-    `defaults` stand in for keys that the file leaves out; `check` raises ValueError for stages that cannot follow each
-    other. Raises UserError: one line with the file, the dotted key, what is wrong and, for a misspelt key, the nearest
-    one.
+    `defaults` stand in for keys that the file leaves out; `registry` has the kinds of stages, without which
+    they are not checked. Raises UserError: one line with the file, the dotted key, what is wrong and, for a misspelt
+    key, the nearest one.
     """
-    return resolve_config((defaults or {}) | _read(Path(path)), str(path), overrides, check)
+    return resolve_config((defaults or {}) | _read(Path(path)), str(path), overrides, registry)
 
 
-def resolve_config(content: Tree, where: str, overrides: Sequence[str] = (), check: Check | None = None) -> RunConfig:
+def resolve_config(
+    content: Tree, where: str, overrides: Sequence[str] = (), registry: Registry | None = None
+) -> RunConfig:
     """The same for the content of a file; `where` names it in errors."""
 
     def validate(tree: Tree, where: str) -> RunConfig:
-        return _validate(tree, where, changes, check)
+        return _validate(tree, where, changes, registry)
 
     changes = [_parse_override(text) for text in overrides]
     tree = _apply(content, changes)
@@ -141,10 +142,12 @@ def _changes(tree: Tree, default: Tree) -> Tree:
     return found
 
 
-def _validate(tree: Tree, where: str, overrides: Sequence[tuple[list[str], Any]], check: Check | None) -> RunConfig:
+def _validate(
+    tree: Tree, where: str, overrides: Sequence[tuple[list[str], Any]], registry: Registry | None
+) -> RunConfig:
     try:
         # Through JSON, because strict JSON validation takes lists for tuples and still refuses text for numbers.
-        return RunConfig.model_validate_json(json.dumps(tree), context=check)
+        return RunConfig.model_validate_json(json.dumps(tree), context=registry)
     except ValidationError as failure:
         errors = sorted(failure.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

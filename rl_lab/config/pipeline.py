@@ -1,41 +1,47 @@
-"""Stages of a run as its file names them: words, repeated blocks and gates. What they mean is in `rl_lab.stages`."""
+"""Stages of a run as its file names them: words, repeated blocks and gates. `rl_lab.stages` has what they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
 from envs.options import AnyNumber, AtLeastOne, Rounds
 from rl_lab.config.section import Section
 
-StageName = Literal[
-    "demos",
-    "sft",
-    "reward_models",
-    "evaluate",
-    "questions",
-    "cold_start",
-    "examine",
-    "grpo",
-    "rft",
-    "gate",
-    "teacher",
-    "distill",
-    "imitate",
-    "outcome_model",
-    "warm_start",
-    "joint",
-]
-ENGINE_STAGES = ("examine", "grpo", "rft", "distill", "imitate", "joint")
-"""Stages that sample answers."""
-ACTION_ROUNDS = (
-    *(("collect", "optimise"), ("collect", "optimise", "evaluate")),
-    *(("collect", "rank", "optimise"), ("collect", "rank", "optimise", "evaluate")),
-)
-BranchStage = Literal["grpo", "rft", "examine"]
+FilePart = Literal["stages", "repeat", "branch"]
+"""Where a file names a stage: in its list, in a repeat, in the other branch of a gate."""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The kinds of stages, which stand in files above this one, and what they allow: the context of validation."""
+
+    kinds: Mapping[str, Any]
+    """By name; `rl_lab.graph.nodes.StageKind`."""
+    check_repeat: Callable[[Sequence[str]], None]
+    """ValueError for stages that cannot be repeated together."""
+    check: Callable[[Any], None]
+    """ValueError for a `RunConfig` whose stages cannot follow each other."""
+
+    def words(self, part: FilePart) -> list[str]:
+        """The stages that may be named in a part."""
+        return [name for name, kind in self.kinds.items() if part in kind.named_in]
+
+
+def word_of(part: FilePart) -> BeforeValidator:
+    """A type of text: one of the words of a part."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if info.context is not None and value not in (words := info.context.words(part)):
+            *most, last = map(repr, words)
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(most)} or {last}"})
+        return value
+
+    return BeforeValidator(check)
 
 
 class Gate(Section):
@@ -46,7 +52,8 @@ class Gate(Section):
     confidence: Annotated[float, Field(ge=0.5, le=0.99)] = 0.95
     """Of the two-sided interval, so a model that did not rise by `rise` passes with a chance of half the rest."""
     otherwise: Annotated[
-        Annotated[Literal["previous", "stop"], Tag("a word")] | Annotated[AnyNumber[BranchStage], Tag("a branch")],
+        Annotated[Literal["previous", "stop"], Tag("a word")]
+        | Annotated[AnyNumber[Annotated[str, word_of("branch")]], Tag("a branch")],
         Discriminator(lambda value: "a word" if isinstance(value, str) else "a branch"),
     ] = "previous"
     """Where it does not pass. previous: the model before goes on. stop: nothing after the gate runs. Stages: these
@@ -77,10 +84,7 @@ class Repeat(Section):
     repeat: Rounds
     of: AtLeastOne[
         Annotated[
-            Annotated[
-                Literal["collect", "rank", "optimise", "evaluate", "grpo", "rft", "examine", "gate"], Tag("a stage")
-            ]
-            | Annotated[GateStage, Tag("a gate")],
+            Annotated[str, word_of("repeat"), Tag("a stage")] | Annotated[GateStage, Tag("a gate")],
             Discriminator(lambda value: "a stage" if isinstance(value, str) else "a gate"),
         ]
     ]
@@ -88,24 +92,20 @@ class Repeat(Section):
     @property
     def on_language(self) -> bool:
         """Whether these are cycles of a pipeline."""
-        return self.of not in ACTION_ROUNDS
+        return "optimise" not in self.of
 
     @field_validator("of")
     @classmethod
-    def _in_order(cls, of: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [stage_name(stage) for stage in of]
-        if of not in ACTION_ROUNDS and (
-            not {"grpo", "rft"} & set(names) or set(names) & {"collect", "rank", "optimise"}
-        ):
-            raise ValueError(
-                f"must be [collect, optimise, evaluate], with or without rank before optimise and evaluate behind it, "
-                f"or cycles that train, such as [grpo, examine, gate], not [{', '.join(names)}]"
-            )
+    def _in_order(cls, of: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if info.context is not None:
+            info.context.check_repeat([stage_name(stage) for stage in of])
         return of
 
 
 Stage = Annotated[
-    Annotated[StageName, Tag("a stage")] | Annotated[GateStage, Tag("a gate")] | Annotated[Repeat, Tag("a block")],
+    Annotated[str, word_of("stages"), Tag("a stage")]
+    | Annotated[GateStage, Tag("a gate")]
+    | Annotated[Repeat, Tag("a block")],
     Discriminator(
         lambda value: (
             "a stage"

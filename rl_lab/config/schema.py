@@ -6,9 +6,10 @@ covers it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
 from algos.curriculum.options import CurriculumOptions, Scheme
 from algos.grpo import GRPOOptions
@@ -48,7 +49,7 @@ from rl_lab.config.language import (
     TeacherConfig,
     TracesConfig,
 )
-from rl_lab.config.pipeline import ENGINE_STAGES, Repeat, Stage, stage_names
+from rl_lab.config.pipeline import Repeat, Stage, stage_names
 from rl_lab.config.placement import Placement, PlacementBlock
 from rl_lab.config.section import ModelConfig, Section
 from rl_lab.config.sweep import SweepConfig
@@ -158,6 +159,8 @@ class RunConfig(Section):
     wandb: Literal["offline", "online", "disabled"] = "offline"
     checkpoint_every: PositiveInt | None = None
     """Optimiser steps between the states from which a killed run continues; None: ten a stage, and one in 200 steps."""
+    _kinds: Mapping[str, Any] | None = PrivateAttr(None)
+    """All kinds of stages by name, from the loader."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -189,20 +192,30 @@ class RunConfig(Section):
         return {name: {"curriculum": self.curriculum.replace(scheme=name)} for name in self.schemes}
 
     @property
+    def kinds(self) -> list[Any]:
+        """The kinds of its stages, `rl_lab.graph.nodes.StageKind`."""
+        assert self._kinds is not None, "loaded without the kinds of stages; see rl_lab.stages.kinds"
+        names = self.stage_names
+        return [kind for name, kind in self._kinds.items() if name in names]
+
+    def reads(self, section: str) -> bool:
+        """Whether any stage reads a section."""
+        return any(section in kind.reads for kind in self.kinds)
+
+    @property
     def learns_actions(self) -> bool:
         """Whether any stage is of the action side."""
-        return "demos" in self.stages
+        return any(kind.of_actions for kind in self.kinds)
 
     @property
     def runs_episodes(self) -> bool:
         """Whether anything is simulated."""
-        simulated = self.stage_names & {"evaluate", "collect", "record", "candidates", "joint"}
-        return self.learns_actions and (self.demos.files is None or bool(simulated))
+        return any(kind.has_episodes(self) for kind in self.kinds)
 
     @property
     def learns_language(self) -> bool:
         """Whether any stage is of the language side."""
-        return bool({"questions", "outcome_model"} & self.stage_names)
+        return any(not kind.of_actions for kind in self.kinds)
 
     @property
     def stage_names(self) -> set[str]:
@@ -212,8 +225,7 @@ class RunConfig(Section):
     @property
     def engine_stages(self) -> set[str]:
         """Names of the stages that sample answers."""
-        samples = {"outcome_model"} if self.outcome.run is None else set()
-        return self.stage_names & {*ENGINE_STAGES, *samples}
+        return {kind.name for kind in self.kinds if kind.samples(self)}
 
     @property
     def workers_needed(self) -> WorkersConfig:
@@ -223,7 +235,7 @@ class RunConfig(Section):
     @property
     def is_joint(self) -> bool:
         """Whether both skills are trained on one learner."""
-        return bool({"warm_start", "joint"} & self.stage_names)
+        return any(kind.makes_joint for kind in self.kinds)
 
     @property
     def sources(self) -> list[str]:
@@ -249,12 +261,12 @@ class RunConfig(Section):
     @property
     def collects_pairs(self) -> bool:
         """Whether any stage corrects the policy's failures."""
-        return self.num_rounds > 0 or self.is_joint
+        return self.reads("collect")
 
     @property
     def needs_policy(self) -> bool:
         """Whether any stage of a comparison acts by a policy or improves one."""
-        return self.num_rounds > 0 or bool(self.stage_names & {"evaluate", "reward_models"})
+        return self.num_rounds > 0 or any(kind.of_actions and kind.start is not None for kind in self.kinds)
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Self:
@@ -270,11 +282,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _stages_follow(self, info: ValidationInfo) -> Self:
-        """Each stage finds what it needs before it; the loader gives, as context, the function that checks it."""
+        """Each stage finds what it needs before it; the loader gives, as context, the kinds that know it."""
         if not self.stages:
             raise ValueError("stages is empty; write for example [demos, sft, evaluate]")
         if info.context is not None:
-            info.context(self)
+            self._kinds = info.context.kinds
+            info.context.check(self)
         return self
 
     @model_validator(mode="after")

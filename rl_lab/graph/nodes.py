@@ -14,7 +14,7 @@ from typing import Any
 
 from rewards.rubric import source_file
 from rl_lab.config.actions import ObjectiveConfig
-from rl_lab.config.pipeline import Step
+from rl_lab.config.pipeline import FilePart, Step
 from rl_lab.config.robotwin import checkout_digest
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
@@ -84,6 +84,8 @@ class StageKind:
     """
 
     name: str
+    named_in: tuple[FilePart, ...] = ("stages",)
+    """Where a file may name it; () for what comes with other stages only."""
     reads: tuple[str, ...] = ()
     """Sections of the configuration that it may read; they enter its hash."""
     learns = False
@@ -106,6 +108,8 @@ class StageKind:
     """Whether it cannot be part of a run on language."""
     is_joint = False
     """Whether it can be part of a joint run."""
+    makes_joint = False
+    """Whether it makes a run a joint one."""
     comes_again = False
     """Whether a pipeline may have it twice outside repeats."""
     makes_chain = False
@@ -145,6 +149,14 @@ class StageKind:
     def examined(self, config: RunConfig) -> set[Place]:
         """The episodes that it examines a policy on: none that a run is given to learn from."""
         return set()
+
+    def has_episodes(self, config: RunConfig) -> bool:
+        """Whether anything is simulated in it, or in what comes with it."""
+        return self.simulates
+
+    def samples(self, config: RunConfig) -> bool:
+        """Whether answers are sampled in it, or in what comes with it."""
+        return "engines" in self.workers
 
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """How many units of work a stage is, and what they are."""
@@ -188,7 +200,7 @@ class StageKind:
             params["outcome"]["classifier"] = tree_digest(Path(params["outcome"]["classifier"]))
         if config.judge is not None and "rewards" in self.reads:
             params["judge"] = tree_digest(Path(config.judge.path))
-        if self.simulates and config.env.backend == "robotwin" and config.runs_episodes:
+        if config.env.backend == "robotwin" and self.has_episodes(config):
             params["robotwin"] = checkout_digest()
         if self.learns and config.placement.ranks > 1:
             params["ranks"] = config.placement.ranks

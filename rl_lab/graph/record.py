@@ -213,7 +213,7 @@ def substitutions(config: RunConfig, gpus: list[str]) -> list[dict[str, str]]:
     if config.learns_language and not config.questions.files():
         why = "questions over pictures of the tabletop scenes, with ground truth from the simulator"
         rows.append({"wanted": "embodied question sets", "used": "generated questions", "why": why})
-    if config.stage_names & {"sft", "warm_start"} and config.sft.probe_weight > 0:
+    if config.reads("sft") and config.sft.probe_weight > 0:
         why = "an auxiliary loss on simulator ground truth in SFT; at evaluation the policy has images only"
         rows.append({"wanted": "spatial pre-training of the vision tower", "used": "privileged probe loss", "why": why})
     if config.collects_pairs:

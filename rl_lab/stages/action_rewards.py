@@ -50,7 +50,7 @@ class RewardModelsKind(StageKind):
 
     name = "reward_models"
     start = BASE_POLICY
-    of_actions = True
+    of_actions = simulates = True
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """Shared by all rounds."""
@@ -62,6 +62,7 @@ class RecordKind(StageKind):
     """Episodes of a policy with their pictures."""
 
     name = "record"
+    named_in = ()
     reads = ("env", "record")
     simulates = True
     workers = SIMULATORS
@@ -90,6 +91,7 @@ class RewardModelKind(TrainingKind):
     """One kind of reward model on recorded episodes, an ensemble of small networks whose memory does not count."""
 
     name = "reward_model"
+    named_in = ()
     reads = ("model", "reward_models")
     folder = "reward_models"
     section = "reward_models"
@@ -124,6 +126,7 @@ class CandidatesKind(StageKind):
     """Several chunks in each of some states of a policy's episodes."""
 
     name = "candidates"
+    named_in = ()
     reads = ("env", "candidates")
     simulates = True
     workers = SIMULATORS
@@ -153,6 +156,7 @@ class RankKind(StageKind):
     """Preference pairs of sampled chunks."""
 
     name = "rank"
+    named_in = ("repeat",)
     reads = ("ranking",)
     of_actions = True
     folder = "pairs"

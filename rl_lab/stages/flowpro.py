@@ -34,6 +34,12 @@ from rl_lab.training.dataset import train
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import Rejection, Unit, drawn_units, env_specs
 
+ORDERS = (
+    *(("collect", "optimise"), ("collect", "optimise", "evaluate")),
+    *(("collect", "rank", "optimise"), ("collect", "rank", "optimise", "evaluate")),
+)
+"""Of the stages of a round."""
+
 EXPERT_ONLY = 0.15
 """Times the seconds of a row, when the prefix is computed once for all steps."""
 
@@ -61,6 +67,10 @@ class DemosKind(StageKind):
             named = [*config.demos.files.paths, *filter(None, [config.demos.files.index])]
             params["demos"]["files"]["paths"] = [recording_digest(Path(path)) for path in named]
         return params
+
+    def has_episodes(self, config: RunConfig) -> bool:
+        """Those of files are only read."""
+        return config.demos.files is None
 
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """Episodes."""
@@ -128,6 +138,7 @@ class GivenKind(StageKind):
     """The configured checkpoint as the policy that rounds begin with; without the stage sft it takes its place."""
 
     name = "given"
+    named_in = ()
     reads = ("model",)
     folder = "checkpoints"
     makes = "model"
@@ -143,6 +154,7 @@ class EvaluateKind(StageKind):
     """Success of a policy on the evaluation seeds of every task and variant."""
 
     name = "evaluate"
+    named_in = ("stages", "repeat")
     start = BASE_POLICY
     reads = ("env", "eval")
     simulates = of_actions = is_joint = True
@@ -193,6 +205,7 @@ class CollectKind(StageKind):
     """Preference pairs from a policy's failures."""
 
     name = "collect"
+    named_in = ("repeat",)
     reads = ("env", "collect")
     simulates = of_actions = True
     workers = SIMULATORS
@@ -221,6 +234,7 @@ class OptimiseKind(TrainingKind):
     """One round of a method on its pairs, older pairs and demonstrations."""
 
     name = "optimise"
+    named_in = ("repeat",)
     reads = ("env", "demos", "optimise")
     of_actions = True
     seconds_per_row = 0.0065
@@ -255,6 +269,7 @@ class RoundsKind(StageKind):
     """A repeated block: all rounds of every method, each from the same policy; or the variants of a sweep."""
 
     name = "repeat"
+    named_in = ()
     after = ("demos",)
     start = BASE_POLICY
 

@@ -49,6 +49,7 @@ class GateKind(StageKind):
     """The newest model or the one before."""
 
     name = "gate"
+    named_in = ("stages", "repeat")
     reads = ("model",)
     folder = "checkpoints"
     makes_chain = comes_again = True
@@ -132,6 +133,7 @@ class JoinKind(StageKind):
     """The model of whichever branch of a gate ran."""
 
     name = "join"
+    named_in = ()
     folder = "checkpoints"
     makes = "model"
 

@@ -54,6 +54,7 @@ class GRPOKind(TrainingKind):
     """Reinforcement learning on groups of answers, whose items a curriculum chooses."""
 
     name = "grpo"
+    named_in = ("stages", "repeat", "branch")
     after = ("questions",)
     start = BASE_MODEL
     reads = ("model", "engine", "grpo", "rl", "curriculum", "rewards", "truth", "examine")

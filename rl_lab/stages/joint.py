@@ -42,7 +42,7 @@ class WarmStartKind(TrainingKind):
     name = "warm_start"
     after = ("demos", "questions")
     reads = ("env", "model", "demos", "sft", "cold_start")
-    is_joint = True
+    is_joint = makes_joint = True
     section = "sft"
 
     def finish(self, graph: Expansion) -> None:
@@ -77,7 +77,7 @@ class JointKind(TrainingKind):
         *("model", "engine", "grpo", "rl", "curriculum", "rewards", "truth", "examine"),
         *("env", "demos", "collect", "optimise", "buffers", "eval", "joint"),
     )
-    is_joint = is_live = True
+    is_joint = makes_joint = is_live = simulates = True
     workers = SIMULATORS | ENGINES
     folder = "joint"
     section = "optimise"

@@ -1,22 +1,32 @@
 """All kinds of stages by name.
 
-A new one is a class in a file beside this, a line in `KINDS`, and, if a file names it, a word of
-`rl_lab.config.pipeline.StageName`.
+A new one is a class in a file beside this, and a line in `KINDS`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from rl_lab.config import load
+from rl_lab.config.pipeline import Registry
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.graph.stage import Stage
 from rl_lab.stages.action_rewards import CandidatesKind, RankKind, RecordKind, RewardModelKind, RewardModelsKind
 from rl_lab.stages.distill import DistillKind, ImitateKind, TeacherKind
-from rl_lab.stages.flowpro import CollectKind, DemosKind, EvaluateKind, GivenKind, OptimiseKind, RoundsKind, SFTKind
+from rl_lab.stages.flowpro import (
+    ORDERS,
+    CollectKind,
+    DemosKind,
+    EvaluateKind,
+    GivenKind,
+    OptimiseKind,
+    RoundsKind,
+    SFTKind,
+)
 from rl_lab.stages.gate import GateKind, JoinKind
 from rl_lab.stages.grpo import GRPOKind
 from rl_lab.stages.joint import JointKind, WarmStartKind
@@ -28,13 +38,13 @@ from rl_lab.stages.rft import RFTKind, TracesKind
 KINDS = {
     kind.name: kind
     for kind in (
-        *(DemosKind(), SFTKind(), GivenKind(), RoundsKind(), CollectKind(), OptimiseKind(), EvaluateKind()),
-        *(RewardModelsKind(), RecordKind(), RewardModelKind(), CandidatesKind(), RankKind()),
-        *(QuestionsKind(), DevelopmentKind(), ColdStartKind(), ExamineKind(), GRPOKind()),
-        *(TracesKind(), RFTKind()),
-        *(OutcomeLabelsKind(), OutcomeMemberKind(), OutcomeModelKind()),
+        *(DemosKind(), SFTKind(), GivenKind()),
+        *(RewardModelsKind(), RecordKind(), RewardModelKind(), CandidatesKind()),
+        *(RoundsKind(), CollectKind(), RankKind(), OptimiseKind(), EvaluateKind()),
+        *(QuestionsKind(), DevelopmentKind(), ColdStartKind(), ExamineKind()),
+        *(GRPOKind(), TracesKind(), RFTKind(), GateKind(), JoinKind()),
         *(TeacherKind(), DistillKind(), ImitateKind()),
-        *(GateKind(), JoinKind()),
+        *(OutcomeLabelsKind(), OutcomeMemberKind(), OutcomeModelKind()),
         *(WarmStartKind(), JointKind()),
         ReportKind(),
     )
@@ -45,6 +55,17 @@ def expand(config: RunConfig) -> list[Node]:
     """The nodes of a run, every node after its inputs; the last is the report."""
     nodes = Expansion(config, KINDS).run()
     return [*nodes, Node("report", KINDS["report"], inputs={node.name: node.name for node in nodes})]
+
+
+def check_repeat(names: Sequence[str]) -> None:
+    """ValueError unless repeated stages are rounds of a method, or cycles of a pipeline that train its model."""
+    kinds = [KINDS[name] for name in names]
+    trains = any(kind.learns and not kind.of_actions for kind in kinds)
+    if tuple(names) not in ORDERS and (not trains or any(kind.named_in == ("repeat",) for kind in kinds)):
+        raise ValueError(
+            f"must be [collect, optimise, evaluate], with or without rank before optimise and evaluate behind it, "
+            f"or cycles that train, such as [grpo, examine, gate], not [{', '.join(names)}]"
+        )
 
 
 def check_stages(config: RunConfig) -> None:
@@ -67,5 +88,7 @@ def stage_functions(cluster: Any) -> dict[str, Stage]:
     return {name: partial(kind.run, cluster) for name, kind in KINDS.items() if type(kind).run is not StageKind.run}
 
 
-load_config = partial(load.load_config, check=check_stages)
-resolve_config = partial(load.resolve_config, check=check_stages)
+REGISTRY = Registry(KINDS, check_repeat, check_stages)
+
+load_config = partial(load.load_config, registry=REGISTRY)
+resolve_config = partial(load.resolve_config, registry=REGISTRY)

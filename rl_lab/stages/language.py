@@ -107,6 +107,7 @@ class DevelopmentKind(StageKind):
     """The questions that gates decide on, and joint runs examine on the way."""
 
     name = "development"
+    named_in = ()
     reads = ("questions",)
     workers = SIMULATORS
     folder = "questions"
@@ -156,6 +157,7 @@ class ExamineKind(StageKind):
     """Answers to all held-out questions, scored."""
 
     name = "examine"
+    named_in = ("stages", "repeat", "branch")
     after = ("questions",)
     reads = ("model", "engine", "examine", "rewards", "truth")
     is_joint = comes_again = True

@@ -55,6 +55,7 @@ class OutcomeLabelsKind(StageKind):
     """Labelled answers of a finished run, or of the traces of this one, beside their questions."""
 
     name = "outcome_labels"
+    named_in = ()
     reads = ("outcome",)
     folder = "reward_models"
     makes = "table"
@@ -82,6 +83,7 @@ class OutcomeMemberKind(TrainingKind):
     """One member, which starts from the newest model."""
 
     name = "outcome_member"
+    named_in = ()
     reads = ("model", "outcome")
     section = "outcome"
     seconds_per_row = 0.006
@@ -139,6 +141,10 @@ class OutcomeModelKind(StageKind):
             graph.add(name, "outcome_member", labelled | start, more=more, **labels)
             members[f"member.{number}"] = name
         graph.add("outcome_model", "outcome_model", labelled | members, **labels)
+
+    def samples(self, config: RunConfig) -> bool:
+        """Traces, unless it learns from the answers of another run."""
+        return config.outcome.run is None
 
     def check(self, config: RunConfig) -> None:
         """There is something to learn from, and what it starts from."""

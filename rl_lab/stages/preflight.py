@@ -24,7 +24,6 @@ from rl_lab.graph.nodes import Place
 from rl_lab.reading import parse_json, read_text
 from rl_lab.records.question_files import has_open_questions
 from rl_lab.rollouts.answering import make_rewards
-from rl_lab.stages.kinds import KINDS
 from rl_lab.workers.placement import bundles, joins_cluster, lacking
 
 SHOWN = 20
@@ -32,7 +31,7 @@ SHOWN = 20
 
 def examined(config: RunConfig) -> set[Place]:
     """The episodes of the evaluations and, of joint training, of its examinations."""
-    return set().union(*(KINDS[name].examined(config) for name in config.stage_names))
+    return set().union(*(kind.examined(config) for kind in config.kinds))
 
 
 def check_learned(config: RunConfig, where: str, places: Iterable[Place]) -> None:
@@ -95,7 +94,7 @@ def _check_given_policy(config: RunConfig, num_tokens: int) -> None:
     """Without SFT nothing fits the statistics of states and chunks: the checkpoint must have them."""
     from rl_lab.model.norm_stats import ActionStats
 
-    if config.model.path is None or "sft" in config.stage_names or not config.needs_policy:
+    if config.model.path is None or config.reads("sft") or not config.needs_policy:
         return
     stats = ActionStats.find(Path(config.model.path))
     if stats is None or stats.num_tokens != num_tokens:
@@ -145,7 +144,7 @@ def _check_compiling(config: RunConfig) -> None:
                 f"{where} placement.learner.ranks is {config.placement.ranks}, and layers that are sharded are not "
                 "compiled; set one of them back"
             )
-        if both := sorted({"warm_start", "joint"} & config.stage_names):
+        if both := sorted(kind.name for kind in config.kinds if kind.makes_joint):
             raise UserError(f"{where} {both[0]} trains language as well, which is not compiled; leave compile out")
         from rl_lab.model.sharding import check_compiler  # here, because it imports the model
 
@@ -181,14 +180,13 @@ def _check_language(config: RunConfig) -> None:
         )
 
         check_named("model.path", Path(config.model.path), check_language_model)
-    kinds = [kind for name, kind in KINDS.items() if name in config.stage_names]
-    longest = max(config.examine.max_tokens, *(kind.answer_length(config) for kind in kinds))
+    longest = max(config.examine.max_tokens, *(kind.answer_length(config) for kind in config.kinds))
     if needs_engines and longest >= config.engine.max_model_len:
         raise UserError(
             f"engine.max_model_len is {config.engine.max_model_len}, but answers may be {longest} tokens long and come "
             "behind a prompt; raise it, or lower max_completion_length of grpo or distill, or examine.max_tokens"
         )
-    for kind in kinds:
+    for kind in config.kinds:
         kind.check(config)
 
 
@@ -255,8 +253,8 @@ def _check_placement(config: RunConfig) -> None:
         raise UserError(
             "placement is gpu but torch sees none; use placement=auto or install torch's CUDA build and a driver"
         )
-    for name in ("cold_start", "rl", "rft", "outcome"):
-        if config.placement.ranks > 1 and getattr(getattr(config, name), "backend", "lab") == "trl":
+    for name, section in config:
+        if config.placement.ranks > 1 and getattr(section, "backend", "lab") == "trl":
             raise UserError(
                 f"placement.learner.ranks is {config.placement.ranks} but {name}.backend is trl, which trains in one "
                 "process; set one of them back"
@@ -287,7 +285,7 @@ def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
 def warnings(config: RunConfig) -> list[str]:
     """What is allowed but probably not meant, one line each: idle clips, and see `algos.alarms.cap_warning`."""
     lines, name = [], config.grpo.idle_clip
-    if name is not None and config.stage_names & {"grpo", "joint"}:
+    if name is not None and config.reads("rl"):
         lines.append(
             f"grpo.{name} is {getattr(config.grpo, name)} but cannot act: with grpo.num_iterations = 1 every ratio is "
             "1; raise num_iterations, or leave it out"

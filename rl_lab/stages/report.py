@@ -37,6 +37,7 @@ class ReportKind(StageKind):
     """Films, summary and page of the run folder."""
 
     name = "report"
+    named_in = ()
     makes = "page"
     seconds_per_unit = 15.0
 

@@ -66,6 +66,7 @@ class TracesKind(StageKind):
     """Traces of a policy for the questions of the pool, and which of them are kept."""
 
     name = "traces"
+    named_in = ()
     reads = ("model", "engine", "traces", "rewards")
     workers = ENGINES
     folder = "rft"
@@ -93,6 +94,7 @@ class RFTKind(TrainingKind):
     """Cross-entropy on the kept traces."""
 
     name = "rft"
+    named_in = ("stages", "repeat", "branch")
     after = ("questions",)
     start = BASE_MODEL
     reads = ("model", "rft")
@@ -102,6 +104,10 @@ class RFTKind(TrainingKind):
     def expand(self, graph: Expansion, step: Step) -> None:
         """Traces of the newest model, on which it or the base is trained."""
         graph.extend(step, {}, graph.base if graph.config.rft.start == "base" else graph.head, sampled=True)
+
+    def samples(self, config: RunConfig) -> bool:
+        """The traces."""
+        return True
 
     def check(self, config: RunConfig) -> None:
         """Traces can be sampled."""

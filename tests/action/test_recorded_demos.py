@@ -14,7 +14,6 @@ import pytest
 from algos.chunks import Timing
 from envs.robotwin.env import fit
 from rl_lab.config.actions import DemosConfig, FilesConfig, SFTConfig
-from rl_lab.config.load import resolve_config
 from rl_lab.config.section import MemoryConfig, ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.learner.actions import SFTPlan, num_commands, sized_config, starting_policy
@@ -27,7 +26,7 @@ from rl_lab.records.sources import find_recordings
 from rl_lab.records.streaming import DemonstrationStream
 from rl_lab.run import main
 from rl_lab.stages.flowpro import record_demos
-from rl_lab.stages.kinds import KINDS, stage_functions
+from rl_lab.stages.kinds import KINDS, resolve_config, stage_functions
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from tests.support.episodes import read_folder
 from tests.support.robotwin_files import write_classic, write_trajectory

@@ -15,7 +15,6 @@ from envs.branching import BranchConfig
 from envs.rollback import RollbackConfig
 from envs.rollout import Memory
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
-from rl_lab.config.load import load_config
 from rl_lab.config.section import MemoryConfig, ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.graph.record import substitutions
@@ -25,7 +24,7 @@ from rl_lab.model.checkpoint import published, read_info
 from rl_lab.records.episodes import read_pairs, write_candidates, write_episodes, write_pairs
 from rl_lab.rollouts.ranking import rank_folder
 from rl_lab.stages.flowpro import GivenKind
-from rl_lab.stages.kinds import expand
+from rl_lab.stages.kinds import expand, load_config
 from rl_lab.stages.preflight import check_machine
 from rl_lab.workers.policy import CorrectorPlan
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.config.load import dump_config, load_config
+from rl_lab.config.load import dump_config
 from rl_lab.errors import UserError
 from rl_lab.files import write_json_lines
 from rl_lab.graph.executor import Executor
@@ -18,7 +18,7 @@ from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.pages.run import write_report
 from rl_lab.rollouts.answering import RewardFailures
 from rl_lab.stages.grpo import GRPORun
-from rl_lab.stages.kinds import expand
+from rl_lab.stages.kinds import expand, load_config
 from rl_lab.training.state import RunState
 from tests.support.engines import FakeEngines
 from tests.support.experiments import statuses

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from rl_lab.config.load import load_config
 from rl_lab.errors import UserError
 from rl_lab.model.chat import ImageProcessor
 from rl_lab.model.checkpoint import load_chat_processor
 from rl_lab.rollouts.teacher import check_same_patches, check_teacher
+from rl_lab.stages.kinds import load_config
 
 CONFIG = """
 name: distillation

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from envs.spatial_qa.items import Item
-from rl_lab.config.load import resolve_config
 from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.graph.stage import StageConfig
@@ -19,7 +18,7 @@ from rl_lab.model.checkpoint import model_processor
 from rl_lab.model.tokenizer import ROLES, SPECIAL_TOKENS
 from rl_lab.records.item_files import ItemFile, SolutionFile
 from rl_lab.records.question_sets import Limits, check_files, check_shared, set_questions, take_file, unfit
-from rl_lab.stages.kinds import KINDS
+from rl_lab.stages.kinds import KINDS, resolve_config
 from rl_lab.stages.language import QuestionsKind
 
 QUESTION = {"prompt": "is it red? /no_think", "answer": "yes", "reward_type": "yes_no", "category": "perception"}

@@ -8,12 +8,11 @@ import sys
 import pytest
 
 from rl_lab import doctor
-from rl_lab.config.load import load_config
 from rl_lab.config.robotwin import backend_line, check_robotwin, examine
 from rl_lab.errors import UserError
 from rl_lab.graph.record import describe
 from rl_lab.run import main
-from rl_lab.stages.kinds import KINDS
+from rl_lab.stages.kinds import KINDS, load_config
 from tests.robotwin.fake import CONFIG_FOLDERS, make_checkout
 
 RUN = """

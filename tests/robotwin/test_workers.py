@@ -5,10 +5,10 @@ import pytest
 
 from envs.rollback import RollbackConfig
 from envs.types import Episode
-from rl_lab.config.load import resolve_config
 from rl_lab.model.checkpoint import publish
 from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.seeding import SPLIT_SIZE, evaluation_seeds, robotwin_seeds, training_seeds
+from rl_lab.stages.kinds import resolve_config
 from rl_lab.workers.policy import CorrectorPlan
 from rl_lab.workers.pool import BrokenWorkerError
 from rl_lab.workers.simulation import REJECTED, EnvSpec, Rejection, Simulation, Unit, drawn_units, evaluation_groups

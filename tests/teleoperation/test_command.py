@@ -14,10 +14,10 @@ import pytest
 
 from envs.rollback import Corrector, intervened_rollout
 from envs.rollout import run_lockstep
-from rl_lab.config.load import load_config
 from rl_lab.correct import failed_episodes, main
 from rl_lab.errors import UserError
 from rl_lab.rollouts.collect import collection_units, round_name
+from rl_lab.stages.kinds import load_config
 from rl_lab.teleoperation.server import PageServer
 from rl_lab.workers.policy import LocalPolicy
 from rl_lab.workers.simulation import Environments

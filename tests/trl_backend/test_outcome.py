@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from algos.outcome import BradleyTerry
-from rl_lab.config.load import load_config
 from rl_lab.errors import UserError
 from rl_lab.learner.learner import Learner
 from rl_lab.learner.outcome import OutcomePlan
 from rl_lab.learner.plans import optimiser
+from rl_lab.stages.kinds import load_config
 from rl_lab.stages.outcome import OutcomeLabelsKind
 from rl_lab.trl_backend.outcome import train_outcome
 from rl_lab.trl_backend.trainer import Settings
