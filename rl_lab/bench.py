@@ -1,6 +1,7 @@
 """python -m rl_lab.bench NAME [option=value ...]
 
-Runs one of the measurements in `rl_lab/benchmarks` and prints its table under the hardware and versions it ran on.
+Runs one of the measurements in `rl_lab/benchmarks` and prints its table under the hardware and versions it ran on. Exit
+code: 0 done, 2 bad input.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _options(name: str, function: Any, texts: Sequence[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark and print its table."""
-    parser = CommandParser(prog="python -m rl_lab.bench", description="Measure a part of the lab.")
+    parser = CommandParser(__doc__)
     parser.add_argument("name", choices=list(BENCHMARKS))
     parser.add_argument("options", nargs="*", metavar="option=value")
     parsed = parser.parse_args(arguments)

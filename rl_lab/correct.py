@@ -95,7 +95,7 @@ def _check(folder: Path, experiment: Path, config: RunConfig, out: Path) -> set[
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; UserError for bad input."""
-    parser = CommandParser(prog="python -m rl_lab.correct", description="Correct a policy's failures by keyboard.")
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", type=as_path, metavar="CKPT", help="a checkpoint folder of a policy")
     parser.add_argument("experiment", type=as_path, metavar="FILE", help="the experiment whose first round it is")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

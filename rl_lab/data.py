@@ -120,8 +120,8 @@ COMMANDS: dict[str, Callable[[Source, argparse.Namespace], None]] = {
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="python -m rl_lab.data", description="Inspect, convert and check episodes.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = CommandParser(__doc__)
+    commands = parser.add_subparsers(prog=parser.prog, dest="command", required=True, metavar="COMMAND")
     for name, action in COMMANDS.items():
         command = commands.add_parser(name, help=(action.__doc__ or "").split(";")[0].rstrip("."))
         command.add_argument("source", type=as_path, metavar="SOURCE")

@@ -226,7 +226,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one line a finding; 1 if something must be mended. UserError for a wrong experiment file."""
-    parser = CommandParser(prog="python -m rl_lab.doctor", description="Check this machine, and an experiment file.")
+    parser = CommandParser(__doc__)
     parser.add_argument("file", nargs="?", type=as_path, help="experiment to check as well")
     options = parser.parse_args(arguments)
     if options.file is not None and not options.file.is_file():

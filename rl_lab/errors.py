@@ -31,7 +31,15 @@ class RunError(UserError):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, too."""
+    """An argument parser whose errors are one line, too, and whose help is what the command's file says of it."""
+
+    def __init__(self, description: str = "", **options: Any) -> None:
+        """`description`: the docstring of a file, whose first line is the call; or, of a part of a command, a line."""
+        call, _, text = description.partition("\n")
+        if "prog" not in options:
+            options |= {"prog": " ".join(call.split()[:3]), "usage": call}
+            description = text.strip()
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; UserError for bytes that are no text, which no file that names them could hold."""

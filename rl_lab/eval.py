@@ -91,7 +91,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; UserError for bad input."""
-    parser = CommandParser(prog="python -m rl_lab.eval", description="Evaluate a checkpoint.")
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", type=as_path, metavar="CKPT", help="a checkpoint folder")
     parser.add_argument("arguments", nargs="*", metavar="[FILE] key=value", help="experiment and overrides")
     parser.add_argument("--out", type=as_path, metavar="FILE", help="write one JSON line an episode; must not exist")

@@ -125,8 +125,8 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="python -m rl_lab.pool", description="Look into the curriculum pool of a run.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = CommandParser(__doc__)
+    commands = parser.add_subparsers(prog=parser.prog, dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[Options], str], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)

@@ -20,7 +20,7 @@ from rl_lab.reports.summary import measure, summary_lines
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; UserError for bad input."""
-    parser = CommandParser(prog="python -m rl_lab.report", description="Rebuild and print the report of a run.")
+    parser = CommandParser(__doc__)
     parser.add_argument("run", type=as_path, metavar="RUN", help="a run folder")
     parser.add_argument("--against", type=as_path, metavar="RUN", help="another run folder to compare with")
     options = parser.parse_args(arguments)

@@ -34,7 +34,7 @@ FLIPS_SHOWN = 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; UserError for bad input, RunError where a training has nothing to compare."""
-    parser = CommandParser(prog="python -m rl_lab.rescore", description="Score stored rollouts under another reward.")
+    parser = CommandParser(__doc__)
     parser.add_argument("run", type=as_path, metavar="RUN", help="a run folder")
     parser.add_argument("--reward", required=True, metavar="FILE|VARIANT", help="YAML with `rewards`, or a variant")
     parser.add_argument("--node", help="one training of the run; all without it")

@@ -57,7 +57,7 @@ class Graph:
 
 
 def _parse(arguments: Sequence[str] | None) -> Any:
-    parser = CommandParser(prog="python -m rl_lab.run", description="Run an experiment.")
+    parser = CommandParser(__doc__)
     parser.add_argument("arguments", nargs="*", metavar="FILE [key=value ...]", help="experiment and overrides")
     parser.add_argument("--run-dir", type=as_path, help="new folder for this run; default runs/NAME-TIMESTAMP")
     parser.add_argument("--resume", type=as_path, metavar="DIR", help="continue the run in this folder")

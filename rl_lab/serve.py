@@ -18,7 +18,7 @@ DEFAULT_PORT = 8765
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Path, int, int, str]:
-    parser = CommandParser(prog="python -m rl_lab.serve", description="Serve a policy on a port of this machine.")
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", type=as_path, metavar="CKPT", help="a checkpoint folder")
     parser.add_argument("--port", type=whole_number(0, 65535), default=DEFAULT_PORT, help="0 takes a free one")
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of the policy's noise")

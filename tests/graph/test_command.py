@@ -1,3 +1,4 @@
+import importlib
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab import run
+from rl_lab import pool, run
 from rl_lab.errors import RunError, UserError, run_command
 from rl_lab.eval import DEFAULTS
 from rl_lab.stages import preflight
@@ -321,3 +322,23 @@ def test_metrics_that_name_no_node_are_made_again_from_the_store(home, capsys):
     path.write_text('{}\n{"node": [1]}\n')
     assert main("--resume", "mine") == 0
     assert path.read_text() == lines
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "eval", "report", "pool", "rescore", "data", "correct", "serve", "bench", "doctor"]
+)
+def test_help_is_what_the_file_of_the_command_says(name, capsys):
+    module = importlib.import_module(f"rl_lab.{name}")
+    with pytest.raises(SystemExit, match="0"):
+        module.main(["--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: python -m rl_lab.{name} ") and "options:" in shown
+    assert module.__doc__.partition("\n")[2].strip() in shown and re.search(r"Exit\s+code: 0 ", shown)
+
+
+def test_help_of_a_part_of_a_command_names_it(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        pool.main(["ls", "--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m rl_lab.pool ls [-h]")
+    with pytest.raises(UserError, match="`python -m rl_lab.pool ls --help` lists the arguments"):
+        pool.main(["ls"])
