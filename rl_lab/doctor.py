@@ -6,6 +6,7 @@ says how to mend it. Exit code: 0 all well (notes allowed), 1 something must be 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -181,20 +182,30 @@ def check_processor() -> Iterator[Finding]:
 
 
 def check_robotwin() -> Iterator[Finding]:
-    """The RoboTwin that the environment names starts in its interpreter."""
-    if not os.environ.get("ROBOTWIN_ROOT"):
-        yield Finding("note", "ROBOTWIN_ROOT is not set; env.backend auto means the embedded tabletop")
-        return
-    from envs.robotwin.connection import RoboTwin
-    from rl_lab.config.robotwin import examine  # here, because other checks may find its packages missing
+    """The RoboTwin that the environment names, or that is installed, starts in a process of its own; of the installed
+    runtime a frame is drawn as well."""
+    from envs.robotwin.connection import RoboTwin, RoboTwinServer, find_root
+    from rl_lab.config.robotwin import draw, examine  # here, because other checks may find its packages missing
 
-    try:
-        hello = examine(RoboTwin.from_environment(start_timeout_s=CHECK_SECONDS), (), ())
-    except ValueError as error:
-        yield Finding("bad", str(error), "see docs/robotwin.md, or unset ROBOTWIN_ROOT")
+    if find_root() is None:
+        yield Finding(
+            "note",
+            "ROBOTWIN_ROOT is not set and no runtime is installed; env.backend auto means the embedded tabletop",
+            "./setup.sh robotwin",
+        )
         return
-    versions = ", ".join(f"{name} {version}" for name, version in hello["versions"].items())
-    yield Finding("ok", f"RoboTwin ({hello['layout']} layout, {len(hello['tasks'])} tasks; {versions})")
+    try:
+        robotwin = RoboTwin.from_environment(start_timeout_s=CHECK_SECONDS)
+        hello = examine(robotwin, (), ())
+        versions = ", ".join(f"{name} {version}" for name, version in hello["versions"].items())
+        yield Finding("ok", f"RoboTwin ({hello['layout']} layout, {len(hello['tasks'])} tasks; {versions})")
+        if not os.environ.get("ROBOTWIN_ROOT"):
+            with contextlib.closing(RoboTwinServer(robotwin)) as server:
+                yield Finding("ok", f"RoboTwin draws {draw(server)}")
+    except ValueError as error:
+        named = bool(os.environ.get("ROBOTWIN_ROOT"))
+        mend = "see docs/robotwin.md, or unset ROBOTWIN_ROOT" if named else "./setup.sh robotwin, or docs/robotwin.md"
+        yield Finding("bad", str(error), mend)
 
 
 def check_file(path: Path) -> Iterator[Finding]:

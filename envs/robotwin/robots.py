@@ -13,8 +13,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-UNASKED = {"command_steps": None, "picture_px": None}
-
 
 class OwnRobot:
     """The robots that a task config names as its embodiment."""
@@ -23,14 +21,11 @@ class OwnRobot:
         """`layout`: a `layout.Checkout`; `read_yaml`: that module's."""
         self._layout, self._read_yaml = layout, read_yaml
 
-    def describe(self) -> dict[str, Any]:
-        """Robot, planner, renderer and physics steps of a command (None: as long as its time-optimal motion)."""
-        return {
-            "robot": "the embodiment of its task config",
-            "planner": "RoboTwin's own (curobo)",
-            "renderer": "RoboTwin's own (ray tracing)",
-            "command_steps": None,
-        }
+    def describe(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Robot, planner, renderer and physics steps of a command (None: as long as its time-optimal motion) of a scene
+        with these arguments."""
+        robot = " ".join(map(str, args["embodiment"]))
+        return {"robot": robot, "planner": "curobo", "renderer": "ray tracing", "command_steps": None}
 
     def refusal(self, task: str, args: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
         """Why a task with this config cannot be set up; empty if it can."""

@@ -110,7 +110,6 @@ class Server:
             )
         return {
             "version": protocol.VERSION,
-            "simulation": self.robot.describe(),
             "layout": self.layout.name,
             "root": self.layout.root,
             "tasks": self.layout.tasks(),
@@ -129,12 +128,13 @@ class Server:
             },
         }
 
-    def check(self, task: str, config: str) -> dict:
-        """Import a task and look its config up, without a scene: what is missing is said before a run begins."""
+    def check(self, task: str, config: str, command_steps: int | None = None) -> dict:
+        """Import a task and look its config up, without a scene: what is missing is said before a run begins. Robot,
+        planner, renderer and physics steps of a command."""
         self._check_task(task)
         importlib.import_module(f"{self.layout.package}.{task}")
-        self._task_args({"task": task, "config": config, "robot": robots.UNASKED})
-        return {}
+        asked = {"command_steps": command_steps, "picture_px": None}
+        return self.robot.describe(self._task_args({"task": task, "config": config, "robot": asked}))
 
     def reset(self, task: str, config: str, seed: int, instruction: str, screen: bool, robot: dict) -> dict:
         """Set the scene of a seed up. `instruction` is "seen" or "unseen"; with `screen`, RoboTwin's expert runs first,

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from envs.robotwin.connection import find_root
 from rl_lab.config.actions import ObjectiveConfig
 from rl_lab.config.pipeline import GateStage, Registry, Repeat
 from rl_lab.config.schema import EnvConfig, RunConfig
@@ -67,11 +68,12 @@ def _apply(tree: Tree, overrides: Sequence[tuple[list[str], Any]]) -> Tree:
 
 def resolve_backend(wanted: Any) -> str:
     """`auto` -> the backend of this machine; other values as they are. UserError if it is not available."""
-    has_robotwin = bool(os.environ.get("ROBOTWIN_ROOT"))
+    has_robotwin = find_root() is not None
     if wanted == "robotwin" and not has_robotwin:
         raise UserError(
-            "env.backend is robotwin, but ROBOTWIN_ROOT is not set; export ROBOTWIN_ROOT=/path/to/RoboTwin and "
-            "ROBOTWIN_PYTHON=/path/to/its/python, or use env.backend=tabletop"
+            "env.backend is robotwin, but ROBOTWIN_ROOT is not set and no runtime is installed; run ./setup.sh "
+            "robotwin, or export ROBOTWIN_ROOT=/path/to/RoboTwin and ROBOTWIN_PYTHON=/path/to/its/python, or use "
+            "env.backend=tabletop"
         )
     return ("robotwin" if has_robotwin else "tabletop") if wanted == "auto" else wanted
 

@@ -7,12 +7,25 @@ import functools
 import hashlib
 import os
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from envs.robotwin import layout
-from envs.robotwin.connection import Connection, RoboTwin, RoboTwinError, ServerDiedError, find_root
+from envs.robotwin.boxarms import body
+from envs.robotwin.boxarms.planner import PHYSICS_HZ
+from envs.robotwin.connection import (
+    Connection,
+    RoboTwin,
+    RoboTwinError,
+    RoboTwinServer,
+    ServerDiedError,
+    find_root,
+)
+from envs.robotwin.env import RoboTwinEnv
 from rl_lab.config.schema import RunConfig, WorkersConfig
 from rl_lab.errors import UserError
 from rl_lab.files import folder_digests
@@ -30,12 +43,22 @@ def find_robotwin(workers: WorkersConfig) -> RoboTwin | None:
         return None
 
 
+ON_ANOTHER_ROBOT = "RoboTwin's tasks and checks on another robot, never compared with published scores"
+
+
 def backend_line(config: RunConfig) -> str:
     """Where the episodes of a run happen, and why there."""
-    root = os.environ.get("ROBOTWIN_ROOT")
+    root = find_root()
     if config.env.backend == "robotwin":
-        return f"RoboTwin at {find_root()}"
-    return f"the embedded tabletop (ROBOTWIN_ROOT is {'set, but env.backend is tabletop' if root else 'not set'})"
+        found = layout.detect(root or "")
+        where = "RoboTwin's installed runtime" if found.is_installed else f"RoboTwin at {root}"
+        return f"{where}, on the box robot: {ON_ANOTHER_ROBOT}" if found.has_box_robot else where
+    return f"the embedded tabletop ({'ROBOTWIN_ROOT is not set' if root is None else _unused()})"
+
+
+def _unused() -> str:
+    there = "ROBOTWIN_ROOT is set" if os.environ.get("ROBOTWIN_ROOT") else "RoboTwin's runtime is installed"
+    return f"{there}, but env.backend is tabletop"
 
 
 def check_robotwin(config: RunConfig) -> None:
@@ -51,7 +74,7 @@ def check_robotwin(config: RunConfig) -> None:
     _check_names("tasks", config.env.tasks, found.tasks(), found.root)
     _check_names("variants", config.env.variants, found.task_configs(), found.root)
     _check_settings(config)
-    examine(robotwin, config.env.tasks, config.env.variants)
+    examine(robotwin, config.env.tasks, config.env.variants, config.env.command_steps)
 
 
 def _check_names(key: str, names: Sequence[str], known: Sequence[str], root: str) -> None:
@@ -83,8 +106,12 @@ def _check_settings(config: RunConfig) -> None:
 
 
 @functools.cache
-def examine(robotwin: RoboTwin, tasks: tuple[str, ...], variants: tuple[str, ...]) -> dict[str, Any]:
-    """What RoboTwin's side says of itself, once it has imported the tasks; UserError if it cannot."""
+def examine(
+    robotwin: RoboTwin, tasks: tuple[str, ...], variants: tuple[str, ...], command_steps: int | None = None
+) -> dict[str, Any]:
+    """What RoboTwin's side says of itself, once it has imported the tasks, and of each variant as `simulations`: robot,
+    planner, renderer and physics steps of a command. UserError if it cannot run them."""
+    simulations: dict[str, Any] = {}
     try:
         connection = Connection(robotwin)
     except ValueError as error:
@@ -94,12 +121,32 @@ def examine(robotwin: RoboTwin, tasks: tuple[str, ...], variants: tuple[str, ...
     try:
         for task in tasks:
             for variant in variants:
-                connection.ask("check", robotwin.start_timeout_s, task=task, config=variant)
-        return connection.hello
+                asked = {"task": task, "config": variant, "command_steps": command_steps}
+                simulations[variant] = connection.ask("check", robotwin.start_timeout_s, **asked)
+        return {**connection.hello, "simulations": simulations}
     except (ServerDiedError, RoboTwinError) as error:
         raise UserError(_in_one_line(f"RoboTwin cannot load {task} ({variant})", error)) from error
     finally:
         connection.close()
+
+
+def draw(server: RoboTwinServer) -> str:
+    """Set a scene up and draw it: with which robot, planner and renderer, and how long a look takes after the first.
+    UserError if it cannot, or if the picture is empty."""
+    env = RoboTwinEnv("handover_block", image_size=64, screen=False, server=server)
+    try:
+        env.reset(seed=0)
+        started = time.perf_counter()
+        image = env.observe()["observation"]["head_camera"]["rgb"]
+        milliseconds = 1000 * (time.perf_counter() - started)
+        told = server.connection.ask("check", task=env.task, config=env.variant)
+    except (ServerDiedError, RoboTwinError) as error:
+        raise UserError(_in_one_line("RoboTwin cannot draw a scene", error)) from error
+    if np.ptp(image) < 10:
+        raise UserError("RoboTwin draws an empty picture")
+    size = "x".join(map(str, image.shape[:2]))
+    robot = f"{told['robot']} ({told['planner']}) with {told['renderer']}"
+    return f"{robot}: three {size} pictures in {milliseconds:.0f} ms"
 
 
 def _in_one_line(what: str, error: Exception) -> str:
@@ -113,15 +160,17 @@ def checkout_digest() -> str:
     found = layout.detect(find_root() or "")
     files = folder_digests(Path(found.root) / "envs") | folder_digests(Path(found.configs))
     lines = [f"{name} {digest}\n" for name, digest in files.items() if name.endswith((".py", ".yml"))]
+    lines += ["on the box robot\n"] if found.has_box_robot else []
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def describe_robotwin(config: RunConfig) -> dict[str, Any]:
-    """Checkout, commit (None in the package, which has a version) and versions, for environment.json."""
+    """For environment.json: checkout, commit (None for the runtime, which has a version), versions, and robot, planner,
+    renderer and length of a command in each variant."""
     robotwin = RoboTwin.from_environment(start_timeout_s=config.workers.robotwin_start_timeout_s)
-    hello = examine(robotwin, config.env.tasks, config.env.variants)
+    hello = examine(robotwin, config.env.tasks, config.env.variants, config.env.command_steps)
     commit = None if hello["layout"] == layout.PYPI else _commit(robotwin.root)
-    return {"root": hello["root"], "layout": hello["layout"], "commit": commit, "versions": hello["versions"]}
+    return {key: hello[key] for key in ("root", "layout", "versions", "simulations")} | {"commit": commit}
 
 
 def _commit(root: str) -> str | None:
@@ -130,3 +179,14 @@ def _commit(root: str) -> str | None:
         return subprocess.run(git, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def box_robot_row(robotwin: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What `describe_robotwin` found as a row of what stood in for what, if the box robot did for RoboTwin's own."""
+    for simulation in robotwin.get("simulations", {}).values():
+        if simulation["robot"] == body.NAME:
+            steps = simulation["command_steps"]
+            lasts = f"commands of {steps} physics steps ({steps / PHYSICS_HZ:g} s)"
+            why = f"{simulation['planner']}, {simulation['renderer']}, {lasts}: {ON_ANOTHER_ROBOT}"
+            return [{"wanted": "RoboTwin's own robot", "used": f"box robot ({body.NAME})", "why": why}]
+    return []

@@ -59,14 +59,18 @@ class EnvConfig(Section):
     """Where episodes happen."""
 
     backend: Literal["auto", "tabletop", "robotwin"] = "auto"
-    """auto: robotwin if the environment variable ROBOTWIN_ROOT is set, else tabletop. RoboTwin also needs
-    ROBOTWIN_PYTHON; its tasks and task configs are those of the checkout."""
+    """auto: robotwin if the environment variables ROBOTWIN_ROOT and ROBOTWIN_PYTHON name a checkout or its runtime is
+    installed (./setup.sh robotwin), else tabletop. An empty ROBOTWIN_ROOT means none of them. Its tasks and task
+    configs are those of the checkout or the runtime."""
     tasks: AnyNumber[str] = ("handover_block",)
     variants: AnyNumber[str] = ("clean",)
     """Each task runs in each of these. On the tabletop clean and randomized (lights, colours, table height, cameras,
     distractors); in RoboTwin task configs, demo_clean where nothing is given."""
     image_size: Pixels = 64
     """Side of the square camera images, pixels; must be the model's."""
+    command_steps: Annotated[int, Field(ge=1, le=250)] | None = None
+    """Physics steps (1/250 s) that a command lasts on RoboTwin's box robot, 25 where nothing is given. Commands of the
+    tabletop last 0.08 s, those of RoboTwin's own robots as long as their motion."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -77,6 +81,8 @@ class EnvConfig(Section):
                 raise ValueError(f"{key} has {unknown[0]!r}, which is not one of {', '.join(known)}")
             if not names or len(set(names)) < len(names):
                 raise ValueError(f"{key} must name at least one, each once, but is {list(names)}")
+        if self.command_steps is not None and self.backend == "tabletop":
+            raise ValueError("command_steps is for RoboTwin's box robot, but the backend is tabletop; leave it out")
         return self
 
 

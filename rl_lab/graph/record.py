@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rl_lab.config.robotwin import describe_robotwin
+from rl_lab.config.robotwin import box_robot_row, describe_robotwin
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.run_folder import Line
@@ -228,13 +228,14 @@ def substitutions(config: RunConfig, gpus: list[str]) -> list[dict[str, str]]:
 
 def describe(config: RunConfig) -> dict[str, Any]:
     """The content of environment.json."""
-    hardware, on_robotwin = devices(), config.env.backend == "robotwin"
+    hardware = devices()
+    robotwin = describe_robotwin(config) if config.runs_episodes and config.env.backend == "robotwin" else {}
     return {
         "versions": installed_versions(),
         "commit": git_commit(),
         "devices": hardware,
         "seeds": {"run": config.seed, "evaluation": config.eval.seeds},
         "backend": config.env.backend,
-        **({"robotwin": describe_robotwin(config)} if config.runs_episodes and on_robotwin else {}),
-        "substitutions": substitutions(config, hardware["gpus"]),
+        **({"robotwin": robotwin} if robotwin else {}),
+        "substitutions": box_robot_row(robotwin) + substitutions(config, hardware["gpus"]),
     }

@@ -44,6 +44,7 @@ class EnvSpec:
     variant: str
     image_size: int
     instruction_split: str = "seen"
+    command_steps: int | None = None
 
 
 class Environments:
@@ -74,6 +75,7 @@ class Environments:
         }
         if spec.backend == "robotwin":
             assert self._server is not None, "preflight found RoboTwin"
+            options["command_steps"] = spec.command_steps
             return cast(BimanualEnv, RoboTwinEnv(spec.task, server=self._server, **options))
         env = gymnasium.make(f"{spec.backend}/{spec.task}-v0", disable_env_checker=True, **options)
         return cast(BimanualEnv, env.unwrapped)
@@ -337,7 +339,7 @@ def env_specs(config: Any, instruction_split: str) -> list[EnvSpec]:
     """Every task of a configuration's `env` section in every variant."""
     env = config.env
     return [
-        EnvSpec(env.backend, task, variant, env.image_size, instruction_split)
+        EnvSpec(env.backend, task, variant, env.image_size, instruction_split, env.command_steps)
         for task in env.tasks
         for variant in env.variants
     ]

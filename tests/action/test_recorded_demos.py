@@ -264,7 +264,6 @@ def break_picture(raw):
 
 def test_numbers_that_are_broken_stop_a_run_before_anything_is_written(raw, tmp_path, monkeypatch):
     break_episode(raw)
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(RUN)
     with pytest.raises(
@@ -276,7 +275,6 @@ def test_numbers_that_are_broken_stop_a_run_before_anything_is_written(raw, tmp_
 
 def test_a_broken_episode_ends_a_run_with_2_unless_it_is_skipped(raw, tmp_path, monkeypatch, capsys):
     break_picture(raw)
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(RUN)
     assert main(["run.yaml", "stages=[demos]", "--run-dir", "stopped"], here) == 2

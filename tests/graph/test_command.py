@@ -39,7 +39,6 @@ run_command(lambda: main(sys.argv[1:], lambda config: nullcontext(stages.functio
 def home(tmp_path, monkeypatch) -> Path:
     """An empty current directory with the small experiment in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
     write_small(tmp_path)
     return tmp_path
 

@@ -35,8 +35,7 @@ MEASURED = [
 
 
 @pytest.mark.parametrize(("name", "minutes", "there"), MEASURED)
-def test_estimates_are_near_what_was_measured(name, minutes, there, monkeypatch):
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
+def test_estimates_are_near_what_was_measured(name, minutes, there):
     config = load_config(EXPERIMENTS / f"{name}.yaml")
     nodes = expand(config)
     assert set(there) <= {node.name for node in nodes}
@@ -85,8 +84,7 @@ def test_a_model_that_no_cpu_trains_is_not_given_a_time(tmp_path):
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
-def test_the_settings_that_are_no_defaults_say_the_whole(path, monkeypatch):
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
+def test_the_settings_that_are_no_defaults_say_the_whole(path):
     config = load_config(path)
     text = dump_changes(config)
     assert resolve_config(yaml.safe_load(text), "changes") == config

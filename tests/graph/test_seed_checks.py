@@ -29,8 +29,7 @@ wandb: disabled
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
+def config(tmp_path):
     path = tmp_path / "seeds.yaml"
     path.write_text(TEXT)
     return lambda *overrides: load_config(path, overrides)

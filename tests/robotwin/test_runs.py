@@ -71,7 +71,7 @@ def test_a_run_that_fits_says_where_it_runs_and_what_it_found(named, path):
 
 
 def test_without_robotwin_it_says_so(monkeypatch, path):
-    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
+    monkeypatch.setenv("ROBOTWIN_ROOT", "")
     config = load_config(path, ["env.tasks=[lift_pot]"])
     assert backend_line(config) == "the embedded tabletop (ROBOTWIN_ROOT is not set)"
     (finding,) = doctor.check_robotwin()

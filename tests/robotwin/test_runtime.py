@@ -6,11 +6,15 @@ One simulator's process serves all tests: its first picture takes seconds.
 import numpy as np
 import pytest
 
-from envs.robotwin import layout
+from envs.robotwin import connection, layout
 from envs.robotwin.boxarms.runtime import TASKS
 from envs.robotwin.connection import RoboTwin, RoboTwinError, RoboTwinServer
 from envs.robotwin.env import RoboTwinEnv
 from envs.types import CAMERAS
+from rl_lab.config.load import resolve_config
+from rl_lab.config.robotwin import backend_line, check_robotwin
+from rl_lab.doctor import check_robotwin as check_robotwin_here
+from rl_lab.graph.record import describe
 
 SEED = 100_000
 
@@ -102,6 +106,27 @@ def test_what_needs_assets_says_which_tasks_run_without_and_how_to_fetch_them(ru
 
 
 def test_the_process_says_what_it_simulates(runtime):
-    said = runtime.connection.hello["simulation"]
-    assert (said["robot"], said["command_steps"]) == ("boxarms", 25)
-    assert "inverse kinematics" in said["planner"] and "rasteriser" in said["renderer"]
+    for asked, steps in ((None, 25), (10, 10)):
+        said = runtime.connection.ask("check", task="handover_block", config="demo_clean", command_steps=asked)
+        assert (said["robot"], said["command_steps"]) == ("boxarms", steps)
+        assert "inverse kinematics" in said["planner"] and "rasteriser" in said["renderer"]
+
+
+def test_a_run_is_told_its_robot_planner_renderer_and_command(runtime):
+    config = resolve_config({"name": "x", "stages": ["demos"], "env": {"backend": "auto", "command_steps": 50}}, "here")
+    assert (config.env.backend, config.env.variants) == ("robotwin", ("demo_clean",))
+    check_robotwin(config)
+    assert "the box robot: RoboTwin's tasks and checks on another robot, never compared" in backend_line(config)
+    facts = describe(config)
+    assert facts["robotwin"]["simulations"]["demo_clean"]["command_steps"] == 50
+    row = facts["substitutions"][0]
+    assert (row["wanted"], row["used"]) == ("RoboTwin's own robot", "box robot (boxarms)")
+    assert "50 physics steps (0.2 s)" in row["why"] and "never compared with published scores" in row["why"]
+
+
+def test_the_doctor_draws_a_scene(runtime, monkeypatch):
+    monkeypatch.setattr(connection, "RoboTwinServer", lambda _: runtime)  # another would compile the shaders again
+    monkeypatch.setattr(runtime, "close", lambda: None)
+    findings = list(check_robotwin_here())
+    assert [finding.level for finding in findings] == ["ok", "ok"]
+    assert "three 64x64 pictures in" in findings[1].what and "boxarms" in findings[1].what

@@ -70,13 +70,13 @@ class BoxRobot:
         self._replace_rendering()
         self._replace_planning()
 
-    def describe(self) -> dict[str, Any]:
-        """Robot, planner, renderer and physics steps of a command."""
+    def describe(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Robot, planner, renderer and physics steps of a command of a scene with these arguments."""
         return {
             "robot": body.NAME,
-            "planner": "closed-form inverse kinematics, no obstacles",
-            "renderer": f"SAPIEN's rasteriser without shadows on {self._device}",
-            "command_steps": COMMAND_STEPS,
+            "planner": "closed-form inverse kinematics",
+            "renderer": f"rasteriser without shadows on {self._device}",
+            "command_steps": args["save_freq"],
         }
 
     def refusal(self, task: str, args: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
