@@ -23,7 +23,16 @@ from pydantic import model_validator
 
 from envs.options import ControlSteps, Fraction, Options, Rounds
 from envs.rollout import NO_MEMORY, Act, Looking, Memory, Rollout, finished
-from envs.types import NO_FRAMES, BimanualEnv, Diagnosis, ExpertUnavailableError, PreferencePair, Segment, camera_images
+from envs.types import (
+    NO_FRAMES,
+    BimanualEnv,
+    Diagnosis,
+    ExpertUnavailableError,
+    PreferencePair,
+    Segment,
+    SimulatorError,
+    camera_images,
+)
 
 Place = tuple[str, str, int, int]
 """Task, variant, environment seed and control step from which a correction was recorded."""
@@ -171,9 +180,10 @@ class Trace:
     def advance(self, action: np.ndarray) -> None:
         """One control step."""
         self.env.advance(action)
+        pose, snapshot = self.env.ee_pose(), self.env.save()
         self.actions.append(np.asarray(action, dtype=np.float64))
-        self.poses.append(self.env.ee_pose())
-        self.snapshots.append(self.env.save())
+        self.poses.append(pose)
+        self.snapshots.append(snapshot)
 
     def rewind(self, steps: int) -> None:
         """Take the last steps back, all of them if there are fewer."""
@@ -210,17 +220,19 @@ class Trace:
 
 
 def _correct(env: BimanualEnv, seed: int, corrector: Corrector, before: np.ndarray, limit: int) -> Trace:
-    """Let the corrector act from the current state until success, an irreversible event, `limit` steps or its end.
+    """Let the corrector act from the current state until success, an irreversible event, `limit` steps, its end or an
+    error of the simulator.
 
     `before` is what it has seen of the steps so far.
     """
     trace = Trace(env)
     commands = corrector.commands(env, seed, before)
-    while len(trace) < limit and not env.success and env.diagnose().failure is None:
-        command = next(commands, None)
-        if command is None:
-            break
-        trace.advance(command)
+    with contextlib.suppress(SimulatorError):
+        while len(trace) < limit and not env.success and env.diagnose().failure is None:
+            command = next(commands, None)
+            if command is None:
+                break
+            trace.advance(command)
     return trace
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from envs.types import BimanualEnv, Episode, Observation, camera_images
+from envs.types import EE_DIM, SIMULATOR_ERROR, BimanualEnv, Episode, Observation, SimulatorError, camera_images
 
 Result = TypeVar("Result")
 
@@ -129,21 +129,29 @@ class EpisodeRecorder:
         self.truth: list[np.ndarray] = []
         self.stage = 0
         self.failure: str | None = None
+        self.error: str | None = None
+        """Of the simulator, which ended the episode."""
 
     def frame(self, observation: Observation) -> None:
         """Record the images and the ground truth of the current state."""
+        truth = self.env.truth()
         self.frame_steps.append(self.env.step_count)
         self.images.append(camera_images(observation))
-        self.truth.append(self.env.truth())
+        self.truth.append(truth)
 
     def advance(self, action: np.ndarray, label: np.ndarray | None = None) -> None:
         """Step the environment with `action`; record `label` (default: the action itself)."""
         self.env.advance(action)
+        pose = self.env.ee_pose()
         self.actions.append(action if label is None else label)
-        self.poses.append(self.env.ee_pose())
+        self.poses.append(pose)
         diagnosis = self.env.diagnose()
         self.stage = max(self.stage, diagnosis.stage)
         self.failure = self.failure or diagnosis.failure
+
+    def fail(self, error: SimulatorError) -> None:
+        """The simulator has ended the episode where it is."""
+        self.failure, self.error = SIMULATOR_ERROR, error.line
 
     def episode(self, seed: int, weight_version: int) -> Episode:
         """The finished record."""
@@ -154,15 +162,16 @@ class EpisodeRecorder:
             seed=seed,
             instruction=env.instruction,
             success=env.success,
-            num_steps=env.step_count,
+            num_steps=len(self.actions),
             poses=np.stack(self.poses),
-            actions=np.stack(self.actions),
+            actions=np.stack(self.actions) if self.actions else np.zeros((0, EE_DIM)),
             frame_steps=np.asarray(self.frame_steps, dtype=np.int64),
             images=np.stack(self.images),
             stage=self.stage,
             failure=None if env.success else self.failure or "timeout",
             weight_version=weight_version,
             truth=np.stack(self.truth).astype(np.float32) if self.truth[0].size else None,
+            extra={} if self.error is None else {"error": self.error},
         )
 
 
@@ -184,22 +193,38 @@ def policy_rollout(
     """One episode of a policy that executes the first `execute` commands of each chunk.
 
     Rendered are the steps at which it decides or to which its memory looks back, with `record_end` also the state in
-    which the episode ends; `on_step` (a video recorder) sees the environment after every control step.
+    which the episode ends; `on_step` (a video recorder) sees the environment after every control step. An error of the
+    simulator is a failure of the episode, with its line in `extra`.
     """
     observation, _ = env.reset(seed=seed)
     recorder, looking = EpisodeRecorder(env), Looking(env, execute, memory)
+    try:
+        yield from _until_end(seed, observation, recorder, looking, on_step)
+        if record_end:
+            recorder.frame(env.observe())
+    except SimulatorError as error:
+        recorder.fail(error)
+    return recorder.episode(seed, weight_version)
+
+
+def _until_end(
+    seed: int,
+    observation: Observation,
+    recorder: EpisodeRecorder,
+    looking: Looking,
+    on_step: Callable[[BimanualEnv], None] | None,
+) -> Rollout[None]:
+    env = recorder.env
     for number in range(env.step_limit):
         decision = looking.decision(seed, number, None if number else observation)
         recorder.frame(decision.observation)
         chunk = yield decision
-        for action in chunk[:execute]:
+        for action in chunk[: looking.execute]:
             recorder.advance(action)
             if on_step is not None:
                 on_step(env)
             if finished(env):
-                if record_end:
-                    recorder.frame(env.observe())
-                return recorder.episode(seed, weight_version)
+                return
             looking.stepped()
     raise AssertionError("an episode outlived its step limit")
 

@@ -40,6 +40,19 @@ class ExpertUnavailableError(RuntimeError):
     """The scripted expert has no action for the present state."""
 
 
+SIMULATOR_ERROR = "simulator_error"
+"""Name of the failure of an episode that a `SimulatorError` ended."""
+
+
+class SimulatorError(RuntimeError):
+    """The simulator raised an error in the middle of an episode, which cannot go on; others can."""
+
+    @property
+    def line(self) -> str:
+        """What was raised, and where."""
+        return str(self).partition("\n")[0]
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """What simulator truth says about an episode now; detectors may read it, policies never."""
@@ -73,12 +86,12 @@ class Episode:
     stage: int = 0
     """Most sub-goals reached at any time."""
     failure: str | None = None
-    """First irreversible event, or "timeout"; None on success."""
+    """First irreversible event, or "timeout", or `SIMULATOR_ERROR`; None on success."""
     weight_version: int = 0
     truth: np.ndarray | None = None
     """Simulator ground truth at each frame, float32 [N, n]; only for auxiliary losses and reports."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Diagnostics as plain values."""
+    """Diagnostics as plain values; `error` is the line of a `SimulatorError`."""
 
 
 @dataclass

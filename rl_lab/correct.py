@@ -35,6 +35,7 @@ def failed_episodes(folder: Path, config: RunConfig, done: set[tuple[str, str, i
     from envs.robotwin.connection import SeedRejectedError
     from envs.rollback import until_failure
     from envs.rollout import run_lockstep
+    from envs.types import SimulatorError
     from rl_lab.config.robotwin import find_robotwin
     from rl_lab.model.checkpoint import published
     from rl_lab.rollouts.collect import collection_units, round_name
@@ -57,7 +58,7 @@ def failed_episodes(folder: Path, config: RunConfig, done: set[tuple[str, str, i
             ]
             try:
                 ended = run_lockstep(rollouts, policy.act)
-            except SeedRejectedError:
+            except (SeedRejectedError, SimulatorError):
                 continue
             for env, place, (trace, failure) in zip(envs, places, ended, strict=True):
                 if failure is not None and place not in done:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.robotwin import layout, protocol
+from envs.types import SimulatorError
 
 SERVER = Path(__file__).with_name("server.py")
 POLL_S = 0.2
@@ -31,7 +32,16 @@ class RoboTwinError(RuntimeError):
 
 
 class SeedRejectedError(RoboTwinError):
-    """RoboTwin refuses this seed: its scene is unstable, or its expert fails on it. Take another."""
+    """RoboTwin refuses this seed: its scene is unstable, its expert fails on it, or something raises. Take another."""
+
+    @property
+    def is_error(self) -> bool:
+        """Whether something raised, which may be so on every seed."""
+        return self.kind == "raising_seed"
+
+
+class EpisodeError(RoboTwinError, SimulatorError):
+    """RoboTwin raised an error in an episode."""
 
 
 class ServerDiedError(RuntimeError):
@@ -150,8 +160,7 @@ class Connection:
             raise
         if "error" in answer:
             problem = answer["error"]
-            kind = SeedRejectedError if problem["kind"] == "rejected_seed" else RoboTwinError
-            raise kind(problem["kind"], problem["message"], problem["detail"])
+            raise _error_class(method, problem["kind"])(problem["kind"], problem["message"], problem["detail"])
         return answer["result"]
 
     def close(self) -> None:
@@ -214,6 +223,12 @@ class Connection:
         else:
             how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"RoboTwin {how} during {method}.\n{tail}".strip()
+
+
+def _error_class(method: str, kind: str) -> type[RoboTwinError]:
+    if kind in ("rejected_seed", "raising_seed"):
+        return SeedRejectedError
+    return EpisodeError if kind == "robotwin" and method not in ("hello", "check") else RoboTwinError
 
 
 class RoboTwinServer:

@@ -31,6 +31,7 @@ ERROR_KINDS = {
     "bad_request": "the caller's mistake: a wrong name, shape or number",
     "no_episode": "asked before `reset`",
     "rejected_seed": "RoboTwin refuses this seed: unstable scene, or its expert fails on it",
+    "raising_seed": "RoboTwin raises an error on this seed, before its episode has begun",
     "unsupported": "RoboTwin cannot do this here",
     "robotwin": "RoboTwin raised something else; see the detail",
 }

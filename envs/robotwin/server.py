@@ -153,7 +153,7 @@ class Server:
         except RefusedError:
             raise
         except (Exception, SystemExit) as error:
-            raise RefusedError("rejected_seed", f"RoboTwin raised {tasks.said(error)}") from error
+            raise RefusedError("raising_seed", f"RoboTwin raised {tasks.said(error)}") from error
         joints = [len(getattr(self.env.robot, f"get_{arm}_arm_jointState")()) for arm in ARMS]
         return {
             "instruction": self.instruction,
@@ -313,7 +313,7 @@ class Server:
             with scenes.pictures(self.env, lambda: path.append(scenes.where_things_are(self.env))):
                 info = self.env.play_once()
         except Exception as error:
-            raise RefusedError("rejected_seed", f"the expert raised {tasks.said(error)}") from error
+            raise RefusedError("raising_seed", f"the expert raised {tasks.said(error)}") from error
         if not self.env.plan_success:
             raise RefusedError("rejected_seed", "the expert found no plan")
         if not self.env.check_success():

@@ -16,9 +16,10 @@ from envs.rollback import Collection
 from envs.types import PreferencePair
 from rl_lab.files import folder_damage, write_checked_folder
 from rl_lab.records.episodes import read_pairs, write_pairs
+from rl_lab.rollouts.simulator_errors import ErrorWatch, name
 from rl_lab.workers.policy import corrector_plan
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.simulation import EnvSpec, Unit, drawn_units, env_specs
+from rl_lab.workers.simulation import ERRORS, EnvSpec, Unit, drawn_units, env_specs
 
 COUNTS_FILE = "collection.json"
 """Beside the pairs: their number and what they cost."""
@@ -75,15 +76,24 @@ def collect_pairs(
         where = f"{spec.task}/{spec.variant}"
         found: list[PreferencePair] = []
         folder = request.scratch / where.replace("/", "-")
+        watch = ErrorWatch(where.replace("/", " "))
         for collection in kept(folder, units, run, _write_collection, _read_collection):
+            watch.see(next((key.removeprefix(ERRORS) for key in collection.counts if key.startswith(ERRORS)), None))
             found += collection.pairs
-            counts += collection.counts
+            counts += named(collection.counts)
             done = min(settings.pairs, len(pairs) + len(found))
             request.progress(done, settings.pairs, where.replace("/", " "))
             if len(found) >= wanted:
                 break
+        if not found:
+            watch.end()
         pairs += found[:wanted]
     return pairs, counts
+
+
+def named(counts: Counter[str]) -> Counter[str]:
+    """With errors by their kind instead of their whole lines."""
+    return Counter({name(key) if key.startswith(ERRORS) else key: number for key, number in counts.items()})
 
 
 def write_collection(folder: Path, pairs: list[PreferencePair], counts: Counter[str], **more: Any) -> None:

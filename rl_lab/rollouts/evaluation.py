@@ -12,6 +12,7 @@ import ray
 
 from rl_lab.files import read_json_lines, write_json_lines
 from rl_lab.rollouts.collect import kept
+from rl_lab.rollouts.simulator_errors import ErrorWatch
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.simulation import REJECTED, Unit, evaluation_groups
 
@@ -40,7 +41,7 @@ def evaluate_policy(
 ) -> EvaluationResult:
     """Episodes of a published policy by the `env` and `eval` sections; finished units are kept in `scratch`.
 
-    RuntimeError with RoboTwin's last reason where it rejects too many seeds.
+    RuntimeError with RoboTwin's last reason where it rejects too many seeds, RunError where nothing but errors come.
     """
     groups = evaluation_groups(config, seed)
     result, total = EvaluationResult(), sum(wanted for _, wanted in groups)
@@ -51,7 +52,10 @@ def evaluate_policy(
     run = partial(pool.map, submit, check_stop=check_stop)
     for number, (units, wanted) in enumerate(groups):
         rows: list[ResultRow] = []
+        watch = ErrorWatch(f"{units[0].env.task} {units[0].env.variant}")
         for found in kept(scratch / f"group-{number:03d}", units, run, _write_rows, _read_rows):
+            for row in found:
+                watch.see(_error(row))
             rows += [row for row in found if REJECTED not in row]
             result.rejected += [row for row in found if REJECTED in row]
             progress(len(result.rows) + min(len(rows), wanted), total)
@@ -62,8 +66,16 @@ def evaluate_policy(
             raise RuntimeError(
                 f"RoboTwin accepted {len(rows)} of {len(units)} seeds of {spec.task} {spec.variant}; last: {last}"
             )
+        watch.end()
         result.rows += rows[:wanted]
     return result
+
+
+def _error(row: ResultRow) -> str | None:
+    """What the simulator raised on a seed."""
+    if REJECTED in row:
+        return row[REJECTED] if row.get("is_error") else None
+    return row.get("extra", {}).get("error")
 
 
 def _write_rows(folder: Path, result: Iterable[ResultRow]) -> None:

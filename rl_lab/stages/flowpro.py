@@ -28,11 +28,12 @@ from rl_lab.records.episodes import write_episodes
 from rl_lab.records.sources import Recording, check_sound, find_recordings
 from rl_lab.rollouts.collect import Request, collect_pairs, round_name, write_collection
 from rl_lab.rollouts.evaluation import evaluate_policy
+from rl_lab.rollouts.simulator_errors import ErrorWatch, summary
 from rl_lab.stages.action_rewards import MODELS, add_candidates, add_rank, add_sweep
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
 from rl_lab.training.dataset import train
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.simulation import Rejection, Unit, drawn_units, env_specs
+from rl_lab.workers.simulation import ERRORS, REJECTED, Rejection, Unit, drawn_units, env_specs
 
 ORDERS = (
     *(("collect", "optimise"), ("collect", "optimise", "evaluate")),
@@ -94,15 +95,23 @@ class DemosKind(StageKind):
             for spec in specs:
                 units = drawn_units("demos", spec, "demos", 4 * wanted, context.seed)
                 successes: list[Episode] = []
-                last = ""
+                rejected: list[Rejection] = []
+                watch = ErrorWatch(f"{spec.task} {spec.variant}")
                 for found in pool.map(submit, units, context.check_stop):
                     successes += [one for one in found if isinstance(one, Episode) and one.success]
-                    last = next((f"; last: {one.reason}" for one in found if isinstance(one, Rejection)), last)
+                    for one in found:
+                        watch.see(one.reason if isinstance(one, Rejection) and one.is_error else None)
+                    rejected += [one for one in found if isinstance(one, Rejection)]
                     done = len(kept) + min(len(successes), wanted)
                     context.progress(done, wanted * len(specs), f"{spec.task} {spec.variant}")
                     if len(successes) >= wanted:
                         break
+                if rejected:
+                    reasons = summary(one.reason for one in rejected)
+                    context.say(f"{spec.task} {spec.variant}: passed over {len(rejected)} seeds: {reasons}")
                 if len(successes) < wanted:
+                    watch.end()
+                    last = f"; last: {rejected[-1].reason}" if rejected else ""
                     raise RuntimeError(
                         f"the expert solved {len(successes)} of {4 * wanted} episodes of {spec.task} {spec.variant}"
                         f"{last}"
@@ -198,6 +207,8 @@ class EvaluateKind(StageKind):
             )
         write_json_lines(context.out / "results.jsonl", found.rows)
         if found.rejected:
+            reasons = summary(row[REJECTED] for row in found.rejected)
+            context.say(f"passed over {len(found.rejected)} seeds: {reasons}")
             write_json_lines(context.out / "rejected.jsonl", found.rejected)
 
 
@@ -222,6 +233,9 @@ class CollectKind(StageKind):
         request = Request(name, context.training_seed, context.scratch, context.check_stop, context.progress)
         with cluster.simulation_pool() as pool:
             pairs, counts = collect_pairs(pool, cluster.share(snapshot), context.config, request)
+        errors = [f"{number} x {key.removeprefix(ERRORS)}" for key, number in counts.items() if key.startswith(ERRORS)]
+        if errors:
+            context.say(f"errors of the simulator: {', '.join(errors)}")
         if not pairs:
             raise RuntimeError(
                 f"no preference pair in {counts['episodes']} episodes: the policy no longer fails, or nothing it does "

@@ -24,7 +24,7 @@ from envs.robotwin.connection import RoboTwin, RoboTwinServer, SeedRejectedError
 from envs.robotwin.env import RoboTwinEnv
 from envs.rollback import Collection, RollbackConfig, intervened_rollout
 from envs.rollout import Rollout, demonstrate, policy_rollout, run_lockstep
-from envs.types import BimanualEnv, Candidates, Episode, ExpertUnavailableError
+from envs.types import SIMULATOR_ERROR, BimanualEnv, Candidates, Episode, ExpertUnavailableError, SimulatorError
 from rl_lab.model.checkpoint import Snapshot, snapshot_info
 from rl_lab.records.checks import Problem
 from rl_lab.records.item_files import QuestionRow, item_row
@@ -135,6 +135,9 @@ FILM_STRIDE = 2
 FILM_SIZE = (180, 240)
 """Height and width in pixels."""
 
+ERRORS = "errors/"
+"""What counts of a collection begin with that are errors of the simulator."""
+
 REJECTED = "rejected"
 """Key of the reason in the row of an evaluation seed that RoboTwin refused."""
 
@@ -161,10 +164,18 @@ class Unit:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A seed on which RoboTwin gives no episode: its scene is unstable, or its expert fails."""
+    """A seed on which RoboTwin gives no episode: its scene is unstable, its expert fails, or something raises."""
 
     seed: int
     reason: str
+    is_error: bool = False
+    """Whether something raised."""
+
+
+def rejection(seed: int, error: Exception) -> Rejection:
+    """The refusal of a seed, or an error before there is an episode to speak of."""
+    raised = isinstance(error, SimulatorError) or (isinstance(error, SeedRejectedError) and error.is_error)
+    return Rejection(seed, str(error).partition("\n")[0], raised)
 
 
 @dataclass(frozen=True)
@@ -231,8 +242,8 @@ class Simulation:
             try:
                 with _own_robotwin():
                     found.append(demonstrate(env, seed, noise_m=noise_m, generator=generator))
-            except (SeedRejectedError, ExpertUnavailableError) as error:
-                found.append(Rejection(seed, str(error)))
+            except (SeedRejectedError, SimulatorError, ExpertUnavailableError) as error:
+                found.append(rejection(seed, error))
         return found
 
     def read_recordings(self, unit: Sequence[Recording]) -> list[tuple[Episode | None, list[Problem]]]:
@@ -242,7 +253,7 @@ class Simulation:
     def evaluate(self, unit: Unit, snapshot: Snapshot, execute: int) -> list[dict[str, Any]]:
         """Policy episodes of the unit's seeds: their labels and the step limit, without the recorded arrays.
 
-        A seed that RoboTwin refuses gives a row with the reason as `rejected`.
+        A seed that RoboTwin refuses gives a row with the reason as `rejected`, and `is_error` if something raised.
         """
         memory = snapshot_info(snapshot).memory
 
@@ -251,9 +262,11 @@ class Simulation:
 
         try:
             episodes = self._roll_out(unit, snapshot, make)
-        except SeedRejectedError as error:
+        except (SeedRejectedError, SimulatorError) as error:
             (seed,) = unit.seeds  # one episode a unit in RoboTwin
-            return [{"task": unit.env.task, "variant": unit.env.variant, "seed": seed, REJECTED: str(error)}]
+            found = rejection(seed, error)
+            row = {"task": unit.env.task, "variant": unit.env.variant, "seed": seed, REJECTED: found.reason}
+            return [row | {"is_error": True} if found.is_error else row]
         step_limit = self._environments.of(unit.env, 1)[0].step_limit
         return [labels_of(episode) | {"step_limit": step_limit} for episode in episodes]
 
@@ -265,8 +278,8 @@ class Simulation:
         def make(env: BimanualEnv, seed: int) -> Rollout[Episode]:
             return policy_rollout(env, seed, execute=execute, record_end=True, **labels)
 
-        with contextlib.suppress(SeedRejectedError):
-            return self._roll_out(unit, snapshot, make)
+        with contextlib.suppress(SeedRejectedError, SimulatorError):
+            return [one for one in self._roll_out(unit, snapshot, make) if one.failure != SIMULATOR_ERROR]
         return []
 
     def candidates(self, unit: Unit, snapshot: Snapshot, config: BranchConfig) -> list[Candidates]:
@@ -278,7 +291,7 @@ class Simulation:
             generator = stream(unit.run_seed, "branches", seed)
             return branched_rollout(env, seed, config=config, generator=generator, **labels)
 
-        with contextlib.suppress(SeedRejectedError):
+        with contextlib.suppress(SeedRejectedError, SimulatorError):
             return [state for states in self._roll_out(unit, snapshot, make) for state in states]
         return []
 
@@ -301,7 +314,7 @@ class Simulation:
         return [
             Film(unit.env.task, unit.env.variant, seed, episodes[seed].failure, animation(cameras[seed], control_hz))
             for seed in unit.seeds
-            if seed in cameras
+            if cameras.get(seed)
         ]
 
     def collect(self, unit: Unit, snapshot: Snapshot, rollback: RollbackConfig, corrector: CorrectorPlan) -> Collection:
@@ -323,8 +336,11 @@ class Simulation:
 
         try:
             return Collection.merge(self._roll_out(unit, snapshot, make))
-        except SeedRejectedError:
-            return Collection(counts=Counter(rejected_seeds=1))
+        except (SeedRejectedError, SimulatorError) as error:
+            (seed,) = unit.seeds
+            found = rejection(seed, error)
+            counts = Counter(rejected_seeds=1) if isinstance(error, SeedRejectedError) else Counter(episodes=1)
+            return Collection(counts=counts + Counter({f"{ERRORS}{found.reason}": 1} if found.is_error else {}))
 
 
 UNIT_EPISODES = {"demos": 5, "collect": 10, "evaluate": 25, "record": 20, "candidates": 10}
