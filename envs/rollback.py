@@ -25,6 +25,7 @@ from envs.options import ControlSteps, Fraction, Options, Rounds
 from envs.rollout import NO_MEMORY, Act, Looking, Memory, Rollout, finished
 from envs.types import (
     NO_FRAMES,
+    SOME_PROGRESS,
     BimanualEnv,
     Diagnosis,
     ExpertUnavailableError,
@@ -32,6 +33,7 @@ from envs.types import (
     Segment,
     SimulatorError,
     camera_images,
+    stacked_truth,
 )
 
 Place = tuple[str, str, int, int]
@@ -111,12 +113,12 @@ class RollbackConfig(Options):
     kept_after_event: ControlSteps = 8
     """Steps of the failure kept after the last progress, where it is no irreversible event: at least a chunk, so that
     the last good states show what went wrong; later states would be led back to a path that no longer fits."""
-    patience: ControlSteps = 16
-    """Steps without progress after which the policy counts as stuck."""
+    patience: ControlSteps | None = None
+    """Steps without progress after which the policy counts as stuck; None: the environment's, see `BimanualEnv`."""
     regress: Fraction = 0.15
     """Loss of progress (of 1) after which the policy counts as deviating."""
-    correction_limit: ControlSteps = 170
-    """Steps within which the corrector must succeed."""
+    correction_limit: ControlSteps | None = None
+    """Steps within which the corrector must succeed; None: the environment's."""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
@@ -147,8 +149,9 @@ class FailureDetector:
     Where progress is not known, every step counts as progress.
     """
 
-    def __init__(self, config: RollbackConfig) -> None:
-        self.config = config
+    def __init__(self, config: RollbackConfig, patience: int) -> None:
+        """`patience`: the environment's."""
+        self.regress, self.patience = config.regress, config.patience or patience
         self.best_progress = -np.inf
         self.best_step = 0
         """Step of the last progress: the event of a failure that is not irreversible."""
@@ -160,11 +163,11 @@ class FailureDetector:
         if np.isnan(diagnosis.progress):
             self.best_step = step
             return None
-        if diagnosis.progress > self.best_progress + 1e-3:
+        if diagnosis.progress > self.best_progress + SOME_PROGRESS:
             self.best_progress, self.best_step = diagnosis.progress, step
-        if diagnosis.progress < self.best_progress - self.config.regress:
+        if diagnosis.progress < self.best_progress - self.regress:
             return "deviating"
-        return "no_progress" if step - self.best_step >= self.config.patience else None
+        return "no_progress" if step - self.best_step >= self.patience else None
 
 
 class Trace:
@@ -175,6 +178,7 @@ class Trace:
         self.first_step = env.step_count
         self.snapshots = [env.save()]
         self.poses = [env.ee_pose()]
+        self.truth = [env.truth()]
         self.actions: list[np.ndarray] = []
 
     def advance(self, action: np.ndarray) -> None:
@@ -183,12 +187,13 @@ class Trace:
         pose, snapshot = self.env.ee_pose(), self.env.save()
         self.actions.append(np.asarray(action, dtype=np.float64))
         self.poses.append(pose)
+        self.truth.append(self.env.truth())
         self.snapshots.append(snapshot)
 
     def rewind(self, steps: int) -> None:
         """Take the last steps back, all of them if there are fewer."""
         kept = max(0, len(self) - steps)
-        del self.actions[kept:], self.poses[kept + 1 :], self.snapshots[kept + 1 :]
+        del self.actions[kept:], self.poses[kept + 1 :], self.truth[kept + 1 :], self.snapshots[kept + 1 :]
         self.env.load(self.snapshots[-1])
 
     def __len__(self) -> int:
@@ -216,6 +221,7 @@ class Trace:
             poses=np.stack(self.poses[start : stop + 1]),
             actions=np.stack(self.actions[start:stop]),
             images=self.images(start, stop),
+            truth=stacked_truth(self.truth[start:stop]),
         )
 
 
@@ -330,6 +336,7 @@ def _make_pair(
         start_digest=hashlib.sha256(trace.snapshots[start]).hexdigest(),
         restore_method=env.restore_method,
         exact_restore=labels["restore_error"] == 0.0,
+        control_hz=env.control_hz,
         **labels,
     )
 
@@ -340,7 +347,7 @@ def until_failure(
     """Begin an episode and let the policy act until success (None) or a failure."""
     env.reset(seed=seed)
     trace, looking = Trace(env), Looking(env, config.execute, memory)
-    detector = FailureDetector(config)
+    detector = FailureDetector(config, env.patience)
     detector.update(env.diagnose(), 0)
     number = 0
     while True:
@@ -384,7 +391,8 @@ def intervened_rollout(
     result.counts["interventions"] += 1
     delta = int(generator.integers(config.rollback_steps[0], config.rollback_steps[1] + 1))
     starts = _starts(env, seed, trace, failure, corrector, config, delta)
-    found = _roll_back(env, seed, trace, starts, corrector, config.correction_limit, result.counts)
+    limit = config.correction_limit or env.correction_limit
+    found = _roll_back(env, seed, trace, starts, corrector, limit, result.counts)
     if found is None:
         result.counts[f"discarded/uncorrectable_{failure.name}"] += 1
         return result

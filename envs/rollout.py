@@ -12,7 +12,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from envs.types import EE_DIM, SIMULATOR_ERROR, BimanualEnv, Episode, Observation, SimulatorError, camera_images
+from envs.types import (
+    EE_DIM,
+    SIMULATOR_ERROR,
+    BimanualEnv,
+    Episode,
+    Observation,
+    SimulatorError,
+    camera_images,
+    stacked_truth,
+)
 
 Result = TypeVar("Result")
 
@@ -170,8 +179,8 @@ class EpisodeRecorder:
             stage=self.stage,
             failure=None if env.success else self.failure or "timeout",
             weight_version=weight_version,
-            truth=np.stack(self.truth).astype(np.float32) if self.truth[0].size else None,
-            extra={} if self.error is None else {"error": self.error},
+            truth=stacked_truth(self.truth),
+            extra={"control_hz": env.control_hz} | ({} if self.error is None else {"error": self.error}),
         )
 
 

@@ -6,6 +6,7 @@ T control steps, N recorded frames, S image side in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,6 +37,11 @@ def ee_pose(observation: Observation) -> np.ndarray:
     return np.concatenate(parts).astype(np.float64)
 
 
+def stacked_truth(truth: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Ground truth of successive states, float32 [N, n]; None without states, or numbers in them."""
+    return np.stack(truth).astype(np.float32) if len(truth) and truth[0].size else None
+
+
 class ExpertUnavailableError(RuntimeError):
     """The scripted expert has no action for the present state."""
 
@@ -51,6 +57,10 @@ class SimulatorError(RuntimeError):
     def line(self) -> str:
         """What was raised, and where."""
         return str(self).partition("\n")[0]
+
+
+SOME_PROGRESS = 1e-3
+"""Smaller gains of `Diagnosis.progress` are none."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class Episode:
     truth: np.ndarray | None = None
     """Simulator ground truth at each frame, float32 [N, n]; only for auxiliary losses and reports."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Diagnostics as plain values; `error` is the line of a `SimulatorError`."""
+    """Diagnostics as plain values; `control_hz`: control steps a second; `error`: the line of a `SimulatorError`."""
 
 
 @dataclass
@@ -104,6 +114,8 @@ class Segment:
     """Commanded `ee` poses, float64 [T, 16], as they were given: a policy's samples, whose grippers may leave 0..1."""
     images: np.ndarray
     """uint8 [T, 3, S, S, 3], the observation before each action."""
+    truth: np.ndarray | None = None
+    """Simulator ground truth at each of them, float32 [T, n]; None where nobody recorded it."""
 
 
 INTERVENTION, RANKED = "intervention", "ranked"
@@ -148,6 +160,8 @@ class PreferencePair:
     before: np.ndarray | None = None
     """The policy's own frames of the last M steps before the shared start, uint8 [M, 3, S, S, 3], to which a memory
     looks back from both segments; None where the policy has no memory. M is its reach, or less near the reset."""
+    control_hz: float | None = None
+    """Control steps a second; None where nobody recorded it."""
 
 
 @dataclass
@@ -193,8 +207,12 @@ class BimanualEnv(Protocol):
     """"simulator": `load` sets the state. "replay": it repeats the episode from its seed, step by step."""
     expert_from_any_state: bool
     """`expert_action` works in every recoverable state, not only after `reset`."""
-    metadata: dict[str, Any]
-    """`render_fps`: control steps a second; nominal in RoboTwin, whose steps differ in length."""
+    control_hz: float
+    """Control steps a second; nominal where steps differ in length."""
+    patience: int
+    """Control steps without progress that its expert never takes: a policy that does is stuck."""
+    correction_limit: int
+    """Control steps in which its expert solves the task from any state, if it does."""
     task: str
     variant: str
     step_limit: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,23 @@ from envs import se3
 from envs.bimanual import Bimanual, check_choice
 from envs.robotwin import layout, protocol
 from envs.robotwin.connection import RoboTwin, RoboTwinError, RoboTwinServer, SeedRejectedError, ServerDiedError
+from envs.robotwin.progress import ExpertPath
 from envs.types import ARMS, CAMERAS, QPOS_DIM, Diagnosis, ExpertUnavailableError, Observation
 from envs.types import ee_pose as ee_pose_of
 
 UNLISTED_STEP_LIMIT = 1000
 """RoboTwin's limit for a task that its table does not name."""
+
+DEMONSTRATION_HZ = 250 / 15
+"""Of its demonstrations; the server tells the rate of an episode."""
+
+STEP_LIMIT = 1.8
+"""Where commands have one length, an episode ends after so many times its expert's: RoboTwin's own limits count motions
+from rest to rest, and are six times as long."""
+
+PATIENCE, CORRECTIONS = 2.0, 2.5
+"""A policy is stuck after so many times the longest pause of its expert on this seed, and a correction, which may begin
+with the way home, takes at most so many times its length."""
 
 ARM_QPOS = QPOS_DIM // 2
 
@@ -57,12 +68,12 @@ class RoboTwinEnv(Bimanual):
     own. With `screen`, `reset` runs RoboTwin's expert first, as its evaluation does: seeds on which it fails raise
     `SeedRejectedError`; its report fills the instruction's slots, and its path measures progress.
 
-    Steps take a varying number of physics steps. RoboTwin does nothing after success or at the step limit, and passes
-    over plans that fail: `info` says `executed` and names the `skipped` arms. Grippers in observations are commands;
-    `info["measured"]` has openings and joints as they are.
+    Steps take a varying number of physics steps. RoboTwin does nothing after success, and passes over plans that fail;
+    after `step_limit` it goes on: `info` says `executed` and names the `skipped` arms. Grippers in observations are
+    commands; `info["measured"]` has openings and joints as they are.
     """
 
-    metadata = {"render_modes": [], "render_fps": 250 / 15}
+    metadata: dict[str, Any] = {"render_modes": []}
     expert_from_any_state = False
     """It is planned anew from any state, but may find no way."""
 
@@ -93,6 +104,8 @@ class RoboTwinEnv(Bimanual):
         self.command_steps = command_steps
         self.step_limit = self.layout.step_limits().get(task, UNLISTED_STEP_LIMIT)
         self.action_space = _action_space(action_type)
+        self.control_hz = DEMONSTRATION_HZ
+        self.patience = self.correction_limit = self.step_limit
         self.exact_restore = False
         """Whether `measure_restore` found no difference here; not taken for granted."""
         self.restore_method = "simulator"
@@ -146,15 +159,15 @@ class RoboTwinEnv(Bimanual):
         return self._ask("success")["success_now"]
 
     def diagnose(self) -> Diagnosis:
-        """Progress along the expert's own path (see `envs.robotwin.env`), NaN where the seed was not screened."""
+        """Progress along the expert's own path (see `envs.robotwin.progress`), NaN where the seed was not screened."""
         if self.success or self._path is None:
             return Diagnosis(1.0 if self.success else np.nan, int(self.success), None)
         failure = "dropped" if self._path.has_dropped(self._scene) else None
         return Diagnosis(self._path.progress(self._scene), 0, failure)
 
     def truth(self) -> np.ndarray:
-        """Nothing: RoboTwin names no ground truth, float32 [0]."""
-        return np.zeros(0, dtype=np.float32)
+        """Of each object of the task xyz and `scene.heading`, then joints of articulated ones, float32 [n]."""
+        return self._scene["truth"].astype(np.float32)
 
     def save(self) -> bytes:
         """Everything that decides how the episode continues; the episode itself goes on from the restored state."""
@@ -234,6 +247,13 @@ class RoboTwinEnv(Bimanual):
     def _begin(self, seed: int, result: dict) -> None:
         self.scene_seed, self.instruction, self.step_limit = seed, result["instruction"], result["step_limit"]
         self.restore_method, self._step_info, self._plan = result["restore_method"], {}, None
+        self.control_hz = result["control_hz"]
+        self.patience = self.correction_limit = self.step_limit
+        if self._path is not None:
+            if self.server.connection.hello["simulation"]["command_steps"] is not None:
+                self.step_limit = min(self.step_limit, round(STEP_LIMIT * self._path.num_steps))
+            self.patience = max(1, round(PATIENCE * self._path.pause))
+            self.correction_limit = max(1, round(CORRECTIONS * self._path.num_steps))
         self._read_state(result)
 
     def _read_state(self, result: dict) -> None:
@@ -272,7 +292,7 @@ class RoboTwinEnv(Bimanual):
             why = result["problem"] or ("it does not succeed" if result["planned"] else "it finds no plan")
             raise ExpertUnavailableError(f"RoboTwin's expert cannot solve the task from step {self.step_count}: {why}")
         if not result["frames"]:
-            raise ExpertUnavailableError("RoboTwin's expert recorded no frame; its task config may lack save_freq")
+            raise ExpertUnavailableError("RoboTwin's expert succeeded without a physics step")
         if self.action_type == "ee":
             return np.array([self._checked(ee_pose_of(frame)) for frame in result["frames"]])
         return np.array([frame["joint_action"]["vector"] for frame in result["frames"]])
@@ -306,69 +326,6 @@ def _action_space(action_type: str) -> spaces.Box:
 
 def _largest(difference: np.ndarray) -> float:
     return float(np.abs(difference).max()) if difference.size else 0.0
-
-
-STILL = 0.005
-"""What the expert moves less than this (m, or rad of a joint) is not part of the task: clutter, targets."""
-
-SAME_PLACE = 0.02
-"""States of the expert whose objects are this much farther from the present ones than the nearest (m) still count."""
-
-DROP_M = 0.1
-"""An object this far below the lowest place where the expert had it has fallen off the table."""
-
-
-@dataclass(frozen=True)
-class ExpertPath:
-    """How far an episode has come, for any task of RoboTwin: measured along the states of its own expert.
-
-    RoboTwin tells success and nothing else. Its expert has solved the very same scene when the seed was screened, so
-    the objects' places and the tools' along its path say what comes after what. Differs from a task's own sub-goals (as
-    on the tabletop): another order of equal sub-goals does not count as progress.
-    Letters: M states of the expert, n objects, j joints of articulated objects.
-    """
-
-    tools: np.ndarray
-    """Positions of both tools, float64 [M, 6], m."""
-    positions: np.ndarray
-    """Of the objects, float64 [M, n, 3], m."""
-    joints: np.ndarray
-    """Of articulated objects, float64 [M, j], rad or m."""
-
-    @classmethod
-    def of(cls, scenes: Sequence[Mapping[str, Any]]) -> ExpertPath | None:
-        """From the server's `expert_path`; None if the seed was not screened."""
-        if not scenes:
-            return None
-        stacked = {name: np.stack([scene[name] for scene in scenes]) for name in ("tools", "positions", "joints")}
-        return cls(stacked["tools"].reshape(len(scenes), 6), stacked["positions"], stacked["joints"])
-
-    def progress(self, scene: Mapping[str, Any]) -> float:
-        """Share in [0, 1] of the expert's way at its state that is most like this one.
-
-        Objects decide first: among the states in which they lie as now, the one with the nearest tools. So a gripper
-        that goes on without the object does not count as progress.
-        """
-        moved = np.ptp(self._objects, axis=0) > STILL
-        away = np.linalg.norm((self._objects - _objects(scene["positions"], scene["joints"]))[:, moved], axis=1)
-        tools = np.linalg.norm(self.tools - np.ravel(scene["tools"]), axis=1)
-        nearest = int(np.argmin(np.where(away <= away.min() + SAME_PLACE, tools, np.inf)))
-        steps = np.diff(np.concatenate([self._objects[:, moved], self.tools], axis=1), axis=0)
-        way = np.concatenate([[0.0], np.cumsum(np.linalg.norm(steps, axis=1))])
-        return float(way[nearest] / way[-1]) if way[-1] > 0 else 0.0
-
-    def has_dropped(self, scene: Mapping[str, Any]) -> bool:
-        """Whether an object has fallen off the table."""
-        lowest = self.positions[..., 2].min(axis=0)
-        return bool((scene["positions"][:, 2] < lowest - DROP_M).any())
-
-    @property
-    def _objects(self) -> np.ndarray:
-        return np.concatenate([self.positions.reshape(len(self.positions), -1), self.joints], axis=1)
-
-
-def _objects(positions: np.ndarray, joints: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.ravel(positions), np.ravel(joints)])
 
 
 __all__ = ["RoboTwin", "RoboTwinEnv", "RoboTwinError", "SeedRejectedError", "ServerDiedError"]

@@ -77,3 +77,8 @@ def scene_arguments(layout: Any, robot: Any, identity: Mapping[str, Any]) -> dic
     off = dict.fromkeys(args.get("data_type") or {}, False)
     args["data_type"] = {**off, "rgb": True, "qpos": True, "endpose": True}
     return args
+
+
+def screening(identity: Mapping[str, Any]) -> tuple:
+    """What the expert's episode depends on."""
+    return (*(identity[name] for name in ("task", "config", "seed")), identity["robot"]["command_steps"])

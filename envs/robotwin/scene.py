@@ -14,32 +14,75 @@ import numpy as np
 ARMS = ("left", "right")
 HELD = 1e-3
 """An arm whose goal is no farther than this (m, parts of a quaternion, rad) is to hold still."""
+PHYSICS_HZ = 250
+PICTURE_STEPS = 15
+"""Physics steps between two pictures of RoboTwin's demonstrations where its task config does not say."""
+UNLIMITED = 10**9
+"""Steps of an episode that RoboTwin runs, so that nobody is stopped but by the lab."""
 FIXTURES = ("", "table", "wall", "ground")
 """Names of actors that are no objects of a task, as RoboTwin itself tells them apart."""
 
 
 def where_things_are(env: Any) -> dict:
-    """Where things are: `tools` [2, 3] m, `positions` of the objects [n, 3] m, and `joints` of those that have any."""
+    """Where things are: `tools` [2, 3] m, `positions` of the objects [n, 3] m, `joints` of those that have any.
+
+    `truth` is what a probe of pictures is to tell: place and `heading` of the task's objects, then joints. Clutter is
+    left out, since its number differs between seeds.
+    """
     objects = [actor for actor in env.scene.get_all_actors() if actor.get_name() not in FIXTURES]
     robots = (env.robot.left_entity, env.robot.right_entity)
     others = [found for found in env.scene.get_all_articulations() if found not in robots]
     joints = [np.ravel(found.get_qpos()) for found in others]
+    clutter = {each["object_type"] for each in getattr(env, "record_cluttered_objects", ())}
+    poses = [actor.get_pose() for actor in objects if actor.get_name() not in clutter]
+    truth = [part for pose in poses for part in (pose.p, heading(pose.q))]
     return {
         "tools": np.array([env.get_arm_pose(arm)[:3] for arm in ARMS], dtype=np.float64),
         "positions": np.array([actor.get_pose().p for actor in objects], dtype=np.float64).reshape(-1, 3),
         "joints": np.concatenate([*joints, np.zeros(0)]).astype(np.float64),
+        "truth": np.concatenate([*truth, *joints, np.zeros(0)]).astype(np.float64),
     }
 
 
+def heading(quat_wxyz: Any) -> np.ndarray:
+    """How an object stands, without the ambiguities of a square block, [3].
+
+    Cosine and sine of four times its yaw, and 1 where one of its axes is vertical, less where it leans. Of the axes
+    a_j: 1/2 sum_j (a_jx + i a_jy)^4 and sum_j a_jz^4, which are smooth in every attitude.
+    """
+    w, x, y, z = np.asarray(quat_wxyz, dtype=np.float64)
+    along_x = np.array([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)])
+    along_y = np.array([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)])
+    along_z = np.array([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)])
+    fourfold = ((along_x + 1j * along_y) ** 4).sum() / 2
+    return np.array([fourfold.real, fourfold.imag, (along_z**4).sum()])
+
+
 @contextlib.contextmanager
-def pictures(env: Any, take: Any) -> Iterator[None]:
-    """Calls `take` (if any) where RoboTwin takes the pictures of a demonstration: every `save_freq` physics steps."""
+def ticking(env: Any, take: Any, every: int) -> Iterator[None]:
+    """Calls `take` (if any) after every so many physics steps, and after the last one.
+
+    RoboTwin's own pictures are not even: it takes one before, within and after each motion, so a quarter repeat.
+    """
+    step, steps, save_freq = env.scene.step, 0, getattr(env, "save_freq", None)
+
+    def step_and_take() -> None:
+        nonlocal steps
+        step()
+        steps += 1
+        if steps % every == 0:
+            take()
+
     if take is not None:
-        env._take_picture = lambda *_, **__: take()
+        env.scene.step, env.save_freq = step_and_take, None
     try:
         yield
+        if take is not None and steps % every:
+            take()
     finally:
-        vars(env).pop("_take_picture", None)
+        if take is not None:
+            del env.scene.step
+            env.save_freq = save_freq
 
 
 @contextlib.contextmanager

@@ -81,10 +81,13 @@ class Server:
         self.actions: list[tuple[str, list[float]]] = []
         """Actions since `reset`, for snapshots by replay."""
         self.screened: dict[tuple, dict] = {}
-        """Of seeds on which the expert succeeded, by (task, config, seed): `info`, which fills the slots of the
+        """Of seeds on which the expert succeeded, by `robots.screening`: `info`, which fills the slots of the
         instruction, `path`, the states that it went through, and `plain` and `arms`, attributes that it has set."""
         self.unpacked: dict[str, Any] | None = None
         """The snapshot that was put into a running scene, until something runs from there; see `_run_from_here`."""
+        self.step_limit = 0  # RoboTwin's own, which the lab keeps; corrections go on beyond it
+        self.command_steps = scenes.PICTURE_STEPS
+        """Physics steps of a command, and between two states of the expert: the task config's `save_freq`."""
 
     @property
     def env(self) -> Any:
@@ -143,7 +146,7 @@ class Server:
         RoboTwin raises is rejected as well. `robot`: see `robots`."""
         self._check_task(task)
         identity = {"task": task, "config": config, "seed": seed, "split": instruction, "robot": robot}
-        key = (task, config, seed)
+        key = robots.screening(identity)
         try:
             if screen and key not in self.screened:
                 self._screen(identity, key)
@@ -155,18 +158,12 @@ class Server:
         except (Exception, SystemExit) as error:
             raise RefusedError("raising_seed", f"RoboTwin raised {tasks.said(error)}") from error
         joints = [len(getattr(self.env.robot, f"get_{arm}_arm_jointState")()) for arm in ARMS]
-        return {
-            "instruction": self.instruction,
-            "step_limit": int(self.env.step_lim),
-            "qpos_dim": sum(joints),
-            "restore_method": states.restore_method(self._episode()),
-            "expert_path": self.screened.get(key, {}).get("path", []),
-            **self._counters(),
-        }
+        path = self.screened.get(key, {}).get("path", [])
+        return {"qpos_dim": sum(joints), "expert_path": path, **self._beginning()}
 
     def step(self, action: np.ndarray, action_type: str) -> dict:
-        """One `take_action`: its number of physics steps varies. `executed` is False after success or at the step
-        limit, where RoboTwin does nothing; `skipped` names the arms that stood still because no plan was found."""
+        """One `take_action`: its number of physics steps varies. `executed` is False after success, where RoboTwin does
+        nothing; `skipped` names the arms that stood still because no plan was found."""
         env = self._run_from_here()
         sizes = {"ee": 16, "qpos": sum(len(getattr(env.robot, f"get_{arm}_arm_jointState")()) for arm in ARMS)}
         if action_type not in sizes:
@@ -174,7 +171,7 @@ class Server:
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (sizes[action_type],) or not np.isfinite(action).all():
             raise RefusedError("bad_request", f"{action_type} takes {sizes[action_type]} finite numbers, got {action}")
-        executed = not env.eval_success and env.take_action_cnt < env.step_lim
+        executed = not env.eval_success
         with scenes.watched(env) as seen, self.robot.command(env, self.identity["robot"]):
             env.take_action(action, action_type=action_type)
         self.actions.append((action_type, action.tolist()))
@@ -237,17 +234,11 @@ class Server:
         else:
             self._unpack(state)
             self.unpacked = state if stands else None
-        return {
-            "identity": dict(self.identity),
-            "instruction": self.instruction,
-            "step_limit": int(self.env.step_lim),
-            "restore_method": state["method"],
-            **self._counters(),
-        }
+        return {"identity": dict(self.identity), **self._beginning()}
 
     def expert(self, record: str) -> dict:
         """Play RoboTwin's scripted expert, then put the scene back. `record` is "none", "state" or "images": frames
-        every `save_freq` physics steps, as RoboTwin records its demonstrations.
+        every `command_steps` physics steps, and the last state.
 
         In mid-episode its motions, which are those of the whole task, are planned anew: for the scene as it is, and if
         that does not succeed, after opening the grippers and moving both arms back to where they began.
@@ -270,7 +261,7 @@ class Server:
         env.plan_success = True
         take = (lambda: frames.append(self.observe(record == "images"))) if record != "none" else None
         try:
-            with scenes.pictures(env, take):
+            with scenes.ticking(env, take, self.command_steps):
                 if start == "home":
                     env.move(*(env.open_gripper(arm) for arm in ARMS))
                     env.move(*(env.back_to_origin(arm) for arm in ARMS))
@@ -286,6 +277,16 @@ class Server:
         if self.task is not None:
             self.task.close()
         return {}
+
+    def _beginning(self) -> dict:
+        """What an episode tells when it begins or is restored."""
+        return {
+            "instruction": self.instruction,
+            "step_limit": self.step_limit,
+            "control_hz": scenes.PHYSICS_HZ / self.command_steps,
+            "restore_method": states.restore_method(self._episode()),
+            **self._counters(),
+        }
 
     def _counters(self) -> dict:
         env = self._episode()
@@ -310,7 +311,7 @@ class Server:
         self._setup(identity)
         path = [scenes.where_things_are(self.env)]
         try:
-            with scenes.pictures(self.env, lambda: path.append(scenes.where_things_are(self.env))):
+            with scenes.ticking(self.env, lambda: path.append(scenes.where_things_are(self.env)), self.command_steps):
                 info = self.env.play_once()
         except Exception as error:
             raise RefusedError("raising_seed", f"the expert raised {tasks.said(error)}") from error
@@ -323,7 +324,7 @@ class Server:
         added = self.task.added()
         self.screened[key] = {
             "info": (info or {}).get("info", {}),
-            "path": [*path, scenes.where_things_are(self.env)],
+            "path": path,
             "plain": states.plain_values(added, protocol.DTYPES),
             "arms": states.arm_tags(added),
         }
@@ -339,13 +340,15 @@ class Server:
             kind = getattr(importlib.import_module(f"{self.layout.package}.{task}"), task)
             self.task, self.key = tasks.Task(kind), (task, config)
         try:
-            self.task.set_up(seed, self.layout.step_limits().get(task, UNLISTED_STEP_LIMIT), args)
+            self.task.set_up(seed, scenes.UNLIMITED, args)
         except Exception as error:
             if type(error).__name__ == "UnStableError":
                 raise RefusedError("rejected_seed", f"unstable scene: {error}") from error
             raise
         self.identity, self.instruction, self.actions = dict(identity), "", []
-        found = self.screened.get((task, config, seed), {"plain": {}, "arms": {}})
+        self.step_limit = self.layout.step_limits().get(task, UNLISTED_STEP_LIMIT)
+        self.command_steps = int(args.get("save_freq") or scenes.PICTURE_STEPS)
+        found = self.screened.get(robots.screening(identity), {"plain": {}, "arms": {}})
         vars(self.env).update(found["plain"])
         states.set_arm_tags(self.env, found["arms"])
 
@@ -369,10 +372,10 @@ class Server:
             raise RefusedError("bad_request", str(error)) from None
 
     def _choose_instruction(self) -> str:
-        task, config, split, seed = (self.identity[key] for key in ("task", "config", "split", "seed"))
+        task, split, seed = (self.identity[key] for key in ("task", "split", "seed"))
         if split not in ("seen", "unseen"):
             raise RefusedError("bad_request", f"instruction is {split!r}; use seen or unseen")
-        info = self.screened.get((task, config, seed), {}).get("info", {})
+        info = self.screened.get(robots.screening(self.identity), {}).get("info", {})
         return tasks.choose_instruction(self.layout.instructions, task, info, split, seed)
 
     def _save(self) -> bytes:

@@ -51,6 +51,9 @@ class TabletopEnv(Bimanual):
     exact_restore = True
     restore_method = "simulator"
     expert_from_any_state = True
+    control_hz = CONTROL_HZ
+    patience = round(1.28 * CONTROL_HZ)
+    correction_limit = round(13.6 * CONTROL_HZ)
 
     def __init__(
         self,

@@ -91,11 +91,6 @@ def _check_names(key: str, names: Sequence[str], known: Sequence[str], root: str
 
 def _check_settings(config: RunConfig) -> None:
     """What RoboTwin does not have."""
-    if config.sft.probe_weight > 0 and config.reads("sft"):
-        raise UserError(
-            "sft.probe_weight needs ground truth of the simulator, which RoboTwin does not give; set it to 0, in the "
-            "file for RoboTwin alone with robotwin: {sft: {probe_weight: 0}}"
-        )
     if config.demos.action_noise_m > 0:
         raise UserError(
             "demos.action_noise_m disturbs an expert that reacts, but RoboTwin's is a fixed plan; set it to 0, in the "

@@ -340,11 +340,3 @@ class RunConfig(Section):
                 "sft.lora adapts trained weights, but the preset's are random; give model.path or leave sft.lora out"
             )
         return self
-
-    @model_validator(mode="after")
-    def _files_have_no_truth(self) -> Self:
-        if self.demos.files is not None and self.sft.probe_weight > 0:
-            raise ValueError(
-                "sft.probe_weight needs ground truth of the simulator, which demos.files have not; set it to 0"
-            )
-        return self

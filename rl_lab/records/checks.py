@@ -123,7 +123,17 @@ def episode_problems(name: str, episode: Episode) -> list[Problem]:
         found.append(Problem(name, None, "frame steps must be there, not negative and rising"))
     elif episode.frame_steps[-1] > steps:
         found.append(Problem(name, frames - 1, f"has images of step {episode.frame_steps[-1]}, beyond step {steps}"))
-    return found + label_problems(name, episode)
+    return found + truth_problems(name, episode.truth, frames) + label_problems(name, episode)
+
+
+def truth_problems(name: str, truth: np.ndarray | None, frames: int) -> list[Problem]:
+    """Problems of simulator truth, if there is any: anything but finite numbers [frames, n]."""
+    if truth is None:
+        return []
+    if truth.ndim != 2 or len(truth) != frames or truth.dtype.kind != "f":
+        return [Problem(name, None, f"truth is {truth.dtype} {list(truth.shape)}, expected float32 [{frames}, n]")]
+    wrong = np.flatnonzero(~np.isfinite(truth).all(axis=1))
+    return [Problem(name, int(wrong[0]), "truth is not finite")] if len(wrong) else []
 
 
 def label_problems(name: str, record: Episode | PreferencePair) -> list[Problem]:
@@ -156,7 +166,7 @@ def segment_problems(name: str, segment: Segment) -> list[Problem]:
         counts = f"{len(segment.poses)} poses and {len(segment.images)} images"
         frame = min(len(segment.poses), len(segment.images), steps)
         found.append(Problem(name, frame, f"truncated: {counts} for {steps} actions"))
-    return found
+    return found + truth_problems(name, segment.truth, steps)
 
 
 def pair_problems(name: str, pair: PreferencePair) -> list[Problem]:

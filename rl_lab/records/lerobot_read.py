@@ -155,6 +155,7 @@ def _read(folder: Path, number: int, name: str, image_size: int, decode: bool) -
     states, actions = _vectors(table, schema.STATE), _vectors(table, schema.ACTION)
     labels = _labels(row, name)
     final = np.array(labels.pop("final_pose", actions[-1]), dtype=np.float64)
+    truth = labels.pop(schema.TRUTH, None)
     foreign = {"task": folder.name, "variant": "", "seed": number, "success": True}
     told = {"instruction": _instruction(table, row, tasks, name), "num_steps": row.length}
     frame_steps = _frame_steps(table)
@@ -165,6 +166,7 @@ def _read(folder: Path, number: int, name: str, image_size: int, decode: bool) -
         actions=actions,
         frame_steps=frame_steps,
         images=np.broadcast_to(images, (len(frame_steps), *images.shape[1:])),
+        truth=None if truth is None else np.array(truth, dtype=np.float32),
     )
     problems = episode_problems(name, episode)
     if problems:

@@ -42,6 +42,9 @@ VIDEO_KEYS = tuple(f"observation.images.{camera}" for camera in CAMERAS)
 LABELS = "rl_lab/labels"
 """Our column of the episodes table: everything of an `Episode` that the format has no place for, as JSON."""
 
+TRUTH = "truth"
+"""Key of `Episode.truth` in them, a list for each frame; missing where there is none."""
+
 EE_NAMES = [f"{arm}_{name}" for arm in ARMS for name in ("x", "y", "z", "qw", "qx", "qy", "qz", "gripper")]
 
 INDEX_NAMES = ("frame_index", "episode_index", "index", "task_index")

@@ -1,8 +1,8 @@
 """Episodes -> LeRobotDataset v3: one row a control step, three videos, statistics; lerobot's own tools open it.
 
 State is the measured `ee` pose before the step, action the command as environments run it (`envs.bimanual.executed`),
-both as 32-bit floats; simulator truth is left out. An episode whose images were taken at some steps only (a policy's
-decisions) is refused, or images are held until the next one and `frame_step` says from when.
+both as 32-bit floats; simulator truth stands with the labels of the episode. An episode whose images were taken at some
+steps only (a policy's decisions) is refused, or images are held until the next one and `frame_step` says from when.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def correction(pair: PreferencePair) -> Episode:
         frame_steps=np.arange(len(winner.actions)),
         images=winner.images,
         weight_version=pair.weight_version,
+        truth=winner.truth,
         extra={"kind": "correction"} | about,
     )
 
@@ -115,6 +116,7 @@ class _Writer:
             stats[key] = schema.image_stats(episode.images[:, camera])
         row |= {f"stats/{key}/{name}": value for key, each in stats.items() for name, value in each.items()}
         labels = labels_of(episode) | {"final_pose": episode.poses[-1].tolist()}
+        labels |= {} if episode.truth is None else {schema.TRUTH: episode.truth[np.unique(held)].tolist()}
         row[schema.LABELS] = json.dumps(labels, default=float)
         self.rows.append(row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
         self.tables.append(pa.table(columns))

@@ -13,7 +13,8 @@ same simulator state. Columns of pairs.parquet: `pair` 0, 1, ...; `task`, `varia
 excluded) and `SIDE_from_frame` (frame i of a video is shown at i / hz seconds). `before_frames` frames from
 `before_from_frame` on are the policy's own before the shared state, to which a memory looks back; null without one.
 Columns of the data: `pair`, `side`, `step`, `observation.state` and `action` (64-bit floats, [16]: xyz in metres, wxyz,
-gripper 1 = open .. 0, of the left and the right arm). A segment of T actions has T + 1 rows; the last has no action.
+gripper 1 = open .. 0, of the left and the right arm), and `truth` of the simulator where it was recorded (32-bit).
+A segment of T actions has T + 1 rows; the last has no action and no truth.
 Actions are the commands as they were given, which is what preference learning compares: a policy's samples, whose
 grippers may leave 0..1 a little. What a robot was told is `envs.bimanual.executed` of them.
 """
@@ -60,6 +61,9 @@ SIDES = {"chosen": "winner", "rejected": "loser"}
 FILE_STATES = 20_000
 """States after which the next pair begins new files."""
 
+CONTROL_HZ, TRUTH = "control_hz", "truth"
+"""Columns that older sets lack."""
+
 VECTOR = pa.list_(pa.float64(), EE_DIM)
 
 
@@ -67,6 +71,7 @@ def _data(pair: int, side: str, segment: Segment) -> pa.Table:
     """The rows of one segment."""
     count = len(segment.poses)
     actions = [*segment.actions.tolist(), None]
+    truth = [None] * count if segment.truth is None else [*segment.truth.tolist(), None]
     return pa.table(
         {
             "pair": pa.array([pair] * count, pa.int64()),
@@ -74,6 +79,7 @@ def _data(pair: int, side: str, segment: Segment) -> pa.Table:
             "step": pa.array(range(count), pa.int64()),
             "observation.state": pa.array(segment.poses.tolist(), VECTOR),
             "action": pa.array(actions, VECTOR),
+            TRUTH: pa.array(truth, pa.list_(pa.float32())),
         }
     )
 
@@ -170,7 +176,7 @@ def write_pairs_layout(folder: Path, pairs: Iterable[PreferencePair], hz: float,
 
 PairRow = dict[str, Any]
 
-LABELS = label_names(PreferencePair)
+LABELS = [name for name in label_names(PreferencePair) if name != CONTROL_HZ]
 
 NUMBERS = ["pair", "file", "before_from_frame"]
 
@@ -209,7 +215,7 @@ def read_info(folder: Path) -> PairsInfo:
 def _rows(folder: Path, info: PairsInfo) -> list[PairRow]:
     path = folder / PAIRS_FILE
     kinds = dict.fromkeys(NUMBERS, pa.int64()) | dict.fromkeys([*LABELS, "before_frames"])
-    rows = read_columns(path, kinds)
+    rows = read_columns(path, kinds, optional={CONTROL_HZ: None})
     if len(rows) != info.pairs:
         raise UserError(f"{path} has {len(rows)} rows, but {INFO_FILE} says {info.pairs} pairs; make the set again")
     return rows
@@ -240,10 +246,12 @@ def _segment(folder: Path, hz: float, row: PairRow, side: str, name: str) -> Seg
     if gaps or data["action"][-1] is not None:
         text = "an action is missing" if gaps else "the last state must have no action"
         raise BrokenEpisodeError([Problem(name, gaps[0] if gaps else stop - start - 1, text)])
+    truth = data.get(TRUTH)
     return Segment(
         poses=np.array(data["observation.state"], dtype=np.float64),
         actions=np.array(data["action"][:-1], dtype=np.float64),
         images=_views(folder, hz, row, row[f"{side}_from_frame"], stop - start - 1, name),
+        truth=np.array(truth[:-1], dtype=np.float32) if truth and truth[0] is not None else None,
     )
 
 
@@ -262,7 +270,7 @@ def _before(folder: Path, hz: float, row: PairRow, name: str) -> np.ndarray | No
 def _read(folder: Path, hz: float, row: PairRow) -> PreferencePair:
     name = f"{folder}, pair {row['pair']}"
     with naming_episode(name):
-        values = read_labels(PreferencePair, {label: row[label] for label in LABELS}, name)
+        values = read_labels(PreferencePair, {label: row[label] for label in (*LABELS, CONTROL_HZ)}, name)
         values |= {ours: _segment(folder, hz, row, side, name) for side, ours in SIDES.items()}
         pair = PreferencePair(**values, before=_before(folder, hz, row, name))
         problems = pair_problems(name, pair)

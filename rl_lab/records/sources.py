@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from rl_lab.records.lerobot_tables import INFO_PATH
 from rl_lab.records.lerobot_write import correction
 
 TABLETOP_HZ = 12.5
-"""The lab's own files name no rate; `tabletop` has one only."""
+"""Of the lab's own files that name no rate: older ones, made on the tabletop."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,20 @@ def _lab_source(folder: Path, hz: float | None) -> Source:
     """Demonstrations or pairs of the lab; all are held in memory."""
     ids = [str(row.get("id", "")) for row in read_json_lines(folder / INDEX_FILE)]
     if ids and ids[0].startswith("pair-"):
-        named = [partial(_checked, pair_problems, *pair) for pair in zip(ids, read_pairs(folder), strict=True)]
-        return _pairs_source("lab", hz or TABLETOP_HZ, named)
+        found = read_pairs(folder)
+        named = [partial(_checked, pair_problems, *pair) for pair in zip(ids, found, strict=True)]
+        return _pairs_source("lab", hz or _stored_rate(folder, (pair.control_hz for pair in found)), named)
     episodes = read_episodes(folder)
-    stored = next((each.extra["control_hz"] for each in episodes if "control_hz" in each.extra), TABLETOP_HZ)
+    rate = hz or _stored_rate(folder, (episode.extra.get("control_hz") for episode in episodes))
+    return Source("lab", rate, [partial(_checked, episode_problems, *pair) for pair in zip(ids, episodes, strict=True)])
+
+
+def _stored_rate(folder: Path, named: Iterable[Any]) -> float:
+    """The first rate that records of the lab name; the tabletop's where none does."""
+    stored = next((rate for rate in named if rate is not None), TABLETOP_HZ)
     if not isinstance(stored, int | float):
         raise UserError(f"{folder / INDEX_FILE}: control_hz is {stored!r}, no number; name the rate with --hz")
-    rate = hz or check_rate(f"{folder / INDEX_FILE}: control_hz", stored)
-    return Source("lab", rate, [partial(_checked, episode_problems, *pair) for pair in zip(ids, episodes, strict=True)])
+    return check_rate(f"{folder / INDEX_FILE}: control_hz", stored)
 
 
 Recorded = TypeVar("Recorded", Episode, PreferencePair)
@@ -203,6 +209,13 @@ class Recording:
             return error.problems
         return []
 
+    def has_truth(self) -> bool:
+        """Whether simulator truth was recorded with it; True where it is broken, which is another problem."""
+        try:
+            return self.load(decode=False).truth is not None
+        except BrokenEpisodeError:
+            return True
+
     def place(self) -> tuple[str, str, int] | None:
         """Task, variant and environment seed; None where its files do not tell, or cannot be read."""
         try:
@@ -263,5 +276,10 @@ def check_sound(found: Sequence[list[Problem]], skip_broken: bool) -> None:
 
 def glance(recordings: Sequence[Recording], skip_broken: bool) -> None:
     """`check_sound` of some recordings, spread evenly, before a run begins."""
+    check_sound([recording.problems() for recording in spread(recordings)], skip_broken)
+
+
+def spread(recordings: Sequence[Recording]) -> list[Recording]:
+    """Those that are looked at before a run begins, spread evenly."""
     places = np.linspace(0, len(recordings) - 1, min(len(recordings), GLANCES)).astype(int)
-    check_sound([recordings[place].problems() for place in places], skip_broken)
+    return [recordings[place] for place in places]

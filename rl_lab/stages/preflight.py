@@ -77,8 +77,8 @@ def _sizes(model: ModelConfig) -> tuple[Any, int]:
 
 def _check_files(config: RunConfig, files: FilesConfig, image_size: int) -> None:
     """There are episodes in every file and folder, all of one rate and none to be examined on, and those looked at are
-    sound."""
-    from rl_lab.records.sources import find_recordings, glance
+    sound, with simulator truth if a probe needs it."""
+    from rl_lab.records.sources import find_recordings, glance, spread
 
     try:
         found, _ = find_recordings(**files.reading(), image_size=image_size)
@@ -87,6 +87,13 @@ def _check_files(config: RunConfig, files: FilesConfig, image_size: int) -> None
     if not found:
         raise UserError(f"demos.files.index: {files.index} calls every episode of {', '.join(files.paths)} dirty")
     glance(found, files.skip_broken)
+    if config.sft.probe_weight > 0 and config.reads("sft"):
+        lacking = next((recording.path for recording in spread(found) if not recording.has_truth()), None)
+        if lacking is not None:
+            raise UserError(
+                f"sft.probe_weight needs ground truth of the simulator, which {lacking} (demos.files) has not; "
+                "set it to 0"
+            )
     check_learned(config, "demos.files", filter(None, (recording.place() for recording in found)))
 
 

@@ -87,7 +87,7 @@ class CorrectionSession:
             "failed_at": self._failed.trace.first_step + len(self._failed.trace),
             "start": self._failed.trace.first_step + self._start,
             "steps": len(self._correction),
-            "limit": self._config.correction_limit,
+            "limit": self._limit,
             "arm": self._arms.arm,
             "ended": self._ended,
         }
@@ -138,12 +138,18 @@ class CorrectionSession:
             self.kept += 1
 
     @property
+    def _limit(self) -> int:
+        """Steps that a correction may take."""
+        assert self._failed is not None
+        return self._config.correction_limit or self._failed.env.correction_limit
+
+    @property
     def _ended(self) -> str | None:
         """Why no further step is taken; None: go on."""
         assert self._failed is not None
         if self._is_kept:
             return "success"
-        if len(self._correction) >= self._config.correction_limit:
+        if len(self._correction) >= self._limit:
             return "too long"
         return self._failed.env.diagnose().failure
 

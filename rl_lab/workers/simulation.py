@@ -188,7 +188,7 @@ class Film:
     failure: str | None
     """None for a success."""
     webp: bytes
-    """Animated picture of the camera for people, in real time on the tabletop; RoboTwin's steps differ in length."""
+    """Animated picture of the camera for people, in real time where control steps last alike."""
 
 
 @contextlib.contextmanager
@@ -310,7 +310,7 @@ class Simulation:
             return policy_rollout(env, seed, execute=execute, memory=memory, on_step=record)
 
         episodes = {episode.seed: episode for episode in self._roll_out(unit, snapshot, make)}
-        control_hz = self._environments.of(unit.env, 1)[0].metadata["render_fps"]
+        control_hz = self._environments.of(unit.env, 1)[0].control_hz
         return [
             Film(unit.env.task, unit.env.variant, seed, episodes[seed].failure, animation(cameras[seed], control_hz))
             for seed in unit.seeds

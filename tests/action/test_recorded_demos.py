@@ -28,7 +28,7 @@ from rl_lab.run import main
 from rl_lab.stages.flowpro import record_demos
 from rl_lab.stages.kinds import KINDS, resolve_config, stage_functions
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
-from tests.support.episodes import read_folder
+from tests.support.episodes import episode, read_folder
 from tests.support.robotwin_files import write_classic, write_trajectory
 
 RECIPE = ModelConfig(
@@ -84,6 +84,14 @@ def test_another_image_size_is_the_simulators_scaling(tmp_path, raw):
     native = next(read_folder(raw, image_size=32))
     assert recording.read()[0].images.shape == (STEPS, 3, 32, 32, 3)
     np.testing.assert_array_equal(fit(native.images[0, 0], 32), native.images[0, 0])
+
+
+def test_truth_is_in_exports_of_a_simulator_and_not_in_robotwins_files(tmp_path, raw):
+    write_lerobot(tmp_path / "set", [episode(1)], 12.5)
+    recordings, _ = found(tmp_path / "set")
+    assert recordings[0].has_truth() and not found(raw)[0][0].has_truth()
+    (read, _) = recordings[0].read()
+    np.testing.assert_array_equal(read.truth, episode(1).truth)
 
 
 def test_sets_of_different_rates_are_refused(tmp_path, raw):
@@ -270,6 +278,14 @@ def test_numbers_that_are_broken_stop_a_run_before_anything_is_written(raw, tmp_
         UserError, match="^demos.files: 1 of 3 episodes are broken.*episode1.hdf5, frame 3: pose is not"
     ):
         main(["run.yaml", "stages=[demos]", "--run-dir", "stopped"], here)
+    assert not (tmp_path / "stopped").exists()
+
+
+def test_a_probe_without_truth_stops_a_run_before_anything_is_written(raw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(RUN)
+    with pytest.raises(UserError, match="^sft.probe_weight needs .*episode0.hdf5 .demos.files. has not; set it to 0$"):
+        main(["run.yaml", "env.backend=tabletop", "sft.probe_weight=1", "--run-dir", "stopped"], here)
     assert not (tmp_path / "stopped").exists()
 
 

@@ -17,7 +17,7 @@ from envs.rollback import (
 from envs.rollout import Memory, demonstrate, policy_rollout, run_lockstep
 from tests.envs.toy import STEP, ToyEnv
 
-CONFIG = RollbackConfig(execute=4)
+CONFIG = RollbackConfig(execute=4, patience=16)
 HORIZON = 8
 
 
@@ -220,7 +220,7 @@ def test_a_policy_that_succeeds_gives_no_pair():
 
 @pytest.mark.parametrize("low, high", [(1, 1), (12, 24)])
 def test_the_shared_start_lies_before_the_last_progress_and_the_loser_ends_soon_after_it(low, high):
-    config = RollbackConfig(execute=4, rollback_steps=(low, high))
+    config = RollbackConfig(execute=4, rollback_steps=(low, high), patience=16)
     _, result = collect(forward_then_stuck, config)
     first = result.pairs[0]
     last_progress = first.trigger_step - config.patience

@@ -20,6 +20,9 @@ class ToyEnv:
     exact_restore = True
     restore_method = "simulator"
     expert_from_any_state = True
+    control_hz = 12.5
+    patience = 16
+    correction_limit = 170
     step_limit = 120
     task = "toy"
     variant = "clean"

@@ -74,7 +74,6 @@ def complaint(path: Path, *overrides: str) -> str:
         ("cold_start={backend: trl, ema: 0.9}", ("cold_start: backend is trl", "without ema")),
         ("demos={files: {paths: []}}", ("demos.files.paths", "at least 1")),
         ("demos={files: {paths: [data]}, episodes: 9}", ("demos: episodes and action_noise_m are the expert's",)),
-        ("demos={files: {paths: [data]}}", ("sft.probe_weight", "set it to 0")),
         ("model.memory={frames: 1}", ("model.memory.frames", "2")),
         ("name=a/b", ("name", "a/b")),
         ("model=nano", ("model", "object")),

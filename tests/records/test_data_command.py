@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -47,6 +48,14 @@ def test_pairs_become_corrections(tmp_path):
     main(["convert", str(tmp_path / "pairs"), str(tmp_path / "set")])
     assert [read.extra["kind"] for read in read_folder(tmp_path / "set")] == ["correction"] * 2
     assert json.loads((tmp_path / "set/meta/info.json").read_text())["fps"] == 12.5
+
+
+def test_sets_have_the_rate_of_the_simulator_that_made_them(tmp_path):
+    write_pairs(tmp_path / "pairs", [replace(pair(1), control_hz=10.0)])
+    write_episodes(tmp_path / "demos", [replace(episode(1), extra={"control_hz": 10.0})])
+    for name in ("pairs", "demos"):
+        main(["convert", str(tmp_path / name), str(tmp_path / f"{name}-set")])
+        assert json.loads((tmp_path / f"{name}-set/meta/info.json").read_text())["fps"] == 10
 
 
 def test_statistics_are_those_of_all_chunks(tmp_path, capsys):

@@ -19,7 +19,8 @@ HZ = 20
 
 def sparse():
     """Images at the decisions of a policy only."""
-    return dataclasses.replace(episode(7), frame_steps=np.array([0, 4, 8]), images=images(9)[[0, 4, 8]] * 20)
+    steps, whole = np.array([0, 4, 8]), episode(7)
+    return dataclasses.replace(whole, frame_steps=steps, images=images(9)[steps] * 20, truth=whole.truth[steps])
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def assert_like(read, written):
     np.testing.assert_allclose(read.poses, written.poses, atol=1e-6)
     np.testing.assert_allclose(read.actions, written.actions, atol=1e-6)
     np.testing.assert_array_equal(read.frame_steps, written.frame_steps)
+    np.testing.assert_array_equal(read.truth, written.truth)
     assert np.abs(read.images.astype(int) - written.images).max() <= 4
     for name in ("task", "variant", "seed", "instruction", "success", "num_steps", "extra", "weight_version"):
         assert getattr(read, name) == getattr(written, name), name

@@ -23,7 +23,9 @@ HZ = 12.5
 
 @pytest.fixture
 def pairs():
-    short = pair(2, winner_steps=9, loser_steps=5)
+    short = dataclasses.replace(pair(2, winner_steps=9, loser_steps=5), control_hz=10.0)
+    for number, side in enumerate((short.winner, short.loser)):
+        side.truth = np.random.default_rng(number).normal(size=(len(side.actions), 7)).astype(np.float32)
     other = dataclasses.replace(pair(3), instruction="Put it down.", before=30 + images(3))
     return [dataclasses.replace(pair(1), before=NO_FRAMES), short, other]
 
@@ -36,7 +38,7 @@ def layout(tmp_path, pairs):
 
 def assert_same(read, written, image_error):
     for ours in ("winner", "loser"):
-        for name in ("poses", "actions"):
+        for name in ("poses", "actions", "truth"):
             np.testing.assert_array_equal(getattr(getattr(read, ours), name), getattr(getattr(written, ours), name))
         seen, shown = getattr(read, ours).images.astype(int), getattr(written, ours).images
         assert seen.shape == shown.shape and np.abs(seen - shown).max() <= image_error

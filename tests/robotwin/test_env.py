@@ -8,6 +8,7 @@ import pytest
 
 from envs.robotwin.connection import Connection, RoboTwin, RoboTwinError, SeedRejectedError
 from envs.robotwin.env import RoboTwinEnv, fit
+from envs.robotwin.scene import heading
 from envs.types import CAMERAS, ExpertUnavailableError, camera_images, ee_pose
 from tests.robotwin.fake import robotwin, server
 
@@ -36,7 +37,31 @@ def test_an_episode_has_the_interface_of_the_tabletop(checkout, make_env):
     observation, reward, terminated, truncated, info = env.step(HOLD)
     assert (reward, terminated, truncated, info["step_count"], info["executed"]) == (0.0, False, False, 1, True)
     np.testing.assert_array_equal(env.ee_pose(), ee_pose(observation))
-    assert env.diagnose().progress < 1e-6 and env.truth().shape == (0,)
+    assert env.diagnose().progress < 1e-6 and env.truth().shape == (12,)
+
+
+def test_states_of_the_expert_are_evenly_spaced_and_its_pauses_make_the_limits(checkout, make_env):
+    env = make_env(checkout, image_size=None)
+    env.reset(seed=1)
+    plan, path = env._expert_plan(), env._path
+    assert env.control_hz == 50.0 and len(plan) == path.num_steps == 140 // 5
+    assert 0 < path.pause < path.num_steps
+    assert (env.patience, env.correction_limit) == (round(2 * path.pause), round(2.5 * path.num_steps))
+    frames, _ = demonstration(env, "state")
+    np.testing.assert_array_equal(plan, [env._checked(ee_pose(frame)) for frame in frames])
+
+
+def test_the_probes_truth_is_where_the_objects_are_and_how_they_stand(checkout, make_env):
+    env = make_env(checkout, image_size=None)
+    env.reset(seed=1)
+    upright = [1.0, 0.0, 1.0]
+    block, target = env._scene["positions"]
+    np.testing.assert_allclose(env.truth(), [*block, *upright, *target, *upright], atol=1e-6)
+    turned = heading([np.cos(0.1), 0, 0, np.sin(0.1)])
+    np.testing.assert_allclose(turned, [np.cos(0.8), np.sin(0.8), 1], atol=1e-12)
+    for quarter in ([0.5**0.5, 0.5**0.5, 0, 0], [0.5, 0.5, 0.5, 0.5]):
+        np.testing.assert_allclose(heading(quarter), upright, atol=1e-12)
+    assert heading([np.cos(0.3), np.sin(0.3), 0, 0])[2] < 0.7
 
 
 def test_the_expert_succeeds_step_by_step_in_both_action_types(checkout, make_env):

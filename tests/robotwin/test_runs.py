@@ -26,7 +26,6 @@ optimise: {steps: 4, warmup: 1, batch_size: 8}
 stages: [demos, sft, evaluate, {repeat: 1, of: [collect, optimise, evaluate]}]
 workers: {simulation: 2, rollout: 0}
 eval: {episodes: 3, seeds: development}
-robotwin: {sft: {probe_weight: 0}}
 wandb: disabled
 """
 
@@ -83,7 +82,6 @@ def test_without_robotwin_it_says_so(monkeypatch, path):
     [
         (["env.tasks=[push_blok]"], ("'push_blok'", "did you mean push_block?")),
         (["env.variants=[clean]"], ("'clean'", "task configs", "did you mean demo_clean?", "robotwin: {variants:")),
-        (["robotwin.sft.probe_weight=1"], ("sft.probe_weight needs ground truth", "robotwin: {sft:")),
         (["demos.action_noise_m=0.01"], ("action_noise_m", "fixed plan")),
     ],
 )

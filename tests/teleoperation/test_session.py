@@ -17,7 +17,7 @@ from rl_lab.teleoperation.session import CorrectionSession, FailedEpisode, corre
 from rl_lab.workers.policy import read_corrections
 
 SEED = 3
-CONFIG = RollbackConfig(execute=1, rollback_steps=(8, 32))
+CONFIG = RollbackConfig(execute=1, rollback_steps=(8, 32), correction_limit=170)
 
 
 def stops_before_the_end(env: TabletopEnv):
