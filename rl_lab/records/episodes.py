@@ -69,7 +69,7 @@ class StoredImages:
 
 INDEX_FILE = "index.jsonl"
 
-_SEGMENT_ARRAYS = ("poses", "actions", "images", "truth")
+_SEGMENT_ARRAYS, TRUTH = ("poses", "actions", "images"), "truth"
 """`truth` is missing where nobody recorded it."""
 
 _STORED = "images"
@@ -121,7 +121,11 @@ def write_pairs(folder: Path, pairs: Iterable[PreferencePair]) -> None:
     """Write `pair-0000.npz`, ... and the index (with the number of steps of both sides)."""
 
     def record(pair: PreferencePair) -> tuple[Arrays, Labels]:
-        named = {f"{side}_{name}": getattr(getattr(pair, side), name) for side in SEGMENTS for name in _SEGMENT_ARRAYS}
+        named = {
+            f"{side}_{name}": getattr(getattr(pair, side), name)
+            for side in SEGMENTS
+            for name in (*_SEGMENT_ARRAYS, TRUTH)
+        }
         arrays = {name: array for name, array in named.items() if array is not None}
         arrays |= {} if pair.before is None else {BEFORE: pair.before}
         steps = [len(getattr(pair, side).actions) for side in SEGMENTS]
@@ -136,7 +140,9 @@ def read_pairs(folder: Path) -> list[PreferencePair]:
     def pair(arrays: Arrays, labels: Labels, where: str) -> PreferencePair:
         told = {name: value for name, value in labels.items() if name not in _STEPS}
         sides: dict[str, Any] = {
-            side: Segment(*(arrays[f"{side}_{name}"] for name in _SEGMENT_ARRAYS[:3]), arrays.get(f"{side}_truth"))
+            side: Segment(
+                **{name: arrays[f"{side}_{name}"] for name in _SEGMENT_ARRAYS}, truth=arrays.get(f"{side}_{TRUTH}")
+            )
             for side in SEGMENTS
         }
         return PreferencePair(**read_labels(PreferencePair, told, where), **sides, before=arrays.get(BEFORE))
