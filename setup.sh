@@ -3,9 +3,11 @@
 #
 #   ./setup.sh                 core and tests          ./setup.sh cpu     the same with vLLM for CPU
 #   ./setup.sh test dev        these extras only       ./setup.sh gpu     the same with vLLM for CUDA
+#   ./setup.sh robotwin        with RoboTwin's runtime and a software Vulkan; also beside any of the others
 #
 # Python packages go into .venv, with uv if it is installed, else pip. System libraries for headless rendering are
-# installed with apt-get where this user may; otherwise one line says what to install.
+# installed with apt-get where this user may; otherwise one line says what to install. Where RoboTwin's runtime cannot
+# be had, one line says why, and the embedded tabletop serves.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -15,6 +17,7 @@ bad_input() { printf 'setup: error: %s\n' "$*" >&2; exit 2; }
 
 extras=()
 flavour=""
+with_robotwin=no
 for extra in "$@"; do
   case "$extra" in
     cpu | gpu)
@@ -22,7 +25,8 @@ for extra in "$@"; do
       flavour=$extra
       extras+=("$extra") ;;
     test | dev) extras+=("$extra") ;;
-    *) bad_input "unknown extra '$extra'; there are cpu, gpu, test, dev" ;;
+    robotwin) with_robotwin=yes ;;
+    *) bad_input "unknown extra '$extra'; there are cpu, gpu, test, dev, robotwin" ;;
   esac
 done
 case " ${extras[*]-} " in *" test "* | *" dev "*) ;; *) extras+=(test) ;; esac
@@ -74,25 +78,8 @@ if ! .venv/bin/python -c 'import pip' 2>/dev/null; then # none yet, or one whose
   "$python" -m venv .venv
 fi
 
-# Nothing to do if the same pyproject.toml was installed with all of these extras by the same Python.
-stamp=.venv/setup-stamp
-wanted=$({ cat pyproject.toml; .venv/bin/python --version; } | sha256sum | cut -d' ' -f1)
-installed=""
-if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$wanted" ]; then installed=$(tail -n +2 "$stamp"); fi
-todo=no
-for extra in "${extras[@]}"; do grep -qx -- "$extra" <<<"$installed" || todo=yes; done
-for other in cpu gpu; do
-  if [ -n "$flavour" ] && [ "$other" != "$flavour" ] && grep -qx -- "$other" <<<"$installed"; then
-    fail ".venv already holds the $other flavour of vLLM; delete .venv to change it"
-  fi
-done
-if [ "$todo" = no ]; then say "up to date (${extras[*]})"; exit 0; fi
+# --- how packages are installed ---------------------------------------------------------------------------------------
 
-# --- Python packages -------------------------------------------------------------------------------------------------
-
-spec="-e .[$(IFS=,; printf '%s' "${extras[*]}")]"
-say "installing $spec; this takes a few minutes the first time"
-rm -f "$stamp"
 log=.venv/setup.log
 if command -v uv >/dev/null; then
   # uv does not read pip's configuration: hand over where pip looks for wheels and packages.
@@ -109,6 +96,108 @@ else
   install() { .venv/bin/python -m pip install --disable-pip-version-check --no-input "$@"; }
 fi
 
+# --- RoboTwin --------------------------------------------------------------------------------------------------------
+
+# Its tasks, and what of their requirements the box robot uses. The runtime declares many more, at versions that exclude
+# ours (numpy 1.26, a torch with CUDA, five builds of opencv), so these two come without dependencies, and pyproject.toml
+# cannot name them as an extra.
+robotwin_packages=(rlinf-robotwin-runtime==0.1.3 sapien==3.0.3)
+robotwin_requirements=(transforms3d==0.4.2 lxml networkx requests pyperclip importlib_resources)
+vulkan=.venv/share/mesa-vulkan
+
+can_draw() { # whether SAPIEN finds a Vulkan driver that it can use, in the process in which RoboTwin runs
+  env -u ROBOTWIN_ROOT -u ROBOTWIN_PYTHON -u ROBOTWIN_ASSETS_ROOT .venv/bin/python -c '
+from envs.robotwin.connection import Connection, RoboTwin
+Connection(RoboTwin.from_environment()).close()' >>"$log" 2>&1
+}
+
+# Mesa's software Vulkan of this distribution (of Debian 12 that of its backports, as its own is too old), with what it
+# links to and the system lacks, into a folder of its own: the system stays as it is, and nobody needs to be root.
+unpack_mesa() {
+  local work release=() apt=(apt-get) id codename keys driver library
+  command -v apt-get >/dev/null || { say "there is no apt-get to fetch Mesa 25's lavapipe with"; return 1; }
+  id=$(. /etc/os-release; printf '%s' "$ID") codename=$(. /etc/os-release; printf '%s' "${VERSION_CODENAME-}")
+  work=$(mktemp -d)
+  mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/root"
+  apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' | sort -u |
+    grep -E " $codename(-updates|-security)? " >"$work/sources.list" || true
+  if [ "$codename" = bookworm ]; then
+    sed -n 's/ bookworm main$/ bookworm-backports main/p' "$work/sources.list" | head -n 1 >"$work/backports.list"
+    cat "$work/backports.list" >>"$work/sources.list"
+    release=(-t bookworm-backports)
+  fi
+  keys=/usr/share/keyrings/$id-archive-keyring.gpg
+  if [ -f "$keys" ]; then sed -i "s|^deb |deb [signed-by=$keys] |" "$work/sources.list"; fi
+  apt+=(-o Dir::Etc::SourceList="$work/sources.list" -o Dir::Etc::SourceParts=- -o Dir::State::Lists="$work/lists")
+  apt+=(-o Dir::Cache="$work/cache" -o Debug::NoLocking=1)
+  say "unpacking Mesa's software Vulkan into $vulkan"
+  { "${apt[@]}" update && "${apt[@]}" install -y --download-only --no-install-recommends ${release[@]+"${release[@]}"} \
+    mesa-vulkan-drivers && find "$work/cache/archives" -name '*.deb' -exec dpkg -x {} "$work/root" \;; } >>"$log" 2>&1 || true
+  driver=$(find "$work/root" -name libvulkan_lvp.so)
+  if [ -n "$driver" ]; then
+    mkdir -p "$vulkan/lib"
+    local folders=$work/root/usr/lib/x86_64-linux-gnu:$work/root/lib/x86_64-linux-gnu
+    for library in "$driver" $(LD_LIBRARY_PATH=$folders ldd "$driver" | awk '{ print $3 }' | grep "^$work/root"); do
+      cp -L "$library" "$vulkan/lib/"
+    done
+    printf '{"file_format_version": "1.0.0", "ICD": {"library_path": "./lib/libvulkan_lvp.so", "api_version": "1.4.0"}}\n' \
+      >"$vulkan/lvp_icd.json"
+  fi
+  rm -rf "$work"
+  [ -n "$driver" ] || { say "apt-get could not fetch mesa-vulkan-drivers"; return 1; }
+}
+
+# Nothing of RoboTwin stays where it cannot run, so that env.backend auto does not choose it.
+set_up_robotwin() {
+  local stamp=.venv/robotwin-stamp wanted="${robotwin_packages[*]} ${robotwin_requirements[*]}" why=""
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then say "up to date (robotwin)"; return; fi
+  log=.venv/robotwin-setup.log
+  : >"$log"
+  if [ "$(uname -sm)" != "Linux x86_64" ]; then
+    why="it is for Linux on x86_64, this is $(uname -sm)"
+  elif ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then
+    why="it needs Python 3.11, .venv has $(.venv/bin/python --version); delete .venv and name one: PYTHON=python3.11"
+  else
+    say "installing RoboTwin's runtime"
+    if ! { install --no-deps "${robotwin_packages[@]}" && install "${robotwin_requirements[@]}"; } >>"$log" 2>&1; then
+      why="its packages could not be installed (see $log)"
+    elif ! can_draw && ! { unpack_mesa && can_draw; }; then
+      why="SAPIEN finds no Vulkan driver that it can use (see $log)"
+    fi
+  fi
+  if [ -n "$why" ]; then
+    .venv/bin/python -m pip uninstall -y -q --disable-pip-version-check rlinf-robotwin-runtime >>"$log" 2>&1
+    say "RoboTwin is left out, the embedded tabletop serves: $why"
+    return
+  fi
+  printf '%s\n' "$wanted" >"$stamp"
+  say "done (robotwin)"
+}
+
+finish() {
+  if [ "$with_robotwin" = yes ]; then set_up_robotwin; fi
+  exit 0
+}
+
+# --- Python packages -------------------------------------------------------------------------------------------------
+
+# Nothing to do if the same pyproject.toml was installed with all of these extras by the same Python.
+stamp=.venv/setup-stamp
+wanted=$({ cat pyproject.toml; .venv/bin/python --version; } | sha256sum | cut -d' ' -f1)
+installed=""
+if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$wanted" ]; then installed=$(tail -n +2 "$stamp"); fi
+todo=no
+for extra in "${extras[@]}"; do grep -qx -- "$extra" <<<"$installed" || todo=yes; done
+for other in cpu gpu; do
+  if [ -n "$flavour" ] && [ "$other" != "$flavour" ] && grep -qx -- "$other" <<<"$installed"; then
+    fail ".venv already holds the $other flavour of vLLM; delete .venv to change it"
+  fi
+done
+if [ "$todo" = no ]; then say "up to date (${extras[*]})"; finish; fi
+
+spec="-e .[$(IFS=,; printf '%s' "${extras[*]}")]"
+say "installing $spec; this takes a few minutes the first time"
+rm -f "$stamp"
 if ! install $spec >"$log" 2>&1; then
   if [ "$flavour" = cpu ] && grep -qF '2.13.0+cpu' "$log"; then
     fail "the cpu extra needs torch 2.13.0+cpu, which is not visible here: see https://pytorch.org/get-started/locally (platform CPU), point PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL at it and run this again"
@@ -145,3 +234,4 @@ fi
 
 { printf '%s\n' "$wanted"; { printf '%s\n' $installed; printf '%s\n' "${extras[@]}"; } | sort -u | sed '/^$/d'; } >"$stamp"
 say "done (${extras[*]}); check the machine with: .venv/bin/python -m rl_lab.doctor"
+finish
