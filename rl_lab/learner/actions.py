@@ -29,7 +29,7 @@ from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.sharding import compile_blocks
 from rl_lab.records.action_batches import demonstrations, fit_processor
-from rl_lab.records.action_datasets import Dataset, demonstration_data, encode_rows, preference_data
+from rl_lab.records.action_datasets import Dataset, encode_rows, preference_data
 from rl_lab.records.episodes import read_episodes, read_pairs
 from rl_lab.records.streaming import DemonstrationStream
 from rl_lab.seeding import integer
@@ -183,17 +183,17 @@ def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
     policy, processor, info = load_policy(plan.policy)
     policy.to(device)  # type: ignore[arg-type]
     timing = info.timing(processor.num_commands, plan.stride)
-    demos = demonstrations(read_episodes(plan.demos), timing)
-    rows_seed = integer(plan.seed, "optimise_rows", plan.round)
-    if method.needs_collection:
-        rounds = [read_pairs(folder) for folder in plan.pairs]
-        ranked = [] if plan.ranked is None else read_pairs(plan.ranked)
-        sizes: dict[str, Any] = {"mix": plan.mix, "batch_size": settings.batch_size}
-        data: Dataset = preference_data(
-            method, rounds, demos, processor, timing, **sizes, seed=rows_seed, ranked=ranked
-        )
-    else:
-        data = demonstration_data(demos, processor, settings.batch_size, rows_seed)
+    data: Dataset = preference_data(
+        method,
+        [read_pairs(folder) for folder in plan.pairs],
+        demonstrations(read_episodes(plan.demos), timing),
+        processor,
+        timing,
+        mix=plan.mix if plan.pairs else [1.0],
+        batch_size=settings.batch_size,
+        seed=integer(plan.seed, "optimise_rows", plan.round),
+        ranked=[] if plan.ranked is None else read_pairs(plan.ranked),
+    )
     trained = trainable(policy, settings, groups, integer(plan.seed, "lora", plan.round))
     reference = _reference(plan, trained, device) if method.needs_reference else None
     _store_prefixes(data, trained, reference, settings)

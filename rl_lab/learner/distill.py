@@ -31,27 +31,53 @@ class DistillPlan:
     """Of the GRPO loss that is added with `distill.reward_weight`; None: none is."""
     seed: int
 
-    def training(self, device: str) -> DistillTraining:
+    name = "distill"
+
+    def objective(self, device: str) -> Any:
+        """Divergence to the teacher, with GRPO's loss where rewards count."""
+        groups, rewards = self.settings.train, self.rewards
+        teacher = None if self.teacher is None else frozen_model(self.teacher, device)
+        distillation = Distillation(self.settings, groups=groups, teacher=teacher)
+        if rewards is None:
+            return distillation
+        reference = frozen_model(self.policy, device) if rewards.beta else None
+        return RewardedDistillation(
+            distillation, GRPO(rewards, groups=groups, reference=reference), self.settings.reward_weight
+        )
+
+    def training(self, device: str) -> StudentTraining:
         """See `rl_lab.learner.plans.Plan`."""
-        return DistillTraining(self, device)
+        return StudentTraining(self, device)
 
 
-class DistillTraining(OnlineTraining):
-    """Divergence to the teacher on the student's answers, with GRPO's loss on them where rewards count."""
+@dataclass(frozen=True)
+class ImitatePlan:
+    """Cross-entropy on answers of a teacher, from a trained model."""
+
+    policy: Path
+    settings: ImitateConfig
+    seed: int
+
+    name = "imitate"
+
+    def objective(self, device: str) -> Any:
+        """Cross-entropy on the tokens of given answers."""
+        return CrossEntropy(groups=self.settings.train)
+
+    def training(self, device: str) -> StudentTraining:
+        """See `rl_lab.learner.plans.Plan`."""
+        return StudentTraining(self, device)
+
+
+class StudentTraining(OnlineTraining):
+    """The objective of a plan on answers, whatever they are worth."""
 
     needs_rewards = False
 
-    def __init__(self, plan: DistillPlan, device: str = "cpu") -> None:
-        settings = plan.settings
-        super().__init__(plan.policy, settings, settings.train, plan.seed, device)
+    def __init__(self, plan: DistillPlan | ImitatePlan, device: str = "cpu") -> None:
+        super().__init__(plan.policy, plan.settings, plan.settings.train, plan.seed, device)
         self.plan = plan
-        teacher = None if plan.teacher is None else frozen_model(plan.teacher, device)
-        objective: Any = Distillation(settings, groups=settings.train, teacher=teacher)
-        if plan.rewards is not None:
-            reference = frozen_model(plan.policy, device) if plan.rewards.beta else None
-            grpo = GRPO(plan.rewards, groups=settings.train, reference=reference)
-            objective = RewardedDistillation(objective, grpo, settings.reward_weight)
-        self.learner.add("distill", objective, optimiser(settings))
+        self.learner.add(plan.name, plan.objective(device), optimiser(plan.settings))
 
     def learn(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """One optimizer step on a batch. ValueError where the teacher's part of it is missing."""
@@ -59,7 +85,7 @@ class DistillTraining(OnlineTraining):
         scores = [answer.teacher for answer in all_completions(groups) if answer.teacher is not None]
         if scores:
             batch = with_teacher(batch, scores).to(self.device)
-        return self.learner.step("distill", batch, self.plan.settings.rows_at_once)
+        return self.learner.step(self.plan.name, batch, self.plan.settings.rows_at_once)
 
 
 def with_teacher(batch: RolloutBatch, scores: Sequence[TopScores]) -> ScoredRolloutBatch:
@@ -71,32 +97,3 @@ def with_teacher(batch: RolloutBatch, scores: Sequence[TopScores]) -> ScoredRoll
     logprobs[batch.completion_mask] = torch.cat([torch.from_numpy(score.logprobs) for score in scores])
     known = {name: getattr(batch, name) for name in RolloutBatch.__dataclass_fields__}
     return ScoredRolloutBatch(**known, teacher_tokens=tokens, teacher_logprobs=logprobs)
-
-
-@dataclass(frozen=True)
-class ImitatePlan:
-    """Cross-entropy on answers of a teacher, from a trained model."""
-
-    policy: Path
-    settings: ImitateConfig
-    seed: int
-
-    def training(self, device: str) -> ImitateTraining:
-        """See `rl_lab.learner.plans.Plan`."""
-        return ImitateTraining(self, device)
-
-
-class ImitateTraining(OnlineTraining):
-    """Cross-entropy on the tokens of given answers."""
-
-    needs_rewards = False
-
-    def __init__(self, plan: ImitatePlan, device: str = "cpu") -> None:
-        settings = plan.settings
-        super().__init__(plan.policy, settings, settings.train, plan.seed, device)
-        self.plan = plan
-        self.learner.add("imitate", CrossEntropy(groups=settings.train), optimiser(settings))
-
-    def learn(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """One optimizer step on a batch."""
-        return self.learner.step("imitate", self.batch(groups), self.plan.settings.rows_at_once)

@@ -6,12 +6,12 @@ Plans are plain settings and folders, so that they travel to the learner's proce
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from algos.batch import RolloutBatch, TokenBatch
+from algos.batch import RolloutBatch
 from algos.cross_entropy import CrossEntropy
 from algos.grpo import GRPO, GRPOOptions
 from rl_lab.config.language import ColdStartConfig, RLConfig
@@ -47,20 +47,58 @@ def epoch_order(num_rows: int, steps: int, batch_size: int, seed: int) -> list[l
 
 
 @dataclass
-class ConversationData:
-    """Batches of conversations; see `rl_lab.records.action_datasets.Dataset`."""
+class OrderedData:
+    """Batches of a set's rows in a given order; see `rl_lab.records.action_datasets.Dataset`."""
 
-    rows: SolutionFile
+    rows: Any
     order: list[list[int]]
-    processor: HunYuanVLMoTProcessor
+    """Numbers of the rows of every step."""
+    batch_of: Callable[[list[int]], Any]
+    """The batch of these rows."""
 
-    def batch(self, step: int) -> TokenBatch:
+    def batch(self, step: int) -> Any:
         """See `rl_lab.records.action_datasets.Dataset`."""
-        return chat_batch([self.rows[row].chat() for row in self.order[step]], self.processor)
+        return self.batch_of(self.order[step])
+
+
+def conversation_data(
+    solutions: Path, settings: ColdStartConfig, seed: int, processor: HunYuanVLMoTProcessor
+) -> OrderedData:
+    """Conversations to imitate, in the order of a cold start."""
+    rows = SolutionFile(solutions)
+    order = epoch_order(len(rows), settings.steps, settings.batch_size, integer(seed, "cold_start"))
+    return OrderedData(rows, order, lambda numbers: chat_batch([rows[row].chat() for row in numbers], processor))
+
+
+def calibrate(model: LanguageModel, solutions: Path) -> None:
+    """Fit random weights to the first pictures of a set and to numbers."""
+    rows = SolutionFile(solutions)
+    shown = range(min(len(rows), CALIBRATION_ROWS))
+    model.calibrate([image for row in shown for image in rows.images(row)])
+
+
+class LanguagePlan(DataPlan):
+    """Cross-entropy on the rows of a set."""
+
+    def start(self) -> LanguageModel:
+        """The model that training begins with."""
+        raise NotImplementedError
+
+    def data(self, processor: HunYuanVLMoTProcessor) -> OrderedData:
+        """The batches of every step."""
+        raise NotImplementedError
+
+    def build(self, device: str) -> Parts:
+        """See `DataPlan`."""
+        start = self.start()
+        start.model.to(device)  # type: ignore[arg-type]
+        data, info = self.data(start.processor), start.info.after(self.settings.steps)
+        trained = trainable(start.model, self.settings, GROUPS, integer(self.seed, "lora"))
+        return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info))
 
 
 @dataclass(frozen=True)
-class ColdStartPlan(DataPlan):
+class ColdStartPlan(LanguagePlan):
     """Imitation of worked solutions, from a preset's random weights or from a checkpoint."""
 
     model: ModelConfig
@@ -72,29 +110,15 @@ class ColdStartPlan(DataPlan):
     name = "cold_start"
 
     def start(self) -> LanguageModel:
-        """The model that imitation begins with; random weights are fitted to the first pictures and to numbers."""
+        """See `LanguagePlan`; random weights are fitted to pictures and numbers."""
         found = initial_language_model(self.model, self.seed)
         if self.model.path is None:
-            solutions = SolutionFile(self.solutions)
-            pictures = [solutions.images(row) for row in range(min(len(solutions), CALIBRATION_ROWS))]
-            found.calibrate([image for images in pictures for image in images])
+            calibrate(found, self.solutions)
         return found
 
-    def order(self, num_rows: int) -> list[list[int]]:
-        """Rows of every step."""
-        return epoch_order(num_rows, self.settings.steps, self.settings.batch_size, integer(self.seed, "cold_start"))
-
-    def build(self, device: str) -> Parts:
-        """See `DataPlan`."""
-        start = self.start()
-        start.model.to(device)  # type: ignore[arg-type]
-        solutions, settings = SolutionFile(self.solutions), self.settings
-        data = ConversationData(solutions, self.order(len(solutions)), start.processor)
-        info = replace(
-            start.info, weight_version=start.info.weight_version + 1, steps=start.info.steps + settings.steps
-        )
-        trained = trainable(start.model, settings, GROUPS, integer(self.seed, "lora"))
-        return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info))
+    def data(self, processor: HunYuanVLMoTProcessor) -> OrderedData:
+        """See `LanguagePlan`."""
+        return conversation_data(self.solutions, self.settings, self.seed, processor)
 
 
 class OnlineTraining:

@@ -280,8 +280,7 @@ class OutcomePlan(DataPlan):
 def save_member(folder: Path, found: LanguageModel, head: OutcomeHead, steps: int) -> None:
     """Write a member: the checkpoint's files and its head."""
     weights = {name: value.detach().cpu().contiguous() for name, value in _whole_head(head).items()}
-    version = found.info.weight_version + 1
-    found.save(folder, replace(found.info, weight_version=version, steps=found.info.steps + steps))
+    found.save(folder, found.info.after(steps))
     if is_first_rank():
         save_file(weights, folder / HEAD_FILE)
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from algos.batch import TokenBatch
-from algos.cross_entropy import CrossEntropy
 from rl_lab.config.section import OptimiserConfig
 from rl_lab.errors import UserError
 from rl_lab.files import write_file
-from rl_lab.learner.language import GROUPS, epoch_order
-from rl_lab.learner.plans import DataPlan, Parts, trainable
+from rl_lab.learner.language import LanguagePlan, OrderedData, epoch_order
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import LanguageModel, load_language_model
 from rl_lab.records.item_files import ItemFile
@@ -69,29 +67,8 @@ class TraceFile:
         return self._table["row"][number].as_py(), self._table["tokens"][number].as_py()
 
 
-@dataclass
-class TraceData:
-    """Batches of kept traces; see `rl_lab.records.action_datasets.Dataset`."""
-
-    rows: TraceFile
-    items: ItemFile
-    order: list[list[int]]
-    processor: HunYuanVLMoTProcessor
-
-    def batch(self, step: int) -> TokenBatch:
-        """See `rl_lab.records.action_datasets.Dataset`."""
-        return self.batch_of(self.order[step])
-
-    def batch_of(self, numbers: list[int]) -> TokenBatch:
-        """These traces; an item that several belong to is read once."""
-        read = [self.rows[number] for number in numbers]
-        rows = list(dict.fromkeys(row for row, _ in read))
-        prompts = [item_prompt(self.items[row], self.processor) for row in rows]
-        return imitation_batch(prompts, [(rows.index(row), tokens) for row, tokens in read], self.processor)
-
-
 @dataclass(frozen=True)
-class RFTPlan(DataPlan):
+class RFTPlan(LanguagePlan):
     """Fine-tuning of a checkpoint on kept traces."""
 
     policy: Path
@@ -104,18 +81,19 @@ class RFTPlan(DataPlan):
 
     name = "rft"
 
-    def data(self, processor: HunYuanVLMoTProcessor) -> TraceData:
-        """The batches of every step."""
-        traces, settings = TraceFile(self.traces), self.settings
-        order = epoch_order(len(traces), settings.steps, settings.batch_size, integer(self.seed, "rft"))
-        return TraceData(traces, ItemFile(self.items), order, processor)
+    def start(self) -> LanguageModel:
+        """See `LanguagePlan`."""
+        return load_language_model(self.policy)
 
-    def build(self, device: str) -> Parts:
-        """See `DataPlan`."""
-        start: LanguageModel = load_language_model(self.policy)
-        start.model.to(device)  # type: ignore[arg-type]
-        version, steps = start.info.weight_version + 1, start.info.steps + self.settings.steps
-        info = replace(start.info, weight_version=version, steps=steps)
-        trained = trainable(start.model, self.settings, GROUPS, integer(self.seed, "lora"))
-        data = self.data(start.processor)
-        return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info))
+    def data(self, processor: HunYuanVLMoTProcessor) -> OrderedData:
+        """See `LanguagePlan`; an item that several traces of a batch belong to is read once."""
+        traces, items, settings = TraceFile(self.traces), ItemFile(self.items), self.settings
+
+        def batch_of(numbers: list[int]) -> TokenBatch:
+            read = [traces[number] for number in numbers]
+            rows = list(dict.fromkeys(row for row, _ in read))
+            prompts = [item_prompt(items[row], processor) for row in rows]
+            return imitation_batch(prompts, [(rows.index(row), tokens) for row, tokens in read], processor)
+
+        order = epoch_order(len(traces), settings.steps, settings.batch_size, integer(self.seed, "rft"))
+        return OrderedData(traces, order, batch_of)

@@ -13,12 +13,10 @@ from algos.cross_entropy import CrossEntropy
 from rl_lab.config.actions import SFTConfig
 from rl_lab.config.language import ColdStartConfig
 from rl_lab.learner.actions import SFTPlan, Start, sft_parts, starting_policy
-from rl_lab.learner.language import CALIBRATION_ROWS, GROUPS, ConversationData, epoch_order
+from rl_lab.learner.language import GROUPS, calibrate, conversation_data
 from rl_lab.learner.plans import DataFeed, DataPlan, Parts
 from rl_lab.model.checkpoint import LanguageModel, vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
-from rl_lab.records.item_files import SolutionFile
-from rl_lab.seeding import integer
 
 LANGUAGE, ACTIONS = "language", "actions"
 
@@ -51,9 +49,8 @@ class WarmStartPlan(DataPlan):
 
     def feeds(self, parts: Parts) -> dict[str, DataFeed]:
         """See `DataPlan`."""
-        solutions, steps, size = SolutionFile(self.solutions), self.language.steps, self.language.batch_size
-        order = epoch_order(len(solutions), steps, size, integer(self.actions.seed, "cold_start"))
-        data = ConversationData(solutions, order, vlm_processor(parts.model.config, load_tokenizer()))
+        processor = vlm_processor(parts.model.config, load_tokenizer())
+        data = conversation_data(self.solutions, self.language, self.actions.seed, processor)
         return {
             LANGUAGE: DataFeed(CrossEntropy(groups=GROUPS), data, self.language),
             ACTIONS: DataFeed(parts.objective, parts.data, self.actions.settings),
@@ -64,9 +61,6 @@ class WarmStartPlan(DataPlan):
         plan = self.actions
         start = starting_policy(plan.model, plan.seed, plan.stride)
         if plan.model.path is None:
-            solutions = SolutionFile(self.solutions)
-            rows = range(min(len(solutions), CALIBRATION_ROWS))
             processor = vlm_processor(start.policy.config, load_tokenizer())
-            model = LanguageModel(start.policy, processor, start.info)
-            model.calibrate([image for row in rows for image in solutions.images(row)])
+            calibrate(LanguageModel(start.policy, processor, start.info), self.solutions)
         return start

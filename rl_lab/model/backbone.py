@@ -323,52 +323,6 @@ def in_rows(batch: TokenBatch, places: Tensor, values: Tensor) -> Tensor:
     return values.new_zeros(batch.input_ids.numel()).index_copy(0, places, values).view(batch.input_ids.shape)
 
 
-def token_scores(
-    model: VisionLanguageModel, batch: TokenBatch, temperature: float | None = None, entropy: bool = False
-) -> TokenScores:
-    """Scores [B, S] of the tokens where `batch.completion_mask`; see `algos.objective.LanguagePolicy`.
-
-    ValueError as `residual_before`.
-    """
-    before, targets, places = residual_before(model, batch)
-    logprobs, spread = score_in_parts(model, before, targets, temperature, entropy)
-    return TokenScores(in_rows(batch, places, logprobs), None if spread is None else in_rows(batch, places, spread))
-
-
-def next_tokens(model: VisionLanguageModel, batch: TokenBatch) -> NextTokens:
-    """Distributions at the tokens to learn, whose logits are yet to be made; ValueError as `residual_before`."""
-    before, _, _ = residual_before(model, batch)
-    return NextTokens(before, lambda some: model.logits(some).float(), model.language_model.lm_head.weight.shape[0])
-
-
-def compare_tokens(
-    model: VisionLanguageModel,
-    batch: TokenBatch,
-    compare: Callable[..., tuple[Tensor, ...]],
-    given: tuple[Tensor, ...],
-) -> tuple[Tensor, ...]:
-    """What `compare` finds at the tokens to learn, each [B, S]; see `algos.objective.ComparablePolicy`.
-
-    Logits are made in parts of at most half of `LOGITS_AT_ONCE`: `compare` may make as many of another model.
-    ValueError as `residual_before`.
-    """
-    before, _, places = residual_before(model, batch)
-    size = max(1, LOGITS_AT_ONCE // 2 // model.language_model.lm_head.weight.shape[0])
-
-    def part(hidden: Tensor, *known: Tensor) -> tuple[Tensor, ...]:
-        return compare(model.logits(hidden).float(), *known)
-
-    if len(places) <= size:
-        found = part(before, *given)
-    else:
-        parts = [
-            checkpoint(part, *some, use_reentrant=False)
-            for some in zip(before.split(size), *(known.split(size) for known in given), strict=True)
-        ]
-        found = tuple(torch.cat(values) for values in zip(*parts, strict=True))
-    return tuple(in_rows(batch, places, values) for values in found)
-
-
 class VisionLanguageMixin:
     """A model around a vision-language model, by which it scores text: `algos.objective.ComparablePolicy`."""
 
@@ -384,15 +338,38 @@ class VisionLanguageMixin:
     def token_logprobs(
         self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
     ) -> TokenScores:
-        """`algos.objective.LanguagePolicy`; see `token_scores`."""
-        return token_scores(self.vision_language_model, batch, temperature, entropy)
+        """See `algos.objective.LanguagePolicy`; ValueError as `residual_before`."""
+        model = self.vision_language_model
+        before, targets, places = residual_before(model, batch)
+        logprobs, spread = score_in_parts(model, before, targets, temperature, entropy)
+        return TokenScores(in_rows(batch, places, logprobs), None if spread is None else in_rows(batch, places, spread))
 
     def next_tokens(self, batch: TokenBatch) -> NextTokens:
-        """`algos.objective.ComparablePolicy`; see `next_tokens`."""
-        return next_tokens(self.vision_language_model, batch)
+        """See `algos.objective.ComparablePolicy`; logits are yet to be made. ValueError as `residual_before`."""
+        model = self.vision_language_model
+        before, _, _ = residual_before(model, batch)
+        return NextTokens(before, lambda some: model.logits(some).float(), model.language_model.lm_head.weight.shape[0])
 
     def compare_tokens(
         self, batch: TokenBatch, compare: Callable[..., tuple[Tensor, ...]], *given: Tensor
     ) -> tuple[Tensor, ...]:
-        """`algos.objective.ComparablePolicy`; see `compare_tokens`."""
-        return compare_tokens(self.vision_language_model, batch, compare, given)
+        """See `algos.objective.ComparablePolicy`; ValueError as `residual_before`.
+
+        Logits are made in parts of at most half of `LOGITS_AT_ONCE`: `compare` may make as many of another model.
+        """
+        model = self.vision_language_model
+        before, _, places = residual_before(model, batch)
+        size = max(1, LOGITS_AT_ONCE // 2 // model.language_model.lm_head.weight.shape[0])
+
+        def part(hidden: Tensor, *known: Tensor) -> tuple[Tensor, ...]:
+            return compare(model.logits(hidden).float(), *known)
+
+        if len(places) <= size:
+            found = part(before, *given)
+        else:
+            parts = [
+                checkpoint(part, *some, use_reentrant=False)
+                for some in zip(before.split(size), *(known.split(size) for known in given), strict=True)
+            ]
+            found = tuple(torch.cat(values) for values in zip(*parts, strict=True))
+        return tuple(in_rows(batch, places, values) for values in found)

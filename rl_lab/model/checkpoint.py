@@ -15,9 +15,9 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -123,6 +123,10 @@ class CheckpointInfo:
     def timing(self, horizon: int, stride: int) -> Timing:
         """How the policy, which predicts `horizon` commands, reads episodes with `stride` steps between two of them."""
         return Timing(horizon, stride, self.first_slot, self.history, self.history_interval)
+
+    def after(self, steps: int, versions: int = 1) -> Self:
+        """The same so many optimizer steps and publications later."""
+        return replace(self, weight_version=self.weight_version + versions, steps=self.steps + steps)
 
     def condition(self, instruction: str) -> str:
         """The instruction as the policy was trained to read it when acting."""

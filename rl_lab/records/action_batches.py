@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from algos.batch import FlowBatch
 from algos.chunks import Timing
 from algos.smooth_interpolation import Mode, Tuples, interpolate_pair
 from envs.types import NO_FRAMES, RANKED, Episode, PreferencePair
@@ -123,14 +122,6 @@ def fit_processor(config: HyVLAConfig, episodes: Sequence[Episode], timing: Timi
     has_absolute = config.n_action_steps == 2 * timing.horizon
     stats = ActionStats.from_moments(state, relative, absolute if has_absolute else None, STD_FLOOR)
     return PolicyProcessor(config, load_tokenizer(), stats)
-
-
-def flow_batch(demos: States, processor: PolicyProcessor) -> FlowBatch:
-    """All demonstrations as one batch, from which each step selects its rows."""
-    return FlowBatch(
-        observation=processor.batch(demos.frames, demos.poses, demos.instructions, demos.seen),
-        actions=processor.encode(demos.winner, demos.poses),
-    )
 
 
 def _tuples(pair: PreferencePair, timing: Timing, mode: Mode) -> Tuples:

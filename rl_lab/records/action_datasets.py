@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from algos.batch import FlowBatch, ObservationBatch, PreferenceBatch, TrajectoryBatch
+from algos.batch import ObservationBatch, PreferenceBatch, TrajectoryBatch
 from algos.chunks import Timing
 from algos.methods import Method, condition_instructions, dropped
 from algos.mixing import MixedSampler
@@ -21,7 +21,7 @@ from envs.types import PreferencePair
 from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
-from rl_lab.records.action_batches import States, flow_batch, join_frames, pair_states
+from rl_lab.records.action_batches import States, join_frames, pair_states
 from rl_lab.seeding import stream
 
 SIDE_STATES = 4
@@ -45,10 +45,10 @@ class Dataset(Protocol):
 class StateData:
     """Rows of one or several buffers, a demonstration state or a preference tuple each."""
 
-    rows: FlowBatch | PreferenceBatch
+    rows: PreferenceBatch
     sampler: MixedSampler
 
-    def batch(self, step: int) -> FlowBatch | PreferenceBatch:
+    def batch(self, step: int) -> PreferenceBatch:
         """See `Dataset`."""
         return self.rows.select(torch.from_numpy(self.sampler.numbers(step)))
 
@@ -101,11 +101,6 @@ class TrajectoryData:
             prefix=chosen.prefix,
             reference_prefix=chosen.reference_prefix,
         )
-
-
-def demonstration_data(demos: States, processor: PolicyProcessor, batch_size: int, seed: int) -> StateData:
-    """All demonstration states, read in shuffled passes."""
-    return StateData(flow_batch(demos, processor), MixedSampler([len(demos)], [1.0], batch_size, seed))
 
 
 def _recorded(states: States) -> States:
@@ -172,13 +167,13 @@ def preference_data(
     ranked: Sequence[PreferencePair] = (),
 ) -> StateData | TrajectoryData | LabelledData:
     """The buffers of one round: its pairs (the last of `rounds`), the pairs of older rounds, demonstrations, and pairs
-    of ranked chunks, if there are any.
+    of ranked chunks; each if there are any.
 
     `mix` are the batch shares (new, demonstrations) in round 1 and (new, older, demonstrations) later, with that of
-    ranked pairs behind them.
+    ranked pairs behind them; that of demonstrations alone where there are no rounds.
     """
-    older = [pair for pairs in rounds[:-1] for pair in pairs]
-    collected = {NEW: rounds[-1], OLDER: older, RANKED: ranked}
+    *before, newest = rounds or [()]
+    collected = {NEW: newest, OLDER: [pair for pairs in before for pair in pairs], RANKED: ranked}
     states = {
         source: pair_states(pairs, timing, method.interpolation) for source, pairs in collected.items() if pairs
     } | {DEMONSTRATIONS: demos}

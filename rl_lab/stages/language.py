@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
-from algos.batch import TokenBatch
 from envs.spatial_qa.items import SEEDS_PER_BLOCK, ConstantAnswer, Item, best_constant_answers, blank
 from rewards.rubric import Rewards
 from rl_lab.config.pipeline import Step
@@ -25,9 +23,8 @@ from rl_lab.graph.stage import StageContext
 from rl_lab.learner.language import ColdStartPlan
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import load_chat_processor, published
-from rl_lab.records.item_files import ItemFile, QuestionRow, SolutionFile, write_rows
+from rl_lab.records.item_files import ItemFile, QuestionRow, write_rows
 from rl_lab.records.question_sets import check_shared, run_limits, set_questions, take_file
-from rl_lab.records.token_batches import chat_batch
 from rl_lab.records.types import RolloutGroup
 from rl_lab.rollouts.answering import RewardFailures, engines, judge_agreement, make_rewards, plain, policy_folder
 from rl_lab.seeding import integer
@@ -148,7 +145,7 @@ class ColdStartKind(TrainingKind):
             config.model, config.cold_start, context.inputs["questions"] / "cold_start.arrow", context.seed
         )
         if config.cold_start.backend == "trl":
-            trl_cold_start(context, plan)
+            trl_sft(context, plan)
         else:
             train(cluster, context, plan)
 
@@ -344,14 +341,3 @@ def _constant_scores(items: Sequence[Item], training: Sequence[Item], rewards: R
         else plain([reward(best[item.task].reply, item) if item.task in best else 0.0])[0]
         for item in items
     ]
-
-
-def trl_cold_start(context: StageContext, plan: ColdStartPlan) -> None:
-    """Imitation by TRL's `SFTTrainer`, which reads the rows in the order in which the Learner would."""
-    torch.set_num_threads(plan.settings.threads)
-    solutions, start = SolutionFile(plan.solutions), plan.start()
-
-    def batches(rows: list[int]) -> TokenBatch:
-        return chat_batch([solutions[row].chat() for row in rows], start.processor)
-
-    trl_sft(context, plan.settings, start, batches, plan.order(len(solutions)))

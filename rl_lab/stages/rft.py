@@ -17,7 +17,6 @@ from functools import partial
 
 import numpy as np
 import ray
-import torch
 
 from algos.curriculum.items import Array
 from algos.rft import RFTOptions, band_reason, num_correct
@@ -30,7 +29,7 @@ from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.rft import RFTPlan, write_index
-from rl_lab.model.checkpoint import load_chat_processor, load_language_model, published
+from rl_lab.model.checkpoint import load_chat_processor, published
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutRow, RolloutStore, stored_groups
 from rl_lab.records.token_batches import with_token_texts
@@ -120,7 +119,7 @@ class RFTKind(TrainingKind):
         if not index.exists():
             write_index(context.inputs["traces"], ItemFile(pool_file), index)
         plan = RFTPlan(policy_folder(context), settings, index, pool_file, stage_seed(context, "rft"))
-        (trl_rft if settings.backend == "trl" else partial(train, cluster))(context, plan)
+        (trl_sft if settings.backend == "trl" else partial(train, cluster))(context, plan)
 
 
 def check_traces(config: RunConfig) -> None:
@@ -330,11 +329,3 @@ def sample(context: StageContext, pool: WorkerPool) -> int:
     finally:
         rewards.close()
     return sampler.plan.num_steps
-
-
-def trl_rft(context: StageContext, plan: RFTPlan) -> None:
-    """Fine-tuning on kept traces by TRL's `SFTTrainer`, which reads the tokens that the Learner would."""
-    torch.set_num_threads(plan.settings.threads)
-    start = load_language_model(plan.policy)
-    data = plan.data(start.processor)
-    trl_sft(context, plan.settings, start, data.batch_of, data.order)

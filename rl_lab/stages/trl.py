@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from algos.batch import TokenBatch
+import torch
+
 from rl_lab.config.section import OptimiserConfig
 from rl_lab.graph.stage import StageContext
+from rl_lab.learner.language import LanguagePlan
 from rl_lab.learner.plans import optimiser
-from rl_lab.model.checkpoint import LanguageModel
 from rl_lab.training.watch import Watch, nothing_learned
 
 
-def trl_sft(
-    context: StageContext,
-    settings: OptimiserConfig,
-    start: LanguageModel,
-    batches: Callable[[list[int]], TokenBatch],
-    order: Sequence[Sequence[int]],
-) -> None:
-    """Train a language model on rows in a given order by TRL's `SFTTrainer`; the finished one is in `context.out`."""
+def trl_sft(context: StageContext, plan: LanguagePlan) -> None:
+    """Cross-entropy by TRL's `SFTTrainer`, which reads the batches that the Learner would."""
     from rl_lab.trl_backend.sft import train_sft  # here, because it imports TRL
     from rl_lab.trl_backend.trainer import Settings
 
+    settings = plan.settings
+    torch.set_num_threads(settings.threads)
+    start = plan.start()
+    data = plan.data(start.processor)
     trl_settings = Settings(optimiser(settings), gradient_checkpointing=settings.gradient_checkpointing)
-    train_sft(start, batches, order, trl_settings, context.out, trl_logger(context, settings))
+    train_sft(start, data.batch_of, data.order, trl_settings, context.out, trl_logger(context, settings))
 
 
 def trl_logger(context: StageContext, settings: OptimiserConfig) -> Callable[[int, dict[str, float]], None]:

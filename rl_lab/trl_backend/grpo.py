@@ -20,7 +20,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,7 @@ def notice(scheme: str) -> str:
 
 def info_after(start: LanguageModel, batches: int, options: GRPOOptions) -> CheckpointInfo:
     """What is recorded beside the weights that learned from this many batches."""
-    info = start.info
-    steps = info.steps + batches * options.num_iterations
-    return replace(info, weight_version=info.weight_version + batches, steps=steps)
+    return start.info.after(batches * options.num_iterations, batches)
 
 
 class Publisher:

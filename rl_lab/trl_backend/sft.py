@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +94,4 @@ def train_sft(
             optimizers=optimizers(model, model.parameter_groups(), settings),
         )
         train(trainer, log, NAMES)
-    info = start.info
-    done = replace(info, weight_version=info.weight_version + 1, steps=info.steps + len(order))
-    start.save(output, info=done)
+    start.save(output, start.info.after(len(order)))

@@ -12,8 +12,8 @@ from envs.se3 import decode_absolute, encode_pose
 from rl_lab.errors import UserError
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from rl_lab.records.action_batches import demonstrations, fit_processor, flow_batch, pair_states, standardised_truth
-from rl_lab.records.action_datasets import SIDE_STATES, demonstration_data, encode_rows, preference_data
+from rl_lab.records.action_batches import demonstrations, fit_processor, pair_states, standardised_truth
+from rl_lab.records.action_datasets import SIDE_STATES, encode_rows, preference_data
 from tests.support.episodes import episode, images, pair
 
 CONFIG = preset_config("nano")
@@ -38,6 +38,11 @@ def build(name, demos, processor, rounds=1, batch_size=40):
     pairs = [[pair(10 * number + k) for k in range(3)] for number in range(rounds)]
     mix = (0.8, 0.2) if rounds == 1 else (0.7, 0.15, 0.15)
     return preference_data(METHODS[name], pairs, demos, processor, TIMING, mix=mix, batch_size=batch_size, seed=0)
+
+
+def demonstrations_alone(demos, processor):
+    method = METHODS["continued_sft"]
+    return preference_data(method, [], demos, processor, TIMING, mix=[1.0], batch_size=4, seed=0)
 
 
 def test_demonstration_chunks_are_the_next_commands_padded_with_the_last(demos):
@@ -180,18 +185,18 @@ def test_every_row_is_read_with_and_without_its_indicator_whatever_was_read_befo
 def test_stored_prefixes_equal_those_computed_with_the_batch(demos, processor):
     torch.manual_seed(0)
     policy = HyVLAPolicy(CONFIG).eval()
-    data = demonstration_data(demos, processor, 4, seed=0)
+    data = demonstrations_alone(demos, processor)
     stored = encode_rows(policy, data.rows.observation)
     rows = torch.tensor([7, 0, 21])
     with torch.no_grad():
         fresh = policy.encode(data.rows.observation.select(rows))
     torch.testing.assert_close(stored.select(rows).keys, fresh.keys, atol=1e-5, rtol=1e-5)
-    assert len(flow_batch(demos, processor)) == 30
+    assert len(data.rows) == 30
 
 
 def test_prefixes_are_stored_only_where_all_of_them_fit(demos, processor):
     policy = HyVLAPolicy(CONFIG).eval()
-    observation = demonstration_data(demos, processor, 4, seed=0).rows.observation
+    observation = demonstrations_alone(demos, processor).rows.observation
     gib = sum(value.nbytes for value in vars(encode_rows(policy, observation)).values()) / 2**30
     assert encode_rows(policy, observation, 0.99 * gib) is None
     assert len(encode_rows(policy, observation, 1.01 * gib)) == len(observation)
