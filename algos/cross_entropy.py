@@ -6,24 +6,18 @@ L = -1/N sum log pi(y_t | x, y_<t) over the N tokens of all answers of the batch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from algos.batch import TokenBatch, send
-from algos.objective import LanguagePolicy
+from algos.objective import LanguagePolicy, Objective
 
 
-class CrossEntropy:
+class CrossEntropy(Objective):
     """The objective on a `TokenBatch`."""
 
     def __init__(self, *, groups: tuple[str, ...] = ("vision", "vlm")) -> None:
         self.groups = groups
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """None: the objective has no weights of its own."""
-        return ()
 
     def denominator(self, batch: TokenBatch) -> int:
         """What the loss of this whole batch is divided by: its tokens to learn."""

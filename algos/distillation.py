@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from algos.batch import DistillationBatch, TokenBatch, indices, send
 from algos.grpo import GRPO
-from algos.objective import ComparablePolicy
+from algos.objective import ComparablePolicy, Objective
 from envs.options import Fraction, Options, PositiveFloat, Rows
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
@@ -181,7 +181,7 @@ def aggregate(divergences: Tensor, mask: Tensor, average: str, denominator: int)
     return summed.sum() / denominator
 
 
-class Distillation:
+class Distillation(Objective):
     """The objective on a `TokenBatch` of the student's answers.
 
     With a teacher, a model of the same vocabulary, its distributions are made beside the student's, without gradient;
@@ -200,10 +200,6 @@ class Distillation:
                 "without a teacher model only stored log-probabilities are compared; set top_k, or pass one"
             )
         self.options, self.groups, self.teacher = options, groups, teacher
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """None: the objective has no weights of its own."""
-        return ()
 
     def denominator(self, batch: TokenBatch) -> int:
         """What the loss of this whole batch is divided by: rows, or tokens with `average: token`."""

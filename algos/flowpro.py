@@ -10,18 +10,18 @@ Letters: B tuples or rows, P pairs (= B, except for whole trajectories), R draws
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from algos.batch import PreferenceBatch, TrajectoryBatch, count, indices, send
 from algos.flow_matching import check_draws, draw_flow, is_frozen_prefix, policy_prefix, with_draws
-from algos.objective import FlowPolicy
+from algos.objective import FlowPolicy, Objective
 
 
 def implicit_reward(loss: Tensor, reference_loss: Tensor, beta: float) -> Tensor:
@@ -124,7 +124,7 @@ def loss_coefficients(
     }
 
 
-class RPRO:
+class RPRO(Objective):
     """Preference objective on `PreferenceBatch` (a pair per state) or `TrajectoryBatch` (one comparison a pair).
 
     One prefix and one suffix call serve winners and losers; policy and reference share noise and time; an identical
@@ -156,17 +156,20 @@ class RPRO:
         """The reference reads the policy's prefix, because neither trains vision or language."""
         return is_frozen_prefix(self.groups)
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """None: the objective has no weights of its own."""
-        return ()
-
     def draw(self, policy: FlowPolicy, batch: PreferenceBatch | TrajectoryBatch, generator: torch.Generator) -> Any:
         """See `Objective`: the batch with its random points, before it is divided."""
         return with_draws(policy, batch, self.draws_per_sample, generator)
 
     def metric_count(self, name: str, batch: PreferenceBatch | TrajectoryBatch) -> int:
         """See `Objective`: metrics are means over pairs, real pairs, identical pairs, rows, or collected rows."""
-        return rpro_metric_count(name, batch)
+        if name.startswith("rows/"):
+            return len(batch.source)
+        if name == "weight_version":
+            return count(batch.source != SOURCES.index("demonstrations"))
+        if not name.startswith(("flow/", "reward/", "capped/")):
+            return len(batch)
+        real = count_real(batch)
+        return len(batch) - real if "/identical" in name else real
 
     def loss(
         self,
@@ -357,18 +360,6 @@ def _add_mean(metrics: dict[str, Tensor], name: str, values: Tensor, rows: Tenso
     """Add the mean over these rows, if there are any."""
     if len(rows):
         metrics[name] = values.detach()[rows].float().mean()
-
-
-def rpro_metric_count(name: str, batch: PreferenceBatch | TrajectoryBatch) -> int:
-    """How many things of a batch a metric of RPRO is a mean over."""
-    if name.startswith("rows/"):
-        return len(batch.source)
-    if name == "weight_version":
-        return count(batch.source != SOURCES.index("demonstrations"))
-    if not name.startswith(("flow/", "reward/", "capped/")):
-        return len(batch)
-    real = count_real(batch)
-    return len(batch) - real if "/identical" in name else real
 
 
 def count_real(batch: PreferenceBatch | TrajectoryBatch) -> int:

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from algos.batch import RolloutBatch, count, indices, send
-from algos.objective import LanguagePolicy
+from algos.objective import LanguagePolicy, Objective
 from envs.options import MAX_ROWS, NonNegativeFloat, Number, Options, PositiveFloat, Rounds, Tokens
 
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
@@ -261,7 +261,7 @@ def token_terms(
     return terms
 
 
-class GRPO:
+class GRPO(Objective):
     """The objective on a `RolloutBatch`. A reference is needed exactly when beta > 0."""
 
     def __init__(
@@ -275,10 +275,6 @@ class GRPO:
             state = "without a reference; pass one" if reference is None else "but a reference was passed; leave it out"
             raise ValueError(f"beta is {options.beta} {state}")
         self.options, self.groups, self.reference = options, groups, reference
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """None: the objective has no weights of its own."""
-        return ()
 
     def mask(self, batch: RolloutBatch) -> Tensor:
         """Tokens that count, bool [B, S], on the host."""

@@ -102,6 +102,8 @@ class ComparablePolicy(LanguagePolicy, Protocol):
 class Objective(Protocol):
     """A method: the parameter groups it trains and the scalar it minimises. It holds no other state.
 
+    It may inherit from this class, and need not.
+
     Where a large batch is divided, over passes or over ranks, three more methods are asked for if they exist:
     - `denominator(batch) -> int`: what the loss of the whole batch is divided by; its rows without it;
     - `draw(policy, batch, generator) -> batch`: the batch with all that is random in its loss, drawn for all rows;
@@ -112,7 +114,8 @@ class Objective(Protocol):
     """Subset of ("vision", "vlm", "expert")."""
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Trainable parameters of the objective itself (an auxiliary head), usually none."""
+        """Trainable parameters of the objective itself (an auxiliary head); none unless it says otherwise."""
+        return ()
 
     def loss(
         self, policy: Any, batch: Any, generator: torch.Generator, denominator: int | None = None

@@ -19,13 +19,9 @@ from typing import Literal
 
 import numpy as np
 
-from envs.se3 import geodesic_angle, slerp, split_arms
+from envs.se3 import geodesic_angle, pose_distance, slerp, split_arms
 from envs.types import EE_DIM, PreferencePair, Segment
 
-ORIENTATION_WEIGHT_M = 0.5
-"""Metres for a radian in the pose distance."""
-GRIPPER_WEIGHT_M = 0.2
-"""Metres for a full gripper opening."""
 TANGENT_LENGTH = 1 / 3
 """Distance of the inner Bezier points from the ends, in units of the distance between the ends."""
 LOOK_AHEAD = 0.3
@@ -61,15 +57,6 @@ class Tuples:
     def select(self, rows: np.ndarray) -> Tuples:
         """Some of the tuples, by index or mask."""
         return Tuples(*(getattr(self, item.name)[rows] for item in fields(self)))
-
-
-def pose_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """d = |p - p'| + 0.5 geodesic(R, R') + 0.2 |g - g'|, summed over both arms, in metres: two [..., 16] -> [...]."""
-    arms_a, arms_b = split_arms(a), split_arms(b)
-    position = np.linalg.norm(arms_a[..., :3] - arms_b[..., :3], axis=-1)
-    angle = geodesic_angle(arms_a[..., 3:7], arms_b[..., 3:7])
-    gripper = np.abs(arms_a[..., 7] - arms_b[..., 7])
-    return np.sum(position + ORIENTATION_WEIGHT_M * angle + GRIPPER_WEIGHT_M * gripper, axis=-1)
 
 
 def recorded_chunks(actions: np.ndarray, steps: np.ndarray, length: int) -> np.ndarray:

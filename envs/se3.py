@@ -126,6 +126,23 @@ def split_arms(actions: np.ndarray) -> np.ndarray:
     return actions.reshape(*actions.shape[:-1], 2, actions.shape[-1] // 2)
 
 
+ORIENTATION_WEIGHT_M = 0.5
+"""Metres for a radian in the pose distance."""
+
+GRIPPER_WEIGHT_M = 0.2
+"""Metres for a full gripper opening."""
+
+
+def pose_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """FlowPRO's d = |p - p'| + 0.5 geodesic(R, R') + 0.2 |g - g'| (arXiv:2606.14409, section 4.2), summed over both
+    arms, in metres: two [..., 16] -> [...]."""
+    arms_a, arms_b = split_arms(a), split_arms(b)
+    position = np.linalg.norm(arms_a[..., :3] - arms_b[..., :3], axis=-1)
+    angle = geodesic_angle(arms_a[..., 3:7], arms_b[..., 3:7])
+    gripper = np.abs(arms_a[..., 7] - arms_b[..., 7])
+    return np.sum(position + ORIENTATION_WEIGHT_M * angle + GRIPPER_WEIGHT_M * gripper, axis=-1)
+
+
 def encode_pose(ee: np.ndarray) -> np.ndarray:
     """Absolute two-arm `ee` vectors to their encoded form: [..., 16] -> [..., 20]."""
     arms = split_arms(np.asarray(ee, dtype=np.float64))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     empty = [_nothing(node, one) for node, one in found.items() if not one.answers]
     if len(empty) < len(found):
         target = options.run / f"rescored-{name}.json"
-        write_whole(target, json.dumps({node: one.as_row() for node, one in found.items()}, indent=1) + "\n")
+        write_whole(target, json.dumps({node: asdict(one) for node, one in found.items()}, indent=1) + "\n")
         lines = [line for node, one in found.items() if one.answers for line in _lines(node, one)]
         print("\n".join([*lines, str(target)]))
     if empty:
@@ -103,8 +104,8 @@ def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, A
             run, row, _ranking(settings, f"{run / CONFIG_FILE}: {folder.name}"), new, seed
         )
     episodes = {kind: rescore_episodes(run, kind) for kind in new.learned}
-    plain: dict[str, Any] = {"chunks": {one: found.as_row() for one, found in chunks.items()}, "episodes": {}}
-    plain["episodes"] = {kind: {one: found.as_row() for one, found in rows.items()} for kind, rows in episodes.items()}
+    plain: dict[str, Any] = {"chunks": {one: asdict(found) for one, found in chunks.items()}, "episodes": {}}
+    plain["episodes"] = {kind: {one: asdict(found) for one, found in rows.items()} for kind, rows in episodes.items()}
     target = run / f"rescored-{name}.json"
     write_whole(target, json.dumps(plain, indent=1) + "\n")
     lines = [line for one, found in chunks.items() for line in _chunk_lines(one, found)]

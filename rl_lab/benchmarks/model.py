@@ -226,7 +226,7 @@ class VLMWork:
     def __init__(self, model: HunYuanVLMoTForConditionalGeneration, config: HyVLAConfig, batch: int) -> None:
         self.model, self.direct, self.batch = model, DirectVLM(model), batch
         self.tokens, self.pixels, self.grids = image_prompt(config, batch, model.device.type)
-        self.layout = model.layout(self.tokens, None, self.grids).to(model.device)
+        self.layout = model.model.layout(self.tokens, None, self.grids).to(model.device)
         self.inputs: dict[str, Any] = {
             "input_ids": self.tokens,
             "pixel_values": self.pixels,

@@ -146,7 +146,34 @@ class OptimisePlan(DataPlan):
 
     def build(self, device: str) -> Parts:
         """See `DataPlan`."""
-        return _optimise_parts(self, device)
+        method, settings, groups = find_method(self.method), self.settings, self.settings.train
+        policy, processor, info = load_policy(self.policy)
+        policy.to(device)  # type: ignore[arg-type]
+        timing = info.timing(processor.num_commands, self.stride)
+        data: Dataset = preference_data(
+            method,
+            [read_pairs(folder) for folder in self.pairs],
+            demonstrations(read_episodes(self.demos), timing),
+            processor,
+            timing,
+            mix=self.mix if self.pairs else [1.0],
+            batch_size=settings.batch_size,
+            seed=integer(self.seed, "optimise_rows", self.round),
+            ranked=[] if self.ranked is None else read_pairs(self.ranked),
+        )
+        trained = trainable(policy, settings, groups, integer(self.seed, "lora", self.round))
+        reference = _reference(self, trained, device) if method.needs_reference else None
+        _store_prefixes(data, trained, reference, settings)
+        if settings.compile:  # afterwards, because prefixes are stored once, and steps are many
+            compile_blocks(policy)
+        objective = method_objective(method, settings, self.objective, reference)
+        done = replace(
+            info,
+            weight_version=self.round + 1,
+            steps=info.steps + settings.steps,
+            prompt_suffix=POSITIVE if method.rows == "labelled" else "",
+        )
+        return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, done))
 
 
 def sft_parts(plan: SFTPlan, start: Start, device: str) -> Parts:
@@ -175,37 +202,6 @@ def sft_parts(plan: SFTPlan, start: Start, device: str) -> Parts:
     if settings.compile:
         compile_blocks(policy)
     done = replace(info, weight_version=1, steps=settings.steps)
-    return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, done))
-
-
-def _optimise_parts(plan: OptimisePlan, device: str) -> Parts:
-    method, settings, groups = find_method(plan.method), plan.settings, plan.settings.train
-    policy, processor, info = load_policy(plan.policy)
-    policy.to(device)  # type: ignore[arg-type]
-    timing = info.timing(processor.num_commands, plan.stride)
-    data: Dataset = preference_data(
-        method,
-        [read_pairs(folder) for folder in plan.pairs],
-        demonstrations(read_episodes(plan.demos), timing),
-        processor,
-        timing,
-        mix=plan.mix if plan.pairs else [1.0],
-        batch_size=settings.batch_size,
-        seed=integer(plan.seed, "optimise_rows", plan.round),
-        ranked=[] if plan.ranked is None else read_pairs(plan.ranked),
-    )
-    trained = trainable(policy, settings, groups, integer(plan.seed, "lora", plan.round))
-    reference = _reference(plan, trained, device) if method.needs_reference else None
-    _store_prefixes(data, trained, reference, settings)
-    if settings.compile:  # afterwards, because prefixes are stored once, and steps are many
-        compile_blocks(policy)
-    objective = method_objective(method, settings, plan.objective, reference)
-    done = replace(
-        info,
-        weight_version=plan.round + 1,
-        steps=info.steps + settings.steps,
-        prompt_suffix=POSITIVE if method.rows == "labelled" else "",
-    )
     return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, done))
 
 

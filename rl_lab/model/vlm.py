@@ -83,16 +83,6 @@ class HunYuanVLMoTForConditionalGeneration(VisionLanguageMixin, CheckedModel[HyV
             "vlm": list(self.model.language_model.parameters()),
         }
 
-    def layout(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        image_grid_thw: Any = None,
-        video_grid_thw: Any = None,
-    ) -> Layout:
-        """Layout of a batch, on the CPU; made where batches are made, it spares `forward` waiting for the device."""
-        return self.model.layout(input_ids, attention_mask, image_grid_thw, video_grid_thw)
-
     @can_return_tuple
     def forward(
         self,
@@ -113,11 +103,11 @@ class HunYuanVLMoTForConditionalGeneration(VisionLanguageMixin, CheckedModel[HyV
         """Logits [B, S, vocab], or of the last `logits_to_keep` tokens or those listed; with labels also the loss.
 
         Token ids [B, S]; `attention_mask` [B, S] marks the valid ones (with cached tokens, those before included);
-        pixel values [N, 3 * p * p] and grids [n, 3] as the processor makes them; `layout` is `self.layout(...)` of the
-        same batch. Labels [B, S] are shifted within the row; -100 is not trained. Padding has meaningless logits.
-        Hidden states are the residual stream before the first layer and after every one; the last is normed. Further
-        options are those of the loss; ValueError for others, which would not be honoured. `mm_token_type_ids` say what
-        the ids say.
+        pixel values [N, 3 * p * p] and grids [n, 3] as the processor makes them; `layout` is `self.model.layout(...)`
+        of the same batch. Labels [B, S] are shifted within the row; -100 is not trained. Padding has meaningless
+        logits. Hidden states are the residual stream before the first layer and after every one; the last is normed.
+        Further options are those of the loss; ValueError for others, which would not be honoured. `mm_token_type_ids`
+        say what the ids say.
         """
         refuse_unknown(kwargs, known=(*LOSS_OPTIONS, "mm_token_type_ids"))
         out = self.model(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,6 @@ class ChunkAgreement:
     """Pairs of the old reward whose loser the new one ranks higher."""
     flips: list[ChunkFlip] = field(default_factory=list)
     """Of these the widest, at most FLIPS_KEPT."""
-
-    def as_row(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return asdict(self)
 
 
 def compare_scores(
@@ -142,10 +138,6 @@ class EpisodeAgreement:
     """Spearman's rho of score and success; None where one of them does not vary."""
     flips: list[dict[str, Any]] = field(default_factory=list)
     """Episodes on the other side, if as many count as successes as there are: task, seed, success, score."""
-
-    def as_row(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return asdict(self)
 
 
 def rescore_episodes(run: Path, kind: str) -> dict[str, EpisodeAgreement]:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
@@ -71,10 +70,6 @@ class OrderAgreement:
     """Answers that passed under the old reward only."""
     flips: list[CompletionFlip] = field(default_factory=list)
     """The widest, at most FLIPS_KEPT."""
-
-    def as_row(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return asdict(self)
 
 
 def rescore(folder: Path, questions: ItemFile, rewards: Rewards, threshold: float) -> OrderAgreement:

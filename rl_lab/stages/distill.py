@@ -250,8 +250,6 @@ class TraceFeed:
         progress = self.progress
         groups = list(map(self._group, self.order[progress.step]))
         learned, weights = self.learner.learn(groups, self.context.scratch / BAD_BATCH_FILE)
-        if learned.error is not None:
-            raise RuntimeError(learned.error)
         progress.step += 1
         progress.batches += 1
         progress.tokens += num_tokens(groups)

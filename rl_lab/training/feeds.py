@@ -143,8 +143,6 @@ class ActionFeed:
         self.learner.use_pairs(self._folders(number))
         steps = min(self.block, self.round_steps - (self._turns % self.blocks) * self.block)
         learned, weights = self.learner.learn_pairs(steps, self.context.scratch / BAD_BATCH_FILE)
-        if learned.error is not None:
-            raise RuntimeError(learned.error)
         self.state.progress.pair_steps += steps
         counted = {"round": float(number), "steps": float(self.state.progress.pair_steps)}
         return Turn(learned.metrics | counted | {"seconds/learn": time.perf_counter() - began}, weights)

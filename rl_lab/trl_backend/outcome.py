@@ -55,17 +55,6 @@ class SequenceClassifier(nn.Module):
         return SimpleNamespace(logits=outcome_scores(model, self.head, answers)[:, None])
 
 
-class PairCollator:
-    """Numbers of a step's pairs to the answers of both sides."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        answers = self.batches([row["pair"] for row in rows])
-        return {"attention_mask": answers.attention_mask, "answers": answers}
-
-
 def train_outcome(
     start: LanguageModel,
     head: OutcomeHead,
@@ -82,10 +71,12 @@ def train_outcome(
     model = SequenceClassifier(start, head)
     rows = [row for step in order for row in step]
     tokenised = {"pair": rows, "chosen_ids": [[0]] * len(rows), "rejected_ids": [[0]] * len(rows)}
-    given = {
-        "data_collator": PairCollator(batches),
-        "optimizers": optimizers(model, model.parameter_groups(), settings),
-    }
+
+    def collate(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+        answers = batches([row["pair"] for row in pairs])
+        return {"attention_mask": answers.attention_mask, "answers": answers}
+
+    given = {"data_collator": collate, "optimizers": optimizers(model, model.parameter_groups(), settings)}
     _train(model, start.processor.tokenizer, tokenised, order, settings, log, **given)
 
 

@@ -26,19 +26,6 @@ Batches = Callable[[list[int]], TokenBatch]
 """The batch of rows by their numbers."""
 
 
-class SFTCollator:
-    """Numbers of a step's rows to the model's inputs and labels.
-
-    TRL's collator for images renders and pads in its own way; here both backends read the same batch.
-    """
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __call__(self, rows: list[dict[str, int]]) -> dict[str, Tensor]:
-        return model_inputs(self.batches([row["row"] for row in rows]))
-
-
 def model_inputs(batch: TokenBatch) -> dict[str, Tensor]:
     """A batch as the model's `forward` takes it, pictures once for each row that shows them."""
     found = {
@@ -77,6 +64,11 @@ def train_sft(
         raise ValueError(f"steps have {sorted(sizes)} rows; TRL needs at least one step and equally many rows in each")
     check_vlm(start)
     model: Any = start.model
+
+    def collate(rows: list[dict[str, int]]) -> dict[str, Tensor]:
+        """TRL's collator for images renders and pads in its own way; here both backends read the same batch."""
+        return model_inputs(batches([row["row"] for row in rows]))
+
     with tempfile.TemporaryDirectory() as scratch, own_config(model):
         trainer = SFTTrainer(
             model,
@@ -88,7 +80,7 @@ def train_sft(
                 dataset_kwargs={"skip_prepare_dataset": True},
                 **common_arguments(settings, len(order), sizes.pop()),
             ),
-            data_collator=SFTCollator(batches),
+            data_collator=collate,
             train_dataset=Dataset.from_dict({"row": [row for rows in order for row in rows]}),
             processing_class=start.processor,
             optimizers=optimizers(model, model.parameter_groups(), settings),

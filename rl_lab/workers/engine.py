@@ -140,9 +140,7 @@ class RolloutEngine:
         """
         inputs = [self._input(prompt) for prompt in prompts]
         settings = [self._settings(sampling, prompt.seed) for prompt in prompts]
-        if self.has_failed:
-            raise RuntimeError("the engine failed in an earlier call and still holds its requests; start another one")
-        answers = self._llm.generate(inputs, settings, use_tqdm=False)
+        answers = self._ask(inputs, settings)
         return [[self._completion(answer, output) for output in answer.outputs] for answer in answers]
 
     def score(self, prompts: Sequence[Prompt], num_tokens: Sequence[int], top_k: int) -> list[TopScores]:
@@ -153,13 +151,14 @@ class RolloutEngine:
         """
         inputs = [self._input(prompt) for prompt in prompts]
         settings = self._sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
+        outputs = zip(self._ask(inputs, settings), num_tokens, strict=True)
+        return [_top_scores(output.prompt_logprobs[-number:], top_k) for output, number in outputs]
+
+    def _ask(self, inputs: list[dict[str, Any]], settings: Any) -> list[Any]:
+        """What vLLM answers. RuntimeError after a call that failed."""
         if self.has_failed:
             raise RuntimeError("the engine failed in an earlier call and still holds its requests; start another one")
-        outputs = self._llm.generate(inputs, settings, use_tqdm=False)
-        return [
-            _top_scores(output.prompt_logprobs[-number:], top_k)
-            for output, number in zip(outputs, num_tokens, strict=True)
-        ]
+        return self._llm.generate(inputs, settings, use_tqdm=False)
 
     @property
     def has_failed(self) -> bool:
@@ -311,7 +310,7 @@ class Rollouter:
         started = time.perf_counter()
         self._update(engine, snapshot)
         updated = time.perf_counter()
-        completions = self._answer(engine, unit)
+        completions = self._call(engine, lambda: engine.generate(unit.prompts, unit.sampling))
         generated = time.perf_counter()
         return Generated(completions, generated - updated, updated - started, started - began)
 
@@ -331,9 +330,6 @@ class Rollouter:
         if self._weights != (snapshot.version, snapshot.digest):
             engine.update(snapshot)
             self._weights = snapshot.version, snapshot.digest
-
-    def _answer(self, engine: RolloutEngine, unit: RolloutUnit) -> list[list[Completion]]:
-        return self._call(engine, lambda: engine.generate(unit.prompts, unit.sampling))
 
     def _call(self, engine: RolloutEngine, call: Callable[[], Answer]) -> Answer:
         """The engine's answer with nothing left of calls before."""

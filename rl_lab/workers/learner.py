@@ -123,16 +123,21 @@ class LearnerHandle:
         return self._wait(self._actor.run.remote(num_steps, bad_batch))
 
     def learn(self, groups: Sequence[RolloutGroup], bad_batch: Path) -> tuple[Learned, Weights]:
-        """Learn from a batch of groups; what that gave and the weights after it."""
+        """Learn from a batch of groups; what that gave and the weights after it.
+
+        RuntimeError for a loss that is not a number, with the file that holds the batch.
+        """
         return self._learn(groups, bad_batch, "learn")
 
     def learn_pairs(self, steps: int, bad_batch: Path) -> tuple[Learned, Weights]:
-        """Steps of RPRO, in the same way."""
+        """Steps of RPRO, in the same way; errors as `learn`."""
         return self._learn(steps, bad_batch, "learn_pairs")
 
     def _learn(self, *arguments: Any) -> tuple[Learned, Weights]:
         result, reference = self._actor.learn.options(num_returns=2).remote(*arguments)
         learned: Learned = self._wait(result)
+        if learned.error is not None:
+            raise RuntimeError(learned.error)
         return learned, Weights(learned.version, reference)
 
     def publish(self) -> Weights:

@@ -10,10 +10,9 @@ from algos.smooth_interpolation import (
     bridge_origin,
     fastest_step,
     interpolate_pair,
-    pose_distance,
     recorded_chunks,
 )
-from envs.se3 import encode_pose, geodesic_angle, normalize, quat_multiply, quat_to_matrix, split_arms
+from envs.se3 import encode_pose, geodesic_angle, normalize, pose_distance, quat_multiply, quat_to_matrix, split_arms
 from envs.types import PreferencePair, Segment
 
 CHUNK = 8

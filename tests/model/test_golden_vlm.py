@@ -61,7 +61,7 @@ def assert_valid_close(actual: Tensor, expected: Tensor, where: Tensor) -> None:
 def test_segments_are_the_reference_segments(name: str) -> None:
     given = inputs(tensors(name))
     grids = {key: given.get(key) for key in ("image_grid_thw", "video_grid_thw")}
-    layout = model().layout(given["input_ids"], given.get("attention_mask"), **grids)
+    layout = model().model.layout(given["input_ids"], given.get("attention_mask"), **grids)
     for row, spans in enumerate(layout.spans):
         assert [list(span) for span in spans] == tensors(name)[f"out.visual_segments.{row}"].tolist()
 
@@ -97,7 +97,7 @@ def test_embeddings_hidden_states_and_logits_agree(name: str) -> None:
 def test_the_last_layer_agrees_before_the_norm(name: str) -> None:
     case, given = tensors(name), inputs(tensors(name))
     key = f"out.hidden_layer{model().config.vlm_sizes.num_layers - 1}"
-    layout = model().layout(
+    layout = model().model.layout(
         given["input_ids"], given.get("attention_mask"), given.get("image_grid_thw"), given.get("video_grid_thw")
     )
     pixels = join_pixels(given.get("pixel_values"), given.get("pixel_values_videos"))

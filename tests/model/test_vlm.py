@@ -83,7 +83,7 @@ def test_the_mask_formulation_gives_the_same(vlm: Vlm, processor: HunYuanVLMoTPr
     batch = batch_of(processor, chats()[3:])
     ids = batch["input_ids"]
     grids = {name: batch[name] for name in ("image_grid_thw", "video_grid_thw")}
-    layout = vlm.layout(ids, None, **grids)
+    layout = vlm.model.layout(ids, None, **grids)
     length = ids.shape[1]
     mask = torch.ones(length, length, dtype=torch.bool).tril()
     assert len(layout.spans[0]) == 4, "three frames and an image"
@@ -125,7 +125,7 @@ def test_text_before_an_image_never_reaches_it_and_text_after_it_does_not_either
         changed = batch | {"input_ids": batch["input_ids"].clone()}
         changed["input_ids"][0, :1] = 300
         after = vlm(**changed, output_hidden_states=True).hidden_states[-1]
-    ((start, end),) = vlm.layout(batch["input_ids"], None, batch["image_grid_thw"]).spans[0]
+    ((start, end),) = vlm.model.layout(batch["input_ids"], None, batch["image_grid_thw"]).spans[0]
     torch.testing.assert_close(before[0, start:end], after[0, start:end], **CLOSE)
     assert (before[0, end:] - after[0, end:]).abs().max() > 1e-3
 
@@ -187,7 +187,9 @@ def test_labels_are_shifted_within_the_row(vlm: Vlm, processor: HunYuanVLMoTProc
 
 def test_a_layout_made_beforehand_changes_nothing(vlm: Vlm, processor: HunYuanVLMoTProcessor) -> None:
     batch = batch_of(processor, chats())
-    layout = vlm.layout(batch["input_ids"], batch["attention_mask"], batch["image_grid_thw"], batch["video_grid_thw"])
+    layout = vlm.model.layout(
+        batch["input_ids"], batch["attention_mask"], batch["image_grid_thw"], batch["video_grid_thw"]
+    )
     pixels = {name: batch[name] for name in ("pixel_values", "pixel_values_videos")}
     with torch.no_grad():
         assert torch.equal(vlm(batch["input_ids"], layout=layout, **pixels).logits, vlm(**batch).logits)

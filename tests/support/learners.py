@@ -69,7 +69,9 @@ class FakeLearner(_Learner):
         signal = float(np.mean([any(row) for row in advantages_of(groups)]))
         metrics = {"loss": self.weight, "mismatch/newest": self.mismatch, "grad_norm": self.weight}
         metrics |= {"groups/with_signal": signal} if groups[0].size > 1 else {}  # else it imitates
-        return Learned(metrics, weights.version, 0.0, self.error), weights
+        if self.error is not None:
+            raise RuntimeError(self.error)
+        return Learned(metrics, weights.version, 0.0), weights
 
     def save(self, path: Path) -> None:
         """See `rl_lab.workers.learner.LearnerHandle`."""
