@@ -51,6 +51,113 @@ _MAX_DETAIL_CHARS = 500
 
 _CHILD = "import sys; sys.path[:] = {path!r}; from rewards.isolation import run; run({descriptor}, {caller}, {memory})"
 
+Reason = Literal["exception", "not a number", "out of range", "time-out", "abstained"]
+
+TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric", "environments")
+"""What TRL passes beside columns; it belongs to the trainer's process and does not reach a guarded function."""
+
+
+class Sandbox:
+    """A reward function with TRL's signature, called for each sample on its own under time limits.
+
+    So one hostile completion costs one sample, not the batch; a function that compares the completions of a batch with
+    each other does not fit. A call takes at most `start_timeout_s + batch_timeout_s` and then has an entry for every
+    sample. Arguments must pickle; `TRAINER_ARGUMENTS` are not passed on.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str, config: SandboxConfig) -> None:
+        self._function = IsolatedFunction(function, name, config.memory_gib)
+        self._name = name
+        self._config = config
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> tuple[list[float | None], list[FailedCall]]:
+        """Values, None where not applicable or failed, and the failures."""
+        arguments = {"prompts": prompts, "completions": completions, **columns}
+        per_sample = {key: value for key, value in arguments.items() if key not in TRAINER_ARGUMENTS}
+        try:
+            self._function.start(time.monotonic() + self._config.start_timeout_s)
+        except (TimeoutError, CallFailedError) as error:
+            return [None] * len(completions), [_failed(error, sample, self._name) for sample in range(len(completions))]
+        batch_deadline = time.monotonic() + self._config.batch_timeout_s
+        values, failures = [], []
+        for sample in range(len(completions)):
+            one = {key: [value[sample]] for key, value in per_sample.items()}
+            value, failure = checked(partial(self._call, one, batch_deadline), sample, self._name)
+            values.append(value)
+            failures += [failure] if failure else []
+        return values, failures
+
+    def start(self) -> None:
+        """Start the process, which imports the function. ValueError, with what the import raised, where it fails."""
+        try:
+            self._function.start(time.monotonic() + self._config.start_timeout_s)
+        except (TimeoutError, CallFailedError) as error:
+            said = " ".join(str(error).split()) or f"no answer in {self._config.start_timeout_s:g} s"
+            raise ValueError(
+                f"functions.{self._name} cannot be imported: {said}; install what it imports, or mend its file"
+            ) from error
+
+    def close(self) -> None:
+        """End the process."""
+        self._function.close()
+
+    def _call(self, arguments: dict[str, Any], batch_deadline: float) -> Any:
+        if time.monotonic() >= batch_deadline:
+            raise TimeoutError(f"the batch's {self._config.batch_timeout_s:g} s were over before this sample")
+        self._function.start(batch_deadline)
+        deadline = min(time.monotonic() + self._config.timeout_s, batch_deadline)
+        try:
+            return self._function.call(arguments, deadline)
+        except TimeoutError as error:
+            raise TimeoutError(f"no value in {self._config.timeout_s:g} s; its process was killed") from error
+
+
+@dataclass(frozen=True)
+class FailedCall:
+    """A call that gave no reward."""
+
+    sample: int
+    """Position in the batch."""
+    part: str
+    """Which reward failed, e.g. `verifier`, `judge` or the name of a function."""
+    reason: Reason
+    detail: str
+    """One line: the exception's type and text, or the value."""
+
+
+def failure_counts(failures: Iterable[FailedCall]) -> dict[str, int]:
+    """Number of failures by `part/reason`, for metrics."""
+    return dict(Counter(f"{failure.part}/{failure.reason}" for failure in failures))
+
+
+def checked(function: Callable[[], Any], sample: int, part: str) -> tuple[float | None, FailedCall | None]:
+    """Value of a call in this process, or its failure. None from the function is "not applicable" and no failure."""
+    try:
+        value = function()
+        value = as_number(value)
+    except Exception as error:  # noqa: BLE001 - one sample's reward must not end the step, whatever it raises
+        return None, _failed(error, sample, part)
+    if value is None or 0.0 <= value <= 1.0:
+        return value, None
+    reason: Reason = "not a number" if math.isnan(value) else "out of range"
+    return None, FailedCall(sample, part, reason, f"{value} is not in 0..1")
+
+
+def _failed(error: Exception, sample: int, part: str) -> FailedCall:
+    # A function that runs elsewhere sends its exception as text, with the type in it.
+    detail = str(error) if isinstance(error, CallFailedError) else f"{type(error).__name__}: {error}"
+    reason: Reason = "time-out" if isinstance(error, TimeoutError) else "exception"
+    return FailedCall(sample, part, reason, " ".join(detail.split()))
+
+
+def as_number(value: Any) -> float | None:
+    """A reward as a function returns it: a number of Python, numpy or torch, or None. TypeError for text."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"a reward is a number or None, not the text {value!r:.80}")
+    return None if value is None else float(value)
+
 
 class CallFailedError(Exception):
     """The function raised, or its process died; the text says which."""
@@ -142,6 +249,23 @@ class IsolatedFunction:
         return reply["value"]
 
 
+def _by_import_path(function: Callable[..., Any], name: str) -> bytes:
+    module = getattr(function, "__module__", None) or type(function).__module__
+    fix = "define it, or its class, at the top of a module"
+    if module == "__main__":
+        raise ValueError(f"reward function {name} belongs to the script itself, which no other process imports; {fix}")
+    try:
+        return pickle.dumps(function)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(f"reward function {name} cannot be sent to another process ({error}); {fix}") from error
+
+
+@functools.cache
+def _warn_of_writes() -> None:
+    if not landlock_abi():
+        logging.getLogger(__name__).warning("this kernel has no Landlock: reward functions can write wherever we can")
+
+
 def _reply(data: bytes, nonce: bytes) -> dict[str, Any]:
     """The reply to the request with this number. ValueError for anything else."""
     if data[:_NONCE_BYTES] != nonce:
@@ -150,12 +274,6 @@ def _reply(data: bytes, nonce: bytes) -> dict[str, Any]:
     if not isinstance(reply, dict) or not reply.keys() & {"value", "error"}:
         raise ValueError("its reply is neither a value nor an error")
     return reply
-
-
-@functools.cache
-def _warn_of_writes() -> None:
-    if not landlock_abi():
-        logging.getLogger(__name__).warning("this kernel has no Landlock: reward functions can write wherever we can")
 
 
 def run(descriptor: int, caller: int, memory: int | None) -> None:
@@ -199,30 +317,12 @@ def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
         return _error(error)
 
 
-def as_number(value: Any) -> float | None:
-    """A reward as a function returns it: a number of Python, numpy or torch, or None. TypeError for text."""
-    if isinstance(value, str | bytes):
-        raise TypeError(f"a reward is a number or None, not the text {value!r:.80}")
-    return None if value is None else float(value)
-
-
 async def _awaited(values: Any) -> Any:
     return await values
 
 
 def _error(error: Exception) -> bytes:
     return json.dumps({"error": f"{type(error).__name__}: {error}"[:_MAX_DETAIL_CHARS]}).encode()
-
-
-def _by_import_path(function: Callable[..., Any], name: str) -> bytes:
-    module = getattr(function, "__module__", None) or type(function).__module__
-    fix = "define it, or its class, at the top of a module"
-    if module == "__main__":
-        raise ValueError(f"reward function {name} belongs to the script itself, which no other process imports; {fix}")
-    try:
-        return pickle.dumps(function)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ValueError(f"reward function {name} cannot be sent to another process ({error}); {fix}") from error
 
 
 def _send(connection: socket.socket, data: bytes, deadline: float | None) -> None:
@@ -256,104 +356,3 @@ def _wait_until(connection: socket.socket, deadline: float | None) -> None:
     if remaining <= 0:
         raise TimeoutError
     connection.settimeout(remaining)
-
-
-Reason = Literal["exception", "not a number", "out of range", "time-out", "abstained"]
-
-TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric", "environments")
-"""What TRL passes beside columns; it belongs to the trainer's process and does not reach a guarded function."""
-
-
-@dataclass(frozen=True)
-class FailedCall:
-    """A call that gave no reward."""
-
-    sample: int
-    """Position in the batch."""
-    part: str
-    """Which reward failed, e.g. `verifier`, `judge` or the name of a function."""
-    reason: Reason
-    detail: str
-    """One line: the exception's type and text, or the value."""
-
-
-def failure_counts(failures: Iterable[FailedCall]) -> dict[str, int]:
-    """Number of failures by `part/reason`, for metrics."""
-    return dict(Counter(f"{failure.part}/{failure.reason}" for failure in failures))
-
-
-def checked(function: Callable[[], Any], sample: int, part: str) -> tuple[float | None, FailedCall | None]:
-    """Value of a call in this process, or its failure. None from the function is "not applicable" and no failure."""
-    try:
-        value = function()
-        value = as_number(value)
-    except Exception as error:  # noqa: BLE001 - one sample's reward must not end the step, whatever it raises
-        return None, _failed(error, sample, part)
-    if value is None or 0.0 <= value <= 1.0:
-        return value, None
-    reason: Reason = "not a number" if math.isnan(value) else "out of range"
-    return None, FailedCall(sample, part, reason, f"{value} is not in 0..1")
-
-
-def _failed(error: Exception, sample: int, part: str) -> FailedCall:
-    # A function that runs elsewhere sends its exception as text, with the type in it.
-    detail = str(error) if isinstance(error, CallFailedError) else f"{type(error).__name__}: {error}"
-    reason: Reason = "time-out" if isinstance(error, TimeoutError) else "exception"
-    return FailedCall(sample, part, reason, " ".join(detail.split()))
-
-
-class Sandbox:
-    """A reward function with TRL's signature, called for each sample on its own under time limits.
-
-    So one hostile completion costs one sample, not the batch; a function that compares the completions of a batch with
-    each other does not fit. A call takes at most `start_timeout_s + batch_timeout_s` and then has an entry for every
-    sample. Arguments must pickle; `TRAINER_ARGUMENTS` are not passed on.
-    """
-
-    def __init__(self, function: Callable[..., Any], name: str, config: SandboxConfig) -> None:
-        self._function = IsolatedFunction(function, name, config.memory_gib)
-        self._name = name
-        self._config = config
-
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> tuple[list[float | None], list[FailedCall]]:
-        """Values, None where not applicable or failed, and the failures."""
-        arguments = {"prompts": prompts, "completions": completions, **columns}
-        per_sample = {key: value for key, value in arguments.items() if key not in TRAINER_ARGUMENTS}
-        try:
-            self._function.start(time.monotonic() + self._config.start_timeout_s)
-        except (TimeoutError, CallFailedError) as error:
-            return [None] * len(completions), [_failed(error, sample, self._name) for sample in range(len(completions))]
-        batch_deadline = time.monotonic() + self._config.batch_timeout_s
-        values, failures = [], []
-        for sample in range(len(completions)):
-            one = {key: [value[sample]] for key, value in per_sample.items()}
-            value, failure = checked(partial(self._call, one, batch_deadline), sample, self._name)
-            values.append(value)
-            failures += [failure] if failure else []
-        return values, failures
-
-    def start(self) -> None:
-        """Start the process, which imports the function. ValueError, with what the import raised, where it fails."""
-        try:
-            self._function.start(time.monotonic() + self._config.start_timeout_s)
-        except (TimeoutError, CallFailedError) as error:
-            said = " ".join(str(error).split()) or f"no answer in {self._config.start_timeout_s:g} s"
-            raise ValueError(
-                f"functions.{self._name} cannot be imported: {said}; install what it imports, or mend its file"
-            ) from error
-
-    def close(self) -> None:
-        """End the process."""
-        self._function.close()
-
-    def _call(self, arguments: dict[str, Any], batch_deadline: float) -> Any:
-        if time.monotonic() >= batch_deadline:
-            raise TimeoutError(f"the batch's {self._config.batch_timeout_s:g} s were over before this sample")
-        self._function.start(batch_deadline)
-        deadline = min(time.monotonic() + self._config.timeout_s, batch_deadline)
-        try:
-            return self._function.call(arguments, deadline)
-        except TimeoutError as error:
-            raise TimeoutError(f"no value in {self._config.timeout_s:g} s; its process was killed") from error

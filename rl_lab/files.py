@@ -22,15 +22,9 @@ from rl_lab.errors import UserError
 from rl_lab.reading import fit, read_bytes
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Give the OSError of a write, a flush or a sync the name of its file, which Python leaves out."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, as `write_file` does."""
+    write_file(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -51,11 +45,6 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, as `write_file` does."""
-    write_file(path, lambda file: file.write(text.encode("utf-8")))
-
-
 def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Fill a folder with `write(partial)`, then give it its name; an old one is replaced. Durable when it returns."""
     partial = folder.with_name(f".{folder.name}.partial")
@@ -71,6 +60,27 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     sync(folder.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give the OSError of a write, a flush or a sync the name of its file, which Python leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -92,49 +102,9 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with naming(path):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 Record = dict[str, Any]
 
 T = TypeVar("T")
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    """Values may be numpy or torch scalars."""
-    return json.dumps(dict(record), default=float) + "\n"
-
-
-def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write all records, whole or not at all."""
-    write_whole(path, "".join(map(_line, records)))
-
-
-def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one record. A tail torn by a kill is cut off first."""
-    with naming(path), open(path, "ab+") as file:
-        file.truncate(_end_of_last_line(file))
-        file.write(_line(record).encode())
-
-
-def _end_of_last_line(file: IO[bytes], block: int = 4096) -> int:
-    """Offset just behind the last newline of an open binary file, 0 without one."""
-    end = file.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - block)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
 
 
 def read_json_lines(path: Path, *, missing_ok: bool = False) -> list[Record]:
@@ -172,33 +142,40 @@ def read_lines_as(path: Path, kind: type[T], *, missing_ok: bool = False) -> lis
     ]
 
 
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write all records, whole or not at all."""
+    write_whole(path, "".join(map(_line, records)))
+
+
+def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record. A tail torn by a kill is cut off first."""
+    with naming(path), open(path, "ab+") as file:
+        file.truncate(_end_of_last_line(file))
+        file.write(_line(record).encode())
+
+
+def _end_of_last_line(file: IO[bytes], block: int = 4096) -> int:
+    """Offset just behind the last newline of an open binary file, 0 without one."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """Values may be numpy or torch scalars."""
+    return json.dumps(dict(record), default=float) + "\n"
+
+
 DIGESTS_FILE = "digests.json"
 
 Digests = dict[str, str]
 """Relative name -> SHA-256 of each file of a folder."""
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def folder_digests(folder: Path) -> Digests:
-    """Digests of all files under a folder."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
-
-
-def damaged_file(folder: Path, digests: Mapping[str, str]) -> str | None:
-    """The first file that is missing or not what it was, in words; None if all are whole. Others are not looked at."""
-    for name, digest in digests.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if file_digest(path) != digest:
-            return f"{path} is damaged ({path.stat().st_size} bytes that are not those that were written)"
-    return None
 
 
 def write_checked_folder(folder: Path, write: Callable[[Path], object]) -> None:
@@ -221,3 +198,26 @@ def folder_damage(folder: Path) -> str | None:
     except ValueError:
         return f"{path} is damaged (no JSON)"
     return damaged_file(folder, digests)
+
+
+def damaged_file(folder: Path, digests: Mapping[str, str]) -> str | None:
+    """The first file that is missing or not what it was, in words; None if all are whole. Others are not looked at."""
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if file_digest(path) != digest:
+            return f"{path} is damaged ({path.stat().st_size} bytes that are not those that were written)"
+    return None
+
+
+def folder_digests(folder: Path) -> Digests:
+    """Digests of all files under a folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -35,70 +35,6 @@ from rl_lab.model.sharding import (
 from rl_lab.seeding import torch_stream
 
 
-def passes(num_rows: int, rows_at_once: int | None) -> list[Tensor]:
-    """Rows of the passes of this rank: equally many on all ranks, because their weights meet in each.
-
-    Rank r of W takes the r-th of W neighbouring shares; a rank with less to do than others ends with empty passes.
-    """
-    share = -(-num_rows // num_ranks())
-    at_once = min(rows_at_once or share, share)
-    mine = torch.arange(num_rows).tensor_split(num_ranks())[this_rank()]
-    found = list(mine.split(at_once)) if len(mine) else []
-    return found + [mine[:0]] * (-(-share // at_once) - len(found))
-
-
-def read(values: Iterable[Tensor], device: torch.device) -> list[float]:
-    """Numbers of scalars on the device or the host, in one transfer."""
-    return torch.stack([send(value.detach(), device).double() for value in values]).tolist()
-
-
-@dataclass
-class PartMetrics:
-    """Loss and metrics of a part of a batch, and of how many things each metric is a mean."""
-
-    values: dict[str, Any]
-    """Scalars on the device, then numbers."""
-    counts: dict[str, int]
-
-
-def combine(name: str, values: Sequence[float], counts: Sequence[int]) -> float:
-    """A metric of a whole batch from those of its parts, which are means over so many things.
-
-    Counts and losses add up; minima, maxima; norms of means over rows add up in squares; the rest are weighted means.
-    """
-    if len(values) == 1:
-        return values[0]
-    if name.endswith(("/min", "/max")):
-        return (min if name.endswith("/min") else max)(values)
-    if name == "loss" or name.endswith("/tokens"):
-        return math.fsum(values)
-    shares = [count / max(1, sum(counts)) for count in counts]
-    weighted = [value * share for value, share in zip(values, shares, strict=True)]
-    return math.hypot(*weighted) if name.startswith("gradient/") else math.fsum(weighted)
-
-
-def combine_parts(parts: Sequence[PartMetrics]) -> dict[str, float]:
-    """Metrics of a whole batch; one that says nothing about a part (no such row in it) is left out of it."""
-    names = dict.fromkeys(name for part in parts for name in part.values)
-    found = {}
-    for name in names:
-        having = [part for part in parts if name in part.values]
-        found[name] = combine(name, [part.values[name] for part in having], [part.counts[name] for part in having])
-    if len(parts) > 1:
-        total = math.fsum(value for name, value in found.items() if name.startswith("gradient/"))
-        for name in [name for name in found if name.startswith("gradient_share/")]:
-            found[name] = found[name.replace("gradient_share/", "gradient/")] / max(total, 1e-12)
-    return found
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient norm is NaN or infinite; the weights are as before the step. Carries the batch."""
-
-    def __init__(self, objective: str, step: int, batch: Any) -> None:
-        super().__init__(f"{objective}: loss or gradient is not finite at step {step}; the step was not taken")
-        self.batch = batch
-
-
 @dataclass(frozen=True)
 class Optimiser:
     """AdamW with linear warm-up from 0 and a cosine to `final_lr_fraction * lr` at `steps`."""
@@ -120,55 +56,12 @@ class Optimiser:
         return self.lr * (self.final_lr_fraction + (1.0 - self.final_lr_fraction) * cosine)
 
 
-@dataclass
-class _Track:
-    """One objective with its own optimizer, schedule and step counter."""
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient norm is NaN or infinite; the weights are as before the step. Carries the batch."""
 
-    name: str
-    objective: Objective
-    optimiser: Optimiser
-    parameters: list[nn.Parameter]
-    adamw: torch.optim.AdamW
-    step: int = 0
-    scale: float = 1.0
-    """Times the schedule's learning rate; lowered by a guard."""
-    frozen: frozenset[str] = frozenset()
-    """Groups of the objective that are no longer trained."""
-
-    @property
-    def groups(self) -> frozenset[str]:
-        """Parameter groups that a step of this objective changes."""
-        return frozenset(self.objective.groups) - self.frozen
-
-
-class WeightAverage:
-    """Exponential moving average of the trained weights, started at `start_step`: w_ema = d w_ema + (1 - d) w.
-
-    In float32, where a small part of a bfloat16 weight is not lost.
-    """
-
-    def __init__(self, policy: nn.Module, decay: float, start_step: int) -> None:
-        self.policy, self.decay, self.start_step = policy, decay, start_step
-        self.weights: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Fold in the weights after step number `step` (1-based)."""
-        if step < self.start_step:
-            return
-        current = {name: value for name, value in self.policy.named_parameters() if value.requires_grad}
-        if not self.weights:
-            self.weights = {name: value.detach().to(torch.float32, copy=True) for name, value in current.items()}
-            return
-        now = [current[name].float() for name in self.weights]
-        torch._foreach_lerp_(list(self.weights.values()), now, 1.0 - self.decay)
-
-    @torch.no_grad()
-    def copy_into_policy(self) -> None:
-        """Replace the policy's weights by their average, if it has started."""
-        parameters = dict(self.policy.named_parameters())
-        for name, value in self.weights.items():
-            parameters[name].copy_(value)
+    def __init__(self, objective: str, step: int, batch: Any) -> None:
+        super().__init__(f"{objective}: loss or gradient is not finite at step {step}; the step was not taken")
+        self.batch = batch
 
 
 class Learner:
@@ -356,3 +249,110 @@ class Learner:
             track.adamw.load_state_dict(share_moments(saved["adamw"], track.parameters))
             for parameter, value in zip(track.objective.parameters(), saved["objective"], strict=True):
                 parameter.copy_(share_like(value, parameter))
+
+
+@dataclass
+class _Track:
+    """One objective with its own optimizer, schedule and step counter."""
+
+    name: str
+    objective: Objective
+    optimiser: Optimiser
+    parameters: list[nn.Parameter]
+    adamw: torch.optim.AdamW
+    step: int = 0
+    scale: float = 1.0
+    """Times the schedule's learning rate; lowered by a guard."""
+    frozen: frozenset[str] = frozenset()
+    """Groups of the objective that are no longer trained."""
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """Parameter groups that a step of this objective changes."""
+        return frozenset(self.objective.groups) - self.frozen
+
+
+class WeightAverage:
+    """Exponential moving average of the trained weights, started at `start_step`: w_ema = d w_ema + (1 - d) w.
+
+    In float32, where a small part of a bfloat16 weight is not lost.
+    """
+
+    def __init__(self, policy: nn.Module, decay: float, start_step: int) -> None:
+        self.policy, self.decay, self.start_step = policy, decay, start_step
+        self.weights: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Fold in the weights after step number `step` (1-based)."""
+        if step < self.start_step:
+            return
+        current = {name: value for name, value in self.policy.named_parameters() if value.requires_grad}
+        if not self.weights:
+            self.weights = {name: value.detach().to(torch.float32, copy=True) for name, value in current.items()}
+            return
+        now = [current[name].float() for name in self.weights]
+        torch._foreach_lerp_(list(self.weights.values()), now, 1.0 - self.decay)
+
+    @torch.no_grad()
+    def copy_into_policy(self) -> None:
+        """Replace the policy's weights by their average, if it has started."""
+        parameters = dict(self.policy.named_parameters())
+        for name, value in self.weights.items():
+            parameters[name].copy_(value)
+
+
+@dataclass
+class PartMetrics:
+    """Loss and metrics of a part of a batch, and of how many things each metric is a mean."""
+
+    values: dict[str, Any]
+    """Scalars on the device, then numbers."""
+    counts: dict[str, int]
+
+
+def passes(num_rows: int, rows_at_once: int | None) -> list[Tensor]:
+    """Rows of the passes of this rank: equally many on all ranks, because their weights meet in each.
+
+    Rank r of W takes the r-th of W neighbouring shares; a rank with less to do than others ends with empty passes.
+    """
+    share = -(-num_rows // num_ranks())
+    at_once = min(rows_at_once or share, share)
+    mine = torch.arange(num_rows).tensor_split(num_ranks())[this_rank()]
+    found = list(mine.split(at_once)) if len(mine) else []
+    return found + [mine[:0]] * (-(-share // at_once) - len(found))
+
+
+def read(values: Iterable[Tensor], device: torch.device) -> list[float]:
+    """Numbers of scalars on the device or the host, in one transfer."""
+    return torch.stack([send(value.detach(), device).double() for value in values]).tolist()
+
+
+def combine_parts(parts: Sequence[PartMetrics]) -> dict[str, float]:
+    """Metrics of a whole batch; one that says nothing about a part (no such row in it) is left out of it."""
+    names = dict.fromkeys(name for part in parts for name in part.values)
+    found = {}
+    for name in names:
+        having = [part for part in parts if name in part.values]
+        found[name] = combine(name, [part.values[name] for part in having], [part.counts[name] for part in having])
+    if len(parts) > 1:
+        total = math.fsum(value for name, value in found.items() if name.startswith("gradient/"))
+        for name in [name for name in found if name.startswith("gradient_share/")]:
+            found[name] = found[name.replace("gradient_share/", "gradient/")] / max(total, 1e-12)
+    return found
+
+
+def combine(name: str, values: Sequence[float], counts: Sequence[int]) -> float:
+    """A metric of a whole batch from those of its parts, which are means over so many things.
+
+    Counts and losses add up; minima, maxima; norms of means over rows add up in squares; the rest are weighted means.
+    """
+    if len(values) == 1:
+        return values[0]
+    if name.endswith(("/min", "/max")):
+        return (min if name.endswith("/min") else max)(values)
+    if name == "loss" or name.endswith("/tokens"):
+        return math.fsum(values)
+    shares = [count / max(1, sum(counts)) for count in counts]
+    weighted = [value * share for value, share in zip(values, shares, strict=True)]
+    return math.hypot(*weighted) if name.startswith("gradient/") else math.fsum(weighted)

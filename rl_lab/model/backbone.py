@@ -33,13 +33,6 @@ from rl_lab.model.vision import VisionTower, Visual
 from rl_lab.model.vlm_config import MERGE, VISUAL_ROLES, TowerSizes, VisionSizes, refuse_unknown
 
 
-def join_pixels(images: Tensor | None, videos: Tensor | None) -> Tensor | None:
-    """All patches [N, 3 * p * p], images first."""
-    if images is None or videos is None:
-        return videos if images is None else images
-    return torch.cat([images, videos])
-
-
 class VisionLanguageModel(nn.Module):
     """Vision tower with merger, and language tower."""
 
@@ -171,12 +164,148 @@ class VisionLanguageModel(nn.Module):
         )
 
 
+def join_pixels(images: Tensor | None, videos: Tensor | None) -> Tensor | None:
+    """All patches [N, 3 * p * p], images first."""
+    if images is None or videos is None:
+        return videos if images is None else images
+    return torch.cat([images, videos])
+
+
 def initialize(module: nn.Module, std: float) -> None:
     """Decoder products, embeddings and positions normal(0, std); whatever has a bias keeps torch's default."""
     if isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and module.bias is None):
         init.normal_(module.weight, std=std)
     elif isinstance(module, VisionTower):
         init.normal_(module.pos_embed, std=std)
+
+
+class VisionLanguageMixin:
+    """A model around a vision-language model, by which it scores text: `algos.objective.ComparablePolicy`."""
+
+    @property
+    def vision_language_model(self) -> VisionLanguageModel:
+        """The one inside."""
+        raise NotImplementedError
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding; PEFT looks for it."""
+        return self.vision_language_model.language_model.model.embed_tokens
+
+    def token_logprobs(
+        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
+    ) -> TokenScores:
+        """See `algos.objective.LanguagePolicy`; ValueError as `residual_before`."""
+        model = self.vision_language_model
+        before, targets, places = residual_before(model, batch)
+        logprobs, spread = score_in_parts(model, before, targets, temperature, entropy)
+        return TokenScores(in_rows(batch, places, logprobs), None if spread is None else in_rows(batch, places, spread))
+
+    def next_tokens(self, batch: TokenBatch) -> NextTokens:
+        """See `algos.objective.ComparablePolicy`; logits are yet to be made. ValueError as `residual_before`."""
+        model = self.vision_language_model
+        before, _, _ = residual_before(model, batch)
+        return NextTokens(before, lambda some: model.logits(some).float(), model.language_model.lm_head.weight.shape[0])
+
+    def compare_tokens(
+        self, batch: TokenBatch, compare: Callable[..., tuple[Tensor, ...]], *given: Tensor
+    ) -> tuple[Tensor, ...]:
+        """See `algos.objective.ComparablePolicy`; ValueError as `residual_before`.
+
+        Logits are made in parts of at most half of `LOGITS_AT_ONCE`: `compare` may make as many of another model.
+        """
+        model = self.vision_language_model
+        before, _, places = residual_before(model, batch)
+        size = max(1, LOGITS_AT_ONCE // 2 // model.language_model.lm_head.weight.shape[0])
+
+        def part(hidden: Tensor, *known: Tensor) -> tuple[Tensor, ...]:
+            return compare(model.logits(hidden).float(), *known)
+
+        if len(places) <= size:
+            found = part(before, *given)
+        else:
+            parts = [
+                checkpoint(part, *some, use_reentrant=False)
+                for some in zip(before.split(size), *(known.split(size) for known in given), strict=True)
+            ]
+            found = tuple(torch.cat(values) for values in zip(*parts, strict=True))
+        return tuple(in_rows(batch, places, values) for values in found)
+
+
+LOGITS_AT_ONCE = 2**26
+"""Logits in memory at a time, 256 MiB in float32; with more of them, each part is computed again going backward."""
+
+NEVER_DRAWN = ("image", "video")
+"""Tokens that stand for patches. The engine's samplers lower their logits by `NEVER_DRAWN_BIAS`."""
+
+NEVER_DRAWN_BIAS = -100.0
+
+
+def residual_before(model: VisionLanguageModel, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Residual streams [K, D] that predict the tokens to learn, those tokens [K], and their flat places [K].
+
+    ValueError for a model that does not know its visual tokens and for a row whose first token is to be learned:
+    nothing predicts it.
+    """
+    if not set(VISUAL_ROLES) <= model.special_token_ids.keys():
+        raise ValueError(f"the model's special_token_ids must hold {', '.join(VISUAL_ROLES)} to read text and images")
+    valid, learned = batch.attention_mask.numpy(), batch.completion_mask.numpy()
+    if (learned & ~(valid & (valid.cumsum(1) > 1))).any():
+        raise ValueError("completion_mask marks padding or the first token of a row; mark tokens after the prompt")
+    device = model.language_model.lm_head.weight.device
+    layout, input_ids = batch_layout(batch, model.special_token_ids).to(device), send(batch.input_ids, device)
+    pixels = None if batch.visual is None else batch.visual.pixels
+    hidden = model.run(input_ids, layout, pixels if pixels is None or layout.num_patches else pixels[:0])
+    places = indices(batch.completion_mask, device)
+    return hidden[token_before(layout, places)], input_ids.flatten()[places], places
+
+
+def token_before(layout: Layout, places: Tensor) -> Tensor:
+    """Packed token just before each of the flat places [K] in the rows; that one predicts it."""
+    return places - 1 if layout.source.token is None else layout.source.token[places - 1]
+
+
+def score_in_parts(
+    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`score_tokens` with at most `LOGITS_AT_ONCE` logits in memory."""
+    size = max(1, LOGITS_AT_ONCE // model.language_model.lm_head.weight.shape[0])
+    if len(targets) <= size:
+        return score_tokens(model, hidden, targets, temperature, entropy)
+    parts = [
+        checkpoint(score_tokens, model, some, ids, temperature, entropy, use_reentrant=False)
+        for some, ids in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    logprobs, spread = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(spread) if entropy else None
+
+
+def score_tokens(
+    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of targets [K], and entropy [K] of their distributions, of residual streams [K, D]; float32."""
+    logits = model.logits(hidden).float()
+    if temperature is not None:
+        logits = (logits + sampling_bias(model)) / temperature
+    logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(1, targets[:, None])[:, 0]
+    if not entropy:
+        return own, None
+    with torch.no_grad():
+        return own, -(logprobs.exp() * logprobs).sum(-1)
+
+
+def sampling_bias(model: VisionLanguageModel) -> Tensor:
+    """What the engine adds to the logits before it divides by the temperature, float32 [V]."""
+    weight = model.language_model.lm_head.weight
+    bias = torch.zeros(weight.shape[0], device=weight.device)
+    for role in NEVER_DRAWN:
+        bias[model.special_token_ids[role]] = NEVER_DRAWN_BIAS
+    return bias
+
+
+def in_rows(batch: TokenBatch, places: Tensor, values: Tensor) -> Tensor:
+    """Values [K] at their flat places, 0 elsewhere, [B, S]."""
+    return values.new_zeros(batch.input_ids.numel()).index_copy(0, places, values).view(batch.input_ids.shape)
 
 
 @dataclass
@@ -244,132 +373,3 @@ def batch_layout(batch: TokenBatch, special_token_ids: dict[str, int]) -> Layout
     if batch.visual is None:
         return build_layout(batch.input_ids, batch.attention_mask, special_token_ids)
     return batch.visual.layout(batch.input_ids, batch.attention_mask, special_token_ids)
-
-
-LOGITS_AT_ONCE = 2**26
-"""Logits in memory at a time, 256 MiB in float32; with more of them, each part is computed again going backward."""
-
-NEVER_DRAWN = ("image", "video")
-"""Tokens that stand for patches. The engine's samplers lower their logits by `NEVER_DRAWN_BIAS`."""
-
-NEVER_DRAWN_BIAS = -100.0
-
-
-def sampling_bias(model: VisionLanguageModel) -> Tensor:
-    """What the engine adds to the logits before it divides by the temperature, float32 [V]."""
-    weight = model.language_model.lm_head.weight
-    bias = torch.zeros(weight.shape[0], device=weight.device)
-    for role in NEVER_DRAWN:
-        bias[model.special_token_ids[role]] = NEVER_DRAWN_BIAS
-    return bias
-
-
-def score_tokens(
-    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None, entropy: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of targets [K], and entropy [K] of their distributions, of residual streams [K, D]; float32."""
-    logits = model.logits(hidden).float()
-    if temperature is not None:
-        logits = (logits + sampling_bias(model)) / temperature
-    logprobs = logits.log_softmax(-1)
-    own = logprobs.gather(1, targets[:, None])[:, 0]
-    if not entropy:
-        return own, None
-    with torch.no_grad():
-        return own, -(logprobs.exp() * logprobs).sum(-1)
-
-
-def score_in_parts(
-    model: VisionLanguageModel, hidden: Tensor, targets: Tensor, temperature: float | None, entropy: bool
-) -> tuple[Tensor, Tensor | None]:
-    """`score_tokens` with at most `LOGITS_AT_ONCE` logits in memory."""
-    size = max(1, LOGITS_AT_ONCE // model.language_model.lm_head.weight.shape[0])
-    if len(targets) <= size:
-        return score_tokens(model, hidden, targets, temperature, entropy)
-    parts = [
-        checkpoint(score_tokens, model, some, ids, temperature, entropy, use_reentrant=False)
-        for some, ids in zip(hidden.split(size), targets.split(size), strict=True)
-    ]
-    logprobs, spread = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(spread) if entropy else None
-
-
-def token_before(layout: Layout, places: Tensor) -> Tensor:
-    """Packed token just before each of the flat places [K] in the rows; that one predicts it."""
-    return places - 1 if layout.source.token is None else layout.source.token[places - 1]
-
-
-def residual_before(model: VisionLanguageModel, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual streams [K, D] that predict the tokens to learn, those tokens [K], and their flat places [K].
-
-    ValueError for a model that does not know its visual tokens and for a row whose first token is to be learned:
-    nothing predicts it.
-    """
-    if not set(VISUAL_ROLES) <= model.special_token_ids.keys():
-        raise ValueError(f"the model's special_token_ids must hold {', '.join(VISUAL_ROLES)} to read text and images")
-    valid, learned = batch.attention_mask.numpy(), batch.completion_mask.numpy()
-    if (learned & ~(valid & (valid.cumsum(1) > 1))).any():
-        raise ValueError("completion_mask marks padding or the first token of a row; mark tokens after the prompt")
-    device = model.language_model.lm_head.weight.device
-    layout, input_ids = batch_layout(batch, model.special_token_ids).to(device), send(batch.input_ids, device)
-    pixels = None if batch.visual is None else batch.visual.pixels
-    hidden = model.run(input_ids, layout, pixels if pixels is None or layout.num_patches else pixels[:0])
-    places = indices(batch.completion_mask, device)
-    return hidden[token_before(layout, places)], input_ids.flatten()[places], places
-
-
-def in_rows(batch: TokenBatch, places: Tensor, values: Tensor) -> Tensor:
-    """Values [K] at their flat places, 0 elsewhere, [B, S]."""
-    return values.new_zeros(batch.input_ids.numel()).index_copy(0, places, values).view(batch.input_ids.shape)
-
-
-class VisionLanguageMixin:
-    """A model around a vision-language model, by which it scores text: `algos.objective.ComparablePolicy`."""
-
-    @property
-    def vision_language_model(self) -> VisionLanguageModel:
-        """The one inside."""
-        raise NotImplementedError
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding; PEFT looks for it."""
-        return self.vision_language_model.language_model.model.embed_tokens
-
-    def token_logprobs(
-        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
-    ) -> TokenScores:
-        """See `algos.objective.LanguagePolicy`; ValueError as `residual_before`."""
-        model = self.vision_language_model
-        before, targets, places = residual_before(model, batch)
-        logprobs, spread = score_in_parts(model, before, targets, temperature, entropy)
-        return TokenScores(in_rows(batch, places, logprobs), None if spread is None else in_rows(batch, places, spread))
-
-    def next_tokens(self, batch: TokenBatch) -> NextTokens:
-        """See `algos.objective.ComparablePolicy`; logits are yet to be made. ValueError as `residual_before`."""
-        model = self.vision_language_model
-        before, _, _ = residual_before(model, batch)
-        return NextTokens(before, lambda some: model.logits(some).float(), model.language_model.lm_head.weight.shape[0])
-
-    def compare_tokens(
-        self, batch: TokenBatch, compare: Callable[..., tuple[Tensor, ...]], *given: Tensor
-    ) -> tuple[Tensor, ...]:
-        """See `algos.objective.ComparablePolicy`; ValueError as `residual_before`.
-
-        Logits are made in parts of at most half of `LOGITS_AT_ONCE`: `compare` may make as many of another model.
-        """
-        model = self.vision_language_model
-        before, _, places = residual_before(model, batch)
-        size = max(1, LOGITS_AT_ONCE // 2 // model.language_model.lm_head.weight.shape[0])
-
-        def part(hidden: Tensor, *known: Tensor) -> tuple[Tensor, ...]:
-            return compare(model.logits(hidden).float(), *known)
-
-        if len(places) <= size:
-            found = part(before, *given)
-        else:
-            parts = [
-                checkpoint(part, *some, use_reentrant=False)
-                for some in zip(before.split(size), *(known.split(size) for known in given), strict=True)
-            ]
-            found = tuple(torch.cat(values) for values in zip(*parts, strict=True))
-        return tuple(in_rows(batch, places, values) for values in found)

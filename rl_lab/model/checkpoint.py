@@ -42,55 +42,18 @@ from rl_lab.model.vlm_config import MERGE, HyVLMConfig, TowerSizes, read_config_
 from rl_lab.reading import fit, parse_json, read_as
 from rl_lab.seeding import integer
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A checkpoint folder in memory."""
-
-    version: int
-    digest: str
-    files: dict[str, bytes]
-
-
-def digest(files: dict[str, bytes]) -> str:
-    """SHA-256 over names, sizes and bytes of all files."""
-    whole = hashlib.sha256()
-    for name in sorted(files):
-        whole.update(f"{name}\0{len(files[name])}\0".encode())
-        whole.update(files[name])
-    return whole.hexdigest()
-
-
-def publish(folder: Path, version: int) -> Snapshot:
-    """Read a checkpoint folder (its files, no subfolders)."""
-    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-    return Snapshot(version, digest(files), files)
-
-
-def verify(snapshot: Snapshot) -> None:
-    """RuntimeError if the bytes are not those that were published."""
-    if digest(snapshot.files) != snapshot.digest:
-        raise RuntimeError(f"weights of version {snapshot.version} arrived damaged: the checksum does not match")
-
-
-def pull(snapshot: Snapshot, folder: Path) -> Path:
-    """Write the snapshot into `folder`; RuntimeError if the bytes are not those that were published."""
-    verify(snapshot)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in snapshot.files.items():
-        (folder / name).write_bytes(content)
-    return folder
-
-
-Checked = TypeVar("Checked")
-
 LAB_FILE, CONFIG_FILE = "lab.json", "config.json"
+
+KINDS = (HyVLMConfig.model_type, HyVLAConfig.model_type)
+"""What config.json may call a model that reads and writes text here."""
 
 MAX_COUNT = 10**9
 """Of steps, versions and frames; a larger number is no count."""
 
 RELEASED_MEMORY = Memory(frames=6, interval=5)
 """Of Hy-VLA's RoboTwin policy (arXiv:2606.14409, appendix A, and released code), whose config does not hold it."""
+
+Checked = TypeVar("Checked")
 
 
 @dataclass(frozen=True)
@@ -131,145 +94,6 @@ class CheckpointInfo:
     def condition(self, instruction: str) -> str:
         """The instruction as the policy was trained to read it when acting."""
         return f"{instruction} {self.prompt_suffix}" if self.prompt_suffix else instruction
-
-
-def save_policy(folder: Path, policy: HyVLAPolicy, processor: PolicyProcessor, info: CheckpointInfo) -> None:
-    """Write the files of a checkpoint into a folder; a stage's output becomes visible as a whole when it is stored.
-
-    Of several ranks all must call it, and the first writes.
-    """
-    weights = whole(policy.state_dict()) if is_sharded(policy) else None
-    if not is_first_rank():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    policy.save_pretrained(folder, state_dict=weights)
-    processor.save_pretrained(folder)
-    write_info(folder, info)
-
-
-def write_info(folder: Path, info: CheckpointInfo) -> None:
-    """Record what the lab knows beside the weights."""
-    (folder / LAB_FILE).write_text(json.dumps(asdict(info), indent=1) + "\n")
-
-
-def _unrecorded(settings: dict[str, Any]) -> CheckpointInfo:
-    """Of a checkpoint without lab.json; config.json says whether it is a policy and sees past frames."""
-    if "n_action_steps" not in settings:
-        return CheckpointInfo(0, 0)
-    memory = RELEASED_MEMORY if settings.get("use_video_encoder", False) else NO_MEMORY
-    return CheckpointInfo(0, 0, history=memory.frames, history_interval=memory.interval, first_slot="current")
-
-
-def read_info(folder: Path) -> CheckpointInfo:
-    """What the lab recorded beside the weights. A checkpoint from elsewhere has version 0 and the habits of the
-    released policies: chunks that begin with the present pose and, with the memory encoder, six frames.
-
-    UserError for files that do not hold this."""
-    if (folder / LAB_FILE).exists():
-        return read_as(folder / LAB_FILE, CheckpointInfo)
-    return _unrecorded(read_config_file(folder) if (folder / CONFIG_FILE).exists() else {})
-
-
-def snapshot_info(snapshot: Snapshot) -> CheckpointInfo:
-    """The same of a published checkpoint."""
-    for name in (LAB_FILE, CONFIG_FILE):
-        if name in snapshot.files:
-            where = f"{name} of weights {snapshot.version}"
-            content = parse_json(snapshot.files[name], where)
-            return fit(content, CheckpointInfo, where) if name == LAB_FILE else _unrecorded(content)
-    return _unrecorded({})
-
-
-def load_policy(folder: Path) -> tuple[HyVLAPolicy, PolicyProcessor, CheckpointInfo]:
-    """Read a checkpoint folder; UserError when it is missing or does not fit."""
-    with reading(folder):
-        policy = HyVLAPolicy.from_pretrained(folder)
-        processor = _policy_processor(folder, policy.config)
-    return policy, processor, read_info(folder)
-
-
-def check_policy(folder: Path) -> tuple[HyVLAConfig, PolicyProcessor, CheckpointInfo]:
-    """All of a checkpoint folder but the model, which is not made; UserError for what `load_policy` would refuse."""
-    with reading(folder):
-        config = HyVLAPolicy.check_stored(folder)
-        processor = _policy_processor(folder, config)
-    return config, processor, read_info(folder)
-
-
-def _policy_processor(folder: Path, config: HyVLAConfig) -> PolicyProcessor:
-    processor = PolicyProcessor.from_pretrained(folder)
-    check_vocabulary(processor.tokenizer, config.vlm_sizes.vocab)
-    return processor
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """A checkpoint folder, read inside; UserError where it has no config or something in it does not fit."""
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"no checkpoint in {folder}: config.json is missing; give a folder with a trained model")
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, OSError, SafetensorError) as error:
-        raise UserError(f"checkpoint {folder} does not fit: {error}") from error
-
-
-def check_named(where: str, folder: Path, check: Callable[[Path], Checked]) -> Checked:
-    """What `check` finds in a checkpoint folder; its UserError in the name of `where`, the setting that gives it."""
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{where}: {folder} is no checkpoint folder: {CONFIG_FILE} is missing")
-    try:
-        return check(folder)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def published(folder: Path) -> Snapshot:
-    """A checkpoint folder as a snapshot for workers."""
-    return publish(folder, read_info(folder).weight_version)
-
-
-def save_training_state(path: Path, state: dict) -> None:
-    """Write a learner's state dict (tensors and plain values), whole or not at all; later ranks write nothing."""
-    if not is_first_rank():
-        return
-    write_file(path, lambda file: torch.save(state, file))
-
-
-def load_training_state(path: Path) -> dict:
-    """Read a learner's state dict; only tensors and plain values are unpickled."""
-    return torch.load(path, weights_only=True)
-
-
-def vlm_config(config: HyVLAConfig) -> HyVLMConfig:
-    """Config of a policy's vision-language side; its vision section is true even where the policy's copy is stale."""
-    stated = {
-        key: value for key, value in (config.vlm_config_dict or {}).items() if key not in ("architectures", "dtype")
-    }
-    sizes = config.vision_sizes
-    vision = (stated.pop("vision_config", None) or {}) | {
-        "hidden_size": sizes.width,
-        "num_hidden_layers": sizes.depth,
-        "num_attention_heads": sizes.num_heads,
-        "intermediate_size": sizes.mlp,
-        "patch_size": sizes.patch_size,
-        "position_grid": sizes.position_grid,
-        "max_image_size": sizes.position_grid * sizes.patch_size,
-    }
-    return HyVLMConfig(**stated | {"vision_config": vision, "special_token_ids": config.special_token_ids})
-
-
-def vlm_processor(config: HyVLAConfig, tokenizer: PreTrainedTokenizerFast) -> HunYuanVLMoTProcessor:
-    """Processor for the vision-language side of a policy: pictures of one token up to the policy's own image size."""
-    cell = MERGE * config.vision_patch_size
-    return HunYuanVLMoTProcessor(
-        ImageProcessor(config.vision_patch_size, MERGE, cell**2, config.image_size**2), tokenizer
-    )
-
-
-KINDS = (HyVLMConfig.model_type, HyVLAConfig.model_type)
-"""What config.json may call a model that reads and writes text here."""
 
 
 @dataclass
@@ -323,6 +147,19 @@ def load_language_model(folder: Path) -> LanguageModel:
     return LanguageModel(model, processor, read_info(folder))
 
 
+def initial_language_model(model: ModelConfig, seed: int) -> LanguageModel:
+    """What a cold start begins with: a preset with random weights of the seed, or the checkpoint of the config."""
+    if model.path is not None:
+        found = load_language_model(Path(model.path))
+    else:
+        torch.manual_seed(integer(seed, "initialisation"))
+        made = HunYuanVLMoTForConditionalGeneration(vlm_config(preset_config(model.preset)))
+        found = LanguageModel(made, model_processor(model), CheckpointInfo(0, 0))
+    if model.dtype is not None:
+        found.model.to(getattr(torch, model.dtype))
+    return found
+
+
 def check_language_model(folder: Path) -> HunYuanVLMoTProcessor:
     """The processor of a checkpoint folder; UserError for what `load_language_model` would refuse. No model is made."""
     if is_policy(folder):
@@ -364,20 +201,181 @@ def model_processor(model: ModelConfig) -> HunYuanVLMoTProcessor:
     return vlm_processor(preset_config(model.preset), load_tokenizer())
 
 
+def vlm_processor(config: HyVLAConfig, tokenizer: PreTrainedTokenizerFast) -> HunYuanVLMoTProcessor:
+    """Processor for the vision-language side of a policy: pictures of one token up to the policy's own image size."""
+    cell = MERGE * config.vision_patch_size
+    return HunYuanVLMoTProcessor(
+        ImageProcessor(config.vision_patch_size, MERGE, cell**2, config.image_size**2), tokenizer
+    )
+
+
+def vlm_config(config: HyVLAConfig) -> HyVLMConfig:
+    """Config of a policy's vision-language side; its vision section is true even where the policy's copy is stale."""
+    stated = {
+        key: value for key, value in (config.vlm_config_dict or {}).items() if key not in ("architectures", "dtype")
+    }
+    sizes = config.vision_sizes
+    vision = (stated.pop("vision_config", None) or {}) | {
+        "hidden_size": sizes.width,
+        "num_hidden_layers": sizes.depth,
+        "num_attention_heads": sizes.num_heads,
+        "intermediate_size": sizes.mlp,
+        "patch_size": sizes.patch_size,
+        "position_grid": sizes.position_grid,
+        "max_image_size": sizes.position_grid * sizes.patch_size,
+    }
+    return HyVLMConfig(**stated | {"vision_config": vision, "special_token_ids": config.special_token_ids})
+
+
+def load_policy(folder: Path) -> tuple[HyVLAPolicy, PolicyProcessor, CheckpointInfo]:
+    """Read a checkpoint folder; UserError when it is missing or does not fit."""
+    with reading(folder):
+        policy = HyVLAPolicy.from_pretrained(folder)
+        processor = _policy_processor(folder, policy.config)
+    return policy, processor, read_info(folder)
+
+
+def check_policy(folder: Path) -> tuple[HyVLAConfig, PolicyProcessor, CheckpointInfo]:
+    """All of a checkpoint folder but the model, which is not made; UserError for what `load_policy` would refuse."""
+    with reading(folder):
+        config = HyVLAPolicy.check_stored(folder)
+        processor = _policy_processor(folder, config)
+    return config, processor, read_info(folder)
+
+
+def _policy_processor(folder: Path, config: HyVLAConfig) -> PolicyProcessor:
+    processor = PolicyProcessor.from_pretrained(folder)
+    check_vocabulary(processor.tokenizer, config.vlm_sizes.vocab)
+    return processor
+
+
+def save_policy(folder: Path, policy: HyVLAPolicy, processor: PolicyProcessor, info: CheckpointInfo) -> None:
+    """Write the files of a checkpoint into a folder; a stage's output becomes visible as a whole when it is stored.
+
+    Of several ranks all must call it, and the first writes.
+    """
+    weights = whole(policy.state_dict()) if is_sharded(policy) else None
+    if not is_first_rank():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    policy.save_pretrained(folder, state_dict=weights)
+    processor.save_pretrained(folder)
+    write_info(folder, info)
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """What the lab recorded beside the weights. A checkpoint from elsewhere has version 0 and the habits of the
+    released policies: chunks that begin with the present pose and, with the memory encoder, six frames.
+
+    UserError for files that do not hold this."""
+    if (folder / LAB_FILE).exists():
+        return read_as(folder / LAB_FILE, CheckpointInfo)
+    return _unrecorded(read_config_file(folder) if (folder / CONFIG_FILE).exists() else {})
+
+
+def write_info(folder: Path, info: CheckpointInfo) -> None:
+    """Record what the lab knows beside the weights."""
+    (folder / LAB_FILE).write_text(json.dumps(asdict(info), indent=1) + "\n")
+
+
+def _unrecorded(settings: dict[str, Any]) -> CheckpointInfo:
+    """Of a checkpoint without lab.json; config.json says whether it is a policy and sees past frames."""
+    if "n_action_steps" not in settings:
+        return CheckpointInfo(0, 0)
+    memory = RELEASED_MEMORY if settings.get("use_video_encoder", False) else NO_MEMORY
+    return CheckpointInfo(0, 0, history=memory.frames, history_interval=memory.interval, first_slot="current")
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """A checkpoint folder, read inside; UserError where it has no config or something in it does not fit."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"no checkpoint in {folder}: config.json is missing; give a folder with a trained model")
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError, SafetensorError) as error:
+        raise UserError(f"checkpoint {folder} does not fit: {error}") from error
+
+
+def check_named(where: str, folder: Path, check: Callable[[Path], Checked]) -> Checked:
+    """What `check` finds in a checkpoint folder; its UserError in the name of `where`, the setting that gives it."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{where}: {folder} is no checkpoint folder: {CONFIG_FILE} is missing")
+    try:
+        return check(folder)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 def checkpoint_dtype(folder: Path) -> str:
     """In what a checkpoint folder says that its weights are, float32 where it is silent."""
     config = read_config_file(folder)
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
-def initial_language_model(model: ModelConfig, seed: int) -> LanguageModel:
-    """What a cold start begins with: a preset with random weights of the seed, or the checkpoint of the config."""
-    if model.path is not None:
-        found = load_language_model(Path(model.path))
-    else:
-        torch.manual_seed(integer(seed, "initialisation"))
-        made = HunYuanVLMoTForConditionalGeneration(vlm_config(preset_config(model.preset)))
-        found = LanguageModel(made, model_processor(model), CheckpointInfo(0, 0))
-    if model.dtype is not None:
-        found.model.to(getattr(torch, model.dtype))
-    return found
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint folder in memory."""
+
+    version: int
+    digest: str
+    files: dict[str, bytes]
+
+
+def published(folder: Path) -> Snapshot:
+    """A checkpoint folder as a snapshot for workers."""
+    return publish(folder, read_info(folder).weight_version)
+
+
+def publish(folder: Path, version: int) -> Snapshot:
+    """Read a checkpoint folder (its files, no subfolders)."""
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    return Snapshot(version, digest(files), files)
+
+
+def pull(snapshot: Snapshot, folder: Path) -> Path:
+    """Write the snapshot into `folder`; RuntimeError if the bytes are not those that were published."""
+    verify(snapshot)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in snapshot.files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def verify(snapshot: Snapshot) -> None:
+    """RuntimeError if the bytes are not those that were published."""
+    if digest(snapshot.files) != snapshot.digest:
+        raise RuntimeError(f"weights of version {snapshot.version} arrived damaged: the checksum does not match")
+
+
+def digest(files: dict[str, bytes]) -> str:
+    """SHA-256 over names, sizes and bytes of all files."""
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        whole.update(f"{name}\0{len(files[name])}\0".encode())
+        whole.update(files[name])
+    return whole.hexdigest()
+
+
+def snapshot_info(snapshot: Snapshot) -> CheckpointInfo:
+    """The same of a published checkpoint."""
+    for name in (LAB_FILE, CONFIG_FILE):
+        if name in snapshot.files:
+            where = f"{name} of weights {snapshot.version}"
+            content = parse_json(snapshot.files[name], where)
+            return fit(content, CheckpointInfo, where) if name == LAB_FILE else _unrecorded(content)
+    return _unrecorded({})
+
+
+def save_training_state(path: Path, state: dict) -> None:
+    """Write a learner's state dict (tensors and plain values), whole or not at all; later ranks write nothing."""
+    if not is_first_rank():
+        return
+    write_file(path, lambda file: torch.save(state, file))
+
+
+def load_training_state(path: Path) -> dict:
+    """Read a learner's state dict; only tensors and plain values are unpickled."""
+    return torch.load(path, weights_only=True)

@@ -31,13 +31,39 @@ from algos.batch import send
 from rl_lab.model.vlm_config import MERGE
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
-    """A tensor, or whatever holds tensors, on a device."""
-    if isinstance(value, Rows):
-        return value.to(device)
-    if isinstance(value, Tensor):
-        return send(value, device)
-    return tuple(_moved(item, device) for item in value) if isinstance(value, tuple) else value
+@dataclass(frozen=True)
+class Layout:
+    """Everything about a batch that its token ids, its padding and its image grids decide."""
+
+    source: Rows
+    """The rows as they came, [B, S]."""
+    causal: Rows
+    """The rows without padding before or inside them, [B, L]; the same object as `source` where nothing moves."""
+    num_patches: int
+    """Packed tokens with vision weights, Tv; they come first."""
+    positions: Tensor
+    """Rotary position of each packed token, int64 [T]."""
+    segments: tuple[Tensor, ...] = ()
+    """Packed tokens of the visual segments, one int64 [n, length] for each length."""
+    grids: tuple[tuple[int, int], ...] = ()
+    """Patch grid (h, w) of every image, then of every video frame, in the order of the pixel values."""
+    patch_order: Tensor | None = None
+    """For batches with images and videos: encoded patch that each packed patch reads, int64 [Tv]."""
+    spans: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """Segments of every row, half-open ranges among the row's S tokens."""
+
+    def shifted(self, before: Tensor) -> Self:
+        """The same tokens after `before` [B] others of their rows."""
+        place = self.source.place
+        flat = torch.arange(len(self.positions)) if place is None else place
+        return replace(self, positions=self.positions + before[flat // self.source.length])
+
+    def to(self, device: torch.device | str) -> Self:
+        """Copy to a device, without waiting for it."""
+        moved = {item.name: _moved(getattr(self, item.name), device) for item in fields(self)}
+        if self.causal is self.source:
+            moved["causal"] = moved["source"]
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -74,97 +100,13 @@ class Rows:
         return replace(self, place=moved[0], token=moved[1])
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Everything about a batch that its token ids, its padding and its image grids decide."""
-
-    source: Rows
-    """The rows as they came, [B, S]."""
-    causal: Rows
-    """The rows without padding before or inside them, [B, L]; the same object as `source` where nothing moves."""
-    num_patches: int
-    """Packed tokens with vision weights, Tv; they come first."""
-    positions: Tensor
-    """Rotary position of each packed token, int64 [T]."""
-    segments: tuple[Tensor, ...] = ()
-    """Packed tokens of the visual segments, one int64 [n, length] for each length."""
-    grids: tuple[tuple[int, int], ...] = ()
-    """Patch grid (h, w) of every image, then of every video frame, in the order of the pixel values."""
-    patch_order: Tensor | None = None
-    """For batches with images and videos: encoded patch that each packed patch reads, int64 [Tv]."""
-    spans: tuple[tuple[tuple[int, int], ...], ...] = ()
-    """Segments of every row, half-open ranges among the row's S tokens."""
-
-    def shifted(self, before: Tensor) -> Self:
-        """The same tokens after `before` [B] others of their rows."""
-        place = self.source.place
-        flat = torch.arange(len(self.positions)) if place is None else place
-        return replace(self, positions=self.positions + before[flat // self.source.length])
-
-    def to(self, device: torch.device | str) -> Self:
-        """Copy to a device, without waiting for it."""
-        moved = {item.name: _moved(getattr(self, item.name), device) for item in fields(self)}
-        if self.causal is self.source:
-            moved["causal"] = moved["source"]
-        return replace(self, **moved)
-
-
-def text_layout(count: int, length: int, positions: Tensor) -> Layout:
-    """Rows of text without padding, at rotary positions [count, length]; makes nothing but a view."""
-    rows = Rows(count, length)
-    return Layout(rows, rows, 0, positions.flatten())
-
-
-def frame_grids(image_grid_thw: Any, video_grid_thw: Any) -> tuple[tuple[int, int], ...]:
-    """(h, w) of every image and then of every video frame, from [n, 3] tensors or lists of (t, h, w)."""
-    stated = [
-        row for grid in (image_grid_thw, video_grid_thw) if grid is not None for row in torch.as_tensor(grid).tolist()
-    ]
-    return tuple((height, width) for frames, height, width in stated for _ in range(frames))
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """The valid tokens of a batch in reading order: id, row, place in the row and place among the row's valid ones."""
-
-    ids: np.ndarray
-    rows: np.ndarray
-    columns: np.ndarray
-    ranks: np.ndarray
-
-    @classmethod
-    def read(cls, input_ids: np.ndarray, valid: np.ndarray) -> Self:
-        rows, columns = np.nonzero(valid)
-        starts = np.concatenate([[0], np.cumsum(valid.sum(1))[:-1]])
-        return cls(input_ids[rows, columns], rows, columns, np.arange(len(rows)) - starts[rows])
-
-
-def _segments(tokens: _Tokens, is_patch: np.ndarray, row_end: int) -> tuple[np.ndarray, np.ndarray]:
-    """First token and length of every visual segment, counted among the valid tokens of the batch."""
-    follows = tokens.ranks > 0  # the token before belongs to the same row
-    inside = is_patch | (tokens.ids == row_end) & follows & np.roll(is_patch, 1)
-    starts = np.flatnonzero(inside & ~(follows & np.roll(inside, 1)))
-    goes_on = np.roll(follows, -1) & np.roll(inside, -1)
-    ends = np.flatnonzero(inside & ~goes_on) + 1
-    return starts, ends - starts
-
-
-def _rows(count: int, length: int, flat: np.ndarray) -> Rows:
-    """Rows that hold packed token i at place `flat[i]`."""
-    if np.array_equal(flat, np.arange(count * length)):
-        return Rows(count, length)
-    token = np.zeros(count * length, np.int64)
-    token[flat] = np.arange(len(flat))
-    return Rows(count, length, torch.from_numpy(flat), torch.from_numpy(token))
-
-
-def _patch_order(ids: np.ndarray, image: int) -> Tensor | None:
-    """Encoded patch of each packed patch: images are encoded first, videos after them. None for one kind alone."""
-    is_image = ids == image
-    if is_image.all() or not is_image.any():
-        return None
-    order = np.where(is_image, np.cumsum(is_image) - 1, is_image.sum() + np.cumsum(~is_image) - 1)
-    return torch.from_numpy(order)
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """A tensor, or whatever holds tensors, on a device."""
+    if isinstance(value, Rows):
+        return value.to(device)
+    if isinstance(value, Tensor):
+        return send(value, device)
+    return tuple(_moved(item, device) for item in value) if isinstance(value, tuple) else value
 
 
 def build_layout(
@@ -209,15 +151,18 @@ def build_layout(
     )
 
 
-def _spans(
-    tokens: _Tokens, count: int, starts: np.ndarray, lengths: np.ndarray
-) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Half-open ranges of the segments of every row."""
-    spans: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    for start, length in zip(starts, lengths, strict=True):
-        first = int(tokens.columns[start])
-        spans[tokens.rows[start]].append((first, first + int(length)))
-    return tuple(tuple(row) for row in spans)
+def text_layout(count: int, length: int, positions: Tensor) -> Layout:
+    """Rows of text without padding, at rotary positions [count, length]; makes nothing but a view."""
+    rows = Rows(count, length)
+    return Layout(rows, rows, 0, positions.flatten())
+
+
+def frame_grids(image_grid_thw: Any, video_grid_thw: Any) -> tuple[tuple[int, int], ...]:
+    """(h, w) of every image and then of every video frame, from [n, 3] tensors or lists of (t, h, w)."""
+    stated = [
+        row for grid in (image_grid_thw, video_grid_thw) if grid is not None for row in torch.as_tensor(grid).tolist()
+    ]
+    return tuple((height, width) for frames, height, width in stated for _ in range(frames))
 
 
 def check_counts(ids: np.ndarray, kinds: dict[str, tuple[int, Any]]) -> None:
@@ -230,6 +175,61 @@ def check_counts(ids: np.ndarray, kinds: dict[str, tuple[int, Any]]) -> None:
                 f"the text holds {found} {kind} patches but the {kind}s given need {needed}; "
                 f"build both with the processor, one placeholder for each {kind}"
             )
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The valid tokens of a batch in reading order: id, row, place in the row and place among the row's valid ones."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    ranks: np.ndarray
+
+    @classmethod
+    def read(cls, input_ids: np.ndarray, valid: np.ndarray) -> Self:
+        rows, columns = np.nonzero(valid)
+        starts = np.concatenate([[0], np.cumsum(valid.sum(1))[:-1]])
+        return cls(input_ids[rows, columns], rows, columns, np.arange(len(rows)) - starts[rows])
+
+
+def _rows(count: int, length: int, flat: np.ndarray) -> Rows:
+    """Rows that hold packed token i at place `flat[i]`."""
+    if np.array_equal(flat, np.arange(count * length)):
+        return Rows(count, length)
+    token = np.zeros(count * length, np.int64)
+    token[flat] = np.arange(len(flat))
+    return Rows(count, length, torch.from_numpy(flat), torch.from_numpy(token))
+
+
+def _segments(tokens: _Tokens, is_patch: np.ndarray, row_end: int) -> tuple[np.ndarray, np.ndarray]:
+    """First token and length of every visual segment, counted among the valid tokens of the batch."""
+    follows = tokens.ranks > 0  # the token before belongs to the same row
+    inside = is_patch | (tokens.ids == row_end) & follows & np.roll(is_patch, 1)
+    starts = np.flatnonzero(inside & ~(follows & np.roll(inside, 1)))
+    goes_on = np.roll(follows, -1) & np.roll(inside, -1)
+    ends = np.flatnonzero(inside & ~goes_on) + 1
+    return starts, ends - starts
+
+
+def _spans(
+    tokens: _Tokens, count: int, starts: np.ndarray, lengths: np.ndarray
+) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Half-open ranges of the segments of every row."""
+    spans: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    for start, length in zip(starts, lengths, strict=True):
+        first = int(tokens.columns[start])
+        spans[tokens.rows[start]].append((first, first + int(length)))
+    return tuple(tuple(row) for row in spans)
+
+
+def _patch_order(ids: np.ndarray, image: int) -> Tensor | None:
+    """Encoded patch of each packed patch: images are encoded first, videos after them. None for one kind alone."""
+    is_image = ids == image
+    if is_image.all() or not is_image.any():
+        return None
+    order = np.where(is_image, np.cumsum(is_image) - 1, is_image.sum() + np.cumsum(~is_image) - 1)
+    return torch.from_numpy(order)
 
 
 TEXT_ROLES = ("bos", "user", "vision_start", "row_end", "vision_end")
@@ -261,11 +261,6 @@ class PrefixLayout:
         return len(self.sequence)
 
 
-def _camera_roles(camera: int, grid: int) -> list[tuple[str, int]]:
-    row = [("patch", camera)] * grid + [("row_end", camera)]
-    return [("vision_start", -1), *(row * grid), ("vision_end", -1)]
-
-
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def prefix_layout(num_cameras: int, grid: int, num_language: int, device: torch.device) -> PrefixLayout:
@@ -290,6 +285,11 @@ def prefix_layout(num_cameras: int, grid: int, num_language: int, device: torch.
         segment=torch.tensor([tokens[index][1] for index in order], device=device),
         text_roles=roles[: len(roles) - num_language],
     )
+
+
+def _camera_roles(camera: int, grid: int) -> list[tuple[str, int]]:
+    row = [("patch", camera)] * grid + [("row_end", camera)]
+    return [("vision_start", -1), *(row * grid), ("vision_end", -1)]
 
 
 @lru_cache(maxsize=32)

@@ -59,49 +59,54 @@ from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle, Weights
 from rl_lab.workers.pool import WorkerPool
 
 
-def reward_line(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Mean rewards by part, category and type, and counts of failed reward calls."""
-    return reward_means(groups) | failure_metrics(groups)
+class OnlineRun(TrainingLoop):
+    """One run: `run()` brings it from its last checkpoint to its end."""
+
+    last_alarms = (signal_alarm,)
+
+    def __init__(
+        self,
+        context: StageContext,
+        name: str,
+        feed: AnswerFeed,
+        learner: LearnerHandle,
+        state: RunState,
+        settings: Any,
+        *,
+        seed: int,
+        truth: RewardConfig | None = None,
+    ) -> None:
+        """`settings`: `steps` batches, and an examination every `examine_every` of them, 0 for never.
+
+        `truth`: what examinations are scored by, if not as the answers that are learned from.
+        """
+        super().__init__(context, learner, state, {name: feed}, Schedule({name: settings.steps}))
+        self.examine_every = settings.examine_every
+        self.alarms = (truncation_alarm, nothing_learned(settings.steps))
+        self.truth = feed.rewards if truth is None else make_rewards(truth)
+        self.exam = HeldOutExam(context, seed, feed.engines, feed.processor, self.truth, feed.failures)
+
+    def is_due(self, *, is_last: bool) -> bool:
+        """After so many batches."""
+        return bool(self.examine_every) and self.done % self.examine_every == 0
+
+    def examine(self) -> Line:
+        """One answer to each held-out question."""
+        return self.exam.examine(self.weights, self.progress)
+
+    def close(self) -> None:
+        """Let go of the rewards, too."""
+        self.truth.close()
+        super().close()
 
 
-def pool_line(band_counts: Array, observations: Sequence[Observation]) -> dict[str, float]:
-    """`pool/BAND`: items in each band, of counts [C, 5]; `pool_flow/BAND>BAND`: items that moved in this step."""
-    flow = np.sum([seen.flow() for seen in observations], axis=0)
-    line = {f"pool/{band}": float(count) for band, count in zip(BANDS, band_counts.sum(0), strict=True)}
-    moved = [(i, j) for i, j in np.argwhere(flow).tolist() if i != j]
-    return line | {f"pool_flow/{BANDS[i]}>{BANDS[j]}": float(flow[i, j]) for i, j in moved}
+class AnswerFeed(Feed, Protocol):
+    """A feed of answers."""
 
-
-def group_spread(rewards: Array) -> float:
-    """Mean over groups of the standard deviation of their known rewards; rewards [P, G], NaN where a call failed."""
-    known = rewards[~np.isnan(rewards).all(1)]
-    return float(np.nanstd(known, axis=1).mean()) if len(known) else 0.0
-
-
-def length_line(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Tokens, their number a completion, and the share of completions that were cut off."""
-    flat, tokens = all_completions(groups), num_tokens(groups)
-    return {
-        "rollouts/tokens": float(tokens),
-        "rollouts/length": tokens / len(flat),
-        "rollouts/truncated": float(np.mean([not completion.finished for completion in flat])),
-    }
-
-
-def rollout_line(groups: Sequence[RolloutGroup], signal: Array, num_first: int, version: int) -> dict[str, float]:
-    """`rollouts/..` of a step whose first round asked `num_first` items, with weights of `version` at the learner."""
-    return {
-        "rollouts/groups": float(len(groups)),
-        "rollouts/refilled": float(len(groups) - num_first),
-        "rollouts/signal": float(signal.mean()),
-        "rollouts/spread": group_spread(group_rewards(groups)),
-        **length_line(groups),
-        "rollouts/staleness": float(np.mean(version - group_versions(groups))),
-    }
-
-
-SHOWN = ("prompt", "answer", "difficulty", "scene", "seed")
-"""Of an item's record, what the pool keeps for those who look at it."""
+    engines: WorkerPool
+    processor: HunYuanVLMoTProcessor
+    rewards: Rewards
+    failures: RewardFailures
 
 
 @dataclass(frozen=True)
@@ -123,33 +128,19 @@ class OnlineMethod:
     """Answers without a reward, and groups without signal where the scheme replaces them, are not learned from."""
 
 
-class TeacherReads(Protocol):
-    """Somebody who reads a step's answers before they are stored and learned from."""
-
-    names: Sequence[str]
-    """Of the columns."""
-
-    def columns(self, groups: Sequence[RolloutGroup], check_stop: Callable[[], None]) -> dict[str, list[Any]]:
-        """What to store beside each answer, in their order."""
-
-    def scores(self, rows: Sequence[dict[str, Any]]) -> list[TopScores]:
-        """What was stored, of rows of the store or of columns put together in rows."""
-
-
-def create_pool(options: CurriculumOptions, items: ItemFile, seed: int, path: Path) -> PoolStore:
-    """A new pool with all questions of the training set, unseen."""
-    records = (items.record(row) for row in range(len(items)))
-    pool_items = (
-        PoolItem(
-            record["id"],
-            record["category"],
-            record["task"],
-            record["reward_type"],
-            {name: record[name] for name in SHOWN},
-        )
-        for record in records
+def grpo_method(config: Any, scheme: str) -> OnlineMethod:
+    """As the sections `rl`, `grpo` and `curriculum` say, with one of the curriculum's schemes."""
+    settings, options = config.rl, config.grpo
+    return OnlineMethod(
+        section="rl",
+        steps=settings.steps,
+        sampling=training_sampling(options),
+        curriculum=config.curriculum.replace(scheme=scheme),
+        scale_rewards=options.scale_rewards,
+        max_refills=settings.max_refills,
+        staleness=settings.staleness,
+        mismatch_limit=settings.mismatch_limit,
     )
-    return PoolStore.create(path, options, seed, CATEGORIES, pool_items)
 
 
 class OnlineSteps:
@@ -292,66 +283,75 @@ class OnlineSteps:
             )
 
 
-class AnswerFeed(Feed, Protocol):
-    """A feed of answers."""
+class TeacherReads(Protocol):
+    """Somebody who reads a step's answers before they are stored and learned from."""
 
-    engines: WorkerPool
-    processor: HunYuanVLMoTProcessor
-    rewards: Rewards
-    failures: RewardFailures
+    names: Sequence[str]
+    """Of the columns."""
 
+    def columns(self, groups: Sequence[RolloutGroup], check_stop: Callable[[], None]) -> dict[str, list[Any]]:
+        """What to store beside each answer, in their order."""
 
-class OnlineRun(TrainingLoop):
-    """One run: `run()` brings it from its last checkpoint to its end."""
-
-    last_alarms = (signal_alarm,)
-
-    def __init__(
-        self,
-        context: StageContext,
-        name: str,
-        feed: AnswerFeed,
-        learner: LearnerHandle,
-        state: RunState,
-        settings: Any,
-        *,
-        seed: int,
-        truth: RewardConfig | None = None,
-    ) -> None:
-        """`settings`: `steps` batches, and an examination every `examine_every` of them, 0 for never.
-
-        `truth`: what examinations are scored by, if not as the answers that are learned from.
-        """
-        super().__init__(context, learner, state, {name: feed}, Schedule({name: settings.steps}))
-        self.examine_every = settings.examine_every
-        self.alarms = (truncation_alarm, nothing_learned(settings.steps))
-        self.truth = feed.rewards if truth is None else make_rewards(truth)
-        self.exam = HeldOutExam(context, seed, feed.engines, feed.processor, self.truth, feed.failures)
-
-    def is_due(self, *, is_last: bool) -> bool:
-        """After so many batches."""
-        return bool(self.examine_every) and self.done % self.examine_every == 0
-
-    def examine(self) -> Line:
-        """One answer to each held-out question."""
-        return self.exam.examine(self.weights, self.progress)
-
-    def close(self) -> None:
-        """Let go of the rewards, too."""
-        self.truth.close()
-        super().close()
+    def scores(self, rows: Sequence[dict[str, Any]]) -> list[TopScores]:
+        """What was stored, of rows of the store or of columns put together in rows."""
 
 
-def grpo_method(config: Any, scheme: str) -> OnlineMethod:
-    """As the sections `rl`, `grpo` and `curriculum` say, with one of the curriculum's schemes."""
-    settings, options = config.rl, config.grpo
-    return OnlineMethod(
-        section="rl",
-        steps=settings.steps,
-        sampling=training_sampling(options),
-        curriculum=config.curriculum.replace(scheme=scheme),
-        scale_rewards=options.scale_rewards,
-        max_refills=settings.max_refills,
-        staleness=settings.staleness,
-        mismatch_limit=settings.mismatch_limit,
+SHOWN = ("prompt", "answer", "difficulty", "scene", "seed")
+"""Of an item's record, what the pool keeps for those who look at it."""
+
+
+def create_pool(options: CurriculumOptions, items: ItemFile, seed: int, path: Path) -> PoolStore:
+    """A new pool with all questions of the training set, unseen."""
+    records = (items.record(row) for row in range(len(items)))
+    pool_items = (
+        PoolItem(
+            record["id"],
+            record["category"],
+            record["task"],
+            record["reward_type"],
+            {name: record[name] for name in SHOWN},
+        )
+        for record in records
     )
+    return PoolStore.create(path, options, seed, CATEGORIES, pool_items)
+
+
+def reward_line(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Mean rewards by part, category and type, and counts of failed reward calls."""
+    return reward_means(groups) | failure_metrics(groups)
+
+
+def pool_line(band_counts: Array, observations: Sequence[Observation]) -> dict[str, float]:
+    """`pool/BAND`: items in each band, of counts [C, 5]; `pool_flow/BAND>BAND`: items that moved in this step."""
+    flow = np.sum([seen.flow() for seen in observations], axis=0)
+    line = {f"pool/{band}": float(count) for band, count in zip(BANDS, band_counts.sum(0), strict=True)}
+    moved = [(i, j) for i, j in np.argwhere(flow).tolist() if i != j]
+    return line | {f"pool_flow/{BANDS[i]}>{BANDS[j]}": float(flow[i, j]) for i, j in moved}
+
+
+def rollout_line(groups: Sequence[RolloutGroup], signal: Array, num_first: int, version: int) -> dict[str, float]:
+    """`rollouts/..` of a step whose first round asked `num_first` items, with weights of `version` at the learner."""
+    return {
+        "rollouts/groups": float(len(groups)),
+        "rollouts/refilled": float(len(groups) - num_first),
+        "rollouts/signal": float(signal.mean()),
+        "rollouts/spread": group_spread(group_rewards(groups)),
+        **length_line(groups),
+        "rollouts/staleness": float(np.mean(version - group_versions(groups))),
+    }
+
+
+def length_line(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Tokens, their number a completion, and the share of completions that were cut off."""
+    flat, tokens = all_completions(groups), num_tokens(groups)
+    return {
+        "rollouts/tokens": float(tokens),
+        "rollouts/length": tokens / len(flat),
+        "rollouts/truncated": float(np.mean([not completion.finished for completion in flat])),
+    }
+
+
+def group_spread(rewards: Array) -> float:
+    """Mean over groups of the standard deviation of their known rewards; rewards [P, G], NaN where a call failed."""
+    known = rewards[~np.isnan(rewards).all(1)]
+    return float(np.nanstd(known, axis=1).mean()) if len(known) else 0.0
