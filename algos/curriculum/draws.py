@@ -9,9 +9,6 @@ import numpy as np
 from algos.curriculum.items import Array
 from algos.curriculum.posterior import Floats
 
-REASONS = ("frontier", "unseen", "stale", "pinned", "uniform", "probe", "stage", "easy", "normal", "hard")
-"""Why an item was selected."""
-
 ALL = -1
 """Category of a draw from all categories at once."""
 
@@ -21,6 +18,7 @@ class WeightedDraw:
     """Items taken for one reason out of one category, and the odds that they had."""
 
     reason: str
+    """frontier, unseen, stale, pinned, uniform, probe, stage, easy, normal or hard."""
     category: int
     """Category code, or ALL."""
     numbers: Array

@@ -9,7 +9,8 @@ own few examples. Only values are set here; a checkpoint looks as always.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -63,54 +64,30 @@ def _own_tokenizer(initializer_range: float) -> dict[str, Any]:
     }
 
 
-def _nano() -> dict[str, Any]:
+_SIZES = {
+    "nano": (8, 64, 28, (96, 2, 3, 384, 4), (128, 256), (128, 256, 3, 4, 2, 32), 0.05),
+    "small": (16, 128, 32, (192, 4, 6, 768, 8), (192, 512), (256, 640, 4, 4, 2, 64), 0.04),
+    "mini": (20, 224, 64, (384, 6, 6, 1536, 14), (256, 640), (512, 1024, 6, 8, 2, 64), 0.03),
+}
+"""Commands of a chunk, side of the images, tokens of an instruction; width, depth, heads, MLP and position grid of the
+vision tower; width and MLP of the expert; the arguments of `_language`; standard deviation of the starting weights."""
+
+
+def _small_model(name: str) -> dict[str, Any]:
+    chunk, side, length, (width, depth, heads, mlp, grid), expert, language, std = _SIZES[name]
     return {
         **_SMALL_MODELS,
-        "chunk_size": 8,
-        "resize_imgs_with_padding": [64, 64],
-        "tokenizer_max_length": 28,
-        "vision_width": 96,
-        "vision_depth": 2,
-        "vision_heads": 3,
-        "vision_mlp": 384,
-        "vision_position_grid": 4,
-        "proj_width": 128,
-        "expert_intermediate_size": 256,
-        "vlm_config_dict": _language(128, 256, 3, 4, 2, 32, **_own_tokenizer(0.05)),
-    }
-
-
-def _small() -> dict[str, Any]:
-    return {
-        **_SMALL_MODELS,
-        "chunk_size": 16,
-        "resize_imgs_with_padding": [128, 128],
-        "tokenizer_max_length": 32,
-        "vision_width": 192,
-        "vision_depth": 4,
-        "vision_heads": 6,
-        "vision_mlp": 768,
-        "vision_position_grid": 8,
-        "proj_width": 192,
-        "expert_intermediate_size": 512,
-        "vlm_config_dict": _language(256, 640, 4, 4, 2, 64, **_own_tokenizer(0.04)),
-    }
-
-
-def _mini() -> dict[str, Any]:
-    return {
-        **_SMALL_MODELS,
-        "chunk_size": 20,
-        "resize_imgs_with_padding": [224, 224],
-        "tokenizer_max_length": 64,
-        "vision_width": 384,
-        "vision_depth": 6,
-        "vision_heads": 6,
-        "vision_mlp": 1536,
-        "vision_position_grid": 14,
-        "proj_width": 256,
-        "expert_intermediate_size": 640,
-        "vlm_config_dict": _language(512, 1024, 6, 8, 2, 64, **_own_tokenizer(0.03)),
+        "chunk_size": chunk,
+        "resize_imgs_with_padding": [side, side],
+        "tokenizer_max_length": length,
+        "vision_width": width,
+        "vision_depth": depth,
+        "vision_heads": heads,
+        "vision_mlp": mlp,
+        "vision_position_grid": grid,
+        "proj_width": expert[0],
+        "expert_intermediate_size": expert[1],
+        "vlm_config_dict": _language(*language, **_own_tokenizer(std)),
     }
 
 
@@ -135,7 +112,10 @@ def _mot_2b() -> dict[str, Any]:
     }
 
 
-PRESETS = {"nano": _nano, "small": _small, "mini": _mini, "mot-2b": _mot_2b}
+PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
+    **{name: partial(_small_model, name) for name in _SIZES},
+    "mot-2b": _mot_2b,
+}
 
 
 def preset_config(name: str, **overrides: Any) -> HyVLAConfig:

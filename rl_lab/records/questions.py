@@ -118,10 +118,18 @@ def read_questions(path: Path, *, skip_bad: bool = False) -> QuestionData:
     folder of its shards, or a folder that `datasets` saved.
 
     BadRowsError listing every bad row by line and reason, unless `skip_bad`: then the result lists them. UserError
-    without such a file or when it has no rows.
+    without such a file or when it has no rows. A column that is None in a row counts as absent there, because a table
+    has the same columns in every row.
     """
-    ignored = Counter[str]()
-    return _collected(source_rows(path, ignored), source_name(path), skip_bad, ignored)
+    data, name = QuestionData([], [], []), source_name(path)
+    kinds: dict[type, list[Any]] = {Item: data.items, Conversation: data.conversations, BadRow: data.bad_rows}
+    for _, row in source_rows(path, data.ignored):
+        kinds[type(row)].append(row)
+    if data.bad_rows and not skip_bad:
+        raise BadRowsError(name, data.bad_rows)
+    if not (data.items or data.conversations or data.bad_rows):
+        raise UserError(f"{name} has no rows; give at least one question")
+    return data
 
 
 def source_name(path: Path) -> str:
@@ -135,18 +143,6 @@ def source_rows(path: Path, ignored: Counter[str] | None = None) -> Iterator[tup
     return _rows(raw_rows(path), Path(name).stem, path.parent, Counter() if ignored is None else ignored)
 
 
-def table_questions(
-    table: Iterable[Mapping[str, Any]], *, folder: Path = Path(), skip_bad: bool = False
-) -> QuestionData:
-    """All rows of a table, such as a `datasets.Dataset`; image paths are relative to `folder`.
-
-    Errors as `read_questions`. A column that is None in a row counts as absent there, because a
-    table has the same columns in every row.
-    """
-    ignored = Counter[str]()
-    return _collected(_rows(enumerate(table, start=1), "table", folder, ignored), "table", skip_bad, ignored)
-
-
 def item_conversation(item: Item) -> Conversation:
     """An item's prompt and worked solution as a dialogue for supervised training; ValueError without a solution."""
     if not item.solution:
@@ -154,19 +150,6 @@ def item_conversation(item: Item) -> Conversation:
     content = [*({"type": "image"} for _ in item.images), {"type": "text", "text": item.prompt}]
     turns = ({"role": "user", "content": content}, {"role": "assistant", "content": item.solution})
     return Conversation(item.id, turns, item.images, ())
-
-
-def _collected(rows: Iterable[tuple[int, Read]], name: str, skip_bad: bool, ignored: Counter[str]) -> QuestionData:
-    """Rows by kind. Errors as `read_questions`."""
-    data = QuestionData([], [], [], ignored)
-    kinds: dict[type, list[Any]] = {Item: data.items, Conversation: data.conversations, BadRow: data.bad_rows}
-    for _, row in rows:
-        kinds[type(row)].append(row)
-    if data.bad_rows and not skip_bad:
-        raise BadRowsError(name, data.bad_rows)
-    if not (data.items or data.conversations or data.bad_rows):
-        raise UserError(f"{name} has no rows; give at least one question")
-    return data
 
 
 def _rows(raw_rows: Iterable[Raw], stem: str, folder: Path, ignored: Counter[str]) -> Iterator[tuple[int, Read]]:

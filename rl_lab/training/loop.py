@@ -40,6 +40,7 @@ class Feed(Protocol):
 
     def prepare(self, weights: Weights) -> None:
         """Begin what the next turn needs, with these weights, unless that has begun."""
+        return
 
     @property
     def is_ready(self) -> bool:
@@ -50,12 +51,14 @@ class Feed(Protocol):
 
     def check(self, line: Line) -> None:
         """RuntimeError where the metrics of a turn say that training must not go on."""
+        return
 
     def older_weights(self, newest: Weights) -> list[Snapshot]:
         """Weights, but for the newest, that work under way was given."""
 
     def close(self) -> None:
         """Let go of what it holds."""
+        return
 
 
 class TrainingLoop:

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from envs.spatial_qa.questions import make_item
 from rl_lab.errors import UserError
 from rl_lab.graph.nodes import source_digest
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
+from rl_lab.records import questions
 from rl_lab.records.question_files import has_open_questions, source_files
-from rl_lab.records.questions import BadRow, BadRowsError, item_conversation, read_questions, table_questions
+from rl_lab.records.questions import BadRow, BadRowsError, item_conversation, read_questions
 
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 GOOD = {"prompt": "How many? /think", "answer": 2, "reward_type": "count", "category": "perception"}
@@ -205,7 +208,8 @@ def test_a_table_of_datasets_is_read_with_its_own_images(write, tmp_path):
     features = datasets.Features(
         {name: datasets.Value("string") for name in rows if name != "images"} | {"images": [datasets.Image()]}
     )
-    data = table_questions(datasets.Dataset.from_dict(rows, features=features), folder=tmp_path)
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    data = read_questions(tmp_path / "saved")
     assert [(item.id, item.answer) for item in data.items] == [("a", {"point": [3, 4]}), ("table-2", 2)]
     np.testing.assert_array_equal(data.items[0].images[0], PIXELS)
 
@@ -260,9 +264,9 @@ def test_open_questions_are_found_without_reading_pictures(write):
 
 def test_rows_of_any_table_may_hold_arrays_and_bad_ones_are_numbered():
     rows = [GOOD | {"images": PIXELS}, GOOD | {"images": [PIXELS.astype(float)]}]
-    data = table_questions(rows, skip_bad=True)
-    np.testing.assert_array_equal(data.items[0].images[0], PIXELS)
-    assert data.bad_rows[0].line == 2 and "give uint8 [H, W, 3]" in data.bad_rows[0].reason
+    (_, item), (_, bad) = questions._rows(enumerate(rows, start=1), "table", Path(), Counter())
+    np.testing.assert_array_equal(item.images[0], PIXELS)
+    assert bad.line == 2 and "give uint8 [H, W, 3]" in bad.reason
 
 
 def test_items_become_dialogues_for_supervised_training(write):
