@@ -312,12 +312,6 @@ class PoolStore:
         query = "SELECT id FROM items WHERE number = ?"
         return [self._db.execute(query, (number,)).fetchone()[0] for number in np.asarray(numbers).tolist()]
 
-    def items(self, numbers: Array) -> list[PoolItem]:
-        """Items as they were registered."""
-        query = "SELECT id, category, task, reward_type, content FROM items WHERE number = ?"
-        rows = [self._db.execute(query, (number,)).fetchone() for number in np.asarray(numbers).tolist()]
-        return [PoolItem(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
-
     def checkpoint(self, folder: Path) -> Path:
         """A consistent copy of the pool in a checkpoint folder, whole or not at all, readable without write access."""
         folder.mkdir(parents=True, exist_ok=True)

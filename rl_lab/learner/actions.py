@@ -29,9 +29,8 @@ from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.sharding import compile_blocks
 from rl_lab.records.action_batches import demonstrations, fit_processor
-from rl_lab.records.action_datasets import Dataset, encode_rows, preference_data
+from rl_lab.records.action_datasets import Dataset, DemonstrationStream, encode_rows, preference_data
 from rl_lab.records.episodes import read_episodes, read_pairs
-from rl_lab.records.streaming import DemonstrationStream
 from rl_lab.seeding import integer
 
 

@@ -91,26 +91,11 @@ class ActionStats:
         return relative if absolute is None else np.concatenate([relative, absolute])
 
     @classmethod
-    def fit(
-        cls,
-        states: np.ndarray,
-        relative_chunks: np.ndarray,
-        std_floor: float = 0.0,
-        absolute_chunks: np.ndarray | None = None,
-    ) -> Self:
-        """Statistics of encoded states [N, 20], relative chunks [N, H, 20] and, if the model predicts them too,
-        encoded absolute chunks [N, H, 20]; see `from_moments`.
-        """
-        arrays = (states, relative_chunks, absolute_chunks)
-        state, relative, absolute = (None if rows is None else Moments(rows) for rows in arrays)
-        assert state is not None and relative is not None
-        return cls.from_moments(state, relative, absolute, std_floor)
-
-    @classmethod
     def from_moments(
         cls, state: Moments, relative: Moments, absolute: Moments | None = None, std_floor: float = 0.0
     ) -> Self:
-        """The same of rows that were counted in parts.
+        """Statistics of encoded states [20], relative chunks [H, 20] and, if the model predicts them too, encoded
+        absolute chunks [H, 20], of which these are the moments.
 
         With `std_floor` 0 the released rule applies (nearly constant numbers get std 1); else no std is below the
         floor, which keeps numbers that hardly vary from being blown up to the size of real motion.

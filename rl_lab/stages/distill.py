@@ -21,7 +21,7 @@ from rl_lab.graph.stage import StageContext
 from rl_lab.learner.distill import DistillPlan, ImitatePlan
 from rl_lab.learner.language import epoch_order
 from rl_lab.learner.rft import TraceFile, write_traces
-from rl_lab.model.checkpoint import Snapshot, load_chat_processor
+from rl_lab.model.checkpoint import load_chat_processor
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.token_batches import expanded_tokens, item_prompt
@@ -32,7 +32,7 @@ from rl_lab.seeding import integer
 from rl_lab.stages.base import BASE_MODEL, ENGINES, TrainingKind
 from rl_lab.stages.gate import take_model
 from rl_lab.training.dataset import with_learner
-from rl_lab.training.loop import Turn
+from rl_lab.training.loop import Feed, Turn
 from rl_lab.training.online import OnlineMethod, OnlineRun, OnlineSteps, TeacherReads
 from rl_lab.training.state import RunState
 from rl_lab.workers.cluster import Cluster
@@ -223,10 +223,8 @@ def index_traces(traces: Path, items: ItemFile, path: Path) -> None:
     write_traces(path, (batch for table in tables for batch in table.to_batches()), items, store.folder)
 
 
-class TraceFeed:
+class TraceFeed(Feed):
     """The feed of stored traces, in passes over all of them."""
-
-    is_ready = True
 
     def __init__(
         self, context: StageContext, policy: Path, engines: WorkerPool, learner: LearnerHandle, state: RunState
@@ -241,9 +239,6 @@ class TraceFeed:
         self.traces, settings = TraceFile(index), context.config.imitate
         seed = integer(context.seed, "imitate", *context.node.stream, settings.replicate)
         self.order = epoch_order(len(self.traces), settings.steps, settings.batch_size, seed)
-
-    def prepare(self, weights: Weights) -> None:
-        """Nothing: the traces are there."""
 
     def turn(self, weights: Weights) -> Turn:
         """Learn from the next batch. RuntimeError when the loss is not a number."""
@@ -263,13 +258,6 @@ class TraceFeed:
         prompt = item_prompt(item, self.processor)
         read = tuple(expanded_tokens(prompt, self.processor))
         return RolloutGroup(item, prompt, [Completion(read, tuple(tokens), (0.0,) * len(tokens), 0, finished=True)])
-
-    def check(self, line: dict[str, Any]) -> None:
-        """Nothing: no engine has answered."""
-
-    def older_weights(self, newest: Weights) -> list[Snapshot]:
-        """None: nothing is asked ahead."""
-        return []
 
     def close(self) -> None:
         """Let go of the rewards."""

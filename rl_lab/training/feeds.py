@@ -19,7 +19,7 @@ from rl_lab.files import write_folder
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import Snapshot
 from rl_lab.rollouts.collect import COUNTS_FILE, Request, collect_pairs, write_collection
-from rl_lab.training.loop import Turn
+from rl_lab.training.loop import Feed, Turn
 from rl_lab.training.online import OnlineSteps
 from rl_lab.training.state import JointState
 from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle, Weights
@@ -50,7 +50,7 @@ class LanguageFeed(OnlineSteps):
             super().check(line)
 
 
-class ActionFeed:
+class ActionFeed(Feed):
     """Rounds of preference pairs, collected in the background and kept when they are whole."""
 
     def __init__(
@@ -164,9 +164,6 @@ class ActionFeed:
     def collected(self, number: int) -> dict[str, Any]:
         """Counts of a round that is collected."""
         return json.loads((self._folders(number)[-1] / COUNTS_FILE).read_text())
-
-    def check(self, line: dict[str, Any]) -> None:
-        """Nothing: no engine has answered."""
 
     def older_weights(self, newest: Weights) -> list[Snapshot]:
         """Weights, but for the newest, with which rounds are being collected."""

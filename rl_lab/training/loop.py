@@ -36,7 +36,7 @@ class Turn:
 
 
 class Feed(Protocol):
-    """What an objective learns from."""
+    """What an objective learns from; by default a turn itself asks and waits for all that it needs."""
 
     def prepare(self, weights: Weights) -> None:
         """Begin what the next turn needs, with these weights, unless that has begun."""
@@ -45,6 +45,7 @@ class Feed(Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether the next turn's batch is there."""
+        return True
 
     def turn(self, weights: Weights) -> Turn:
         """Learn from the next batch, with the weights of the moment."""
@@ -55,6 +56,7 @@ class Feed(Protocol):
 
     def older_weights(self, newest: Weights) -> list[Snapshot]:
         """Weights, but for the newest, that work under way was given."""
+        return []
 
     def close(self) -> None:
         """Let go of what it holds."""

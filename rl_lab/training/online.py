@@ -143,7 +143,7 @@ def grpo_method(config: Any, scheme: str) -> OnlineMethod:
     )
 
 
-class OnlineSteps:
+class OnlineSteps(Feed):
     """The feed of answers of one's own: pool, rollouts and learner, which `turn()` brings one step on."""
 
     def __init__(
@@ -200,14 +200,6 @@ class OnlineSteps:
         older = {weights.version: weights for weights in self.rollouts.weights_ahead}
         older.pop(newest.version, None)
         return [self.learner.snapshot(weights) for weights in older.values()]
-
-    @property
-    def is_ready(self) -> bool:
-        """A turn waits for its answers."""
-        return True
-
-    def prepare(self, weights: Weights) -> None:
-        """Nothing: what is asked ahead is asked in a turn, as the staleness says."""
 
     def _issue_ahead(self, weights: Weights) -> None:
         """Ask what the next steps will need, as far ahead as the staleness allows."""

@@ -20,10 +20,10 @@ from rl_lab.learner.actions import SFTPlan, num_commands, sized_config, starting
 from rl_lab.learner.plans import Training
 from rl_lab.model.checkpoint import publish, read_info
 from rl_lab.records.action_batches import fit_processor
+from rl_lab.records.action_datasets import DemonstrationStream
 from rl_lab.records.episodes import read_episodes, write_episodes
 from rl_lab.records.lerobot_write import write_lerobot
 from rl_lab.records.sources import find_recordings
-from rl_lab.records.streaming import DemonstrationStream
 from rl_lab.run import main
 from rl_lab.stages.flowpro import record_demos
 from rl_lab.stages.kinds import KINDS, resolve_config, stage_functions

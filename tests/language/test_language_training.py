@@ -36,6 +36,7 @@ from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.types import RolloutGroup, filled
+from rl_lab.stats import Moments
 from rl_lab.workers import learner as rollout_learner
 from rl_lab.workers.learner import LearnerHandle, LearnerWorker, Weights
 from tests.support.questions import make_groups
@@ -60,7 +61,9 @@ def robot(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     policy = HyVLAPolicy(preset_config("nano"))
     draw = np.random.default_rng(0)
-    stats = ActionStats.fit(draw.random((8, 20)), draw.random((8, policy.config.n_action_steps, 20)))
+    stats = ActionStats.from_moments(
+        Moments(draw.random((8, 20))), Moments(draw.random((8, policy.config.n_action_steps, 20)))
+    )
     folder = tmp_path_factory.mktemp("robot")
     save_policy(folder, policy, PolicyProcessor(policy.config, load_tokenizer(), stats), CheckpointInfo(4, 50))
     return folder

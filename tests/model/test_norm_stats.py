@@ -17,6 +17,7 @@ from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
+from rl_lab.stats import Moments
 from tests.model.golden import golden_path
 from tests.model.test_processor import random_poses
 
@@ -190,7 +191,7 @@ def test_statistics_of_tokens_that_the_model_lacks_are_dropped(tmp_path: Path) -
 
 def absolute_processor(poses: np.ndarray, actions: np.ndarray) -> PolicyProcessor:
     chunks = se3.to_relative(actions, poses)
-    stats = ActionStats.fit(se3.encode_pose(poses), chunks, absolute_chunks=se3.encode_pose(actions))
+    stats = ActionStats.from_moments(*map(Moments, (se3.encode_pose(poses), chunks, se3.encode_pose(actions))))
     return PolicyProcessor(preset_config("nano", chunk_size=2 * actions.shape[1]), load_tokenizer(), stats)
 
 

@@ -17,6 +17,7 @@ from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor, format_instruction, resize_with_padding
 from rl_lab.model.tokenizer import ASSISTANT, load_tokenizer
+from rl_lab.stats import Moments
 from tests.support.models import make_policy
 
 
@@ -29,10 +30,14 @@ def random_poses(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return arms.reshape(*shape, 16)
 
 
+def fitted(states: np.ndarray, chunks: np.ndarray, std_floor: float = 0.0) -> ActionStats:
+    return ActionStats.from_moments(Moments(states), Moments(chunks), std_floor=std_floor)
+
+
 def make_processor(num: int = 50, std_floor: float = 0.02) -> PolicyProcessor:
     config = preset_config("nano")
     poses, actions = random_poses((num,)), random_poses((num, config.n_action_steps), seed=1)
-    stats = ActionStats.fit(se3.encode_pose(poses), se3.to_relative(actions, poses), std_floor)
+    stats = fitted(se3.encode_pose(poses), se3.to_relative(actions, poses), std_floor)
     return PolicyProcessor(config, load_tokenizer(), stats)
 
 
@@ -65,7 +70,7 @@ def test_fitted_chunks_are_standardised_per_slot() -> None:
 def test_numbers_that_hardly_vary_get_std_one_as_released_or_the_floor() -> None:
     states, chunks = np.zeros((5, 20)), np.zeros((5, 8, 20))
     chunks[:, :, 0] = np.linspace(0.0, 0.01, 5)[:, None]
-    released, floored = ActionStats.fit(states, chunks), ActionStats.fit(states, chunks, std_floor=0.02)
+    released, floored = fitted(states, chunks), fitted(states, chunks, std_floor=0.02)
     assert (released.qpos_std == 1).all() and (released.action_std[:, 1:] == 1).all()
     assert (released.action_std[:, 0] < 0.01).all()
     assert (floored.qpos_std == 0.02).all() and (floored.action_std == 0.02).all()
@@ -144,7 +149,7 @@ def test_a_saved_processor_is_the_same(tmp_path: Path) -> None:
 
 
 def test_statistics_must_fit_the_chunk_and_must_be_there(nano: HyVLAConfig) -> None:
-    stats = ActionStats.fit(np.zeros((2, 20)), np.zeros((2, 5, 20)))
+    stats = fitted(np.zeros((2, 20)), np.zeros((2, 5, 20)))
     with pytest.raises(ValueError, match=r"action statistics have shape \(5, 20\) but the model predicts \(8, 20\)"):
         PolicyProcessor(nano, load_tokenizer(), stats)
     with pytest.raises(ValueError, match="no normalisation statistics"):
