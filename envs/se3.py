@@ -213,13 +213,7 @@ LOCAL = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 def umi_from_robotwin(ee: np.ndarray) -> np.ndarray:
     """p' = W p, R' = W R P, gripper_mm = (1 - gripper_01) * 90 of two-arm `ee` poses, [..., 16] -> [..., 16]."""
-    arms = _change_frame(ee, WORLD, LOCAL)
-    arms[..., 7] = (1 - arms[..., 7]) * UMI_STROKE_MM
-    return arms.reshape(np.shape(ee))
-
-
-def _change_frame(ee: np.ndarray, world: np.ndarray, local: np.ndarray) -> np.ndarray:
-    """Both arms, [..., 2, 8], in other world and gripper axes; the gripper reading stays."""
     arms = split_arms(np.asarray(ee, dtype=np.float64))
-    quat = matrix_to_quat(world @ quat_to_matrix(arms[..., 3:7]) @ local)
-    return np.concatenate([arms[..., :3] @ world.T, quat, arms[..., 7:]], axis=-1)
+    quat = matrix_to_quat(WORLD @ quat_to_matrix(arms[..., 3:7]) @ LOCAL)
+    gripper = (1 - arms[..., 7:]) * UMI_STROKE_MM
+    return np.concatenate([arms[..., :3] @ WORLD.T, quat, gripper], axis=-1).reshape(np.shape(ee))

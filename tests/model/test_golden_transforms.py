@@ -75,9 +75,9 @@ def test_relative_and_absolute_poses_are_blended_half_and_half(arrays: Arrays) -
     assert_same_poses(se3.blend(from_xyzw(relative), from_xyzw(absolute)), arrays["blend_rel_abs"])
 
 
-def test_poses_change_between_the_frames_of_robotwin_and_umi(arrays: Arrays) -> None:
-    robotwin = from_xyzw(arrays["chunk_posquat_xyzw"])
-    umi = umi_from_robotwin(robotwin)
+@pytest.mark.parametrize("robotwin", ["chunk_posquat_xyzw", "robotwin_from_umi_gripper"])
+def test_poses_change_between_the_frames_of_robotwin_and_umi(arrays: Arrays, robotwin: str) -> None:
+    umi = umi_from_robotwin(from_xyzw(arrays[robotwin]))
     assert_same_poses(umi, arrays["umi_from_robotwin_gripper"])
     expected = se3.split_arms(arrays["umi_from_robotwin"])
     np.testing.assert_allclose(
