@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from rl_lab.curriculum.view import REASONS, PoolRow, PoolView
 from rl_lab.curriculum.why import beta_text
 from rl_lab.errors import UserError
 from rl_lab.files import write_json_lines
-from rl_lab.records.rollouts import selection_text
+from rl_lab.records.rollouts import reward_text, selection_text
 from rl_lab.terminal import columns
 
 LETTERS = dict(zip(BANDS, ".hFe-", strict=True))
@@ -223,13 +222,9 @@ def _rollouts(view: PoolView, item: str, last: int) -> Iterator[str]:
     if not found[item]:
         yield "no rollout of it is under rollouts/"
     for row in found[item]:
-        rewards = ", ".join(f"{name} {_number(value)}" for name, value in row["rewards"].items()) or "no reward"
+        rewards = ", ".join(f"{name} {reward_text(value)}" for name, value in row["rewards"].items()) or "no reward"
         fate = "".join(f"; {text}" for text in [selection_text(row)] if text)
         yield f"step {row['step']}, weight version {row['weight_version']}: {rewards}{fate}\n{row['completion']}"
-
-
-def _number(value: Any) -> str:
-    return "none" if value is None else f"{value:.3g}"
 
 
 def exported(view: PoolView, numbers: Array) -> Iterator[PoolRow]:

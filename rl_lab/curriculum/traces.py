@@ -9,7 +9,7 @@ from pathlib import Path
 from algos.rft import REASONS
 from rl_lab.curriculum.store import POOL_FILE
 from rl_lab.errors import UserError
-from rl_lab.records.rollouts import RolloutRow, RolloutStore, selection_text
+from rl_lab.records.rollouts import RolloutRow, RolloutStore, reward_text, selection_text
 
 NODES = "rft"
 """Folder of a run that holds one folder for each node with traces."""
@@ -58,12 +58,12 @@ def show_traces(folder: Path, item: str, count: int) -> str:
     """An item's question and traces, each with its rewards, its judge score and what became of it."""
     rows = _rows(folder, item)
     correct = Counter(row["reward"] for row in rows)
-    rewards = ", ".join(f"{number} x {_reward(value)}" for value, number in correct.items())
+    rewards = ", ".join(f"{number} x {reward_text(value)}" for value, number in correct.items())
     head = f"{item}: {len(rows)} traces, rewards {rewards}\nprompt: {rows[0]['prompt']}"
     parts = [head]
     for row in rows[:count]:
         fate = selection_text(row) or "not chosen from yet"
-        parts.append(f"sample {row['sample']}, reward {_reward(row['reward'])}; {fate}\n{row['completion']}")
+        parts.append(f"sample {row['sample']}, reward {reward_text(row['reward'])}; {fate}\n{row['completion']}")
     left = len(rows) - count
     return "\n\n".join([*parts, *([f"({left} more: --rollouts {len(rows)})"] if left > 0 else [])])
 
@@ -81,7 +81,3 @@ def _why(row: RolloutRow) -> str:
     text = selection_text(row) or "not chosen from yet"
     reason = row.get("why_dropped")
     return f"{text}: {MEANING[reason]}" if reason else text
-
-
-def _reward(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3g}"

@@ -319,6 +319,11 @@ def selection_text(row: RolloutRow) -> str:
     return fate if score is None else f"{fate}, judge score {score:.3g}"
 
 
+def reward_text(value: float | None) -> str:
+    """A reward for reading."""
+    return "none" if value is None else f"{value:.3g}"
+
+
 def rollout_data(row: RolloutRow) -> dict[str, Any]:
     """Step, weight version, rewards by part, fate in a selection, and each token with its log-probability."""
     return {
