@@ -49,13 +49,6 @@ def conversation_row(conversation: Conversation) -> QuestionRow:
     return record | {"videos": videos}, [png(image) for image in conversation.images]
 
 
-def _batches(rows: Iterable[QuestionRow]) -> Iterator[pa.RecordBatch]:
-    """Record batches of `ROWS_AT_ONCE` rows."""
-    for some in batched(rows, ROWS_AT_ONCE):
-        columns = [{"record": json.dumps(record), "images": pngs} for record, pngs in some]
-        yield pa.RecordBatch.from_pylist(columns, SCHEMA)
-
-
 def batched(rows: Iterable[QuestionRow], size: int) -> Iterator[list[QuestionRow]]:
     """Lists of `size` rows, the last one shorter."""
     remaining = iter(rows)
@@ -68,8 +61,9 @@ def write_rows(path: Path, rows: Iterable[QuestionRow]) -> None:
 
     def write(file: Any) -> None:
         with pa.ipc.new_file(file, SCHEMA) as writer:
-            for batch in _batches(rows):
-                writer.write_batch(batch)
+            for some in batched(rows, ROWS_AT_ONCE):
+                columns = [{"record": json.dumps(record), "images": pngs} for record, pngs in some]
+                writer.write_batch(pa.RecordBatch.from_pylist(columns, SCHEMA))
 
     write_file(path, write)
 
@@ -141,10 +135,15 @@ class SolutionFile(RowFile):
 
     def __getitem__(self, row: int) -> Conversation:
         """The conversation of a row; IndexError behind the last."""
+        found = self.stored(row)
+        return item_conversation(found) if isinstance(found, Item) else found
+
+    def stored(self, row: int) -> Item | Conversation:
+        """A row as it was written; IndexError behind the last."""
         if not 0 <= row < len(self):
             raise IndexError(row)
         record = self.record(row)
         if "messages" not in record:
-            return item_conversation(self.item(row, record))
+            return self.item(row, record)
         videos = tuple(map(Path, record["videos"]))
         return Conversation(record["id"], tuple(record["messages"]), self.images(row), videos)

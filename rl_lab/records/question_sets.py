@@ -153,8 +153,7 @@ def set_questions(path: Path) -> Iterator[tuple[str, list[bytes]]]:
     """Id and `questions_of` every row of a set that was written."""
     rows = SolutionFile(path)
     for number in range(len(rows)):
-        record, images = rows.record(number), rows.images(number)
-        row = rows[number] if "messages" in record else Item(**record, images=images)
+        row = rows.stored(number)
         yield row.id, questions_of(row)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from algos.batch import RolloutBatch, TokenBatch
 from envs.spatial_qa.items import Item
@@ -131,12 +132,9 @@ def expanded_tokens(prompt: Prompt, processor: HunYuanVLMoTProcessor) -> list[in
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Token ids [B, S] padded on the right with 0, and which of them are valid, bool [B, S]."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    valid = torch.zeros_like(ids, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        valid[index, : len(row)] = True
-    return ids, valid
+    ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
 
 def chat_batch(chats: Sequence[Sequence[Message]], processor: HunYuanVLMoTProcessor) -> TokenBatch:
