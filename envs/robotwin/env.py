@@ -250,7 +250,7 @@ class RoboTwinEnv(Bimanual):
         self.control_hz = result["control_hz"]
         self.patience = self.correction_limit = self.step_limit
         if self._path is not None:
-            if self.server.connection.hello["simulation"]["command_steps"] is not None:
+            if result["is_even"]:
                 self.step_limit = min(self.step_limit, round(STEP_LIMIT * self._path.num_steps))
             self.patience = max(1, round(PATIENCE * self._path.pause))
             self.correction_limit = max(1, round(CORRECTIONS * self._path.num_steps))

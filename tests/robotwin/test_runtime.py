@@ -15,6 +15,7 @@ from rl_lab.config.load import resolve_config
 from rl_lab.config.robotwin import backend_line, check_robotwin
 from rl_lab.doctor import check_robotwin as check_robotwin_here
 from rl_lab.graph.record import describe
+from tests.support.experts import interruption
 
 SEED = 100_000
 
@@ -51,6 +52,22 @@ def test_the_expert_solves_every_task_that_needs_no_assets(runtime, task):
         env.reset(seed=seed)  # raises SeedRejectedError unless the expert succeeds
         assert env.diagnose().progress == 0.0 and not env.success
         assert env.instruction and "{" not in env.instruction
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_expert_is_never_interrupted(runtime, task):
+    env = make(runtime, task)
+    assert [interruption(env, SEED + number) for number in range(2)] == [None] * 2
+
+
+def test_rates_and_limits_follow_from_the_length_of_a_command(runtime):
+    seen = {}
+    for steps in (15, 25, 50):
+        env = make(runtime, command_steps=steps)
+        assert interruption(env, SEED) is None and env.control_hz == 250 / steps
+        seen[steps] = np.array([env.patience, env.correction_limit, env.step_limit]) * steps
+    for steps in (15, 50):
+        np.testing.assert_allclose(seen[steps], seen[25], rtol=0.25)
 
 
 @pytest.mark.parametrize("action_type", ["ee", "qpos"])
