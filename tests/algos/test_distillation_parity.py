@@ -24,7 +24,7 @@ from algos.batch import TokenBatch
 from algos.distillation import Distillation, DistillationOptions, Divergence, Tail, compare, stored_top_tokens
 from rl_lab.model import backbone
 from rl_lab.model.tokenizer import load_tokenizer
-from tests.support.models import make_policy, vlm_from_policy
+from tests.support.models import gradients_of, make_policy, vlm_from_policy
 
 CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
 KINDS = [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9)]
@@ -86,12 +86,6 @@ def make_trainer(student: nn.Module, teacher: nn.Module, folder: Path, **options
     )
 
 
-def gradients(student: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    student.zero_grad()
-    loss.backward()
-    return {name: value.grad.clone() for name, value in student.named_parameters() if value.grad is not None}
-
-
 @kinds
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_loss_and_gradients_are_the_distillation_trainers(
@@ -101,11 +95,11 @@ def test_loss_and_gradients_are_the_distillation_trainers(
     trainer = make_trainer(student, teacher, tmp_path, beta=beta, temperature=temperature)
     objective = Distillation(options_of(kind, beta, temperature=temperature, average="token"), teacher=teacher)
     theirs = trainer._compute_loss(student, trl_inputs(), None)[0]
-    expected = gradients(student, theirs)
+    expected = gradients_of(student, theirs)
     ours, metrics = objective.loss(student, our_batch(), torch.Generator())
     torch.testing.assert_close(ours, theirs, **CLOSE)
     assert metrics["distill/divergence"].item() == pytest.approx(theirs.item(), rel=1e-4) and theirs.item() > 1e-3
-    found = gradients(student, ours)
+    found = gradients_of(student, ours)
     for name, value in found.items():
         other = expected.get(name, torch.zeros_like(value))
         torch.testing.assert_close(value, other, atol=1e-6, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
@@ -119,7 +113,7 @@ def test_logits_made_in_parts_give_the_same_loss_metrics_and_gradients(
     student, teacher, batch = model(0), model(1), our_batch()
     objective = Distillation(options_of(kind, beta, top_k=top_k), teacher=teacher)
     whole, metrics = objective.loss(student, batch, torch.Generator())
-    expected = gradients(student, whole)
+    expected = gradients_of(student, whole)
     vocab, seen = student.config.vlm_sizes.vocab, []
     monkeypatch.setattr(backbone, "LOGITS_AT_ONCE", 2 * 3 * vocab)
     monkeypatch.setattr(
@@ -129,7 +123,7 @@ def test_logits_made_in_parts_give_the_same_loss_metrics_and_gradients(
     torch.testing.assert_close(parts, whole, **CLOSE)
     for name in metrics:
         torch.testing.assert_close(same[name], metrics[name], **CLOSE)
-    found = gradients(student, parts)
+    found = gradients_of(student, parts)
     assert max(seen) == 3 and sum(seen) == 2 * batch.num_tokens, "each part is made once more going backward"
     assert found.keys() == expected.keys()
     for name, value in found.items():

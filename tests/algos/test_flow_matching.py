@@ -21,10 +21,10 @@ from tests.support.flow_policies import (
     HIDDEN,
     FakePolicy,
     TapePolicy,
+    check_accumulation,
     euler_sample,
     flow_batch,
     generator,
-    gradients,
     preference_batch,
 )
 
@@ -113,14 +113,7 @@ def test_the_loss_is_the_mean_over_rows_and_draws_with_one_prefix():
 def test_accumulating_eight_parts_equals_one_batch():
     policy, batch = TapePolicy(), flow_batch(8)
     batch.truth = torch.randn(8, 5, generator=generator(3))
-    objective = FlowMatching(draws_per_sample=2, probe=PoseProbe(HIDDEN, 5))
-    objective.loss(policy, batch, generator())[0].backward()
-    whole = gradients(policy)
-    policy.zero_grad()
-    policy.rewind()
-    for row in range(8):
-        objective.loss(policy, batch.select(torch.tensor([row])), generator(), denominator=8)[0].backward()
-    assert torch.allclose(whole, gradients(policy), atol=1e-6)
+    check_accumulation(FlowMatching(draws_per_sample=2, probe=PoseProbe(HIDDEN, 5)), policy, batch)
 
 
 def test_on_preference_pairs_only_the_winner_is_imitated():

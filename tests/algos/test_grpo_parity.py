@@ -22,7 +22,7 @@ from algos.batch import RolloutBatch
 from algos.grpo import GRPO, GRPOOptions, LossType, engine_correction, group_advantages
 from rl_lab.model import backbone
 from rl_lab.model.tokenizer import load_tokenizer
-from tests.support.models import make_policy, vlm_from_policy
+from tests.support.models import gradients_of, make_policy, vlm_from_policy
 
 GROUPS, SIZE = 3, 4
 REWARDS = torch.tensor([[1.0, 0.0, 0.5, 0.25], [1.0, 1.0, 1.0, 1.0], [0.0, float("nan"), 1.0, 0.75]])
@@ -138,11 +138,6 @@ class Both:
         ours, self.metrics = self.objective.loss(self.model, self.batch, torch.Generator())
         return ours, self.trainer._compute_loss(self.model, self.inputs)
 
-    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        self.model.zero_grad()
-        loss.backward()
-        return {name: value.grad.clone() for name, value in self.model.named_parameters() if value.grad is not None}
-
 
 def perturb(model: nn.Module, scale: float, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -176,7 +171,7 @@ def test_loss_and_gradients_are_trls(loss_type: str, options: dict[str, Any], tm
     both = Both(tmp_path, {"loss_type": loss_type, "epsilon": 0.01, "epsilon_high": 0.012} | options)
     ours, theirs = both.losses()
     torch.testing.assert_close(ours, theirs, **CLOSE)
-    found, expected = both.gradients(ours), both.gradients(theirs)
+    found, expected = gradients_of(both.model, ours), gradients_of(both.model, theirs)
     assert found.keys() == expected.keys()
     assert max(value.abs().max() for value in expected.values()) > 1e-3
     for name, value in expected.items():
@@ -192,7 +187,7 @@ def test_the_kl_term_is_trls(loss_type: str, level: str, corrected: bool, tmp_pa
     ours, theirs = both.losses()
     torch.testing.assert_close(ours, theirs, **CLOSE)
     assert both.metrics["kl"] > 1e-4
-    found, expected = both.gradients(ours), both.gradients(theirs)
+    found, expected = gradients_of(both.model, ours), gradients_of(both.model, theirs)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-4)
 

@@ -9,7 +9,15 @@ import torch
 from algos.batch import TrajectoryBatch
 from algos.flowpro import RPRO
 from tests.algos.toy_training import recent, train
-from tests.support.flow_policies import FakePolicy, TapePolicy, flow_batch, generator, gradients, preference_batch
+from tests.support.flow_policies import (
+    FakePolicy,
+    TapePolicy,
+    check_accumulation,
+    flow_batch,
+    generator,
+    gradients,
+    preference_batch,
+)
 
 ALL = ("vision", "vlm", "expert")
 
@@ -69,15 +77,8 @@ def test_draws_of_a_sample_are_averaged_before_the_reward():
 
 def test_accumulating_eight_parts_equals_one_batch():
     policy, reference = TapePolicy(0), FakePolicy(1)
-    batch = preference_batch(8, num_identical=3)
     objective = RPRO(reference, draws_per_sample=2, groups=ALL)
-    objective.loss(policy, batch, generator())[0].backward()
-    whole = gradients(policy)
-    policy.zero_grad()
-    policy.rewind()
-    for row in range(8):
-        objective.loss(policy, batch.select(torch.tensor([row])), generator(), denominator=8)[0].backward()
-    assert torch.allclose(whole, gradients(policy), atol=1e-6)
+    check_accumulation(objective, policy, preference_batch(8, num_identical=3))
 
 
 def test_the_reference_receives_no_gradient():

@@ -21,7 +21,7 @@ from rl_lab.model.checkpoint import vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.token_batches import chat_batch, rollout_batch
 from rl_lab.records.types import Completion, Prompt
-from tests.support.models import make_policy, vlm_from_policy
+from tests.support.models import gradients_of, make_policy, vlm_from_policy
 from tests.support.rollouts import learned_groups
 
 GENERATOR = torch.Generator()
@@ -98,15 +98,10 @@ def test_loss_and_gradients_are_those_of_trls_trainer(
     data = Dataset.from_list([{"text": "where"}] * 2)
     trainer: Any = SFTTrainer(vlm, args=args, train_dataset=data, processing_class=processor.tokenizer)
 
-    def gradients(loss: Tensor) -> dict[str, Tensor]:
-        vlm.zero_grad()
-        loss.backward()
-        return {name: value.grad.clone() for name, value in vlm.named_parameters() if value.grad is not None}
-
     theirs = trainer.compute_loss(vlm, inputs | {"labels": answer_labels(made)})
     ours = CrossEntropy().loss(vlm, chat_batch(chats(), processor), GENERATOR)[0]
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
-    expected, found = gradients(theirs), gradients(ours)
+    expected, found = gradients_of(vlm, theirs), gradients_of(vlm, ours)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-4)
 

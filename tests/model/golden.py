@@ -97,8 +97,3 @@ def load_transforms() -> dict[str, np.ndarray]:
     """Arrays of `transforms.npz`."""
     with np.load(golden_path("transforms.npz")) as arrays:
         return dict(arrays)
-
-
-def max_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference."""
-    return float((actual - expected).abs().max())

@@ -20,25 +20,9 @@ from rewards.actions.networks import (
     variance_loss,
 )
 from rewards.actions.ranking import choose, combined, expert_deviation, standardised
-from tests.support.episodes import episode, poses
+from tests.support.episodes import column, poses, walk
 
 SIDE = 32
-
-
-def walk(seed, *, success=True, steps=12, every=4):
-    """An episode whose bright column moves right with every step; only successes reach the right border."""
-    one = episode(seed, steps)
-    one.frame_steps = np.arange(0, steps + 1, every)
-    one.images = np.stack([picture(step / steps if success else 0.3 * step / steps) for step in one.frame_steps])
-    one.success = success
-    return one
-
-
-def picture(place):
-    image = np.full((3, SIDE, SIDE, 3), 40, np.uint8)
-    column = round(place * (SIDE - 2))
-    image[:, :, column : column + 2] = 220
-    return image
 
 
 def learn(ensemble, batch, steps=40, lr=3e-3):
@@ -78,11 +62,11 @@ def test_a_success_classifier_tells_ends_of_successes_from_those_of_failures():
 
 
 def test_the_same_picture_of_half_its_episodes_is_worth_a_half():
-    images = np.repeat(picture(0.5)[None], 4, axis=0)
+    images = np.repeat(column(0.5)[None], 4, axis=0)
     ensemble = Ensemble(ModelInfo("progress", 1, 8, 4))
     learn(ensemble, frames(images, np.array([1, 1, 0, 0], np.float32), 1), steps=60)
     one = walk(0)
-    one.images[-1] = picture(0.5)
+    one.images[-1] = column(0.5)
     assert 1 / (1 + np.exp(-ensemble.score_episodes([one]))) == pytest.approx(0.5, abs=0.1)
 
 
@@ -136,8 +120,8 @@ def right_or_left():
     """Transitions in which the commands decide where the column goes: rows of three states, each moved both ways."""
     rng = np.random.default_rng(0)
     places = rng.uniform(0.3, 0.7, 12)
-    before = np.stack([picture(place) for place in places for _ in (0, 1)])
-    after = np.stack([picture(place + move) for place in places for move in (-0.3, 0.3)])
+    before = np.stack([column(place) for place in places for _ in (0, 1)])
+    after = np.stack([column(place + move) for place in places for move in (-0.3, 0.3)])
     condition = np.tile(np.eye(2, 40, dtype=np.float32), (12, 1))
     return TransitionBatch(*(torch.from_numpy(part)[None] for part in (before, after, condition)))
 

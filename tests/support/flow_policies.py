@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from algos.batch import FlowBatch, ObservationBatch, PreferenceBatch, TensorRecord
 from algos.flow_matching import chunk_loss, interpolate, loss_weight, velocity_from_clean, velocity_target
+from algos.objective import Objective
 
 CHUNK, PADDED, USED, HIDDEN = 2, 4, 3, 16
 
@@ -115,6 +116,17 @@ def preference_batch(num: int, num_identical: int, seed: int = 1) -> PreferenceB
 def gradients(module: nn.Module) -> Tensor:
     """All gradients as one vector; zeros where there is none."""
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in module.parameters()])
+
+
+def check_accumulation(objective: Objective, policy: TapePolicy, batch: FlowBatch | PreferenceBatch) -> None:
+    """Gradients of the rows one by one, with the batch's denominator, add up to those of the batch of eight."""
+    objective.loss(policy, batch, generator())[0].backward()
+    whole = gradients(policy)
+    policy.zero_grad()
+    policy.rewind()
+    for row in range(8):
+        objective.loss(policy, batch.select(torch.tensor([row])), generator(), denominator=8)[0].backward()
+    assert torch.allclose(whole, gradients(policy), atol=1e-6)
 
 
 def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_steps: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import BatchFeature
 
 from algos.batch import ObservationBatch
@@ -40,6 +41,13 @@ def vlm_from_policy(policy: HyVLAPolicy) -> VLM:
         vlm = VLM(vlm_config(policy.config))
     vlm.model = policy.model.vlm
     return vlm.train(policy.training)
+
+
+def gradients_of(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """Those of a loss by the parameters' names, of parameters that have one."""
+    model.zero_grad()
+    loss.backward()
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
 
 def make_observations(policy: HyVLAPolicy, num: int, seed: int = 0) -> ObservationBatch:
