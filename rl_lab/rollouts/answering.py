@@ -24,7 +24,7 @@ from envs.spatial_qa.items import Item
 from rewards.config import RewardConfig
 from rewards.judge import agreement
 from rewards.rubric import Breakdown, Rewards
-from rl_lab.config.language import DistillConfig
+from rl_lab.config.language import DistillConfig, EngineConfig
 from rl_lab.errors import RunError
 from rl_lab.files import file_digest
 from rl_lab.graph.stage import StageContext
@@ -192,14 +192,20 @@ def policy_folder(context: StageContext) -> Path:
     return context.inputs.get("policy") or Path(context.config.model.path)
 
 
+def engine_options(settings: EngineConfig, folder: Path, **more: Any) -> EngineOptions:
+    """Of engines for the model of a checkpoint folder, by the run's `engine` section and what is set beside it."""
+    options = settings.model_dump(exclude={"prompts_per_call"}) | more
+    if options["dtype"] == "auto":
+        options["dtype"] = checkpoint_dtype(folder)  # vLLM's own "auto" computes float32 in bfloat16
+    return EngineOptions(**options)
+
+
 @contextmanager
 def engines(cluster: Cluster, context: StageContext) -> Iterator[WorkerPool]:
     """The run's engines, for one stage at a time; they take the weights with each call."""
-    settings = context.config.engine.model_dump(exclude={"prompts_per_call"})
-    if settings["dtype"] == "auto":
-        settings["dtype"] = checkpoint_dtype(policy_folder(context))  # vLLM's own "auto" computes float32 in bfloat16
-    sizes = file_digest(policy_folder(context) / "config.json")
-    with cluster.rollout_pool(EngineOptions(**settings, model=sizes), context.say) as pool:
+    policy = policy_folder(context)
+    options = engine_options(context.config.engine, policy, model=file_digest(policy / "config.json"))
+    with cluster.rollout_pool(options, context.say) as pool:
         yield pool
 
 

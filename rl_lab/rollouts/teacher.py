@@ -23,7 +23,6 @@ from rl_lab.model.checkpoint import (
     KINDS,
     check_language_model,
     check_named,
-    checkpoint_dtype,
     load_chat_processor,
     published,
     vlm_processor,
@@ -32,8 +31,9 @@ from rl_lab.model.presets import preset_config
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm_config import read_config_file
 from rl_lab.records.types import Prompt, RolloutGroup, TopScores
+from rl_lab.rollouts.answering import engine_options
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.engine import EngineOptions, ScoreUnit
+from rl_lab.workers.engine import ScoreUnit
 from rl_lab.workers.pool import WorkerPool
 
 TOKENS, LOGPROBS = "teacher_tokens", "teacher_logprobs"
@@ -85,12 +85,9 @@ class TeacherEngines:
 def teacher_engines(cluster: Cluster, context: StageContext, teacher: Path, top_k: int) -> Iterator[TeacherEngines]:
     """Engines beside the student's, set up for the teacher, until the stage ends."""
     engine: EngineConfig = context.config.engine
-    settings = engine.model_dump(exclude={"prompts_per_call"})
-    if engine.dtype == "auto":
-        settings["dtype"] = checkpoint_dtype(teacher)
     # vLLM writes a token behind what it reads, so the longest answer needs room for one more.
-    settings |= {"max_logprobs": max(20, top_k), "max_model_len": engine.max_model_len + 1}
-    with cluster.teacher_pool(EngineOptions(**settings), context.say) as pool:
+    room = {"max_logprobs": max(20, top_k), "max_model_len": engine.max_model_len + 1}
+    with cluster.teacher_pool(engine_options(engine, teacher, **room), context.say) as pool:
         yield TeacherEngines(pool, teacher, top_k, engine.prompts_per_call)
 
 
