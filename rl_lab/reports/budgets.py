@@ -100,8 +100,7 @@ def make_curve(trainings: Sequence[LearningCurve], axis: str) -> Curve | None:
 
 def curves(run: LoadedRun, axis: str) -> list[Curve]:
     """The curve of every scheme that has one."""
-    found = [make_curve(_replicates(run, scheme), axis) for scheme in run.schemes]
-    return [curve for curve in found if curve is not None]
+    return list(filter(None, (make_curve(_replicates(run, scheme), axis) for scheme in run.schemes)))
 
 
 def finite(value: float) -> float | None:

@@ -95,14 +95,14 @@ class Estimate(Interval):
         return f"{write(self.low)} to {write(self.high)}"
 
 
-def cell(estimate: Estimate | None, write: Write | None = None) -> str:
-    """An estimate with its interval in a cell of a table; empty where there is none."""
+def cell(estimate: Estimate | None, write: Write | None = None, unit: str = "") -> str:
+    """An estimate, its unit and its interval in a cell of a table; empty where there is none."""
     if estimate is None:
         return ""
     if estimate.refused is not None:
         return "not paired"
     write = write or estimate.write
-    return f"{write(estimate.value)} [{write(estimate.low)}, {write(estimate.high)}]"
+    return f"{write(estimate.value)}{unit} [{write(estimate.low)}, {write(estimate.high)}]"
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> str:

@@ -13,9 +13,10 @@ from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import Arm, read_arm
 from rl_lab.reports.numbers import find
 from rl_lab.reports.pages.joint import joint_verdict, score, times
-from rl_lab.reports.pages.run import build_page, write_report
+from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure
+from tests.support.pages import page_of
 
 ARMS = ("together", "sequence", "grpo_alone", "rpro_alone")
 RATES = {
@@ -64,18 +65,9 @@ def write_joint_run(folder: Path) -> Path:
         node(f"{name}.evaluate", "evaluate", arm)
         for kind in ("examinations", "episodes"):
             (folder / kind / f"{name}.{'examine' if kind == 'examinations' else 'evaluate'}").mkdir(parents=True)
-        rows = [
-            {
-                "item": f"q{k}",
-                "task": "t",
-                "category": "c",
-                "reward_type": "choice",
-                "rewards": [float(hit)],
-                "tokens": [3],
-            }
-            | {"finished": [True], "answers": ["a"], "blank": [0.0], "constant": 0.1}
-            for k, hit in enumerate(solved(language, 1))
-        ]
+        answer = {"task": "t", "category": "c", "reward_type": "choice", "tokens": [3], "finished": [True]}
+        answer |= {"answers": ["a"], "blank": [0.0], "constant": 0.1}
+        rows = [answer | {"item": f"q{k}", "rewards": [float(hit)]} for k, hit in enumerate(solved(language, 1))]
         write_json_lines(folder / "examinations" / f"{name}.examine" / "results.jsonl", rows)
         episodes = [
             {"task": "handover_block", "variant": "clean", "seed": 2_000_000 + k, "success": hit, "num_steps": 70}
@@ -143,7 +135,7 @@ def test_the_summary_holds_each_skill_together_against_alone_and_sequence(run):
 
 
 def test_the_page_shows_interference_guard_and_times_and_escapes_what_it_quotes(run):
-    page = build_page(load_run(run), measure(load_run(run)))
+    page = page_of(run)
     assert 'id="joint"' in page and "over GRPO alone" in page and "Time and drift" in page
     assert "guard: &lt;it&gt; fell" in page and "<it>" not in page
     assert page.index('id="joint"') < page.index('id="results"')

@@ -12,18 +12,12 @@ from rl_lab.report import main
 from rl_lab.reports.metrics import define
 from rl_lab.reports.pages import rollouts
 from rl_lab.reports.pages.rollouts import choose_groups
-from rl_lab.reports.pages.run import build_page, write_report
+from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
-from rl_lab.reports.summary import measure
 from tests.support.language_run_folders import build_language_run
-from tests.support.pages import CHROMIUM, Outline, found_in_browser, visible
+from tests.support.pages import CHROMIUM, found_in_browser, outline_of, page_of, visible
 from tests.support.questions import HOSTILE
 from tests.support.run_folders import summarise, write_jsonl
-
-
-def page_of(path):
-    run = load_run(path)
-    return build_page(run, measure(run))
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +36,7 @@ def groups_of(page):
 
 
 def test_page_is_well_formed_needs_no_network_and_stays_small(page):
-    outline = Outline(page)
-    targets = [value[1:] for name, key, value in outline.attributes if (name, key) == ("a", "href")]
-    assert set(targets) <= set(outline.identifiers) and len(set(outline.identifiers)) == len(outline.identifiers)
-    for name, key, value in outline.attributes:
-        if key in ("src", "href", "action", "data", "poster", "srcset"):
-            assert value.startswith(("data:", "#")), (name, key, value[:60])
+    assert outline_of(page)
     assert len(page) < 6_000_000
 
 
@@ -88,9 +77,8 @@ def test_a_single_scheme_has_no_comparison_and_one_replicate_says_so(tmp_path):
 
 @pytest.mark.parametrize("reward", [0.0, 1.0, None])
 def test_a_run_whose_rewards_are_all_the_same_or_all_failed_has_a_page(tmp_path, reward):
-    run = build_language_run(
-        tmp_path / "run", schemes={"frontier": 0.3, "uniform": 0.1}, replicates=2, items=4, steps=4
-    )
+    schemes = {"frontier": 0.3, "uniform": 0.1}
+    run = build_language_run(tmp_path / "run", schemes=schemes, replicates=2, items=4, steps=4)
     for path in [*run.glob("examinations/*/results.jsonl"), *run.glob("grpo/*/held_out.jsonl")]:
         rows = read_json_lines(path)
         write_jsonl(path, [row | {name: [reward] * 4 for name in ("rewards", "blank") if name in row} for row in rows])
@@ -110,19 +98,13 @@ def test_a_training_that_could_not_learn_opens_the_verdict(copied):
 
 def test_rollouts_are_newest_and_mixed_and_keep_the_budget(language_run, page, monkeypatch):
     groups = groups_of(page)
-    assert len(groups) == 24 and {group["scheme"] for group in groups} == {
-        "frontier",
-        "uniform",
-        "dynamic sampling",
-        "difficulty pools",
-    }
+    schemes = {"frontier", "uniform", "dynamic sampling", "difficulty pools"}
+    assert len(groups) == 24 and {group["scheme"] for group in groups} == schemes
     assert groups[0]["step"] == 37 and len({group["step"] for group in groups}) > 3
     assert all(group["images"] and group["category"] and group["answer"] == "[512, 300]" for group in groups)
     sample = groups[0]["samples"][0]
-    assert len(sample["tokens"]) == len(sample["logprobs"]) and {name for name, _ in sample["rewards"]} == {
-        "answer",
-        "format",
-    }
+    assert len(sample["tokens"]) == len(sample["logprobs"])
+    assert {name for name, _ in sample["rewards"]} == {"answer", "format"}
     monkeypatch.setattr(rollouts, "IMAGE_BUDGET_BYTES", 1000)
     assert "pictures did not fit into the page" in visible(page_of(language_run))
 

@@ -10,6 +10,10 @@ import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
+from rl_lab.reports.pages.run import build_page
+from rl_lab.reports.run import load_run
+from rl_lab.reports.summary import measure
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"br", "img", "input", "meta"}
 
@@ -36,6 +40,23 @@ class Outline(HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] not in ("script", "style"):
             self.text.append(data)
+
+
+def outline_of(page):
+    """The outline of a page whose links have their targets, whose ids occur once, and that fetches nothing."""
+    outline = Outline(page)
+    targets = [value[1:] for name, key, value in outline.attributes if (name, key) == ("a", "href")]
+    assert set(targets) <= set(outline.identifiers) and len(set(outline.identifiers)) == len(outline.identifiers)
+    for name, key, value in outline.attributes:
+        if key in ("src", "href", "action", "data", "poster", "srcset"):
+            assert value.startswith(("data:", "#")), (name, key, value[:60])
+    return outline
+
+
+def page_of(path):
+    """The report of a run folder."""
+    run = load_run(path)
+    return build_page(run, measure(run))
 
 
 def visible(page):

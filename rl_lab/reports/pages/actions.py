@@ -5,20 +5,93 @@ Tables with intervals and paired gains, charts round by round; two policies side
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-from rl_lab.reports.benchmark import episodes_text, has_several_cells, table_text
-from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate
-from rl_lab.reports.numbers import OVERALL, Row, find, find_all, percent
+from rl_lab.reports.benchmark import benchmark_lines, episodes_text, has_several_cells, success_table, table_text
+from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate, gain_rows, score_rows, text_table
+from rl_lab.reports.numbers import OVERALL, Row, find, find_all, p_text, percent, points, rate
 from rl_lab.reports.pages.charts import Axis, Series, chart, colours, interval_bar
-from rl_lab.reports.pages.markup import Cell, Markup, macros, parts
-from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, Video, label, parse_node
+from rl_lab.reports.pages.markup import Cell, Markup, Tile, data_uri, macros, parts, tile
+from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, label, parse_node
 from rl_lab.stats import EPISODE_METHODS
 
 ACTIONS = macros("actions")
+STANDINGS = {
+    "above": "the interval lies above 0",
+    "below": "the interval lies below 0",
+    "open": "the interval includes 0, no difference is shown",
+}
+
+
+def episode_summary(run: LoadedRun, table: Sequence[Estimate]) -> Row:
+    """Scores, paired gains, collection counts and verdict of a run on episodes."""
+    last = {evaluation.method: evaluation for evaluation in sorted(run.evaluations, key=lambda one: one.round)}
+    return {
+        "method": run.method,
+        "control": run.control,
+        "evaluation_seeds": (run.config.get("eval") or {}).get("seeds"),
+        "scores": score_rows(run, table),
+        "gains": gain_rows(table),
+        "benchmark": [
+            {"method": one.method, "round": one.round}
+            | success_table((e.task, e.variant, e.success) for e in one.episodes)
+            for one in last.values()
+        ],
+        "collection": [{"node": p.node, "method": p.method, "round": p.round, **p.counts} for p in run.pairs],
+        "seed_overlap": seed_overlap(run),
+        "intervals": EPISODE_METHODS,
+        "verdict": episode_verdict(run, table),
+    }
+
+
+def seed_overlap(run: LoadedRun) -> list[int]:
+    """Environment seeds that are in a preference pair and in an evaluation as well; must be empty."""
+    trained = {pair.seed for pair_set in run.pairs for pair in pair_set.index}
+    return sorted({e.seed for evaluation in run.evaluations for e in evaluation.episodes} & trained)
+
+
+def episode_verdict(run: LoadedRun, table: Sequence[Estimate]) -> list[str]:
+    """What the run showed in episodes, as sentences with numbers."""
+    success = find_all(table, how=SUCCESS, scope=OVERALL)
+    base, method, last = find(success, model=BASE), run.method, run.last_round(run.method)
+    if method is None:
+        return [f"The base policy solves {_rate(base)}." if base else "No policy was evaluated."]
+    final = find(success, model=method, round=last, over=None)
+    assert final is not None, "a method of the run has a score"
+    before = f", the base policy {_rate(base)}" if base else ""
+    sentences = [f"After {last} round{'s' * (last != 1)} {label(method)} solves {_rate(final)}{before}."]
+    names = {BASE: "the base policy"}
+    if run.control:
+        names[run.control] = f"{label(run.control)} after the same round"
+    for over, name in names.items():
+        found = find(success, model=method, round=last, over=over)
+        if found is not None:
+            sentences.append(_gain_sentence(found, name))
+    steps = find(table, how=STEPS, scope=OVERALL, model=method, round=last, over=BASE)
+    if steps is not None:
+        sentences.insert(2, _speed_sentence(steps))
+    if run.control is None:
+        sentences.append("No control was run: the gain over the base policy does not say what caused it.")
+    return sentences
+
+
+def _rate(one: Estimate) -> str:
+    return f"{one.successes} of {one.n} ({rate(one.value)} %, 95 % interval {one.ends()})"
+
+
+def _gain_sentence(gain: Estimate, over: str) -> str:
+    if gain.refused is not None:
+        return f"No paired gain over {over}: {gain.refused}."
+    return (
+        f"Paired gain over {over}: {points(gain.value)} points, 95 % interval {gain.ends()} (n = {gain.n}, "
+        f"{gain.won} episodes won, {gain.lost} lost, p {p_text(gain.p)}); {STANDINGS[gain.standing]}."
+    )
+
+
+def _speed_sentence(steps: Estimate) -> str:
+    span = f"95 % interval {steps.ends(lambda value: f'{value:+.1f}')}"
+    return f"On the {steps.n} episodes that both solve, control steps change by {steps.value:+.1f} ({span})."
 
 
 def _rates(summary: Row, scope: str = OVERALL) -> list[Estimate]:
@@ -36,66 +109,85 @@ def method_colours(summary: Row) -> dict[str, str]:
     return colours(sorted(_methods(summary), key=lambda method: method != summary["method"]), summary["control"])
 
 
-def score_table(summary: Row, scope: str, caption: str | None = None) -> Markup:
-    """One row a policy: n, success with interval, paired differences, completion steps."""
-    overs = [BASE, *([summary["control"]] if summary["control"] else [])]
-    names = ["Over base", *(f"Over {label(over)}" for over in overs[1:])]
-    head = ["Policy", "n", "Success", "", "95 % interval", *names, "Steps, successes", "Steps, capped"]
+def _overs(summary: Row) -> list[str]:
+    """What every policy is held against."""
+    return [BASE, *([summary["control"]] if summary["control"] else [])]
+
+
+def _policies(summary: Row, scope: str) -> Iterator[tuple[Estimate, list[Estimate | None], list[str]]]:
+    """Success of every policy, its paired differences, and its mean steps in words: of successes, and capped."""
     table = find_all(summary["estimates"], scope=scope)
-    rows = []
     for one in _rates(summary, scope):
         own = find_all(table, model=one.model, round=one.round)
-        cells = [label(one.model, one.round), one.n, parts.bold(percent(one.value)), interval_bar(one, (0.0, 1.0))]
-        cells += [f"{one.ends()} %", *(find(own, how=SUCCESS, over=over) for over in overs)]
         steps = [find(own, how=how, over=None) for how in (STEPS, CAPPED_STEPS)]
-        rows.append([*cells, *("" if mean is None else f"{mean.value:.0f}" for mean in steps)])
+        texts = ["" if mean is None else f"{mean.value:.0f}" for mean in steps]
+        yield one, [find(own, how=SUCCESS, over=over) for over in _overs(summary)], texts
+
+
+def score_table(summary: Row, scope: str, caption: str | None = None) -> Markup:
+    """One row a policy: n, success with interval, paired differences, completion steps."""
+    names = ["Over base", *(f"Over {label(over)}" for over in _overs(summary)[1:])]
+    head = ["Policy", "n", "Success", "", "95 % interval", *names, "Steps, successes", "Steps, capped"]
+    rows = []
+    for one, gains, steps in _policies(summary, scope):
+        cells = [label(one.model, one.round), one.n, parts.bold(percent(one.value)), interval_bar(one, (0.0, 1.0))]
+        rows.append([*cells, f"{one.ends()} %", *gains, *steps])
     return parts.table(head, rows, caption, "numbers")
 
 
-def _round_axis(summary: Row, scope: str) -> Axis:
+def score_lines(summary: Row, scope: str = OVERALL) -> str:
+    """The same for the terminal."""
+    names = [f"over {label(over)}" for over in _overs(summary)]
+    rows = [
+        [label(one.model, one.round), one.n, f"{rate(one.value)} %", f"{one.ends()} %", *gains, *steps]
+        for one, gains, steps in _policies(summary, scope)
+    ]
+    return text_table(["policy", "n", "success", "95 % interval", *names, "steps", "capped"], rows)
+
+
+def _round_series(summary: Row, scope: str, how: str, said: str) -> Iterator[Series]:
+    """Every method's means after each round, from the base's on; last the base, a point that the axis names."""
+    means = find_all(summary["estimates"], how=how, scope=scope, over=None)
+    base = [(0.0, one) for one in find_all(means, model=BASE)]
+    methods, css = _methods(summary, scope), method_colours(summary)
+    for place, method in enumerate([*methods, BASE]):
+        shift = 0.07 * (place - (len(methods) - 1) / 2)
+        own = [(one.round + shift, one) for one in find_all(means, model=method) if method != BASE]
+        labels = [f"{label(one.model, one.round)}{said.format(one)}" for _, one in base + own]
+        bare, dashed = 0 if method == BASE else len(base), how == CAPPED_STEPS
+        name, scale = "" if method == BASE else label(method), 100 if how == SUCCESS else 1
+        yield Series.through(name, base + own, css[method], scale, labels=labels, bare=bare, dashed=dashed)
+
+
+def _charts(summary: Row, scope: str) -> Markup:
+    """Before and after each round: success with Wilson intervals, and completion steps."""
     last = max(one.round for one in _rates(summary, scope))
     ticks = [(0, "base"), *((k, f"round {k}") for k in range(1, last + 1))]
-    return Axis("evaluated after", (-0.3, last + 0.3), ticks)
+    rounds = Axis("evaluated after", (-0.3, last + 0.3), ticks)
+    success = list(_round_series(summary, scope, SUCCESS, ": {0.successes} of {0.n}"))
+    steps = list(_round_series(summary, scope, STEPS, ", successes: {0.value:.0f} steps"))
+    steps += _round_series(summary, scope, CAPPED_STEPS, ", capped: {0.value:.0f} steps")
+    title = "Completion steps (dashed: failures count as the limit)"
+    drawn = chart("Success", success, rounds, Axis("success (%)", (0, 100)))
+    return parts.charts([drawn, chart(title, steps, rounds, Axis("control steps"))])
 
 
-def _lines(summary: Row, scope: str, how: str) -> list[tuple[str, list[Estimate], list[float]]]:
-    """The base policy and every method with its means and their places on the round axis; methods start at the base."""
-    means = find_all(summary["estimates"], how=how, scope=scope, over=None)
-    base = find_all(means, model=BASE)
-    methods, found = _methods(summary, scope), []
-    for number, method in enumerate(methods):
-        own = find_all(means, model=method)
-        shift = 0.07 * (number - (len(methods) - 1) / 2)
-        found.append((method, base + own, [0.0] * len(base) + [one.round + shift for one in own]))
-    return [*found, (BASE, base, [0.0] * len(base))]
-
-
-def _legend_name(method: str) -> str:
-    """The base policy is a point that the axis names."""
-    return "" if method == BASE else label(method)
-
-
-def success_chart(summary: Row, scope: str, title: str) -> Markup:
-    """Success before and after each round with Wilson intervals."""
-    series = []
-    for method, rates, x in _lines(summary, scope, SUCCESS):
-        texts = [f"{label(one.model, one.round)}: {one.successes} of {one.n}" for one in rates]
-        points, css = list(zip(x, rates, strict=True)), method_colours(summary)[method]
-        bare = sum(one.model != method for one in rates)
-        series.append(Series.through(_legend_name(method), points, css, 100, labels=texts, bare=bare))
-    return chart(title, series, _round_axis(summary, scope), Axis("success (%)", (0, 100)))
-
-
-def steps_chart(summary: Row, scope: str, title: str) -> Markup:
-    """Completion steps before and after each round: over successes, and with failures at the limit (dashed)."""
-    series = []
-    for name, how in (("successes", STEPS), ("capped", CAPPED_STEPS)):
-        for method, means, x in _lines(summary, scope, how):
-            texts = [f"{label(one.model, one.round)}, {name}: {one.value:.0f} steps" for one in means]
-            bare = sum(one.model != method for one in means)
-            css, y = method_colours(summary)[method], [one.value for one in means]
-            series.append(Series(_legend_name(method), x, y, css, how == CAPPED_STEPS, labels=texts, bare=bare))
-    return chart(title, series, _round_axis(summary, scope), Axis("control steps"))
+def episode_tiles(summary: Row) -> list[Tile]:
+    """The four numbers of a run: base, final, and the paired gains over base and control."""
+    success, method = find_all(summary["estimates"], how=SUCCESS, scope=OVERALL), summary["method"]
+    last = max((one.round for one in find_all(success, model=method)), default=0)
+    final = find_all(success, model=method, round=last)
+    rates = {"Base policy": find(success, model=BASE), label(method or "", last): find(final, over=None)}
+    gains = {"Gain over the base policy": find(final, over=BASE)}
+    if summary["control"]:
+        gains[f"Gain over {label(summary['control'])}"] = find(final, over=summary["control"])
+    shown = [
+        tile(title, one, f"{one.successes} of {one.n} episodes, 95 % interval", percent)
+        for title, one in rates.items()
+        if one
+    ]
+    paired = "points, paired 95 % interval"
+    return shown + [tile(title, one, paired) for title, one in gains.items() if one and one.refused is None]
 
 
 def _pairwise(summary: Row) -> Markup:
@@ -112,11 +204,6 @@ def _pairwise(summary: Row) -> Markup:
     return ACTIONS.pairwise(["", *map(label, methods)], rows, count)
 
 
-def _charts(summary: Row, scope: str) -> Markup:
-    steps = "Completion steps (dashed: failures count as the limit)"
-    return parts.charts([success_chart(summary, scope, "Success"), steps_chart(summary, scope, steps)])
-
-
 def _benchmark(summary: Row) -> Markup:
     """The table of the papers, where it has more than one cell."""
     tables = summary["benchmark"]
@@ -128,7 +215,7 @@ def _benchmark(summary: Row) -> Markup:
 
 def results(summary: Row) -> Markup:
     """Tables and charts of success and steps: overall, and for each task and variant where there are several."""
-    scopes = list(dict.fromkeys(one.scope for one in find_all(summary["estimates"], how=SUCCESS)))[1:]
+    scopes = _scopes(summary)[1:]
     if not scopes:
         return parts.missing("results", "Success and completion steps", "No evaluation is in this run folder.")
     several = len(scopes) > 1
@@ -143,6 +230,18 @@ def results(summary: Row) -> Markup:
         pairs=sum(row.get("pairs") or 0 for row in summary["collection"]),
         methods="; ".join(f"{k}: {v}" for k, v in EPISODE_METHODS.items()),
     )
+
+
+def _scopes(summary: Row) -> list[str]:
+    """Overall, then tasks and variants."""
+    return list(dict.fromkeys(one.scope for one in find_all(summary["estimates"], how=SUCCESS)))
+
+
+def episode_lines(summary: Row) -> list[str]:
+    """Tables of all scopes of a run on episodes."""
+    scopes = _scopes(summary)
+    shown = scopes if len(scopes) > 2 else scopes[:1]
+    return [f"{scope}\n{score_lines(summary, scope)}" for scope in shown] + benchmark_lines(summary["benchmark"])
 
 
 def outcome(episode: EpisodeResult) -> tuple[bool, str, int]:
@@ -174,50 +273,31 @@ def failure_modes(run: LoadedRun) -> Markup:
 VIDEO_BUDGET_BYTES = 4_500_000
 """Both sides of all embedded videos; the rest stays in the run folder."""
 
-SIDES = ("before", "after")
 
-
-def _picture(path: Path) -> str:
-    return "data:image/webp;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _policy(run: LoadedRun, node: str) -> str:
+def _policy(run: LoadedRun, node: str | None) -> str:
     """Readable name of the policy that a node trained: method and round, or variant and training seed."""
-    method, number = parse_node(node)
+    method, number = parse_node(str(node))
     if run.config.get("sweep"):
         return f"{label(method)}, training seed {number}"
     return label(BASE if method == "sft" else method, number)
 
 
-def _video(run: LoadedRun, folder: Path, film: Video) -> Markup:
-    """One episode under both policies."""
-    sides = []
-    for side in SIDES:
-        end = str(getattr(film, f"{side}_failure") or "success").replace("_", " ")
-        text = f"{_policy(run, str(getattr(film, f'{side}_node')))}: {end}"
-        sides.append((_picture(folder / getattr(film, side)), text))
-    return ACTIONS.video(f"{film.task}, {film.variant}, seed {film.seed}", sides)
-
-
-def _playable(run: LoadedRun) -> Iterator[tuple[Path, Video]]:
-    """Folder and line of every recorded episode whose files are there; of the others a problem of the run."""
-    for folder, index in run.videos:
-        for film in index:
-            files = [folder / film.before, folder / film.after]
-            if all(file.is_file() and file.parent == folder for file in files):
-                yield folder, film
-            else:
-                run.problems.append(f"a video listed in {folder.name} is missing")
-
-
 def filmed(run: LoadedRun, budget: int = VIDEO_BUDGET_BYTES) -> list[tuple[str, Markup]]:
-    """Name of the folder and both films of each recorded episode, within the budget of bytes."""
+    """Name of the folder and both films of each recorded episode whose files are there, within the budget of bytes; of
+    the others a problem of the run."""
     shown, used = [], 0
-    for folder, film in _playable(run):
-        used += sum((folder / side).stat().st_size for side in (film.before, film.after))
+    for folder, film in ((folder, film) for folder, index in run.videos for film in index):
+        files = [folder / film.before, folder / film.after]
+        if not all(file.is_file() and file.parent == folder for file in files):
+            run.problems.append(f"a video listed in {folder.name} is missing")
+            continue
+        used += sum(file.stat().st_size for file in files)
         if used > budget:
             break
-        shown.append((folder.name, _video(run, folder, film)))
+        policies = (film.before_node, film.before_failure), (film.after_node, film.after_failure)
+        texts = [f"{_policy(run, node)}: {(end or 'success').replace('_', ' ')}" for node, end in policies]
+        sides = [(data_uri(file.read_bytes()), text) for file, text in zip(files, texts, strict=True)]
+        shown.append((folder.name, ACTIONS.video(f"{film.task}, {film.variant}, seed {film.seed}", sides)))
     return shown
 
 

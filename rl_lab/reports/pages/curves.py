@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import cycle, product
 
 import numpy as np
 
@@ -109,44 +110,23 @@ def offsets(run: LoadedRun, nodes: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _series(run: LoadedRun, nodes: Sequence[str], name: str) -> list[Series]:
-    """One metric against the steps since the first node began, a line of its own for each node."""
-    found = []
-    for node, offset in offsets(run, nodes).items():
-        x, y = curve(run.metrics, node, name)
-        found.append(Series(name, [offset + step for step in x], y, _css(name), dashed=name.endswith("_reference")))
-    return found
-
-
 def metric_chart(run: LoadedRun, title: str, nodes: Sequence[str], names: Sequence[str], y_label: str) -> Markup:
-    """A chart of some metrics of a chain of nodes; nothing if none of them was logged."""
-    series = [line for name in names for line in _series(run, nodes, name)]
-    starts = list(offsets(run, nodes).items())
-    separators = [(start, f"round {i}") for i, (_, start) in enumerate(starts, start=1)] if len(starts) > 1 else []
-    definitions = {name: text for name in names if (text := define(name))}
+    """Some metrics of a chain of nodes against the steps since the first one began, a line of its own for each node;
+    nothing if none of them was logged."""
+    starts, series = offsets(run, nodes), []
+    for name, (node, start) in product(names, starts.items()):
+        x, y = curve(run.metrics, node, name)
+        series.append(Series(name, [start + step for step in x], y, _css(name), dashed=name.endswith("_reference")))
+    rounds = [(start, f"round {number}") for number, start in enumerate(starts.values(), start=1)]
     share = y_label == "share"
-    y_axis = Axis(y_label, (0, 1) if share else None, may_be_log=not share and y_label != "implicit reward")
-    return chart(title, series, Axis("optimiser step"), y_axis, separators=separators, definitions=definitions)
-
-
-def _grouped(run: LoadedRun, nodes: Sequence[str]) -> list[Markup]:
-    """The charts of `GROUPS` that have something to draw."""
-    known = logged_values(run.metrics, nodes)
-    if "flow/probe" not in known:  # then `flow/loss` is `loss`
-        known = [name for name in known if name != "flow/loss"]
-    units = {title: "share" if title.startswith("Share") else "loss" for title in GROUPS}
-    charts = [
-        metric_chart(run, title, nodes, [n for n in names if n in known], units[title])
-        for title, names in GROUPS.items()
-    ]
-    return [drawn for drawn in charts if drawn]
-
-
-def _rest(run: LoadedRun, nodes: Sequence[str]) -> list[Markup]:
-    """Every other logged value, each in a chart of its own."""
-    drawn = {name for names in GROUPS.values() for name in names} | set(REWARDS)
-    names = [name for name in logged_values(run.metrics, nodes) if name not in drawn]
-    return [metric_chart(run, name, nodes, [name], name) for name in names]
+    return chart(
+        title,
+        series,
+        Axis("optimiser step"),
+        Axis(y_label, (0, 1) if share else None, may_be_log=not share and y_label != "implicit reward"),
+        separators=rounds if len(rounds) > 1 else [],
+        definitions={name: text for name in names if (text := define(name))},
+    )
 
 
 def rewards(run: LoadedRun) -> Markup:
@@ -161,8 +141,22 @@ def rewards(run: LoadedRun) -> Markup:
 
 
 def chain(run: LoadedRun, method: str, nodes: Sequence[str]) -> Markup:
-    """All charts of a chain of nodes; a single one takes half the width."""
-    return CURVES.chain(label(method), _grouped(run, nodes), _rest(run, nodes))
+    """The charts of `GROUPS` that have something to draw, and every other logged value in a chart of its own."""
+    known = logged_values(run.metrics, nodes)
+    hidden = () if "flow/probe" in known else ("flow/loss",)  # without a probe it is `loss`
+    grouped = [
+        metric_chart(
+            run,
+            title,
+            nodes,
+            [name for name in names if name in known and name not in hidden],
+            "share" if title.startswith("Share") else "loss",
+        )
+        for title, names in GROUPS.items()
+    ]
+    drawn = {*REWARDS, *(name for names in GROUPS.values() for name in names)}
+    others = [metric_chart(run, name, nodes, [name], name) for name in known if name not in drawn]
+    return CURVES.chain(label(method), [one for one in grouped if one], others)
 
 
 def glossary(names: Sequence[str]) -> Markup:
@@ -200,10 +194,6 @@ def _mean(run: LoadedRun, nodes: Sequence[str], name: str, title: str, css: str,
     return Series(title, x, y, css, dashed, band=band if len(nodes) > 1 and not dashed else ((), ()))
 
 
-def _axis(unit: str) -> Axis:
-    return Axis(unit, (0, 1) if unit == "share" else None)
-
-
 def compared(run: LoadedRun) -> Markup:
     """One chart a quantity, one line a scheme."""
     css, charts = colours(run.schemes, REFERENCE), []
@@ -214,10 +204,9 @@ def compared(run: LoadedRun) -> Markup:
             for scheme in run.schemes
         ]
         texts = {label(scheme): define(names[0]) or "" for scheme in run.schemes}
-        small = Axis(
-            unit, (0, max([0.05, *(v for s in series for v in (*s.y, *s.band[1]))])) if unit == "share" else None
-        )
-        charts.append(chart(title, series, Axis("optimiser step"), small, definitions=texts))
+        most = max([0.05, *(value for line in series for value in (*line.y, *line.band[1]))])
+        axis = Axis(unit, (0, most) if unit == "share" else None)
+        charts.append(chart(title, series, Axis("optimiser step"), axis, definitions=texts))
     return parts.charts(charts)
 
 
@@ -225,11 +214,10 @@ def _split(run: LoadedRun, nodes: Sequence[str], title: str, known: Sequence[str
     """The members of one family of metrics as lines of one chart."""
     unit, family, without = SPLIT[title]
     names = [name for name in known if name.startswith(family) and name not in without]
-    series = [
-        _mean(run, nodes, name, name.removeprefix(family), COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)
-    ]
+    series = [_mean(run, nodes, n, n.removeprefix(family), css) for n, css in zip(names, cycle(COLOURS), strict=False)]
     texts = {name.removeprefix(family): define(name) or "" for name in names}
-    return chart(title, series, Axis("optimiser step"), _axis(unit), definitions=texts)
+    axis = Axis(unit, (0, 1) if unit == "share" else None)
+    return chart(title, series, Axis("optimiser step"), axis, definitions=texts)
 
 
 def bands_over_time(run: LoadedRun, nodes: Sequence[str]) -> Markup:
@@ -274,22 +262,17 @@ def failed_calls(run: LoadedRun) -> Markup:
     return parts.table(["Failed reward calls while training", *map(label, counts)], rows, css="numbers")
 
 
-def _others(run: LoadedRun, nodes: Sequence[str], known: Sequence[str]) -> list[Markup]:
-    """Every other logged value of a scheme, each in a chart of its own."""
-    drawn = {name for _, names in COMPARED.values() for name in names}
-    names = [name for name in known if name not in drawn and not name.startswith(FAMILIES)]
-    return [chart(n, [_mean(run, nodes, n, n, "c0")], Axis("optimiser step"), Axis("")) for n in names]
-
-
 def scheme_block(run: LoadedRun, scheme: str, open_: bool) -> Markup:
-    """What one scheme's rewards, bands and seconds are made of."""
+    """What one scheme's rewards, bands and seconds are made of, and every other logged value in a chart of its own."""
     nodes = _nodes(run, scheme)
     known = logged_values(run.metrics, nodes)
     if not known:
         return Markup("")
     charts = [_split(run, nodes, title, known) for title in SPLIT]
-    bands, others = bands_over_time(run, nodes), _others(run, nodes, known)
-    return CURVES.scheme(label(scheme), open_, charts, bands, flow(run, nodes), others)
+    drawn = {name for _, names in COMPARED.values() for name in names}
+    rest = [name for name in known if name not in drawn and not name.startswith(FAMILIES)]
+    others = [chart(name, [_mean(run, nodes, name, name, "c0")], Axis("optimiser step"), Axis("")) for name in rest]
+    return CURVES.scheme(label(scheme), open_, charts, bands_over_time(run, nodes), flow(run, nodes), others)
 
 
 def language_curves(run: LoadedRun) -> Markup:

@@ -29,6 +29,7 @@ NAMES = {
     IMITATE: "student, imitating (control)",
 }
 COLOURS = {DISTILL: "c0", IMITATE: "c1"}
+"""Of both ways to learn."""
 LEAST_GAP = 0.15
 """Points that a teacher must be ahead by, for its student to have something to learn."""
 WANTED_SHARE = 0.8
@@ -56,19 +57,13 @@ def examined(run: LoadedRun) -> dict[str, Examination]:
     return named if student is None else {STUDENT: student} | named
 
 
-def trainings(run: LoadedRun) -> list[LearningCurve]:
-    """Short examinations of both ways to learn from the teacher."""
-    found = [t for t in run.trainings if t.scheme == DISTILL and len(t.steps)]
+def reward_curves(run: LoadedRun) -> list[Curve]:
+    """Held-out reward over tokens of both ways to learn from the teacher, where there are short examinations."""
+    found = [training for training in run.trainings if training.scheme == DISTILL and len(training.steps)]
     folder = run.path / "checkpoints" / IMITATE
     if (folder / "held_out.jsonl").is_file():
         found.append(LearningCurve(IMITATE, IMITATE, 1, folder, *read_training(folder / "held_out.jsonl")))
-    return found
-
-
-def reward_curves(run: LoadedRun) -> list[Curve]:
-    """Held-out reward over tokens of both."""
-    made = [make_curve([training], "tokens") for training in trainings(run)]
-    return [curve for curve in made if curve is not None]
+    return list(filter(None, (make_curve([training], "tokens") for training in found)))
 
 
 def quotient(above: Array, below: Array) -> Estimate:
@@ -80,19 +75,15 @@ def quotient(above: Array, below: Array) -> Estimate:
     return Estimate(**vars(interval), n=len(above), how="share of the gap")
 
 
-def tokens_to(curve: Curve, start: float, gap: float, share: float) -> float | None:
-    """Tokens at which a curve has this share of the gap above the student; None: never."""
-    target = np.array([start + share * gap])
-    return finite(float(first_reach(curve.places, curve.means[None, :], target)[0]))
-
-
 def token_rows(curves: Sequence[Curve], start: float, gap: float) -> list[Row]:
-    """Tokens to each target of each way to learn, and what each spent."""
-    return [
-        {"model": curve.scheme, "spent": float(curve.places[-1])}
-        | {"reached": [{"share": share, "tokens": tokens_to(curve, start, gap, share)} for share in TARGETS]}
-        for curve in curves
-    ]
+    """What each way to learn spent, and its tokens to each share of the gap above the student; None: never."""
+    rows = []
+    for curve in curves:
+        targets = start + gap * np.array(TARGETS)
+        places = first_reach(curve.places, np.repeat(curve.means[None, :], len(targets), axis=0), targets)
+        reached = [{"share": s, "tokens": finite(place)} for s, place in zip(TARGETS, places.tolist(), strict=True)]
+        rows.append({"model": curve.scheme, "spent": float(curve.places[-1]), "reached": reached})
+    return rows
 
 
 def stage_seconds(run: LoadedRun) -> dict[str, float]:
@@ -115,9 +106,7 @@ def distillation_summary(run: LoadedRun) -> Row | None:
     row: Row = {
         "rewards": {name: _mean(values) for name, values in rewards.items()},
         "gap": _mean(gap),
-        "recovered": {
-            name: quotient(rewards[name] - rewards[STUDENT], gap) for name in (DISTILL, IMITATE) if name in rewards
-        },
+        "recovered": {name: quotient(rewards[name] - rewards[STUDENT], gap) for name in COLOURS if name in rewards},
         "seconds": stage_seconds(run),
         "method": METHOD,
     }
@@ -141,14 +130,14 @@ def has_gap(row: Row) -> bool:
 def distillation_verdict(row: Row) -> list[str]:
     """Sentences: the gap, what was recovered, and at how many tokens."""
     gap = row["gap"]
-    size = f"{cell(gap, lambda value: f'{100 * value:.1f}').replace(' ', ' points ', 1)}, n = {gap.n}"
+    size = f"{cell(gap, lambda value: f'{100 * value:.1f}', ' points')}, n = {gap.n}"
     if not has_gap(row):
         return [
             f"There is no gap to recover: the teacher is ahead of the student by {size}; at least 15 are asked for."
         ]
     lines = [f"The teacher is ahead of the student by {size}."]
     for name, found in row["recovered"].items():
-        lines.append(f"{name} recovers {cell(found, share_text).replace(' ', ' % ', 1)} of the gap.")
+        lines.append(f"{name} recovers {cell(found, share_text, ' %')} of the gap.")
     return lines + _token_lines(row)
 
 
@@ -157,16 +146,17 @@ def share_text(value: float) -> str:
     return f"{100 * value:.0f}" if math.isfinite(value) else "unbounded"
 
 
+def _reached(row: Row) -> dict[str, dict[float, float | None]]:
+    """Tokens of each way to learn to each share of the gap."""
+    return {entry["model"]: {at["share"]: at["tokens"] for at in entry["reached"]} for entry in row["tokens"]}
+
+
 def _token_lines(row: Row) -> list[str]:
     """Tokens of both to 80 % of the gap, where both were examined."""
-    reached = {
-        entry["model"]: next(point["tokens"] for point in entry["reached"] if point["share"] == WANTED_SHARE)
-        for entry in row["tokens"]
-    }
-    spent = {entry["model"]: entry["spent"] for entry in row["tokens"]}
+    reached, spent = _reached(row), {entry["model"]: entry["spent"] for entry in row["tokens"]}
     if not {DISTILL, IMITATE} <= reached.keys():
         return []
-    own, other = reached[DISTILL], reached[IMITATE]
+    own, other = reached[DISTILL][WANTED_SHARE], reached[IMITATE][WANTED_SHARE]
     share = f"{100 * WANTED_SHARE:.0f} % of the gap"
     if own is None:
         return [f"distill does not reach {share} within its {spent[DISTILL]:,.0f} tokens."]
@@ -182,28 +172,19 @@ def _share(one: Estimate | None) -> Markup | str:
     return parts.estimate(minus(f"{share_text(one.value)} %"), minus(f" {one.ends(share_text)}"))
 
 
-def _tokens(entry: Row | None, share: float) -> str:
-    if entry is None:
-        return ""
-    tokens = next(point["tokens"] for point in entry["reached"] if point["share"] == share)
-    return "not within its tokens" if tokens is None else f"{tokens:,.0f}"
-
-
 def models_table(row: Row) -> Markup:
     """Reward of each model, share of the gap, tokens spent, and tokens to shares of the gap."""
-    entries = {entry["model"]: entry for entry in row["tokens"]}
-    shares = [point["share"] for entry in row["tokens"][:1] for point in entry["reached"]] if has_gap(row) else []
+    reached, spent = _reached(row), {entry["model"]: f"{entry['spent']:,.0f}" for entry in row["tokens"]}
+    shares = TARGETS if reached and has_gap(row) else ()
     head = ["Model", f"Reward, n = {row['gap'].n}", "Of the gap", "Tokens learned from"]
-    head += [f"Tokens to {100 * share:.0f} %" for share in shares]
     rows = []
-    for name, label in NAMES.items():
-        if name not in row["rewards"]:
-            continue
-        entry = entries.get(name)
-        spent = "" if entry is None else f"{entry['spent']:,.0f}"
+    for name in (name for name in NAMES if name in row["rewards"]):
         recovered = row["recovered"].get(name) if has_gap(row) else None
-        cells = [label, row["rewards"][name], _share(recovered), spent]
-        rows.append([*cells, *(_tokens(entry, share) for share in shares)])
+        tokens = [reached[name][share] for share in shares] if name in reached else []
+        texts = ["not within its tokens" if number is None else f"{number:,.0f}" for number in tokens]
+        start = [NAMES[name], row["rewards"][name], _share(recovered), spent.get(name)]
+        rows.append([*start, *(texts or [""] * len(shares))])
+    head += [f"Tokens to {100 * share:.0f} %" for share in shares]
     return parts.table(head, rows, "Teacher, student, and both ways to learn", "numbers stacked")
 
 
@@ -219,16 +200,11 @@ def curves_chart(run: LoadedRun, row: Row) -> Markup:
     return chart("Held-out reward over tokens", series, Axis("tokens learned from"), Axis("reward"))
 
 
-def seconds_line(row: Row) -> str:
-    """What each part took."""
-    seconds = row["seconds"]
-    shown = {"teacher": TEACHER, "student with distillation": STUDENT, "control": IMITATE, "questions": "questions"}
-    return "Seconds of their stages: " + ", ".join(f"{name} {seconds[key]:,.0f}" for name, key in shown.items()) + "."
-
-
 def distillation_section(run: LoadedRun, row: Row | None) -> Markup:
     """All of it, or nothing for a run without teacher and student."""
     if row is None:
         return Markup("")
-    said = minus(f"The gap is {cell(row['gap'])}. {seconds_line(row)} {row['method']}.")
+    shown = {"teacher": TEACHER, "student with distillation": STUDENT, "control": IMITATE, "questions": "questions"}
+    took = ", ".join(f"{name} {row['seconds'][key]:,.0f}" for name, key in shown.items())
+    said = minus(f"The gap is {cell(row['gap'])}. Seconds of their stages: {took}. {row['method']}.")
     return macros("language").distillation(map(minus, row["verdict"]), models_table(row), curves_chart(run, row), said)

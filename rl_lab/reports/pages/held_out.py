@@ -2,16 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rl_lab.reports.budgets import REFERENCE, curves
-from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD, Estimate
+from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD, Estimate, cell, text_table
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, reward, share, signed
 from rl_lab.reports.pages.charts import Axis, Series, bounds_of, chart, colours, interval_bar
-from rl_lab.reports.pages.markup import Markup, Tile, macros, minus, parts
+from rl_lab.reports.pages.markup import Markup, Tile, macros, minus, parts, tile
 from rl_lab.reports.run import BASE, LoadedRun, label
 
 LANGUAGE = macros("language")
+OPENINGS = {
+    "above": "Better than (interval above 0)",
+    "below": "Worse than (interval below 0)",
+    "open": "No difference shown to (interval around 0)",
+}
+
+
+def held_out_verdict(table: Sequence[Estimate], tokens: Sequence[Row]) -> list[str]:
+    """A paragraph for the base, then for each scheme: what it is better than, paired, and the tokens that it needed."""
+    rewards = find_all(table, how=REWARD, scope=OVERALL)
+    paragraphs = []
+    for mean in find_all(rewards, over=None):
+        gains = [one for one in rewards if one.model == mean.model and one.over is not None]
+        sentences = [_reward_sentence(mean), *_comparisons(gains)]
+        needed = find(tokens, scheme=mean.model)
+        if needed is not None and mean.model != REFERENCE:
+            sentences.append(_needed_sentence(needed))
+        paragraphs.append(" ".join(sentences))
+    return paragraphs or ["No model was examined."]
+
+
+def _reward_sentence(mean: Estimate) -> str:
+    name = label(mean.model)
+    seeds = f", {mean.replicates} replicates" if mean.replicates != 1 else ""
+    span = f"95 % interval {mean.ends()}, {mean.n} items{seeds}"
+    return f"{name[0].upper()}{name[1:]}: held-out reward {reward(mean.value)} ({span})."
+
+
+def _comparisons(gains: Sequence[Estimate]) -> Iterator[str]:
+    """One sentence for each side of 0 on which intervals of paired differences lie."""
+    for standing, opening in OPENINGS.items():
+        found = [one for one in gains if one.standing == standing]
+        texts = [f"{NAMES.get(one.over or '', label(one.over or ''))} {signed(one.value)}" for one in found]
+        if texts:
+            yield f"{opening}: {', '.join(texts)}."
+
+
+def _needed_sentence(row: Row) -> str:
+    ends = f"95 % interval {share(row['low'])} to {share(row['high'])}"
+    if row["share"] is None:
+        return f"It never reaches uniform's final reward within its tokens ({ends})."
+    return f"It reaches uniform's final reward with {share(row['share'])} of uniform's tokens ({ends})."
+
+
+def held_out_lines(summary: Row) -> list[str]:
+    """The table of a run on language: rewards, passes, and what the models are held against."""
+    names = list(dict.fromkeys((REWARD, "pass@1", f"pass@{summary['samples']}", BLANK, CONSTANT)))
+    table = find_all(summary["estimates"], scope=OVERALL)
+    rows = []
+    for mean in find_all(table, how=REWARD, over=None):
+        own = find_all(table, model=mean.model)
+        means = [find(own, how=name, over=None) for name in names[1:]]
+        rest = ["" if one is None else reward(one.value) for one in means]
+        over = find(own, how=REWARD, over=BASE)
+        rows.append([label(mean.model), mean.replicates, mean.n, mean, *rest, cell(over, reward)])
+    head = ["model", "replicates", "items", *names, "over base"]
+    return [text_table(head, rows)] if rows else []
 
 
 def over_name(over: str) -> str:
@@ -26,12 +83,10 @@ def held_out_tiles(summary: Row) -> list[Tile]:
     shown = []
     for name in dict.fromkeys((BASE, scheme)):
         for mean in find_all(rewards, model=name, over=None):
-            span = f"mean reward, 95 % interval {mean.ends()}"
-            shown.append(Tile(label(name).capitalize(), reward(mean.value), minus(span)))
+            shown.append(tile(label(name).capitalize(), mean, "mean reward, 95 % interval"))
     for over in (BASE, BLANK, CONSTANT):
         for gain in find_all(rewards, model=scheme, over=over):
-            span = f"paired 95 % interval {gain.ends()}"
-            shown.append(Tile(f"Over {NAMES[over]}", minus(signed(gain.value)), minus(span), gain.standing))
+            shown.append(tile(f"Over {NAMES[over]}", gain, "paired 95 % interval"))
     return shown
 
 

@@ -6,6 +6,7 @@ Interference, both skills over time, cosines, drift, time, the guard.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 
@@ -125,9 +126,7 @@ def _sentence(found: Estimate | None) -> str:
     """A paired difference in words."""
     if found is None or found.refused is not None:
         return ""
-    size = cell(found, "{:+.3f}".format)
-    if found.how == SUCCESS:
-        size = cell(found, points).replace(" ", " points ", 1)
+    size = cell(found, points, " points") if found.how == SUCCESS else cell(found, "{:+.3f}".format)
     return f"{size} (n = {found.n}): {STANDINGS[found.standing]}"
 
 
@@ -166,10 +165,6 @@ def joint_section(arms: Sequence[Arm], summary: Row) -> Markup:
     )
 
 
-def _css(arms: Sequence[Arm]) -> dict[str, str]:
-    return {arm.name: COLOURS[place % len(COLOURS)] for place, arm in enumerate(arms)}
-
-
 def interference_table(summary: Row, joint: Row) -> Markup:
     """One row a model: both held-out skills, and paired differences to the base, to the skill alone, to sequence."""
     head = ["Model", "Reward", "over base", "over GRPO alone", "over sequence"]
@@ -198,7 +193,7 @@ def skill_charts(arms: Sequence[Arm]) -> Markup:
     charts = []
     for skill, title in SKILL_TITLES.items():
         series = []
-        for arm, css in zip(arms, COLOURS, strict=False):
+        for arm, css in zip(arms, cycle(COLOURS), strict=False):
             means = [(row["turn"], row[skill]) for row in exam_rows(arm) if row[skill] is not None]
             texts = [f"{label(arm.name)}, turn {turn}: {one.value:.3f} (n = {one.n})" for turn, one in means]
             scale = 100 if skill == "actions" else 1
@@ -213,7 +208,7 @@ def _series(arm: Arm, metric: str, name: str, css: str) -> Series:
 
 def _compared(arms: Sequence[Arm], metric: str, title: str, x: str, unit: str) -> Markup:
     """A metric of all arms."""
-    lines = [_series(arm, metric, label(arm.name), css) for arm, css in zip(arms, COLOURS, strict=False)]
+    lines = [_series(arm, metric, label(arm.name), css) for arm, css in zip(arms, cycle(COLOURS), strict=False)]
     return chart(title, lines, Axis(x), Axis(unit))
 
 

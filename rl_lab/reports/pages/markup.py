@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+from PIL import Image
 
 from rl_lab.pictures import read_picture
-from rl_lab.reports.estimates import SUCCESS, Estimate
+from rl_lab.reports.estimates import SUCCESS, Estimate, Write
 from rl_lab.reports.numbers import p_text, rate
 
-__all__ = ["Cell", "Markup", "Tile", "escape", "macros", "minus", "parts"]
+__all__ = ["Cell", "Markup", "Tile", "escape", "macros", "minus", "parts", "tile"]
 
 
 class Cell(NamedTuple):
@@ -81,6 +82,12 @@ def estimate_text(one: Estimate | None) -> Markup | str:
     return parts.estimate(*texts, one.standing, title)
 
 
+def tile(title: str, one: Estimate, detail: str, write: Write | None = None) -> Tile:
+    """An estimate, and its interval behind the detail; a difference is coloured where that excludes 0."""
+    write, css = write or one.write, "" if one.over is None else one.standing
+    return Tile(title, minus(write(one.value)), minus(f"{detail} {one.ends(write)}"), css)
+
+
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Content security policy of every page: whatever a config or an instruction contains, nothing is fetched."""
 
@@ -104,9 +111,19 @@ def picture(image: bytes | Path) -> str:
     """A picture as a data URI of at most IMAGE_SIDE pixels. ValueError if it is none."""
     small = read_picture(image)
     small.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    return webp(small, 80)
+
+
+def webp(image: Image.Image, quality: int) -> str:
+    """A picture as it is, as a data URI."""
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=80, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, "WEBP", quality=quality, method=4)
+    return data_uri(buffer.getvalue())
+
+
+def data_uri(content: bytes) -> str:
+    """Of a picture in WebP."""
+    return "data:image/webp;base64," + base64.b64encode(content).decode()
 
 
 class ImageBudget:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,7 +10,7 @@ from PIL import Image
 
 from rl_lab.reading import DAMAGE
 from rl_lab.reports.numbers import spread
-from rl_lab.reports.pages.markup import Markup, macros, parts
+from rl_lab.reports.pages.markup import Markup, macros, parts, webp
 from rl_lab.reports.run import LoadedRun, Pair, PairSet, label
 
 PAIRS_A_ROUND = 12
@@ -64,9 +62,7 @@ def sprite(images: np.ndarray, steps: list[int]) -> str:
     sheet = Image.fromarray(frames.transpose(0, 2, 1, 3, 4).reshape(len(steps) * size, -1, 3))
     if size > MAX_SIDE:
         sheet = sheet.resize((sheet.width * MAX_SIDE // size, len(steps) * MAX_SIDE))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "WEBP", quality=72, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return webp(sheet, 72)
 
 
 def segment_data(poses: np.ndarray, images: np.ndarray) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rl_lab.reading import read_object
-from rl_lab.reports.estimates import REWARD, Estimate, difference_row
+from rl_lab.reports.estimates import REWARD, Estimate, cell, difference_row, text_table
 from rl_lab.reports.kinds import ON_LANGUAGE, Reported
 from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, reward
 from rl_lab.reports.pages.charts import bounds_of, interval_bar
-from rl_lab.reports.pages.markup import Cell, Markup, Tile, macros, minus, parts
+from rl_lab.reports.pages.markup import Cell, Markup, Tile, macros, minus, parts, tile
 from rl_lab.reports.run import BASE, LoadedRun, StageRow
 
 STANDINGS = {"above": "better", "below": "worse", "open": "no difference shown"}
@@ -177,6 +177,20 @@ def pipeline_verdict(rows: list[Row], stopped: str | None) -> list[str]:
     return [" ".join(sentences)]
 
 
+def pipeline_lines(summary: Row) -> list[str]:
+    """The chain of models: what each was made from, what it gained over the one before, what its gate said."""
+    rows = []
+    for row in summary["pipeline"]:
+        gate = "" if row["gate"] is None else "passed" if row["gate"]["passed"] else f"{row['goes_on']} goes on"
+        gate = row["status"] if row["status"] != "done" else gate
+        gain = f"{row['before']}: {cell(row['over_before'], reward)}" if row["over_before"] else ""
+        tokens, seconds = row["tokens_sampled"] or row["tokens_imitated"], f"{row['seconds']:.0f} s"
+        cells = [row["model"], row["from_model"], row["held_out"], gain]
+        rows.append([*cells, f"{tokens:,}" if tokens else "", seconds, gate])
+    head = ["model", "from", "held-out reward", "over the one before", "tokens", "time", "gate"]
+    return [text_table(head, rows, left=2)]
+
+
 def _origin(row: Row) -> str:
     """What a model was made from, in words."""
     parts = [f"from {row['from_model']}"] if row["from_model"] else []
@@ -276,12 +290,9 @@ def pipeline_tiles(rows: list[Row]) -> list[Tile]:
     base = next((row for row in rows if row["model"] == BASE), None)
     for title, row in (("Base", base), (f"End of the chain: {last['model']}" if last else "", last)):
         if row is not None and row["held_out"] is not None:
-            mean = row["held_out"]
-            shown.append(Tile(title, reward(mean.value), f"95 % interval {mean.ends()}"))
+            shown.append(tile(title, row["held_out"], "95 % interval"))
     if last is not None and last["over_base"] is not None:
-        gain = last["over_base"]
-        span = minus(f"paired 95 % interval {gain.ends('{:+.3f}'.format)}")
-        shown.append(Tile("Over the base", minus(f"{gain.value:+.3f}"), span, gain.standing))
+        shown.append(tile("Over the base", last["over_base"], "paired 95 % interval", "{:+.3f}".format))
     gates = [row["gate"] for row in rows if row["gate"]]
     if gates:
         passed = sum(gate["passed"] for gate in gates)

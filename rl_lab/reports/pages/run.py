@@ -9,25 +9,23 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from rl_lab.files import write_whole
-from rl_lab.reports.estimates import SUCCESS, Estimate
-from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, percent, points
-from rl_lab.reports.pages.actions import failure_modes, results, videos
+from rl_lab.reports.numbers import Row, duration
+from rl_lab.reports.pages.actions import episode_tiles, failure_modes, results, videos
 from rl_lab.reports.pages.curves import language_curves, learning_curves, rewards
 from rl_lab.reports.pages.distillation import distillation_section
 from rl_lab.reports.pages.held_out import held_out_section, held_out_tiles, schemes_section
 from rl_lab.reports.pages.joint import joint_section
-from rl_lab.reports.pages.markup import Cell, Markup, Tile, document, minus, parts
+from rl_lab.reports.pages.markup import Cell, Markup, Tile, document, parts
 from rl_lab.reports.pages.pairs import pair_browser
 from rl_lab.reports.pages.pipeline import pipeline_section, pipeline_tiles, provenance
 from rl_lab.reports.pages.reward_models import action_rewards_section, outcome_section
 from rl_lab.reports.pages.rollouts import rollouts_section, traces_section
 from rl_lab.reports.pages.sweep import sweep_link, write_sweep
-from rl_lab.reports.run import BASE, LoadedRun, label, load_run
+from rl_lab.reports.run import LoadedRun, label, load_run
 from rl_lab.reports.summary import measure, written
 
 
@@ -66,53 +64,13 @@ def facts(run: LoadedRun, summary: Row) -> list[str]:
     return [fact for fact in said if fact]
 
 
-def incomplete(run: LoadedRun) -> list[str]:
-    """Unfinished stages and unusable files."""
-    return [*([f"Not finished: {', '.join(run.unfinished)}."] if run.unfinished else []), *run.problems]
-
-
 def typeset(sentence: str) -> str:
     """A sentence of `verdict` with real minus signs and unbroken p-values."""
     return re.sub(r"p ([<=]) ", "p\u00a0\\1\u00a0", re.sub(r"(?<=[ (])-(?=\d)", "\u2212", sentence))
 
 
-def substitutions(run: LoadedRun) -> list[Any] | None:
-    """What stood in for what, from `environment.json`; None if it does not say."""
-    rows = run.environment.get("substitutions")
-    return rows if isinstance(rows, list) else None
-
-
-def _score_tile(title: str, one: Estimate | None) -> list[Tile]:
-    if one is None:
-        return []
-    span = f"{one.successes} of {one.n} episodes, 95 % interval {one.ends(percent)}"
-    return [Tile(title, percent(one.value), span)]
-
-
-def _gain_tile(title: str, gain: Estimate | None) -> list[Tile]:
-    if gain is None or gain.refused is not None:
-        return []
-    span = minus(f"points, paired 95 % interval {gain.ends()}")
-    return [Tile(title, minus(points(gain.value)), span, gain.standing)]
-
-
-def tiles(run: LoadedRun, summary: Row) -> list[Tile]:
-    """The four numbers of a run: base, final, and the paired gains over base and control."""
-    success, last = find_all(summary["estimates"], how=SUCCESS, scope=OVERALL), run.last_round(run.method)
-    final = find_all(success, model=run.method, round=last)
-    shown = _score_tile("Base policy", find(success, model=BASE))
-    if run.method is not None:
-        shown += _score_tile(label(run.method, last), find(final, over=None))
-        shown += _gain_tile("Gain over the base policy", find(final, over=BASE))
-    if run.control:
-        shown += _gain_tile(f"Gain over {label(run.control)}", find(final, over=run.control))
-    return shown
-
-
 SCRIPTS = {"pairs": ("page.js",), "rollouts": ("browser.js", "rollouts_page.js")}
 """Scripts by the section that they work for."""
-
-PROVENANCE_FILE = "provenance.json"
 
 Sections = dict[str, tuple[str, Markup]]
 """Anchor -> name in the navigation and section; empty ones are left out."""
@@ -151,7 +109,7 @@ def language_sections(run: LoadedRun, summary: Row) -> Sections:
 
 def _tiles(run: LoadedRun, summary: Row) -> list[list[Tile]]:
     """A line of numbers for each skill."""
-    shown = [tiles(run, summary)] if run.on_episodes else []
+    shown = [episode_tiles(summary)] if run.on_episodes else []
     if run.on_language:
         shown.append(pipeline_tiles(summary["pipeline"]) if "pipeline" in summary else held_out_tiles(summary))
     return shown
@@ -167,17 +125,16 @@ def build_page(run: LoadedRun, summary: Row) -> str:
     if run.on_language:
         sections |= language_sections(run, summary)
     shown = {anchor: part for anchor, part in sections.items() if part[1]}
-    stand_ins = substitutions(run)
+    unfinished = [f"Not finished: {', '.join(run.unfinished)}."] if run.unfinished else []
+    stand_ins = run.environment.get("substitutions")
     return document(
         "report",
         run=run,
         summary=summary,
         facts=facts(run, summary),
         substitutions=stand_ins,
-        stand_ins=[
-            (row.get("used"), row.get("wanted"), row.get("why")) for row in stand_ins or [] if isinstance(row, dict)
-        ],
-        incomplete=incomplete(run),  # after the sections: they add what they could not read to the problems
+        stand_ins=[(row["used"], row["wanted"], row["why"]) for row in stand_ins or []],
+        incomplete=unfinished + run.problems,  # after the sections: they add what they could not read to the problems
         verdict=map(typeset, summary["verdict"]),
         tiles=_tiles(run, summary),
         sections=shown,
@@ -210,7 +167,7 @@ def write_pages(run: LoadedRun, summary: Row) -> Path:
     path = run.path / "report.html"
     write_whole(run.path / "summary.json", json.dumps(written(summary), indent=1) + "\n")
     if "pipeline" in summary:
-        write_whole(run.path / PROVENANCE_FILE, json.dumps(provenance(run), indent=1) + "\n")
+        write_whole(run.path / "provenance.json", json.dumps(provenance(run), indent=1) + "\n")
     write_whole(path, page)
     if "sweep" in summary:
         write_sweep(run, summary["sweep"])

@@ -17,7 +17,7 @@ from scipy.stats import t
 
 from rl_lab.files import read_json_lines, write_whole
 from rl_lab.reports.budgets import REFERENCE
-from rl_lab.reports.estimates import of_scheme, plain
+from rl_lab.reports.estimates import cell, of_scheme, plain, text_table
 from rl_lab.reports.examinations import EXAMINATIONS
 from rl_lab.reports.metrics import curve
 from rl_lab.reports.numbers import Row, reward, share
@@ -171,6 +171,17 @@ def scores(summary: Row) -> list[list[Any]]:
         detectable = "" if verdict["detectable"] is None else reward(verdict["detectable"])
         rows.append([*cells, difference, verdict["scope"], detectable, verdict["seeds_needed"] or ""])
     return rows
+
+
+def sweep_lines(sweep: Row) -> list[str]:
+    """Truth of every variant, and its difference to the baseline at the level that the sweep keeps."""
+    rows = []
+    for row in sweep["variants"]:
+        verdict = row.get("verdict")
+        over = ["", ""] if verdict is None else [cell(corrected(verdict, sweep["baseline"]), reward), verdict["scope"]]
+        rows.append([row["variant"], row["reward"] and row["reward"].replicates, row["reward"], *over])
+    head = ["trained on", "seeds", "held-out truth", f"over {sweep['baseline']}", "holds for"]
+    return [text_table(head, rows)]
 
 
 def categories(summary: Row) -> tuple[list[str], list[list[Any]]]:
