@@ -105,6 +105,7 @@ class RoboTwinEnv(Bimanual):
         self.step_limit = self.layout.step_limits().get(task, UNLISTED_STEP_LIMIT)
         self.action_space = _action_space(action_type)
         self.control_hz = DEMONSTRATION_HZ
+        self.simulation: dict[str, Any] = {}
         self.patience = self.correction_limit = self.step_limit
         self.exact_restore = False
         """Whether `measure_restore` found no difference here; not taken for granted."""
@@ -247,10 +248,10 @@ class RoboTwinEnv(Bimanual):
     def _begin(self, seed: int, result: dict) -> None:
         self.scene_seed, self.instruction, self.step_limit = seed, result["instruction"], result["step_limit"]
         self.restore_method, self._step_info, self._plan = result["restore_method"], {}, None
-        self.control_hz = result["control_hz"]
+        self.control_hz, self.simulation = result["control_hz"], result["simulation"]
         self.patience = self.correction_limit = self.step_limit
         if self._path is not None:
-            if result["is_even"]:
+            if self.simulation["command_steps"] is not None:
                 self.step_limit = min(self.step_limit, round(STEP_LIMIT * self._path.num_steps))
             self.patience = max(1, round(PATIENCE * self._path.pause))
             self.correction_limit = max(1, round(CORRECTIONS * self._path.num_steps))

@@ -86,9 +86,9 @@ class Server:
         self.unpacked: dict[str, Any] | None = None
         """The snapshot that was put into a running scene, until something runs from there; see `_run_from_here`."""
         self.step_limit = 0  # RoboTwin's own, which the lab keeps; corrections go on beyond it
+        self.simulation: dict[str, Any] = {}  # robot, planner, renderer, physics steps of a command; see `robots`
         self.command_steps = scenes.PICTURE_STEPS
         """Physics steps of a command, and between two states of the expert: the task config's `save_freq`."""
-        self.is_even = False  # whether all commands last so long
 
     @property
     def env(self) -> Any:
@@ -283,9 +283,9 @@ class Server:
         """What an episode tells when it begins or is restored."""
         return {
             "instruction": self.instruction,
+            "simulation": self.simulation,
             "step_limit": self.step_limit,
             "control_hz": scenes.PHYSICS_HZ / self.command_steps,
-            "is_even": self.is_even,
             "restore_method": states.restore_method(self._episode()),
             **self._counters(),
         }
@@ -348,9 +348,9 @@ class Server:
                 raise RefusedError("rejected_seed", f"unstable scene: {error}") from error
             raise
         self.identity, self.instruction, self.actions = dict(identity), "", []
+        self.simulation = self.robot.describe(args)
         self.step_limit = self.layout.step_limits().get(task, UNLISTED_STEP_LIMIT)
         self.command_steps = int(args.get("save_freq") or scenes.PICTURE_STEPS)
-        self.is_even = self.robot.describe(args)["command_steps"] is not None
         found = self.screened.get(robots.screening(identity), {"plain": {}, "arms": {}})
         vars(self.env).update(found["plain"])
         states.set_arm_tags(self.env, found["arms"])

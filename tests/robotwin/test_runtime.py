@@ -11,10 +11,10 @@ from envs.robotwin.boxarms.runtime import TASKS
 from envs.robotwin.connection import RoboTwin, RoboTwinError, RoboTwinServer
 from envs.robotwin.env import RoboTwinEnv
 from envs.types import CAMERAS
-from rl_lab.config.load import resolve_config
 from rl_lab.config.robotwin import backend_line, check_robotwin
 from rl_lab.doctor import check_robotwin as check_robotwin_here
 from rl_lab.graph.record import describe
+from rl_lab.stages.kinds import resolve_config
 from tests.support.experts import interruption
 
 SEED = 100_000
