@@ -18,7 +18,7 @@ from tests.support.experiments import EXPERIMENTS, RUNS, write_small
 
 BASE = ("questions", "cold_start", "base.examine")
 MEASURED = [
-    ("flowpro_robotwin", 13.5, ()),
+    ("flowpro_tabletop", 13.5, ()),
     ("frontier_rl", 11, ()),
     ("frontier_vs_uniform", 40, BASE),
     ("self_evolving", 27, ("teacher",)),
