@@ -20,10 +20,8 @@ from rl_lab.stats import Array, Interval, first_reach, mean_interval, percentile
 
 REFERENCE = "uniform"
 """The scheme whose final reward the others are to reach."""
-
 POINTS = 40
 """Points of a curve at most."""
-
 REACH_METHOD = (
     "first passage of the mean curve of a scheme through the final value of the mean curve of uniform sampling, as a "
     "share of uniform's tokens; the interval resamples items and replicates and repeats the whole calculation. A curve "

@@ -14,7 +14,6 @@ from rl_lab.files import Record, read_json_lines
 
 HEADER = ("node", "method", "round", "replicate", "step", "time", "alarm")
 """Keys that place a record; everything else in it is a value."""
-
 DEFINITIONS = {
     "loss": "The scalar that the optimiser minimises.",
     "lr": "Learning rate of this step.",
@@ -101,7 +100,6 @@ DEFINITIONS = {
     "held_out/reward": "Mean reward of one sampled answer to each held-out item.",
 }
 """NAME -> formula or meaning in one line."""
-
 FAMILIES = {
     "gradient/": "How hard this term pulls: norm of its derivative by the flow losses of the batch.",
     "gradient_share/": "That norm over the sum of the norms of all terms.",

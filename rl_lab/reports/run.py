@@ -30,7 +30,6 @@ BASE = "base"
 """Name of the model before any round: after SFT, or after the cold start."""
 CONTINUED_SFT = "continued_sft"
 """Method name of the plain control: SFT continued for as many optimiser steps."""
-
 LABELS = {
     BASE: "base policy",
     "seed": "all variants",

@@ -25,10 +25,8 @@ from rl_lab.workers.simulation import Film, evaluation_groups
 
 RESCUED = 4
 """Episodes of a run shown before and after its training."""
-
 FLIPPED = 1
 """Episodes of each direction shown for a variant of a sweep."""
-
 TRAINING_SEED = 1
 """Of a sweep: whose policies are filmed."""
 

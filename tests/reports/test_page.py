@@ -144,6 +144,7 @@ def test_unusable_files_and_unfinished_stages_are_named(copied):
         ("pairs/rpro.1.collect/index.jsonl", "id", None),
         ("videos/rescued/index.jsonl", "before", {}),
         ("videos/rescued/index.jsonl", "task", "\ud800"),
+        ("episodes/base.evaluate/results.jsonl", "task", "\ud800"),
         ("metrics.jsonl", "method", "\ud800"),
         ("environment.json", "commit", "\ud800"),
     ],

@@ -17,16 +17,11 @@ from rl_lab.reports.run import BASE
 from rl_lab.stats import Interval
 
 CHARTS = macros("charts")
-
 WIDTH, HEIGHT = 520, 280
-
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 42
-
 MAX_POINTS = 240
-
 Points = Sequence[tuple[float, Interval]]
 """Estimates at places of the horizontal axis."""
-
 LOG_RATIO = 40.0
 """A positive quantity that spans a larger ratio is drawn on a logarithmic axis."""
 
@@ -201,7 +196,6 @@ def interval_bar(one: Interval, bounds: tuple[float, float]) -> Markup:
 
 STEPS = 60
 """Columns at most; of more steps evenly spaced ones are shown."""
-
 OBSERVED = tuple(name for name in BANDS if name != "unseen")
 
 

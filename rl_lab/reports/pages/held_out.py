@@ -71,11 +71,6 @@ def held_out_lines(summary: Row) -> list[str]:
     return [text_table(head, rows)] if rows else []
 
 
-def over_name(over: str) -> str:
-    """What a difference is taken to, as a table's heading."""
-    return {BASE: "base", BLANK: "grey pictures", CONSTANT: "constant answer"}.get(over, label(over))
-
-
 def held_out_tiles(summary: Row) -> list[Tile]:
     """Base, the scheme under test, and what it gained over base, grey pictures and constant answers."""
     scheme = next(iter(summary["schemes"]), BASE)
@@ -119,7 +114,8 @@ def difference_table(summary: Row) -> Markup:
         [label(model), *(find(gains, model=model, over=over) for over in overs)]
         for model in dict.fromkeys(one.model for one in gains)
     ]
-    head = ["Model", *(f"Over {over_name(over)}" for over in overs)]
+    names = {BASE: "base", BLANK: "grey pictures", CONSTANT: "constant answer"}
+    head = ["Model", *(f"Over {names.get(over, label(over))}" for over in overs)]
     return parts.table(head, body, "Paired differences of reward", "numbers stacked")
 
 

@@ -14,16 +14,12 @@ from rl_lab.reports.pages.markup import Markup, macros, parts, webp
 from rl_lab.reports.run import LoadedRun, Pair, PairSet, label
 
 PAIRS_A_ROUND = 12
-
 FRAMES = 20
 """Frames kept of each segment, evenly spaced."""
-
 MAX_SIDE = 96
 """Larger camera images are scaled down to this side, pixels."""
-
 BUDGET_BYTES = 6_000_000
 """All pairs of a page together; the rest stays in the run folder."""
-
 META = tuple(field.name for field in fields(Pair) if field.name != "id")
 
 

@@ -62,10 +62,6 @@ class Chain:
         """What a gate found; empty if it did not run."""
         return self.read(gate, "gate.json")
 
-    def gate_of(self, model: str) -> StageRow | None:
-        """The gate behind a model."""
-        return next((node for node in self.run.stages if (node.kind, node.method) == ("gate", model)), None)
-
 
 def provenance(run: LoadedRun) -> list[Row]:
     """Every model in order: the node that made it, from what, and what that took."""
@@ -110,11 +106,11 @@ def pipeline_rows(run: LoadedRun, table: Sequence[Estimate]) -> list[Row]:
 
     The model before is the one that the gate holds it against, else the one whose answers or weights it was made from.
     """
-    chain = Chain(run)
+    chain, gates = Chain(run), {node.method: node for node in reversed(run.stages) if node.kind == "gate"}
     rewards = find_all(table, how=REWARD, scope=OVERALL)
     rows = []
     for row in provenance(run):
-        gate = chain.gate_of(row["model"])
+        gate = gates.get(row["model"])
         decision = chain.decision(gate.name) if gate else {}
         before = row["traces_of"] if row["made_by"] == "rft" else row["from_model"]
         if gate and gate.inputs:

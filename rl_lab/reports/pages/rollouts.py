@@ -36,7 +36,6 @@ EXAMPLES = 4
 """Of kept traces, and of dropped ones of each reason."""
 TRACE_LETTERS = 240
 SHOWN = ("item", "completion", "reward", "judge_score", "why_dropped")
-
 Group = list[RolloutRow]
 
 
@@ -153,7 +152,7 @@ def rollouts_section(run: LoadedRun) -> Markup:
 def traces_section(run: LoadedRun) -> Markup:
     """Counts of every stage of traces, and examples; nothing for a run without any."""
     done = [stage.name for stage in run.stages if stage.kind == "traces" and stage.status == "done"]
-    lines = {line["node"]: line for line in reversed(run.metrics) if "traces/candidates" in line}
+    lines = {line.get("node"): line for line in reversed(run.metrics) if "traces/candidates" in line}
     counts = {node: lines[node] for node in done if node in lines}
     if not counts:
         return Markup("")

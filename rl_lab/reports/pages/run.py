@@ -71,7 +71,6 @@ def typeset(sentence: str) -> str:
 
 SCRIPTS = {"pairs": ("page.js",), "rollouts": ("browser.js", "rollouts_page.js")}
 """Scripts by the section that they work for."""
-
 Sections = dict[str, tuple[str, Markup]]
 """Anchor -> name in the navigation and section; empty ones are left out."""
 

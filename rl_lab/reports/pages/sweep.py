@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 BLOCKS = 40
 """Points of a curve at most; each is the mean of equally many steps."""
-
 SHOWN = {
     "reward/margin": "implicit reward",
     "reward/accuracy": "share",
@@ -87,14 +86,10 @@ def training_charts(run: LoadedRun) -> Markup:
 
 
 SWEEP = macros("sweep_parts")
-
 FLIPS = 3
 """Shown of each direction and variant."""
-
 IMAGE_BUDGET_BYTES = 1_000_000
-
 ANSWER_LETTERS = 160
-
 STANDINGS = {"better": "above", "worse": "below", "not distinguishable": "open"}
 
 
