@@ -62,20 +62,16 @@ class Method:
         groups: tuple[str, ...],
         draws_per_sample: int,
         reference: FlowPolicy | None = None,
-        beta: float = 1.0,
-        lambda_pro: float = 1.0,
-        lambda_sft: float = 1.0,
+        **weights: float,
     ) -> Objective:
-        """The objective that the learner minimises; the weights apply to preference losses only."""
+        """The objective that the learner minimises; `weights` are those of `RPRO`, for preference losses only."""
         if self.loss == "imitation":
             return FlowMatching(groups, draws_per_sample)
         if reference is None:
             raise ValueError("a preference loss compares with a frozen reference policy; pass one")
         return RPRO(
             reference,
-            beta=beta,
-            lambda_pro=lambda_pro,
-            lambda_sft=lambda_sft if self.sft_term else 0.0,
+            **(weights if self.sft_term else weights | {"lambda_sft": 0.0}),
             proximal=self.proximal,
             draws_per_sample=draws_per_sample,
             groups=groups,

@@ -17,12 +17,21 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.rollback import Place
+from envs.robotwin.connection import SeedRejectedError
+from envs.rollback import Place, until_failure
+from envs.rollout import run_lockstep
+from envs.types import SimulatorError
 from rl_lab.arguments import as_path, check_output
+from rl_lab.config.robotwin import check_robotwin, find_robotwin
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.model.checkpoint import published
+from rl_lab.rollouts.collect import collection_units, round_name
 from rl_lab.stages.kinds import load_config
+from rl_lab.teleoperation.server import PageServer
 from rl_lab.teleoperation.session import CorrectionSession, FailedEpisode, correction_line
+from rl_lab.workers.policy import LocalPolicy, check_acting, read_corrections
+from rl_lab.workers.simulation import Environments
 
 DEFAULT_PORT = 8766
 
@@ -32,16 +41,6 @@ def failed_episodes(folder: Path, config: RunConfig, done: set[tuple[str, str, i
 
     Episodes run in the units of a collection, since the policy's batches are part of its bits.
     """
-    from envs.robotwin.connection import SeedRejectedError
-    from envs.rollback import until_failure
-    from envs.rollout import run_lockstep
-    from envs.types import SimulatorError
-    from rl_lab.config.robotwin import find_robotwin
-    from rl_lab.model.checkpoint import published
-    from rl_lab.rollouts.collect import collection_units, round_name
-    from rl_lab.workers.policy import LocalPolicy
-    from rl_lab.workers.simulation import Environments
-
     snapshot = published(folder)
     policy = LocalPolicy.from_snapshot(snapshot, seed=config.seed)
     memory = policy.info.memory
@@ -77,9 +76,6 @@ def _append(path: Path, place: Place, actions: np.ndarray) -> None:
 
 def _check(folder: Path, experiment: Path, config: RunConfig, out: Path) -> set[tuple[str, str, int]]:
     """Everything fits; the episodes that are corrected already."""
-    from rl_lab.config.robotwin import check_robotwin
-    from rl_lab.workers.policy import check_acting, read_corrections
-
     if config.env.backend == "robotwin":
         check_robotwin(config)
     if not config.collects_pairs:
@@ -105,8 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.experiment, options.overrides)
     done = _check(options.checkpoint, options.experiment, config, options.out)
-
-    from rl_lab.teleoperation.server import PageServer
 
     print("running the policy until it fails; the page opens then", flush=True)
     failures = failed_episodes(options.checkpoint, config, done)

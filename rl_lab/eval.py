@@ -13,13 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from rl_lab.arguments import as_path, check_output
+from rl_lab.config.robotwin import check_robotwin
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.files import write_json_lines
+from rl_lab.model.checkpoint import check_policy, publish, read_info
 from rl_lab.reports.benchmark import benchmark_lines, success_table
+from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.stages.kinds import load_config, resolve_config
 from rl_lab.stats import wilson
 from rl_lab.terminal import columns
+from rl_lab.workers.cluster import Cluster
 
 DEFAULTS: dict[str, Any] = {"name": "eval", "stages": ["demos"]}
 
@@ -34,9 +41,6 @@ def _config(options: Any) -> RunConfig:
 
 def _check(folder: Path, config: RunConfig) -> None:
     """The checkpoint loads and fits the environment, and RoboTwin is there if it is asked."""
-    from rl_lab.config.robotwin import check_robotwin
-    from rl_lab.model.checkpoint import check_policy
-
     if config.env.backend == "robotwin":
         check_robotwin(config)
     sizes, processor, _ = check_policy(folder)
@@ -56,12 +60,6 @@ def _check(folder: Path, config: RunConfig) -> None:
 
 def evaluate(folder: Path, config: RunConfig) -> list[dict[str, Any]]:
     """One row an episode (see `envs.types.Episode`), in the order of tasks, variants and seeds."""
-    from tqdm import tqdm
-
-    from rl_lab.model.checkpoint import publish, read_info
-    from rl_lab.rollouts.evaluation import evaluate_policy
-    from rl_lab.workers.cluster import Cluster
-
     cluster = Cluster(config.workers_needed, config.placement)
     try:
         snapshot = cluster.share(publish(folder, read_info(folder).weight_version))
@@ -109,8 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for text in benchmark_lines([{"method": None, "round": 0} | success_table(outcomes)]):
         print(f"\n{text}")
     if options.out:
-        from rl_lab.files import write_json_lines
-
         write_json_lines(options.out, rows)
     return 0
 

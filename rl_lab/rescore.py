@@ -28,6 +28,7 @@ from rl_lab.graph.run_folder import CONFIG_FILE, STAGES_FILE, StagesFile
 from rl_lab.reading import fit, read_as, read_yaml
 from rl_lab.records.item_files import ItemFile
 from rl_lab.rollouts.answering import make_rewards
+from rl_lab.rollouts.rescore_actions import rescore_episodes, rescore_node
 from rl_lab.rollouts.rescore_answers import OrderAgreement, rescore
 
 FLIPS_SHOWN = 3
@@ -85,11 +86,6 @@ def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, Any]) -> int:
     """The same for chunks of actions."""
-    from rl_lab.rollouts.rescore_actions import (
-        rescore_episodes,
-        rescore_node,  # here, because they load torch
-    )
-
     name, settings, place = _reward(given, run, config, "ranking", "rankings")
     new = _ranking(settings, place)
     stages = {row.name: row.model_dump() for row in read_as(run / STAGES_FILE, StagesFile).nodes}

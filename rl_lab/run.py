@@ -32,9 +32,12 @@ from rl_lab.graph.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE,
 from rl_lab.graph.stage import Stage
 from rl_lab.graph.store import Store, code_versions
 from rl_lab.reading import read_object
+from rl_lab.reports.pages.sweep import power_text
+from rl_lab.reports.sweep import expected_power
 from rl_lab.stages.kinds import expand, load_config, stage_functions
 from rl_lab.stages.needs import lacking_room, needs
 from rl_lab.stages.preflight import check_machine, warnings
+from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.placement import placement_table
 
 STORE = Path("runs") / ".stages"
@@ -96,8 +99,6 @@ def real_stages(config: RunConfig, *folders: Path) -> Iterator[Mapping[str, Stag
     """The stage functions with their Ray cluster, which is shut down at the end. All machines must see the folders."""
     # A stage that is still busy when the run has been stopped must not start a Ray of its own.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-    from rl_lab.workers.cluster import Cluster  # here, because --help and --dry-run need no Ray
-
     cluster = Cluster(config.workers_needed, config.placement)
     try:
         cluster.check_folders(folders)
@@ -188,9 +189,6 @@ def _tell_power(config: RunConfig) -> None:
     """Before a sweep starts: what difference it can find, and how many training seeds a small one would need."""
     if config.sweep is None:
         return
-    from rl_lab.reports.pages.sweep import power_text
-    from rl_lab.reports.sweep import expected_power  # here, because other runs need none of the reports
-
     print(f"sweep: {power_text(expected_power(config.model_dump(mode='json')))}", file=sys.stderr)
 
 

@@ -1,7 +1,4 @@
-"""Settings of the action side: demonstrations, imitation, preference pairs, rounds of a method, and learned rewards.
-
-Of learned rewards: what they learn from, how, and how sampled chunks are ranked by them.
-"""
+"""Settings of the action side: demonstrations, imitation, preference pairs, rounds of a method, and learned rewards."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""Settings of the language side.
-
-Questions, cold start, examinations and reinforcement learning; on-policy distillation, of the student, of its teacher,
-and of the control that imitates the teacher; rejection-sampling fine-tuning, how traces are sampled and chosen, and how
-a model is trained on them; an outcome reward model, which stored answers it learns from, what of them, and how it is
-trained; a judge that the run serves itself.
-"""
+"""Settings of the language side, in the order in which a run uses them."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from typing import Any
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.store import Store
+from rl_lab.model.loading import checkpoint_shapes
 
 
 def wall_seconds(nodes: Sequence[Node], costs: Mapping[str, float], slots: int) -> float:
@@ -63,8 +64,6 @@ def _parameters(model: Any) -> float:
     """Of a preset, or of a checkpoint by the headers of its files."""
     if model.path is None:
         return PARAMETERS[model.preset]
-    from rl_lab.model.loading import checkpoint_shapes  # here, because it imports torch
-
     return float(sum(math.prod(shape) for shape in checkpoint_shapes(Path(model.path)).values()))
 
 

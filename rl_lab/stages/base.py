@@ -1,11 +1,18 @@
-"""What kinds of stages share: workers of which a run has one pool, and the cost of training."""
+"""What kinds of stages share: workers of which a run has one pool, the cost of training, and online runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.nodes import Node, StageKind
+from rl_lab.graph.stage import StageContext
+from rl_lab.learner.plans import Plan
+from rl_lab.training.dataset import with_learner
+from rl_lab.training.state import RunState
+from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.pool import WorkerPool
 
 SIMULATORS, ENGINES = frozenset({"simulators"}), frozenset({"engines"})
 BASE_MODEL = ("cold_start", "model")
@@ -48,3 +55,25 @@ class TrainingKind(StageKind):
         if self.examines and settings.examine_every:
             work += settings.steps // settings.examine_every * config.questions.held_out * SECONDS_PER_ANSWER
         return work
+
+
+def run_online(
+    cluster: Cluster,
+    context: StageContext,
+    plan: Plan,
+    make: Callable[..., Any],
+    *pools: WorkerPool,
+    state: type[RunState] = RunState,
+) -> None:
+    """`make(learner, state).run()` in a learner process; if that dies, it goes on from the last saved state.
+
+    `pools` then forget what the dead one waited for.
+    """
+    with_learner(
+        cluster,
+        context,
+        plan,
+        lambda: state(context.out, context.scratch, context.say),
+        lambda learner, saved: make(learner, saved).run(),
+        pools,
+    )

@@ -7,6 +7,7 @@ taken in passes over all of them; what counts as a token is a token that was tra
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,10 @@ from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.token_batches import expanded_tokens, item_prompt
 from rl_lab.records.types import Completion, RolloutGroup, num_tokens
 from rl_lab.rollouts.answering import RewardFailures, engines, make_rewards, policy_folder, training_sampling
-from rl_lab.rollouts.teacher import TeacherEngines, check_same_patches, check_same_text, teacher_engines
+from rl_lab.rollouts.teacher import TeacherEngines, check_same_patches, check_same_text, check_teacher, teacher_engines
 from rl_lab.seeding import integer
-from rl_lab.stages.base import BASE_MODEL, ENGINES, TrainingKind
+from rl_lab.stages.base import BASE_MODEL, ENGINES, TrainingKind, run_online
 from rl_lab.stages.gate import take_model
-from rl_lab.training.dataset import with_learner
 from rl_lab.training.loop import Feed, Turn
 from rl_lab.training.online import OnlineMethod, OnlineRun, OnlineSteps, TeacherReads
 from rl_lab.training.state import RunState
@@ -75,8 +75,6 @@ class TeacherKind(StageKind):
 
     def check(self, config: RunConfig) -> None:
         """It and the student can be compared; see `rl_lab.rollouts.teacher`."""
-        from rl_lab.rollouts.teacher import check_teacher  # here, because it imports the model
-
         check_teacher(config)
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
@@ -123,14 +121,7 @@ class DistillKind(TrainingKind):
             reads: TeacherEngines | None = None
             if not beside:
                 reads = stack.enter_context(teacher_engines(cluster, context, teacher, settings.top_k))
-            with_learner(
-                cluster,
-                context,
-                plan,
-                lambda: RunState(context.out, context.scratch, context.say),
-                lambda learner, state: DistillRun(context, policy, pool, learner, state, reads).run(),
-                (pool,),
-            )
+            run_online(cluster, context, plan, partial(DistillRun, context, policy, pool, teacher=reads), pool)
 
 
 class ImitateKind(TrainingKind):
@@ -170,14 +161,7 @@ class ImitateKind(TrainingKind):
         plan = ImitatePlan(policy, settings, seed)
 
         with engines(cluster, context) as pool:
-            with_learner(
-                cluster,
-                context,
-                plan,
-                lambda: RunState(context.out, context.scratch, context.say),
-                lambda learner, state: ImitateRun(context, policy, pool, learner, state).run(),
-                (pool,),
-            )
+            run_online(cluster, context, plan, partial(ImitateRun, context, policy, pool), pool)
 
 
 def distill_method(settings: DistillConfig, scale_rewards: str) -> OnlineMethod:

@@ -33,7 +33,7 @@ from rl_lab.stages.action_rewards import MODELS, add_candidates, add_rank, add_s
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
 from rl_lab.training.dataset import train
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.simulation import ERRORS, REJECTED, Rejection, Unit, drawn_units, env_specs
+from rl_lab.workers.simulation import ERRORS, REJECTED, Rejection, Unit, drawn_units, env_specs, evaluation_groups
 
 ORDERS = (
     *(("collect", "optimise"), ("collect", "optimise", "evaluate")),
@@ -122,8 +122,6 @@ class DemosKind(StageKind):
 
 def _num_recorded(files: FilesConfig) -> int:
     """Episodes in the files of demonstrations."""
-    from rl_lab.records.sources import find_recordings  # here, because it imports the readers of all formats
-
     return len(find_recordings(**files.reading(), image_size=1)[0])
 
 
@@ -183,8 +181,6 @@ class EvaluateKind(StageKind):
 
     def examined(self, config: RunConfig) -> set[Place]:
         """Those of the evaluation seeds."""
-        from rl_lab.workers.simulation import evaluation_groups  # here, because it imports the simulator's workers
-
         units = [unit for units, _ in evaluation_groups(config, config.seed) for unit in units]
         return {(unit.env.task, unit.env.variant, seed) for unit in units for seed in unit.seeds}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,7 @@ from rl_lab.rollouts.answering import (
     with_rewards,
 )
 from rl_lab.seeding import integer
-from rl_lab.stages.base import BASE_MODEL, ENGINES, TrainingKind
-from rl_lab.training.dataset import with_learner
+from rl_lab.stages.base import BASE_MODEL, ENGINES, TrainingKind, run_online
 from rl_lab.training.online import OnlineRun, OnlineSteps, group_spread, grpo_method
 from rl_lab.training.state import RunState
 from rl_lab.training.watch import Watch, nothing_learned
@@ -89,14 +89,7 @@ class GRPOKind(TrainingKind):
             return
         plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", *node.stream))
         with engines(cluster, context) as pool:
-            with_learner(
-                cluster,
-                context,
-                plan,
-                lambda: RunState(context.out, context.scratch, context.say),
-                lambda learner, state: GRPORun(context, policy, pool, learner, state).run(),
-                (pool,),
-            )
+            run_online(cluster, context, plan, partial(GRPORun, context, policy, pool), pool)
 
 
 def _add_arms(graph: Expansion) -> None:

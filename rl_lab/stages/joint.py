@@ -6,6 +6,7 @@ Arms: together; sequence; grpo_alone and rpro_alone (`isolated`). All start from
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from rl_lab.config.joint import check_settings
@@ -19,14 +20,15 @@ from rl_lab.learner.joint import JointPlan
 from rl_lab.learner.warm_start import WarmStartPlan
 from rl_lab.rollouts.answering import engines, policy_folder
 from rl_lab.seeding import evaluation_seeds, integer
-from rl_lab.stages.base import BASE_POLICY, ENGINES, SIMULATORS, TrainingKind
+from rl_lab.stages.base import BASE_POLICY, ENGINES, SIMULATORS, TrainingKind, run_online
 from rl_lab.stages.flowpro import CollectKind, EvaluateKind, OptimiseKind, SFTKind
 from rl_lab.stages.grpo import GRPOKind
 from rl_lab.stages.language import ColdStartKind
-from rl_lab.training.dataset import train, with_learner
+from rl_lab.training.dataset import train
 from rl_lab.training.interleaved import JointRun
 from rl_lab.training.state import JointState
 from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.simulation import env_specs
 
 ISOLATED = ("grpo_alone", "rpro_alone")
 
@@ -104,8 +106,6 @@ class JointKind(TrainingKind):
 
     def examined(self, config: RunConfig) -> set[Place]:
         """Those of its short examinations."""
-        from rl_lab.workers.simulation import env_specs  # here, because it imports the simulator's workers
-
         seeds = evaluation_seeds("development", config.joint.exam_episodes)
         return {(spec.task, spec.variant, seed) for spec in env_specs(config, "seen") for seed in seeds}
 
@@ -142,13 +142,14 @@ class JointKind(TrainingKind):
         """One arm in a learner process; if that dies, it goes on from the last checkpoint."""
         plan, policy = _plan(context), policy_folder(context)
         with cluster.simulation_pool(context.say) as simulations, engines(cluster, context) as answering:
-            with_learner(
+            run_online(
                 cluster,
                 context,
                 plan,
-                lambda: JointState(context.out, context.scratch, context.say),
-                lambda learner, state: JointRun(context, policy, answering, simulations, learner, state).run(),
-                (answering, simulations),
+                partial(JointRun, context, policy, answering, simulations),
+                answering,
+                simulations,
+                state=JointState,
             )
 
 

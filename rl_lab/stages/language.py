@@ -24,7 +24,7 @@ from rl_lab.learner.language import ColdStartPlan
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import load_chat_processor, published
 from rl_lab.records.item_files import ItemFile, QuestionRow, write_rows
-from rl_lab.records.question_sets import check_shared, run_limits, set_questions, take_file
+from rl_lab.records.question_sets import check_files, check_shared, run_limits, set_questions, take_file
 from rl_lab.records.types import RolloutGroup
 from rl_lab.rollouts.answering import RewardFailures, engines, judge_agreement, make_rewards, plain, policy_folder
 from rl_lab.seeding import integer
@@ -79,8 +79,6 @@ class QuestionsKind(StageKind):
         """Every row of the user's files can be used where it is given, and stands in one set."""
         files = config.questions.files()
         if files:
-            from rl_lab.records.question_sets import check_files, run_limits  # here, because it imports the model
-
             check_files(files, run_limits(config), skip_bad=config.questions.skip_bad_rows)
 
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:

@@ -16,10 +16,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.store import Store
+from rl_lab.learner.actions import sized_config
+from rl_lab.model.checkpoint import checkpoint_dtype, is_policy, vlm_config
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.presets import preset_config
+from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from rl_lab.workers.placement import joins_cluster
 
 GIB = 2**30
@@ -44,14 +51,6 @@ class Needs:
 @lru_cache(maxsize=8)
 def _numbers(model: ModelConfig, of_policy: bool) -> tuple[dict[str, int], int]:
     """Numbers of a model by parameter group, all of it under "", and the bytes of each. No memory is taken."""
-    import torch  # here, because it imports the model
-
-    from rl_lab.learner.actions import sized_config
-    from rl_lab.model.checkpoint import checkpoint_dtype, is_policy, vlm_config
-    from rl_lab.model.policy import HyVLAPolicy
-    from rl_lab.model.presets import preset_config
-    from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-
     folder = None if model.path is None else Path(model.path)
     with torch.device("meta"):
         if of_policy or (folder is not None and is_policy(folder)):
@@ -91,8 +90,6 @@ def needs(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, str], s
 
 def _memory(config: RunConfig) -> tuple[int, str]:
     """Bytes of what learners run on, and its name."""
-    import torch
-
     if config.placement.device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory, "the GPU"
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -35,7 +35,15 @@ from rl_lab.learner.plans import optimiser
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import QUESTIONS_FILE, stores
 from rl_lab.rollouts.answering import policy_folder
-from rl_lab.rollouts.reward_model import KIND, MODEL_FILE, OutcomeModel, QuestionInput, TextClassifier, load_member
+from rl_lab.rollouts.reward_model import (
+    KIND,
+    MODEL_FILE,
+    OutcomeModel,
+    QuestionInput,
+    TextClassifier,
+    check_classifier,
+    load_member,
+)
 from rl_lab.seeding import integer
 from rl_lab.stages.base import BASE_MODEL, TrainingKind
 from rl_lab.stages.rft import check_traces
@@ -194,8 +202,6 @@ def _check_answers(run: Path) -> None:
 
 def _check_classifier(folder: Path) -> None:
     """There is a classifier, or a model that can become one."""
-    from rl_lab.rollouts.reward_model import check_classifier  # here, because it imports transformers
-
     try:
         check_classifier(folder)
     except UserError as error:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from algos.alarms import cap_warning
 from algos.methods import find_method
 from rl_lab.config.actions import FilesConfig
@@ -21,10 +23,19 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.graph.nodes import Place
+from rl_lab.learner.actions import num_commands, sized_config
+from rl_lab.model.checkpoint import KINDS, check_language_model, check_named, check_policy
+from rl_lab.model.loading import check_headers
+from rl_lab.model.norm_stats import ActionStats
+from rl_lab.model.sharding import check_compiler
+from rl_lab.model.vlm_config import read_config_file
 from rl_lab.reading import parse_json, read_text
 from rl_lab.records.question_files import has_open_questions
+from rl_lab.records.sources import find_recordings, glance, spread
 from rl_lab.rollouts.answering import make_rewards
+from rl_lab.workers.cluster import cluster_nodes
 from rl_lab.workers.placement import bundles, joins_cluster, lacking
+from rl_lab.workers.policy import check_corrector, read_corrections
 
 SHOWN = 20
 
@@ -61,12 +72,6 @@ def check_machine(config: RunConfig) -> None:
 
 def _sizes(model: ModelConfig) -> tuple[Any, int]:
     """The `HyVLAConfig` that SFT starts from, and the commands of its chunks."""
-    from rl_lab.learner.actions import (
-        num_commands,
-        sized_config,  # here, because they import the model
-    )
-    from rl_lab.model.checkpoint import check_named, check_policy
-
     if model.path is not None:
         check_named("model.path", Path(model.path), check_policy)
     try:
@@ -78,8 +83,6 @@ def _sizes(model: ModelConfig) -> tuple[Any, int]:
 def _check_files(config: RunConfig, files: FilesConfig, image_size: int) -> None:
     """There are episodes in every file and folder, all of one rate and none to be examined on, and those looked at are
     sound, with simulator truth if a probe needs it."""
-    from rl_lab.records.sources import find_recordings, glance, spread
-
     try:
         found, _ = find_recordings(**files.reading(), image_size=image_size)
     except UserError as error:
@@ -99,8 +102,6 @@ def _check_files(config: RunConfig, files: FilesConfig, image_size: int) -> None
 
 def _check_given_policy(config: RunConfig, num_tokens: int) -> None:
     """Without SFT nothing fits the statistics of states and chunks: the checkpoint must have them."""
-    from rl_lab.model.norm_stats import ActionStats
-
     if config.model.path is None or config.reads("sft") or not config.needs_policy:
         return
     stats = ActionStats.find(Path(config.model.path))
@@ -118,11 +119,6 @@ def _check_model(config: RunConfig) -> None:
     if config.demos.files is not None:
         _check_files(config, config.demos.files, sizes.image_size)
     if config.collects_pairs and config.collect.corrector.path is not None:
-        from rl_lab.workers.policy import (
-            check_corrector,
-            read_corrections,  # here, because they import the model
-        )
-
         corrector = config.collect.corrector
         check_corrector(corrector, config.env.image_size, config.collect.execute)
         if corrector.kind == "recorded":
@@ -153,8 +149,6 @@ def _check_compiling(config: RunConfig) -> None:
             )
         if both := sorted(kind.name for kind in config.kinds if kind.makes_joint):
             raise UserError(f"{where} {both[0]} trains language as well, which is not compiled; leave compile out")
-        from rl_lab.model.sharding import check_compiler  # here, because it imports the model
-
         try:
             check_compiler()
         except UserError as error:
@@ -181,11 +175,6 @@ def _check_language(config: RunConfig) -> None:
     _check_rewards(config)
     _check_judge(config)
     if config.model.path is not None and not config.learns_actions:  # else it has been read
-        from rl_lab.model.checkpoint import (
-            check_language_model,  # here, because they import the model
-            check_named,
-        )
-
         check_named("model.path", Path(config.model.path), check_language_model)
     longest = max(config.examine.max_tokens, *(kind.answer_length(config) for kind in config.kinds))
     if needs_engines and longest >= config.engine.max_model_len:
@@ -226,13 +215,6 @@ def _check_judge(config: RunConfig) -> None:
 
 def _check_judge_model(folder: Path) -> None:
     """The judge's folder holds a model of the lab, or JSON and headers that can be read: the rest only vLLM knows."""
-    from rl_lab.model.checkpoint import (
-        KINDS,
-        check_language_model,  # here, because they import the model
-    )
-    from rl_lab.model.loading import check_headers
-    from rl_lab.model.vlm_config import read_config_file
-
     try:
         if read_config_file(folder).get("model_type") in KINDS:
             check_language_model(folder)
@@ -254,8 +236,6 @@ def _check_gl() -> None:
 
 
 def _check_placement(config: RunConfig) -> None:
-    import torch
-
     if config.placement.device == "gpu" and not joins_cluster() and not torch.cuda.is_available():
         raise UserError(
             "placement is gpu but torch sees none; use placement=auto or install torch's CUDA build and a driver"
@@ -271,12 +251,8 @@ def _check_placement(config: RunConfig) -> None:
 
 def _nodes() -> list[dict[str, float]]:
     """Resources of this machine, or of those of the cluster that RAY_ADDRESS names."""
-    import torch
-
     if not joins_cluster():
         return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
-    from rl_lab.workers.cluster import cluster_nodes  # here, because a run on this machine has no Ray yet
-
     return cluster_nodes()
 
 
