@@ -21,6 +21,9 @@ from typing import IO, Any, BinaryIO, TypeVar
 from rl_lab.errors import UserError
 from rl_lab.reading import fit, read_bytes
 
+ROOT = Path(__file__).resolve().parents[1]
+"""Folder of the lab's packages."""
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file in UTF-8, as `write_file` does."""

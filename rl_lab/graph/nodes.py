@@ -18,7 +18,7 @@ from rl_lab.config.pipeline import FilePart, Step
 from rl_lab.config.robotwin import checkout_digest
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
-from rl_lab.files import files_below
+from rl_lab.files import file_digest, files_below
 from rl_lab.records.question_files import source_files
 from rl_lab.records.rollouts import FOLDER, QUESTIONS_FILE, stores
 
@@ -238,11 +238,6 @@ def answers_digest(run: Path) -> str:
 def recording_digest(path: Path) -> str:
     """SHA-256 over the contents of a file of demonstrations, or of all files of a folder."""
     return tree_digest(path) if path.is_dir() else file_digest(path)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def tree_digest(root: Path, suffixes: tuple[str, ...] = ()) -> str:

@@ -17,6 +17,68 @@ from rl_lab.graph.nodes import Node
 from rl_lab.graph.store import Store
 from rl_lab.model.loading import checkpoint_shapes
 
+CORES = 2
+"""The estimate is for a machine with so many."""
+
+SECONDS_PER_STAGE = 5.0
+"""Processes that start, weights that are loaded."""
+
+PARAMETERS = {"nano": 2.7e6, "small": 12.4e6, "mini": 50.9e6, "mot-2b": 4.5e9}
+"""Of each preset. Seconds of a step with a model grow with them: a teacher of preset small took 4.3 times nano's."""
+
+MEASURED = ("nano", "small")
+
+CPU_PARAMETERS = 100e6
+"""Larger models need a GPU, and no time is estimated: a step of a batch takes minutes on two cores, a stage days."""
+
+
+def plan_table(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, str], store: Store) -> str:
+    """One row a stage: name, hash, work, rough minutes, and whether a stored result is reused; then the wall time."""
+    rows, costs, seen = [], {}, set()
+    for node in nodes:
+        digest = hashes.get(node.name, "")
+        reused = bool(digest) and (digest in seen or store.has(digest))
+        seen.add(digest)
+        costs[node.name] = cost = 0.0 if reused else seconds(node, config)
+        amount = " ".join(map(str, node.stage.units(node, config)))
+        note = f"{'  reused' if reused else ''}{condition(node)}"
+        time = f"{cost / 60:7.1f} min" if cost < math.inf else "needs a GPU"
+        rows.append(f"  {node.name:28} {digest[:12]:12}  {amount:>14}  {time}{note}")
+    total = wall_seconds(nodes, costs, min(CORES, config.workers.stages)) / 60
+    if total == math.inf:
+        largest = f"models of more than {CPU_PARAMETERS / 1e6:.0f} million parameters are not estimated on a CPU"
+        return "\n".join([*rows, f"  needs a GPU: {largest}"])
+    note = "" if config.model.preset in MEASURED else "; only nano and small were measured"
+    return "\n".join([*rows, f"  about {total:.0f} min on two CPU cores, if nothing else runs{note}"])
+
+
+def condition(node: Node) -> str:
+    """Of a gate what it asks for, of what follows one when it runs; in words, empty for other nodes."""
+    if node.kind == "gate":
+        gate = node.params["gate"]
+        otherwise = gate["otherwise"]
+        rest = otherwise if isinstance(otherwise, str) else f"[{', '.join(otherwise)}]"
+        return f"  passes on a rise above {gate['rise']:g} ({100 * gate['confidence']:g} % interval), else {rest}"
+    if node.when is None:
+        return ""
+    return f"  if {node.when[0]} {'passes' if node.when[1] else 'does not pass'}"
+
+
+def seconds(node: Node, config: RunConfig) -> float:
+    """Rough wall time of a stage on two CPU cores; infinite for a model that needs a GPU."""
+    factor = 1.0
+    if node.stage.has_model and not node.stage.makes:
+        size = _parameters(node.sections.get("model", config.model))
+        factor = math.inf if size > CPU_PARAMETERS else size / PARAMETERS["nano"]
+    return SECONDS_PER_STAGE + node.stage.work_seconds(node, config) * factor
+
+
+def _parameters(model: Any) -> float:
+    """Of a preset, or of a checkpoint by the headers of its files."""
+    if model.path is None:
+        return PARAMETERS[model.preset]
+    return float(sum(math.prod(shape) for shape in checkpoint_shapes(Path(model.path)).values()))
+
 
 def wall_seconds(nodes: Sequence[Node], costs: Mapping[str, float], slots: int) -> float:
     """Seconds from the first start to the last end. `slots` stages run at once, in the order of the graph."""
@@ -43,66 +105,3 @@ def wall_seconds(nodes: Sequence[Node], costs: Mapping[str, float], slots: int) 
             if not needs[node.name]:
                 ready.append(node)
     return now
-
-
-CORES = 2
-"""The estimate is for a machine with so many."""
-
-SECONDS_PER_STAGE = 5.0
-"""Processes that start, weights that are loaded."""
-
-PARAMETERS = {"nano": 2.7e6, "small": 12.4e6, "mini": 50.9e6, "mot-2b": 4.5e9}
-"""Of each preset. Seconds of a step with a model grow with them: a teacher of preset small took 4.3 times nano's."""
-
-MEASURED = ("nano", "small")
-
-CPU_PARAMETERS = 100e6
-"""Larger models need a GPU, and no time is estimated: a step of a batch takes minutes on two cores, a stage days."""
-
-
-def _parameters(model: Any) -> float:
-    """Of a preset, or of a checkpoint by the headers of its files."""
-    if model.path is None:
-        return PARAMETERS[model.preset]
-    return float(sum(math.prod(shape) for shape in checkpoint_shapes(Path(model.path)).values()))
-
-
-def seconds(node: Node, config: RunConfig) -> float:
-    """Rough wall time of a stage on two CPU cores; infinite for a model that needs a GPU."""
-    factor = 1.0
-    if node.stage.has_model and not node.stage.makes:
-        size = _parameters(node.sections.get("model", config.model))
-        factor = math.inf if size > CPU_PARAMETERS else size / PARAMETERS["nano"]
-    return SECONDS_PER_STAGE + node.stage.work_seconds(node, config) * factor
-
-
-def condition(node: Node) -> str:
-    """Of a gate what it asks for, of what follows one when it runs; in words, empty for other nodes."""
-    if node.kind == "gate":
-        gate = node.params["gate"]
-        otherwise = gate["otherwise"]
-        rest = otherwise if isinstance(otherwise, str) else f"[{', '.join(otherwise)}]"
-        return f"  passes on a rise above {gate['rise']:g} ({100 * gate['confidence']:g} % interval), else {rest}"
-    if node.when is None:
-        return ""
-    return f"  if {node.when[0]} {'passes' if node.when[1] else 'does not pass'}"
-
-
-def plan_table(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, str], store: Store) -> str:
-    """One row a stage: name, hash, work, rough minutes, and whether a stored result is reused; then the wall time."""
-    rows, costs, seen = [], {}, set()
-    for node in nodes:
-        digest = hashes.get(node.name, "")
-        reused = bool(digest) and (digest in seen or store.has(digest))
-        seen.add(digest)
-        costs[node.name] = cost = 0.0 if reused else seconds(node, config)
-        amount = " ".join(map(str, node.stage.units(node, config)))
-        note = f"{'  reused' if reused else ''}{condition(node)}"
-        time = f"{cost / 60:7.1f} min" if cost < math.inf else "needs a GPU"
-        rows.append(f"  {node.name:28} {digest[:12]:12}  {amount:>14}  {time}{note}")
-    total = wall_seconds(nodes, costs, min(CORES, config.workers.stages)) / 60
-    if total == math.inf:
-        largest = f"models of more than {CPU_PARAMETERS / 1e6:.0f} million parameters are not estimated on a CPU"
-        return "\n".join([*rows, f"  needs a GPU: {largest}"])
-    note = "" if config.model.preset in MEASURED else "; only nano and small were measured"
-    return "\n".join([*rows, f"  about {total:.0f} min on two CPU cores, if nothing else runs{note}"])

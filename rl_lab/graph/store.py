@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from rl_lab.errors import UserError
-from rl_lab.files import Digests, damaged_file, folder_digests, sync, write_whole
+from rl_lab.files import ROOT, Digests, damaged_file, folder_digests, sync, write_whole
 from rl_lab.graph.nodes import tree_digest
 from rl_lab.reading import fit, read_object
 
@@ -37,8 +37,9 @@ class StageRecord(BaseModel):
 
 def code_versions() -> dict[str, str]:
     """What a stage's result depends on besides its configuration: our code and data files, and four packages."""
-    root = Path(__file__).resolve().parent.parent
-    code = {f"code/{name}": tree_digest(root / name, (".py", ".json", ".xml", ".txt")) for name in CODE_PACKAGES}
+    code = {
+        f"code/{name}": tree_digest(ROOT / name, (".py", ".json", ".xml", ".txt", ".jinja")) for name in CODE_PACKAGES
+    }
     return code | {name: metadata.version(name) for name in HASHED_PACKAGES}
 
 

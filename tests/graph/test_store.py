@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from rl_lab.files import file_digest, write_whole
-from rl_lab.graph.store import Store, link_tree
+from rl_lab.graph import record, store
+from rl_lab.graph.store import CODE_PACKAGES, Store, code_versions, link_tree
 
 RECORD = {"kind": "demos", "seconds": 1.0}
 WRITER = """
@@ -115,3 +117,25 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_whole(path, "new \udc80")
     assert path.read_text() == "old"
+
+
+def test_results_depend_on_the_code_of_every_package():
+    digests = {name: digest for name, digest in code_versions().items() if name.startswith("code/")}
+    assert digests.keys() == {f"code/{name}" for name in CODE_PACKAGES}
+    assert len(set(digests.values())) == len(digests) and hashlib.sha256().hexdigest() not in digests.values()
+
+
+def test_a_changed_file_is_another_version_of_the_code(tmp_path, monkeypatch):
+    for module in (store, record):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    for name in CODE_PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "module.py").write_text("x = 1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    before, commit = code_versions(), record.git_commit()
+    (tmp_path / "algos" / "module.py").write_text("x = 2\n")
+    after = code_versions()
+    assert [name for name in before if before[name] != after[name]] == ["code/algos"]
+    assert commit is not None and record.git_commit() == f"{commit}+changes"
