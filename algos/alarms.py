@@ -88,12 +88,6 @@ def _increasing_root(function: Callable[[float], float], low: float = -50.0, hig
     return low
 
 
-def _recent_mean(history: Sequence[Metrics], name: str, window: int) -> float | None:
-    """Mean of a metric over the last `window` steps that logged it; None before there are so many."""
-    values = [float(step[name]) for step in islice((step for step in reversed(history) if name in step), window)]
-    return sum(values) / window if len(values) == window else None
-
-
 def collapse_alarm(history: Sequence[Metrics], window: int = 50, margin: float = 0.1) -> str | None:
     """Says when demonstrations and winner states are forgotten, else None.
 
@@ -108,6 +102,12 @@ def collapse_alarm(history: Sequence[Metrics], window: int = 50, margin: float =
         f"collapse: the flow loss of identical pairs is {loss:.4g}, above the reference's {reference:.4g} over "
         f"the last {window} steps; raise lambda_sft, lower lambda_pro or the learning rate"
     )
+
+
+def _recent_mean(history: Sequence[Metrics], name: str, window: int) -> float | None:
+    """Mean of a metric over the last `window` steps that logged it; None before there are so many."""
+    values = [float(step[name]) for step in islice((step for step in reversed(history) if name in step), window)]
+    return sum(values) / window if len(values) == window else None
 
 
 def cap_alarm(

@@ -21,14 +21,14 @@ from algos.objective import FlowPolicy
 ActionBatch = FlowBatch | PreferenceBatch | TrajectoryBatch
 
 
-def _over_chunk(time: Tensor) -> Tensor:
-    return time[..., None, None]
-
-
 def interpolate(actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
     """Point of the path, x_t = t e + (1 - t) a: [..., C, A], [..., C, A], [...] -> [..., C, A]."""
     t = _over_chunk(time)
     return t * noise + (1.0 - t) * actions
+
+
+def _over_chunk(time: Tensor) -> Tensor:
+    return time[..., None, None]
 
 
 def velocity_target(actions: Tensor, noise: Tensor) -> Tensor:

@@ -33,12 +33,6 @@ def mix_counts(batch_size: int, ratios: Sequence[float], sizes: Sequence[int]) -
     return counts
 
 
-@lru_cache(maxsize=64)
-def _pass_order(seed: int, buffer: int, number: int, size: int) -> np.ndarray:
-    """Order of the rows of a buffer in one pass over it."""
-    return np.random.default_rng((seed, buffer, number)).permutation(size)
-
-
 class MixedSampler:
     """Which rows step 0, 1, ... of an optimisation reads; a pure function of seed and step.
 
@@ -92,3 +86,9 @@ class MixedSampler:
         passes = places // size
         orders = {int(number): _pass_order(self.seed, buffer, int(number), size) for number in np.unique(passes)}
         return np.array([orders[int(number)][place % size] for number, place in zip(passes, places, strict=True)])
+
+
+@lru_cache(maxsize=64)
+def _pass_order(seed: int, buffer: int, number: int, size: int) -> np.ndarray:
+    """Order of the rows of a buffer in one pass over it."""
+    return np.random.default_rng((seed, buffer, number)).permutation(size)

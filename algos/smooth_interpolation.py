@@ -72,35 +72,6 @@ def fastest_step(poses: np.ndarray) -> tuple[float, float]:
     return float(moved), float(turned)
 
 
-def _inner_point(end: np.ndarray, motion: np.ndarray, chord: np.ndarray) -> np.ndarray:
-    """`end` + |chord| / 3 along `motion`, or along the chord where there is no motion: [..., 3]."""
-    speed = np.linalg.norm(motion, axis=-1, keepdims=True)
-    direction = np.where(speed > MIN_MOTION_M, motion, chord)
-    length = np.linalg.norm(direction, axis=-1, keepdims=True)
-    unit = direction / np.where(length > 0, length, 1.0)
-    return end + TANGENT_LENGTH * np.linalg.norm(chord, axis=-1, keepdims=True) * unit
-
-
-def _control_points(start: np.ndarray, motion: np.ndarray, goal: np.ndarray, goal_motion: np.ndarray) -> np.ndarray:
-    """Cubic Bezier control points [4, n, 2, 3] from positions and motions [n, 2, 3]."""
-    chord = goal - start
-    return np.stack([start, _inner_point(start, motion, chord), _inner_point(goal, -goal_motion, -chord), goal])
-
-
-def _peak_speed(control: np.ndarray) -> np.ndarray:
-    """Largest |dB/ds| of cubic Bezier curves, of 17 points each: control [4, ..., 3] -> [...]."""
-    s = np.linspace(0, 1, 17).reshape(-1, *[1] * (control.ndim - 1))
-    first, second, third = np.diff(control, axis=0)
-    derivative = 3 * ((1 - s) ** 2 * first + 2 * (1 - s) * s * second + s**2 * third)
-    return np.linalg.norm(derivative, axis=-1).max(axis=0)
-
-
-def _bridge_steps(control: np.ndarray, angle: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Steps with which no arm exceeds the limits (m, rad a step): control [4, n, 2, 3], angle [n, 2] -> int64 [n]."""
-    needed = np.maximum(_peak_speed(control) / limits[0], angle / limits[1]).max(axis=-1)
-    return np.ceil(needed - 1e-9).astype(np.int64)
-
-
 def bridge_origin(measured: np.ndarray, command: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """Where a bridge of commands starts, [..., 16]: at the last command, but within one step (m, rad) of the measured
     pose, since an arm that is held up can be far behind its command; the gripper at its last command.
@@ -149,6 +120,35 @@ def bridge_chunks(
     bridge = np.concatenate([position, quat, gripper], axis=-1).reshape(len(start), length, EE_DIM)
     follow = winner.actions[np.minimum(goal[:, None] + np.maximum(slot - steps[:, None], 0), num_steps - 1)]
     return np.where((slot < steps[:, None])[..., None], bridge, follow)
+
+
+def _control_points(start: np.ndarray, motion: np.ndarray, goal: np.ndarray, goal_motion: np.ndarray) -> np.ndarray:
+    """Cubic Bezier control points [4, n, 2, 3] from positions and motions [n, 2, 3]."""
+    chord = goal - start
+    return np.stack([start, _inner_point(start, motion, chord), _inner_point(goal, -goal_motion, -chord), goal])
+
+
+def _bridge_steps(control: np.ndarray, angle: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Steps with which no arm exceeds the limits (m, rad a step): control [4, n, 2, 3], angle [n, 2] -> int64 [n]."""
+    needed = np.maximum(_peak_speed(control) / limits[0], angle / limits[1]).max(axis=-1)
+    return np.ceil(needed - 1e-9).astype(np.int64)
+
+
+def _peak_speed(control: np.ndarray) -> np.ndarray:
+    """Largest |dB/ds| of cubic Bezier curves, of 17 points each: control [4, ..., 3] -> [...]."""
+    s = np.linspace(0, 1, 17).reshape(-1, *[1] * (control.ndim - 1))
+    first, second, third = np.diff(control, axis=0)
+    derivative = 3 * ((1 - s) ** 2 * first + 2 * (1 - s) * s * second + s**2 * third)
+    return np.linalg.norm(derivative, axis=-1).max(axis=0)
+
+
+def _inner_point(end: np.ndarray, motion: np.ndarray, chord: np.ndarray) -> np.ndarray:
+    """`end` + |chord| / 3 along `motion`, or along the chord where there is no motion: [..., 3]."""
+    speed = np.linalg.norm(motion, axis=-1, keepdims=True)
+    direction = np.where(speed > MIN_MOTION_M, motion, chord)
+    length = np.linalg.norm(direction, axis=-1, keepdims=True)
+    unit = direction / np.where(length > 0, length, 1.0)
+    return end + TANGENT_LENGTH * np.linalg.norm(chord, axis=-1, keepdims=True) * unit
 
 
 def interpolate_pair(pair: PreferencePair, length: int, mode: Mode = "bezier") -> Tuples:

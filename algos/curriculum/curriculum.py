@@ -330,14 +330,20 @@ def _order(curriculum: Curriculum, epoch: int) -> Array:
     return progress._order[1]
 
 
-def _balanced(curriculum: Curriculum, rows: Array, total: int, age: Array) -> Array:
-    """At most `total` rows, equally many of each category; within it the lowest `age` first, then by chance."""
-    category = curriculum.items.category[rows]
-    places = balanced_places(total, np.bincount(category, minlength=curriculum.num_categories))
-    rng = np.random.default_rng((curriculum.seed, curriculum.progress.stage + 1, 0, len(rows)))
-    order = np.lexsort((rng.random(len(rows)), age, category))
-    starts = np.searchsorted(category[order], np.arange(curriculum.num_categories))
-    return np.concatenate([rows[order[s : s + count]] for s, count in zip(starts, places, strict=True)])
+def settle(curriculum: Curriculum, step: int, free: Array) -> bool:
+    """Enter the next phase if this one is used up and its results are there; whether what is read now is trained on.
+
+    ValueError when there is nothing to probe or to keep.
+    """
+    progress = curriculum.progress
+    while progress.stage < 0 or progress.issued >= _passes(curriculum) * len(_order(curriculum, 0)):
+        if progress.stage < 0 or progress.training:
+            _begin(curriculum, step, free)
+        elif curriculum.items.pending[_order(curriculum, 0)].any():
+            break
+        else:
+            _keep(curriculum)
+    return progress.training
 
 
 def _begin(curriculum: Curriculum, step: int, free: Array) -> None:
@@ -350,6 +356,20 @@ def _begin(curriculum: Curriculum, step: int, free: Array) -> None:
     chosen = _balanced(curriculum, rows, min(total, len(rows)), items.candidate_stage[rows])
     progress.stage, progress.training, progress.issued, progress.started_step = progress.stage + 1, False, 0, step
     items.candidate_stage[chosen] = progress.stage
+
+
+def _passes(curriculum: Curriculum) -> int:
+    return curriculum.options.stage_epochs if curriculum.progress.training else 1
+
+
+def _balanced(curriculum: Curriculum, rows: Array, total: int, age: Array) -> Array:
+    """At most `total` rows, equally many of each category; within it the lowest `age` first, then by chance."""
+    category = curriculum.items.category[rows]
+    places = balanced_places(total, np.bincount(category, minlength=curriculum.num_categories))
+    rng = np.random.default_rng((curriculum.seed, curriculum.progress.stage + 1, 0, len(rows)))
+    order = np.lexsort((rng.random(len(rows)), age, category))
+    starts = np.searchsorted(category[order], np.arange(curriculum.num_categories))
+    return np.concatenate([rows[order[s : s + count]] for s, count in zip(starts, places, strict=True)])
 
 
 def _keep(curriculum: Curriculum) -> None:
@@ -368,26 +388,6 @@ def _keep(curriculum: Curriculum) -> None:
     rows = _balanced(curriculum, rows, min(options.stage_size, len(rows)), np.zeros(len(rows)))
     items.kept_stage[rows] = progress.stage
     progress.training, progress.issued = True, 0
-
-
-def _passes(curriculum: Curriculum) -> int:
-    return curriculum.options.stage_epochs if curriculum.progress.training else 1
-
-
-def settle(curriculum: Curriculum, step: int, free: Array) -> bool:
-    """Enter the next phase if this one is used up and its results are there; whether what is read now is trained on.
-
-    ValueError when there is nothing to probe or to keep.
-    """
-    progress = curriculum.progress
-    while progress.stage < 0 or progress.issued >= _passes(curriculum) * len(_order(curriculum, 0)):
-        if progress.stage < 0 or progress.training:
-            _begin(curriculum, step, free)
-        elif curriculum.items.pending[_order(curriculum, 0)].any():
-            break
-        else:
-            _keep(curriculum)
-    return progress.training
 
 
 def next_items(curriculum: Curriculum, count: int, free: Array) -> tuple[Array, str, int]:

@@ -29,6 +29,24 @@ def decay_factor(versions: NDArray[np.int64], half_life: float) -> Floats:
     return np.exp2(-np.asarray(versions, dtype=np.float64) / half_life)
 
 
+def beta_cdf(a: Floats, b: Floats, x: float) -> Floats:
+    """P[X <= x] for X ~ Beta(a, b): the regularised incomplete beta function I_x(a, b), absolute error below 1e-9.
+
+    Uses I_x(a, b) = 1 - I_(1-x)(b, a) on the side where the fraction is slow.
+    """
+    a, b = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    if x <= 0.0 or x >= 1.0:
+        return np.full(a.shape, float(x >= 1.0))
+    swap = x >= (a + 1) / (a + b + 2)
+    log_front = _log_gamma(a + b) - _log_gamma(a) - _log_gamma(b) + a * math.log(x) + b * math.log1p(-x)
+    result = np.empty(a.shape)
+    for side, first, second, at in ((~swap, a, b, x), (swap, b, a, 1.0 - x)):
+        if side.any():
+            tail = np.exp(log_front[side]) * _beta_fraction(first[side], second[side], at) / first[side]
+            result[side] = 1 - tail if side is swap else tail
+    return np.clip(result, 0.0, 1.0)
+
+
 def _log_gamma(x: Floats) -> Floats:
     return np.asarray(_lgamma(x), dtype=np.float64)
 
@@ -53,24 +71,6 @@ def _beta_fraction(a: Floats, b: Floats, x: float) -> Floats:
         if np.all(np.abs(c * d - 1) < 1e-12):
             break
     return value
-
-
-def beta_cdf(a: Floats, b: Floats, x: float) -> Floats:
-    """P[X <= x] for X ~ Beta(a, b): the regularised incomplete beta function I_x(a, b), absolute error below 1e-9.
-
-    Uses I_x(a, b) = 1 - I_(1-x)(b, a) on the side where the fraction is slow.
-    """
-    a, b = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
-    if x <= 0.0 or x >= 1.0:
-        return np.full(a.shape, float(x >= 1.0))
-    swap = x >= (a + 1) / (a + b + 2)
-    log_front = _log_gamma(a + b) - _log_gamma(a) - _log_gamma(b) + a * math.log(x) + b * math.log1p(-x)
-    result = np.empty(a.shape)
-    for side, first, second, at in ((~swap, a, b, x), (swap, b, a, 1.0 - x)):
-        if side.any():
-            tail = np.exp(log_front[side]) * _beta_fraction(first[side], second[side], at) / first[side]
-            result[side] = 1 - tail if side is swap else tail
-    return np.clip(result, 0.0, 1.0)
 
 
 def normal_cdf(z: Floats) -> Floats:

@@ -59,18 +59,6 @@ def listing(view: PoolView, numbers: Array, limit: int) -> str:
     return f"{columns(HEAD, rows, left=5)}\n\n{count}"
 
 
-def _bar(counts: Array) -> str:
-    """Observed items by band as a bar of letters, the largest remainders rounded up."""
-    shown = counts.copy()
-    shown[UNSEEN] = 0
-    if not shown.sum():
-        return ""
-    quotas = BAR * shown / shown.sum()
-    lengths = np.floor(quotas).astype(int)
-    lengths[np.argsort(lengths - quotas, kind="stable")[: BAR - lengths.sum()]] += 1
-    return "".join(LETTERS[name] * length for name, length in zip(BANDS, lengths.tolist(), strict=True))
-
-
 def history(view: PoolView, category: str | None, lines: int) -> str:
     """Bands at evenly spaced steps and now, and the flow between them."""
     code = slice(None) if category is None else slice(view.category_code(category), view.category_code(category) + 1)
@@ -88,6 +76,18 @@ def history(view: PoolView, category: str | None, lines: int) -> str:
     return f"{table}\n\n{key}; counts at the start of the step, retired items left out\n{flow(view, category)}"
 
 
+def _bar(counts: Array) -> str:
+    """Observed items by band as a bar of letters, the largest remainders rounded up."""
+    shown = counts.copy()
+    shown[UNSEEN] = 0
+    if not shown.sum():
+        return ""
+    quotas = BAR * shown / shown.sum()
+    lengths = np.floor(quotas).astype(int)
+    lengths[np.argsort(lengths - quotas, kind="stable")[: BAR - lengths.sum()]] += 1
+    return "".join(LETTERS[name] * length for name, length in zip(BANDS, lengths.tolist(), strict=True))
+
+
 def flow(view: PoolView, category: str | None) -> str:
     """How many groups moved an item from one band to another."""
     where, values = ("WHERE category = ?", (category,)) if category else ("", ())
@@ -96,14 +96,6 @@ def flow(view: PoolView, category: str | None) -> str:
     moves = [row for row in view.rows(query, *values) if row["band_before"] != row["band"]]
     texts = [f"{BANDS[row['band_before']]} -> {BANDS[row['band']]} {row['n']}" for row in moves]
     return f"moves over the whole run: {', '.join(texts) or 'none'}"
-
-
-def _shared(first: PoolView, second: PoolView) -> tuple[Array, Array, list[str]]:
-    """Numbers in both pools of the items that both have, and their ids."""
-    there = {row["id"]: row["number"] for row in second.rows("SELECT id, number FROM items")}
-    rows = [row for row in first.rows("SELECT id, number FROM items ORDER BY number") if row["id"] in there]
-    ids = [row["id"] for row in rows]
-    return np.array([row["number"] for row in rows], np.int64), np.array([there[i] for i in ids], np.int64), ids
 
 
 def difference(first: PoolView, second: PoolView, limit: int) -> str:
@@ -153,6 +145,14 @@ def _moved(first: PoolView, second: PoolView, here: int, there: int, item: str) 
     band = a["band"] if a["band"] == b["band"] else f"{a['band']} -> {b['band']}"
     rates = [f"{a['rate']:.2f}", f"{b['rate']:.2f}", str(a["groups"]), str(b["groups"])]
     return [item, first.categories[a["category"]], band, *rates]
+
+
+def _shared(first: PoolView, second: PoolView) -> tuple[Array, Array, list[str]]:
+    """Numbers in both pools of the items that both have, and their ids."""
+    there = {row["id"]: row["number"] for row in second.rows("SELECT id, number FROM items")}
+    rows = [row for row in first.rows("SELECT id, number FROM items ORDER BY number") if row["id"] in there]
+    ids = [row["id"] for row in rows]
+    return np.array([row["number"] for row in rows], np.int64), np.array([there[i] for i in ids], np.int64), ids
 
 
 def image_paths(view: PoolView, number: int, folder: Path) -> list[Path]:

@@ -135,28 +135,6 @@ PoolRow = dict[str, Any]
 T = TypeVar("T")
 
 
-def _check_length(path: Path) -> None:
-    """DatabaseError for a file that ends before its last page, which SQLite notices only where it reads that page."""
-    with path.open("rb") as file:
-        head = file.read(100)
-    size, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
-    if path.stat().st_size < (65536 if size == 1 else size) * pages:
-        raise sqlite3.DatabaseError("it ends before its last page")
-
-
-def _fits(name: str, value: Any) -> bool:
-    """Whether a column of the pool can hold a value: SQLite takes any in every column."""
-    if name in ("png", "id"):  # an item's id is a text, that of an edit a number
-        return isinstance(value, bytes if name == "png" else str | int)
-    if name in _TEXTS:
-        return isinstance(value, str) and (name != "reason" or value in REASONS)
-    if name in _REALS:
-        return isinstance(value, float | int)
-    if name in ("band", "band_before"):
-        return value in range(len(BANDS))
-    return isinstance(value, int) or (value is None and name in _MAY_LACK)
-
-
 @dataclass(frozen=True)
 class Filter:
     """Which items to show and how to order them; None leaves a limit out."""
@@ -360,3 +338,25 @@ class PoolView:
             "selections": self.items.selections,
         }
         return keys[sort], True
+
+
+def _check_length(path: Path) -> None:
+    """DatabaseError for a file that ends before its last page, which SQLite notices only where it reads that page."""
+    with path.open("rb") as file:
+        head = file.read(100)
+    size, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
+    if path.stat().st_size < (65536 if size == 1 else size) * pages:
+        raise sqlite3.DatabaseError("it ends before its last page")
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a column of the pool can hold a value: SQLite takes any in every column."""
+    if name in ("png", "id"):  # an item's id is a text, that of an edit a number
+        return isinstance(value, bytes if name == "png" else str | int)
+    if name in _TEXTS:
+        return isinstance(value, str) and (name != "reason" or value in REASONS)
+    if name in _REALS:
+        return isinstance(value, float | int)
+    if name in ("band", "band_before"):
+        return value in range(len(BANDS))
+    return isinstance(value, int) or (value is None and name in _MAY_LACK)

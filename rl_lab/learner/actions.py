@@ -45,14 +45,6 @@ class Start:
     timing: Timing
 
 
-def _stored(model: ModelConfig) -> tuple[HyVLAConfig, bool]:
-    """Sizes of the preset or of the checkpoint, and whether half of its action tokens are absolute poses."""
-    if model.path is None:
-        return preset_config(model.preset), False
-    sizes, stats = HyVLAConfig.from_pretrained(model.path), ActionStats.find(Path(model.path))
-    return sizes, stats is not None and stats.has_absolute and stats.num_tokens == sizes.n_action_steps
-
-
 def sized_config(model: ModelConfig) -> HyVLAConfig:
     """Sizes of the policy with the options of the run; ValueError if they cannot work together."""
     sizes, has_absolute = _stored(model)
@@ -64,6 +56,14 @@ def sized_config(model: ModelConfig) -> HyVLAConfig:
             f"{sizes.vision_depth}; set model.memory.layer_stride={sizes.vision_depth}"
         )
     return sizes
+
+
+def _stored(model: ModelConfig) -> tuple[HyVLAConfig, bool]:
+    """Sizes of the preset or of the checkpoint, and whether half of its action tokens are absolute poses."""
+    if model.path is None:
+        return preset_config(model.preset), False
+    sizes, stats = HyVLAConfig.from_pretrained(model.path), ActionStats.find(Path(model.path))
+    return sizes, stats is not None and stats.has_absolute and stats.num_tokens == sizes.n_action_steps
 
 
 def num_commands(model: ModelConfig) -> int:

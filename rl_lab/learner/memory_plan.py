@@ -79,15 +79,6 @@ def saved_activations(policy: HyVLAPolicy, batch: int, draws: int) -> int:
     return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
 
 
-def _activations(policy: HyVLAPolicy, batch: int, draws: int, recompute: bool) -> int:
-    plain = saved_activations(policy, batch, draws)
-    if not recompute:
-        return plain
-    policy.gradient_checkpointing_enable()
-    kept = saved_activations(policy, batch, draws)
-    return kept + (plain - kept) // policy.config.vlm_sizes.num_layers
-
-
 def num_adapters(policy: HyVLAPolicy, groups: Sequence[str], rank: int, targets: Sequence[str]) -> int:
     """Numbers in the adapters of `rl_lab.model.lora`: rank x (inputs + outputs) for every adapted product."""
     shapes = [policy.get_submodule(name).weight.shape for name in adapted_products(policy, groups, targets)]
@@ -128,3 +119,12 @@ def memory_plan(
     count = sum(parameter.numel() for parameter in trained)
     masters = 0 if dtype == torch.float32 else 4 * count
     return MemoryPlan(weights, masters, 8 * count, size_of(trained), 4 * count, activations)
+
+
+def _activations(policy: HyVLAPolicy, batch: int, draws: int, recompute: bool) -> int:
+    plain = saved_activations(policy, batch, draws)
+    if not recompute:
+        return plain
+    policy.gradient_checkpointing_enable()
+    kept = saved_activations(policy, batch, draws)
+    return kept + (plain - kept) // policy.config.vlm_sizes.num_layers

@@ -93,10 +93,6 @@ class DualTower(nn.Module):
         self.expert = nn.ModuleDict({"model": Tower(config.expert_sizes, embeds_tokens=False)})
 
 
-def _take(value: Tensor, rows: Tensor | None) -> Tensor:
-    return value if rows is None else value.index_select(0, rows)
-
-
 def attend_past(q: Tensor, own: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
     """Attention of a block over its past and itself, [N, S, H * d].
 
@@ -132,6 +128,10 @@ def suffix_layer(
         past = _take(before[0], rows), _take(before[1], rows)
         x = layer.finish(x, attend_past(norms.queries(q, rope), (k, v), past, bias), "vision")
     return k.transpose(1, 2), v.transpose(1, 2), x
+
+
+def _take(value: Tensor, rows: Tensor | None) -> Tensor:
+    return value if rows is None else value.index_select(0, rows)
 
 
 class ActionModel(nn.Module):

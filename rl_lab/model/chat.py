@@ -56,29 +56,6 @@ Grid = tuple[int, int, int]
 Picture = Image.Image | np.ndarray
 
 
-class _Stated(BaseModel):
-    """What is read of a preprocessor config."""
-
-    patch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    merge_size: Annotated[int, Field(ge=1, le=64)] | None = None
-    min_pixels: Pixels | None = None
-    max_pixels: Pixels | None = None
-    size: dict[str, Pixels | None] | None = None
-    image_mean: list[float] | float | None = None
-    image_std: list[float] | float | None = None
-    temporal_patch_size: int | None = None
-
-
-def _bounds(stated: dict[str, Any]) -> dict[str, int]:
-    """`min_pixels` and `max_pixels` of a preprocessor config, which may keep them under `size` instead."""
-    size = stated.get("size") or {}
-    found = {
-        "min_pixels": stated.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels"),
-        "max_pixels": stated.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels"),
-    }
-    return {name: int(value) for name, value in found.items() if value}
-
-
 def to_rgb(picture: Picture) -> Image.Image:
     """A PIL picture or an array uint8 [H, W, 3] as an RGB picture, as `rl_lab.pictures` reads it; ValueError for any
     other array."""
@@ -220,6 +197,29 @@ class ImageProcessor(ImageProcessingMixin):
         shared = {key: value for key, value in self.to_dict().items() if key not in _IMAGE_ONLY}
         bounds = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels * VIDEO_FRAMES}
         return shared | {"video_processor_type": "Qwen3VLVideoProcessor", "size": bounds, "do_sample_frames": False}
+
+
+class _Stated(BaseModel):
+    """What is read of a preprocessor config."""
+
+    patch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    merge_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
+    size: dict[str, Pixels | None] | None = None
+    image_mean: list[float] | float | None = None
+    image_std: list[float] | float | None = None
+    temporal_patch_size: int | None = None
+
+
+def _bounds(stated: dict[str, Any]) -> dict[str, int]:
+    """`min_pixels` and `max_pixels` of a preprocessor config, which may keep them under `size` instead."""
+    size = stated.get("size") or {}
+    found = {
+        "min_pixels": stated.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels"),
+        "max_pixels": stated.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels"),
+    }
+    return {name: int(value) for name, value in found.items() if value}
 
 
 TOKENIZER_OPTIONS = frozenset(inspect.signature(PreTrainedTokenizerFast.__call__).parameters) - {"self", "kwargs"}

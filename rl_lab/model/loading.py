@@ -214,6 +214,15 @@ def sizes_from_shapes(shapes: Shapes) -> dict[str, int]:
         raise ValueError(f"not a policy checkpoint: tensor {error.args[0]} is missing") from error
 
 
+def read_config(folder: Path, shapes: Shapes) -> HyVLAConfig:
+    """The folder's config, completed from tensor shapes and tokenizer where the file is silent."""
+    stated = read_config_file(folder)
+    HyVLAConfig.check_stored(stated, str(folder / CONFIG_NAME))
+    config = HyVLAConfig.from_pretrained(folder, **_unstated(stated, shapes, folder))
+    config.check()
+    return config
+
+
 def _unstated(stated: Mapping[str, Any], shapes: Shapes, folder: Path) -> dict[str, Any]:
     """Config fields that a config with the fields `stated` leaves to tensor shapes and tokenizer."""
     fields: dict[str, Any] = dict(sizes_from_shapes(shapes))
@@ -225,15 +234,6 @@ def _unstated(stated: Mapping[str, Any], shapes: Shapes, folder: Path) -> dict[s
     if not stated.get("special_token_ids"):
         fields["special_token_ids"] = special_token_ids(load_tokenizer(folder))
     return {key: value for key, value in fields.items() if not stated.get(key)}
-
-
-def read_config(folder: Path, shapes: Shapes) -> HyVLAConfig:
-    """The folder's config, completed from tensor shapes and tokenizer where the file is silent."""
-    stated = read_config_file(folder)
-    HyVLAConfig.check_stored(stated, str(folder / CONFIG_NAME))
-    config = HyVLAConfig.from_pretrained(folder, **_unstated(stated, shapes, folder))
-    config.check()
-    return config
 
 
 def complete_config(config: HyVLAConfig, folder: Path, shapes: Shapes) -> HyVLAConfig:

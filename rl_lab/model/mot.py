@@ -289,12 +289,6 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: Layout, index: int, p
     return attend_segments(attended, q, k, v, layout)
 
 
-def _routes(vision: Tensor, text: Tensor) -> list[tuple[Tensor, Route]]:
-    """Both routes, without an empty one unless gradients are on: ranks of a sharded model must agree on who has one."""
-    parts: list[tuple[Tensor, Route]] = [(vision, "vision"), (text, "text")]
-    return [(x, route) for x, route in parts if len(x) or torch.is_grad_enabled()]
-
-
 def packed_layer(
     layer: DecoderLayer, vision: Tensor, text: Tensor, index: int, layout: Layout, rope: Rope, past: Past | None
 ) -> tuple[Tensor, Tensor]:
@@ -307,6 +301,12 @@ def packed_layer(
     split = attended.split([len(x) for x, _ in parts])
     done = {route: layer.finish(x, own, route) for (x, route), own in zip(parts, split, strict=True)}
     return done.get("vision", vision), done.get("text", text)
+
+
+def _routes(vision: Tensor, text: Tensor) -> list[tuple[Tensor, Route]]:
+    """Both routes, without an empty one unless gradients are on: ranks of a sharded model must agree on who has one."""
+    parts: list[tuple[Tensor, Route]] = [(vision, "vision"), (text, "text")]
+    return [(x, route) for x, route in parts if len(x) or torch.is_grad_enabled()]
 
 
 def run_packed(

@@ -37,18 +37,6 @@ STATE_KEY, TASK_KEY = "observation.state", "task"
 """Released names in a batch, beside the cameras of the config."""
 
 
-def _check_widths(chunks: np.ndarray) -> None:
-    """CommandError, naming the first, for normalised numbers that no training data can have."""
-    far = ~(np.abs(chunks) <= WIDTH_LIMIT)  # True for NaN
-    if far.any():
-        *_, token, place = np.argwhere(far)[0].tolist()
-        arm, part = divmod(place, len(_ENCODED_PARTS))
-        raise CommandError(
-            f"action token {token} is refused: its {ARMS[arm]} {_ENCODED_PARTS[part]} (number {place}) is "
-            f"{chunks[far][0]:.6g} widths from the mean of the training data, expected at most {WIDTH_LIMIT:g}"
-        )
-
-
 def resize_with_padding(images: Tensor, width: int, height: int) -> Tensor:
     """Fit images [M, 3, H, W] in [0, 1] into a box of width x height pixels.
 
@@ -211,3 +199,15 @@ class PolicyProcessor:
         folder = checkpoint_folder(name, kwargs)
         refuse_unknown(kwargs)
         return cls(HyVLAConfig.from_pretrained(folder), load_tokenizer(folder), ActionStats.find(folder))
+
+
+def _check_widths(chunks: np.ndarray) -> None:
+    """CommandError, naming the first, for normalised numbers that no training data can have."""
+    far = ~(np.abs(chunks) <= WIDTH_LIMIT)  # True for NaN
+    if far.any():
+        *_, token, place = np.argwhere(far)[0].tolist()
+        arm, part = divmod(place, len(_ENCODED_PARTS))
+        raise CommandError(
+            f"action token {token} is refused: its {ARMS[arm]} {_ENCODED_PARTS[part]} (number {place}) is "
+            f"{chunks[far][0]:.6g} widths from the mean of the training data, expected at most {WIDTH_LIMIT:g}"
+        )

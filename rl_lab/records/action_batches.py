@@ -124,6 +124,34 @@ def fit_processor(config: HyVLAConfig, episodes: Sequence[Episode], timing: Timi
     return PolicyProcessor(config, load_tokenizer(), stats)
 
 
+def pair_states(pairs: Sequence[PreferencePair], timing: Timing, mode: Mode) -> States:
+    """Smooth Interpolation of every pair; states of a pair stay together, in the order of the pairs.
+
+    Every control step of a round is a command, whatever the stride of recorded demonstrations. UserError for a pair
+    without the frames before its start that the policy's memory reaches.
+    """
+    parts = [_tuples(pair, timing, mode) for pair in pairs]
+    shown = [_seen_frames(pair, tuples, timing) for pair, tuples in zip(pairs, parts, strict=True)]
+    frames, seen = join_frames(*zip(*shown, strict=True))
+    sizes = [len(tuples) for tuples in parts]
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(tuples, name) for tuples in parts])
+
+    return States(
+        frames=frames,
+        seen=seen,
+        poses=column("start"),
+        instructions=[pair.instruction for pair, size in zip(pairs, sizes, strict=True) for _ in range(size)],
+        winner=column("winner"),
+        loser=column("loser"),
+        identical=column("identical"),
+        from_loser=column("from_loser"),
+        pair=np.repeat(np.arange(len(pairs)), sizes),
+        weight_version=np.repeat([pair.weight_version for pair in pairs], sizes),
+    )
+
+
 def _tuples(pair: PreferencePair, timing: Timing, mode: Mode) -> Tuples:
     """Smooth Interpolation of a pair, with the measured pose in slot 0 where the policy's chunks begin with it.
 
@@ -160,31 +188,3 @@ def _seen_frames(pair: PreferencePair, tuples: Tuples, timing: Timing) -> tuple[
     seen[began] = found
     sources = [part for part in (before, pair.loser.images, pair.winner.images) if len(part)]
     return np.concatenate(sources)[shown], seen
-
-
-def pair_states(pairs: Sequence[PreferencePair], timing: Timing, mode: Mode) -> States:
-    """Smooth Interpolation of every pair; states of a pair stay together, in the order of the pairs.
-
-    Every control step of a round is a command, whatever the stride of recorded demonstrations. UserError for a pair
-    without the frames before its start that the policy's memory reaches.
-    """
-    parts = [_tuples(pair, timing, mode) for pair in pairs]
-    shown = [_seen_frames(pair, tuples, timing) for pair, tuples in zip(pairs, parts, strict=True)]
-    frames, seen = join_frames(*zip(*shown, strict=True))
-    sizes = [len(tuples) for tuples in parts]
-
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(tuples, name) for tuples in parts])
-
-    return States(
-        frames=frames,
-        seen=seen,
-        poses=column("start"),
-        instructions=[pair.instruction for pair, size in zip(pairs, sizes, strict=True) for _ in range(size)],
-        winner=column("winner"),
-        loser=column("loser"),
-        identical=column("identical"),
-        from_loser=column("from_loser"),
-        pair=np.repeat(np.arange(len(pairs)), sizes),
-        weight_version=np.repeat([pair.weight_version for pair in pairs], sizes),
-    )

@@ -182,10 +182,41 @@ class TrajectoryData:
         )
 
 
-def _recorded(states: States) -> States:
-    """Every state with what was done there, winner or loser alike."""
-    chunk = np.where(states.from_loser[:, None, None], states.loser, states.winner)
-    return replace(states, winner=chunk, loser=chunk, identical=np.ones(len(states), dtype=bool))
+def preference_data(
+    method: Method,
+    rounds: Sequence[Sequence[PreferencePair]],
+    demos: States,
+    processor: PolicyProcessor,
+    timing: Timing,
+    *,
+    mix: Sequence[float],
+    batch_size: int,
+    seed: int,
+    ranked: Sequence[PreferencePair] = (),
+) -> StateData | TrajectoryData | LabelledData:
+    """The buffers of one round: its pairs (the last of `rounds`), the pairs of older rounds, demonstrations, and pairs
+    of ranked chunks; each if there are any.
+
+    `mix` are the batch shares (new, demonstrations) in round 1 and (new, older, demonstrations) later, with that of
+    ranked pairs behind them; that of demonstrations alone where there are no rounds.
+    """
+    *before, newest = rounds or [()]
+    collected = {NEW: newest, OLDER: [pair for pairs in before for pair in pairs], RANKED: ranked}
+    states = {
+        source: pair_states(pairs, timing, method.interpolation) for source, pairs in collected.items() if pairs
+    } | {DEMONSTRATIONS: demos}
+    sources = sorted(states)
+    buffers = [_for_method(method, states[source]) for source in sources]
+    ratios = mix if method.fixed_ratios else None
+    if method.rows == "labelled":
+        rows = _preference_batch([*buffers, *map(_labelled, buffers)], [*sources, *sources], processor)
+        return LabelledData(rows, MixedSampler([len(item) for item in buffers], ratios, batch_size, seed), seed)
+    rows = _preference_batch(buffers, sources, processor)
+    if method.rows == "trajectories":
+        members, sizes = _members(buffers)
+        sampler = MixedSampler(sizes, ratios, max(1, batch_size // SIDE_STATES), seed)
+        return TrajectoryData(rows, members, sampler, seed)
+    return StateData(rows, MixedSampler([len(item) for item in buffers], ratios, batch_size, seed))
 
 
 def _for_method(method: Method, states: States) -> States:
@@ -233,41 +264,10 @@ def _members(buffers: Sequence[States]) -> tuple[list[tuple[np.ndarray, np.ndarr
     return members, sizes
 
 
-def preference_data(
-    method: Method,
-    rounds: Sequence[Sequence[PreferencePair]],
-    demos: States,
-    processor: PolicyProcessor,
-    timing: Timing,
-    *,
-    mix: Sequence[float],
-    batch_size: int,
-    seed: int,
-    ranked: Sequence[PreferencePair] = (),
-) -> StateData | TrajectoryData | LabelledData:
-    """The buffers of one round: its pairs (the last of `rounds`), the pairs of older rounds, demonstrations, and pairs
-    of ranked chunks; each if there are any.
-
-    `mix` are the batch shares (new, demonstrations) in round 1 and (new, older, demonstrations) later, with that of
-    ranked pairs behind them; that of demonstrations alone where there are no rounds.
-    """
-    *before, newest = rounds or [()]
-    collected = {NEW: newest, OLDER: [pair for pairs in before for pair in pairs], RANKED: ranked}
-    states = {
-        source: pair_states(pairs, timing, method.interpolation) for source, pairs in collected.items() if pairs
-    } | {DEMONSTRATIONS: demos}
-    sources = sorted(states)
-    buffers = [_for_method(method, states[source]) for source in sources]
-    ratios = mix if method.fixed_ratios else None
-    if method.rows == "labelled":
-        rows = _preference_batch([*buffers, *map(_labelled, buffers)], [*sources, *sources], processor)
-        return LabelledData(rows, MixedSampler([len(item) for item in buffers], ratios, batch_size, seed), seed)
-    rows = _preference_batch(buffers, sources, processor)
-    if method.rows == "trajectories":
-        members, sizes = _members(buffers)
-        sampler = MixedSampler(sizes, ratios, max(1, batch_size // SIDE_STATES), seed)
-        return TrajectoryData(rows, members, sampler, seed)
-    return StateData(rows, MixedSampler([len(item) for item in buffers], ratios, batch_size, seed))
+def _recorded(states: States) -> States:
+    """Every state with what was done there, winner or loser alike."""
+    chunk = np.where(states.from_loser[:, None, None], states.loser, states.winner)
+    return replace(states, winner=chunk, loser=chunk, identical=np.ones(len(states), dtype=bool))
 
 
 @torch.no_grad()

@@ -89,14 +89,6 @@ def compare_scores(
     )
 
 
-@dataclass(frozen=True)
-class _Ranked:
-    """What is read of a ranking's row in stages.json."""
-
-    inputs: dict[str, str]
-    replicate: int | None
-
-
 def rescore_node(
     run: Path, row: Mapping[str, Any], old: RankingConfig, new: RankingConfig, seed: int
 ) -> ChunkAgreement:
@@ -125,6 +117,14 @@ def _scores(
         if not folder.is_dir():
             raise UserError(f"{run} trained no reward model {kind}; it needs reward_models/{folder.name}")
     return score_states(states, list(ranking.weights), models, seed)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """What is read of a ranking's row in stages.json."""
+
+    inputs: dict[str, str]
+    replicate: int | None
 
 
 @dataclass

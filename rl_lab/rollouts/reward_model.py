@@ -84,6 +84,19 @@ def _reading(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is no sequence classifier of transformers with its tokenizer: {said}") from error
 
 
+def _model(folder: Path, **options: Any) -> Any:
+    """The model of a folder; only the head of a checkpoint that never had one may be missing, UserError for others."""
+    labels = {} if is_classifier(folder) else {"num_labels": 1}
+    with _quiet(), _reading(folder):
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **labels, **options
+        )
+        missing = sorted(key for key in found["missing_keys"] if is_classifier(folder) or _is_body(key, model))
+        if missing:
+            raise ValueError(f"{len(missing)} tensors are missing: {', '.join(missing[:NAMED])}")
+    return model
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bars of transformers, and no warning that a head is new: that is what was asked for."""
@@ -99,19 +112,6 @@ def _quiet() -> Iterator[None]:
 def _is_body(key: str, model: Any) -> bool:
     """Whether a tensor is no part of what a classifier adds: its head, and of encoders the pooler below it."""
     return key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
-
-
-def _model(folder: Path, **options: Any) -> Any:
-    """The model of a folder; only the head of a checkpoint that never had one may be missing, UserError for others."""
-    labels = {} if is_classifier(folder) else {"num_labels": 1}
-    with _quiet(), _reading(folder):
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **labels, **options
-        )
-        missing = sorted(key for key in found["missing_keys"] if is_classifier(folder) or _is_body(key, model))
-        if missing:
-            raise ValueError(f"{len(missing)} tensors are missing: {', '.join(missing[:NAMED])}")
-    return model
 
 
 class TextClassifier:
@@ -280,18 +280,6 @@ class OutcomeModel:
         return np.stack([platt(row) for platt, row in zip(self.platts, logits, strict=True)])
 
 
-@lru_cache(maxsize=4)
-def _load(folder: Path, changed: float) -> OutcomeModel:
-    if not (folder / MODEL_FILE).is_file():
-        return OutcomeModel([load_member(folder)], [Platt()])
-    platts = _platts(folder)
-    return OutcomeModel([load_member(member) for member in _members(folder, platts)], platts)
-
-
-def _members(folder: Path, platts: Sequence[Platt]) -> list[Path]:
-    return [folder / f"member-{number + 1}" for number in range(len(platts))]
-
-
 def read_model_record(folder: Path) -> dict[str, Any]:
     """`model.json` of a model's folder. UserError where there is none, or one of another kind."""
     path = folder / MODEL_FILE
@@ -308,11 +296,6 @@ def read_model_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _platts(folder: Path) -> list[Platt]:
-    """Calibration of each member."""
-    return fit(read_model_record(folder)["platt"], list[Platt], f"{folder / MODEL_FILE}, platt")
-
-
 def check_outcome_model(folder: Path) -> None:
     """UserError for a folder that is no model, or a damaged one; no model is made."""
     if is_classifier(folder):
@@ -322,12 +305,29 @@ def check_outcome_model(folder: Path) -> None:
         check_member(member)
 
 
+def _members(folder: Path, platts: Sequence[Platt]) -> list[Path]:
+    return [folder / f"member-{number + 1}" for number in range(len(platts))]
+
+
+def _platts(folder: Path) -> list[Platt]:
+    """Calibration of each member."""
+    return fit(read_model_record(folder)["platt"], list[Platt], f"{folder / MODEL_FILE}, platt")
+
+
 def load_outcome_model(folder: Path) -> OutcomeModel:
     """The model of a folder; the same one for every caller of a process. UserError for a folder that is none."""
     file = CONFIG_FILE if is_classifier(folder) else MODEL_FILE
     if file == MODEL_FILE:
         read_model_record(folder)
     return _load(folder.absolute(), (folder / file).stat().st_mtime)
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path, changed: float) -> OutcomeModel:
+    if not (folder / MODEL_FILE).is_file():
+        return OutcomeModel([load_member(folder)], [Platt()])
+    platts = _platts(folder)
+    return OutcomeModel([load_member(member) for member in _members(folder, platts)], platts)
 
 
 class OutcomeReward:

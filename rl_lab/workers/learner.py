@@ -56,16 +56,6 @@ class Slice:
     """Why training cannot go on."""
 
 
-def _attempt(learn: Callable[[], dict[str, float]], bad_batch: Path) -> tuple[dict[str, float], str | None]:
-    """Metrics; or of a loss that is not a number the error, with the batch that gave it in a file."""
-    try:
-        return learn(), None
-    except NonFiniteLossError as failure:
-        if is_first_rank():
-            torch.save(asdict(failure.batch), bad_batch)
-        return {}, f"{failure}; the batch is in {bad_batch}"
-
-
 class LearnerWorker:
     """One training in a process of its own."""
 
@@ -110,6 +100,16 @@ class LearnerWorker:
     def save(self, path: Path) -> None:
         """Save the state to continue from, or to roll back to."""
         save_training_state(path, self.training.state_dict())
+
+
+def _attempt(learn: Callable[[], dict[str, float]], bad_batch: Path) -> tuple[dict[str, float], str | None]:
+    """Metrics; or of a loss that is not a number the error, with the batch that gave it in a file."""
+    try:
+        return learn(), None
+    except NonFiniteLossError as failure:
+        if is_first_rank():
+            torch.save(asdict(failure.batch), bad_batch)
+        return {}, f"{failure}; the batch is in {bad_batch}"
 
 
 class LearnerHandle:

@@ -38,16 +38,6 @@ def policy_key(snapshot: Snapshot, seed: int) -> str:
     return f"{snapshot.digest}/{seed}"
 
 
-def _views(decision: Decision, frames: int) -> np.ndarray:
-    """What a policy sees: uint8 [3, S, S, 3], or [3, K, S, S, 3] with the present frame last. ValueError if it lacks
-    the past that it was trained with."""
-    now = camera_images(decision.observation)
-    given = 1 if decision.past is None else 1 + len(decision.past)
-    if given != frames:
-        raise ValueError(f"the policy sees {frames} frames of each camera, but the decision has {given}")
-    return now if decision.past is None else np.concatenate([decision.past, now[None]]).swapaxes(0, 1)
-
-
 class LocalPolicy:
     """A copy of the policy in the worker's own process.
 
@@ -90,6 +80,16 @@ class LocalPolicy:
                 f"the policy of weight version {self.info.weight_version} must not act: {error}; its statistics or its "
                 "weights are not those it was trained with, or its training diverged"
             ) from error
+
+
+def _views(decision: Decision, frames: int) -> np.ndarray:
+    """What a policy sees: uint8 [3, S, S, 3], or [3, K, S, S, 3] with the present frame last. ValueError if it lacks
+    the past that it was trained with."""
+    now = camera_images(decision.observation)
+    given = 1 if decision.past is None else 1 + len(decision.past)
+    if given != frames:
+        raise ValueError(f"the policy sees {frames} frames of each camera, but the decision has {given}")
+    return now if decision.past is None else np.concatenate([decision.past, now[None]]).swapaxes(0, 1)
 
 
 KEPT_POLICIES = 4
@@ -170,15 +170,6 @@ def corrector_plan(settings: CorrectorConfig, execute: int) -> CorrectorPlan:
     return CorrectorPlan()
 
 
-@dataclass(frozen=True)
-class _Line:
-    task: str
-    variant: str
-    seed: int
-    step: int
-    actions: list[Annotated[list[float], Field(min_length=EE_DIM, max_length=EE_DIM)]]
-
-
 def read_corrections(path: Path) -> dict[Place, np.ndarray]:
     """Corrections of a file that `python -m rl_lab.correct` wrote, or the winners of a folder of pairs that a run left.
 
@@ -224,6 +215,15 @@ def _checked(where: str, actions: np.ndarray) -> np.ndarray:
     if problems:
         raise UserError(f"{problems[0]}; mend it or leave it out")
     return actions
+
+
+@dataclass(frozen=True)
+class _Line:
+    task: str
+    variant: str
+    seed: int
+    step: int
+    actions: list[Annotated[list[float], Field(min_length=EE_DIM, max_length=EE_DIM)]]
 
 
 def check_corrector(settings: CorrectorConfig, image_size: int, execute: int) -> None:
