@@ -1,1 +1,5 @@
-"""Reports of a run: they read run folders and nothing else (no torch, no simulator)."""
+"""What a run says, read from its folder alone (no torch, no simulator).
+
+`run` loads the folder as typed rows; `estimates` is one table of all that was measured, each number with its interval;
+`summary` puts together what each file of `pages` says of its subject.
+"""
