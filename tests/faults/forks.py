@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -126,15 +127,13 @@ def _address_space() -> int:
 
 def _wait(pid: int) -> int:
     """The exit code of a child, which is killed when its time is over."""
-    deadline = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return LATE
+    handle = os.pidfd_open(pid)
+    has_ended = select.select([handle], [], [], LIMIT_S)[0]
+    os.close(handle)
+    if not has_ended:
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status) if has_ended else LATE
 
 
 def _begin_work(*_: Any, **__: Any) -> NoReturn:

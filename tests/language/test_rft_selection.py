@@ -221,17 +221,16 @@ def test_a_judge_that_forgets_a_trace_is_an_error(tmp_path):
         RFTSelection(tmp_path, JUDGED, lambda rows: []).finish()
 
 
-def peak_bytes(run, num_steps, rows_per_step):
-    """Of a process of its own while it selects from synthetic rows; with the summary."""
+def peak_bytes(folder, nums_steps, rows_per_step):
+    """Of a process of its own for each number of steps while it selects from synthetic rows; with the summaries."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, __file__, str(run), str(num_steps), str(rows_per_step)]
+    command = [sys.executable, __file__, str(folder), str(rows_per_step), *map(str, nums_steps)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    return map(json.loads, done.stdout.splitlines())
 
 
 def check_memory(tmp_path, few, many, rows_per_step=500):
-    small = peak_bytes(tmp_path / "small", few, rows_per_step)
-    large = peak_bytes(tmp_path / "large", many, rows_per_step)
+    small, large = peak_bytes(tmp_path, (few, many), rows_per_step)
     print(small, large)
     assert large["candidates"] == many * rows_per_step == large["kept"] + sum(large["dropped"].values())
     assert large["kept"] > 0.05 * large["candidates"]
@@ -275,7 +274,7 @@ def main(run, num_steps, rows_per_step):
     before, start = memory("VmRSS"), time.perf_counter()
     summary = RFTSelection(run, JUDGED, judge).finish()
     figures = {"peak": memory("VmHWM"), "before": before, "seconds": time.perf_counter() - start}
-    print(json.dumps(figures | vars(summary)))
+    print(json.dumps(figures | vars(summary)), flush=True)
 
 
 KILLS = 8
@@ -307,4 +306,8 @@ def test_killed_again_and_again_it_ends_as_an_unbroken_one(tmp_path):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    for num_steps in map(int, sys.argv[3:]):
+        if (child := os.fork()) == 0:  # each is as new: nothing of the other's is in its memory
+            main(Path(sys.argv[1]) / str(num_steps), num_steps, int(sys.argv[2]))
+            sys.exit()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -151,4 +151,4 @@ def test_two_ranks_take_the_steps_of_one_process_on_the_joined_batch(tmp_path, m
         "noise": noise,
         "actions": policy.sample_actions(policy.encode(make_observations(policy, 2)), noise),
     }
-    mp.spawn(check_rank, args=(tmp_path, expected), nprocs=RANKS)
+    mp.start_processes(check_rank, args=(tmp_path, expected), nprocs=RANKS, start_method="fork")

@@ -12,7 +12,7 @@ import pytest
 from algos.smooth_interpolation import recorded_chunks
 from envs.se3 import encode_pose, to_relative
 from rl_lab.data import main
-from rl_lab.errors import UserError
+from rl_lab.errors import UserError, run_command
 from rl_lab.records.episodes import read_episodes, write_episodes, write_pairs
 from tests.support.episodes import episode, pair, read_folder
 from tests.support.robotwin_files import write_classic, write_trajectory
@@ -98,7 +98,13 @@ def test_what_is_there_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["inspect", "{}"], ["stats", "{}", "--horizon", "0"], ["convert", "{}"], []])
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments):
-    command = [sys.executable, "-m", "rl_lab.data", *(text.format(tmp_path) for text in arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: main([text.format(tmp_path) for text in arguments]))
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and len(said.err.splitlines()) == 1 and said.out == ""
+
+
+def test_bad_input_is_one_line_of_a_process_too(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "rl_lab.data", "inspect", tmp_path], capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ""
