@@ -152,7 +152,6 @@ class Server:
             if screen and key not in self.screened:
                 self._screen(identity, key)
             self._setup(identity)
-            self.robot.warm_up(self.env, robot)
             self._instruct(self._choose_instruction())
         except RefusedError:
             raise
@@ -347,6 +346,7 @@ class Server:
             if type(error).__name__ == "UnStableError":
                 raise RefusedError("rejected_seed", f"unstable scene: {error}") from error
             raise
+        self.robot.warm_up(self.env, identity["robot"])
         self.identity, self.instruction, self.actions = dict(identity), "", []
         self.simulation = self.robot.describe(args)
         self.step_limit = self.layout.step_limits().get(task, UNLISTED_STEP_LIMIT)

@@ -3,6 +3,9 @@
 One simulator's process serves all tests: its first picture takes seconds.
 """
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -147,3 +150,20 @@ def test_the_doctor_draws_a_scene(runtime, monkeypatch):
     findings = list(check_robotwin_here())
     assert [finding.level for finding in findings] == ["ok", "ok"]
     assert "three 64x64 pictures in" in findings[1].what and "boxarms" in findings[1].what
+
+
+def cpu_seconds(pid):
+    """Time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_shaders_are_compiled_for_the_first_scene_alone(runtime):
+    env = make(runtime, image_size=64)
+    env.reset(seed=SEED)
+    before = cpu_seconds(runtime.connection.pid)
+    env.reset(seed=SEED + 1)
+    env.load(env.save())
+    env.advance(env.ee_pose())
+    env.observe()
+    assert cpu_seconds(runtime.connection.pid) - before < 3.0  # four scenes take 0.6 s, shaders 6.6 s each time

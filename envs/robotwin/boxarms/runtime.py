@@ -66,7 +66,9 @@ class BoxRobot:
                 setattr(sys.modules[parent], child, module)
         self._folder = tempfile.TemporaryDirectory(prefix=f"{body.NAME}-")
         body.write(self._folder.name)
-        self._picture_px, self._has_drawn = 0, False
+        self._picture_px = 0
+        self._drawn: tuple = ()
+        """Scene and cameras that were drawn first."""
         self._replace_rendering()
         self._replace_planning()
 
@@ -102,10 +104,11 @@ class BoxRobot:
         return changed
 
     def warm_up(self, env: Any, asked: Mapping[str, Any]) -> None:
-        """Draw once: compiling the shaders takes 7 s of a core, for which only the set-up of a scene has time."""
-        if asked["picture_px"] is not None and not self._has_drawn:
+        """Draw once: compiling the shaders takes 7 s of a core, for which only the set-up of a scene has time. What was
+        drawn is kept: SAPIEN forgets the shaders with the last camera that uses them."""
+        if asked["picture_px"] is not None and not self._drawn:
             env.get_obs()
-            self._has_drawn = True
+            self._drawn = (env.scene, env.cameras)
 
     @contextlib.contextmanager
     def command(self, env: Any, asked: Mapping[str, Any]) -> Iterator[None]:
