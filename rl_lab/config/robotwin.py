@@ -145,9 +145,15 @@ def draw(server: RoboTwinServer) -> str:
 
 
 def _in_one_line(what: str, error: Exception) -> str:
-    """The first line of an error and the last, which says why."""
+    """The first line of an error and, if it says more, the last, which says why."""
     lines = str(error).strip().splitlines()
-    return f"{what}: {lines[0]}" + (f" ({lines[-1].strip()})" if len(lines) > 1 else "")
+    last = lines[-1].strip()
+    return f"{what}: {lines[0]}" + ("" if last in lines[0] else f" ({last})")
+
+
+def on_box_robot(config: RunConfig) -> bool:
+    """Whether the episodes of a run are the box robot's."""
+    return config.env.backend == "robotwin" and layout.detect(find_root() or "").has_box_robot
 
 
 def checkout_digest() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from rewards.rubric import source_file
 from rl_lab.config.actions import ObjectiveConfig
 from rl_lab.config.pipeline import FilePart, Step
-from rl_lab.config.robotwin import checkout_digest
+from rl_lab.config.robotwin import checkout_digest, on_box_robot
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
 from rl_lab.files import file_digest, files_below
@@ -117,7 +118,9 @@ class StageKind:
     makes = ""
     """What it is one of, if so little is done that its model's size does not count."""
     seconds_per_unit = 1.0
-    """With the nano preset on two CPU cores, where a second stage runs beside most."""
+    """With the nano preset on two CPU cores, where a second stage runs beside most; of episodes on the tabletop."""
+    box_seconds_per_unit = math.nan
+    """The same of episodes of RoboTwin's box robot; NaN where nobody has measured it."""
     has_model = True
     """Whether its time grows with the model."""
 
@@ -163,8 +166,11 @@ class StageKind:
         return 1, self.makes
 
     def work_seconds(self, node: Node, config: RunConfig) -> float:
-        """Rough time of its work with the nano preset."""
-        return self.units(node, config)[0] * self.seconds_per_unit
+        """Rough time of its work with the nano preset; NaN where nobody has measured it: on RoboTwin's own robots."""
+        unit = self.seconds_per_unit
+        if self.simulates and config.env.backend == "robotwin" and config.runs_episodes:
+            unit = self.box_seconds_per_unit if on_box_robot(config) else math.nan
+        return self.units(node, config)[0] * unit
 
     def has_learner(self, config: RunConfig) -> bool:
         """Whether a model is trained in it, or held to be, whose memory counts."""

@@ -42,13 +42,16 @@ def plan_table(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, st
         costs[node.name] = cost = 0.0 if reused else seconds(node, config)
         amount = " ".join(map(str, node.stage.units(node, config)))
         note = f"{'  reused' if reused else ''}{condition(node)}"
-        time = f"{cost / 60:7.1f} min" if cost < math.inf else "needs a GPU"
+        time = "needs a GPU" if cost == math.inf else "not measured" if math.isnan(cost) else f"{cost / 60:7.1f} min"
         rows.append(f"  {node.name:28} {digest[:12]:12}  {amount:>14}  {time}{note}")
+    unmeasured = any(map(math.isnan, costs.values()))
+    costs = {name: 0.0 if math.isnan(cost) else cost for name, cost in costs.items()}
     total = wall_seconds(nodes, costs, min(CORES, config.workers.stages)) / 60
     if total == math.inf:
         largest = f"models of more than {CPU_PARAMETERS / 1e6:.0f} million parameters are not estimated on a CPU"
         return "\n".join([*rows, f"  needs a GPU: {largest}"])
     note = "" if config.model.preset in MEASURED else "; only nano and small were measured"
+    note += "; stages that nobody has measured come on top" if unmeasured else ""
     return "\n".join([*rows, f"  about {total:.0f} min on two CPU cores, if nothing else runs{note}"])
 
 
@@ -65,7 +68,7 @@ def condition(node: Node) -> str:
 
 
 def seconds(node: Node, config: RunConfig) -> float:
-    """Rough wall time of a stage on two CPU cores; infinite for a model that needs a GPU."""
+    """Rough wall time of a stage on two CPU cores; infinite for a model that needs a GPU, NaN if nobody measured it."""
     factor = 1.0
     if node.stage.has_model and not node.stage.makes:
         size = _parameters(node.sections.get("model", config.model))

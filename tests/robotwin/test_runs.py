@@ -102,6 +102,7 @@ def test_a_checkout_that_is_missing_or_unknown_is_one_line(named, path, monkeypa
 def test_a_wrong_interpreter_and_a_task_that_does_not_load_are_one_line(named, path, monkeypatch, tmp_path):
     (named / "envs" / "push_block.py").write_text("import sapien_that_is_not_installed\n")
     assert "RoboTwin cannot load push_block (demo_clean)" in complaint(path)
+    assert complaint(path).count("sapien_that_is_not_installed") == 1
     assert "No module named 'sapien_that_is_not_installed'" in complaint(path)
     monkeypatch.setenv("ROBOTWIN_PYTHON", "no-such-python")
     assert "no-such-python is not an interpreter" in complaint(path)
@@ -133,7 +134,11 @@ def test_a_run_that_cannot_start_leaves_nothing(named, path, monkeypatch):
 def test_a_dry_run_names_the_simulator(named, path, monkeypatch, capsys):
     monkeypatch.chdir(path.parent)
     assert main([str(path), "--dry-run"]) == 0
-    assert f"simulator: RoboTwin at {named}" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert f"simulator: RoboTwin at {named}" in said.err
+    rows = {line.split()[0]: line for line in (said.out + said.err).splitlines() if line.startswith("  ")}
+    assert all(rows[name].endswith("not measured") for name in ("demos", "base.evaluate", "rpro.1.collect"))
+    assert "min" in rows["sft"] and "nobody has measured" in rows["about"]
 
 
 @pytest.mark.slow
