@@ -8,6 +8,8 @@ another unit, weights that diverged, a pose in millimetres.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -32,6 +34,7 @@ class Bimanual(gymnasium.Env):
     action_type: str
     """"ee" (absolute tool poses, [16]) or "qpos" (joint targets, [14])."""
     step_limit: int
+    simulation: Mapping[str, Any] = MappingProxyType({})
     scene_seed: int | None = None
     """Of the present episode; None before the first."""
     step_count: int = 0

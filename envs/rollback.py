@@ -33,6 +33,7 @@ from envs.types import (
     Segment,
     SimulatorError,
     camera_images,
+    said_simulation,
     stacked_truth,
 )
 
@@ -337,6 +338,7 @@ def _make_pair(
         restore_method=env.restore_method,
         exact_restore=labels["restore_error"] == 0.0,
         control_hz=env.control_hz,
+        simulation=said_simulation(env),
         **labels,
     )
 

@@ -20,6 +20,7 @@ from envs.types import (
     Observation,
     SimulatorError,
     camera_images,
+    said_simulation,
     stacked_truth,
 )
 
@@ -165,6 +166,7 @@ class EpisodeRecorder:
     def episode(self, seed: int, weight_version: int) -> Episode:
         """The finished record."""
         env = self.env
+        about = {"control_hz": env.control_hz, "simulation": said_simulation(env), "error": self.error}
         return Episode(
             task=env.task,
             variant=env.variant,
@@ -180,7 +182,7 @@ class EpisodeRecorder:
             failure=None if env.success else self.failure or "timeout",
             weight_version=weight_version,
             truth=stacked_truth(self.truth),
-            extra={"control_hz": env.control_hz} | ({} if self.error is None else {"error": self.error}),
+            extra={name: value for name, value in about.items() if value is not None},
         )
 
 

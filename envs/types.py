@@ -6,7 +6,7 @@ T control steps, N recorded frames, S image side in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -40,6 +40,15 @@ def ee_pose(observation: Observation) -> np.ndarray:
 def stacked_truth(truth: Sequence[np.ndarray]) -> np.ndarray | None:
     """Ground truth of successive states, float32 [N, n]; None without states, or numbers in them."""
     return np.stack(truth).astype(np.float32) if len(truth) and truth[0].size else None
+
+
+def said_simulation(env: BimanualEnv) -> str | None:
+    """Robot, planner, renderer and length of a command in words; None where the backend's name says it all."""
+    if not env.simulation:
+        return None
+    steps = env.simulation["command_steps"]
+    lasts = "commands of any length" if steps is None else f"commands of {steps} physics steps"
+    return ", ".join([*(env.simulation[name] for name in ("robot", "planner", "renderer")), lasts])
 
 
 class ExpertUnavailableError(RuntimeError):
@@ -101,7 +110,8 @@ class Episode:
     truth: np.ndarray | None = None
     """Simulator ground truth at each frame, float32 [N, n]; only for auxiliary losses and reports."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Diagnostics as plain values; `control_hz`: control steps a second; `error`: the line of a `SimulatorError`."""
+    """Diagnostics as plain values; `control_hz`: control steps a second; `simulation`: see `said_simulation`; `error`:
+    the line of a `SimulatorError`."""
 
 
 @dataclass
@@ -162,6 +172,8 @@ class PreferencePair:
     looks back from both segments; None where the policy has no memory. M is its reach, or less near the reset."""
     control_hz: float | None = None
     """Control steps a second; None where nobody recorded it."""
+    simulation: str | None = None
+    """`said_simulation` of the environment."""
 
 
 @dataclass
@@ -207,6 +219,9 @@ class BimanualEnv(Protocol):
     """"simulator": `load` sets the state. "replay": it repeats the episode from its seed, step by step."""
     expert_from_any_state: bool
     """`expert_action` works in every recoverable state, not only after `reset`."""
+    simulation: Mapping[str, Any]
+    """What the backend's name leaves open: `robot`, `planner`, `renderer` and `command_steps`, physics steps of a
+    command (None where they differ). Empty on the tabletop."""
     control_hz: float
     """Control steps a second; nominal where steps differ in length."""
     patience: int

@@ -105,7 +105,6 @@ class RoboTwinEnv(Bimanual):
         self.step_limit = self.layout.step_limits().get(task, UNLISTED_STEP_LIMIT)
         self.action_space = _action_space(action_type)
         self.control_hz = DEMONSTRATION_HZ
-        self.simulation: dict[str, Any] = {}
         self.patience = self.correction_limit = self.step_limit
         self.exact_restore = False
         """Whether `measure_restore` found no difference here; not taken for granted."""

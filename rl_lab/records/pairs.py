@@ -61,7 +61,7 @@ SIDES = {"chosen": "winner", "rejected": "loser"}
 FILE_STATES = 20_000
 """States after which the next pair begins new files."""
 
-CONTROL_HZ, TRUTH = "control_hz", "truth"
+LATER, TRUTH = dict.fromkeys(("control_hz", "simulation")), "truth"
 """Columns that older sets lack."""
 
 VECTOR = pa.list_(pa.float64(), EE_DIM)
@@ -176,7 +176,7 @@ def write_pairs_layout(folder: Path, pairs: Iterable[PreferencePair], hz: float,
 
 PairRow = dict[str, Any]
 
-LABELS = [name for name in label_names(PreferencePair) if name != CONTROL_HZ]
+LABELS = [name for name in label_names(PreferencePair) if name not in LATER]
 
 NUMBERS = ["pair", "file", "before_from_frame"]
 
@@ -215,7 +215,7 @@ def read_info(folder: Path) -> PairsInfo:
 def _rows(folder: Path, info: PairsInfo) -> list[PairRow]:
     path = folder / PAIRS_FILE
     kinds = dict.fromkeys(NUMBERS, pa.int64()) | dict.fromkeys([*LABELS, "before_frames"])
-    rows = read_columns(path, kinds, optional={CONTROL_HZ: None})
+    rows = read_columns(path, kinds, optional=LATER)
     if len(rows) != info.pairs:
         raise UserError(f"{path} has {len(rows)} rows, but {INFO_FILE} says {info.pairs} pairs; make the set again")
     return rows
@@ -270,7 +270,7 @@ def _before(folder: Path, hz: float, row: PairRow, name: str) -> np.ndarray | No
 def _read(folder: Path, hz: float, row: PairRow) -> PreferencePair:
     name = f"{folder}, pair {row['pair']}"
     with naming_episode(name):
-        values = read_labels(PreferencePair, {label: row[label] for label in (*LABELS, CONTROL_HZ)}, name)
+        values = read_labels(PreferencePair, {label: row[label] for label in (*LABELS, *LATER)}, name)
         values |= {ours: _segment(folder, hz, row, side, name) for side, ours in SIDES.items()}
         pair = PreferencePair(**values, before=_before(folder, hz, row, name))
         problems = pair_problems(name, pair)

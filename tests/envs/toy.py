@@ -20,6 +20,7 @@ class ToyEnv:
     exact_restore = True
     restore_method = "simulator"
     expert_from_any_state = True
+    simulation = {}
     control_hz = 12.5
     patience = 16
     correction_limit = 170

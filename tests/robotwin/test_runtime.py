@@ -13,6 +13,7 @@ from envs.robotwin import connection, layout
 from envs.robotwin.boxarms.runtime import TASKS
 from envs.robotwin.connection import RoboTwin, RoboTwinError, RoboTwinServer
 from envs.robotwin.env import RoboTwinEnv
+from envs.rollout import demonstrate
 from envs.types import CAMERAS
 from rl_lab.config.robotwin import backend_line, check_robotwin
 from rl_lab.doctor import check_robotwin as check_robotwin_here
@@ -167,3 +168,9 @@ def test_shaders_are_compiled_for_the_first_scene_alone(runtime):
     env.advance(env.ee_pose())
     env.observe()
     assert cpu_seconds(runtime.connection.pid) - before < 3.0  # four scenes take 0.6 s, shaders 6.6 s each time
+
+
+def test_a_demonstration_says_on_which_robot_it_was_made_and_how_long_its_commands_last(runtime):
+    told = demonstrate(make(runtime, image_size=16), SEED, noise_m=0.0, generator=np.random.default_rng(0)).extra
+    assert told["control_hz"] == 10.0
+    assert told["simulation"].startswith("boxarms, ") and told["simulation"].endswith("commands of 25 physics steps")

@@ -38,7 +38,8 @@ def simulation(classic):
 def test_demonstrations_are_the_experts_and_rejected_seeds_have_a_reason(simulation):
     (demo,) = simulation.demonstrate(unit(GOOD), 0.0)
     assert isinstance(demo, Episode) and demo.success
-    assert demo.truth.shape == (demo.num_steps, 12) and demo.extra == {"control_hz": 50.0}
+    on = "aloha-agilex, curobo, ray tracing, commands of any length"
+    assert demo.truth.shape == (demo.num_steps, 12) and demo.extra == {"control_hz": 50.0, "simulation": on}
     assert demo.images.shape == (demo.num_steps, 3, 64, 64, 3) and np.ptp(demo.images[0]) > 100
     for seed, reason in ((UNSTABLE, "unstable"), (FAILING_EXPERT, "no plan")):
         (rejection,) = simulation.demonstrate(unit(seed), 0.0)
