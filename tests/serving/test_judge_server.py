@@ -2,7 +2,6 @@
 
 import base64
 import os
-import time
 import urllib.error
 import urllib.request
 
@@ -16,6 +15,7 @@ from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.errors import UserError
 from rl_lab.workers.cluster import Cluster
+from tests.serving.language_runs import wait_until
 
 pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
 
@@ -54,13 +54,6 @@ def check_closed(address):
     found = [one.laddr.ip for member in members for one in member.net_connections("tcp") if one.status == "LISTEN"]
     assert found and {ip.removeprefix("::ffff:") for ip in found} == {"127.0.0.1"}
     assert not any(key in text for member in members for text in member.cmdline())
-
-
-def wait_until(condition, seconds=180):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.5)
 
 
 @pytest.mark.slow

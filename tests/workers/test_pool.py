@@ -15,7 +15,6 @@ import pytest
 import ray
 
 from rl_lab.errors import UserError
-from rl_lab.workers import connection
 from rl_lab.workers.pool import BrokenWorkerError, PoolError, WorkerPool
 
 TIMEOUT_S = 4.0
@@ -51,13 +50,6 @@ class Sleeper:
         elif what == "break":
             raise BrokenWorkerError("has a broken engine (out of blocks)")
         raise UserError(f"cannot {what}; say something else")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    connection.start(2, 100 << 20)
-    yield
-    ray.shutdown()
 
 
 class Pools:

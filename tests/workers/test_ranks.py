@@ -11,7 +11,6 @@ import ray
 from ray.exceptions import RayActorError
 
 from rl_lab.errors import UserError
-from rl_lab.workers import connection
 from rl_lab.workers.ranks import group_class
 
 
@@ -42,13 +41,6 @@ class Member:
         if dist.get_rank() == rank:
             raise UserError("cannot do that; do something else")
         self.add(0)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    connection.start(2, 100 << 20)
-    yield
-    ray.shutdown()
 
 
 def start(state: Path) -> Any:
