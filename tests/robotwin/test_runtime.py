@@ -4,6 +4,8 @@ One simulator's process serves all tests: its first picture takes seconds.
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from envs.robotwin import connection, layout
 from envs.robotwin.boxarms.runtime import TASKS
-from envs.robotwin.connection import RoboTwin, RoboTwinError, RoboTwinServer
+from envs.robotwin.connection import RoboTwin, RoboTwinError, RoboTwinServer, SeedRejectedError, server_environment
 from envs.robotwin.env import RoboTwinEnv
 from envs.rollout import demonstrate
 from envs.types import CAMERAS
@@ -174,3 +176,62 @@ def test_a_demonstration_says_on_which_robot_it_was_made_and_how_long_its_comman
     told = demonstrate(make(runtime, image_size=16), SEED, noise_m=0.0, generator=np.random.default_rng(0)).extra
     assert told["control_hz"] == 10.0
     assert told["simulation"].startswith("boxarms, ") and told["simulation"].endswith("commands of 25 physics steps")
+
+
+def test_a_seed_on_which_its_expert_raises_is_rejected_by_name(runtime):
+    with pytest.raises(
+        SeedRejectedError, match=r"^the expert raised AssertionError: target_pose cannot be None"
+    ) as one:
+        make(runtime).reset(seed=7)
+    assert one.value.is_error
+
+
+def test_restored_states_are_alike_bit_for_bit_with_a_block_in_the_gripper(runtime):
+    env = make(runtime)
+    env.reset(seed=SEED)
+    for _ in range(25):
+        env.advance(env.expert_action())
+    error = env.measure_restore(np.stack([env._plan[25 + step] for step in range(8)]))
+    assert error.is_zero and env.exact_restore and env.step_count == 25
+
+
+def test_an_arm_without_a_plan_is_named_and_one_that_holds_still_is_not(runtime):
+    env = make(runtime)
+    env.reset(seed=SEED)
+    action = env.ee_pose()
+    env.advance(action)
+    assert env._step_info["skipped"] == []
+    action[8:11] = 1.5, 1.5, 1.5
+    env.advance(action)
+    assert env._step_info["skipped"] == ["right"]
+    with pytest.raises(ValueError, match="RoboTwin takes 0 to 4294967295"):
+        env.reset(seed=2**32)
+
+
+SCENES = """
+import importlib
+from envs.robotwin import layout, robots
+from envs.robotwin.boxarms import planner, runtime
+from envs.robotwin.task import Task
+
+robot, made, init = runtime.BoxRobot(), [], planner.Planner.__init__
+planner.Planner.__init__ = lambda self, *args, **more: made.append(init(self, *args, **more))
+found = layout.detect(layout.find_installed())
+identity = {"task": "handover_block", "config": "demo_clean", "robot": {"command_steps": None, "picture_px": None}}
+args = robots.scene_arguments(found, robot, identity)
+task = Task(importlib.import_module("robotwin.envs.handover_block").handover_block)
+for seed in (1, 100_001, 2):
+    task.set_up(seed, 70, args)
+    print("seen:", len(made), task.env.eval_mode, task.env.step_lim, sorted(task.added()))
+    task.env.arm_tag = "left"
+"""
+
+
+def test_scenes_share_two_planners_and_only_evaluation_has_held_out_textures(runtime):
+    command = [sys.executable, "-c", SCENES]
+    root = str(Path(__file__).parents[2])
+    found = layout.detect(layout.find_installed() or "")
+    environment = server_environment(found) | {"PYTHONPATH": root}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    lines = [line.removeprefix("seen: ") for line in done.stdout.splitlines() if line.startswith("seen: ")]
+    assert lines == ["2 False 70 []", "2 True 70 []", "2 False 70 []"], done.stderr
