@@ -3,8 +3,9 @@
 The bare physics is `mj_step` on the same joint targets, recorded from one expert episode, so it holds and carries the
 block as the environment does, with neither inverse kinematics nor Python between the sub-steps. Rates are
 per second of CPU time (all threads of this process): what one core does, whatever else the machine is doing. The kinds
-take turns in short rounds and the median counts. The last two rows are wall time: the same expert episodes in this
-process and in a Ray worker, images sent back included.
+take turns in short rounds and the median counts. Where RoboTwin's runtime is installed its steps on the box robot are
+measured as well, CPU time of both processes (see `box_robot`). The last two rows are wall time: the same expert
+episodes in this process and in a Ray worker, images sent back included.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from envs.tabletop import env as snapshot
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import SUBSTEPS, compile_scene
 from envs.tabletop.tasks import TASKS
+from rl_lab.benchmarks import box_robot
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
 from rl_lab.workers.cluster import Cluster
@@ -139,6 +141,15 @@ def worker_seconds(episodes: int = 4, rounds: int = 3) -> tuple[float, float]:
     return statistics.median(samples["local"]), statistics.median(samples["ray"])
 
 
+def robotwin_rows(tabletop: dict[str, float], views: str, seconds: float) -> list[dict[str, Any]]:
+    """RoboTwin's own code on the box robot beside the tabletop, and where a step with a look spends its time."""
+    found, shares = box_robot.measure(seconds)
+    rows = []
+    for kind, name in (("no images", "advance, no images"), ("images", f"advance, {views}")):
+        rows.append(row(f"RoboTwin, {name}", found[kind], "control steps/s", found[kind] / tabletop[name], name))
+    return rows + [row(f"RoboTwin, {part}", share, "of a step with images") for part, share in shares.items()]
+
+
 def run(seconds: Seconds = 5.0) -> list[dict[str, Any]]:
     """Measure every kind for about `seconds` each and return the table's rows."""
     state, vision = TabletopEnv(TASK, image_size=None), TabletopEnv(TASK, image_size=IMAGE_SIZE)
@@ -153,6 +164,7 @@ def run(seconds: Seconds = 5.0) -> list[dict[str, Any]]:
     rows = [row(name, value, "control steps/s", value / measured[physics], physics) for name, value in measured.items()]
     parts = {f"observe, {views}": observations(vision, recording), "save and load": save_and_load(state, recording)}
     rows += [row(name, value, "1/s") for name, value in rates(parts, seconds).items()]
+    rows += robotwin_rows(measured, views, seconds) if box_robot.can_measure() else []
     local, ray = worker_seconds()
     loop = "4 episodes in this process"
     return [*rows, row(loop, local, "s"), row("4 episodes in a Ray worker", ray, "s", ray / local, loop)]
