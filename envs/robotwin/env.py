@@ -28,8 +28,8 @@ STEP_LIMIT = 1.8
 from rest to rest, and are six times as long."""
 
 PATIENCE, CORRECTIONS = 2.0, 2.5
-"""A policy is stuck after so many times the longest pause of its expert on this seed, and a correction, which may begin
-with the way home, takes at most so many times its length."""
+"""A policy is stuck after so many times the longest pause of its expert on this seed, counted a step longer since it
+may begin within one; a correction, which may begin with the way home, takes at most so many times its length."""
 
 ARM_QPOS = QPOS_DIM // 2
 
@@ -252,7 +252,7 @@ class RoboTwinEnv(Bimanual):
         if self._path is not None:
             if self.simulation["command_steps"] is not None:
                 self.step_limit = min(self.step_limit, round(STEP_LIMIT * self._path.num_steps))
-            self.patience = max(1, round(PATIENCE * self._path.pause))
+            self.patience = round(PATIENCE * (self._path.pause + 1))
             self.correction_limit = max(1, round(CORRECTIONS * self._path.num_steps))
         self._read_state(result)
 
