@@ -46,7 +46,7 @@ def test_states_of_the_expert_are_evenly_spaced_and_its_pauses_make_the_limits(c
     plan, path = env._expert_plan(), env._path
     assert env.control_hz == 50.0 and len(plan) == path.num_steps == 140 // 5
     assert 0 < path.pause < path.num_steps
-    assert (env.patience, env.correction_limit) == (round(2 * path.pause), round(2.5 * path.num_steps))
+    assert (env.patience, env.correction_limit) == (2 * (path.pause + 1), round(2.5 * path.num_steps))
     frames, _ = demonstration(env, "state")
     np.testing.assert_array_equal(plan, [env._checked(ee_pose(frame)) for frame in frames])
 

@@ -13,7 +13,7 @@ def test_both_layouts_are_detected_and_read(checkout):
     found = layout.detect(str(checkout))
     assert found.name in CONFIG_FOLDERS and found.configs == str(checkout / CONFIG_FOLDERS[found.name][1])
     assert found.tasks() == sorted(TASKS)
-    assert found.task_configs() == ["demo_clean", "demo_randomized"]
+    assert found.task_configs() == ["demo_clean", "demo_pandas", "demo_randomized", "demo_two_kinds"]
     assert found.step_limits() == {"push_block": 40, "trouble_block": 40}
 
 
@@ -37,7 +37,7 @@ def test_no_folder_and_no_such_config(classic):
     with pytest.raises(ValueError, match="is not a folder"):
         layout.detect(str(classic / "nowhere"))
     for name in ("demo_messy", "../secret"):
-        with pytest.raises(ValueError, match="it has demo_clean, demo_randomized"):
+        with pytest.raises(ValueError, match="it has demo_clean, demo_pandas, demo_randomized"):
             layout.detect(str(classic)).read_config(name)
 
 
