@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 ACCEPTED = 77
 """Exit code where a command would begin its real work."""
-LIMIT_S, MEMORY_BYTES = 300, 6 << 30
+LIMIT_S, MEMORY_BYTES = 120, 6 << 30
 LATE = -1
 """Exit code of what did not end in time."""
 
@@ -49,6 +49,7 @@ class Forks:
         environment |= {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
+            "ROBOTWIN_ROOT": "",
             "WANDB_MODE": "disabled",
             "HF_HUB_OFFLINE": "1",
         }
