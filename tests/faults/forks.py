@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 ACCEPTED = 77
 """Exit code where a command would begin its real work."""
-LIMIT_S, MEMORY_BYTES = 120, 6 << 30
+LIMIT_S, MEMORY_BYTES = 60, 6 << 30
 LATE = -1
 """Exit code of what did not end in time."""
 
@@ -158,7 +158,6 @@ def load_commands() -> dict[str, Callable[[Sequence[str]], int]]:
     import rl_lab.workers.policy  # noqa: F401
     from rl_lab import correct, data, doctor, eval, pool, report, rescore, run, serve
     from rl_lab.stages import preflight
-    from rl_lab.teleoperation import server
     from rl_lab.workers import serving
     from tests.support import experiments
 
@@ -166,7 +165,7 @@ def load_commands() -> dict[str, Callable[[Sequence[str]], int]]:
     preflight._check_gl = lambda: None
     preflight.has_vllm = lambda: True
     doctor.CHECKS = ()
-    eval.evaluate = serving.PolicyServer = server.PageServer = _begin_work
+    eval.evaluate = serving.PolicyServer = correct.PageServer = _begin_work
 
     modules = {"eval": eval, "serve": serve, "correct": correct, "report": report, "rescore": rescore, "data": data}
     plain = {name: module.main for name, module in (modules | {"pool": pool, "doctor": doctor}).items()}
