@@ -118,7 +118,7 @@ unpack_mesa() {
   command -v apt-get >/dev/null || { say "there is no apt-get to fetch Mesa 25's lavapipe with"; return 1; }
   id=$(. /etc/os-release; printf '%s' "$ID") codename=$(. /etc/os-release; printf '%s' "${VERSION_CODENAME-}")
   work=$(mktemp -d)
-  mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/root"
+  mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/tree"
   apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' | sort -u |
     grep -E " $codename(-updates|-security)? " >"$work/sources.list" || true
   if [ "$codename" = bookworm ]; then
@@ -132,12 +132,12 @@ unpack_mesa() {
   apt+=(-o Dir::Cache="$work/cache" -o Debug::NoLocking=1)
   say "unpacking Mesa's software Vulkan into $vulkan"
   { "${apt[@]}" update && "${apt[@]}" install -y --download-only --no-install-recommends ${release[@]+"${release[@]}"} \
-    mesa-vulkan-drivers && find "$work/cache/archives" -name '*.deb' -exec dpkg -x {} "$work/root" \;; } >>"$log" 2>&1 || true
-  driver=$(find "$work/root" -name libvulkan_lvp.so)
+    mesa-vulkan-drivers && find "$work/cache/archives" -name '*.deb' -exec dpkg -x {} "$work/tree" \;; } >>"$log" 2>&1 || true
+  driver=$(find "$work/tree" -name libvulkan_lvp.so)
   if [ -n "$driver" ]; then
     mkdir -p "$vulkan/lib"
-    local folders=$work/root/usr/lib/x86_64-linux-gnu:$work/root/lib/x86_64-linux-gnu
-    for library in "$driver" $(LD_LIBRARY_PATH=$folders ldd "$driver" | awk '{ print $3 }' | grep "^$work/root"); do
+    local folders=$work/tree/usr/lib/x86_64-linux-gnu:$work/tree/lib/x86_64-linux-gnu
+    for library in "$driver" $(LD_LIBRARY_PATH=$folders ldd "$driver" | awk '{ print $3 }' | grep "^$work/tree"); do
       cp -L "$library" "$vulkan/lib/"
     done
     printf '{"file_format_version": "1.0.0", "ICD": {"library_path": "./lib/libvulkan_lvp.so", "api_version": "1.4.0"}}\n' \

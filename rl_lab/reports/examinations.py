@@ -12,6 +12,7 @@ import numpy as np
 
 from rl_lab.errors import UserError
 from rl_lab.files import Record, read_lines_as
+from rl_lab.records.exams import EXAMS_FILE, GUARD_FILE, GuardEvent
 from rl_lab.stats import Array, pass_at_k
 
 EXAMINATIONS, TRAININGS, ARMS = "examinations", "grpo", "joint"
@@ -149,22 +150,6 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class GuardEvent:
-    """What the guard found and did; see `rl_lab.training.guard`."""
-
-    turn: int
-    skill: str
-    objective: str
-    action: str
-    difference: float
-    bound: float
-    n: int
-    since: int
-    given_back: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Arm:
     """One arm of a joint run."""
 
@@ -179,9 +164,9 @@ class Arm:
 
 def read_arm(node: str, name: str, folder: Path, metrics: Sequence[Record]) -> Arm:
     """The files of an arm, as far as they are there; UserError or ValueError for one that is not what it should be."""
-    exams = read_lines_as(folder / "exams.jsonl", Exam, missing_ok=True)
+    exams = read_lines_as(folder / EXAMS_FILE, Exam, missing_ok=True)
     if any(set(exam.scores) != set(SKILLS) for exam in exams):
         raise ValueError(f"a line has no scores of {' and '.join(SKILLS)}")
-    events = read_lines_as(folder / "guard.jsonl", GuardEvent, missing_ok=True)
+    events = read_lines_as(folder / GUARD_FILE, GuardEvent, missing_ok=True)
     lines = [line for line in metrics if line.get("node") == node and "alarm" not in line]
     return Arm(node, name, folder, exams, events, lines)

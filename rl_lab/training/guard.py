@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from rl_lab.config.joint import GuardConfig
+from rl_lab.records.exams import GuardEvent
 from rl_lab.training.evaluation import Scores
 from rl_lab.training.schedule import other
 
@@ -86,25 +87,6 @@ class Harm:
     """Turn of the newest examination that it is held against."""
 
 
-@dataclass(frozen=True)
-class Event:
-    """What the guard found and did."""
-
-    turn: int
-    skill: str
-    objective: str
-    """The one blamed: the suspect, or the skill's own."""
-    action: str
-    """lower, freeze, stop, roll_back; none: nothing is done about it."""
-    difference: float
-    bound: float
-    n: int
-    since: int
-    given_back: float
-    """Mean score that the skill gets back without the suspect's moves."""
-    text: str
-
-
 def mean(scores: Scores) -> float:
     """Mean of the scores that are known, NaN without any."""
     known = [score for score in scores if score is not None]
@@ -164,7 +146,7 @@ class Guard:
         """Something was done for the skill already, and it is better now than then."""
         return mean(exam.scores[harm.skill]) > self.acted_at.get(harm.skill, math.inf)
 
-    def decide(self, harm: Harm, exam: Exam, without: Scores, *, can_freeze: bool) -> Event:
+    def decide(self, harm: Harm, exam: Exam, without: Scores, *, can_freeze: bool) -> GuardEvent:
         """What to do about harm, given the skill's scores without what the suspect did to the shared weights.
 
         `can_freeze`: the suspect has something else to train; else it is stopped.
@@ -182,7 +164,7 @@ class Guard:
             self.acted_at[harm.skill] = mean(now)
         text = _say(harm, objective, action, given_back, blamed=blamed, good=self.good, lower_by=self.config.lower_by)
         fall = harm.fall
-        return Event(
+        return GuardEvent(
             exam.turn, harm.skill, objective, action, fall.difference, fall.bound, fall.n, harm.since, given_back, text
         )
 

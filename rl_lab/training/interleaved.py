@@ -11,6 +11,7 @@ from typing import Any
 from rl_lab.files import append_json_line
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.joint import SHARED
+from rl_lab.records.exams import EXAMS_FILE, GUARD_FILE
 from rl_lab.rollouts.clock import Clock
 from rl_lab.seeding import integer
 from rl_lab.training.evaluation import SkillExams
@@ -19,7 +20,7 @@ from rl_lab.training.guard import Exam, Guard, Harm, mean
 from rl_lab.training.loop import Line, TrainingLoop, Turn
 from rl_lab.training.online import grpo_method
 from rl_lab.training.schedule import Schedule
-from rl_lab.training.state import EXAMS_FILE, GUARD_FILE, JointState
+from rl_lab.training.state import JointState
 from rl_lab.training.watch import Alarm, nothing_learned
 from rl_lab.workers.learner import LearnerHandle
 from rl_lab.workers.pool import WorkerPool
