@@ -64,7 +64,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
 
 
 def substitutions(config: RunConfig, gpus: list[str]) -> list[dict[str, str]]:
-    """What stands in for what, as {wanted, used, why}; the report opens with it."""
+    """What stands in for what, as {wanted, used, why}; the report names it with its verdict."""
     rows = []
     if config.placement.device == "cpu" or not gpus:
         why = "placement is cpu" if config.placement.device == "cpu" else "torch sees no GPU"

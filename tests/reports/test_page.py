@@ -55,8 +55,9 @@ def test_page_has_every_part_of_the_report(page):
     assert "6 of 6 pairs are in this page" in text
 
 
-def test_what_stood_in_comes_before_any_result(page):
-    assert page.index("What stood in for what") < page.index("solves")
+def test_the_verdict_comes_first_and_links_to_what_stood_in(page):
+    places = ["solves", 'href="#stand-ins"', "tabletop for RoboTwin", 'id="results"', "What stood in for what"]
+    assert [page.index(place) for place in places] == sorted(page.index(place) for place in places)
 
 
 def test_page_shows_the_numbers_of_the_summary(finished_run, page):

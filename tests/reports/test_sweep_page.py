@@ -12,6 +12,7 @@ from rl_lab.config.sweep import read_spread
 from rl_lab.files import read_json_lines
 from rl_lab.records.item_files import item_row, write_rows
 from rl_lab.reports.pages.run import write_report
+from rl_lab.reports.pages.sweep import holds_for
 from rl_lab.reports.sweep import Course, course_alarms
 from tests.support.language_run_folders import build_language_run
 from tests.support.questions import make_item
@@ -58,6 +59,12 @@ def test_a_failed_seed_is_named_and_the_others_count(sweep):
     assert row["failed"] == ["none.3.grpo"]
     assert row["verdict"]["seeds"] == 2
     assert row["verdict"]["scope"] == "items only"
+
+
+def test_only_a_difference_that_was_shown_holds_for_somebody(sweep):
+    found = rows(sweep)
+    assert found["form"]["verdict"]["scope"] and holds_for(found["form"]["verdict"]) == ""
+    assert holds_for(found["judge"]["verdict"]) == found["judge"]["verdict"]["scope"]
 
 
 def test_what_could_be_expected_is_said(sweep):

@@ -1,7 +1,7 @@
 """Run folder -> `report.html`: one file that needs no network, readable without scripts.
 
-At its head what stood in for what, what is missing, the verdict and the numbers that matter most; at its end what ran
-and how long it took, and the settings.
+At its head what is missing, the verdict with a line on what stood in for what, and the numbers that matter most; at its
+end the stand-ins, what ran and how long it took, and the settings.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from rl_lab.reports.pages.held_out import reward_charts
 from rl_lab.reports.pages.markup import ImageBudget, Markup, document, macros, minus, parts
 from rl_lab.reports.run import LoadedRun, label, parse_node
 from rl_lab.reports.sweep import ranks_actions, success_points, variant_names
-from rl_lab.reports.sweep_verdict import EFFECT, corrected
+from rl_lab.reports.sweep_verdict import EFFECT, Standing, corrected
 from rl_lab.stats import Array, Interval
 
 if TYPE_CHECKING:
@@ -164,8 +164,13 @@ def scores(summary: Row) -> list[list[Any]]:
             continue
         difference = corrected(verdict, summary["baseline"])
         detectable = "" if verdict["detectable"] is None else reward(verdict["detectable"])
-        rows.append([*cells, difference, verdict["scope"], detectable, verdict["seeds_needed"] or ""])
+        rows.append([*cells, difference, holds_for(verdict), detectable, verdict["seeds_needed"] or ""])
     return rows
+
+
+def holds_for(verdict: Row) -> str:
+    """Whom a difference holds for; nothing where none was shown."""
+    return "" if verdict["standing"] == Standing.OPEN else verdict["scope"]
 
 
 def sweep_lines(sweep: Row) -> list[str]:
@@ -173,7 +178,8 @@ def sweep_lines(sweep: Row) -> list[str]:
     rows = []
     for row in sweep["variants"]:
         verdict = row.get("verdict")
-        over = ["", ""] if verdict is None else [cell(corrected(verdict, sweep["baseline"]), reward), verdict["scope"]]
+        difference = verdict and cell(corrected(verdict, sweep["baseline"]), reward)
+        over = ["", ""] if verdict is None else [difference, holds_for(verdict)]
         rows.append([row["variant"], row["reward"] and row["reward"].replicates, row["reward"], *over])
     head = ["trained on", "seeds", "held-out truth", f"over {sweep['baseline']}", "holds for"]
     return [text_table(head, rows)]
