@@ -64,15 +64,15 @@ def source_file(source: str, what: str = "part") -> Path:
 
 
 def find(source: str, what: str = "part") -> ast.AST:
-    """What its file defines by this name, or the import that brings it. The code is read, not run.
+    """What its file defines by this name, or the import that brings it or may (`*`). The code is read, not run.
 
     ValueError where there is no such file, or nothing of this name in it.
     """
     path, (_, name) = source_file(source, what), split(source, what)
     defined = _definitions(path, source)
-    if name not in defined:
+    if name not in defined and "*" not in defined:
         raise ValueError(f"{source!r}: {path.name} defines no {name}{suggestion(name, list(defined))}")
-    return defined[name]
+    return defined.get(name) or defined["*"]
 
 
 def _definitions(path: Path, source: str) -> dict[str, ast.AST]:
@@ -88,6 +88,8 @@ def _definitions(path: Path, source: str) -> dict[str, ast.AST]:
             found[node.name] = node
         elif isinstance(node, ast.Assign):
             found |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+            taken_apart = [target for target in node.targets if isinstance(target, ast.Tuple | ast.List)]
+            found |= {part.id: node for target in taken_apart for part in target.elts if isinstance(part, ast.Name)}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             found[node.target.id] = node.value
         elif isinstance(node, ast.Import | ast.ImportFrom):

@@ -179,12 +179,8 @@ class DeclaredEnv:
 
     def watch(self, height: int, width: int) -> np.ndarray:
         """The first camera, centred on black."""
-        side = min(height, width)
-        name = next(iter(self.declared.cameras))
-        picture, top, left = np.zeros((height, width, 3), np.uint8), (height - side) // 2, (width - side) // 2
-        view = np.asarray(self._read(f"camera {name}", self.declared.cameras[name]))
-        picture[top : top + side, left : left + side] = fit(view, side)
-        return picture
+        name, read = next(iter(self.declared.cameras.items()))
+        return fit(np.asarray(self._read(f"camera {name}", read)), height, width)
 
     def save(self) -> bytes:
         """See `ControlledEnv`: one line about the episode, then the simulator's state, or nothing."""

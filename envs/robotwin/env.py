@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from PIL import Image, ImageOps
 
 from envs import se3
 from envs.bimanual import Bimanual, check_choice
@@ -157,7 +156,7 @@ class RoboTwinEnv(Bimanual):
     def watch(self, height: int, width: int) -> np.ndarray:
         """A frame of the head camera, its shape kept, on black, uint8 [height, width, 3]."""
         view = self._ask("observe", images=True)["observation"]["head_camera"]["rgb"]
-        return np.asarray(ImageOps.pad(Image.fromarray(view), (width, height), Image.Resampling.BILINEAR))
+        return fit(view, height, width)
 
     def success_now(self) -> bool:
         """Whether the present scene satisfies the task; `success` is latched by every physics step before."""

@@ -96,3 +96,12 @@ def test_a_name_with_a_type_is_a_definition(own, tmp_path):
     assert find(f"{tmp_path / 'typed.py'}:LIMIT").value == 3
     with pytest.raises(ValueError, match="defines no LATER"):
         find(f"{tmp_path / 'typed.py'}:LATER")
+
+
+def test_names_taken_apart_or_brought_by_a_star_are_found(own, tmp_path):
+    (tmp_path / "parts.py").write_text("first, (second, third) = 1, (2, 3)\n")
+    find(f"{tmp_path / 'parts.py'}:first")
+    with pytest.raises(ValueError, match="defines no fist"):
+        find(f"{tmp_path / 'parts.py'}:fist")
+    (tmp_path / "star.py").write_text("from math import *\n")
+    find(f"{tmp_path / 'star.py'}:sqrt")
