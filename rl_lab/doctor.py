@@ -216,10 +216,12 @@ def check_file(path: Path) -> Iterator[Finding]:
     """The experiment file is right and fits this machine."""
     from rl_lab.config.robotwin import backend_line
     from rl_lab.stages.kinds import load_config  # these need the packages that other checks may find missing
-    from rl_lab.stages.preflight import check_machine, warnings
+    from rl_lab.stages.preflight import check_settings, lacking_here, lacking_machines, warnings
 
     config = load_config(path)
-    check_machine(config)
+    check_settings(config)
+    for line in (*lacking_here(config), *lacking_machines(config)):
+        yield Finding("bad", *line.split("; ", 1))
     yield Finding("ok", f"{path}: {config.name}, {'; '.join(config.sources)}")
     if config.runs_episodes:
         yield Finding("ok", f"episodes run in {backend_line(config)}")

@@ -42,9 +42,9 @@ from rl_lab.reports.pages.sweep import power_text
 from rl_lab.reports.sweep import expected_power
 from rl_lab.stages.kinds import expand, load_config, stage_functions
 from rl_lab.stages.needs import lacking_room, needs
-from rl_lab.stages.preflight import check_machine, warnings
+from rl_lab.stages.preflight import check_machine, check_settings, lacking_here, lacking_machines, warnings
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.placement import placement_table
+from rl_lab.workers.placement import declared_machines, placement_table
 
 STORE = Path("runs") / ".stages"
 StageFactory = Callable[[RunConfig], contextlib.AbstractContextManager[Mapping[str, Stage]]]
@@ -73,6 +73,13 @@ def _parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--dry-run", action="store_true", help="print config, plan and estimated cost; write nothing")
     parser.add_argument("--plan", action="store_true", help="the same, with those settings only that are no defaults")
     parser.add_argument(
+        "--cluster",
+        type=declared_machines,
+        metavar="MACHINESxGPUS[xCORES]",
+        default=(),
+        help="plan for machines that need not be there: 2x8 or 2x8x96, with --plan or --dry-run",
+    )
+    parser.add_argument(
         "--address", help="run on the Ray cluster at this address (as RAY_ADDRESS); auto: the local one"
     )
     parser.add_argument(
@@ -84,6 +91,9 @@ def _parse(arguments: Sequence[str] | None) -> Any:
     options.overrides = options.arguments[has_file:]
     if options.resume and options.run_dir:
         raise UserError("--resume continues in its own folder; leave out --run-dir")
+    options.plans = options.dry_run or options.plan
+    if options.cluster and (not options.plans or options.address):
+        raise UserError("--cluster is for --plan or --dry-run; a run, and a plan for real machines, take --address")
     if not options.file and not options.resume and options.keys is None:
         raise UserError("which experiment? Give a file such as experiments/flowpro_robotwin.yaml, or --resume DIR")
     return options
@@ -129,19 +139,11 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
     if options.run_dir:
         check_unused(options.run_dir)
     config = _load(options)
+    if options.plans:
+        return _plan(options, config)
     check_machine(config)
     graph, store = Graph.of(config), Store(STORE)
-    wanted = needs(config, graph.nodes, graph.hashes, store)
-    lack = lacking_room(config, wanted, store)
-    if options.dry_run or options.plan:
-        print(dump_config(config) if options.dry_run else dump_changes(config))
-        _say_backend(config)
-        print(placement_table(config))
-        print(plan_table(config, graph.nodes, graph.hashes, store))
-        print(f"  {wanted}")
-        _warn([*warnings(config), *([lack] if lack else [])])
-        _tell_power(config)
-        return 0
+    lack = lacking_room(config, needs(config, graph.nodes, graph.hashes, store), store)
     if not options.resume:
         if lack is not None and stages is real_stages:
             raise UserError(lack)
@@ -166,6 +168,29 @@ def main(arguments: Sequence[str] | None = None, stages: StageFactory = real_sta
         if code != 0:
             print(f"continue with: python -m rl_lab.run --resume {folder.path}", file=sys.stderr)
     return code
+
+
+def _plan(options: Any, config: RunConfig) -> int:
+    """Print what a run would do, and all that is missing for it. Returns 2 if something is."""
+    check_settings(config)
+    graph, store, cluster = Graph.of(config), Store(STORE), options.cluster
+    wanted = needs(config, graph.nodes, graph.hashes, store)
+    room = None if cluster else lacking_room(config, wanted, store)
+    print(dump_config(config) if options.dry_run else dump_changes(config))
+    _say_backend(config)
+    print(placement_table(config, cluster))
+    print(plan_table(config, graph.nodes, graph.hashes, store))
+    print(f"  {wanted}")
+    here, missing = lacking_here(config), lacking_machines(config, cluster)
+    _warn([*warnings(config), *([room] if room else [])])
+    if cluster:  # its machines may have what this one lacks
+        _warn([f"here, maybe not there: {line}" for line in here])
+    else:
+        missing = here + missing
+    _tell_power(config)
+    for line in missing:
+        print(f"error: {line}", file=sys.stderr)
+    return 2 if missing else 0
 
 
 @contextlib.contextmanager

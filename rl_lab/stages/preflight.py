@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from rl_lab.records.question_files import has_open_questions
 from rl_lab.records.sources import find_recordings, glance, spread
 from rl_lab.rollouts.answering import make_rewards
 from rl_lab.workers.cluster import cluster_nodes
-from rl_lab.workers.placement import bundles, joins_cluster, lacking
+from rl_lab.workers.placement import Node, bundles, joins_cluster, lacking
 from rl_lab.workers.policy import check_corrector, read_corrections
 
 SHOWN = 20
@@ -62,6 +62,13 @@ def check_learned(config: RunConfig, where: str, places: Iterable[Place]) -> Non
 
 def check_machine(config: RunConfig) -> None:
     """Raise UserError, before anything is written, for a run that cannot work on this machine."""
+    check_settings(config)
+    for line in (*lacking_here(config), *lacking_machines(config)):
+        raise UserError(line)
+
+
+def check_settings(config: RunConfig) -> None:
+    """UserError for what no machine could run: settings, files and own code; and for a simulator that is not there."""
     _check_own_code(config)
     if config.learns_actions:
         if config.runs_episodes and config.env.backend == "robotwin":
@@ -73,8 +80,28 @@ def check_machine(config: RunConfig) -> None:
         _check_compiling(config)
     if config.learns_language:
         _check_language(config)
-    _check_placement(config)
-    _check_gl()
+    _check_ranks(config)
+
+
+def lacking_here(config: RunConfig) -> list[str]:
+    """What this machine lacks of software, one line each; all else can be checked and planned without it."""
+    return _complaints(lambda: _check_vllm(config), _check_gl)
+
+
+def lacking_machines(config: RunConfig, declared: Sequence[Node] = ()) -> list[str]:
+    """What the placement asks for and the machines lack: those `declared`, those of the cluster that RAY_ADDRESS
+    names, or this one."""
+    return _complaints(lambda: _check_placement(config, declared))
+
+
+def _complaints(*checks: Callable[[], None]) -> list[str]:
+    lines = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            lines.append(str(error))
+    return lines
 
 
 def _check_own_code(config: RunConfig) -> None:
@@ -213,13 +240,17 @@ def has_vllm() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
+def _check_vllm(config: RunConfig) -> None:
+    needed_by = sorted(config.engine_stages) or (["judge"] if config.judge is not None else [])
+    if needed_by and not has_vllm():
+        raise UserError(
+            f"{' and '.join(needed_by)} need{'s' * (len(needed_by) == 1)} vLLM; install it with ./setup.sh cpu, or "
+            "./setup.sh gpu for CUDA"
+        )
+
+
 def _check_language(config: RunConfig) -> None:
     """Engines, the files of the user, and the model that reinforcement learning starts from."""
-    needs_engines = sorted(config.engine_stages)
-    if needs_engines and not has_vllm():
-        raise UserError(
-            f"{' and '.join(needs_engines)} need vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA"
-        )
     for name, path in config.questions.files().items():
         if not path.exists():
             raise UserError(f"questions.{name}_file: there is no {path}; give a JSONL or Parquet file")
@@ -230,7 +261,7 @@ def _check_language(config: RunConfig) -> None:
     if config.model.path is not None and not config.learns_actions:  # else it has been read
         check_named("model.path", Path(config.model.path), check_language_model)
     longest = max(config.examine.max_tokens, *(kind.answer_length(config) for kind in config.kinds))
-    if needs_engines and longest >= config.engine.max_model_len:
+    if config.engine_stages and longest >= config.engine.max_model_len:
         raise UserError(
             f"engine.max_model_len is {config.engine.max_model_len}, but answers may be {longest} tokens long and come "
             "behind a prompt; raise it, or lower max_completion_length of grpo or distill, or examine.max_tokens"
@@ -258,8 +289,6 @@ def _check_judge(config: RunConfig) -> None:
         return
     if not (Path(config.judge.path) / "config.json").is_file():
         raise UserError(f"judge.path: {config.judge.path} is no model's folder: config.json is missing")
-    if not has_vllm():
-        raise UserError("judge needs vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA")
     if config.rewards.judge is None:
         asks = f"{{base_url: ${JUDGE_URL}, model: {JUDGE_MODEL}}}"
         raise UserError(f"judge: nobody asks it; give rewards.judge: {asks}, or leave judge out")
@@ -288,30 +317,29 @@ def _check_gl() -> None:
         raise UserError(str(error)) from error
 
 
-def _check_placement(config: RunConfig) -> None:
-    if config.placement.device == "gpu" and not joins_cluster() and not torch.cuda.is_available():
-        raise UserError(
-            "placement is gpu but torch sees none; use placement=auto or install torch's CUDA build and a driver"
-        )
+def _check_ranks(config: RunConfig) -> None:
     for name, section in config:
         if config.placement.ranks > 1 and getattr(section, "backend", "lab") == "trl":
             raise UserError(
                 f"placement.learner.ranks is {config.placement.ranks} but {name}.backend is trl, which trains in one "
                 "process; set one of them back"
             )
-    check_resources(config, _nodes())
 
 
-def _nodes() -> list[dict[str, float]]:
-    """Resources of this machine, or of those of the cluster that RAY_ADDRESS names."""
-    if not joins_cluster():
-        return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
-    return cluster_nodes()
+def _check_placement(config: RunConfig, declared: Sequence[Node]) -> None:
+    cluster = declared or (cluster_nodes() if joins_cluster() else ())
+    nodes = cluster or [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
+    if config.placement.device == "gpu" and not any(node.get("GPU") for node in nodes):
+        raise UserError(
+            f"placement is gpu but {'the cluster has' if cluster else 'torch sees'} none; use placement=auto or "
+            + ("give it machines with GPUs" if cluster else "install torch's CUDA build and a driver")
+        )
+    check_resources(config, nodes, shared=bool(cluster))
 
 
-def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
-    """UserError if the machines do not have what the placement reserves."""
-    shared = joins_cluster()  # on this machine what is not reserved takes turns on its cores
+def check_resources(config: RunConfig, nodes: Sequence[Node], *, shared: bool = False) -> None:
+    """UserError if the machines do not have what the placement reserves. With `shared`, as on a cluster, also for what
+    is not reserved; on one machine that takes turns on its cores."""
     asked = bundles(config.placement, config.workers_needed, shared=shared)
     shortage = lacking(asked, nodes, config.placement.strategy)
     if shortage is not None:

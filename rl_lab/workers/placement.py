@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rl_lab.arguments import BadArgumentError
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import RunConfig, WorkersConfig
 
@@ -31,6 +34,18 @@ ACTOR_CPUS = 0.5
 def joins_cluster() -> bool:
     """Whether RAY_ADDRESS names a cluster that was there before; else a run starts its own on this machine."""
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
+def declared_machines(text: str) -> list[Node]:
+    """Machines that nobody has to have, for a plan: `2x8` are two with eight GPUs and any number of cores, `2x8x96` two
+    with 96 cores each. BadArgumentError for other text."""
+    found = re.fullmatch(r"([1-9]\d{0,3})x(\d{1,3})(?:x([1-9]\d{0,3}))?", text)
+    if found is None:
+        raise BadArgumentError(
+            f"{text[:40]!r} is no cluster; give MACHINESxGPUS or MACHINESxGPUSxCORES, such as 2x8x96"
+        )
+    machines, gpus, cores = found.groups()
+    return [{"CPU": float(cores or math.inf), "GPU": float(gpus)} for _ in range(int(machines))]
 
 
 def bundles(placement: Placement, workers: WorkersConfig, *, shared: bool = False) -> list[Bundle]:
@@ -64,8 +79,8 @@ def resources(cpus: float, gpus: float) -> dict[str, float]:
 
 
 def in_words(amounts: Node) -> str:
-    """Such as `2 CPU, 1 GPU`."""
-    return ", ".join(f"{amounts.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+    """Such as `2 CPU, 1 GPU`, or `any CPU` where cores are not counted."""
+    return ", ".join(f"{amounts.get(name, 0):g} {name}" for name in ("CPU", "GPU")).replace("inf", "any")
 
 
 def lacking(wanted: Sequence[Bundle], nodes: Sequence[Node], strategy: str) -> str | None:
@@ -107,8 +122,9 @@ def _fit(bundle: Bundle, free: list[dict[str, float]], strategy: str) -> list[in
     return places
 
 
-def placement_table(config: RunConfig) -> str:
-    """One row a bundle: kind, how many, resources of each, what runs there; then what shares the rest."""
+def placement_table(config: RunConfig, declared: Sequence[Node] = ()) -> str:
+    """One row a bundle: kind, how many, resources of each, what runs there; then what shares the rest, and how much of
+    `declared` machines that takes."""
     rows = [
         f"  {bundle.kind:12} {bundle.count:3} x ({in_words(bundle.resources)})  {bundle.actors}"
         for bundle in bundles(config.placement, config.workers_needed)
@@ -117,4 +133,12 @@ def placement_table(config: RunConfig) -> str:
     others = [name for name in needed if needed[name] and name not in config.placement.named]
     shared = f"  not reserved: {', '.join(others)}, on device {config.placement.device}" if others else ""
     strategy = f"placement ({config.placement.strategy})" if rows else "placement"
-    return "\n".join(line for line in (strategy, *rows, shared) if line)
+    return "\n".join(line for line in (strategy, *rows, shared, _taken(config, declared)) if line)
+
+
+def _taken(config: RunConfig, machines: Sequence[Node]) -> str:
+    if not machines:
+        return ""
+    gpus = sum(one.count * one.resources.get("GPU", 0) for one in bundles(config.placement, config.workers_needed))
+    there = f"{len(machines)} x ({in_words(machines[0])})"
+    return f"  reserved: {gpus:g} of {sum(machine['GPU'] for machine in machines):g} GPU of a cluster of {there}"

@@ -111,6 +111,29 @@ def test_a_plan_shows_only_what_the_file_changed(home, capsys):
     assert written(home) == []
 
 
+def test_a_plan_for_machines_that_are_not_there_names_them_and_writes_nothing(home, capsys):
+    block = "placement={device: gpu, learner: {ranks: 8, gpus: 1}, simulators: {cpus: 4}}"
+    assert main("small.yaml", "--plan", "--cluster", "2x8x32", block) == 0
+    told = capsys.readouterr()
+    assert "reserved: 8 of 16 GPU of a cluster of 2 x (32 CPU, 8 GPU)" in told.out and "error" not in told.err
+    assert "min on two CPU cores" in told.out and written(home) == []
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        ("1x4", "asks for 8 x (0.5 CPU, 1 GPU) for learner (PACK)"),
+        ("3x0", "placement is gpu but the cluster has none"),
+    ],
+)
+def test_a_plan_that_the_declared_machines_cannot_hold_ends_with_what_is_lacking(home, capsys, cluster, said):
+    block = "placement={device: gpu, learner: {ranks: 8, gpus: 1}}"
+    assert main("small.yaml", "--plan", "--cluster", cluster, block) == 2
+    told = capsys.readouterr()
+    errors = [line for line in told.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and said in errors[0] and "min on two CPU cores" in told.out
+
+
 def test_a_password_in_the_judges_address_is_refused_and_reaches_no_output(home, capsys):
     with pytest.raises(SystemExit) as exit_:
         run_command(lambda: main("small.yaml", "rewards={judge: {model: m, base_url: 'http://me:hunter2@h/v1'}}"))
@@ -168,6 +191,10 @@ def test_a_dry_run_says_what_would_be_reused(home, capsys):
         (("--resume", "small.yaml"), "no run to resume"),
         (("--resume", "nowhere"), "no run to resume"),
         (("--resume", "nowhere", "--run-dir", "x"), "leave out --run-dir"),
+        (("small.yaml", "--cluster", "2x8"), "--cluster is for --plan or --dry-run"),
+        (("small.yaml", "--plan", "--cluster", "2x8", "--address", "auto"), "real machines, take --address"),
+        (("small.yaml", "--plan", "--cluster", "8"), "--cluster: '8' is no cluster; give MACHINESxGPUS"),
+        (("small.yaml", "--plan", "--cluster", "0x8"), "such as 2x8x96"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(home, capsys, arguments, message):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from rl_lab import doctor, run
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError, run_command
 from rl_lab.graph.plan import plan_table
@@ -147,6 +148,30 @@ def test_a_run_without_vllm_ends_with_exit_code_2_and_the_command_that_installs_
     assert exit_.value.code == 2 and error.count("\n") == 1
     assert "examine and grpo need vLLM; install it with ./setup.sh cpu" in error
     check_machine(config("stages=[questions, cold_start]"))
+
+
+def test_without_vllm_a_plan_is_complete_and_ends_with_one_error(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preflight, "has_vllm", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    assert run.main(["words.yaml", "--plan"]) == 2
+    told = capsys.readouterr()
+    assert "frontier.1.grpo" in told.out and "min on two CPU cores" in told.out
+    assert [line for line in told.err.splitlines() if line.startswith("error")] == [
+        "error: examine and grpo need vLLM; install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA"
+    ]
+    assert run.main(["words.yaml", "--plan", "--cluster", "1x8"]) == 0  # its machines may have it
+    assert "warning: here, maybe not there: examine and grpo need vLLM" in capsys.readouterr().err
+    with pytest.raises(UserError, match="engine.max_model_len is 256"):
+        run.main(["words.yaml", "--plan", "engine.max_model_len=256"])
+
+
+def test_without_vllm_doctor_checks_the_rest_of_the_file_and_fails_in_one_line(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preflight, "has_vllm", lambda: False)
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    assert doctor.main([str(tmp_path / "words.yaml")]) == 1
+    bad, ok = capsys.readouterr().out.splitlines()
+    assert bad == "bad   examine and grpo need vLLM -> install it with ./setup.sh cpu, or ./setup.sh gpu for CUDA"
+    assert ok.startswith("ok ")
 
 
 @pytest.fixture
