@@ -59,7 +59,7 @@ class _State:
     step: int
     snapshot: bytes
     before: np.ndarray
-    """Frames of the steps before it, uint8 [M, 3, S, S, 3], as far as the memory reaches."""
+    """Frames of the steps before it, uint8 [M, V, S, S, 3], as far as the memory reaches."""
 
 
 def _episode(
@@ -109,7 +109,7 @@ def _branch(
 
 
 def _expert(env: ControlledEnv, snapshot: bytes, steps: int) -> np.ndarray | None:
-    """What the scripted expert would command from a state on, [steps, 16]; None where it cannot go on."""
+    """What the scripted expert would command from a state on, [steps, A]; None where it cannot go on."""
     env.load(snapshot)
     actions = []
     with contextlib.suppress(ExpertUnavailableError):
@@ -152,6 +152,7 @@ def branched_rollout(
             "instruction": env.instruction,
             "control_hz": env.control_hz,
             "simulation": said_simulation(env),
+            "layout": env.layout,
         }
         found.append(
             Candidates(

@@ -155,6 +155,11 @@ class DeclaredEnv:
             raise DeclarationError(f"state is {found.tolist()!s:.100}; expected 1 to {MAX_DIM} finite numbers")
         return found.copy()
 
+    @property
+    def command_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Edges of the Box, float64 [A] each; infinite where it has none."""
+        return self._space.low.astype(np.float64), self._space.high.astype(np.float64)
+
     def _read(self, what: str, reading: Reading) -> Any:
         return _value(what, reading, self._seen, self.env, "observation")
 

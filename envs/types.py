@@ -54,8 +54,9 @@ class Layout:
             raise ValueError(f"there are {sizes}; ee has 8 of both for one arm, 16 for two")
         if self.numbers == "joints" and self.state_dim < self.action_dim:
             raise ValueError(f"there are {sizes}; of joints the state begins with the numbers of a command")
-        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
-            raise ValueError(f"cameras are {list(self.cameras)}; name at least one, each once")
+        is_named = all(camera and "/" not in camera for camera in self.cameras)
+        if not self.cameras or not is_named or len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(f"cameras are {list(self.cameras)}; name at least one, each once, without slashes")
 
     def is_like(self, other: Layout) -> bool:
         """Whether a policy for one can act in the other: all is the same but for the names of cameras."""
@@ -306,6 +307,7 @@ class Candidates:
     """As in `PreferencePair`."""
     simulation: str | None = None
     """As in `PreferencePair`."""
+    layout: Layout = BIMANUAL
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -22,6 +22,7 @@ from envs.rollback import Place, until_failure
 from envs.rollout import run_lockstep
 from envs.types import SimulatorError
 from rl_lab.arguments import as_path, check_output
+from rl_lab.config.environments import check_keys, environment_layout
 from rl_lab.config.robotwin import check_robotwin, find_robotwin
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import CommandParser, UserError, run_command
@@ -83,13 +84,14 @@ def _check(folder: Path, experiment: Path, config: RunConfig, out: Path) -> set[
             f"{experiment} has no rounds in which failures are corrected; give one whose stages repeat "
             "[collect, optimise], such as experiments/flowpro_robotwin.yaml"
         )
+    layout = environment_layout(config.env)
     if config.env.is_own:
-        raise UserError("a person corrects poses of two arms here; record corrections of your own environment yourself")
-    check_acting(folder, config.env.image_size, config.collect.execute, "CKPT")
+        check_keys(config.env)
+    check_acting(folder, config.env.image_size, config.collect.execute, "CKPT", layout)
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"--out {out} is a folder, or its folder does not exist; give a file in an existing folder")
     check_output(out, folder, experiment)
-    return {place[:3] for place in read_corrections(out)} if out.exists() and out.stat().st_size else set()
+    return {place[:3] for place in read_corrections(out, layout)} if out.exists() and out.stat().st_size else set()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

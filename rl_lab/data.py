@@ -9,6 +9,7 @@ which one is found out. Where pairs are read as episodes, the chosen sides are.
     convert SOURCE TARGET        --to lerobot (default), pairs (Parquet and video) or lab
     validate SOURCE              every problem by episode and frame; warnings of other units and orders of numbers
 
+Of a LeRobotDataset of another robot say what its numbers are (--numbers), and which cameras are read (--cameras).
 Broken episodes end the command, unless --skip-broken leaves them out and names them. Exit code: 0 done, 2 bad input.
 """
 
@@ -18,15 +19,17 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import get_args
 
 from algos.chunks import Timing
 from envs.options import MAX_PIXELS
-from envs.types import Episode, PreferencePair
+from envs.types import BIMANUAL, Episode, Layout, Numbers, PreferencePair
 from rl_lab.arguments import COUNT, as_path, check_output, whole_number
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import write_folder
 from rl_lab.records.checks import Doubts, Problem, sound_episodes
 from rl_lab.records.episodes import chunk_stats, contents, write_episodes, write_pairs
+from rl_lab.records.lerobot_tables import Asked
 from rl_lab.records.lerobot_write import write_lerobot
 from rl_lab.records.pairs import write_pairs_layout
 from rl_lab.records.robotwin import SAVE_FREQ
@@ -61,7 +64,16 @@ def _say_skipped(problem: Problem) -> None:
 
 def inspect(source: Source, options: argparse.Namespace) -> None:
     """Print what there is."""
-    rows = {"format": source.format, "hz": round(source.hz, 4)} | contents(_episodes(source, options))
+    layouts: dict[Layout, None] = {}
+
+    def seen() -> Iterator[Episode]:
+        for episode in _episodes(source, options):
+            layouts[episode.layout] = None
+            yield episode
+
+    rows = {"format": source.format, "hz": round(source.hz, 4)} | contents(seen())
+    if set(layouts) != {BIMANUAL}:
+        rows["layout"] = "; ".join(f"{one}: {', '.join(one.cameras)}" for one in layouts)
     for name, value in rows.items():
         print(f"{name:18} {value}")
 
@@ -69,7 +81,14 @@ def inspect(source: Source, options: argparse.Namespace) -> None:
 def stats(source: Source, options: argparse.Namespace) -> None:
     """Print statistics as one JSON object."""
     timing = Timing(options.horizon, options.stride, options.first_slot)
-    print(json.dumps(chunk_stats(_episodes(source, options), timing)))
+
+    def episodes() -> Iterator[Episode]:
+        for episode in _episodes(source, options):
+            if episode.layout.numbers == "raw" and timing.first_slot == "current":
+                raise UserError("--first-slot current: where numbers are raw the state holds no command; use next")
+            yield episode
+
+    print(json.dumps(chunk_stats(episodes(), timing)))
 
 
 def convert(source: Source, options: argparse.Namespace) -> None:
@@ -143,6 +162,8 @@ def _parser() -> CommandParser:
         )
         command.add_argument("--save-freq", type=COUNT, default=SAVE_FREQ, help="RoboTwin's physics steps a frame")
         command.add_argument("--instructions", choices=["seen", "unseen"], default="seen", help="RoboTwin's texts")
+        command.add_argument("--numbers", choices=get_args(Numbers), default="ee", help="of a LeRobotDataset")
+        command.add_argument("--cameras", type=_names, default=(), help="of it, a,b,... in order; of ee ours, else all")
         command.add_argument("--hz", type=_positive_rate, help="rate of the lab's own files, 12.5 unless they name one")
     return parser
 
@@ -157,11 +178,16 @@ def _positive_rate(text: str) -> float:
 _positive_rate.__name__ = "rate"
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; UserError for bad input."""
     options = _parser().parse_args(arguments)
     reading = {"image_size": options.image_size, "save_freq": options.save_freq, "split": options.instructions}
-    source = open_source(options.source, hz=options.hz, **reading)
+    asked = Asked(options.numbers, options.cameras)
+    source = open_source(options.source, hz=options.hz, asked=asked, **reading)
     COMMANDS[options.command](source, options)
     return 0
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from envs.types import Candidates, Episode
-from rewards.actions.networks import FrameBatch, FrameScore, TransitionBatch, WorldModel, conditions
+from rewards.actions.networks import VIEWS, FrameBatch, FrameScore, TransitionBatch, WorldModel, conditions
 
 WEIGHTS_FILE, INFO_FILE = "reward_model.safetensors", "reward_model.json"
 
@@ -45,11 +45,13 @@ class ModelInfo:
     """Commands H of a chunk."""
     tasks: tuple[str, ...] = ()
     """Tasks that a world model has a goal for, in the order of `Ensemble.goals`."""
+    views: int = VIEWS
+    """Cameras V; a world model knows two arms as poses and their three only."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}; use one of {', '.join(KINDS)}")
-        for name, most in (("members", 1000), ("latent", 65536), ("horizon", 10_000)):
+        for name, most in (("members", 1000), ("latent", 65536), ("horizon", 10_000), ("views", 1000)):
             value = getattr(self, name)
             if type(value) is not int or not 0 < value <= most:
                 raise ValueError(f"{name} is {value!r}; use a whole number from 1 to {most}")
@@ -77,7 +79,7 @@ class Ensemble(nn.Module):
         for _, seed in zip(range(info.members), seeds or range(info.members), strict=True):
             torch.manual_seed(seed)
             world = info.kind == "world_model"
-            members.append(WorldModel(info.latent, info.horizon) if world else FrameScore(info.latent))
+            members.append(WorldModel(info.latent, info.horizon) if world else FrameScore(info.latent, info.views))
         self.members = nn.ModuleList(members)
         self.register_buffer("goals", torch.zeros(info.members, len(info.tasks), info.latent))
 

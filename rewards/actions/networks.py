@@ -20,6 +20,7 @@ from envs.se3 import encode_pose, to_relative
 from envs.types import Episode
 
 VIEWS = 3
+"""Of two arms; other layouts have as many as they name."""
 
 WIDTHS = (32, 64, 64, 128)
 
@@ -32,19 +33,20 @@ SHIFT_PIXELS = 4
 class ImageEncoder(nn.Module):
     """uint8 views [B, V, S, S, 3] -> latents [B, D]."""
 
-    def __init__(self, latent: int = 64) -> None:
+    def __init__(self, latent: int = 64, views: int = VIEWS) -> None:
         super().__init__()
+        self.views = views
         layers: list[nn.Module] = []
-        for before, after in zip((3 * VIEWS, *WIDTHS), WIDTHS, strict=False):
+        for before, after in zip((3 * views, *WIDTHS), WIDTHS, strict=False):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.convolutions = nn.Sequential(*layers)
         self.head = nn.Linear(WIDTHS[-1] * GRID * GRID, latent)
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        if images.shape[1:2] != (VIEWS,) or images.shape[-1:] != (3,) or images.dtype != torch.uint8:
+        if images.shape[1:2] != (self.views,) or images.shape[-1:] != (3,) or images.dtype != torch.uint8:
             shape = tuple(images.shape)
-            raise ValueError(f"images are {images.dtype} {shape}; the encoder reads uint8 [B, {VIEWS}, S, S, 3]")
+            raise ValueError(f"images are {images.dtype} {shape}; the encoder reads uint8 [B, {self.views}, S, S, 3]")
         stacked = images.permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255.0 - 0.5
         features = F.adaptive_avg_pool2d(self.convolutions(stacked), GRID)
         return self.head(features.flatten(1))
@@ -87,9 +89,9 @@ class FrameScore(nn.Module):
     with targets y in [0, 1]: the cross-entropy is a proper score, so p estimates the mean of y given the picture.
     """
 
-    def __init__(self, latent: int) -> None:
+    def __init__(self, latent: int, views: int = VIEWS) -> None:
         super().__init__()
-        self.encoder = ImageEncoder(latent)
+        self.encoder = ImageEncoder(latent, views)
         self.linear = nn.Linear(latent, 1)
 
     def forward(self, images: Tensor) -> Tensor:

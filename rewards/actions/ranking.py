@@ -59,11 +59,14 @@ def choose(scores: np.ndarray, margin: float) -> Choice:
     return Choice(best, worst, gap, reason)
 
 
-def expert_deviation(chunks: np.ndarray, expert: np.ndarray) -> np.ndarray:
-    """Rewards [N], at most 0: chunks of absolute `ee` commands [N, H, 16] beside the expert's [H, 16].
+def expert_deviation(chunks: np.ndarray, expert: np.ndarray, spread: np.ndarray | None = None) -> np.ndarray:
+    """Rewards [N], at most 0: chunks of absolute `ee` commands [N, H, 8 or 16] beside the expert's [H, 8 or 16].
 
     NORA-1.5's second reward (arXiv:2511.14659), R_a = -|a - a*|, without training. |a - a*| is the mean over the
     commands of a chunk of FlowPRO's distance of poses (`envs.se3.pose_distance`). Differs from the paper, which takes
-    the L1 norm of normalised actions: so a reward has a unit.
+    the L1 norm of normalised actions: so a reward has a unit. Of numbers that are no poses, [N, H, A], it is that norm,
+    divided by A; `spread` [A] has their standard deviations.
     """
+    if spread is not None:
+        return -(np.abs(chunks - expert) / np.where(spread > 0, spread, 1.0)).mean((-2, -1))
     return -pose_distance(chunks, expert).mean(-1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from envs.by_name import blamed, load
 from envs.declared import Declaration, DeclarationError, DeclaredEnv
@@ -37,14 +39,14 @@ def _said(what: str) -> Iterator[None]:
 
 
 @functools.cache
-def _begun(backend: str, task: str, variant: str, image_size: int) -> tuple[Layout, bool]:
-    """The layout of an own environment whose first episode was begun, and whether it has an expert."""
+def _begun(backend: str, task: str, variant: str, image_size: int) -> DeclaredEnv:
+    """An own environment whose first episode was begun, closed again: what is declared, and its layout, stay."""
     env = declared_environment(backend, task, variant, image_size)
     with _said(f"env.backend: {backend} cannot begin an episode of {task} ({variant})"):
         env.reset(seed=0)
-        found = env.layout, env.declared.expert is not None
+        assert env.layout
         env.env.close()
-    return found
+    return env
 
 
 def environment_layout(env: EnvConfig) -> Layout:
@@ -52,7 +54,7 @@ def environment_layout(env: EnvConfig) -> Layout:
     if not env.is_own:
         return BIMANUAL
     kinds = [(task, variant) for task in env.tasks for variant in env.variants]
-    found = {kind: _begun(env.backend, *kind, env.image_size)[0] for kind in kinds}
+    found = {kind: _begun(env.backend, *kind, env.image_size).layout for kind in kinds}
     first = next(iter(found.values()))
     other = next((kind for kind, layout in found.items() if layout != first), None)
     if other is not None:
@@ -67,8 +69,8 @@ def check_own_environment(config: RunConfig) -> None:
     """UserError unless every task begins, and gives what the stages of a run ask of it."""
     layout = environment_layout(config.env)
     kinds = [(task, variant) for task in config.env.tasks for variant in config.env.variants]
-    backend, size = config.env.backend, config.env.image_size
-    if not all(_begun(backend, *kind, size)[1] for kind in kinds):
+    begun = [_begun(config.env.backend, *kind, config.env.image_size) for kind in kinds]
+    if not all(env.declared.expert for env in begun):
         if config.reads("demos") and config.demos.files is None:
             raise UserError("demos: the environment declares no expert; give demos.files, or an expert")
         if config.collects_pairs and config.collect.corrector.kind == "scripted_expert":
@@ -77,7 +79,27 @@ def check_own_environment(config: RunConfig) -> None:
             )
     if layout.numbers != "ee" and config.demos.action_noise_m > 0:
         raise UserError("demos.action_noise_m is in metres, but commands are no poses; set it to 0")
-    if layout != BIMANUAL and config.reads("candidates"):
-        raise UserError("candidates: rewards of chunks know two arms as poses only; leave rank and record out")
+    if "rank" in config.stage_names:
+        _check_candidates(config, begun)
     if config.sft.probe_weight > 0 and config.reads("sft"):
         raise UserError("sft.probe_weight needs ground truth of the simulator, which is not declared; set it to 0")
+
+
+def _check_candidates(config: RunConfig, begun: Sequence[DeclaredEnv]) -> None:
+    """UserError where sampled chunks cannot be compared."""
+    for name in ("expert", "progress"):
+        if not all(getattr(env.declared, name) for env in begun):
+            raise UserError(f"candidates: sampled chunks are compared by the {name}, but the environment declares none")
+    is_learned = "reward_models" in config.stage_names
+    if begun[0].layout != BIMANUAL and is_learned and "world_model" in config.reward_models.kinds:
+        raise UserError("reward_models.kinds: world_model knows two arms as poses only; use [success, progress]")
+
+
+def check_keys(env: EnvConfig) -> None:
+    """UserError where keys cannot command the environments of a run."""
+    for begun in (_begun(env.backend, task, variant, env.image_size) for task in env.tasks for variant in env.variants):
+        if begun.layout.numbers != "ee" and not np.isfinite(begun.command_range).all():
+            raise UserError(
+                f"env.backend: a key moves a number by a part of its range, but the action space of {begun.task} "
+                f"({begun.variant}) has no edges; bound it"
+            )

@@ -66,13 +66,17 @@ class RewardPlan(DataPlan):
         """See `DataPlan`."""
         return integer(self.seed, "reward", self.kind)
 
+    def _info(self, episodes: Sequence[Episode]) -> ModelInfo:
+        views = len(episodes[0].layout.cameras)
+        return ModelInfo(self.kind, self.settings.members, self.settings.latent, self.horizon, views=views)
+
     def build(self, device: str) -> Parts:
         """See `DataPlan`; UserError where the episodes cannot teach this kind."""
         settings, seeds = self.settings, [integer(self.learner_seed, member) for member in range(self.settings.members)]
         episodes = split_episodes(read_episodes(self.episodes), settings.held_out, self.seed)["train"]
         episodes += [] if self.demos is None else read_episodes(self.demos)
         _check_outcomes(self.kind, episodes)
-        model = Ensemble(ModelInfo(self.kind, settings.members, settings.latent, self.horizon), seeds).to(device)
+        model = Ensemble(self._info(episodes), seeds).to(device)
         columns: tuple[np.ndarray, ...]
         batch_type: type[FrameBatch] | type[TransitionBatch]
         if self.kind == "world_model":

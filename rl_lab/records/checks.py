@@ -8,6 +8,7 @@ frame i is shown at i / rate seconds.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -97,6 +98,11 @@ def row_problems(name: str, label: str, rows: np.ndarray, size: int) -> list[Pro
     return []
 
 
+def arm_names(count: int) -> tuple[str, ...]:
+    """What one arm or two are called."""
+    return ARMS if count > 1 else ("only",)
+
+
 def pose_problems(
     name: str, label: str, ee: np.ndarray, tolerance: float = GRIPPER_TOLERANCE, size: int = BIMANUAL.state_dim
 ) -> list[Problem]:
@@ -106,7 +112,7 @@ def pose_problems(
         return found
     arms = split_arms(ee)
     norms = np.linalg.norm(arms[..., 3:7], axis=-1)
-    for number, arm in enumerate(ARMS if arms.shape[-2] > 1 else ("only",)):
+    for number, arm in enumerate(arm_names(arms.shape[-2])):
         off = ~(np.abs(norms[:, number] - 1) <= QUAT_TOLERANCE)
         if off.any():
             first = int(np.argmax(off))
@@ -293,19 +299,20 @@ class Doubts:
     def __init__(self) -> None:
         self.num_poses = 0
         self.farthest_m = 0.0
-        self.widest = np.full(len(ARMS), -np.inf)
-        self.last_is_scalar = np.zeros(len(ARMS), dtype=np.int64)
+        self.widest: dict[str, float] = {}
+        self.last_is_scalar: Counter[str] = Counter()
 
     def add(self, record: Episode | PreferencePair) -> None:
         """Look at the measured poses of an episode, or of both sides of a pair; of other numbers nothing is known."""
-        if record.layout != BIMANUAL:
+        if record.layout.numbers != "ee":
             return
         sides = [record] if isinstance(record, Episode) else [record.winner, record.loser]
         arms = split_arms(np.concatenate([side.poses for side in sides]))
         self.num_poses += len(arms)
         self.farthest_m = max(self.farthest_m, float(np.abs(arms[..., :3]).max()))
-        self.widest = np.maximum(self.widest, arms[..., 7].max(axis=0))
-        self.last_is_scalar += (np.abs(arms[..., 6]) > NO_ROTATION).sum(axis=0)
+        for name, arm in zip(arm_names(arms.shape[1]), arms.swapaxes(0, 1), strict=True):
+            self.widest[name] = max(self.widest.get(name, -np.inf), float(arm[:, 7].max()))
+            self.last_is_scalar[name] += int((np.abs(arm[:, 6]) > NO_ROTATION).sum())
 
     def lines(self) -> list[str]:
         """One line for each doubt."""
@@ -314,7 +321,8 @@ class Doubts:
         found = []
         if self.farthest_m > REACH_M:
             found.append(f"positions reach {self.farthest_m:.4g}; expected metres, at most {REACH_M:g}")
-        for arm, widest, count in zip(ARMS, self.widest, self.last_is_scalar, strict=True):
+        for arm, widest in self.widest.items():
+            count = self.last_is_scalar[arm]
             if widest < OPEN:
                 found.append(f"the {arm} gripper never opens (at most {widest:.3g}); expected 1 = open, 0 = closed")
             if count > self.num_poses / 2:

@@ -187,7 +187,7 @@ def _layout(path: Path, features: dict[str, Feature], asked: Asked) -> Layout:
         if len(shape) != 1 or (asked.numbers == "ee" and shape not in ([EE_DIM], [EE_DIM // 2])):
             raise UserError(
                 f"{path}: {key} has shape {shape}, expected [{EE_DIM}]: xyz, wxyz, gripper of two arms; of other "
-                "numbers say what they are (demos.files.numbers)"
+                "numbers say what they are (demos.files.numbers, of rl_lab.data --numbers)"
             )
     every = [key for key, feature in features.items() if feature.dtype == "video" and not _is_depth(feature)]
     names = [key.removeprefix("observation.").removeprefix("images.") for key in every]

@@ -1,6 +1,6 @@
 """Preference pairs as Parquet and video, so that other trainers and players read them. Version 3 of the layout:
 
-    pairs_info.json                 format, version, rate, image side, cameras, count
+    pairs_info.json                 format, version, rate, image side, cameras, count; layout, but of two arms as poses
     pairs.parquet                   one row a pair, in order
     data/file-000.parquet           one row a state of a segment; the chosen segment of a pair, then the rejected one
     videos/CAMERA/file-000.mp4      one frame a row that has an action, in order; after each pair those before it
@@ -14,7 +14,8 @@ video files); for each side `SIDE_from_row`, `SIDE_to_row` (rows of the data fil
 `SIDE_from_frame` (frame i of a video is shown at i / hz seconds). `before_frames` frames from `before_from_frame` on
 are the policy's own before the shared state, to which a memory looks back; null without one.
 Columns of the data: `pair`, `side`, `step`, `observation.state` and `action` (64-bit floats, [16]: xyz in metres, wxyz,
-gripper 1 = open .. 0, of the left and the right arm), and `truth` of the simulator where it was recorded (32-bit).
+gripper 1 = open .. 0, of the left and the right arm; of another layout as many as that says, see `envs.types.Layout`),
+and `truth` of the simulator where it was recorded (32-bit). All pairs of a set have one layout.
 A segment of T actions has T + 1 rows; the last has no action and no truth.
 Actions are the commands as they were given, which is what preference learning compares: a policy's samples, whose
 grippers may leave 0..1 a little. What a robot was told is `envs.bimanual.executed` of them.
@@ -34,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from envs.types import BIMANUAL, CAMERAS, EE_DIM, NO_FRAMES, PreferencePair, Segment
+from envs.types import BIMANUAL, NO_FRAMES, Layout, Numbers, PreferencePair, Segment
 from rl_lab.errors import UserError
 from rl_lab.files import write_folder
 from rl_lab.reading import read_as, read_object
@@ -65,10 +66,12 @@ FILE_STATES = 20_000
 LATER, TRUTH = dict.fromkeys(("control_hz", "simulation", "correction_limit")), "truth"
 """Columns that older sets lack."""
 
-VECTOR = pa.list_(pa.float64(), EE_DIM)
+
+def _vectors(rows: list[list[float] | None], size: int) -> pa.Array:
+    return pa.array(rows, pa.list_(pa.float64(), size))
 
 
-def _data(pair: int, side: str, segment: Segment) -> pa.Table:
+def _data(pair: int, side: str, segment: Segment, layout: Layout) -> pa.Table:
     """The rows of one segment."""
     count = len(segment.poses)
     actions = [*segment.actions.tolist(), None]
@@ -78,8 +81,8 @@ def _data(pair: int, side: str, segment: Segment) -> pa.Table:
             "pair": pa.array([pair] * count, pa.int64()),
             "side": pa.array([side] * count, pa.string()),
             "step": pa.array(range(count), pa.int64()),
-            "observation.state": pa.array(segment.poses.tolist(), VECTOR),
-            "action": pa.array(actions, VECTOR),
+            "observation.state": _vectors(segment.poses.tolist(), layout.state_dim),
+            "action": _vectors(actions, layout.action_dim),
             TRUTH: pa.array(truth, pa.list_(pa.float32())),
         }
     )
@@ -91,6 +94,7 @@ class _Writer:
     def __init__(self, folder: Path, hz: float, lossless: bool) -> None:
         self.folder, self.hz, self.lossless = folder, hz, lossless
         self.side = self.file = self.num_rows = self.num_frames = 0
+        self.layout = BIMANUAL
         self.rows: list[dict[str, Any]] = []
         self.tables: list[pa.Table] = []
         self.videos: list[VideoWriter] = []
@@ -99,8 +103,9 @@ class _Writer:
     def add(self, pair: PreferencePair) -> None:
         """Append one pair."""
         number = len(self.rows)
-        if pair.layout != BIMANUAL:
-            raise UserError(f"pair {number} has {pair.layout}; sets are of two arms as poses, use the lab's own files")
+        self.layout = self.layout if self.rows else pair.layout
+        if pair.layout != self.layout:
+            raise UserError(f"pair {number} has {pair.layout}; all must be of one layout ({self.layout})")
         problems = pair_problems(f"pair {number}", pair)
         if problems:
             raise BrokenEpisodeError(problems)
@@ -111,10 +116,11 @@ class _Writer:
         if self.num_rows > FILE_STATES:
             self.close_files()
         row: dict[str, Any] = {"pair": number} | labels_of(pair) | {"file": self.file}
+        row.pop("layout", None)
         for name, ours in SIDES.items():
             segment = getattr(pair, ours)
             row |= {f"{name}_from_row": self.num_rows, f"{name}_from_frame": self.num_frames}
-            self.tables.append(_data(number, name, segment))
+            self.tables.append(_data(number, name, segment, self.layout))
             self.num_rows += len(segment.poses)
             row[f"{name}_to_row"] = self.num_rows
             self.append_frames(segment.images)
@@ -125,9 +131,9 @@ class _Writer:
         self.rows.append(row)
 
     def append_frames(self, images: np.ndarray) -> None:
-        """Add views, uint8 [T, 3, S, S, 3]."""
+        """Add views, uint8 [T, V, S, S, 3]."""
         if not self.videos:
-            paths = [self.folder / VIDEO_PATH.format(camera=camera, file=self.file) for camera in CAMERAS]
+            paths = [self.folder / VIDEO_PATH.format(camera=name, file=self.file) for name in self.layout.cameras]
             writers = [VideoWriter(path, self.hz, self.side, lossless=self.lossless) for path in paths]
             self.videos = [self.open_files.enter_context(writer) for writer in writers]
         for camera, video in enumerate(self.videos):
@@ -152,7 +158,9 @@ class _Writer:
             raise UserError("there are no pairs to write")
         pq.write_table(pa.Table.from_pylist(self.rows), self.folder / PAIRS_FILE)
         about = {"format": FORMAT, "version": VERSION, "hz": self.hz, "image_size": self.side}
-        about |= {"lossless": self.lossless, "cameras": list(CAMERAS), "pairs": len(self.rows)}
+        about |= {"lossless": self.lossless, "cameras": list(self.layout.cameras), "pairs": len(self.rows)}
+        if self.layout != BIMANUAL:
+            about["layout"] = {name: getattr(self.layout, name) for name in ("numbers", "action_dim", "state_dim")}
         (self.folder / INFO_FILE).write_text(json.dumps(about, indent=1) + "\n")
 
 
@@ -179,11 +187,22 @@ def write_pairs_layout(folder: Path, pairs: Iterable[PreferencePair], hz: float,
 
 PairRow = dict[str, Any]
 
+Cameras = tuple[str, ...]
+
 LABELS = [name for name in label_names(PreferencePair) if name not in (*LATER, "layout")]
 
 NUMBERS = ["pair", "file", "before_from_frame"]
 
 NUMBERS += [f"{side}_{what}" for side in SIDES for what in ("from_row", "to_row", "from_frame")]
+
+
+@dataclass(frozen=True)
+class SetLayout:
+    """Of `envs.types.Layout` what the list of cameras does not say."""
+
+    numbers: Numbers
+    action_dim: int
+    state_dim: int
 
 
 @dataclass(frozen=True)
@@ -197,10 +216,12 @@ class PairsInfo:
     lossless: bool
     cameras: list[str]
     pairs: int
+    layout: SetLayout | None = None
+    """None: two arms as poses, RoboTwin's cameras."""
 
 
-def read_info(folder: Path) -> PairsInfo:
-    """pairs_info.json; UserError if it is not of this layout and version."""
+def read_info(folder: Path) -> tuple[PairsInfo, Layout]:
+    """pairs_info.json, and what it says of numbers and cameras; UserError if it is not of this layout and version."""
     path = folder / INFO_FILE
     found = read_object(path)
     kind, version = found.get("format"), found.get("version")
@@ -210,9 +231,12 @@ def read_info(folder: Path) -> PairsInfo:
         )
     info = read_as(path, PairsInfo)
     check_rate(f"{path}: hz", info.hz)
-    if info.cameras != list(CAMERAS):
-        raise UserError(f"{path}: cameras are {', '.join(info.cameras)}; expected {', '.join(CAMERAS)}")
-    return info
+    if info.layout is None and info.cameras != list(BIMANUAL.cameras):
+        raise UserError(f"{path}: cameras are {', '.join(info.cameras)}; expected {', '.join(BIMANUAL.cameras)}")
+    try:
+        return info, BIMANUAL if info.layout is None else Layout(**vars(info.layout), cameras=tuple(info.cameras))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _rows(folder: Path, info: PairsInfo) -> list[PairRow]:
@@ -236,7 +260,7 @@ def _frames(path: Path, first: int, count: int, hz: float, name: str) -> np.ndar
     raise BrokenEpisodeError([Problem(name, len(images), text)])
 
 
-def _segment(folder: Path, hz: float, row: PairRow, side: str, name: str) -> Segment:
+def _segment(folder: Path, hz: float, cameras: Cameras, row: PairRow, side: str, name: str) -> Segment:
     start, stop = row[f"{side}_from_row"], row[f"{side}_to_row"]
     table = pq.read_table(folder / DATA_PATH.format(file=row["file"]), partitioning=None)[start:stop]
     data = table.to_pydict()
@@ -253,29 +277,30 @@ def _segment(folder: Path, hz: float, row: PairRow, side: str, name: str) -> Seg
     return Segment(
         poses=np.array(data["observation.state"], dtype=np.float64),
         actions=np.array(data["action"][:-1], dtype=np.float64),
-        images=_views(folder, hz, row, row[f"{side}_from_frame"], stop - start - 1, name),
+        images=_views(folder, hz, cameras, row, row[f"{side}_from_frame"], stop - start - 1, name),
         truth=np.array(truth[:-1], dtype=np.float32) if truth and truth[0] is not None else None,
     )
 
 
-def _views(folder: Path, hz: float, row: PairRow, first: int, count: int, name: str) -> np.ndarray:
-    """Frames of all cameras, uint8 [count, 3, S, S, 3]."""
-    paths = [folder / VIDEO_PATH.format(camera=camera, file=row["file"]) for camera in CAMERAS]
+def _views(folder: Path, hz: float, cameras: Cameras, row: PairRow, first: int, count: int, name: str) -> np.ndarray:
+    """Frames of all cameras, uint8 [count, V, S, S, 3]."""
+    paths = [folder / VIDEO_PATH.format(camera=camera, file=row["file"]) for camera in cameras]
     return np.stack([_frames(path, first, count, hz, name) for path in paths], axis=1)
 
 
-def _before(folder: Path, hz: float, row: PairRow, name: str) -> np.ndarray | None:
+def _before(folder: Path, hz: float, cameras: Cameras, row: PairRow, name: str) -> np.ndarray | None:
     if not row["before_frames"]:
         return None if row["before_frames"] is None else NO_FRAMES
-    return _views(folder, hz, row, row["before_from_frame"], row["before_frames"], f"{name}, before")
+    return _views(folder, hz, cameras, row, row["before_from_frame"], row["before_frames"], f"{name}, before")
 
 
-def _read(folder: Path, hz: float, row: PairRow) -> PreferencePair:
+def _read(folder: Path, hz: float, layout: Layout, row: PairRow) -> PreferencePair:
     name = f"{folder}, pair {row['pair']}"
     with naming_episode(name):
         values = read_labels(PreferencePair, {label: row[label] for label in (*LABELS, *LATER)}, name)
-        values |= {ours: _segment(folder, hz, row, side, name) for side, ours in SIDES.items()}
-        pair = PreferencePair(**values, before=_before(folder, hz, row, name))
+        place = (folder, hz, layout.cameras, row)
+        values |= {ours: _segment(*place, side, name) for side, ours in SIDES.items()}
+        pair = PreferencePair(**values | {"layout": layout}, before=_before(*place, name))
         problems = pair_problems(name, pair)
     if problems:
         raise BrokenEpisodeError(problems)
@@ -284,5 +309,5 @@ def _read(folder: Path, hz: float, row: PairRow) -> PreferencePair:
 
 def pair_reads(folder: Path) -> list[Callable[[], PreferencePair]]:
     """One call for each pair; BrokenEpisodeError, naming side and step, for what is wrong with it."""
-    info = read_info(folder)
-    return [partial(_read, folder, info.hz, row) for row in _rows(folder, info)]
+    info, layout = read_info(folder)
+    return [partial(_read, folder, info.hz, layout, row) for row in _rows(folder, info)]

@@ -58,24 +58,36 @@ class Source:
         return sound_episodes(self.reads, report)
 
 
-def open_source(folder: Path, *, image_size: int, save_freq: int, split: str, hz: float | None = None) -> Source:
-    """Find out what a folder holds; UserError if it is nothing of ours. `hz` replaces the rate of lab files."""
-    source = _source(folder, image_size, save_freq, split, hz)
+def open_source(
+    folder: Path,
+    *,
+    image_size: int,
+    save_freq: int,
+    split: str,
+    hz: float | None = None,
+    asked: Asked = BIMANUAL_EE,
+) -> Source:
+    """Find out what a folder holds; UserError if it is nothing of ours. `hz` replaces the rate of lab files; `asked`
+    says what the numbers and cameras of a LeRobotDataset are, the lab's own sets say it themselves."""
+    source = _source(folder, image_size, save_freq, split, hz, asked)
     if not source.reads:
         raise UserError(f"{folder} is a set ({source.format}) of no episodes")
     return source
 
 
-def _source(folder: Path, image_size: int, save_freq: int, split: str, hz: float | None) -> Source:
+def _source(folder: Path, image_size: int, save_freq: int, split: str, hz: float | None, asked: Asked) -> Source:
     if not folder.exists():
         raise UserError(f"{folder} does not exist")
     is_lerobot = (folder / INFO_PATH).exists()
+    is_own = not is_lerobot and any((folder / name).exists() for name in (pairs.INFO_FILE, INDEX_FILE))
+    if is_own and asked != BIMANUAL_EE:
+        raise UserError(f"{folder} says itself what its numbers and cameras are; leave --numbers and --cameras out")
     if not is_lerobot and (folder / pairs.INFO_FILE).exists():
-        return _pairs_source("pairs", pairs.read_info(folder).hz, pairs.pair_reads(folder))
+        return _pairs_source("pairs", pairs.read_info(folder)[0].hz, pairs.pair_reads(folder))
     if not is_lerobot and (folder / INDEX_FILE).exists():
         return _lab_source(folder, hz)
     if is_lerobot or folder.is_file() or robotwin.episode_paths(folder):
-        found, rate = _recordings(folder, save_freq, split, image_size)
+        found, rate = _recordings(folder, save_freq, split, image_size, asked=asked)
         return Source("lerobot" if is_lerobot else "robotwin", rate, [recording.load for recording in found])
     raise UserError(
         f"{folder} holds no episodes: expected RoboTwin's episode*.hdf5, {INFO_PATH} of a "

@@ -30,13 +30,20 @@ def score_states(states: Sequence[Candidates], rewards: Sequence[str], models: M
     found: Scores = {}
     for name in rewards:
         if name == "deviation":
-            found[name] = [expert_deviation(state.actions, state.expert)[None] for state in states]
+            found[name] = _deviations(states)
         elif name == "random":
             found[name] = [stream(seed, "random_rank", n).normal(size=(1, len(s))) for n, s in enumerate(states)]
         else:
             ensemble = load_ensemble(models[name])
             found[name] = [ensemble.score_chunks(state) for state in states]
     return found
+
+
+def _deviations(states: Sequence[Candidates]) -> list[np.ndarray]:
+    """[1, N] of every state; numbers that are no poses count in standard deviations of the experts' commands."""
+    is_pose = states[0].layout.numbers == "ee"
+    spread = None if is_pose else np.concatenate([state.expert for state in states]).std(axis=0)
+    return [expert_deviation(state.actions, state.expert, spread)[None] for state in states]
 
 
 def ranked_pair(state: Candidates, choice: Choice, reward: str) -> PreferencePair:
@@ -64,6 +71,7 @@ def ranked_pair(state: Candidates, choice: Choice, reward: str) -> PreferencePai
         before=state.before,
         control_hz=state.control_hz,
         simulation=state.simulation,
+        layout=state.layout,
     )
 
 

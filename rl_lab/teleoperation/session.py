@@ -13,14 +13,14 @@ from PIL import Image
 
 from envs.rollback import Failure, Place, RollbackConfig, Trace
 from envs.types import ControlledEnv, camera_images
-from rl_lab.teleoperation.keys import SWITCH, KeyboardArms
+from rl_lab.teleoperation.keys import SWITCH, keyboard
 
 EARLIER, LATER, UNDO, NEXT = "[", "]", "Backspace", "n"
 SHIFT_STEPS = 4
 """Control steps by which EARLIER and LATER move the start of a correction."""
 UNDONE_STEPS = 5
 VIEW = 480
-"""Height of the picture for people in pixels; the policy's three views stand below it."""
+"""Height of the picture for people in pixels; the policy's views stand below it."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class CorrectionSession:
         keep: Callable[[Place, np.ndarray], None],
         config: RollbackConfig,
     ) -> None:
-        """`keep` is given each correction that reached success: from where, and its commands [T, 16]."""
+        """`keep` is given each correction that reached success: from where, and its commands [T, A]."""
         self._failures, self._keep, self._config = failures, keep, config
         self.kept = 0
         self._next()
@@ -59,14 +59,14 @@ class CorrectionSession:
         if key == NEXT:
             self._next()
         elif key == SWITCH:
-            self._arms.switch()
+            self._keyboard.switch()
         elif key == UNDO and not self._is_kept:
             self._correction.rewind(UNDONE_STEPS)
             self._hold()
         elif key in (EARLIER, LATER) and not len(self._correction):
             self._begin(self._start + (SHIFT_STEPS if key == LATER else -SHIFT_STEPS))
         elif self._ended is None:
-            command = self._arms.press(key)
+            command = self._keyboard.press(key)
             if command is not None:
                 self._advance(command)
         return self.status()
@@ -88,7 +88,9 @@ class CorrectionSession:
             "start": self._failed.trace.first_step + self._start,
             "steps": len(self._correction),
             "limit": self._limit,
-            "arm": self._arms.arm,
+            "moves": self._keyboard.moves,
+            "keys": self._keyboard.help,
+            "note": self._keyboard.note,
             "ended": self._ended,
         }
 
@@ -96,9 +98,10 @@ class CorrectionSession:
         """PNG of the scene now: the camera for people, and what the policy sees."""
         canvas = Image.new("RGB", (VIEW * 4 // 3, VIEW + VIEW * 4 // 9))
         if self._failed is not None:
-            env, side = self._failed.env, VIEW * 4 // 9
+            env, views = self._failed.env, camera_images(self._failed.env.observe())
+            side = VIEW * 4 // 3 // max(3, len(views))
             canvas.paste(Image.fromarray(env.watch(VIEW, VIEW * 4 // 3)))
-            for place, view in enumerate(camera_images(env.observe())):
+            for place, view in enumerate(views):
                 shown = Image.fromarray(view).resize((side, side), Image.Resampling.NEAREST)
                 canvas.paste(shown, (place * side, VIEW))
         buffer = io.BytesIO()
@@ -122,12 +125,15 @@ class CorrectionSession:
         env = self._failed.env
         env.load(self._failed.trace.snapshots[self._start])
         self._correction, self._is_kept = Trace(env), False
-        self._arms = KeyboardArms(env.state())
+        self._keyboard = keyboard(env, self._failed.trace.actions[: self._start])
 
     def _hold(self) -> None:
         """Command what was commanded last, after steps were taken back."""
-        last = self._correction.actions[-1] if self._correction.actions else self._correction.poses[0]
-        self._arms = KeyboardArms(last, self._arms.arm)
+        assert self._failed is not None
+        if self._correction.actions:
+            self._keyboard.hold(self._correction.actions[-1])
+        else:
+            self._keyboard = keyboard(self._failed.env, self._failed.trace.actions[: self._start])
 
     def _advance(self, command: np.ndarray) -> None:
         assert self._failed is not None

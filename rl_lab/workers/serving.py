@@ -3,14 +3,16 @@
 Frames are those of `envs.robotwin.protocol` (JSON with arrays beside it, no pickle); a client asks {"id", "method",
 "params"} and gets {"id", "result"} or {"id", "error": {"kind", "message", "detail"}}. Methods:
 
-hello {version}  -> {version, action: "ee", commands: H, memory: {frames: K, interval}, image_size, weight_version}
-act {images, pose, instruction, key}  -> {chunk: float64 [H, 16]}
+hello {version}  -> {version, action: "ee", commands: H, memory: {frames: K, interval}, image_size, weight_version,
+                     layout: {numbers, action_dim: A, state_dim: S, cameras: [V names]}}
+act {images, pose, instruction, key}  -> {chunk: float64 [H, A]}
 
-`images` are uint8 [3, H, W, 3] or [3, K, H, W, 3], cameras head, left, right, the present frame last, those from before
-the episode black; up to 1920 x 1080: they are scaled to fit and centred on black. `pose` is the measured `ee` pose
-[16]. `key` [episode, decision] addresses the policy's noise: equal requests give equal chunks, in any order, from any
-client. Kinds of errors: "protocol" (no message of this version, or one larger than an observation can be),
-"bad_request" (the client's mistake), "server" (ours; see detail). Who is idle for IDLE_S has to connect anew.
+`images` are uint8 [V, H, W, 3] or [V, K, H, W, 3] in the order of the layout's cameras (of two arms head, left, right),
+the present frame last, those from before the episode black; up to 1920 x 1080: they are scaled to fit and centred on
+black. `pose` is the measured state [S], of two arms their `ee` pose [16]; `action` is the layout's `numbers`. `key`
+[episode, decision] addresses the policy's noise: equal requests give equal chunks, in any order, from any client. Kinds
+of errors: "protocol" (no message of this version, or one larger than an observation can be), "bad_request" (the
+client's mistake), "server" (ours; see detail). Who is idle for IDLE_S has to connect anew.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import socket
 import socketserver
 import threading
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,10 @@ import numpy as np
 from envs.pictures import fit
 from envs.robotwin import protocol
 from envs.rollout import Decision
-from envs.types import ARMS, BIMANUAL, CAMERAS, EE_DIM
+from envs.types import BIMANUAL, Layout, Observation
 from rl_lab.errors import RunError, UserError
 from rl_lab.listening import ADDRESS, BoundedClients, hang_up, receiver, send
-from rl_lab.records.checks import pose_problems
+from rl_lab.records.checks import state_problems
 from rl_lab.workers.policy import LocalPolicy
 
 VERSION = 1
@@ -54,26 +57,27 @@ class RequestError(ValueError):
         self.kind = kind
 
 
-def _checked_images(images: Any, frames: int) -> np.ndarray:
-    """Views as uint8 [3, K, H, W, 3]."""
+def _checked_images(images: Any, num_views: int, frames: int) -> np.ndarray:
+    """Views as uint8 [V, K, H, W, 3]."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         raise RequestError("bad_request", f"images must be a uint8 array, not {getattr(images, 'dtype', type(images))}")
     views = images[:, None] if images.ndim == 4 else images
-    expected = f"[3, {frames}, H, W, 3]" + (" or [3, H, W, 3]" if frames == 1 else "")
-    if views.ndim != 5 or views.shape[:2] != (len(CAMERAS), frames) or views.shape[-1] != 3 or 0 in views.shape:
+    expected = f"[{num_views}, {frames}, H, W, 3]" + (f" or [{num_views}, H, W, 3]" if frames == 1 else "")
+    if views.ndim != 5 or views.shape[:2] != (num_views, frames) or views.shape[-1] != 3 or 0 in views.shape:
         raise RequestError("bad_request", f"images have shape {list(images.shape)}; expected {expected}")
     return views
 
 
-def _decision(params: dict[str, Any], frames: int, image_size: int) -> Decision:
+def _decision(params: dict[str, Any], layout: Layout, frames: int, image_size: int) -> Decision:
     """A request's observation; RequestError that names what is wrong with it."""
     missing = {"images", "pose", "instruction", "key"} - params.keys()
     if missing:
         raise RequestError("bad_request", f"act has no {sorted(missing)[0]}")
     pose, key = params["pose"], params["key"]
-    if not isinstance(pose, np.ndarray) or pose.shape != (EE_DIM,):
-        raise RequestError("bad_request", f"pose must be an array of {EE_DIM} numbers: xyz, wxyz, gripper of two arms")
-    problems = pose_problems("act", "pose", pose.astype(np.float64)[None])
+    if not isinstance(pose, np.ndarray) or pose.shape != (layout.state_dim,):
+        meant = "xyz, wxyz, gripper of two arms" if layout.is_like(BIMANUAL) else f"the measured state ({layout})"
+        raise RequestError("bad_request", f"pose must be an array of {layout.state_dim} numbers: {meant}")
+    problems = state_problems("act", pose.astype(np.float64)[None], layout)
     if problems:
         raise RequestError("bad_request", problems[0].text)
     text = params["instruction"]
@@ -81,14 +85,12 @@ def _decision(params: dict[str, Any], frames: int, image_size: int) -> Decision:
         raise RequestError("bad_request", "instruction must be a text that is not empty, without halves of characters")
     if not isinstance(key, list) or len(key) != 2 or not all(type(number) is int for number in key):
         raise RequestError("bad_request", f"key must be [episode, decision], two whole numbers, not {key!r}")
-    views = _checked_images(params["images"], frames)
+    views = _checked_images(params["images"], len(layout.cameras), frames)
     if views.shape[2:4] != (image_size, image_size):
         views = np.stack([[fit(image, image_size) for image in camera] for camera in views])
-    arms = pose.astype(np.float64).reshape(2, 8)
-    endpose = {f"{arm}_endpose": part[:7] for arm, part in zip(ARMS, arms, strict=True)}
-    endpose |= {f"{arm}_gripper": part[7] for arm, part in zip(ARMS, arms, strict=True)}
-    now = {camera: {"rgb": view[-1]} for camera, view in zip(CAMERAS, views, strict=True)}
-    observation = {"observation": now, "endpose": endpose, "instruction": text}
+    now = {camera: {"rgb": view[-1]} for camera, view in zip(layout.cameras, views, strict=True)}
+    told = {"cameras": layout.cameras, "state": pose.astype(np.float64), "instruction": text}
+    observation: Observation = {"observation": now} | told
     past = views[:, :-1].swapaxes(0, 1) if frames > 1 else None
     return Decision(observation, (key[0], key[1]), past)
 
@@ -98,8 +100,7 @@ class PolicyService:
 
     def __init__(self, folder: Path, *, seed: int, device: str) -> None:
         self.policy = LocalPolicy(folder, seed=seed, device=device)
-        if not (layout := self.policy.policy.config.layout).is_like(BIMANUAL):
-            raise UserError(f"{folder} knows {layout}; served are policies of two arms as poses and three cameras")
+        self.layout = self.policy.policy.config.layout
         if not self.policy.processor.has_stats:
             raise UserError(f"{folder} has no normalisation statistics: such a policy cannot act; train it first")
         self._lock = threading.Lock()
@@ -133,16 +134,17 @@ class PolicyService:
         info, processor = self.policy.info, self.policy.processor
         return {
             "version": VERSION,
-            "action": "ee",
+            "action": self.layout.numbers,
             "commands": processor.num_commands,
             "memory": {"frames": info.history, "interval": info.history_interval},
             "image_size": processor.config.image_size,
             "weight_version": info.weight_version,
+            "layout": asdict(self.layout) | {"cameras": list(self.layout.cameras)},
         }
 
     def act(self, params: dict[str, Any]) -> dict[str, Any]:
         """A chunk of commands for an observation."""
-        decision = _decision(params, self.policy.info.history, self.policy.processor.config.image_size)
+        decision = _decision(params, self.layout, self.policy.info.history, self.policy.processor.config.image_size)
         with self._lock:
             return {"chunk": self.policy.act([decision])[0]}
 
@@ -185,7 +187,8 @@ class PolicyServer(BoundedClients, socketserver.TCPServer):
 
     def __init__(self, service: PolicyService, port: int) -> None:
         self.service = service
-        self.max_body = len(CAMERAS) * service.policy.info.history * LARGEST_VIEW + 8 * EE_DIM
+        views = len(service.layout.cameras) * service.policy.info.history
+        self.max_body = views * LARGEST_VIEW + 8 * service.layout.state_dim
         super().__init__((ADDRESS, port), _Handler)
 
     @property

@@ -65,7 +65,7 @@ def corrected(tmp_path_factory):
     for _ in range(2 * CONFIG.correction_limit):
         if status["ended"] is not None:
             break
-        status = session.press(operator(env, status["arm"]))
+        status = session.press(operator(env, status["moves"].removesuffix(" arm")))
     return session, status, path
 
 
