@@ -11,6 +11,7 @@ observation is used several times).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -61,7 +62,25 @@ class TensorRecord:
 
     def select(self, rows: Tensor) -> Self:
         """Rows of the first axis of every tensor, in the order given."""
-        return self._map(lambda value: value.select(rows) if isinstance(value, TensorRecord) else value[rows])
+        return self._map(lambda value: take_rows(value, rows))
+
+
+def take_rows(value: Any, rows: Tensor) -> Any:
+    """Rows of the first axis of a tensor or of a record of tensors."""
+    return value.select(rows) if isinstance(value, TensorRecord) else value[rows]
+
+
+def join_rows(parts: Sequence[Any]) -> Any:
+    """The rows of several tensors, or of records of one kind, behind each other."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    return type(first)(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(first)))
+
+
+def num_bytes(value: Any) -> int:
+    """Of a tensor, or of all tensors of a record."""
+    return value.nbytes if isinstance(value, Tensor) else sum(one.nbytes for one in vars(value).values())
 
 
 @dataclass
@@ -118,7 +137,7 @@ class ObservedRows(TensorRecord):
     observation: ObservationBatch | None
     """May be None where every prefix that is needed is stored."""
     prefix: Any = field(default=None, kw_only=True)
-    """Stored `policy.encode(observation)`, a TensorRecord of B rows; only while vision and language are frozen."""
+    """Stored `policy.encode(observation)` of B rows; only while vision and language are frozen."""
     draws: FlowDraws | None = field(default=None, kw_only=True)
     """What the loss would draw for these rows; None: it draws itself."""
 

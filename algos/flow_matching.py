@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from algos.batch import FlowBatch, FlowDraws, PreferenceBatch, TrajectoryBatch, send
-from algos.objective import FlowPolicy
+from algos.objective import FlowPolicy, SeeingPolicy
 
 ActionBatch = FlowBatch | PreferenceBatch | TrajectoryBatch
 
@@ -193,5 +193,5 @@ class FlowMatching:
             raise ValueError(
                 "the probe needs FlowBatch.truth and its observation; leave the probe out for other batches"
             )
-        prefix, vision = policy.encode(batch.observation, return_vision=True)
+        prefix, vision = cast(SeeingPolicy, policy).encode(batch.observation, return_vision=True)
         return prefix, self.probe.losses(vision, batch.truth)

@@ -25,17 +25,9 @@ class FlowPolicy(Protocol):
     def action_dim(self) -> int:
         """Padded size A of an action, 32 as released; noise is drawn with this size."""
 
-    @overload
-    def encode(self, observation: ObservationBatch, return_vision: Literal[False] = False) -> Any: ...
-
-    @overload
-    def encode(self, observation: ObservationBatch, return_vision: Literal[True]) -> tuple[Any, Tensor]: ...
-
-    def encode(self, observation: ObservationBatch, return_vision: bool = False) -> Any:
-        """Vision tower and language tower, once: keys and values of every layer.
-
-        With `return_vision`, (prefix, vision tokens [B, V, n, D] as they enter the last layer of the language tower).
-        """
+    def encode(self, observation: ObservationBatch) -> Any:
+        """What the flow reads of an observation, such as keys and values of every layer of the towers: a tensor whose
+        first axis are the rows, or a `TensorRecord` of such."""
 
     def flow_losses(
         self, prefix: Any, actions: Tensor, noise: Tensor, time: Tensor, rows: Tensor | None = None
@@ -50,6 +42,20 @@ class FlowPolicy(Protocol):
 
     def sample_time(self, num: int, generator: torch.Generator) -> Tensor:
         """Times [num] from the density that the policy's configuration declares."""
+
+
+class SeeingPolicy(FlowPolicy, Protocol):
+    """A flow policy whose vision tokens an auxiliary loss may read."""
+
+    @overload
+    def encode(self, observation: ObservationBatch, return_vision: Literal[False] = False) -> Any: ...
+
+    @overload
+    def encode(self, observation: ObservationBatch, return_vision: Literal[True]) -> tuple[Any, Tensor]: ...
+
+    def encode(self, observation: ObservationBatch, return_vision: bool = False) -> Any:
+        """With `return_vision`, (prefix, vision tokens [B, V, n, D] as they enter the last layer of the language
+        tower)."""
 
 
 class TokenScores(NamedTuple):

@@ -1,8 +1,8 @@
 """python -m rl_lab.check KIND FILE.py:NAME [key=value ...]
 
-Holds code of your own to the contract of its kind: corrector, detector (of failures), environment, objective, reward.
-Prints a line for everything that holds and stops at the first that does not. `key=value` are its settings, as its page
-says. See docs/own.md.
+Holds code of your own to the contract of its kind: corrector, detector (of failures), environment, objective, policy,
+reward. Prints a line for everything that holds and stops at the first that does not. `key=value` are its settings, as
+its page says. See docs/own.md.
 Exit code: 0 all holds, 1 something does not (one line), 2 bad input.
 """
 
@@ -15,6 +15,7 @@ from envs.by_name import absolute, blamed, find
 from rl_lab.contracts.corrections import check_corrector, check_detector
 from rl_lab.contracts.environments import check_environment
 from rl_lab.contracts.objectives import check_objective
+from rl_lab.contracts.policies import check_policy
 from rl_lab.contracts.rewards import check_reward
 from rl_lab.errors import CommandParser, RunError, UserError, run_command
 from rl_lab.reading import parse_yaml
@@ -24,6 +25,7 @@ CONTRACTS: dict[str, Callable[[str, dict[str, Any]], Iterator[str]]] = {
     "detector": check_detector,
     "environment": check_environment,
     "objective": check_objective,
+    "policy": check_policy,
     "reward": check_reward,
 }
 """By kind: (name of the code, its settings) -> what holds, in sentences; ValueError where something does not."""

@@ -42,7 +42,7 @@ def failed_episodes(folder: Path, config: RunConfig, done: set[tuple[str, str, i
 
     Episodes run in the units of a collection, since the policy's batches are part of its bits.
     """
-    snapshot = published(folder)
+    snapshot = published(folder, config.policy_code)
     policy = LocalPolicy.from_snapshot(snapshot, seed=config.seed)
     memory = policy.info.memory
     environments = Environments(find_robotwin(config.workers) if config.env.backend == "robotwin" else None)
@@ -87,7 +87,7 @@ def _check(folder: Path, experiment: Path, config: RunConfig, out: Path) -> set[
     layout = environment_layout(config.env)
     if config.env.is_own:
         check_keys(config.env)
-    check_acting(folder, config.env.image_size, config.collect.execute, "CKPT", layout)
+    check_acting(folder, config.env.image_size, config.collect.execute, "CKPT", layout, config.policy_code)
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"--out {out} is a folder, or its folder does not exist; give a file in an existing folder")
     check_output(out, folder, experiment)

@@ -27,7 +27,7 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.files import folder_digests, write_json_lines, write_whole
 from rl_lab.graph.store import code_versions
-from rl_lab.model.checkpoint import check_policy, publish, read_info
+from rl_lab.model.checkpoint import check_policy, published
 from rl_lab.reports.benchmark import benchmark_lines, success_table
 from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.stages.kinds import KINDS, load_config, resolve_config
@@ -55,7 +55,7 @@ def _check(folder: Path, config: RunConfig) -> None:
         check_robotwin(config)
     if config.env.is_own:
         check_own_environment(config)
-    sizes, processor, _ = check_policy(folder)
+    sizes, processor, _ = check_policy(folder, config.policy_code)
     if not processor.has_stats:
         raise UserError(f"{folder} has no normalisation statistics: such a policy cannot act; train it first")
     layout = environment_layout(config.env)
@@ -103,7 +103,7 @@ def evaluate(folder: Path, config: RunConfig, scratch: Path) -> list[dict[str, A
     that are done."""
     cluster = Cluster(config.workers_needed, config.placement)
     try:
-        snapshot = cluster.share(publish(folder, read_info(folder).weight_version))
+        snapshot = cluster.share(published(folder, config.policy_code))
         with cluster.simulation_pool() as pool, tqdm() as bar:
 
             def progress(done: int, total: int) -> None:

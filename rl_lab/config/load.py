@@ -32,6 +32,8 @@ PLAIN: dict[str, Tree] = {
 """What a file leaves open, by backend."""
 OWN: Tree = {"env": {"tasks": ["default"], "variants": ["default"]}, "sft": {"probe_weight": 0.0}}
 """The same for an environment of one's own, which gives no ground truth to probe for."""
+UNPROBED: Tree = {"sft": {"probe_weight": 0.0}}
+"""The same for a policy of one's own, which gives no vision tokens to probe."""
 _ITEMS: dict[str, tuple[type[BaseModel], ...]] = {"objectives": (ObjectiveConfig,), "stages": (Repeat, GateStage)}
 """Fields that hold several sections of one kind."""
 
@@ -133,7 +135,7 @@ def resolve_config(
     merged = _apply(
         merge(shared, sections.get(backend, {})), [change for change in changes if change[0][0] not in BACKENDS]
     )
-    plain = merge(PLAIN.get(backend, OWN), merged)
+    plain = merge(merge(PLAIN.get(backend, OWN), UNPROBED if config.policy_code else {}), merged)
     return validate(merge(plain, {"env": {"backend": backend}}), where)
 
 

@@ -204,6 +204,11 @@ class RunConfig(Section):
         """The method and its controls, in the order in which they are reported."""
         return (self.method, *self.controls)
 
+    @property
+    def policy_code(self) -> str | None:
+        """The class of a policy that is not of our architecture."""
+        return self.model.code
+
     def objective(self, method: str) -> ObjectiveConfig:
         """Settings of a method: its own entry, else that of `rpro`, of which most are variants, else the defaults."""
         return self.objectives.get(method, self.objectives.get("rpro", ObjectiveConfig()))

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from algos.chunks import FirstSlot
+from envs.by_name import OwnName
 from envs.options import (
     AtLeastOne,
     ControlSteps,
     Fraction,
+    Named,
     NonNegativeFloat,
     NonNegativeInt,
     Options,
@@ -163,6 +165,25 @@ class ModelConfig(Section):
     """None: as the checkpoint, else the present frame alone."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of weights and layers; None: as the checkpoint, float32 without one. Training keeps float32 master weights."""
+    code: OwnName | None = None
+    """A policy of one's own in place of this architecture, FILE.py:CLASS or MODULE:CLASS; see docs/policies.md. With
+    it hold chunk_size (8 where nothing is given), first_slot, memory, and path, a checkpoint of that class."""
+    settings: Named[str, bool | int | float | str] = {}
+    """Arguments of own code, by name."""
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> Self:
+        if self.code is None:
+            if self.settings:
+                raise ValueError("settings is for code of one's own; give code, or leave it out")
+            return self
+        fields, both = type(self).model_fields, {"path", "chunk_size", "first_slot", "memory", "code", "settings"}
+        ours = [name for name, field in fields.items() if name not in both and getattr(self, name) != field.default]
+        if self.memory is not None and self.memory.layer_stride is not None:
+            ours.append("memory.layer_stride")
+        if ours:
+            raise ValueError(f"{ours[0]} is for our own architecture, but code names another; leave it out")
+        return self
 
     def options(self) -> dict[str, Any]:
         """The model options that are set here, but for those of chunks."""

@@ -50,7 +50,8 @@ def plan_table(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, st
     if total == math.inf:
         largest = f"models of more than {CPU_PARAMETERS / 1e6:.0f} million parameters are not estimated on a CPU"
         return "\n".join([*rows, f"  needs a GPU: {largest}"])
-    note = "" if config.model.preset in MEASURED else "; only nano and small were measured"
+    is_measured = config.model.preset in MEASURED and config.policy_code is None
+    note = "" if is_measured else "; only nano and small were measured"
     note += "; stages that nobody has measured come on top" if unmeasured else ""
     return "\n".join([*rows, f"  about {total:.0f} min on two CPU cores, if nothing else runs{note}"])
 

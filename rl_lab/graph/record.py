@@ -74,7 +74,10 @@ def substitutions(config: RunConfig, gpus: list[str]) -> list[dict[str, str]]:
             "embedded MuJoCo tasks with RoboTwin's names; scores are tabletop's own and not comparable with RoboTwin's"
         )
         rows.append({"wanted": "RoboTwin", "used": "tabletop", "why": why})
-    if config.model.path is None and config.model.preset != "mot-2b":
+    if config.model.code is not None:
+        name = config.model.code.rpartition(":")[2]
+        rows.append({"wanted": "MoT-2B", "used": f"{name}, the user's own", "why": "model.code names another policy"})
+    elif config.model.path is None and config.model.preset != "mot-2b":
         why = "same architecture at another size, random weights before the first training stage"
         rows.append({"wanted": "MoT-2B", "used": config.model.preset, "why": why})
     if config.learns_language and not config.questions.files():

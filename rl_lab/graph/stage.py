@@ -35,6 +35,11 @@ class StageConfig:
         """`sections` take the place of those of the same name."""
         self._config, self._kind, self._sections = config, kind, sections or {}
 
+    @property
+    def policy_code(self) -> str | None:
+        """See `RunConfig`; its content is in the hash of the stage that makes the policy."""
+        return self._config.policy_code
+
     def __getattr__(self, name: str) -> Any:
         if name not in (*self._kind.sections(self._config), *RUNTIME):
             raise AttributeError(

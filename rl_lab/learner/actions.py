@@ -6,6 +6,7 @@ starts from a policy made here, which says how it reads the time of an episode.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from algos.chunks import Timing
 from algos.flow_matching import FlowMatching, PoseProbe, is_frozen_prefix
 from algos.methods import POSITIVE, Method
 from algos.objective import Objective
+from algos.policy import Policy
+from envs.types import Episode
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
@@ -24,6 +27,7 @@ from rl_lab.model.checkpoint import CheckpointInfo, load_policy, save_policy
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.norm_stats import ActionStats
+from rl_lab.model.policies.own import make_own, own_spec
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
@@ -38,7 +42,8 @@ from rl_lab.seeding import integer
 class Start:
     """Where SFT begins."""
 
-    policy: HyVLAPolicy
+    policy: Any
+    """An `algos.policy.Policy`."""
     processor: PolicyProcessor | None
     """None where statistics must be fitted: a preset, or a checkpoint that gets other chunks."""
     info: CheckpointInfo
@@ -68,12 +73,17 @@ def _stored(model: ModelConfig) -> tuple[HyVLAConfig, bool]:
 
 def num_commands(model: ModelConfig) -> int:
     """Commands of a chunk of the policy."""
+    if model.code is not None:
+        return own_spec(model).chunk_size
     sizes, has_absolute = _stored(model)
     return model.chunk_size or sizes.n_action_steps // (2 if has_absolute else 1)
 
 
-def starting_policy(model: ModelConfig, seed: int, stride: int) -> Start:
-    """A preset with random weights of the seed, or a checkpoint with its processor; with the configured options."""
+def starting_policy(model: ModelConfig, seed: int, stride: int, demos: Sequence[Episode] = ()) -> Start:
+    """A preset with random weights of the seed, or a checkpoint with its processor; with the configured options. One of
+    one's own is made for what the demonstrations show, without a checkpoint."""
+    if model.code is not None:
+        return _own_start(model, model.code, seed, stride, demos)
     sizes = sized_config(model)
     if model.path is None:
         torch.manual_seed(integer(seed, "initialisation"))
@@ -88,11 +98,25 @@ def starting_policy(model: ModelConfig, seed: int, stride: int) -> Start:
         policy.to(getattr(torch, model.dtype))
     if model.memory is not None:
         info = replace(info, history=model.memory.frames, history_interval=model.memory.interval)
+    return _start(policy, processor, info, model, stride)
+
+
+def _own_start(model: ModelConfig, code: str, seed: int, stride: int, demos: Sequence[Episode]) -> Start:
+    if model.path is not None:
+        policy, processor, info = load_policy(Path(model.path), code)
+        return _start(policy, processor if processor.has_stats else None, info, model, stride)
+    spec = own_spec(model, shared_layout(demos), demos[0].images.shape[-2])
+    info = CheckpointInfo(weight_version=0, steps=0)
+    if model.memory is not None:
+        info = replace(info, history=model.memory.frames, history_interval=model.memory.interval)
+    return _start(make_own(code, spec, seed), None, info, model, stride)
+
+
+def _start(
+    policy: Any, processor: PolicyProcessor | None, info: CheckpointInfo, model: ModelConfig, stride: int
+) -> Start:
     info = replace(info, first_slot=model.first_slot or info.first_slot)
     return Start(policy, processor, info, info.timing(num_commands(model), stride))
-
-
-ALL_GROUPS = ("vision", "vlm", "expert")
 
 
 @dataclass(frozen=True)
@@ -110,7 +134,8 @@ class SFTPlan(DataPlan):
 
     def build(self, device: str) -> Parts:
         """See `DataPlan`."""
-        return sft_parts(self, starting_policy(self.model, self.seed, self.stride), device)
+        episodes = read_episodes(self.demos)
+        return sft_parts(self, starting_policy(self.model, self.seed, self.stride, episodes), episodes, device)
 
 
 @dataclass(frozen=True)
@@ -132,6 +157,8 @@ class OptimisePlan(DataPlan):
     seed: int
     ranked: Path | None = None
     """Folder of pairs of ranked chunks; None without any."""
+    code: str | None = None
+    """The class of a policy of one's own."""
 
     @property
     def name(self) -> str:
@@ -146,8 +173,8 @@ class OptimisePlan(DataPlan):
     def build(self, device: str) -> Parts:
         """See `DataPlan`."""
         method, settings, groups = self.objective.row(self.method), self.settings, self.settings.train
-        policy, processor, info = load_policy(self.policy)
-        policy.to(device)  # type: ignore[arg-type]
+        policy, processor, info = load_policy(self.policy, self.code)
+        policy.to(device)
         timing = info.timing(processor.num_commands, self.stride)
         data: Dataset = preference_data(
             method,
@@ -175,11 +202,11 @@ class OptimisePlan(DataPlan):
         return Parts(trained, objective, data, lambda folder: save_policy(folder, policy, processor, done))
 
 
-def sft_parts(plan: SFTPlan, start: Start, device: str) -> Parts:
+def sft_parts(plan: SFTPlan, start: Start, episodes: list[Episode], device: str) -> Parts:
     """What imitation of the demonstrations needs, from this policy on. UserError for a probe without ground truth."""
     settings, probe = plan.settings, None
-    policy, info = start.policy.to(device), start.info  # type: ignore[arg-type]
-    episodes = read_episodes(plan.demos)
+    policy, info = start.policy.to(device), start.info
+    groups = tuple(policy.parameter_groups())
     layout = shared_layout(episodes)
     keeps = start.processor is not None and settings.statistics == "checkpoint" and policy.config.layout.is_like(layout)
     if not policy.config.layout.is_like(layout):
@@ -201,8 +228,8 @@ def sft_parts(plan: SFTPlan, start: Start, device: str) -> Parts:
             raise UserError("sft.probe_weight needs demonstrations with ground truth of the simulator; set it to 0")
         torch.manual_seed(integer(plan.seed, "probe"))
         probe = PoseProbe(policy.config.vlm_sizes.hidden, data.truth_size).to(device)
-    objective = FlowMatching(ALL_GROUPS, settings.draws_per_sample, probe, settings.probe_weight)
-    trained = trainable(policy, settings, ALL_GROUPS, integer(plan.seed, "lora"))
+    objective = FlowMatching(groups, settings.draws_per_sample, probe, settings.probe_weight)
+    trained = trainable(policy, settings, groups, integer(plan.seed, "lora"))
     if settings.compile:
         compile_blocks(policy)
     done = replace(info, weight_version=1, steps=settings.steps)
@@ -219,20 +246,20 @@ def method_objective(method: Method, settings: OptimiseConfig, weights: Objectiv
     )
 
 
-def _reference(plan: OptimisePlan, policy: HyVLAPolicy | Adapted, device: str) -> HyVLAPolicy | BaseWeights:
+def _reference(plan: OptimisePlan, policy: Policy | Adapted, device: str) -> Policy | BaseWeights:
     """The frozen policy of the implicit rewards; no copy where it is what this round's adapters sit on."""
     folder = {"previous": plan.policy, "sft": plan.sft}[plan.objective.reference]
     if isinstance(policy, Adapted) and folder == plan.policy:
         return policy.reference
-    reference = load_policy(folder)[0].eval().requires_grad_(False)
+    reference = load_policy(folder, plan.code)[0].eval().requires_grad_(False)
     reference.to(device)
     return reference
 
 
 def _store_prefixes(
     data: Dataset,
-    policy: HyVLAPolicy | Adapted,
-    reference: HyVLAPolicy | BaseWeights | None,
+    policy: Any,
+    reference: Policy | BaseWeights | None,
     settings: OptimiseConfig,
 ) -> None:
     """Compute once what does not change in this round: all prefixes, or only the reference's."""

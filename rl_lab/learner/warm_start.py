@@ -17,6 +17,7 @@ from rl_lab.learner.language import GROUPS, calibrate, conversation_data
 from rl_lab.learner.plans import DataFeed, DataPlan, Parts
 from rl_lab.model.checkpoint import LanguageModel, vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
+from rl_lab.records.episodes import read_episodes
 
 LANGUAGE, ACTIONS = "language", "actions"
 
@@ -45,7 +46,7 @@ class WarmStartPlan(DataPlan):
 
     def build(self, device: str) -> Parts:
         """See `DataPlan`."""
-        return sft_parts(self.actions, self.start(), device)
+        return sft_parts(self.actions, self.start(), read_episodes(self.actions.demos), device)
 
     def feeds(self, parts: Parts) -> dict[str, DataFeed]:
         """See `DataPlan`."""

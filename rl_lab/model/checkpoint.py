@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,12 +26,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from algos.chunks import FirstSlot, Timing
+from algos.policy import PolicySizes
+from envs.by_name import OwnCodeError
 from envs.rollout import NO_MEMORY, Memory
 from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.files import write_file
 from rl_lab.model.chat import HunYuanVLMoTProcessor, ImageProcessor
 from rl_lab.model.config import HyVLAConfig
+from rl_lab.model.norm_stats import ActionStats
+from rl_lab.model.policies.own import is_own_policy, load_own, save_own
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import calibrate_vision, preset_config, smooth_numbers
 from rl_lab.model.processor import PolicyProcessor
@@ -163,8 +167,8 @@ def initial_language_model(model: ModelConfig, seed: int) -> LanguageModel:
 def check_language_model(folder: Path) -> HunYuanVLMoTProcessor:
     """The processor of a checkpoint folder; UserError for what `load_language_model` would refuse. No model is made."""
     if is_policy(folder):
-        config, actions, _ = check_policy(folder)
-        return vlm_processor(config, actions.tokenizer)
+        _, actions, _ = check_policy(folder)
+        return vlm_processor(cast(HyVLAConfig, actions.config), actions.tokenizer)
     with reading(folder):
         sizes = HunYuanVLMoTForConditionalGeneration.check_stored(folder)
         processor = HunYuanVLMoTProcessor.from_pretrained(folder)
@@ -227,16 +231,30 @@ def vlm_config(config: HyVLAConfig) -> HyVLMConfig:
     return HyVLMConfig(**stated | {"vision_config": vision, "special_token_ids": config.special_token_ids})
 
 
-def load_policy(folder: Path) -> tuple[HyVLAPolicy, PolicyProcessor, CheckpointInfo]:
-    """Read a checkpoint folder; UserError when it is missing or does not fit."""
+def load_policy(folder: Path, code: str | None = None) -> tuple[Any, PolicyProcessor, CheckpointInfo]:
+    """Read a checkpoint folder with an `algos.policy.Policy`; UserError when it is missing or does not fit.
+
+    `code` is the class of a policy of one's own, which alone is run for it; OwnCodeError for what that raises.
+    """
     with reading(folder):
+        if is_own_policy(folder):
+            own = load_own(folder, code)
+            return own, _own_processor(folder, own.config), read_info(folder)
         policy = HyVLAPolicy.from_pretrained(folder)
         processor = _policy_processor(folder, policy.config)
     return policy, processor, read_info(folder)
 
 
-def check_policy(folder: Path) -> tuple[HyVLAConfig, PolicyProcessor, CheckpointInfo]:
-    """All of a checkpoint folder but the model, which is not made; UserError for what `load_policy` would refuse."""
+def _own_processor(folder: Path, spec: PolicySizes) -> PolicyProcessor:
+    return PolicyProcessor(spec, load_tokenizer(folder), ActionStats.find(folder))
+
+
+def check_policy(folder: Path, code: str | None = None) -> tuple[PolicySizes, PolicyProcessor, CheckpointInfo]:
+    """All of a checkpoint folder but the model, which is only made where it is one of one's own; UserError for what
+    `load_policy` would refuse."""
+    if is_own_policy(folder):
+        policy, processor, info = load_policy(folder, code)
+        return policy.config, processor, info
     with reading(folder):
         config = HyVLAPolicy.check_stored(folder)
         processor = _policy_processor(folder, config)
@@ -249,7 +267,7 @@ def _policy_processor(folder: Path, config: HyVLAConfig) -> PolicyProcessor:
     return processor
 
 
-def save_policy(folder: Path, policy: HyVLAPolicy, processor: PolicyProcessor, info: CheckpointInfo) -> None:
+def save_policy(folder: Path, policy: Any, processor: PolicyProcessor, info: CheckpointInfo) -> None:
     """Write the files of a checkpoint into a folder; a stage's output becomes visible as a whole when it is stored.
 
     Of several ranks all must call it, and the first writes.
@@ -258,7 +276,10 @@ def save_policy(folder: Path, policy: HyVLAPolicy, processor: PolicyProcessor, i
     if not is_first_rank():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    policy.save_pretrained(folder, state_dict=weights)
+    if isinstance(policy, HyVLAPolicy):
+        policy.save_pretrained(folder, state_dict=weights)
+    else:
+        save_own(folder, policy)
     processor.save_pretrained(folder)
     write_info(folder, info)
 
@@ -293,7 +314,7 @@ def reading(folder: Path) -> Iterator[None]:
         raise UserError(f"no checkpoint in {folder}: config.json is missing; give a folder with a trained model")
     try:
         yield
-    except UserError:
+    except (UserError, OwnCodeError):
         raise
     except (ValueError, OSError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder} does not fit: {error}") from error
@@ -322,17 +343,19 @@ class Snapshot:
     version: int
     digest: str
     files: dict[str, bytes]
+    code: str | None = None
+    """The class of a policy of one's own: said by the run, not by the folder."""
 
 
-def published(folder: Path) -> Snapshot:
-    """A checkpoint folder as a snapshot for workers."""
-    return publish(folder, read_info(folder).weight_version)
+def published(folder: Path, code: str | None = None) -> Snapshot:
+    """A checkpoint folder as a snapshot for workers; `code` as in `load_policy`."""
+    return publish(folder, read_info(folder).weight_version, code)
 
 
-def publish(folder: Path, version: int) -> Snapshot:
+def publish(folder: Path, version: int, code: str | None = None) -> Snapshot:
     """Read a checkpoint folder (its files, no subfolders)."""
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-    return Snapshot(version, digest(files), files)
+    return Snapshot(version, digest(files), files, code)
 
 
 def pull(snapshot: Snapshot, folder: Path) -> Path:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from algos.batch import ObservationBatch
+from algos.policy import PolicySizes
 from envs.bimanual import CommandError, check_commands, encoded_name
 from envs.se3 import blend, decode_absolute
 from envs.types import Layout, Observation, camera_images, measured_state
@@ -60,7 +61,7 @@ class PolicyProcessor:
     """Everything between environment and model; built from the model's config, a tokenizer and statistics."""
 
     def __init__(
-        self, config: HyVLAConfig, tokenizer: PreTrainedTokenizerFast, stats: ActionStats | None = None
+        self, config: PolicySizes, tokenizer: PreTrainedTokenizerFast, stats: ActionStats | None = None
     ) -> None:
         if stats is not None and len(stats.action_mean) == config.n_action_steps:
             stats = stats.relative_only()  # a released file may hold statistics that its model has no tokens for

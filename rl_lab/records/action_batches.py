@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from algos.chunks import Timing
+from algos.policy import PolicySizes
 from algos.smooth_interpolation import Mode, Tuples, Widths, interpolate_pair
 from envs.types import NO_FRAMES, RANKED, Episode, Layout, PreferencePair
 from rl_lab.errors import UserError
-from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
@@ -122,7 +122,7 @@ def shared_layout(episodes: Sequence[Episode]) -> Layout:
     return first
 
 
-def fit_processor(config: HyVLAConfig, episodes: Sequence[Episode], timing: Timing) -> PolicyProcessor:
+def fit_processor(config: PolicySizes, episodes: Sequence[Episode], timing: Timing) -> PolicyProcessor:
     """A processor whose statistics are those of the demonstrations; kept for the life of the policy.
 
     A model that predicts twice the commands of a chunk predicts it relative and absolute.

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from algos.augmentation import augment
-from algos.batch import FlowBatch, ObservationBatch, PreferenceBatch, TrajectoryBatch
+from algos.batch import FlowBatch, ObservationBatch, PreferenceBatch, TrajectoryBatch, join_rows, num_bytes
 from algos.chunks import Timing
 from algos.methods import Method, condition_instructions, dropped
 from algos.mixing import MixedSampler
+from algos.policy import Policy
 from envs.types import Episode, PreferencePair
 from rl_lab.model.lora import Adapted, BaseWeights
-from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.records.action_batches import States, join_frames, pair_states, standardised_truth
 from rl_lab.seeding import stream
@@ -272,7 +272,7 @@ def _recorded(states: States) -> States:
 
 @torch.no_grad()
 def encode_rows(
-    policy: HyVLAPolicy | Adapted | BaseWeights, observation: ObservationBatch, limit_gib: float = math.inf
+    policy: Policy | Adapted | BaseWeights, observation: ObservationBatch, limit_gib: float = math.inf
 ) -> Any:
     """Prefixes of all rows of an observation batch, computed a few at a time and kept in CPU memory.
 
@@ -284,8 +284,7 @@ def encode_rows(
 
     first, *others = torch.arange(len(observation)).split(ENCODE_ROWS)
     parts = [encode(first)]
-    row_bytes = sum(value.nbytes for value in vars(parts[0]).values()) / len(first)
-    if row_bytes * len(observation) > limit_gib * 2**30:
+    if num_bytes(parts[0]) / len(first) * len(observation) > limit_gib * 2**30:
         return None
     parts += map(encode, others)
-    return type(parts[0])(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+    return join_rows(parts)

@@ -65,7 +65,9 @@ def collect_pairs(
     pairs: list[PreferencePair] = []
     counts = Counter[str]()
 
-    corrector: Any = corrector_plan(settings.corrector, settings.execute, environment_layout(config.env))
+    corrector: Any = corrector_plan(
+        settings.corrector, settings.execute, environment_layout(config.env), config.policy_code
+    )
     if settings.corrector.path is not None:
         corrector = ray.put(corrector)  # weights or recordings: once for all units
 

@@ -251,7 +251,7 @@ def _simulate(
 ) -> list[Any]:
     """Results of the policy's episodes on training seeds, unit by unit; those that are done survive a kill."""
     snapshot, seed, specs = (
-        published(context.inputs["policy"]),
+        published(context.inputs["policy"], context.config.policy_code),
         context.training_seed,
         env_specs(context.config, "seen"),
     )

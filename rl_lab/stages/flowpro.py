@@ -205,7 +205,7 @@ class EvaluateKind(StageKind):
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """Success of the policy on the evaluation seeds of every task and variant."""
-        snapshot = published(context.inputs["policy"])
+        snapshot = published(context.inputs["policy"], context.config.policy_code)
         with cluster.simulation_pool() as pool:
             found = evaluate_policy(
                 pool,
@@ -247,7 +247,7 @@ class CollectKind(StageKind):
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
-        snapshot = published(context.inputs["policy"])
+        snapshot = published(context.inputs["policy"], context.config.policy_code)
         name = round_name(snapshot.version)
         request = Request(name, context.training_seed, context.scratch, context.check_stop, context.progress)
         with cluster.simulation_pool() as pool:
@@ -294,6 +294,7 @@ class OptimiseKind(TrainingKind):
             pairs=tuple(context.pairs),
             seed=context.training_seed,
             ranked=inputs.get("ranked"),
+            code=context.config.policy_code,
         )
         train(cluster, context, plan)
 

@@ -27,6 +27,7 @@ from rl_lab.model.checkpoint import checkpoint_dtype, is_policy, vlm_config
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
+from rl_lab.stages.own_policy import own_policy
 from rl_lab.workers.placement import joins_cluster
 
 GIB = 2**30
@@ -49,8 +50,10 @@ class Needs:
 
 
 @lru_cache(maxsize=8)
-def _numbers(model: ModelConfig, of_policy: bool) -> tuple[dict[str, int], int]:
-    """Numbers of a model by parameter group, all of it under "", and the bytes of each. No memory is taken."""
+def _numbers(settings: str, of_policy: bool) -> tuple[dict[str, int], int]:
+    """Numbers of a model (`ModelConfig` as JSON) by parameter group, all of it under "", and the bytes of each. No
+    memory is taken."""
+    model = ModelConfig.model_validate_json(settings)
     folder = None if model.path is None else Path(model.path)
     with torch.device("meta"):
         if of_policy or (folder is not None and is_policy(folder)):
@@ -60,8 +63,13 @@ def _numbers(model: ModelConfig, of_policy: bool) -> tuple[dict[str, int], int]:
         else:
             made = HunYuanVLMoTForConditionalGeneration(vlm_config(preset_config(model.preset)))
     dtype = model.dtype or ("float32" if folder is None else checkpoint_dtype(folder))
+    return _counts(made), getattr(torch, dtype).itemsize
+
+
+def _counts(made: Any) -> dict[str, int]:
+    """Numbers by parameter group, all under ""."""
     groups = {name: sum(p.numel() for p in parameters) for name, parameters in made.parameter_groups().items()}
-    return groups | {"": sum(p.numel() for p in made.parameters())}, getattr(torch, dtype).itemsize
+    return groups | {"": sum(p.numel() for p in made.parameters())}
 
 
 def _trained(node: Node, config: RunConfig, groups: Mapping[str, int]) -> int:
@@ -78,7 +86,11 @@ def needs(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, str], s
     for node in nodes:
         if not node.stage.has_learner(config) or store.has(hashes[node.name]):
             continue
-        groups, width = _numbers(node.sections.get("model", config.model), config.learns_actions)
+        if config.policy_code is None:
+            model = node.sections.get("model", config.model)
+            groups, width = _numbers(model.model_dump_json(), config.learns_actions)
+        else:
+            groups, width = _counts(own_policy(config)), 4
         trained, weights = _trained(node, config, groups), groups[""] * width
         state = trained * (8 + 4 * (width != 4))
         memory = (weights + state + 4 * trained) // config.placement.ranks

@@ -10,11 +10,11 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from algos.alarms import cap_warning
+from algos.policy import PolicySizes
 from envs.by_name import OwnCodeError, blamed, find, own_names
 from envs.types import BIMANUAL, Layout
 from rl_lab.config.actions import FilesConfig
@@ -22,7 +22,6 @@ from rl_lab.config.environments import check_own_environment, environment_layout
 from rl_lab.config.language import JUDGE_MODEL, JUDGE_URL
 from rl_lab.config.robotwin import check_robotwin
 from rl_lab.config.schema import RunConfig
-from rl_lab.config.section import ModelConfig
 from rl_lab.contracts.samples import SamplePolicy
 from rl_lab.errors import UserError
 from rl_lab.graph.nodes import Place
@@ -36,6 +35,7 @@ from rl_lab.reading import parse_json, read_text
 from rl_lab.records.question_files import has_open_questions
 from rl_lab.records.sources import find_recordings, glance, spread
 from rl_lab.rollouts.answering import make_rewards
+from rl_lab.stages.own_policy import check_own_policy
 from rl_lab.workers.cluster import cluster_nodes
 from rl_lab.workers.placement import Node, bundles, joins_cluster, lacking
 from rl_lab.workers.policy import check_corrector, read_corrections
@@ -113,8 +113,12 @@ def _check_own_code(config: RunConfig) -> None:
             raise UserError(f"{key}: {error}") from error
 
 
-def _sizes(model: ModelConfig) -> tuple[Any, int]:
-    """The `HyVLAConfig` that SFT starts from, and the commands of its chunks."""
+def _sizes(config: RunConfig) -> tuple[PolicySizes, int]:
+    """What the policy that SFT starts from is made for, and the commands of its chunks."""
+    model = config.model
+    if model.code is not None:
+        own = check_own_policy(config)
+        return own, own.n_action_steps
     if model.path is not None:
         check_named("model.path", Path(model.path), check_policy)
     try:
@@ -156,7 +160,7 @@ def _check_given_policy(config: RunConfig, num_tokens: int) -> None:
         raise UserError(f"model.path: {config.model.path} has {found} {needed}")
 
 
-def _check_layout(config: RunConfig, sizes: Any, chunk: int, layout: Layout) -> None:
+def _check_layout(config: RunConfig, sizes: PolicySizes, chunk: int, layout: Layout) -> None:
     """The policy acts in these environments, or can learn to."""
     if not (config.reads("sft") or not config.needs_policy or sizes.layout.is_like(layout)):
         raise UserError(f"model.path: {config.model.path} knows {sizes.layout}, but the environment has {layout}")
@@ -177,7 +181,7 @@ def _check_layout(config: RunConfig, sizes: Any, chunk: int, layout: Layout) -> 
 
 def _check_model(config: RunConfig) -> None:
     """The sizes of the model fit what the stages do with it."""
-    sizes, chunk = _sizes(config.model)
+    sizes, chunk = _sizes(config)
     rollback = config.collect.rollback_steps
     layout = environment_layout(config.env) if config.runs_episodes else None
     _check_given_policy(config, sizes.n_action_steps)
@@ -186,10 +190,10 @@ def _check_model(config: RunConfig) -> None:
     if layout is not None:
         _check_layout(config, sizes, chunk, layout)
     if config.collects_pairs and config.collect.corrector.path is not None:
-        corrector = config.collect.corrector
-        check_corrector(corrector, config.env.image_size, config.collect.execute, layout or BIMANUAL)
+        corrector, acting = config.collect.corrector, layout or BIMANUAL
+        check_corrector(corrector, config.env.image_size, config.collect.execute, acting, config.policy_code)
         if corrector.kind == "recorded":
-            places = read_corrections(Path(corrector.path or ""), layout or BIMANUAL)
+            places = read_corrections(Path(corrector.path or ""), acting)
             check_learned(config, "collect.corrector.path", (place[:3] for place in places))
     if config.env.image_size != sizes.image_size:
         wanted = f"env.image_size is {config.env.image_size} but the model takes {sizes.image_size} pixels"

@@ -118,7 +118,7 @@ def _film(cluster: Cluster, context: StageContext, node: str, keys: set[Place]) 
         for unit in units
     ]
     with cluster.simulation_pool() as pool:
-        reference = cluster.share(published(context.inputs[node]))
+        reference = cluster.share(published(context.inputs[node], config.policy_code))
 
         def submit(actor: Any, item: Any) -> ray.ObjectRef:
             return actor.film.remote(*item, reference, config.eval.execute)

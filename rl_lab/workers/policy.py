@@ -11,6 +11,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from pydantic import Field
 from ray.exceptions import RayTaskError
 
 from envs.bimanual import CommandError
+from envs.by_name import blamed
 from envs.rollback import Corrector, Place, own_corrector, recorded, scripted_expert, teacher
 from envs.rollout import Act, Decision
 from envs.types import BIMANUAL, MAX_DIM, Layout, camera_images, measured_state
@@ -45,8 +47,9 @@ class LocalPolicy:
     nothing but these and the weights (up to the rounding of a batched forward pass).
     """
 
-    def __init__(self, folder: Path, *, seed: int, device: str = "cpu") -> None:
-        self.policy, self.processor, self.info = load_policy(folder)
+    def __init__(self, folder: Path, *, seed: int, device: str = "cpu", code: str | None = None) -> None:
+        """`code` as in `load_policy`."""
+        self.policy, self.processor, self.info = load_policy(folder, code)
         self.policy.eval().to(device)
         self.seed, self.device = seed, device
 
@@ -54,7 +57,7 @@ class LocalPolicy:
     def from_snapshot(cls, snapshot: Snapshot, *, seed: int, device: str = "cpu") -> LocalPolicy:
         """Load a published snapshot."""
         with tempfile.TemporaryDirectory() as folder:
-            return cls(pull(snapshot, Path(folder)), seed=seed, device=device)
+            return cls(pull(snapshot, Path(folder)), seed=seed, device=device, code=snapshot.code)
 
     def _noise(self, decisions: Sequence[Decision]) -> torch.Tensor:
         shape = (self.policy.chunk_size, self.policy.action_dim)
@@ -103,6 +106,7 @@ class Inference:
         self._device = device
         self._policies: OrderedDict[str, LocalPolicy] = OrderedDict()
 
+    @blamed()
     def load(self, snapshot: Snapshot, seed: int) -> None:
         """Get ready to act with these weights."""
         key = policy_key(snapshot, seed)
@@ -111,6 +115,7 @@ class Inference:
         while len(self._policies) > KEPT_POLICIES:
             self._policies.popitem(last=False)
 
+    @blamed()
     def act(self, key: str, decisions: Sequence[Decision]) -> np.ndarray | None:
         """Chunks of the policy of this key (see `LocalPolicy.act`); None if it is not, or no longer, loaded."""
         if key not in self._policies:
@@ -163,12 +168,14 @@ class CorrectorPlan:
         return recorded(self.name, self.corrections) if self.corrections else scripted_expert
 
 
-def corrector_plan(settings: CorrectorConfig, execute: int, layout: Layout = BIMANUAL) -> CorrectorPlan:
-    """From the configuration, for an environment of this layout. UserError for recorded corrections that cannot be
-    read."""
+def corrector_plan(
+    settings: CorrectorConfig, execute: int, layout: Layout = BIMANUAL, code: str | None = None
+) -> CorrectorPlan:
+    """From the configuration, for an environment of this layout; `code` is that of a teacher of one's own. UserError
+    for recorded corrections that cannot be read."""
     path = Path(settings.path or "")
     if settings.kind == "policy":
-        weights = published(path)
+        weights = published(path, code)
         return CorrectorPlan(f"policy {path.name} ({weights.digest[:12]})", weights, execute)
     if settings.kind == "recorded":
         return CorrectorPlan(f"recorded {path.name}", corrections=read_corrections(path, layout))
@@ -237,17 +244,21 @@ class _Line:
     actions: list[Annotated[list[float], Field(max_length=MAX_DIM)]]
 
 
-def check_corrector(settings: CorrectorConfig, image_size: int, execute: int, layout: Layout = BIMANUAL) -> None:
+def check_corrector(
+    settings: CorrectorConfig, image_size: int, execute: int, layout: Layout = BIMANUAL, code: str | None = None
+) -> None:
     """UserError, before a run begins, for a corrector that cannot act in it."""
     if settings.kind == "recorded":
         read_corrections(Path(settings.path or ""), layout)
     if settings.kind == "policy":
-        check_acting(Path(settings.path or ""), image_size, execute, "collect.corrector.path", layout)
+        check_acting(Path(settings.path or ""), image_size, execute, "collect.corrector.path", layout, code)
 
 
-def check_acting(folder: Path, image_size: int, execute: int, where: str, layout: Layout = BIMANUAL) -> None:
+def check_acting(
+    folder: Path, image_size: int, execute: int, where: str, layout: Layout = BIMANUAL, code: str | None = None
+) -> None:
     """UserError, in the name of `where`, unless the folder holds a policy that can act in rounds of this size."""
-    sizes, processor, _ = check_named(where, folder, check_policy)
+    sizes, processor, _ = check_named(where, folder, partial(check_policy, code=code))
     if not processor.has_stats:
         raise UserError(f"{where}: {folder} has no normalisation statistics: such a policy cannot act; train it first")
     if not sizes.layout.is_like(layout):

@@ -98,8 +98,8 @@ def _decision(params: dict[str, Any], layout: Layout, frames: int, image_size: i
 class PolicyService:
     """Answers requests with one policy, one at a time."""
 
-    def __init__(self, folder: Path, *, seed: int, device: str) -> None:
-        self.policy = LocalPolicy(folder, seed=seed, device=device)
+    def __init__(self, folder: Path, *, seed: int, device: str, code: str | None = None) -> None:
+        self.policy = LocalPolicy(folder, seed=seed, device=device, code=code)
         self.layout = self.policy.policy.config.layout
         if not self.policy.processor.has_stats:
             raise UserError(f"{folder} has no normalisation statistics: such a policy cannot act; train it first")

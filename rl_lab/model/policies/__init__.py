@@ -1,0 +1,1 @@
+"""Policies beside the released architecture: `algos.policy.Policy` in checkpoint folders of their own kind."""

@@ -1,0 +1,64 @@
+"""A policy of one's own (`model.code`), before a run: it can be made, and nothing is asked of it that only ours has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from algos.policy import Policy, PolicySizes
+from envs.by_name import OwnCodeError
+from envs.types import BIMANUAL, Layout
+from rl_lab.config.environments import environment_layout
+from rl_lab.config.schema import RunConfig
+from rl_lab.errors import UserError
+from rl_lab.model.checkpoint import load_policy
+from rl_lab.model.policies.own import make_own, own_spec
+from rl_lab.records.sources import find_recordings
+
+ONLY_OURS = ("lora", "gradient_checkpointing", "compile")
+"""Settings of training that know our layers by name."""
+
+
+def own_policy(config: RunConfig) -> Policy:
+    """The policy of `model.code` as a run begins with it. UserError where it cannot be made."""
+    code, path = config.model.code, config.model.path
+    assert code is not None
+    try:
+        spec = own_spec(config.model, _layout(config), config.env.image_size)
+        return make_own(code, spec, config.seed) if path is None else load_policy(Path(path), code)[0]
+    except UserError as error:
+        raise UserError(f"model.path: {error}") from error
+    except OwnCodeError as error:
+        raise UserError(f"model.code: {error}") from error
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
+def _layout(config: RunConfig) -> Layout:
+    """Of the environments, else of the files that are imitated."""
+    if config.runs_episodes or config.demos.files is None:
+        return environment_layout(config.env)
+    found, _ = find_recordings(**config.demos.files.reading(), image_size=config.env.image_size)
+    return (found[0].layout() if found else None) or BIMANUAL
+
+
+def check_own_policy(config: RunConfig) -> PolicySizes:
+    """What the policy is made for. UserError for a run that it cannot be part of."""
+    policy = own_policy(config)
+    groups = sorted(name for name, parameters in policy.parameter_groups().items() if parameters)
+    for asked in _asked(config):
+        raise UserError(f"{asked}, but model.code names another than our architecture; leave it out")
+    if config.reads("optimise") and (lacking := [name for name in config.optimise.train if name not in groups]):
+        raise UserError(f"optimise.train has {lacking[0]}, but the policy of model.code has {', '.join(groups)}")
+    return policy.config
+
+
+def _asked(config: RunConfig) -> Iterator[str]:
+    """What a run asks that only our architecture has, in words."""
+    yield from (f"stage {kind.name} works on language" for kind in config.kinds if not kind.of_actions)
+    trained = [name for name in ("sft", "optimise") if config.reads(name)]
+    yield from (f"{name}.{key} is set" for name in trained for key in ONLY_OURS if getattr(getattr(config, name), key))
+    if "sft" in trained and config.sft.probe_weight > 0:
+        yield f"sft.probe_weight is {config.sft.probe_weight:g}"
+    if config.placement.ranks > 1:
+        yield f"placement.learner.ranks is {config.placement.ranks}"
