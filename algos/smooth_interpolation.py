@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 
+from envs.curves import control_points, cubic, cubic_derivative
 from envs.se3 import geodesic_angle, pose_distance, slerp, split_arms
 from envs.types import PreferencePair, Segment
 
@@ -31,8 +32,6 @@ TANGENT_LENGTH = 1 / 3
 """Distance of the inner Bezier points from the ends, in units of the distance between the ends."""
 LOOK_AHEAD = 0.3
 """J lies this part of a chunk after M'."""
-MIN_MOTION_M = 1e-4
-"""Less motion than this in a step has no direction; the straight line is the tangent then."""
 MIN_STEP_M, MIN_STEP_RAD = 1e-3, 1e-2
 """Slowest speed limit of a bridge, for pairs in which nothing moves."""
 MIN_STEP_WIDTHS = 1e-2
@@ -123,15 +122,14 @@ def bridge_chunks(
     goal = _goals(nearest, length, num_steps)
     around = [winner.actions[np.clip(goal + offset, 0, num_steps - 1)] for offset in (-1, 0, 1)]
     arms, (before, target, after) = split_arms(start), (split_arms(command) for command in around)
-    control = _control_points(arms[..., :3], motion, target[..., :3], (after - before)[..., :3])
+    control = control_points(arms[..., :3], motion, target[..., :3], (after - before)[..., :3], TANGENT_LENGTH)
     angle = geodesic_angle(arms[..., 3:7], target[..., 3:7])
     steps = np.maximum(goal + 1 - nearest, _bridge_steps(control, angle, limits))
 
     slot = np.arange(1, length + 1)
     fraction = np.minimum(slot / steps[:, None], 1.0)[..., None]
     s = fraction[..., None]
-    p0, p1, p2, p3 = control[:, :, None]
-    position = (1 - s) ** 3 * p0 + 3 * (1 - s) ** 2 * s * p1 + 3 * (1 - s) * s**2 * p2 + s**3 * p3
+    position = cubic(control[:, :, None], s)
     quat = slerp(arms[:, None, :, 3:7], target[:, None, :, 3:7], fraction)
     gripper = (1 - s) * arms[:, None, :, 7:] + s * target[:, None, :, 7:]
     bridge = np.concatenate([position, quat, gripper], axis=-1).reshape(len(start), length, start.shape[-1])
@@ -169,12 +167,6 @@ def line_chunks(
     return _bridge_then_follow(command[:, None] + fraction * way[:, None], winner, goal, steps)
 
 
-def _control_points(start: np.ndarray, motion: np.ndarray, goal: np.ndarray, goal_motion: np.ndarray) -> np.ndarray:
-    """Cubic Bezier control points [4, n, 2, 3] from positions and motions [n, 2, 3]."""
-    chord = goal - start
-    return np.stack([start, _inner_point(start, motion, chord), _inner_point(goal, -goal_motion, -chord), goal])
-
-
 def _bridge_steps(control: np.ndarray, angle: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """Steps with which no arm exceeds the limits (m, rad a step): control [4, n, 2, 3], angle [n, 2] -> int64 [n]."""
     needed = np.maximum(_peak_speed(control) / limits[0], angle / limits[1]).max(axis=-1)
@@ -184,18 +176,7 @@ def _bridge_steps(control: np.ndarray, angle: np.ndarray, limits: tuple[float, f
 def _peak_speed(control: np.ndarray) -> np.ndarray:
     """Largest |dB/ds| of cubic Bezier curves, of 17 points each: control [4, ..., 3] -> [...]."""
     s = np.linspace(0, 1, 17).reshape(-1, *[1] * (control.ndim - 1))
-    first, second, third = np.diff(control, axis=0)
-    derivative = 3 * ((1 - s) ** 2 * first + 2 * (1 - s) * s * second + s**2 * third)
-    return np.linalg.norm(derivative, axis=-1).max(axis=0)
-
-
-def _inner_point(end: np.ndarray, motion: np.ndarray, chord: np.ndarray) -> np.ndarray:
-    """`end` + |chord| / 3 along `motion`, or along the chord where there is no motion: [..., 3]."""
-    speed = np.linalg.norm(motion, axis=-1, keepdims=True)
-    direction = np.where(speed > MIN_MOTION_M, motion, chord)
-    length = np.linalg.norm(direction, axis=-1, keepdims=True)
-    unit = direction / np.where(length > 0, length, 1.0)
-    return end + TANGENT_LENGTH * np.linalg.norm(chord, axis=-1, keepdims=True) * unit
+    return np.linalg.norm(cubic_derivative(control, s), axis=-1).max(axis=0)
 
 
 def interpolate_pair(pair: PreferencePair, length: int, mode: Mode = "bezier", widths: Widths | None = None) -> Tuples:

@@ -22,7 +22,8 @@ import numpy as np
 from pydantic import model_validator
 
 from envs.by_name import OwnName, load
-from envs.options import ControlSteps, Fraction, Options, Rounds
+from envs.execution import Execution, Executor
+from envs.options import ControlSteps, Fraction, Rounds
 from envs.rollout import NO_MEMORY, Act, Looking, Memory, Rollout, finished
 from envs.types import (
     NO_FRAMES,
@@ -107,11 +108,9 @@ RESTORE_TOLERANCE = 1e-3
 """A pair whose segments do not share their start this well (m, parts of quaternions) is none."""
 
 
-class RollbackConfig(Options):
-    """How failures are found and taken back; steps are control steps."""
+class RollbackConfig(Execution):
+    """How chunks are executed, and how failures are found and taken back; steps are control steps."""
 
-    execute: ControlSteps = 4
-    """Commands of each predicted chunk that are run before the next prediction."""
     rollback_steps: tuple[ControlSteps, ControlSteps] = (12, 32)
     """The shared start lies so many steps before the failure's event, drawn uniformly from this range."""
     further_rollback: ControlSteps = 12
@@ -375,25 +374,24 @@ def until_failure(
 ) -> Rollout[tuple[Trace, Failure | None]]:
     """Begin an episode and let the policy act until success (None) or a failure."""
     env.reset(seed=seed)
-    trace, looking = Trace(env), Looking(env, config.execute, memory)
+    trace, looking = Trace(env), Looking(env, config.period, memory)
+    executor = Executor(config, env.layout.numbers == "ee")
     detector = make_detector(config, env)
     detector.update(env.diagnose(), 0)
-    number = 0
     while True:
-        chunk = yield looking.decision(seed, number)
-        number += 1
-        for action in chunk[: config.execute]:
-            trace.advance(action)
-            if env.success:
-                return trace, None
-            diagnosis = env.diagnose()
-            name = detector.update(diagnosis, len(trace)) or ("timeout" if finished(env) else None)
-            if name is not None and diagnosis.failure is not None:
-                return trace, Failure(name, event=len(trace), stop=len(trace))
-            if name is not None:
-                stop = min(len(trace), detector.best_step + config.kept_after_event)
-                return trace, Failure(name, event=detector.best_step, stop=stop)
-            looking.stepped()
+        if executor.asks:
+            executor.give((yield looking.decision(seed, executor.decisions)))
+        trace.advance(executor.command())
+        if env.success:
+            return trace, None
+        diagnosis = env.diagnose()
+        name = detector.update(diagnosis, len(trace)) or ("timeout" if finished(env) else None)
+        if name is not None and diagnosis.failure is not None:
+            return trace, Failure(name, event=len(trace), stop=len(trace))
+        if name is not None:
+            stop = min(len(trace), detector.best_step + config.kept_after_event)
+            return trace, Failure(name, event=detector.best_step, stop=stop)
+        looking.stepped()
 
 
 def intervened_rollout(

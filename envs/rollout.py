@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from envs.execution import Execution, Executor, jerk
 from envs.se3 import split_arms
 from envs.types import (
     SIMULATOR_ERROR,
@@ -41,9 +42,9 @@ class Memory:
         """Control steps between the oldest frame and the present one."""
         return (self.frames - 1) * self.interval
 
-    def is_needed(self, step: int, execute: int) -> bool:
-        """Whether a policy that decides at steps 0, `execute`, 2 `execute`, ... looks at this step, then or later."""
-        return any((step + back * self.interval) % execute == 0 for back in range(self.frames))
+    def is_needed(self, step: int, period: int) -> bool:
+        """Whether a policy that decides at steps 0, `period`, 2 `period`, ... looks at this step, then or later."""
+        return any((step + back * self.interval) % period == 0 for back in range(self.frames))
 
 
 NO_MEMORY = Memory()
@@ -68,18 +69,18 @@ Act = Callable[[Sequence[Decision]], np.ndarray]
 class Looking:
     """What a policy sees of an environment that it acts in: the present frame and those that its memory keeps.
 
-    It decides at the present step of the environment and every `execute` steps from there.
+    It decides at the present step of the environment and every `period` steps from there.
     """
 
     def __init__(
         self,
         env: ControlledEnv,
-        execute: int,
+        period: int,
         memory: Memory = NO_MEMORY,
         before: Sequence[np.ndarray] | np.ndarray = (),
     ) -> None:
         """`before` holds the frames of the last steps before this one, uint8 [V, S, S, 3] each, the oldest first."""
-        self.env, self.execute, self.memory = env, execute, memory
+        self.env, self.period, self.memory = env, period, memory
         self.first_step = env.step_count
         oldest = self.first_step - len(before)
         self._images = {oldest + place: frame for place, frame in enumerate(before)}
@@ -100,7 +101,7 @@ class Looking:
     def stepped(self) -> None:
         """To be called after every control step between two decisions: keeps the frame if a decision will look back."""
         taken = self.env.step_count - self.first_step
-        if taken % self.execute and self.memory.is_needed(taken, self.execute):
+        if taken % self.period and self.memory.is_needed(taken, self.period):
             self._add(camera_images(self.env.observe()))
 
     def _add(self, images: np.ndarray) -> None:
@@ -200,27 +201,33 @@ def policy_rollout(
     env: ControlledEnv,
     seed: int,
     *,
-    execute: int,
+    execution: Execution,
     memory: Memory = NO_MEMORY,
     weight_version: int = 0,
     on_step: Callable[[ControlledEnv], None] | None = None,
     record_end: bool = False,
 ) -> Rollout[Episode]:
-    """One episode of a policy that executes the first `execute` commands of each chunk.
+    """One episode of a policy whose chunks are executed as `execution` says.
 
     Rendered are the steps at which it decides or to which its memory looks back, with `record_end` also the state in
     which the episode ends; `on_step` (a video recorder) sees the environment after every control step. An error of the
     simulator is a failure of the episode, with its line in `extra`.
     """
     observation, _ = env.reset(seed=seed)
-    recorder, looking = EpisodeRecorder(env), Looking(env, execute, memory)
+    recorder, looking = EpisodeRecorder(env), Looking(env, execution.period, memory)
+    executor = Executor(execution, env.layout.numbers == "ee")
     try:
-        yield from _until_end(seed, observation, recorder, looking, on_step)
+        yield from _until_end(seed, observation, recorder, looking, executor, on_step)
         if record_end:
             recorder.frame(env.observe())
     except SimulatorError as error:
         recorder.fail(error)
-    return recorder.episode(seed, weight_version)
+    episode = recorder.episode(seed, weight_version)
+    if execution.latency:
+        episode.extra["stalled_steps"] = executor.stalls
+    if executor.poses and env.control_hz is not None:
+        episode.extra["jerk"] = jerk(episode.poses, env.control_hz)
+    return episode
 
 
 def _until_end(
@@ -228,21 +235,21 @@ def _until_end(
     observation: Observation,
     recorder: EpisodeRecorder,
     looking: Looking,
+    executor: Executor,
     on_step: Callable[[ControlledEnv], None] | None,
 ) -> Rollout[None]:
     env = recorder.env
-    for number in range(env.step_limit):
-        decision = looking.decision(seed, number, None if number else observation)
-        recorder.frame(decision.observation)
-        chunk = yield decision
-        for action in chunk[: looking.execute]:
-            recorder.advance(action)
-            if on_step is not None:
-                on_step(env)
-            if finished(env):
-                return
+    while not finished(env):
+        if executor.asks:
+            number = executor.decisions
+            decision = looking.decision(seed, number, None if number else observation)
+            recorder.frame(decision.observation)
+            executor.give((yield decision))
+        recorder.advance(executor.command())
+        if on_step is not None:
+            on_step(env)
+        if not finished(env):
             looking.stepped()
-    raise AssertionError("an episode outlived its step limit")
 
 
 def demonstrate(env: ControlledEnv, seed: int, *, noise_m: float, generator: np.random.Generator) -> Episode:

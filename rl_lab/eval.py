@@ -116,7 +116,7 @@ def evaluate(folder: Path, config: RunConfig, scratch: Path) -> list[dict[str, A
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Success with its interval and mean steps of successes, by task and variant."""
+    """Success with its interval, mean steps of successes, and how the arms moved, by task and variant."""
     lines = []
     for key in dict.fromkeys((row["task"], row["variant"]) for row in rows):
         mine = [row for row in rows if (row["task"], row["variant"]) == key]
@@ -124,8 +124,15 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         rate = wilson(len(solved), len(mine))
         steps = f"{sum(solved) / len(solved):.0f}" if solved else ""
         interval = f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %"
-        lines.append([f"{key[0]} {key[1]}", str(len(mine)), f"{100 * rate.value:.0f} %", interval, steps])
-    return columns(["task", "n", "success", "95 % interval", "steps"], lines)
+        moved = [_mean_extra(mine, "jerk"), _mean_extra(mine, "stalled_steps")]
+        lines.append([f"{key[0]} {key[1]}", str(len(mine)), f"{100 * rate.value:.0f} %", interval, steps, *moved])
+    return columns(["task", "n", "success", "95 % interval", "steps", "jerk (m/s3)", "stalled steps"], lines)
+
+
+def _mean_extra(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """Mean of what an episode says beside its labels, "" where none does."""
+    values = [row["extra"][name] for row in rows if name in row["extra"]]
+    return f"{sum(values) / len(values):.3g}" if values else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 KEYS = {"rl_lab/labels"}
 """Names on the pages that look like files and are none: a column of exported episodes."""
-SHARED = {"envs.by_name", "envs.options", "envs.types", "envs.se3"}
+SHARED = {"envs.by_name", "envs.curves", "envs.options", "envs.types", "envs.se3"}
 """What the other libraries may use of `envs`."""
 ALLOWED = {
     "rl_lab": {"rl_lab", "envs", "algos", "rewards"},

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from algos.methods import Method, find_method
 from algos.methods import Rows as MethodRows
 from envs.by_name import OwnName, is_own
+from envs.execution import Execution
 from envs.options import (
     AnyNumber,
     AtLeastOne,
@@ -235,7 +236,7 @@ class BuffersConfig(Section):
         return shares
 
 
-class EvalConfig(Section):
+class EvalConfig(Section, Execution):
     """Evaluation episodes; the same environment seeds for every policy, so that results can be paired."""
 
     episodes: PositiveInt = 100
@@ -246,8 +247,6 @@ class EvalConfig(Section):
     """In RoboTwin, the `seed` of its own evaluation: episodes begin at environment seed 100000 (1 + this)."""
     instructions: Literal["seen", "unseen"] = "unseen"
     """Which half of the instruction templates; demonstrations and pairs use the seen ones."""
-    execute: ControlSteps = 4
-    """Commands of each predicted chunk that are run before the next prediction."""
 
 
 Learned = Literal["success", "progress", "world_model"]

@@ -47,7 +47,7 @@ def evaluate_policy(
     result, total = EvaluationResult(), sum(wanted for _, wanted in groups)
 
     def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
-        return actor.evaluate.remote(unit, weights, config.eval.execute)
+        return actor.evaluate.remote(unit, weights, config.eval)
 
     run = partial(pool.map, submit, check_stop=check_stop)
     for number, (units, wanted) in enumerate(groups):

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from envs.branching import BranchConfig
+from envs.execution import Execution
 from rl_lab.config.actions import RankingConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
@@ -80,7 +81,7 @@ class RecordKind(StageKind):
             cluster,
             context,
             settings.episodes,
-            lambda actor, unit, weights: actor.record.remote(unit, weights, settings.execute),
+            lambda actor, unit, weights: actor.record.remote(unit, weights, Execution(execute=settings.execute)),
             (write_episodes, read_episodes),
         )
         write_episodes(context.out, episodes)

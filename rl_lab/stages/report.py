@@ -121,7 +121,7 @@ def _film(cluster: Cluster, context: StageContext, node: str, keys: set[Place]) 
         reference = cluster.share(published(context.inputs[node], config.policy_code))
 
         def submit(actor: Any, item: Any) -> ray.ObjectRef:
-            return actor.film.remote(*item, reference, config.eval.execute)
+            return actor.film.remote(*item, reference, config.eval)
 
         work = [(unit, seeds) for unit, seeds in chosen if seeds]
         return [film for films in pool.map(submit, work, context.check_stop) for film in films]

@@ -119,7 +119,7 @@ class SkillExams:
         """`tell` names failed reward calls."""
         config, items = context.config, ItemFile(context.inputs["development"] / "development.arrow")
         self.questions = QuestionExam(context, items, partial(integer, seed, "exam"), engines, processor, rewards)
-        self.simulations, self.execute = simulations, config.eval.execute
+        self.simulations, self.execution = simulations, config.eval
         self.check_stop, self.tell = context.check_stop, tell
         episodes = evaluation_seeds("development", config.joint.exam_episodes)
         specs = env_specs(config, config.eval.instructions)
@@ -135,7 +135,7 @@ class SkillExams:
             return self.questions.ask(weights)
 
         def submit(actor: Any, unit: Unit) -> Any:
-            return actor.evaluate.remote(unit, weights.reference, self.execute)
+            return actor.evaluate.remote(unit, weights.reference, self.execution)
 
         return self.simulations.submit(submit, self.units)
 

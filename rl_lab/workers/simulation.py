@@ -21,6 +21,7 @@ from PIL import Image
 
 from envs.branching import BranchConfig, branched_rollout
 from envs.by_name import blamed
+from envs.execution import Execution
 from envs.robotwin.connection import RoboTwin, RoboTwinServer, SeedRejectedError, ServerDiedError
 from envs.robotwin.env import RoboTwinEnv
 from envs.rollback import Collection, RollbackConfig, intervened_rollout
@@ -256,7 +257,7 @@ class Simulation:
         """Demonstrations in files, each read and checked (see `Recording.read`)."""
         return [recording.read() for recording in unit]
 
-    def evaluate(self, unit: Unit, snapshot: Snapshot, execute: int) -> list[dict[str, Any]]:
+    def evaluate(self, unit: Unit, snapshot: Snapshot, execution: Execution) -> list[dict[str, Any]]:
         """Policy episodes of the unit's seeds: their labels and the step limit, without the recorded arrays.
 
         A seed that RoboTwin refuses gives a row with the reason as `rejected`, and `is_error` if something raised.
@@ -264,7 +265,7 @@ class Simulation:
         memory = snapshot_info(snapshot).memory
 
         def make(env: ControlledEnv, seed: int) -> Rollout[Episode]:
-            return policy_rollout(env, seed, execute=execute, memory=memory, weight_version=snapshot.version)
+            return policy_rollout(env, seed, execution=execution, memory=memory, weight_version=snapshot.version)
 
         try:
             episodes = self._roll_out(unit, snapshot, make)
@@ -276,13 +277,13 @@ class Simulation:
         step_limit = self._environments.of(unit.env, 1)[0].step_limit
         return [labels_of(episode) | {"step_limit": step_limit} for episode in episodes]
 
-    def record(self, unit: Unit, snapshot: Snapshot, execute: int) -> list[Episode]:
+    def record(self, unit: Unit, snapshot: Snapshot, execution: Execution) -> list[Episode]:
         """Policy episodes of the unit's seeds as they are, with a picture at every decision and one at the end."""
 
         labels: dict[str, Any] = {"memory": snapshot_info(snapshot).memory, "weight_version": snapshot.version}
 
         def make(env: ControlledEnv, seed: int) -> Rollout[Episode]:
-            return policy_rollout(env, seed, execute=execute, record_end=True, **labels)
+            return policy_rollout(env, seed, execution=execution, record_end=True, **labels)
 
         with contextlib.suppress(SeedRejectedError, SimulatorError):
             return [one for one in self._roll_out(unit, snapshot, make) if one.failure != SIMULATOR_ERROR]
@@ -301,7 +302,7 @@ class Simulation:
             return [state for states in self._roll_out(unit, snapshot, make) for state in states]
         return []
 
-    def film(self, unit: Unit, seeds: tuple[int, ...], snapshot: Snapshot, execute: int) -> list[Film]:
+    def film(self, unit: Unit, seeds: tuple[int, ...], snapshot: Snapshot, execution: Execution) -> list[Film]:
         """The episodes of `evaluate` again; those of some seeds recorded, in the order of the unit."""
         cameras: dict[int, list[np.ndarray]] = {seed: [] for seed in seeds}
         memory = snapshot_info(snapshot).memory
@@ -313,7 +314,7 @@ class Simulation:
                 if frames is not None and env.step_count % FILM_STRIDE == 0:
                     frames.append(env.watch(*FILM_SIZE))
 
-            return policy_rollout(env, seed, execute=execute, memory=memory, on_step=record)
+            return policy_rollout(env, seed, execution=execution, memory=memory, on_step=record)
 
         episodes = {episode.seed: episode for episode in self._roll_out(unit, snapshot, make)}
         control_hz = self._environments.of(unit.env, 1)[0].control_hz

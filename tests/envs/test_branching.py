@@ -3,6 +3,7 @@
 import numpy as np
 
 from envs.branching import BranchConfig, branched_rollout
+from envs.execution import Execution
 from envs.rollout import Memory, policy_rollout, run_lockstep
 from envs.types import ExpertUnavailableError
 from rewards.actions.ranking import Choice
@@ -38,7 +39,7 @@ def test_all_chunks_of_a_state_start_there_and_lead_to_their_own_ends():
 
 def test_states_lie_on_the_episode_that_the_policy_runs_anyway():
     _, found = branch(noisy)
-    (episode,) = run_lockstep([policy_rollout(ToyEnv(), 3, execute=4)], noisy)
+    (episode,) = run_lockstep([policy_rollout(ToyEnv(), 3, execution=Execution(execute=4))], noisy)
     for one in found:
         place = episode.frame_steps.tolist().index(one.step)
         assert (episode.poses[one.step] == one.poses[0, 0]).all()

@@ -5,6 +5,7 @@ from itertools import count
 import numpy as np
 import pytest
 
+from envs.execution import Execution
 from envs.rollback import (
     Corrector,
     RollbackConfig,
@@ -63,7 +64,7 @@ def collect(act, config=CONFIG, corrector=scripted_expert, seed=3):
 def test_a_good_policy_succeeds_and_renders_only_at_decisions():
     env = ToyEnv()
     env.rendered = 0
-    (episode,) = run_lockstep([policy_rollout(env, 5, execute=4, weight_version=2)], forward)
+    (episode,) = run_lockstep([policy_rollout(env, 5, execution=Execution(execute=4), weight_version=2)], forward)
     assert episode.success and episode.failure is None and episode.weight_version == 2
     assert episode.num_steps == len(episode.actions) == len(episode.poses) - 1
     assert env.rendered == len(episode.images) == 13
@@ -93,7 +94,7 @@ MEMORIES = [(3, 5, 7), (6, 5, 7), (2, 4, 4), (4, 1, 3)]
 def test_a_policy_with_memory_sees_the_frames_of_the_right_steps(frames, interval, execute):
     env = ToyEnv()
     act = Watched(env)
-    run_lockstep([policy_rollout(env, 5, execute=execute, memory=Memory(frames, interval))], act)
+    run_lockstep([policy_rollout(env, 5, execution=Execution(execute=execute), memory=Memory(frames, interval))], act)
     assert [step for step, _ in act.seen] == list(range(0, env.step_count, execute))
     for step, shades in act.seen:
         wanted = [shade(step - interval * back) for back in range(frames - 1, 0, -1)]
@@ -104,7 +105,7 @@ def test_a_policy_with_memory_sees_the_frames_of_the_right_steps(frames, interva
 def test_a_policy_with_memory_collects_with_the_frames_it_is_evaluated_with(frames, interval, execute):
     memory, asked = Memory(frames, interval), []
     for rollout in (
-        lambda env: policy_rollout(env, 3, execute=execute, memory=memory),
+        lambda env: policy_rollout(env, 3, execution=Execution(execute=execute), memory=memory),
         lambda env: until_failure(env, 3, RollbackConfig(execute=execute), memory),
     ):
         env = ToyEnv()
@@ -151,18 +152,45 @@ def test_a_policy_without_memory_makes_pairs_without_past_frames():
 def test_only_frames_that_will_be_seen_are_rendered():
     env = ToyEnv()
     env.rendered = 0
-    run_lockstep([policy_rollout(env, 5, execute=4, memory=Memory(3, 4))], forward)
+    run_lockstep([policy_rollout(env, 5, execution=Execution(execute=4), memory=Memory(3, 4))], forward)
     assert env.rendered == 13, "frames four steps apart are those of the decisions"
+
+
+class Remembering(ToyEnv):
+    """Knows the command with which each control step was first taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.commands = {}
+
+    def advance(self, action):
+        self.commands.setdefault(self.step_count, np.array(action))
+        return super().advance(action)
+
+
+@pytest.mark.parametrize("join", ["wait", "jump", "stitch"])
+def test_a_collection_under_latency_keeps_the_commands_that_were_run(join):
+    config = RollbackConfig(execute=4, patience=16, latency=3, join=join, rollback_steps=(6, 6))
+    env, draw = Remembering(), np.random.default_rng(0)
+    rollout = intervened_rollout(env, 3, corrector=scripted_expert, config=config, generator=draw)
+    (found,) = run_lockstep([rollout], sideways)
+    (pair,) = found.pairs
+    commands = [env.commands[pair.start_step + step] for step in range(len(pair.loser.actions))]
+    assert (pair.loser.actions == np.stack(commands)).all()
+    (episode,) = run_lockstep([policy_rollout(ToyEnv(), 5, execution=Execution(latency=3, join=join))], forward)
+    assert episode.success and episode.extra["stalled_steps"] == (
+        0 if join != "wait" else 3 * (len(episode.images) - 1)
+    )
 
 
 def test_lockstep_results_keep_the_order_of_the_rollouts():
     seeds = [9, 4, 7]
-    episodes = run_lockstep([policy_rollout(ToyEnv(), seed, execute=4) for seed in seeds], forward)
+    episodes = run_lockstep([policy_rollout(ToyEnv(), seed, execution=Execution(execute=4)) for seed in seeds], forward)
     assert [episode.seed for episode in episodes] == seeds
 
 
 def test_an_episode_without_success_ends_at_the_step_limit():
-    (episode,) = run_lockstep([policy_rollout(ToyEnv(), 0, execute=4)], stuck)
+    (episode,) = run_lockstep([policy_rollout(ToyEnv(), 0, execution=Execution(execute=4))], stuck)
     assert not episode.success and episode.failure == "timeout" and episode.num_steps == ToyEnv.step_limit
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.execution import Execution
 from envs.rollback import RollbackConfig
 from envs.types import Episode, Layout
 from rl_lab import check
@@ -62,7 +63,7 @@ def test_a_policy_of_two_numbers_and_one_camera_is_trained_and_acts(given):
     assert not [problem for episode in episodes for problem in episode_problems("demo", episode)]
     policy, processor, _ = load_policy(folder / "sft")
     assert policy.config.layout == layout and processor.stats.action_mean.shape == (8, 2)
-    rows = Simulation().evaluate(work, published(folder / "sft"), execute=4)
+    rows = Simulation().evaluate(work, published(folder / "sft"), Execution(execute=4))
     assert len(rows) == 3 and all(
         row["step_limit"] == 24 and row["layout"]["numbers"] == layout.numbers for row in rows
     )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from envs.execution import Execution
 from envs.rollback import RollbackConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.learner.actions import starting_policy
@@ -39,4 +40,4 @@ def learned_pairs(untrained):
 def learned_episodes(untrained):
     """Its episodes, with images at its decisions."""
     simulation, policy = untrained
-    return simulation.record(UNIT, policy, execute=4)
+    return simulation.record(UNIT, policy, Execution(execute=4))

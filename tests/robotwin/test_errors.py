@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from envs.execution import Execution
 from envs.robotwin.connection import EpisodeError, SeedRejectedError
 from envs.types import SIMULATOR_ERROR, Episode
 from rl_lab.errors import RunError
@@ -54,13 +55,13 @@ def test_demonstrations_pass_over_seeds_on_which_something_raises(simulation):  
 
 
 def test_an_evaluation_has_the_episode_as_a_failure_with_the_line(simulation, snapshot):  # noqa: F811
-    (row,) = simulation.evaluate(unit(IN_STEPS, "raising_block"), snapshot, execute=7)
+    (row,) = simulation.evaluate(unit(IN_STEPS, "raising_block"), snapshot, Execution(execute=7))
     assert (row["success"], row["failure"], row["num_steps"]) == (False, SIMULATOR_ERROR, 3)
     assert row["extra"]["error"].startswith("step raised AssertionError: target_pose")
-    (row,) = simulation.evaluate(unit(IN_SET_UP, "raising_block"), snapshot, execute=7)
+    (row,) = simulation.evaluate(unit(IN_SET_UP, "raising_block"), snapshot, Execution(execute=7))
     assert row[REJECTED].startswith("RoboTwin raised KeyError") and row["is_error"]
-    assert simulation.record(unit(IN_STEPS, "raising_block"), snapshot, execute=7) == []
-    (film,) = simulation.film(unit(IN_STEPS, "raising_block"), (IN_STEPS,), snapshot, execute=7)
+    assert simulation.record(unit(IN_STEPS, "raising_block"), snapshot, Execution(execute=7)) == []
+    (film,) = simulation.film(unit(IN_STEPS, "raising_block"), (IN_STEPS,), snapshot, Execution(execute=7))
     assert film.failure == SIMULATOR_ERROR
 
 

@@ -4,6 +4,7 @@ and a failure that its expert corrects; skipped where the runtime or a Vulkan dr
 import numpy as np
 import pytest
 
+from envs.execution import Execution
 from envs.robotwin import layout
 from envs.robotwin.connection import RoboTwin, RoboTwinError
 from envs.rollback import RollbackConfig
@@ -44,7 +45,7 @@ def test_a_demonstration_an_evaluation_and_a_pair(simulation, tmp_path):
     assert truth.shape == (demo.num_steps, 12) and np.ptp(truth[:, :3]) > 1, "block and pad; the block is carried"
 
     snapshot = publish(save_nano_policy(tmp_path / "checkpoint"), 1)
-    (row,) = simulation.evaluate(unit, snapshot, execute=8)
+    (row,) = simulation.evaluate(unit, snapshot, Execution(execute=8))
     assert (row["seed"], row["success"], row["num_steps"]) == (SEED, False, row["step_limit"])
     assert row["step_limit"] == pytest.approx(1.8 * demo.num_steps, abs=4)
 

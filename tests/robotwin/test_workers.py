@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from envs.execution import Execution
 from envs.rollback import RollbackConfig
 from envs.types import Episode
 from rl_lab.model.checkpoint import publish
@@ -47,10 +48,10 @@ def test_demonstrations_are_the_experts_and_rejected_seeds_have_a_reason(simulat
 
 
 def test_a_policy_is_evaluated_on_the_seeds_that_its_expert_solves(simulation, snapshot):
-    (row,) = simulation.evaluate(unit(GOOD), snapshot, execute=7)
+    (row,) = simulation.evaluate(unit(GOOD), snapshot, Execution(execute=7))
     assert (row["task"], row["variant"], row["seed"], row["step_limit"]) == ("push_block", "demo_clean", GOOD, 40)
     assert row["instruction"].startswith("Unseen: ") and REJECTED not in row
-    (row,) = simulation.evaluate(unit(UNSTABLE), snapshot, execute=7)
+    (row,) = simulation.evaluate(unit(UNSTABLE), snapshot, Execution(execute=7))
     assert row["seed"] == UNSTABLE and "unstable" in row[REJECTED]
 
 
@@ -79,13 +80,13 @@ def test_without_a_way_for_the_expert_a_recorded_correction_or_a_teacher_goes_on
 def test_crashes_and_hangs_ask_for_another_worker_and_the_unit_then_succeeds(simulation, snapshot):
     for trouble in ("SIGSEGV", "within 5 s"):
         with pytest.raises(BrokenWorkerError, match=f"lost its simulator .*{trouble}"):
-            simulation.evaluate(unit(GOOD, "trouble_block"), snapshot, execute=4)
-    (row,) = simulation.evaluate(unit(GOOD, "trouble_block"), snapshot, execute=4)
+            simulation.evaluate(unit(GOOD, "trouble_block"), snapshot, Execution(execute=4))
+    (row,) = simulation.evaluate(unit(GOOD, "trouble_block"), snapshot, Execution(execute=4))
     assert row["num_steps"] > 5
 
 
 def test_the_film_shows_what_the_head_camera_sees(simulation, snapshot):
-    (film,) = simulation.film(unit(GOOD), (GOOD,), snapshot, execute=7)
+    (film,) = simulation.film(unit(GOOD), (GOOD,), snapshot, Execution(execute=7))
     assert film.webp[:4] == b"RIFF" and film.failure is not None
 
 
