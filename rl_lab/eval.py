@@ -131,7 +131,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _mean_extra(rows: Sequence[dict[str, Any]], name: str) -> str:
     """Mean of what an episode says beside its labels, "" where none does."""
-    values = [row["extra"][name] for row in rows if name in row["extra"]]
+    values = [row["extra"][name] for row in rows if name in row.get("extra", {})]
     return f"{sum(values) / len(values):.3g}" if values else ""
 
 
