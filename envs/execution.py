@@ -41,7 +41,7 @@ class Execution(Options):
 
 
 class Executor:
-    """The commands of one episode or branch: asks for a chunk where one is due, and has a command for every step."""
+    """The commands of one episode or branch: says when the policy is to decide, and has a command for every step."""
 
     def __init__(self, execution: Execution, poses: bool) -> None:
         """`poses`: commands are `ee` poses of arms."""
@@ -50,25 +50,40 @@ class Executor:
         """So far."""
         self.stalls = 0
         """Steps in which the last command was held because no chunk had one."""
-        self._steps = 0
-        self._coming: np.ndarray | None = None
+        self._waits = False
+        self._late = 0
+        """Steps since the decision."""
+        self._run = 0
+        """Steps since the decision, or, where the robot waits for it, since its chunk was there."""
         self._layers: list[np.ndarray] = []
         self._done: list[np.ndarray] = []
 
     @property
     def asks(self) -> bool:
         """Whether the policy decides in the present state."""
-        return self.decisions == 0 or self._steps == self.execution.period
+        return not self._waits and (self.decisions == 0 or self._run >= self.execution.execute)
 
-    def give(self, chunk: np.ndarray) -> None:
-        """The decision of the present state, [H, A]; it is there `latency` steps later, the first one at once."""
-        self.decisions, self._steps, self._coming = self.decisions + 1, 0, chunk
+    def ask(self) -> None:
+        """The policy decides on the present state; its chunk comes later."""
+        self.decisions, self._waits, self._late, self._run = self.decisions + 1, True, 0, 0
         if self.execution.join == "wait":
             self._layers = []
-        if self.decisions == 1:
-            self._layers, self._coming = [chunk], None
-        elif self.execution.latency == 0:
-            self._arrive()
+
+    def arrive(self, chunk: np.ndarray) -> None:
+        """The chunk [H, A] that was asked for is there, before the next step."""
+        self._waits, late, join = False, self._late, self.execution.join
+        if join == "wait" or not self._done:
+            self._layers, self._run = [chunk], 0
+        elif join == "ensemble":
+            self._layers = [*self._layers, chunk[late:]]
+        elif join == "jump" or self._continues(chunk, late):
+            self._layers = [chunk[late:]]
+        else:
+            self._layers = [stitch(np.stack(self._done), fresh(chunk, late), poses=self.poses)]
+
+    def _continues(self, chunk: np.ndarray, late: int) -> bool:
+        """Whether there is nothing to join: no step has passed, or the last one was run as the chunk has it."""
+        return late == 0 or (late <= len(chunk) and np.array_equal(chunk[late - 1], self._done[-1]))
 
     def command(self) -> np.ndarray:
         """The command [A] of the next control step."""
@@ -80,28 +95,38 @@ class Executor:
             command = self._done[-1]
             self.stalls += 1
         self._done = [*self._done[-1:], command]
-        self._steps += 1
-        if self._steps == self.execution.latency and self._coming is not None:
-            self._arrive()
+        self._late, self._run = self._late + 1, self._run + 1
         return command
 
-    def _arrive(self) -> None:
-        """The chunk that was coming is there."""
-        assert self._coming is not None, "a chunk arrives once"
-        chunk, self._coming = self._coming, None
-        late, join = self.execution.latency, self.execution.join
-        if join == "wait":
-            self._layers = [chunk]
-        elif join == "ensemble":
-            self._layers = [*self._layers, chunk[late:]]
-        elif join == "jump" or self._continues(chunk, late):
-            self._layers = [chunk[late:]]
-        else:
-            self._layers = [stitch(np.stack(self._done), fresh(chunk, late), poses=self.poses)]
 
-    def _continues(self, chunk: np.ndarray, late: int) -> bool:
-        """Whether there is nothing to join: no step has passed, or the last one was run as the chunk has it."""
-        return late == 0 or (late <= len(chunk) and np.array_equal(chunk[late - 1], self._done[-1]))
+class LateExecutor(Executor):
+    """The same in a simulator, where a chunk that is known at once is held back for `execution.latency` steps."""
+
+    _coming: np.ndarray | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Every `period` steps, so that what a memory looks back at is known before."""
+        return self.decisions == 0 or self._late == self.execution.period
+
+    def give(self, chunk: np.ndarray) -> None:
+        """What the policy decided in the present state, [H, A]; the first chunk is there at once."""
+        self.ask()
+        self._coming = chunk
+        if self.decisions == 1 or self.execution.latency == 0:
+            self._come()
+
+    def command(self) -> np.ndarray:
+        """See `Executor`."""
+        command = super().command()
+        if self._coming is not None and self._late == self.execution.latency:
+            self._come()
+        return command
+
+    def _come(self) -> None:
+        assert self._coming is not None, "a chunk arrives once"
+        self.arrive(self._coming)
+        self._coming = None
 
 
 def _mean(commands: list[np.ndarray], poses: bool) -> np.ndarray:

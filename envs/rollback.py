@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import model_validator
 
 from envs.by_name import OwnName, load
-from envs.execution import Execution, Executor
+from envs.execution import Execution, LateExecutor
 from envs.options import ControlSteps, Fraction, Rounds
 from envs.rollout import NO_MEMORY, Act, Looking, Memory, Rollout, finished
 from envs.types import (
@@ -375,7 +375,7 @@ def until_failure(
     """Begin an episode and let the policy act until success (None) or a failure."""
     env.reset(seed=seed)
     trace, looking = Trace(env), Looking(env, config.period, memory)
-    executor = Executor(config, env.layout.numbers == "ee")
+    executor = LateExecutor(config, env.layout.numbers == "ee")
     detector = make_detector(config, env)
     detector.update(env.diagnose(), 0)
     while True:

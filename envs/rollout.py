@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from envs.execution import Execution, Executor, jerk
+from envs.execution import Execution, LateExecutor, jerk
 from envs.se3 import split_arms
 from envs.types import (
     SIMULATOR_ERROR,
@@ -215,7 +215,7 @@ def policy_rollout(
     """
     observation, _ = env.reset(seed=seed)
     recorder, looking = EpisodeRecorder(env), Looking(env, execution.period, memory)
-    executor = Executor(execution, env.layout.numbers == "ee")
+    executor = LateExecutor(execution, env.layout.numbers == "ee")
     try:
         yield from _until_end(seed, observation, recorder, looking, executor, on_step)
         if record_end:
@@ -235,7 +235,7 @@ def _until_end(
     observation: Observation,
     recorder: EpisodeRecorder,
     looking: Looking,
-    executor: Executor,
+    executor: LateExecutor,
     on_step: Callable[[ControlledEnv], None] | None,
 ) -> Rollout[None]:
     env = recorder.env
