@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 Array = NDArray[np.float64]
 Z95 = 1.959963984540054
@@ -200,6 +200,39 @@ def first_reach(x: Array, y: Array, targets: Array) -> Array:
     share = np.where(rise > 0, (targets - y[rows, before]) / np.where(rise > 0, rise, 1.0), 1.0)
     place = x[before] + share * (x[at] - x[before])
     return np.where(reached.any(1), np.where(at == 0, x[0], place), np.inf)
+
+
+def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean of one value a training seed, with Student's interval, mean +- t_{(1 + level) / 2, R - 1} s / sqrt(R).
+
+    ValueError for fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval over training seeds needs at least 2 of them, got {len(values)}")
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def student_p(values: Sequence[float]) -> float:
+    """Two-sided p of a mean of 0 by Student's test on one value a training seed; 1 where no value differs from 0, 0
+    where all differ from it by the same. ValueError for fewer than two values."""
+    if len(values) < 2:
+        raise ValueError(f"a test over training seeds needs at least 2 of them, got {len(values)}")
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    if error == 0:
+        return float(mean == 0)
+    return 2 * float(stdtr(len(values) - 1, -abs(mean) / error))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """P-values that hold together (Holm 1979): of m, the k-th smallest times m - k + 1, none below an earlier one, at
+    most 1; in the order given."""
+    corrected, largest = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(np.argsort(ps, kind="stable").tolist()):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
+        corrected[place] = largest
+    return corrected
 
 
 LEVEL = 0.95

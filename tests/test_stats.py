@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import t
+from scipy.stats import t, ttest_1samp
 
 from rl_lab.stats import (
     Spread,
     bootstrap_mean,
     first_reach,
+    holm,
     item_weights,
     mcnemar_p,
     mean_interval,
@@ -20,6 +21,8 @@ from rl_lab.stats import (
     replicate_weights,
     resampled_means,
     spread,
+    student_interval,
+    student_p,
     wilson,
 )
 
@@ -253,3 +256,18 @@ def test_items_with_a_missing_reward_are_left_out():
 def test_too_little_data_is_refused(shape):
     with pytest.raises(ValueError, match="at least 2 items and 2 training seeds"):
         spread(np.zeros(shape))
+
+
+def test_intervals_and_tests_over_training_seeds_are_students():
+    one = student_interval([1.0, 2.0, 3.0])  # s = 1, t_{0.975, 2} = 4.30265
+    assert (one.value, one.high) == pytest.approx((2.0, 2.0 + 4.30265 / 3**0.5), abs=1e-4)
+    assert student_p([1.0, 2.0, 3.0]) == pytest.approx(ttest_1samp([1.0, 2.0, 3.0], 0.0).pvalue)
+    assert student_p([0.5, 0.5]) == 0.0 and student_p([0.0, 0.0]) == 1.0
+    for compute in (student_interval, student_p):
+        with pytest.raises(ValueError, match="at least 2"):
+            compute([0.1])
+
+
+def test_holm_holds_p_values_together():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -137,6 +137,16 @@ def resolve_config(
     )
     plain = merge(merge(PLAIN.get(backend, OWN), UNPROBED if config.policy_code else {}), merged)
     return validate(merge(plain, {"env": {"backend": backend}}), where)
+
+
+def with_changes(
+    config: RunConfig, changes: Tree, levels: Mapping[str, Any], registry: Registry | None = None
+) -> RunConfig:
+    """The configuration with other top-level values and, by dotted key, others below. UserError, naming the first of
+    these, where that cannot be."""
+    keys = [(key.split("."), value) for key, value in levels.items()]
+    tree = _apply(config.model_dump(mode="json") | changes, keys)
+    return _validate(tree, ", ".join(f"{key}={json.dumps(value)}" for key, value in levels.items()), [], registry)
 
 
 def dump_config(config: RunConfig) -> str:

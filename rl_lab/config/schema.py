@@ -54,6 +54,7 @@ from rl_lab.config.language import (
 from rl_lab.config.pipeline import Repeat, Stage, stage_names
 from rl_lab.config.placement import Placement, PlacementBlock
 from rl_lab.config.section import ModelConfig, Section
+from rl_lab.config.study import StudyConfig
 from rl_lab.config.sweep import SweepConfig
 
 BACKENDS = ("auto", "tabletop", "robotwin")
@@ -170,6 +171,8 @@ class RunConfig(Section):
     """What examinations score by; None: by `rewards`. In a sweep that is the truth, and variants train on others."""
     sweep: SweepConfig | None = None
     """Variants that are compared; None: the run compares methods or curricula, if anything."""
+    study: StudyConfig | None = None
+    """Worlds, methods and training seeds that are compared; None: this one experiment."""
     curriculum: Curriculum = CurriculumOptions()
     """How the items of a step are chosen: options of `algos.curriculum.options`."""
     other_schemes: AnyNumber[Scheme] = ()
@@ -357,6 +360,20 @@ class RunConfig(Section):
         for stage in needed:
             if stage not in self.stage_names:
                 raise ValueError(f"sweep: rewards are compared by training and examining; add {stage} to stages")
+        return self
+
+    @model_validator(mode="after")
+    def _studies_rounds(self) -> Self:
+        if self.study is None:
+            return self
+        if self.sweep is not None:
+            raise ValueError("study: a run is a study or a sweep; leave one of both out")
+        blocks = [stage for stage in self.stages if isinstance(stage, Repeat) and not stage.on_language]
+        if not any("evaluate" in block.of for block in blocks):
+            raise ValueError(
+                "study: methods are compared by evaluated rounds; let stages end with "
+                "{repeat: 1, of: [collect, optimise, evaluate]}"
+            )
         return self
 
     @model_validator(mode="after")

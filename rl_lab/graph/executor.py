@@ -93,8 +93,9 @@ class Executor:
         self._ended: queue.Queue[tuple[Node, float, BaseException | None]] = queue.Queue()
         self._running: dict[str, threading.Thread] = {}
         self._failures: list[tuple[Node, BaseException]] = []
-        self._keep_going = config.sweep is not None
-        """Whether a stage that fails leaves the others running: variants of a sweep do not need each other."""
+        self._keep_going = config.sweep is not None or config.study is not None
+        """Whether a stage that fails leaves the others running: variants of a sweep, or worlds of a study, do not need
+        each other."""
         self._missing = ("skipped", "failed") if self._keep_going else ("skipped",)
         """States of a stage without which the run goes on."""
 
@@ -232,14 +233,14 @@ class Executor:
         return (self.folder.path / "work" / self.hashes[node.name]).absolute()
 
     def _context(self, node: Node) -> StageContext:
-        is_report = node.kind == "report"
+        is_report, config = node.kind == "report", node.config or self.config
         out = self.folder.path if is_report else self._work(node) / "out"
         scratch = self.folder.path / "work" / "report" if is_report else self._work(node) / "scratch"
         for folder in (out, scratch):
             folder.mkdir(parents=True, exist_ok=True)
         return StageContext(
             node=node,
-            config=self.config if is_report else StageConfig(self.config, node.stage, node.sections),
+            config=config if is_report else StageConfig(config, node.stage, node.sections),
             inputs={
                 role: self.store.path(self.hashes[name])
                 for role, name in node.inputs.items()
@@ -247,7 +248,7 @@ class Executor:
             },
             out=out,
             scratch=scratch,
-            seed=self.config.seed,
+            seed=config.seed,
             _folder=self.folder,
             _bars=self.bars,
             _stop=self._stop,
@@ -291,10 +292,9 @@ class Executor:
             digest = self.hashes[node.name]
             if seconds is not None:
                 record = {"kind": node.kind, "params": node.params, "seconds": seconds, "versions": dict(self.versions)}
-                inputs = {role: self.hashes[name] for role, name in node.inputs.items()}
-                self.store.publish(
-                    digest, self._work(node) / "out", record | {"seed": self.config.seed, "inputs": inputs}
-                )
+                record |= {"seed": (node.config or self.config).seed}
+                record |= {"inputs": {role: self.hashes[name] for role, name in node.inputs.items()}}
+                self.store.publish(digest, self._work(node) / "out", record)
                 shutil.rmtree(self._work(node))
             else:
                 lines = [labels(node) | line for line in self.store.metrics(digest)]

@@ -64,6 +64,8 @@ class Node:
     """Sections that the stage reads in place of the run's: those of a teacher."""
     when: tuple[str, bool] | None = None
     """Gate, and whether it must have passed for this node to run; else the node is skipped."""
+    config: RunConfig | None = None
+    """Of a study: the settings of its world, with its training seed, in place of the run's."""
 
     @property
     def kind(self) -> str:
@@ -265,6 +267,6 @@ def stage_hashes(nodes: Sequence[Node], seed: int, versions: Mapping[str, str]) 
         if node.kind == "report":
             continue
         inputs = {role: hashes[name] for role, name in node.inputs.items()}
-        content = [node.kind, node.params, inputs, seed, dict(versions)]
+        content = [node.kind, node.params, inputs, node.config.seed if node.config else seed, dict(versions)]
         hashes[node.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     return hashes

@@ -40,7 +40,7 @@ def plan_table(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, st
         reused = bool(digest) and (digest in seen or store.has(digest))
         seen.add(digest)
         costs[node.name] = cost = 0.0 if reused else seconds(node, config)
-        amount = " ".join(map(str, node.stage.units(node, config)))
+        amount = " ".join(map(str, node.stage.units(node, node.config or config)))
         note = f"{'  reused' if reused else ''}{condition(node)}"
         time = "needs a GPU" if cost == math.inf else "not measured" if math.isnan(cost) else f"{cost / 60:7.1f} min"
         rows.append(f"  {node.name:28} {digest[:12]:12}  {amount:>14}  {time}{note}")
@@ -70,6 +70,7 @@ def condition(node: Node) -> str:
 
 def seconds(node: Node, config: RunConfig) -> float:
     """Rough wall time of a stage on two CPU cores; infinite for a model that needs a GPU, NaN if nobody measured it."""
+    config = node.config or config
     factor = 1.0
     if node.stage.has_model and not node.stage.makes:
         size = _parameters(node.sections.get("model", config.model))

@@ -30,13 +30,15 @@ from rl_lab.reports.pages.pipeline import (
     written_rows,
 )
 from rl_lab.reports.pages.reward_models import outcome_models, outcome_sentence
+from rl_lab.reports.pages.study import study_lines
 from rl_lab.reports.pages.sweep import sweep_lines
 from rl_lab.reports.run import LoadedRun
+from rl_lab.reports.study import is_study, study_summary
 from rl_lab.reports.sweep import is_sweep, sweep_summary
 from rl_lab.stats import REWARD_METHOD
 
-INTERNAL = ("estimates", "sweep")
-"""What a summary holds for pages and tables only; `sweep.json` has the latter."""
+INTERNAL = ("estimates", "sweep", "study")
+"""What a summary holds for pages and tables only; `sweep.json` and `study.json` have the latter two."""
 
 
 def written(summary: Row) -> Row:
@@ -48,9 +50,9 @@ def written(summary: Row) -> Row:
 def measure(run: LoadedRun) -> Row:
     """Name, seed, alarms, seconds and unfinished stages; then what its kind of stages measured, and the verdict.
 
-    `estimates` is the table of which the rest is a view; a sweep also has `sweep`, which `sweep.json` holds.
+    `estimates` is the table of which the rest is a view; a sweep also has `sweep`, which `sweep.json` holds. A study
+    has `study` alone, which `study.json` holds.
     """
-    table = estimates(run)
     summary: Row = {
         "name": run.name,
         "seed": run.seed,
@@ -58,8 +60,12 @@ def measure(run: LoadedRun) -> Row:
         "computed_seconds": run.computed_seconds,
         "unfinished": run.unfinished,
         "verdict": [],
-        "estimates": table,
     }
+    if is_study(run):
+        study = study_summary(run)
+        return summary | {"study": study, "verdict": study["verdict"]}
+    table = estimates(run)
+    summary |= {"estimates": table}
     for wanted, part in ((run.on_episodes, episode_summary), (run.on_language, language_summary)):
         if wanted:
             found = part(run, table)
@@ -112,6 +118,8 @@ def language_summary(run: LoadedRun, table: Sequence[Estimate]) -> Row:
 
 def summary_lines(summary: Row) -> str:
     """The tables of a run and its verdict."""
+    if "study" in summary:
+        return "\n\n".join([*study_lines(summary["study"]), "\n".join(summary["verdict"])])
     if "sweep" in summary:
         return "\n\n".join([*sweep_lines(summary["sweep"]), "\n".join(summary["verdict"])])
     tables = episode_lines(summary) if "scores" in summary else []

@@ -34,6 +34,7 @@ from rl_lab.stages.language import ColdStartKind, DevelopmentKind, ExamineKind, 
 from rl_lab.stages.outcome import OutcomeLabelsKind, OutcomeMemberKind, OutcomeModelKind
 from rl_lab.stages.report import ReportKind
 from rl_lab.stages.rft import RFTKind, TracesKind
+from rl_lab.stages.study import study_nodes, worlds
 
 KINDS = {
     kind.name: kind
@@ -51,9 +52,18 @@ KINDS = {
 }
 
 
+def _expand(config: RunConfig) -> list[Node]:
+    return Expansion(config, KINDS).run()
+
+
+def settings_of(config: RunConfig) -> list[RunConfig]:
+    """The configurations that stages of a run have: its own, or those of the worlds of a study."""
+    return [config] if config.study is None else [settings for _, settings in worlds(config, REGISTRY)]
+
+
 def expand(config: RunConfig) -> list[Node]:
     """The nodes of a run, every node after its inputs; the last is the report."""
-    nodes = Expansion(config, KINDS).run()
+    nodes = _expand(config) if config.study is None else study_nodes(config, REGISTRY, _expand)
     return [*nodes, Node("report", KINDS["report"], inputs={node.name: node.name for node in nodes})]
 
 
@@ -70,6 +80,9 @@ def check_repeat(names: Sequence[str]) -> None:
 
 def check_stages(config: RunConfig) -> None:
     """ValueError unless every stage finds what it needs before it, and settings that fit it."""
+    if config.study is not None:
+        worlds(config, REGISTRY)
+        return
     graph = Expansion(config, KINDS, hashed=False)
     graph.run()
     for name in sorted(config.engine_stages):

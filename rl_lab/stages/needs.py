@@ -84,14 +84,15 @@ def needs(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, str], s
     """Of the stages that are not stored yet."""
     found, largest, written = Needs(), 0, dict[str, int]()
     for node in nodes:
-        if not node.stage.has_learner(config) or store.has(hashes[node.name]):
+        own = node.config or config
+        if not node.stage.has_learner(own) or store.has(hashes[node.name]):
             continue
-        if config.policy_code is None:
-            model = node.sections.get("model", config.model)
-            groups, width = _numbers(model.model_dump_json(), config.learns_actions)
+        if own.policy_code is None:
+            model = node.sections.get("model", own.model)
+            groups, width = _numbers(model.model_dump_json(), own.learns_actions)
         else:
-            groups, width = _counts(own_policy(config)), 4
-        trained, weights = _trained(node, config, groups), groups[""] * width
+            groups, width = _counts(own_policy(own)), 4
+        trained, weights = _trained(node, own, groups), groups[""] * width
         state = trained * (8 + 4 * (width != 4))
         memory = (weights + state + 4 * trained) // config.placement.ranks
         written[hashes[node.name]], largest = weights, max(largest, weights + state)

@@ -35,6 +35,7 @@ from rl_lab.reading import parse_json, read_text
 from rl_lab.records.question_files import has_open_questions
 from rl_lab.records.sources import find_recordings, glance, spread
 from rl_lab.rollouts.answering import make_rewards
+from rl_lab.stages.kinds import settings_of
 from rl_lab.stages.own_policy import check_own_policy
 from rl_lab.workers.cluster import cluster_nodes
 from rl_lab.workers.placement import Node, bundles, joins_cluster, lacking
@@ -68,7 +69,13 @@ def check_machine(config: RunConfig) -> None:
 
 
 def check_settings(config: RunConfig) -> None:
-    """UserError for what no machine could run: settings, files and own code; and for a simulator that is not there."""
+    """UserError for what no machine could run: settings, files and own code; and for a simulator that is not there. Of
+    a study in every of its worlds."""
+    for own in settings_of(config):
+        _check_settings(own)
+
+
+def _check_settings(config: RunConfig) -> None:
     _check_own_code(config)
     if config.learns_actions:
         if config.runs_episodes and config.env.backend == "robotwin":

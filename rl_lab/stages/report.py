@@ -19,6 +19,7 @@ from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import published
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import BASE, LoadedRun, load_run
+from rl_lab.reports.study import is_study
 from rl_lab.reports.sweep import flips, ranks_actions, truth_of, variant_names
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import Film, evaluation_groups
@@ -42,7 +43,7 @@ class ReportKind(StageKind):
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """Films of episodes that end differently under two policies, then summary and page of the run folder."""
         run = load_run(context.out)
-        contrasts = flipped(run) if ranks_actions(run.config) else rescued(run)
+        contrasts = [] if is_study(run) else flipped(run) if ranks_actions(run.config) else rescued(run)
         record_films(cluster, context, contrasts)
         write_report(context.out)
 

@@ -18,6 +18,7 @@ from rl_lab.reports.examinations import reward_table
 from rl_lab.reports.numbers import Row, p_text, reward
 from rl_lab.reports.pages.markup import Cell, document, parts
 from rl_lab.reports.run import BASE, Evaluation, LoadedRun, label
+from rl_lab.reports.study import is_study
 from rl_lab.stats import REWARD_METHOD
 from rl_lab.terminal import columns
 
@@ -179,7 +180,10 @@ def find_pairing(run: LoadedRun, other: LoadedRun) -> Pairing:
 
 
 def comparison_lines(run: LoadedRun, other: LoadedRun) -> str:
-    """The comparison for the terminal."""
+    """The comparison for the terminal. UserError for a study, which is one itself."""
+    for one in (run, other):
+        if is_study(one):
+            raise UserError(f"{one.path} is a study, which compares its own worlds and methods; leave out --against")
     parts = [f"here: {run.path}\nthere: {other.path}", *_warnings(run, other)]
     pairing = find_pairing(run, other)
     parts.append(text_table(pairing.head, pairing.rows, left=2))

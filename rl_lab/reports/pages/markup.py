@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -64,6 +65,11 @@ parts = macros("parts")
 def minus(text: str) -> str:
     """With a real minus sign."""
     return text.replace("-", "\u2212")
+
+
+def typeset(sentence: str) -> str:
+    """A sentence of `verdict` with real minus signs and unbroken p-values."""
+    return re.sub(r"p ([<=]) ", "p\u00a0\\1\u00a0", re.sub(r"(?<=[ (])-(?=\d)", "\u2212", sentence))
 
 
 def estimate_text(one: Estimate | None) -> Markup | str:

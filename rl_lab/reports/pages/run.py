@@ -7,7 +7,6 @@ end the stand-ins, what ran and how long it took, and the settings.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import yaml
@@ -19,11 +18,12 @@ from rl_lab.reports.pages.curves import language_curves, learning_curves, reward
 from rl_lab.reports.pages.distillation import distillation_section
 from rl_lab.reports.pages.held_out import held_out_section, held_out_tiles, schemes_section
 from rl_lab.reports.pages.joint import joint_section
-from rl_lab.reports.pages.markup import Cell, Markup, Tile, document, parts
+from rl_lab.reports.pages.markup import Cell, Markup, Tile, document, parts, typeset
 from rl_lab.reports.pages.pairs import pair_browser
 from rl_lab.reports.pages.pipeline import pipeline_section, pipeline_tiles, provenance
 from rl_lab.reports.pages.reward_models import action_rewards_section, outcome_section
 from rl_lab.reports.pages.rollouts import rollouts_section, traces_section
+from rl_lab.reports.pages.study import study_link, write_study
 from rl_lab.reports.pages.sweep import sweep_link, write_sweep
 from rl_lab.reports.run import LoadedRun, label, load_run
 from rl_lab.reports.summary import measure, written
@@ -66,11 +66,6 @@ def facts(run: LoadedRun, summary: Row) -> list[str]:
     return [fact for fact in said if fact]
 
 
-def typeset(sentence: str) -> str:
-    """A sentence of `verdict` with real minus signs and unbroken p-values."""
-    return re.sub(r"p ([<=]) ", "p\u00a0\\1\u00a0", re.sub(r"(?<=[ (])-(?=\d)", "\u2212", sentence))
-
-
 SCRIPTS = {"pairs": ("page.js",), "rollouts": ("browser.js", "rollouts_page.js")}
 """Scripts by the section that they work for."""
 Sections = dict[str, tuple[str, Markup]]
@@ -110,7 +105,7 @@ def language_sections(run: LoadedRun, summary: Row) -> Sections:
 
 def _tiles(run: LoadedRun, summary: Row) -> list[list[Tile]]:
     """A line of numbers for each skill."""
-    shown = [episode_tiles(summary)] if run.on_episodes else []
+    shown = [episode_tiles(summary)] if run.on_episodes and "study" not in summary else []
     if run.on_language:
         shown.append(pipeline_tiles(summary["pipeline"]) if "pipeline" in summary else held_out_tiles(summary))
     return shown
@@ -121,7 +116,9 @@ def build_page(run: LoadedRun, summary: Row) -> str:
     sections: Sections = {"joint": ("Interference", joint_section(run.joint, summary))}
     if "sweep" in summary:
         sections |= {"sweep": ("Sweep", sweep_link())}
-    if run.on_episodes:
+    if "study" in summary:
+        sections |= {"study": ("Map", study_link())}
+    elif run.on_episodes:
         sections |= episode_sections(run, summary)
     if run.on_language:
         sections |= language_sections(run, summary)
@@ -151,7 +148,8 @@ def build_page(run: LoadedRun, summary: Row) -> str:
 def write_report(run_dir: Path) -> tuple[Row, Path]:
     """Write `summary.json` and `report.html` of a run folder, each whole or not at all; returns summary and page path.
 
-    Of a sweep also `sweep.json` and `sweep.html`, of a pipeline `provenance.json`.
+    Of a sweep also `sweep.json` and `sweep.html`, of a study `study.json` and `study.html`, of a pipeline
+    `provenance.json`.
 
     UserError if there is no run folder; whatever else is missing or damaged, the page and `problems` say so.
     """
@@ -172,4 +170,6 @@ def write_pages(run: LoadedRun, summary: Row) -> Path:
     write_whole(path, page)
     if "sweep" in summary:
         write_sweep(run, summary["sweep"])
+    if "study" in summary:
+        write_study(run, summary["study"])
     return path

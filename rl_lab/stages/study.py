@@ -1,0 +1,56 @@
+"""The stages of a study: those of the experiment in each of its worlds and with each training seed, shared where alike.
+
+A node's name begins with its world and the number of its training seed, `pairs-10.2.rpro.1.optimise`. What several
+worlds have in common, such as demonstrations and base policies, is one node with the name that it has in the first;
+evaluations are listed in all. Training seeds come one after the other, so that a study that was stopped has all worlds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+from rl_lab.config.load import with_changes
+from rl_lab.config.pipeline import Registry
+from rl_lab.config.schema import RunConfig
+from rl_lab.config.study import World
+from rl_lab.errors import UserError
+from rl_lab.graph.nodes import Node
+
+Expand = Callable[[RunConfig], list[Node]]
+
+
+def worlds(config: RunConfig, registry: Registry) -> list[tuple[World, RunConfig]]:
+    """The settings of each world, with the file's seed. ValueError, naming the factor, for values that cannot be."""
+    study = config.study
+    assert study is not None
+    method, *controls = study.methods
+    shared = {"study": None, "method": method, "controls": controls}
+    found = []
+    for world in study.worlds():
+        try:
+            found.append((world, with_changes(config, shared, world.levels, registry)))
+        except UserError as error:
+            raise ValueError(f"study: {error}") from error
+    return found
+
+
+def study_nodes(config: RunConfig, registry: Registry, expand: Expand) -> list[Node]:
+    """All nodes, every one after its inputs."""
+    assert config.study is not None
+    graphs = [(world, settings, expand(settings)) for world, settings in worlds(config, registry)]
+    nodes: dict[str, Node] = {}
+    known: dict[str, str] = {}
+    for number in range(config.study.seeds):
+        for world, settings, graph in graphs:
+            own = settings.model_copy(update={"seed": config.seed + number})
+            names: dict[str, str] = {}
+            for node in graph:
+                inputs = {role: names[name] for role, name in node.inputs.items()}
+                content = json.dumps([node.kind, node.params, inputs, own.seed], sort_keys=True)
+                name = f"{world.name}.{number + 1}.{node.name}"
+                names[node.name] = name if node.kind == "evaluate" else known.setdefault(content, name)
+                if names[node.name] == name:
+                    nodes[name] = replace(node, name=name, inputs=inputs, config=own)
+    return list(nodes.values())

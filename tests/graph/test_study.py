@@ -1,0 +1,119 @@
+"""A study as a graph: worlds, methods and training seeds, and what of them is one stage."""
+
+import pytest
+import yaml
+
+from rl_lab.errors import UserError
+from rl_lab.graph.executor import StageError
+from rl_lab.graph.run_folder import RunFolder
+from rl_lab.reports.study import expected_power, power_text
+from rl_lab.stages.kinds import load_config
+from tests.support.experiments import FakeStages, executor, hashes, main, nodes, statuses, write_small
+
+STUDY = {
+    "factors": {"collect.pairs": [10, 60], "objectives.rpro.lambda_pro": [1.0, 3.0]},
+    "methods": ["rpro", "dagger_buffered"],
+    "control": "dagger_buffered",
+    "seeds": 2,
+}
+
+
+def write(tmp_path, **changes):
+    return write_small(tmp_path, yaml.safe_dump({"study": STUDY | changes}))
+
+
+@pytest.fixture
+def load(tmp_path):
+    return lambda **changes: load_config(write(tmp_path, **changes))
+
+
+def test_one_factor_at_a_time_or_all_combinations(load):
+    worlds = ["pairs-10", "pairs-60", "lambda_pro-1-0", "lambda_pro-3-0"]
+    assert [world.name for world in load().study.worlds()] == worlds
+    combined = load(design="all").study.worlds()
+    assert [world.name for world in combined] == [f"{one}_{other}" for one in worlds[:2] for other in worlds[2:]]
+    assert combined[1].levels == {"collect.pairs": 10, "objectives.rpro.lambda_pro": 3.0}
+
+
+def test_worlds_share_every_stage_that_is_alike_and_evaluations_are_listed_in_all(load):
+    found = nodes(load())
+    made = [name for name, node in found.items() if node.kind in ("demos", "sft")]
+    assert made == [f"pairs-10.{seed}.{kind}" for seed in (1, 2) for kind in ("demos", "sft")]
+    # 60 pairs and lambda 1 are what the small file has by default.
+    assert "lambda_pro-1-0.1.rpro.1.optimise" not in found and "lambda_pro-3-0.1.rpro.1.optimise" in found
+    assert found["lambda_pro-3-0.1.rpro.1.optimise"].inputs["pairs.1"] == "pairs-60.1.rpro.1.collect"
+    assert found["pairs-10.1.dagger_buffered.1.optimise"].inputs["pairs.1"] == "pairs-10.1.rpro.1.collect"
+    evaluated = [node for node in found.values() if node.kind == "evaluate"]
+    assert len(evaluated) == 4 * 2 * (1 + 2 * 2)
+
+
+def test_the_first_seed_of_a_world_as_the_file_has_it_is_the_plain_run(tmp_path, load):
+    study = hashes(load())
+    plain = hashes(load_config(write_small(tmp_path, "method: rpro\ncontrols: [dagger_buffered]\n")))
+    assert plain["sft"] == study["pairs-10.1.sft"] != study["pairs-10.2.sft"]
+    assert plain["rpro.2.evaluate"] == study["pairs-60.1.rpro.2.evaluate"] == study["lambda_pro-1-0.1.rpro.2.evaluate"]
+    assert plain["rpro.1.evaluate"] not in (study["pairs-10.1.rpro.1.evaluate"], study["pairs-60.2.rpro.1.evaluate"])
+
+
+def test_stages_have_their_worlds_settings_and_a_world_that_fails_leaves_the_others(tmp_path):
+    class Seen(FakeStages):
+        seen = {}
+
+        def run(self, context):
+            if context.node.kind == "collect":
+                self.seen[context.node.name] = context.config.collect.pairs, context.seed
+            super().run(context)
+
+    path = write(tmp_path, factors={"collect.pairs": [10, 60]})
+    config = load_config(path, ["stages=[demos, sft, {repeat: 1, of: [collect, optimise, evaluate]}]"])
+    stages, folder = Seen(steps=2), RunFolder.create(tmp_path / "run", config.name)
+    stages.fail_at = "pairs-10.1.rpro.1.collect"
+    with pytest.raises(StageError, match="no luck"):
+        executor(config, stages, folder, tmp_path / "store").run()
+    expected = {f"pairs-{pairs}.{seed}.rpro.1.collect": (pairs, seed - 1) for pairs in (10, 60) for seed in (1, 2)}
+    assert stages.seen == expected
+    assert statuses(folder)["pairs-60.2.dagger_buffered.1.evaluate"] == "done"
+    assert statuses(folder)["pairs-10.1.rpro.1.evaluate"] == "skipped"
+    again = FakeStages(steps=2)
+    continued = executor(config, again, folder, tmp_path / "store")
+    continued.continue_from(folder.read_stages()[1])
+    continued.run()
+    assert again.ran and all(name.startswith("pairs-10.1.") for name in again.ran)
+    assert set(statuses(folder).values()) == {"done"}
+
+
+def test_a_run_says_first_what_it_can_find(tmp_path, capsys):
+    assert main(str(write(tmp_path, spread=0.02)), "--plan") == 0
+    assert "study: 4 worlds, 4 comparisons, 2 training seeds: differences vary by 0.020" in capsys.readouterr().err
+
+
+def test_without_a_known_spread_power_is_that_of_the_episodes(load):
+    expected = expected_power(load(seeds=5).model_dump(mode="json"))
+    assert expected["spread"] == pytest.approx((0.5 / 100) ** 0.5) and not expected["is_known"]
+    assert expected["detectable"] == pytest.approx((2.7764 + 0.9410) * 0.070711 / 5**0.5, rel=1e-3)
+    assert expected["detectable"] < expected["detectable_together"]
+    assert "and study.spread could say it" in power_text(expected)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"control": "rpo"}, r"study: control is 'rpo', which is not one of rpro, dagger_buffered; did you mean rpro"),
+        ({"factors": {"collect.pears": [1, 2]}}, r"study: collect.pears=1: collect.pears is not a known key"),
+        ({"factors": {"collect.pairs": [0]}}, r"study: collect.pairs=0: collect.pairs: "),
+        ({"factors": {"seed": [1, 2]}}, r"study: factors: seed is the whole run's, or said by the study"),
+        ({"factors": {"collect.pairs": [10, 10]}}, r"study: factors: collect.pairs has a value twice"),
+        ({"methods": ["rpro", "dagr"], "control": "rpro"}, r"dagr"),
+        ({"spread": "nowhere.json"}, r"study.spread: nowhere.json is no study.json"),
+    ],
+)
+def test_what_cannot_be_studied_is_one_line(load, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_study_needs_evaluated_rounds(tmp_path):
+    path = write(tmp_path)
+    with pytest.raises(UserError, match="study: methods are compared by evaluated rounds"):
+        load_config(path, ["stages=[demos, sft, evaluate]"])

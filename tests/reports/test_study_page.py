@@ -1,0 +1,90 @@
+"""The pages of an invented study."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from rl_lab.reports.pages.run import write_report
+from rl_lab.reports.run import load_run
+from rl_lab.reports.summary import measure, summary_lines
+from rl_lab.stats import student_interval
+from tests.support.run_folders import write_jsonl
+
+GAINS = {"pairs-10": [0.02, -0.03, 0.01, 0.00], "pairs-60": [0.30, 0.32, 0.28, 0.30]}
+"""Of RPRO over the control, by world and training seed."""
+SOLVED = 50
+EPISODES = 100
+
+
+def results(path, rate):
+    rows = [
+        {"task": "lift_pot", "variant": "clean", "seed": number, "success": number < round(rate * EPISODES)}
+        | {"num_steps": 40, "step_limit": 100}
+        for number in range(EPISODES)
+    ]
+    write_jsonl(path / "results.jsonl", rows)
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "run"
+    section = {"factors": {"collect.pairs": [10, 60]}, "methods": ["dagger_buffered", "rpro"]}
+    section |= {"control": "dagger_buffered", "seeds": 4}
+    config = {"name": "map", "seed": 0, "model": {"preset": "state"}, "study": section, "eval": {"episodes": EPISODES}}
+    config |= {"env": {"tasks": ["lift_pot"], "variants": ["clean"]}}
+    nodes = []
+    for world, gains in GAINS.items():
+        for seed, gain in enumerate(gains, start=1):
+            for name, method, rate in (
+                ("base.evaluate", None, 0.2),
+                ("dagger_buffered.1.evaluate", "dagger_buffered", 0.5),
+                ("rpro.1.evaluate", "rpro", 0.5 + gain),
+            ):
+                node = f"{world}.{seed}.{name}"
+                nodes.append({"name": node, "kind": "evaluate", "method": method, "round": int(method is not None)})
+                nodes[-1] |= {"status": "done", "hash": node, "seconds": 1.0, "reused": False}
+                results(path / "episodes" / node, rate)
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "stages.json").write_text(json.dumps({"store": "s", "nodes": nodes}))
+    (path / "environment.json").write_text(json.dumps({"substitutions": []}))
+    return path
+
+
+def test_differences_are_paired_by_seed_and_their_intervals_are_over_seeds(study):
+    summary = measure(load_run(study))["study"]
+    few, many = (row["methods"][0] for row in summary["rows"])
+    assert list(many.differences.values()) == pytest.approx(GAINS["pairs-60"])
+    known = student_interval(GAINS["pairs-60"])
+    assert (many.difference.low, many.difference.high) == pytest.approx((known.low, known.high))
+    assert many.is_decided and not few.is_decided
+    assert summary["rows"][0]["levels"] == pytest.approx({"base": 0.2, "control": 0.5})
+    spreads = [np.std(gains, ddof=1) for gains in GAINS.values()]
+    assert summary["spread"] == pytest.approx(np.sqrt(np.mean(np.square(spreads))))
+
+
+def test_the_page_says_that_it_is_a_study_and_has_the_data_behind(study):
+    written, path = write_report(study)
+    page = (study / "study.html").read_text()
+    assert "A study with the simulator&#39;s truth" in page or "A study with the simulator's truth" in page
+    assert "RPRO over DAgger-Buffered at collect.pairs 60: +30 points" in page and "<svg" in page
+    assert page.count("pairs-60") >= 3  # a line each of base, control and method
+    assert "study.html" in path.read_text() and written["verdict"][0].startswith("RPRO over DAgger-Buffered")
+    found = json.loads((study / "study.json").read_text())
+    assert found["successes"]["pairs-60"]["rpro"] == pytest.approx({"1": 0.8, "2": 0.82, "3": 0.78, "4": 0.8})
+    assert "Not told apart from DAgger-Buffered: 1 of 2 comparisons" in written["verdict"][1]
+
+
+def test_the_terminal_shows_the_map(study):
+    lines = summary_lines(measure(load_run(study)))
+    assert "collect.pairs 60" in lines and "+30 (+27 to +33)*" in lines
+
+
+def test_a_study_that_is_under_way_shows_what_there_is(study):
+    for seed in (2, 3, 4):
+        (study / "episodes" / f"pairs-60.{seed}.rpro.1.evaluate" / "results.jsonl").unlink()
+    summary = measure(load_run(study))["study"]
+    assert summary["rows"][1]["methods"][0].difference is None
+    write_report(study)
+    assert "one seed" in (study / "study.html").read_text()
