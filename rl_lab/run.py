@@ -32,10 +32,11 @@ from rl_lab.files import read_json_lines
 from rl_lab.graph.executor import Executor, StageError
 from rl_lab.graph.nodes import Node, stage_hashes
 from rl_lab.graph.plan import plan_table
-from rl_lab.graph.record import Tracker, describe
+from rl_lab.graph.record import describe
 from rl_lab.graph.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, RunFolder, check_unused
 from rl_lab.graph.stage import Stage
 from rl_lab.graph.store import Store, code_versions
+from rl_lab.graph.trackers import Trackers
 from rl_lab.reading import read_object
 from rl_lab.reports.pages.run import REPORT_FILE
 from rl_lab.reports.pages.sweep import power_text
@@ -250,7 +251,7 @@ def _run(folder: RunFolder, config: RunConfig, graph: Graph, stages: StageFactor
     """Bring the stages to their end. Returns the exit code; KeyboardInterrupt after a clean stop."""
     rows, store = _begin(folder, config, resumed=resumed)
     make = partial(real_stages, config, folder.path, store.root) if stages is real_stages else partial(stages, config)
-    with make() as functions, Tracker(config, folder.path, graph.nodes) as tracker, _stops_on_signals():
+    with make() as functions, Trackers(config, folder.path, graph.nodes) as tracker, _stops_on_signals():
         executor = Executor(config, graph.nodes, graph.hashes, graph.versions, functions, store, folder, tracker.log)
         _tell_changes(folder, executor.continue_from(rows))
         try:

@@ -195,8 +195,10 @@ class RunConfig(Section):
     joint: JointConfig = JointConfig()
     placement: PlacementBlock = Placement()
     """Where processes run: auto, cpu or gpu for the learner's device, or a block; auto: the GPU if torch sees one."""
+    trackers: AnyNumber[Literal["wandb", "tensorboard", "trackio", "mlflow"]] = ("wandb",)
+    """Who follows the run, by the name of the package that must be installed; [] for nobody. See docs/trackers.md."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
-    """Whether Weights & Biases follows the run: into its folder, over the network, or not at all."""
+    """How Weights & Biases does: into the run's folder, over the network, or not at all."""
     checkpoint_every: PositiveInt | None = None
     """Optimiser steps between the states from which a killed run continues; None: ten a stage, and one in 200 steps."""
     _kinds: Mapping[str, Any] | None = PrivateAttr(None)
@@ -219,6 +221,11 @@ class RunConfig(Section):
     def row(self, method: str) -> Method:
         """What a method is: of our table, or of one's own. ValueError for an unknown name."""
         return self.objective(method).row(method)
+
+    @property
+    def trackers_used(self) -> tuple[str, ...]:
+        """The trackers, without Weights & Biases where that is disabled."""
+        return tuple(name for name in self.trackers if name != "wandb" or self.wandb != "disabled")
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -340,6 +347,14 @@ class RunConfig(Section):
         if info.context is not None:
             self._kinds = info.context.kinds
             info.context.check(self)
+        return self
+
+    @model_validator(mode="after")
+    def _trackers_are_named(self) -> Self:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers: {list(self.trackers)} repeat one; name each once")
+        if self.wandb == "online" and "wandb" not in self.trackers:
+            raise ValueError("wandb is online, but trackers leaves it out; add wandb to trackers")
         return self
 
     @model_validator(mode="after")

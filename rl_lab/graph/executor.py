@@ -26,6 +26,7 @@ from rl_lab.graph.plan import Forecast
 from rl_lab.graph.run_folder import GATE_FILE, Line, RunFolder
 from rl_lab.graph.stage import Stage, StageConfig, StageContext, StageStopped, labels
 from rl_lab.graph.store import Store
+from rl_lab.graph.trackers import result_line
 from rl_lab.reading import read_object
 from rl_lab.terminal import ProgressBars
 
@@ -113,6 +114,9 @@ class Executor:
             and self._is_stored(row["hash"])
         }
         self.rows |= finished
+        for node in self.nodes:
+            if node.name in finished:
+                self._track_result(node)
         self.folder.keep_metrics(lambda line: str(line.get("node")) in finished)
         self._restore_metrics(finished)
         ended = [row["name"] for row in rows if row["status"] == "done" and row["hash"]]
@@ -304,6 +308,7 @@ class Executor:
         else:
             row["seconds"] = seconds
         row |= {"status": "done", "reused": seconds is None}
+        self._track_result(node)
         self._write_rows()
         done = sum(row["status"] in ("done", "skipped") for row in self.rows.values())
         how = "reused" if seconds is None else f"done in {seconds:.0f} s"
@@ -311,6 +316,12 @@ class Executor:
         self.bars.say(f"[{done}/{len(self.nodes)}] {node.name}: {found + '; ' if found else ''}{how}")
         if node.kind == "gate":
             self.bars.say(f"{node.name}: {self._decision(node.name)['reason']}")
+
+    def _track_result(self, node: Node) -> None:
+        """Tell trackers what a finished stage measured of a model."""
+        measured = {} if node.kind == "report" else node.stage.measured(self.store.path(self.hashes[node.name]))
+        if measured:
+            self.track(result_line(node, measured))
 
     def _run_left(self) -> str:
         """How long the whole run still takes, in words; "" while nobody can say."""

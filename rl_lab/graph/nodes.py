@@ -193,6 +193,10 @@ class StageKind:
         """The number that a finished stage is remembered by, in words, from its output; "" where there is none."""
         return ""
 
+    def measured(self, out: Path) -> dict[str, float]:
+        """What a finished stage measured of a model, from its output, by the names that trackers show; {} for none."""
+        return {}
+
     def sections(self, config: RunConfig) -> tuple[str, ...]:
         """The sections that it may read: those of `reads`, and `LIMITS` for questions of one's own."""
         own = "questions" in self.reads and bool(config.questions.files())

@@ -197,11 +197,19 @@ class EvaluateKind(StageKind):
 
     def finding(self, out: Path) -> str:
         """Successes with their interval."""
+        rate = self.measured(out)
+        if not rate:
+            return ""
+        solved, ends = round(rate["success"] * rate["episodes"]), (rate["success_low"], rate["success_high"])
+        return f"{solved} of {rate['episodes']}, {100 * ends[0]:.0f} to {100 * ends[1]:.0f} %"
+
+    def measured(self, out: Path) -> dict[str, float]:
+        """The success rate, the ends of its interval, and episodes."""
         solved = [bool(row.get("success")) for row in read_json_lines(out / RESULTS_FILE, missing_ok=True)]
         if not solved:
-            return ""
+            return {}
         rate = wilson(sum(solved), len(solved))
-        return f"{sum(solved)} of {len(solved)}, {100 * rate.low:.0f} to {100 * rate.high:.0f} %"
+        return {"success": rate.value, "success_low": rate.low, "success_high": rate.high, "episodes": len(solved)}
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """Success of the policy on the evaluation seeds of every task and variant."""

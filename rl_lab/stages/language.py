@@ -191,12 +191,21 @@ class ExamineKind(StageKind):
 
     def finding(self, out: Path) -> str:
         """The mean reward on the held-out questions with its interval."""
+        mean = self.measured(out)
+        if not mean:
+            return ""
+        value, low, high = (mean[f"held_out_reward{end}"] for end in ("", "_low", "_high"))
+        return f"reward {value:.3f} on {mean['questions']} questions, {low:.3f} to {high:.3f}"
+
+    def measured(self, out: Path) -> dict[str, float]:
+        """That reward, the ends of its interval, and questions."""
         found = [row.get("rewards", []) for row in read_json_lines(out / "results.jsonl", missing_ok=True)]
         means = [np.mean(known) for rewards in found if (known := [one for one in rewards if one is not None])]
         if not means:
-            return ""
+            return {}
         mean = mean_interval(np.array(means)[:, None])
-        return f"reward {mean.value:.3f} on {len(means)} questions, {mean.low:.3f} to {mean.high:.3f}"
+        ends = {"held_out_reward_low": mean.low, "held_out_reward_high": mean.high}
+        return {"held_out_reward": mean.value, **ends, "questions": len(means)}
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """Answers to all held-out questions, to the same over grey pictures, and the best constant answers."""

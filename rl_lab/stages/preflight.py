@@ -92,7 +92,7 @@ def _check_settings(config: RunConfig) -> None:
 
 def lacking_here(config: RunConfig) -> list[str]:
     """What this machine lacks of software, one line each; all else can be checked and planned without it."""
-    return _complaints(lambda: _check_vllm(config), _check_gl)
+    return _complaints(lambda: _check_trackers(config), lambda: _check_vllm(config), _check_gl)
 
 
 def lacking_machines(config: RunConfig, declared: Sequence[Node] = ()) -> list[str]:
@@ -118,6 +118,13 @@ def _check_own_code(config: RunConfig) -> None:
             find(source)
         except ValueError as error:
             raise UserError(f"{key}: {error}") from error
+
+
+def _check_trackers(config: RunConfig) -> None:
+    """The packages of the trackers are installed."""
+    for name in config.trackers_used:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"trackers: {name} is not installed; run pip install {name}, or leave it out of trackers")
 
 
 def _sizes(config: RunConfig) -> tuple[PolicySizes, int]:

@@ -1,4 +1,5 @@
 import json
+import re
 import struct
 import time
 from collections.abc import Iterator
@@ -7,10 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate.tracking import WandBTracker
+from PIL import Image
 
 from rl_lab.config.schema import RunConfig
-from rl_lab.graph import record as tracking
-from rl_lab.graph.record import Tracker
+from rl_lab.errors import UserError
+from rl_lab.graph import trackers as tracking
+from rl_lab.graph.trackers import Trackers
+from rl_lab.stages import preflight
 from rl_lab.stages.kinds import expand, load_config
 from tests.support.experiments import EXPERIMENTS, write_small
 
@@ -30,7 +35,7 @@ class FakeRun:
     def define_metric(self, name: str, step_metric: str) -> None:
         self.defined.append(f"{name} over {step_metric}")
 
-    def log(self, values: dict) -> None:
+    def log(self, values: dict, step: None = None) -> None:
         self.logged.append(values)
 
     def finish(self) -> None:
@@ -47,16 +52,16 @@ def runs(monkeypatch) -> list[FakeRun]:
     """The wandb runs that were started."""
     found: list[FakeRun] = []
 
-    def start(config: RunConfig, folder: Path, settings: dict) -> FakeRun:
-        found.append(FakeRun(settings))
-        return found[-1]
+    def start(service: WandBTracker) -> None:
+        found.append(FakeRun(service.init_kwargs | {"project": service.run_name}))
+        service.run = found[-1]
 
-    monkeypatch.setattr(tracking, "_start", start)
+    monkeypatch.setattr(WandBTracker, "start", start)
     return found
 
 
 def test_every_stage_is_a_run_with_plain_names_over_its_steps(tmp_path, config, runs):
-    with Tracker(config, tmp_path, expand(config)) as tracker:
+    with Trackers(config, tmp_path, expand(config)) as tracker:
         tracker.log(LINE)
         tracker.log(LINE | {"node": "rpro.1.optimise", "method": "rpro", "round": 1})
         tracker.log(LINE | {"step": 2})
@@ -82,7 +87,7 @@ def test_a_sweep_is_tagged_by_variant_and_replicate_and_has_its_verdicts(tmp_pat
         | {"verdict": {"difference": difference, "standing": "worse", "scope": "items only"}},
     ]
     (tmp_path / "sweep.json").write_text(json.dumps({"baseline": "verifier", "variants": rows}))
-    with Tracker(config, tmp_path, expand(config)) as tracker:
+    with Trackers(config, tmp_path, expand(config)) as tracker:
         for replicate in (1, 2):
             tracker.log(LINE | {"node": f"form.{replicate}.grpo", "method": "form", "replicate": replicate})
     *trained, verdicts = runs
@@ -98,29 +103,86 @@ def test_a_sweep_is_tagged_by_variant_and_replicate_and_has_its_verdicts(tmp_pat
     assert (verdicts.summary["verifier/truth"], verdicts.summary["form/alarms"]) == (0.5, 1)
 
 
+def test_what_a_run_found_is_a_run_with_rates_over_the_rounds_verdict_report_and_films(tmp_path, config, runs):
+    evaluations = [node for node in expand(config) if node.kind == "evaluate"]
+    with Trackers(config, tmp_path, expand(config)) as trackers:
+        for number, node in enumerate(evaluations):
+            trackers.log(tracking.result_line(node, {"success": number / 10}))
+        (tmp_path / "summary.json").write_text('{"verdict": ["It rose.", "It held."]}')
+        (tmp_path / "report.html").write_text("<p>report</p>")
+        films = tmp_path / "videos" / "rpro.1.optimise"
+        films.mkdir(parents=True)
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        for side in ("before", "after"):
+            frames[0].save(films / f"{side}.webp", save_all=True, append_images=frames[1:], duration=[80, 400])
+        row = {"task": "t", "variant": "clean", "seed": 3, "before": "before.webp", "after": "after.webp"}
+        (films / "index.jsonl").write_text(json.dumps(row) + "\n")
+    (results,) = runs
+    assert (results.settings["name"], results.settings["job_type"]) == ("results", "results")
+    lines = [line for line in results.logged if "step" in line]
+    assert lines[:2] == [{"step": 0, "success/base": 0.0}, {"step": 1, "success/rpro": 0.1}]
+    assert results.summary == {"verdict": "It rose.\nIt held."}
+    shown = {name: value for line in results.logged[len(lines) :] for name, value in line.items()}
+    names = [f"films/rpro.1.optimise/t-clean-3-{side}" for side in ("before", "after")]
+    assert list(shown) == ["report", *names]
+    assert "<p>report</p>" in shown["report"].html
+    with Image.open(shown[names[0]]._path) as film:
+        assert (film.format, film.n_frames, film.info["duration"]) == ("GIF", 2, 80)
+
+
+def test_the_project_is_that_of_the_environment(tmp_path, config, runs, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    with Trackers(config, tmp_path, expand(config)) as trackers:
+        trackers.log(LINE)
+    assert runs[0].settings["project"] == "mine"
+
+
+@pytest.mark.parametrize("name", ["trackio", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_one_line_before_the_run(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(UserError) as caught:
+        preflight.check_machine(load_config(write_small(tmp_path), [f"trackers=[{name}]"]))
+    assert (
+        str(caught.value) == f"trackers: {name} is not installed; run pip install {name}, or leave it out of trackers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trackers=[wandb,wandb]"], "repeat one; name each once"),
+        (["trackers=[]", "wandb=online"], "wandb is online, but trackers leaves it out"),
+        (["trackers=[tensorbord]"], "did you mean tensorboard?"),
+    ],
+)
+def test_trackers_that_cannot_be_are_one_line(tmp_path, overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config(write_small(tmp_path), overrides)
+
+
 def test_a_tracker_that_breaks_is_named_once_and_the_run_goes_on(tmp_path, config, monkeypatch, capsys):
-    def refuse(config: RunConfig, folder: Path, settings: dict) -> None:
+    def refuse(name: str, config: RunConfig, folder: Path, settings: dict) -> None:
         raise ConnectionError("no service")
 
     monkeypatch.setattr(tracking, "_start", refuse)
-    with Tracker(config, tmp_path, expand(config)) as tracker:
+    with Trackers(config, tmp_path, expand(config)) as tracker:
         for _ in range(3):
             tracker.log(LINE)
     assert capsys.readouterr().err == "warning: wandb stopped: ConnectionError: no service\n"
 
 
 def test_a_tracker_that_hangs_never_blocks_the_run(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(tracking, "_start", lambda config, folder, settings: time.sleep(3))
+    monkeypatch.setattr(tracking, "_start", lambda name, config, folder, settings: time.sleep(3))
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.1)
     started = time.monotonic()
-    with Tracker(config, tmp_path, expand(config)) as tracker:
+    with Trackers(config, tmp_path, expand(config)) as tracker:
         tracker.log(LINE)
     assert time.monotonic() - started < 1
 
 
 def test_a_disabled_tracker_does_nothing(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(tracking, "_start", lambda config, folder, settings: pytest.fail("started"))
-    with Tracker(config.model_copy(update={"wandb": "disabled"}), tmp_path, []) as tracker:
+    monkeypatch.setattr(tracking, "_start", lambda name, config, folder, settings: pytest.fail("started"))
+    with Trackers(config.model_copy(update={"wandb": "disabled"}), tmp_path, []) as tracker:
         tracker.log(LINE)
 
 
@@ -147,7 +209,7 @@ def test_offline_runs_lie_in_the_run_folder_and_hold_group_tags_and_curves(tmp_p
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    with Tracker(config, tmp_path / "run", expand(config)) as tracker:
+    with Trackers(config, tmp_path / "run", expand(config)) as tracker:
         tracker.log(LINE)
         tracker.log(LINE | {"node": "rpro.1.optimise", "method": "rpro", "round": 1, "loss": 0.5})
         tracker.log(LINE | {"step": 2})
