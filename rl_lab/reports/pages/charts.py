@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by CSS so that they follow light and dark mode.
+"""Charts as inline SVG, coloured by CSS so that they follow light and dark mode; a mark tells each line without colour.
 
 Lines with optional error bars; and bands of the curriculum over time, one column a step, its height split by band.
 """
@@ -27,6 +27,9 @@ LOG_RATIO = 40.0
 
 
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
+"""Classes of the style sheet, told apart with any vision; charts.html.jinja has a mark for each."""
+MARKS = 5
+"""On a line of many points."""
 
 
 def colours(names: Iterable[str], grey: str | None = None) -> dict[str, str]:
@@ -71,6 +74,12 @@ class Series:
     def line(self, x: Scale, y: Scale) -> str:
         """Pixels of the line."""
         return _pixels(zip(*thin(self.x, self.y), strict=True), x, y)
+
+    def marks(self, x: Scale, y: Scale, shift: float) -> list[tuple[float, float]]:
+        """Pixels of some evenly spaced points, moved along the line by a share of their distance."""
+        points = list(zip(*thin(self.x, self.y), strict=True))
+        places = {int((number + shift) * len(points) / MARKS) for number in range(MARKS)}
+        return [(x(points[place][0]), y(points[place][1])) for place in sorted(places)]
 
     def area(self, x: Scale, y: Scale) -> str:
         """Pixels around the band."""
@@ -179,8 +188,14 @@ def chart(
     first = {one.name: one for one in reversed(series) if one.name}
     texts = definitions or {}
     keys = [{"name": n, "css": one.css, "dashed": one.dashed, "definition": texts.get(n)} for n, one in first.items()]
+    places = {name: place / len(first) for place, name in enumerate(first)}
+    marks = [
+        (one.css, one.marks(x, y, places[one.name]))
+        for one in series
+        if one.name and not one.low and not one.labels and (len(first) > 1 or len(one.x) == 1)
+    ]
     labels = x_axis.label, y_axis.label
-    return CHARTS.chart(title, series, x, y, *labels, separators, keys[::-1], (WIDTH, HEIGHT))
+    return CHARTS.chart(title, series, marks, x, y, *labels, separators, keys[::-1], (WIDTH, HEIGHT))
 
 
 def bounds_of(means: Sequence[Interval]) -> tuple[float, float]:

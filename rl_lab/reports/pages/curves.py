@@ -214,7 +214,10 @@ def _split(run: LoadedRun, nodes: Sequence[str], title: str, known: Sequence[str
     """The members of one family of metrics as lines of one chart."""
     unit, family, without = SPLIT[title]
     names = [name for name in known if name.startswith(family) and name not in without]
-    series = [_mean(run, nodes, n, n.removeprefix(family), css) for n, css in zip(names, cycle(COLOURS), strict=False)]
+    series = [
+        _mean(run, nodes, name, name.removeprefix(family), css, dashed=place >= len(COLOURS))
+        for place, (name, css) in enumerate(zip(names, cycle(COLOURS), strict=False))
+    ]
     texts = {name.removeprefix(family): define(name) or "" for name in names}
     axis = Axis(unit, (0, 1) if unit == "share" else None)
     return chart(title, series, Axis("optimiser step"), axis, definitions=texts)
