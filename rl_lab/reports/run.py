@@ -153,6 +153,8 @@ class Video:
     after_node: str | None = None
     before_failure: str | None = None
     after_failure: str | None = None
+    pictures_hz: float | None = None
+    """None for animated pictures, which older runs have."""
 
 
 @dataclass(frozen=True)

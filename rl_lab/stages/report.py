@@ -141,9 +141,14 @@ def _write(folder: Path, contrast: Contrast, films: dict[tuple[str, Place], Film
 
 def _save(target: Path, contrast: Contrast, before: Film, after: Film) -> Record:
     """Both films as files, and their line in the index."""
-    row: Record = {"task": before.task, "variant": before.variant, "seed": before.seed}
+    row: Record = {
+        "task": before.task,
+        "variant": before.variant,
+        "seed": before.seed,
+        "pictures_hz": before.pictures_hz,
+    }
     for side, node, film in (("before", contrast.before, before), ("after", contrast.after, after)):
         row |= {f"{side}_node": node, f"{side}_failure": film.failure}
-        row[side] = f"{film.task}-{film.variant}-{film.seed}-{side}.webp"
-        (target / row[side]).write_bytes(film.webp)
+        row[side] = f"{film.task}-{film.variant}-{film.seed}-{side}.webm"
+        (target / row[side]).write_bytes(film.webm)
     return row

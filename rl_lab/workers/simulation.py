@@ -8,7 +8,6 @@ unit run again, and nothing is lost or doubled. The environments of a process ar
 from __future__ import annotations
 
 import contextlib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
-from PIL import Image
 
 from envs.branching import BranchConfig, branched_rollout
 from envs.by_name import blamed
@@ -34,6 +32,7 @@ from rl_lab.records.item_files import QuestionRow, item_row
 from rl_lab.records.labels import labels_of
 from rl_lab.records.sources import Recording
 from rl_lab.seeding import evaluation_seeds, robotwin_seeds, stream, training_seeds
+from rl_lab.workers.films import webm
 from rl_lab.workers.policy import CorrectorPlan, LocalPolicy, SharedPolicy, policy_key
 from rl_lab.workers.pool import BrokenWorkerError
 
@@ -147,17 +146,6 @@ REJECTED = "rejected"
 """Key of the reason in the row of an evaluation seed that RoboTwin refused."""
 
 
-def animation(frames: Sequence[np.ndarray], control_hz: float) -> bytes:
-    """Animated WebP of frames uint8 [h, w, 3] that are `FILM_STRIDE` control steps apart."""
-    pictures = [Image.fromarray(frame) for frame in frames]
-    buffer = io.BytesIO()
-    duration_ms = round(1000 * FILM_STRIDE / control_hz)
-    pictures[0].save(
-        buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=duration_ms, loop=0, quality=70
-    )
-    return buffer.getvalue()
-
-
 @dataclass(frozen=True)
 class Unit:
     """A piece of simulation work; `run_seed` addresses every random stream in it."""
@@ -192,8 +180,9 @@ class Film:
     seed: int
     failure: str | None
     """None for a success."""
-    webp: bytes
-    """Animated picture of the camera for people, in real time where control steps last alike."""
+    webm: bytes
+    """Of the camera for people, in real time where control steps last alike."""
+    pictures_hz: float
 
 
 @contextlib.contextmanager
@@ -317,9 +306,9 @@ class Simulation:
             return policy_rollout(env, seed, execution=execution, memory=memory, on_step=record)
 
         episodes = {episode.seed: episode for episode in self._roll_out(unit, snapshot, make)}
-        control_hz = self._environments.of(unit.env, 1)[0].control_hz
+        hz = self._environments.of(unit.env, 1)[0].control_hz / FILM_STRIDE
         return [
-            Film(unit.env.task, unit.env.variant, seed, episodes[seed].failure, animation(cameras[seed], control_hz))
+            Film(unit.env.task, unit.env.variant, seed, episodes[seed].failure, webm(cameras[seed], hz), hz)
             for seed in unit.seeds
             if cameras.get(seed)
         ]

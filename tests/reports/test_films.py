@@ -1,16 +1,22 @@
 """Which episodes are filmed under two policies, and what of the films is kept."""
 
+import io
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import av
+import numpy as np
 import pytest
 
 from rl_lab.files import read_json_lines
 from rl_lab.reports.pages.actions import videos
+from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
 from rl_lab.stages import report
 from rl_lab.stages.report import Contrast, record_films, rescued
+from rl_lab.workers.films import webm
 from rl_lab.workers.simulation import Film, Unit
+from tests.support.pages import CHROMIUM, found_in_browser
 from tests.support.run_folders import build_run, write_jsonl
 
 EPISODE = ("handover_block", "clean")
@@ -51,7 +57,7 @@ class Simulators:
 
     def film(self, unit, seeds, policy, execute):
         self.filmed.append((policy, unit.seeds, seeds, execute))
-        return [Film(*EPISODE, s, "dropped" if s in self.fails[policy] else None, policy.encode()) for s in seeds]
+        return [Film(*EPISODE, s, "dropped" if s in self.fails[policy] else None, policy.encode(), 10.0) for s in seeds]
 
 
 @pytest.fixture
@@ -103,3 +109,35 @@ def test_the_page_of_a_run_names_policies_and_ends(tmp_path):
         (path / "videos" / "rpro.2.optimise" / name).write_bytes(b"film")
     page = str(videos(load_run(path)))
     assert "base policy: off table" in page and "RPRO, round 2: success" in page
+
+
+def test_a_film_has_its_pictures_in_real_time():
+    shades = [np.full((16, 24, 3), shade, np.uint8) for shade in (20, 120, 220)]
+    with av.open(io.BytesIO(webm(shades, 12.5))) as file:
+        shown = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)]
+    assert [time for time, _ in shown] == [0, 0.08, 0.16]
+    assert [round(picture.mean(), -1) for _, picture in shown] == [20, 120, 220]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_films_stand_still_until_they_are_played_and_are_stepped_together(tmp_path):
+    path = build_run(tmp_path / "run", n=2, pairs=1, videos=1, steps=2)
+    write_report(path)
+    found = found_in_browser(
+        path / "report.html",
+        """
+        const films = [...document.querySelectorAll("video")];
+        const loaded = (film) => film.readyState || new Promise((done) => { film.onloadedmetadata = done; });
+        await Promise.all(films.map(loaded));
+        const [back, play, step] = document.querySelectorAll(".film button");
+        const times = () => films.map((film) => Math.round(100 * film.currentTime) / 100);
+        found.idle = films.map((film) => film.paused && !film.loop && film.controls && !film.error);
+        step.click(); step.click(); found.two = times();
+        back.click(); found.one = times();
+        for (let i = 0; i < 20; i++) step.click();
+        found.last = times(); found.lengths = films.map((film) => film.duration);
+        """,
+    )
+    assert found["idle"] == [True, True]
+    assert (found["two"], found["one"], found["last"]) == ([0.25] * 2, [0.15] * 2, [0.75] * 2)
+    assert found["lengths"] == [pytest.approx(0.8, abs=0.01)] * 2

@@ -125,7 +125,7 @@ def test_a_run_with_nothing_but_a_config_has_a_page(tmp_path):
 def test_unusable_files_and_unfinished_stages_are_named(copied):
     (copied / "environment.json").write_text("{torn")
     (copied / "pairs" / "rpro.1.collect" / "pair-0000.npz").write_bytes(b"no archive")
-    (copied / "videos" / "rescued" / "0-after.webp").unlink()
+    (copied / "videos" / "rescued" / "0-after.webm").unlink()
     stages = json.loads((copied / "stages.json").read_text())
     stages["nodes"][-1]["status"] = "stopped"
     (copied / "stages.json").write_text(json.dumps(stages))

@@ -87,7 +87,7 @@ def test_crashes_and_hangs_ask_for_another_worker_and_the_unit_then_succeeds(sim
 
 def test_the_film_shows_what_the_head_camera_sees(simulation, snapshot):
     (film,) = simulation.film(unit(GOOD), (GOOD,), snapshot, Execution(execute=7))
-    assert film.webp[:4] == b"RIFF" and film.failure is not None
+    assert film.webm[:4] == b"\x1aE\xdf\xa3" and film.failure is not None
 
 
 class Here:

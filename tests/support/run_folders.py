@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from rl_lab.reports.numbers import Row
 from rl_lab.reports.run import LoadedRun
 from rl_lab.reports.summary import measure, written
+from rl_lab.workers.films import webm
 
 STEP_LIMIT = 180
 METHODS = {"base": [0.4], "continued_sft": [0.45, 0.47], "rpro": [0.68, 0.8]}
@@ -233,20 +233,21 @@ def build_run(
 
 
 def write_videos(folder: Path, n: int, size: int) -> None:
-    """Animated WebP files of a square that moves."""
+    """Films of a square that moves."""
     folder.mkdir(parents=True)
     index = []
     for number in range(n):
         record = {"task": "handover_block", "variant": "clean", "seed": 2_000_000 + number, "before_failure": "dropped"}
+        record |= {"pictures_hz": 10.0}
         record |= {"before_node": "sft", "after_node": "rpro.2.optimise"}
         for side in ("before", "after"):
             frames = []
             for step in range(8):
                 frame = np.full((size, size, 3), 190, np.uint8)
                 frame[step : step + size // 4, step : step + size // 4] = (200, 60, 50)
-                frames.append(Image.fromarray(frame))
-            record[side] = f"{number}-{side}.webp"
-            frames[0].save(folder / record[side], save_all=True, append_images=frames[1:], duration=100, loop=0)
+                frames.append(frame)
+            record[side] = f"{number}-{side}.webm"
+            (folder / record[side]).write_bytes(webm(frames, 10.0))
         index.append(record)
     write_jsonl(folder / "index.jsonl", index)
 

@@ -1,6 +1,6 @@
 """Success and completion steps of every policy, how its episodes ended, and films of those that end differently.
 
-Tables with intervals and paired gains, charts round by round; two policies side by side as animated pictures.
+Tables with intervals and paired gains, charts round by round; two policies side by side on film.
 """
 
 from __future__ import annotations
@@ -296,8 +296,10 @@ def filmed(run: LoadedRun, budget: int = VIDEO_BUDGET_BYTES) -> list[tuple[str, 
             break
         policies = (film.before_node, film.before_failure), (film.after_node, film.after_failure)
         texts = [f"{_policy(run, node)}: {(end or 'success').replace('_', ' ')}" for node, end in policies]
-        sides = [(data_uri(file.read_bytes()), text) for file, text in zip(files, texts, strict=True)]
-        shown.append((folder.name, ACTIONS.video(f"{film.task}, {film.variant}, seed {film.seed}", sides)))
+        kind = "image/webp" if film.pictures_hz is None else "video/webm"
+        sides = [(data_uri(file.read_bytes(), kind), text) for file, text in zip(files, texts, strict=True)]
+        heading = f"{film.task}, {film.variant}, seed {film.seed}"
+        shown.append((folder.name, ACTIONS.video(heading, sides, film.pictures_hz)))
     return shown
 
 

@@ -94,7 +94,7 @@ def tile(title: str, one: Estimate, detail: str, write: Write | None = None) -> 
     return Tile(title, minus(write(one.value)), minus(f"{detail} {one.ends(write)}"), css)
 
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Content security policy of every page: whatever a config or an instruction contains, nothing is fetched."""
 
 
@@ -127,9 +127,9 @@ def webp(image: Image.Image, quality: int) -> str:
     return data_uri(buffer.getvalue())
 
 
-def data_uri(content: bytes) -> str:
-    """Of a picture in WebP."""
-    return "data:image/webp;base64," + base64.b64encode(content).decode()
+def data_uri(content: bytes, kind: str = "image/webp") -> str:
+    """Of a picture or film."""
+    return f"data:{kind};base64," + base64.b64encode(content).decode()
 
 
 class ImageBudget:

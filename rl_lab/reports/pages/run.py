@@ -66,7 +66,7 @@ def facts(run: LoadedRun, summary: Row) -> list[str]:
     return [fact for fact in said if fact]
 
 
-SCRIPTS = {"pairs": ("page.js",), "rollouts": ("browser.js", "rollouts_page.js")}
+SCRIPTS = {"pairs": ("page.js",), "videos": ("films.js",), "rollouts": ("browser.js", "rollouts_page.js")}
 """Scripts by the section that they work for."""
 Sections = dict[str, tuple[str, Markup]]
 """Anchor -> name in the navigation and section; empty ones are left out."""
