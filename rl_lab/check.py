@@ -1,8 +1,8 @@
 """python -m rl_lab.check KIND FILE.py:NAME [key=value ...]
 
 Holds code of your own to the contract of its kind: corrector, detector (of failures), environment, objective, policy,
-reward. Prints a line for everything that holds and stops at the first that does not. `key=value` are its settings, as
-its page says. See docs/own.md.
+reward, scheme (of a curriculum). Prints a line for everything that holds and stops at the first that does not.
+`key=value` are its settings, as its page says. See docs/own.md.
 Exit code: 0 all holds, 1 something does not (one line), 2 bad input.
 """
 
@@ -17,6 +17,7 @@ from rl_lab.contracts.environments import check_environment
 from rl_lab.contracts.objectives import check_objective
 from rl_lab.contracts.policies import check_policy
 from rl_lab.contracts.rewards import check_reward
+from rl_lab.contracts.schemes import check_scheme
 from rl_lab.errors import CommandParser, RunError, UserError, run_command
 from rl_lab.reading import parse_yaml
 
@@ -27,6 +28,7 @@ CONTRACTS: dict[str, Callable[[str, dict[str, Any]], Iterator[str]]] = {
     "objective": check_objective,
     "policy": check_policy,
     "reward": check_reward,
+    "scheme": check_scheme,
 }
 """By kind: (name of the code, its settings) -> what holds, in sentences; ValueError where something does not."""
 

@@ -15,6 +15,7 @@ set each stage. Numbers and thresholds are not given there. Schemes, all of them
   at most `stage_size`; (3) they are read in `stage_epochs` shuffled passes. Then s + 1, by the newer model.
 * `uniform`: every item alike, in shuffled passes. `dynamic`: uniform, and groups without signal are replaced (DAPO,
   arXiv:2503.14476, section 3.2). `difficulty_pools`: fixed shares from an easy, a normal and a hard pool (prime-rl).
+* Schemes of one's own weight the items (`algos.curriculum.own`).
 
 A selection is a function of (seed, step, round) and the items' columns, so a resumed run selects what the unbroken one
 did. Pinned items come first in every scheme; retired items and items whose result is still out never come.
@@ -25,12 +26,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from algos.curriculum.draws import ALL, Selection, WeightedDraw, balanced_places, draw_weighted
 from algos.curriculum.items import BANDS, Array, Items, Observation, check_rewards, observe, promised
 from algos.curriculum.options import CurriculumOptions
+from algos.curriculum.own import ItemWeights, make_scheme, own_weights
 from algos.curriculum.posterior import Floats, partial_success
 
 RESTING = 1e-6
@@ -179,8 +182,17 @@ class Curriculum:
             yield from self._frontier(rng, step, version, places, free)
         elif self.options.scheme == "difficulty_pools":
             yield from self._pools(rng, total - len(taken), free)
+        elif self.options.scheme in self.options.own:
+            rows = np.flatnonzero(free)
+            weights = own_weights(self._own, self.items, rows, step, version)
+            yield self._weighted(rng, "own", ALL, rows, weights, total - len(taken))
         else:
             yield from self._passes(rng, np.flatnonzero(free), total - len(taken))
+
+    @cached_property
+    def _own(self) -> ItemWeights:
+        """The scheme of one's own."""
+        return make_scheme(self.options.own[self.options.scheme])
 
     def _places(self, step: int, total: int, taken: Array, free: Array) -> Array:
         """Balanced places [C] less those that pinned items have taken."""

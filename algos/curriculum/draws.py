@@ -18,7 +18,7 @@ class WeightedDraw:
     """Items taken for one reason out of one category, and the odds that they had."""
 
     reason: str
-    """frontier, unseen, stale, pinned, uniform, probe, stage, easy, normal or hard."""
+    """frontier, unseen, stale, pinned, uniform, probe, stage, easy, normal, hard or own."""
     category: int
     """Category code, or ALL."""
     numbers: Array

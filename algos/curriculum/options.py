@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from envs.options import Fraction, NonNegativeInt, Number, Options, PositiveFloat, PositiveInt, Rows
+from envs.by_name import OwnName
+from envs.options import Fraction, Named, NonNegativeInt, Number, Options, PositiveFloat, PositiveInt, Rows, nearest
 
-Scheme = Literal["frontier", "uniform", "dynamic", "difficulty_pools"]
+SCHEMES = ("frontier", "uniform", "dynamic", "difficulty_pools")
 Share = Annotated[float, Field(ge=0, le=1, description="easy_fraction and hard_fraction must be shares of a batch")]
+
+
+class OwnScheme(Options):
+    """A scheme of one's own; see docs/schemes.md."""
+
+    code: OwnName
+    """A class of one's own, FILE.py:CLASS or MODULE:CLASS (`algos.curriculum.own.ItemWeights`)."""
+    settings: Named[str, bool | int | float | str] = {}
+    """Its arguments, by name."""
+    refills: bool = False
+    """Whether groups without signal are replaced within their step."""
 
 
 class CurriculumOptions(Options):
@@ -17,8 +30,11 @@ class CurriculumOptions(Options):
 
     batch_size: Rows = 8
     """Items (groups of rollouts) of a selection."""
-    scheme: Scheme = "frontier"
-    """How items are chosen; `algos.curriculum.curriculum` describes each."""
+    scheme: str = "frontier"
+    """How items are chosen: frontier, uniform, dynamic, difficulty_pools (`algos.curriculum.curriculum`), or a name of
+    `own`."""
+    own: Named[str, OwnScheme] = {}
+    """Schemes of one's own, by names of letters, digits and _."""
     mode: Literal["online", "stage"] = "online"
     """online: chosen anew at every selection. stage: probe candidates, keep partial success, train on that set."""
     low: Number = 0.1
@@ -65,11 +81,26 @@ class CurriculumOptions(Options):
 
     @property
     def refills(self) -> bool:
-        """Whether groups without signal are replaced within their step: frontier and dynamic."""
-        return self.scheme in ("frontier", "dynamic")
+        """Whether groups without signal are replaced within their step: frontier, dynamic, and own ones that say so."""
+        own = self.own.get(self.scheme)
+        return self.scheme in ("frontier", "dynamic") if own is None else own.refills
+
+    def with_scheme(self, name: str) -> Self:
+        """The same with another of the schemes, and without the code of those that are not it."""
+        return self.replace(scheme=name, own={key: own for key, own in self.own.items() if key == name})
+
+    def check_scheme(self, name: str) -> None:
+        """ValueError for a name that is no scheme."""
+        known = (*SCHEMES, *self.own)
+        if name not in known:
+            raise ValueError(f"scheme is {name!r}; choose one of {', '.join(known)}{nearest(name, known)}")
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
+        self.check_scheme(self.scheme)
+        for name in self.own:
+            if name in (*SCHEMES, "base") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name):
+                raise ValueError(f"own.{name}: a scheme of one's own needs a name of its own: letters, digits and _")
         if self.mode == "stage" and self.scheme != "frontier":
             raise ValueError(f"mode stage keeps partial success, which scheme {self.scheme} does not; use mode online")
         if not 0 < self.low < self.high < 1:

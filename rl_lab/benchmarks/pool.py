@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from algos.curriculum.options import CurriculumOptions, Scheme
+from algos.curriculum.options import CurriculumOptions
 from envs.options import PositiveInt, Rows
 from rl_lab.curriculum.store import POOL_FILE, PoolItem, PoolStore
 from rl_lab.errors import UserError
@@ -37,7 +37,7 @@ def _peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def build(path: Path, items: int, batch: int, scheme: Scheme) -> None:
+def build(path: Path, items: int, batch: int, scheme: str) -> None:
     """Write the synthetic pool."""
     content = {"prompt": PROMPT, "answer": "B"}
     rows = (PoolItem(f"item-{i:07d}", CATEGORIES[i * 7 % 11 % 4], "reach", "choice", content) for i in range(items))
@@ -78,7 +78,7 @@ def run(
     items: PositiveInt = 1_000_000,
     batch: Rows = 128,
     steps: PositiveInt = 50,
-    scheme: Scheme = "frontier",
+    scheme: str = "frontier",
 ) -> list[dict[str, Any]]:
     """Build the pool, measure it in a process of its own, and return the table's rows."""
     if batch > items:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from algos.curriculum.options import CurriculumOptions, Scheme
+from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
 from algos.methods import ALIASES, METHODS, Method
 from envs.by_name import OwnName, is_own, split
@@ -175,7 +175,7 @@ class RunConfig(Section):
     """Worlds, methods and training seeds that are compared; None: this one experiment."""
     curriculum: Curriculum = CurriculumOptions()
     """How the items of a step are chosen: options of `algos.curriculum.options`."""
-    other_schemes: AnyNumber[Scheme] = ()
+    other_schemes: AnyNumber[str] = ()
     """Schemes that run beside `curriculum.scheme` from the same base, with the same steps."""
     replicates: Rounds = 1
     """Training seeds of every scheme: 1, 2, ..., derived from `seed`."""
@@ -245,7 +245,7 @@ class RunConfig(Section):
         """
         if self.sweep is not None:
             return {name: {"rewards": self.sweep.variants[name], "truth": self.scoring} for name in self.sweep.names}
-        return {name: {"curriculum": self.curriculum.replace(scheme=name)} for name in self.schemes}
+        return {name: {"curriculum": self.curriculum.with_scheme(name)} for name in self.schemes}
 
     @property
     def kinds(self) -> list[Any]:
@@ -359,6 +359,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _schemes_differ(self) -> Self:
+        for name in self.other_schemes:
+            try:
+                self.curriculum.check_scheme(name)
+            except ValueError as error:
+                raise ValueError(f"other_schemes: {error}") from error
         if len(set(self.schemes)) < len(self.schemes):
             raise ValueError(f"other_schemes: {list(self.other_schemes)} repeat a scheme of the run; name each once")
         if self.curriculum.mode == "stage" and self.other_schemes:

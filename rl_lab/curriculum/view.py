@@ -130,6 +130,7 @@ REASONS = {
     "easy": "drawn evenly from the easy pool",
     "normal": "drawn evenly from the normal pool",
     "hard": "drawn evenly from the hard pool",
+    "own": "drawn by the weights of a scheme of one's own",
 }
 """Reason of a selection, in words."""
 

@@ -123,6 +123,8 @@ def _odds(
         return f"{share}, each with a chance of {even}"
     if reason == "uniform":
         return f"{share}, each with a chance of {even} among those that were read least often"
+    if reason == "own":
+        return f"{share}, each with a chance of {even} on average, by the weights of a scheme of one's own"
     if reason in ("probe", "stage"):
         return f"{places} items came from the {candidates} of this {reason}, it was not their turn or not among them"
     return ""

@@ -152,7 +152,7 @@ class TRLRun:
         self.seed = integer(context.seed, "grpo", *node.stream)
         self.items = ItemFile(context.inputs["questions"] / "train.arrow")
         codes = [CATEGORIES.index(self.items.record(row)["category"]) for row in range(len(self.items))]
-        curriculum = config.curriculum.replace(scheme=node.params["curriculum"]["scheme"])
+        curriculum = config.curriculum.with_scheme(node.params["curriculum"]["scheme"])
         self.order = fixed_order(curriculum, self.seed, np.array(codes, np.uint8), self.settings.steps)
         self.processor = load_chat_processor(policy)
         self.store = RolloutStore(context.out)

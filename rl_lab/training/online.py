@@ -135,7 +135,7 @@ def grpo_method(config: Any, scheme: str) -> OnlineMethod:
         section="rl",
         steps=settings.steps,
         sampling=training_sampling(options),
-        curriculum=config.curriculum.replace(scheme=scheme),
+        curriculum=config.curriculum.with_scheme(scheme),
         scale_rewards=options.scale_rewards,
         max_refills=settings.max_refills,
         staleness=settings.staleness,
