@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import socketserver
 import sys
 import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 ADDRESS = "127.0.0.1"
@@ -79,3 +81,56 @@ def hang_up(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_WR)
         while receive(1 << 20):
             pass
+
+
+HOSTS = (ADDRESS, "localhost")
+"""Names under which a browser finds a page; the port may be that of a tunnel."""
+REQUEST_S = 10.0
+"""For sending a request."""
+NOT_OURS = f"only pages of http://{ADDRESS} and http://localhost are answered\n".encode()
+
+
+class PageHandler(BaseHTTPRequestHandler):
+    """Answers a browser on this machine: each request within REQUEST_S, and only for pages of this address.
+
+    A page of another site whose name was made to point here (DNS rebinding) says so in Host, one that posts across
+    sites in Origin.
+    """
+
+    def setup(self) -> None:
+        """Read with a deadline."""
+        super().setup()
+        self.rfile = io.BufferedReader(_Timed(receiver(self.connection, REQUEST_S)))
+
+    def is_ours(self) -> bool:
+        """Whether the browser asks by a name of this machine, from no page or from ours."""
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        return host.partition(":")[0].lower() in HOSTS and origin in (None, f"http://{host}")
+
+    def answer(self, code: int, kind: str, body: bytes) -> None:
+        """The whole answer, never kept by the browser."""
+        self.connection.settimeout(SEND_S)
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a line a request would bury what matters."""
+
+
+class _Timed(io.RawIOBase):
+    """A stream of what `receive` gives."""
+
+    def __init__(self, receive: Callable[[int], bytes]) -> None:
+        self._receive = receive
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._receive(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

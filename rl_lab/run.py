@@ -30,6 +30,7 @@ from rl_lab.config.schema import RunConfig
 from rl_lab.errors import CommandParser, DiskError, RunError, UserError, disk_error, one_line, run_command
 from rl_lab.files import read_json_lines
 from rl_lab.graph.executor import Executor, StageError
+from rl_lab.graph.heartbeat import Heartbeat
 from rl_lab.graph.nodes import Node, stage_hashes
 from rl_lab.graph.plan import plan_table
 from rl_lab.graph.record import describe
@@ -48,6 +49,7 @@ from rl_lab.stages.needs import lacking_room, needs
 from rl_lab.stages.preflight import check_machine, check_settings, lacking_here, lacking_machines, warnings
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.placement import declared_machines, placement_table
+from rl_lab.workers.pool import workers_now
 
 STORE = Path("runs") / ".stages"
 StageFactory = Callable[[RunConfig], contextlib.AbstractContextManager[Mapping[str, Stage]]]
@@ -254,8 +256,10 @@ def _run(folder: RunFolder, config: RunConfig, graph: Graph, stages: StageFactor
     with make() as functions, Trackers(config, folder.path, graph.nodes) as tracker, _stops_on_signals():
         executor = Executor(config, graph.nodes, graph.hashes, graph.versions, functions, store, folder, tracker.log)
         _tell_changes(folder, executor.continue_from(rows))
+        signs = Heartbeat(folder.path, lambda: {"stages": executor.progress(), "workers": workers_now()})
         try:
-            executor.run()
+            with signs:
+                executor.run()
         except (StageError, UserError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1 if isinstance(error, StageError) else error.exit_code

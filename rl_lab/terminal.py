@@ -39,6 +39,8 @@ class ProgressBars:
         self._began: dict[str, tuple[float, int]] = {}
         self.running: dict[str, tuple[float, float]] = {}
         """Of each stage that has come further: seconds so far, and seconds that the rest takes at this rate."""
+        self.counts: dict[str, tuple[int, int]] = {}
+        """Of each stage that reports progress: done, and of how many."""
         self._terminal = sys.stderr.isatty()
         self._bars: dict[str, tqdm] = {}
         self._lines: dict[str, tuple[float, int, float]] = {}
@@ -47,6 +49,7 @@ class ProgressBars:
     def update(self, name: str, done: int, total: int, text: str = "") -> None:
         """Show `done` of `total` for a stage, its rate and the remaining time."""
         with self._lock:
+            self.counts[name] = done, total
             start, first = self._began.setdefault(name, (time.monotonic(), done))
             if done > first:
                 spent = time.monotonic() - start
@@ -80,7 +83,7 @@ class ProgressBars:
     def close(self, name: str) -> None:
         """Remove the bar of a stage that has ended."""
         with self._lock:
-            for found in (self._lines, self._began, self.running):
+            for found in (self._lines, self._began, self.running, self.counts):
                 found.pop(name, None)
             if name in self._bars:
                 self._bars.pop(name).close()

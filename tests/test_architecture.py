@@ -39,7 +39,8 @@ LAYERS = (
     ("training", "trl_backend"),
     ("contracts",),
     ("stages",),
-    ("bench", "benchmarks", "check", "correct", "data", "doctor", "eval", "pool", "report", "rescore", "run", "serve"),
+    ("bench", "benchmarks", "check", "correct", "data", "doctor", "eval", "pool"),
+    ("report", "rescore", "run", "serve", "watch"),
     ("__main__",),
 )
 """Files and folders of `rl_lab` from the ground up; each imports what lies below it, and its own folder."""

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from rl_lab import bench, correct, data, doctor, pool, report, rescore, run, serve
+from rl_lab import bench, correct, data, doctor, pool, report, rescore, run, serve, watch
 from rl_lab import eval as evaluate
 from rl_lab.arguments import as_path, check_output, whole_number
 from rl_lab.errors import UserError, run_command
@@ -19,6 +19,7 @@ COMMANDS = {
     "correct": (correct.main, ["{}", "x.yaml", "--out", "c"], ["x", "{}", "--out", "c"], ["x", "y", "--out", "{}"]),
     "data": (data.main, ["inspect", "{}"], ["stats", "{}"], ["validate", "{}"], ["convert", "x", "{}"], ["{}"]),
     "serve": (serve.main, ["{}"], ["x", "--port", "{}"], ["x", "--seed", "{}"]),
+    "watch": (watch.main, ["{}"], [".", "--port", "{}"], [".", "--every", "{}"]),
     "doctor": (doctor.main, ["{}"]),
     "pool": (pool.main, ["ls", "{}"], ["show", "{}", "x"], ["html", "{}"], ["export", ".", "{}"], ["why", ".", "{}"]),
     "bench": (bench.main, ["{}"], ["sim", "{}"], ["sim", "seconds={}"]),

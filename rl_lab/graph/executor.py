@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from envs.by_name import OwnCodeError
 from rl_lab.config.schema import RunConfig
@@ -322,6 +323,14 @@ class Executor:
         measured = {} if node.kind == "report" else node.stage.measured(self.store.path(self.hashes[node.name]))
         if measured:
             self.track(result_line(node, measured))
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """Of each running stage that has said so: `done` of `total`, and `left_s` where that can be told."""
+        rates = dict(self.bars.running)
+        return {
+            name: {"done": done, "total": total, "left_s": rates[name][1] if name in rates else None}
+            for name, (done, total) in dict(self.bars.counts).items()
+        }
 
     def _run_left(self) -> str:
         """How long the whole run still takes, in words; "" while nobody can say."""

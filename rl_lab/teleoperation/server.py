@@ -4,13 +4,11 @@
 with the session's status. Each connection has a thread that reads its request, within REQUEST_S; what the session is
 asked is done in the thread that calls `run`, one thing at a time: a simulator's graphics belong to one thread.
 
-Only pages of this address are answered. A page of another site whose name was made to point here (DNS rebinding) says
-so in Host, one that posts across sites in Origin.
+Only pages of this address are answered.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 from collections.abc import Callable
@@ -21,15 +19,11 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from rl_lab.errors import UserError
-from rl_lab.listening import ADDRESS, SEND_S, BoundedClients, receiver
+from rl_lab.listening import ADDRESS, NOT_OURS, SEND_S, BoundedClients, PageHandler
 from rl_lab.reading import parse_json
 
-HOSTS = (ADDRESS, "localhost")
-"""Names under which a browser finds this page; the port may be that of a tunnel."""
 LONGEST_BODY = 1000
-REQUEST_S = 10.0
 PAGE = "page.html"
-NOT_OURS = f"only pages of http://{ADDRESS} and http://localhost are answered\n".encode()
 
 
 class Session(Protocol):
@@ -89,47 +83,38 @@ class PageServer(BoundedClients, HTTPServer):
                 request.answered.wait(SEND_S)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(PageHandler, BaseHTTPRequestHandler):
     server: PageServer
-
-    def setup(self) -> None:
-        super().setup()
-        self.rfile = io.BufferedReader(_Timed(receiver(self.connection, REQUEST_S)))
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if not self._is_ours():
-            self._answer(403, "text/plain", NOT_OURS)
+        if not self.is_ours():
+            self.answer(403, "text/plain", NOT_OURS)
         elif path == "/":
-            self._answer(200, "text/html; charset=utf-8", self.server.page)
+            self.answer(200, "text/html; charset=utf-8", self.server.page)
         elif path == "/picture":
             self._ask(self.server.session.picture, lambda png: ("image/png", png))
         else:
-            self._answer(404, "text/plain", b"there is / and /picture\n")
+            self.answer(404, "text/plain", b"there is / and /picture\n")
 
     def do_POST(self) -> None:
         # Pages of other sites can send no JSON here without asking first, and asking is not answered.
-        if not self._is_ours():
-            self._answer(403, "text/plain", NOT_OURS)
+        if not self.is_ours():
+            self.answer(403, "text/plain", NOT_OURS)
             return
         if self.path != "/press" or self.headers.get_content_type() != "application/json":
-            self._answer(404, "text/plain", b"POST JSON to /press\n")
+            self.answer(404, "text/plain", b"POST JSON to /press\n")
             return
         try:
             key = self._body().get("key")
             if not isinstance(key, str | None):
                 raise UserError("key must be text")
         except (UserError, OSError):
-            self._answer(400, "text/plain", b'expected {"key": NAME}\n')
+            self.answer(400, "text/plain", b'expected {"key": NAME}\n')
             return
         session = self.server.session
         work = session.status if key is None else lambda: session.press(key)
         self._ask(work, lambda status: ("application/json", json.dumps(status).encode()))
-
-    def _is_ours(self) -> bool:
-        """Whether the browser asks by a name of this machine, from no page or from ours."""
-        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        return host.partition(":")[0].lower() in HOSTS and origin in (None, f"http://{host}")
 
     def _body(self) -> dict[str, Any]:
         """The JSON object sent. UserError for anything else, OSError for one that does not arrive in time."""
@@ -151,33 +136,6 @@ class _Handler(BaseHTTPRequestHandler):
         except BaseException as error:  # noqa: BLE001 - `run` raises it; the page is to hear of it
             code, kind, body = 500, "text/plain", f"{type(error).__name__}: {error}\n".encode()
         try:
-            self._answer(code, kind, body)
+            self.answer(code, kind, body)
         finally:
             request.answered.set()
-
-    def _answer(self, code: int, kind: str, body: bytes) -> None:
-        self.connection.settimeout(SEND_S)
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a line a key would bury what matters."""
-
-
-class _Timed(io.RawIOBase):
-    """A stream of what `receive` gives."""
-
-    def __init__(self, receive: Callable[[int], bytes]) -> None:
-        self._receive = receive
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._receive(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

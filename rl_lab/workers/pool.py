@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -24,6 +24,8 @@ MAX_ATTEMPTS = 5
 START_LIMIT_S = 600.0
 """What a new worker may take for its start, on top of the time for its first unit."""
 POLL_S = 0.5
+
+_open_pools: list[WorkerPool] = []
 
 Call = Callable[[Any, Any], ray.ObjectRef]
 """(actor, unit) -> the actor's answer to come."""
@@ -53,6 +55,23 @@ class _Worker:
     """Seconds that it was at work on units that are over."""
     since: float | None = None
     """When the unit began that it is at work on."""
+    began: float = field(default_factory=time.monotonic)
+    replaced: int = 0
+    """How often it had to be started again."""
+
+    def status(self) -> dict[str, Any]:
+        """What it does and for how long (s), the share of its life without work, and how often it was replaced."""
+        now, since = time.monotonic(), self.since
+        busy_s = self.busy_s + (0.0 if since is None else now - since)
+        doing = "waiting" if since is None else "starting" if self.is_new else "working"
+        found = {"name": self.name, "doing": doing, "seconds": None if since is None else round(now - since, 1)}
+        idle = min(max(1 - busy_s / max(now - self.began, 1e-9), 0.0), 1.0)
+        return found | {"idle": round(idle, 3), "replaced": self.replaced}
+
+
+def workers_now() -> list[dict[str, Any]]:
+    """`_Worker.status` of the workers of all pools of this process."""
+    return [worker for pool in list(_open_pools) for worker in pool.status()]
 
 
 def warn_on_stderr(text: str) -> None:
@@ -89,6 +108,7 @@ class WorkerPool:
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix=name)
         self._open: set[Future[Any]] = set()
         self._closed = threading.Event()
+        _open_pools.append(self)
 
     @property
     def actors(self) -> list[Any]:
@@ -103,6 +123,10 @@ class WorkerPool:
             since = worker.since
             total += worker.busy_s + (0.0 if since is None else now - since)
         return total
+
+    def status(self) -> list[dict[str, Any]]:
+        """`_Worker.status` of each worker."""
+        return [worker.status() for worker in self._workers]
 
     def submit(self, call: Call, units: Iterable[Any]) -> Batch:
         """Queue `call(actor, unit)` for every unit, behind all that was submitted before; returns at once."""
@@ -157,6 +181,8 @@ class WorkerPool:
     def close(self) -> None:
         """End the threads and the actors, whatever they are doing."""
         self._closed.set()
+        if self in _open_pools:
+            _open_pools.remove(self)
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             ray.kill(worker.actor)
@@ -212,6 +238,7 @@ class WorkerPool:
             raise CancelledError
         ray.kill(worker.actor)
         worker.actor, worker.is_new = self._start(), True
+        worker.replaced += 1
 
 
 def _cancel(futures: Iterable[Future[Any]]) -> None:

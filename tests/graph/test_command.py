@@ -357,7 +357,7 @@ def test_metrics_that_name_no_node_are_made_again_from_the_store(home, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "eval", "report", "pool", "rescore", "data", "correct", "serve", "bench", "doctor"]
+    "name", ["run", "eval", "report", "pool", "rescore", "data", "correct", "serve", "watch", "bench", "doctor"]
 )
 def test_help_is_what_the_file_of_the_command_says(name, capsys):
     module = importlib.import_module(f"rl_lab.{name}")

@@ -96,6 +96,8 @@ def tile(title: str, one: Estimate, detail: str, write: Write | None = None) -> 
 
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Content security policy of every page: whatever a config or an instruction contains, nothing is fetched."""
+LIVE_POLICY = f"{POLICY}; connect-src 'self'"
+"""Of a page that follows a run: it asks the server that gave it, and nobody else."""
 
 
 def asset(name: str) -> Markup:
@@ -103,10 +105,10 @@ def asset(name: str) -> Markup:
     return Markup(resources.files("rl_lab.reports").joinpath(name).read_text(encoding="utf-8"))
 
 
-def document(template: str, /, **values: Any) -> str:
+def document(template: str, /, policy: str = POLICY, **values: Any) -> str:
     """The page of a template that extends `page.html.jinja`."""
     page = ENVIRONMENT.get_template(f"{template}.html.jinja")
-    return page.render(values, asset=asset, policy=POLICY)
+    return page.render(values, asset=asset, policy=policy)
 
 
 IMAGE_SIDE = 360

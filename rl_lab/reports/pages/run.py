@@ -18,7 +18,7 @@ from rl_lab.reports.pages.curves import language_curves, learning_curves, reward
 from rl_lab.reports.pages.distillation import distillation_section
 from rl_lab.reports.pages.held_out import held_out_section, held_out_tiles, schemes_section
 from rl_lab.reports.pages.joint import joint_section
-from rl_lab.reports.pages.markup import Cell, Markup, Tile, document, parts, typeset
+from rl_lab.reports.pages.markup import LIVE_POLICY, POLICY, Cell, Markup, Tile, document, parts, typeset
 from rl_lab.reports.pages.pairs import pair_browser
 from rl_lab.reports.pages.pipeline import pipeline_section, pipeline_tiles, provenance
 from rl_lab.reports.pages.reward_models import action_rewards_section, outcome_section
@@ -66,6 +66,7 @@ def facts(run: LoadedRun, summary: Row) -> list[str]:
     return [fact for fact in said if fact]
 
 
+NOTHING = Markup("")
 SCRIPTS = {"pairs": ("page.js",), "videos": ("films.js",), "rollouts": ("browser.js", "rollouts_page.js")}
 """Scripts by the section that they work for."""
 Sections = dict[str, tuple[str, Markup]]
@@ -111,8 +112,8 @@ def _tiles(run: LoadedRun, summary: Row) -> list[list[Tile]]:
     return shown
 
 
-def build_page(run: LoadedRun, summary: Row) -> str:
-    """The report of a run as HTML."""
+def build_page(run: LoadedRun, summary: Row, now: Markup = NOTHING, every_s: float | None = None) -> str:
+    """The report of a run as HTML; with what it does `now`, a page that is brought up to date every so many seconds."""
     sections: Sections = {"joint": ("Interference", joint_section(run.joint, summary))}
     if "sweep" in summary:
         sections |= {"sweep": ("Sweep", sweep_link())}
@@ -123,10 +124,14 @@ def build_page(run: LoadedRun, summary: Row) -> str:
     if run.on_language:
         sections |= language_sections(run, summary)
     shown = {anchor: part for anchor, part in sections.items() if part[1]}
-    unfinished = [f"Not finished: {', '.join(run.unfinished)}."] if run.unfinished else []
+    unfinished = [f"Not finished: {', '.join(run.unfinished)}."] if run.unfinished and not now else []
+    live = {"data-live": json.dumps({"every": every_s, "scripts": SCRIPTS})} if now else {}
     stand_ins = run.environment.get("substitutions")
     return document(
         "report",
+        policy=LIVE_POLICY if now else POLICY,
+        live=live,
+        now=now,
         run=run,
         summary=summary,
         facts=facts(run, summary),
@@ -140,8 +145,8 @@ def build_page(run: LoadedRun, summary: Row) -> str:
         stages=stages(run),
         computed=duration(run.computed_seconds),
         setup=setup(run),
-        styles=["browser.css"] if run.on_language else [],
-        scripts=[script for anchor in shown for script in SCRIPTS.get(anchor, ())],
+        styles=["browser.css"] if run.on_language or now else [],
+        scripts=(["watch.js"] if now else []) + [script for anchor in shown for script in SCRIPTS.get(anchor, ())],
     )
 
 
