@@ -23,10 +23,9 @@
   // Before other scripts fill their sections: what the server said.
   const said = new Map([...keyed(main)].map(([key, part]) => [key, part.outerHTML]));
 
-  const headings = (part) => [...part.querySelectorAll("details")].map((one) => [one.querySelector("summary").textContent, one]);
   const keepOpen = (old, part) => {
-    const open = new Map(headings(old).map(([text, one]) => [text, one.open]));
-    for (const [text, one] of headings(part)) one.open = open.get(text) ?? one.open;
+    const before = [...old.querySelectorAll("details")], after = [...part.querySelectorAll("details")];
+    if (before.length === after.length) after.forEach((one, place) => { one.open = before[place].open; });
   };
   const run = (page, id) => (scripts[id] || []).forEach((name, place, all) => {
     if (place < all.length - 1 && ran.has(name)) return; // what sections share stays
