@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from algos.chunks import Timing
+from envs.execution import Execution
 from envs.pictures import fit
 from rl_lab.config.actions import DemosConfig, FilesConfig, SFTConfig
 from rl_lab.config.section import MemoryConfig, ModelConfig
@@ -166,7 +167,7 @@ def test_a_policy_with_memory_and_absolute_poses_is_trained_and_acts(demos, tmp_
     info = read_info(folder)
     assert (info.history, info.history_interval, info.first_slot) == (3, 2, "current")
     unit = Unit(EnvSpec("tabletop", "handover_block", "clean", image_size=64), seeds=(3,), run_seed=0)
-    (row,) = Simulation().evaluate(unit, publish(folder, 1), execute=3)
+    (row,) = Simulation().evaluate(unit, publish(folder, 1), Execution(execute=3))
     assert row["num_steps"] > 0
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from envs.branching import BranchConfig
+from envs.execution import Execution
 from rl_lab.config.actions import RewardModelsConfig
 from rl_lab.learner.action_rewards import RewardPlan
 from rl_lab.learner.plans import Training
@@ -23,7 +24,7 @@ def snapshot(tmp_path_factory):
 
 def test_recorded_episodes_and_sampled_chunks_teach_and_rank(snapshot, tmp_path):
     simulation = Simulation()
-    (recorded,) = simulation.record(UNIT, snapshot, execute=8)
+    (recorded,) = simulation.record(UNIT, snapshot, Execution(execute=8))
     assert recorded.frame_steps[-1] == recorded.num_steps and len(recorded.images) == len(recorded.frame_steps)
     states = simulation.candidates(UNIT, snapshot, BranchConfig(execute=8, states=3, samples=2, decisions=1))
     for state in states:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from envs.branching import BranchConfig
+from envs.execution import Execution
 from envs.robotwin.deploy_policy import PolicyClient, PolicyError
 from envs.rollback import RollbackConfig
 from envs.rollout import Decision
@@ -72,7 +73,7 @@ def test_one_layout_from_demonstrations_to_pairs(given):
     assert not [problem for one in episodes for problem in episode_problems("demo", one)]
     assert not [problem for one in pairs for problem in pair_problems("pair", one)]
     assert load_policy(folder / "sft")[0].config.layout == LAYOUTS[name]
-    rows = Simulation().evaluate(unit(name), published(folder / "sft"), execute=4)
+    rows = Simulation().evaluate(unit(name), published(folder / "sft"), Execution(execute=4))
     assert [row["layout"]["action_dim"] for row in rows] == [LAYOUTS[name].action_dim] * 3
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from envs.by_name import OwnCodeError
+from envs.execution import Execution
 from envs.rollback import RollbackConfig
 from envs.types import Episode
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
@@ -83,7 +84,7 @@ def test_every_objective_moves_what_it_trains_and_nothing_else(given, tmp_path, 
     before, after = weights(given / "sft"), weights(tmp_path / "policy")
     moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"flow"}
-    rows = Simulation().evaluate(UNIT, published(tmp_path / "policy", CODE), execute=4)
+    rows = Simulation().evaluate(UNIT, published(tmp_path / "policy", CODE), Execution(execute=4))
     assert len(rows) == 3 and all(row["weight_version"] == 2 for row in rows)
 
 
@@ -144,6 +145,6 @@ def test_what_it_raises_while_it_acts_is_told_with_file_and_line(given, tmp_path
     broken.write_text(text.replace("        pictures = observation.images ", "        self.nothing  # "))
     line = 1 + broken.read_text().splitlines().index(next(t for t in broken.read_text().splitlines() if "nothing" in t))
     snapshot = published(given / "sft", f"{broken}:FlowMLP")
-    arguments = (ROLLBACK, CorrectorPlan()) if where == "collect" else (4,)
+    arguments = (ROLLBACK, CorrectorPlan()) if where == "collect" else (Execution(),)
     with pytest.raises(OwnCodeError, match=rf"broken_policy.py:{line}: AttributeError"):
         getattr(Simulation(), where)(UNIT, snapshot, *arguments)

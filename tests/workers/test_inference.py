@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from envs.bimanual import CommandError
+from envs.execution import Execution
 from envs.rollout import Decision
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
@@ -39,8 +40,8 @@ def shared_actor():
 
 
 def test_a_shared_policy_gives_the_episodes_of_a_local_one(snapshot, shared_actor):
-    local = Simulation().evaluate(UNIT, snapshot, execute=8)
-    assert ray.get(shared_actor.evaluate.remote(UNIT, snapshot, execute=8)) == local
+    local = Simulation().evaluate(UNIT, snapshot, Execution(execute=8))
+    assert ray.get(shared_actor.evaluate.remote(UNIT, snapshot, Execution(execute=8))) == local
 
 
 class DirectServer:
@@ -92,15 +93,15 @@ def misfit(snapshot, tmp_path, **factors):
 @pytest.mark.parametrize("factors", [{"action_std": 1e4, "action_mean": 1e4}, {"action_mean": 1e4}])
 def test_statistics_of_another_scale_end_a_unit_with_one_line_before_anything_moves(snapshot, tmp_path, factors):
     with pytest.raises(RunError, match=r"of weight version 1 must not act: command \d+ is refused: its (left|right) "):
-        Simulation().evaluate(UNIT, misfit(snapshot, tmp_path, **factors), execute=8)
+        Simulation().evaluate(UNIT, misfit(snapshot, tmp_path, **factors), Execution(execute=8))
 
 
 def test_a_shared_policy_refuses_in_the_same_words(snapshot, shared_actor, tmp_path):
     broken = misfit(snapshot, tmp_path, action_mean=1e4)
     with pytest.raises(RayTaskError) as caught:
-        ray.get(shared_actor.evaluate.remote(UNIT, broken, execute=8))
+        ray.get(shared_actor.evaluate.remote(UNIT, broken, Execution(execute=8)))
     with pytest.raises(RunError) as local:
-        Simulation().evaluate(UNIT, broken, execute=8)
+        Simulation().evaluate(UNIT, broken, Execution(execute=8))
     assert type(caught.value.cause) is RunError and str(caught.value.cause) == str(local.value)
 
 
