@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 from envs import contract
@@ -20,7 +21,8 @@ def check_environment(source: str, settings: dict[str, Any]) -> Iterator[str]:
     if unknown := sorted(settings.keys() - SETTINGS.keys()):
         raise UserError(f"{unknown[0]} is no setting of an environment; give {', '.join(SETTINGS)}")
     env = declared_environment(source, **SETTINGS | settings)
-    for finding in contract.check_environment(env):
-        if finding.level == "error":
-            raise ValueError(finding.text)
-        yield finding.text if finding.level == "ok" else f"but mind: {finding.text}"
+    with closing(env.env):
+        for finding in contract.check_environment(env):
+            if finding.level == "error":
+                raise ValueError(finding.text)
+            yield finding.text if finding.level == "ok" else f"but mind: {finding.text}"
