@@ -187,6 +187,8 @@ class DeclaredEnv:
         name, read = next(iter(self.declared.cameras.items()))
         return fit(np.asarray(self._read(f"camera {name}", read)), height, width)
 
+    steering_view = watch
+
     def save(self) -> bytes:
         """See `ControlledEnv`: one line about the episode, then the simulator's state, or nothing."""
         about = {

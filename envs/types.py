@@ -362,6 +362,9 @@ class ControlledEnv(Protocol):
     def watch(self, height: int, width: int) -> np.ndarray:
         """A picture of the present state for people, uint8 [height, width, 3]."""
 
+    def steering_view(self, height: int, width: int) -> np.ndarray:
+        """The same for a person who steers the robot: its left is on the left."""
+
     def save(self) -> bytes: ...
 
     def load(self, snapshot: bytes) -> None: ...

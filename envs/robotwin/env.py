@@ -158,6 +158,8 @@ class RoboTwinEnv(Bimanual):
         view = self._ask("observe", images=True)["observation"]["head_camera"]["rgb"]
         return fit(view, height, width)
 
+    steering_view = watch
+
     def success_now(self) -> bool:
         """Whether the present scene satisfies the task; `success` is latched by every physics step before."""
         return self._ask("success")["success_now"]

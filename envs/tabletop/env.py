@@ -185,6 +185,10 @@ class TabletopEnv(Bimanual):
         """A frame of the watching camera, uint8 [height, width, 3]."""
         return self.render_camera("watch_camera", height, width)
 
+    def steering_view(self, height: int, width: int) -> np.ndarray:
+        """A frame of the robot's head camera, uint8 [height, width, 3]."""
+        return self.render_camera("head_camera", height, width)
+
     def render_camera(self, camera: str, height: int, width: int) -> np.ndarray:
         """A frame of any named camera at any size up to 480 x 640, uint8 [height, width, 3]."""
         return self._images([camera], height, width)[0]

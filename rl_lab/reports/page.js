@@ -8,7 +8,7 @@
   const SIDES = ["winner", "loser"], COLOUR = { winner: "cw", loser: "cl" };
   const VIEWS = [
     { title: "From above: x and y (m)", axes: [0, 1], names: ["x", "y"] },
-    { title: "From the front: x and z (m)", axes: [0, 2], names: ["x", "z"] },
+    { title: "From behind the robot: x and z (m)", axes: [0, 2], names: ["x", "z"] },
   ];
   const WIDTH = 420, HEIGHT = 300, PAD = 34;
   let pair = null, step = 0, timer = null;

@@ -51,10 +51,7 @@ class Keyboard(Protocol):
 class KeyboardArms:
     """A `Keyboard` of one arm or two."""
 
-    note = (
-        "Directions are the robot's own, as in the lower pictures, which are what the policy sees. On the table top "
-        "the large picture looks at the robot from the front."
-    )
+    note = "Directions are the robot's own: its left is on the left of the pictures."
 
     def __init__(self, pose: np.ndarray) -> None:
         """`pose` is an `ee` pose [8 or 16], measured or commanded."""

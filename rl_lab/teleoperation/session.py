@@ -95,12 +95,12 @@ class CorrectionSession:
         }
 
     def picture(self) -> bytes:
-        """PNG of the scene now: the camera for people, and what the policy sees."""
+        """PNG of the scene now: as the robot sees it, its left on the left, and what the policy sees."""
         canvas = Image.new("RGB", (VIEW * 4 // 3, VIEW + VIEW * 4 // 9))
         if self._failed is not None:
             env, views = self._failed.env, camera_images(self._failed.env.observe())
             side = VIEW * 4 // 3 // max(3, len(views))
-            canvas.paste(Image.fromarray(env.watch(VIEW, VIEW * 4 // 3)))
+            canvas.paste(Image.fromarray(env.steering_view(VIEW, VIEW * 4 // 3)))
             for place, view in enumerate(views):
                 shown = Image.fromarray(view).resize((side, side), Image.Resampling.NEAREST)
                 canvas.paste(shown, (place * side, VIEW))

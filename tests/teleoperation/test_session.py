@@ -107,4 +107,5 @@ def test_steps_are_taken_back_and_starts_moved(corrected):
     assert session.press("]")["start"] == start, "later, the failure would have no whole chunk"
     picture = Image.open(io.BytesIO(session.picture()))
     assert picture.size == (640, 693) and np.asarray(picture).std() > 10
+    np.testing.assert_array_equal(np.asarray(picture)[:480], env.render_camera("head_camera", 480, 640))
     assert session.press("n") == {"over": True, "kept": 0} == session.press("w")
