@@ -42,11 +42,11 @@ def installed(tmp_path_factory):
     return python.parent
 
 
-def call(folder, *command):
+def call(folder, *command, limit_s=300):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     environment["PYTHONPATH"] = str(folder)
     return subprocess.run(
-        [*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=limit_s
     )
 
 
@@ -79,3 +79,19 @@ def test_the_lock_file_holds_every_requirement_in_a_version_that_is_allowed():
     for line in (*project["dependencies"], *project["optional-dependencies"]["test"]):
         wanted = Requirement(line)
         assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)], prereleases=True), line
+
+
+@pytest.mark.slow
+def test_workers_of_a_run_take_our_packages_beside_folders_of_the_same_names(installed, tmp_path):
+    for name in ("envs", "rewards", "algos"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not ours')\n")
+    shutil.copy(ROOT / "examples" / "reach.py", tmp_path / "mine.py")
+    settings = "demos: {episodes: 2}\nsft: {steps: 2, warmup: 1, batch_size: 2, probe_weight: 0}\n"
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nenv: {backend: 'mine.py:make', image_size: 64}\nmodel: {preset: nano}\nwandb: disabled\n"
+        f"{settings}stages: [demos, sft, evaluate]\neval: {{episodes: 2, seeds: development}}\n"
+    )
+    done = call(tmp_path, installed / "rl-lab", "run", "mine.yaml", "--run-dir", "run", limit_s=1200)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "summary.json").is_file() and "of 2" in done.stdout + done.stderr
