@@ -98,6 +98,8 @@ class ObservationBatch(TensorRecord):
     """True on valid instruction tokens, bool [B, T]."""
     seen: Tensor | None = None
     """Frames of each row among `images`, int64 [B, K], -1 for black ones; `select` looks them up, no policy does."""
+    truth: Tensor | None = None
+    """Of the simulator, float [B, n]; only for policies of studies, which read it in place of images."""
 
     def __len__(self) -> int:
         return len(self.state)
@@ -117,6 +119,7 @@ class ObservationBatch(TensorRecord):
             tokens=self.tokens[rows],
             token_mask=self.token_mask[rows],
             seen=None,
+            truth=None if self.truth is None else self.truth[rows],
         )
 
 

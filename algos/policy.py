@@ -52,6 +52,10 @@ class PolicySizes(Protocol):
     def tokenizer_max_length(self) -> int:
         """Longest instruction, in tokens."""
 
+    @property
+    def truth_size(self) -> int:
+        """Numbers of the simulator's truth that it reads, of a policy of studies; 0 of all others."""
+
     def learn(self, layout: Layout) -> None:
         """Take another layout; ValueError if it cannot."""
 
@@ -93,6 +97,8 @@ class PolicySpec:
     """Ids of instruction tokens are below this."""
     settings: dict[str, bool | int | float | str] = field(default_factory=dict)
     """What its class is called with beside this."""
+    truth_size: int = 0
+    """See `PolicySizes`."""
     empty_cameras: ClassVar[int] = 0
     tokenizer_max_length: ClassVar[int] = 64
 

@@ -59,6 +59,9 @@ class Decision:
     """(environment seed, number of the decision in its episode): addresses the policy's noise."""
     past: np.ndarray | None = None
     """Earlier frames, uint8 [K - 1, V, S, S, 3], the oldest first; None for a policy without memory."""
+    truth: np.ndarray | None = None
+    """The simulator's, float32 [n], for policies of studies, which read it in place of images; None where there is no
+    simulator."""
 
 
 Rollout = Generator[Decision, np.ndarray, Result]
@@ -88,15 +91,16 @@ class Looking:
     def decision(self, seed: int, number: int, observation: Observation | None = None) -> Decision:
         """The request for a chunk in the present state, which is observed unless the observation is given."""
         observation = self.env.observe() if observation is None else observation
+        truth = self.env.truth()
         if self.memory.frames == 1:
-            return Decision(observation, (seed, number))
+            return Decision(observation, (seed, number), truth=truth)
         step = self.env.step_count
         self._add(camera_images(observation))
         black = np.zeros_like(self._images[step])
         steps = range(step - self.memory.reach, step, self.memory.interval)
         # Black before the episode began, as released; a frame that is missing later is an error.
         past = [self._images[seen] if seen >= 0 else black for seen in steps]
-        return Decision(observation, (seed, number), np.stack(past))
+        return Decision(observation, (seed, number), np.stack(past), truth)
 
     def stepped(self) -> None:
         """To be called after every control step between two decisions: keeps the frame if a decision will look back."""

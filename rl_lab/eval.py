@@ -152,7 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = evaluate(options.checkpoint, config, scratch)
         if options.out:
             write_json_lines(options.out, rows)
-    print(f"{config.env.backend}, {config.eval.seeds} seeds, {config.eval.instructions} instructions")
+    study = ", a study with the simulator's truth" if config.model.reads_truth else ""
+    print(f"{config.env.backend}, {config.eval.seeds} seeds, {config.eval.instructions} instructions{study}")
     print(_table(rows))
     outcomes = ((row["task"], row["variant"], row["success"]) for row in rows)
     for text in benchmark_lines([{"method": None, "round": 0} | success_table(outcomes)]):

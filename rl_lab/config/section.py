@@ -126,7 +126,12 @@ class OnlineConfig(ScheduleConfig):
     """Steps between short examinations on the held-out questions, one answer each; 0 for none."""
 
 
-Preset = Literal["nano", "small", "mini", "mot-2b"]
+Preset = Literal["nano", "small", "mini", "mot-2b", "state"]
+
+STATE_POLICY = "rl_lab.model.policies.state:StatePolicy"
+"""Code of the preset `state`."""
+STATE_CHUNK = 8
+"""Its commands of a chunk, as nano's."""
 
 
 class MemoryConfig(Section):
@@ -144,7 +149,8 @@ class ModelConfig(Section):
     """The policy that SFT starts from."""
 
     preset: Preset = "nano"
-    """Random weights of these sizes; ignored when `path` is given."""
+    """Random weights of these sizes; ignored when `path` is given. state is the policy of studies: small, of one task,
+    it reads the simulator's truth and sees nothing; see docs/studies.md."""
     path: str | None = None
     """A checkpoint folder to start from instead."""
     prediction: Literal["velocity", "action"] | None = None
@@ -171,6 +177,19 @@ class ModelConfig(Section):
     settings: Named[str, bool | int | float | str] = {}
     """Arguments of own code, by name."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _state_is_code(cls, value: Any) -> Any:
+        """The preset `state` is a class as one of one's own."""
+        if isinstance(value, dict) and value.get("preset") == "state":
+            return {"chunk_size": STATE_CHUNK, "code": STATE_POLICY} | {k: v for k, v in value.items() if v is not None}
+        return value
+
+    @property
+    def reads_truth(self) -> bool:
+        """Whether it is the policy of studies."""
+        return self.code == STATE_POLICY
+
     @model_validator(mode="after")
     def _is_of_one_kind(self) -> Self:
         if self.code is None:
@@ -181,6 +200,8 @@ class ModelConfig(Section):
         ours = [name for name, field in fields.items() if name not in both and getattr(self, name) != field.default]
         if self.memory is not None and self.memory.layer_stride is not None:
             ours.append("memory.layer_stride")
+        if self.reads_truth:
+            ours = [name for name in ours if name != "preset"]
         if ours:
             raise ValueError(f"{ours[0]} is for our own architecture, but code names another; leave it out")
         return self

@@ -45,7 +45,10 @@ def substitutions(config: RunConfig, gpus: list[str]) -> list[dict[str, str]]:
             "embedded MuJoCo tasks with RoboTwin's names; scores are tabletop's own and not comparable with RoboTwin's"
         )
         rows.append({"wanted": "RoboTwin", "used": "tabletop", "why": why})
-    if config.model.code is not None:
+    if config.model.reads_truth:
+        why = "a study: its policy reads the simulator's truth and sees nothing; its numbers hold for none that sees"
+        rows.append({"wanted": "pictures and words", "used": "the simulator's truth", "why": why})
+    elif config.model.code is not None:
         name = config.model.code.rpartition(":")[2]
         rows.append({"wanted": "MoT-2B", "used": f"{name}, the user's own", "why": "model.code names another policy"})
     elif config.model.path is None and config.model.preset != "mot-2b":

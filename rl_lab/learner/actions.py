@@ -32,7 +32,7 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.sharding import compile_blocks
-from rl_lab.records.action_batches import demonstrations, fit_processor, shared_layout
+from rl_lab.records.action_batches import demonstrations, fit_processor, joined_truth, shared_layout
 from rl_lab.records.action_datasets import Dataset, DemonstrationStream, encode_rows, preference_data
 from rl_lab.records.episodes import read_episodes, read_pairs
 from rl_lab.seeding import integer
@@ -105,11 +105,22 @@ def _own_start(model: ModelConfig, code: str, seed: int, stride: int, demos: Seq
     if model.path is not None:
         policy, processor, info = load_policy(Path(model.path), code)
         return _start(policy, processor if processor.has_stats else None, info, model, stride)
-    spec = own_spec(model, shared_layout(demos), demos[0].images.shape[-2])
+    truth = joined_truth([one.truth for one in demos]) if model.reads_truth else None
+    if model.reads_truth and truth is None:
+        raise UserError(
+            "model.preset is state, but the demonstrations lack the simulator's truth, or have it in several sizes; "
+            "use one task of a simulator that gives it"
+        )
+    spec = own_spec(
+        model, shared_layout(demos), demos[0].images.shape[-2], truth_size=0 if truth is None else truth.shape[1]
+    )
     info = CheckpointInfo(weight_version=0, steps=0)
     if model.memory is not None:
         info = replace(info, history=model.memory.frames, history_interval=model.memory.interval)
-    return _start(make_own(code, spec, seed), None, info, model, stride)
+    made: Any = make_own(code, spec, seed)
+    if truth is not None:
+        made.learn_truth(truth)
+    return _start(made, None, info, model, stride)
 
 
 def _start(

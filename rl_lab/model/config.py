@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from envs.types import BIMANUAL, Layout, Numbers
 from rl_lab.model.vlm_config import (
@@ -111,6 +111,8 @@ class HyVLAConfig(StoredConfig):
     measured_dim: int = BIMANUAL.state_dim
     loss_weight_clip: float | None = None
     """None (released): plain velocity error. c: error times (t / max(t, c))^2."""
+    truth_size: ClassVar[int] = 0
+    """See `algos.policy.PolicySizes`: it sees pictures."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

@@ -149,14 +149,26 @@ class PolicyProcessor:
         state = (self.config.layout.encode(poses) - self.stats.qpos_mean) / self.stats.qpos_std
         return torch.from_numpy(state.astype(np.float32))
 
+    @property
+    def reads_truth(self) -> bool:
+        """Whether the policy is one of a study, which reads the simulator's truth."""
+        return self.config.truth_size > 0
+
     def batch(
-        self, images: np.ndarray, poses: np.ndarray, instructions: Sequence[str], seen: np.ndarray | None = None
+        self,
+        images: np.ndarray,
+        poses: np.ndarray,
+        instructions: Sequence[str],
+        seen: np.ndarray | None = None,
+        truth: np.ndarray | None = None,
     ) -> ObservationBatch:
         """Model input from arrays: images uint8 [N, V, H, W, 3] or [N, V, K, H, W, 3], measured states [N, S], N
-        instructions. With the frames that each row has `seen` [N, K] images are those of all rows, [F, V, H, W, 3]."""
+        instructions, and of a policy that reads it the simulator's truth [N, n]. With the frames that each row has
+        `seen` [N, K] images are those of all rows, [F, V, H, W, 3]."""
         tokens, mask = self.tokenize(instructions)
         numbers = None if seen is None else torch.from_numpy(seen)
-        return ObservationBatch(self.images(images), self.normalize_state(poses), tokens, mask, numbers)
+        known = None if truth is None else torch.from_numpy(truth.astype(np.float32))
+        return ObservationBatch(self.images(images), self.normalize_state(poses), tokens, mask, numbers, known)
 
     def __call__(self, observations: Sequence[Observation]) -> ObservationBatch:
         """Model input from environment observations."""

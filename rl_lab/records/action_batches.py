@@ -53,6 +53,8 @@ class States:
     """Number of the pair, int64 [N]; every state of a demonstration is one."""
     weight_version: np.ndarray
     """int64 [N]."""
+    truth: np.ndarray | None
+    """Of the simulator, float32 [N, n], where every record has it."""
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -60,7 +62,18 @@ class States:
     def select(self, mask: np.ndarray) -> States:
         """The states where the mask, bool [N], is true, and all frames."""
         whole: dict[str, Any] = {"frames": self.frames, "instructions": list(compress(self.instructions, mask))}
-        return States(**whole, **{name: value[mask] for name, value in vars(self).items() if name not in whole})
+        rows: dict[str, Any] = {
+            name: None if value is None else value[mask] for name, value in vars(self).items() if name not in whole
+        }
+        return States(**whole, **rows)
+
+
+def joined_truth(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Truth vectors of several records, [n_i, n] each, as one array [N, n]; None if one has none or another size."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or len({part.shape[1] for part in known}) != 1:
+        return None
+    return np.concatenate(known)
 
 
 def standardised_truth(episodes: Sequence[Episode]) -> np.ndarray | None:
@@ -110,6 +123,7 @@ def demonstrations(episodes: Sequence[Episode], timing: Timing) -> States:
         from_loser=np.zeros(count, dtype=bool),
         pair=np.arange(count),
         weight_version=np.zeros(count, dtype=np.int64),
+        truth=joined_truth([episode.truth for episode in episodes]),
     )
 
 
@@ -162,7 +176,17 @@ def pair_states(
         from_loser=column("from_loser"),
         pair=np.repeat(np.arange(len(pairs)), sizes),
         weight_version=np.repeat([pair.weight_version for pair in pairs], sizes),
+        truth=joined_truth([_truth(pair, tuples) for pair, tuples in zip(pairs, parts, strict=True)]),
     )
+
+
+def _truth(pair: PreferencePair, tuples: Tuples) -> np.ndarray | None:
+    """Truth vectors of the states of a pair, [n, n_truth]; None where nobody recorded them."""
+    loser, winner = pair.loser.truth, pair.winner.truth
+    if loser is None or winner is None:
+        return None
+    behind = np.where(tuples.from_loser, 0, len(loser))
+    return np.concatenate([loser, winner])[tuples.step + behind]
 
 
 def _tuples(pair: PreferencePair, timing: Timing, mode: Mode, widths: Widths | None) -> Tuples:

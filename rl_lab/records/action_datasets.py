@@ -26,7 +26,7 @@ from algos.policy import Policy
 from envs.types import Episode, PreferencePair
 from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.processor import PolicyProcessor
-from rl_lab.records.action_batches import States, join_frames, pair_states, standardised_truth
+from rl_lab.records.action_batches import States, join_frames, joined_truth, pair_states, standardised_truth
 from rl_lab.seeding import stream
 
 SIDE_STATES = 4
@@ -71,6 +71,7 @@ class DemonstrationStream:
         self._episode = np.repeat(np.arange(len(episodes)), counts)
         self._frame = np.concatenate([np.arange(count) for count in counts])
         self._truth = standardised_truth(episodes)
+        self._privileged = joined_truth([one.truth for one in episodes]) if processor.reads_truth else None
         self._sampler = MixedSampler([len(self._frame)], [1.0], batch_size, seed)
         self._readers = ThreadPoolExecutor(IMAGE_READERS, thread_name_prefix="images")
         self._ahead: tuple[int, list[Future[np.ndarray]]] | None = None
@@ -95,8 +96,10 @@ class DemonstrationStream:
             for episode, t in zip(episodes, steps, strict=True)
         ]
         images = np.stack([future.result() for future in reading])
+        texts = [episode.instruction for episode in episodes]
+        read = self._privileged[rows] if self._privileged is not None else None
         return FlowBatch(
-            observation=self.processor.batch(images, poses, [episode.instruction for episode in episodes]),
+            observation=self.processor.batch(images, poses, texts, truth=read),
             actions=self.processor.encode(np.concatenate(chunks), poses),
             truth=None if self._truth is None else torch.from_numpy(self._truth[rows]),
         )
@@ -236,12 +239,13 @@ def _preference_batch(buffers: Sequence[States], sources: Sequence[int], process
     poses = np.concatenate([states.poses for states in buffers])
     texts = [text for states in buffers for text in states.instructions]
     frames, seen = join_frames([states.frames for states in buffers], [states.seen for states in buffers])
+    truth = joined_truth([states.truth for states in buffers]) if processor.reads_truth else None
 
     def column(name: str) -> np.ndarray:
         return np.concatenate([getattr(states, name) for states in buffers])
 
     return PreferenceBatch(
-        observation=processor.batch(frames, poses, texts, seen),
+        observation=processor.batch(frames, poses, texts, seen, truth),
         winner=processor.encode(column("winner"), poses),
         loser=processor.encode(column("loser"), poses),
         identical=torch.from_numpy(column("identical")),

@@ -46,11 +46,22 @@ def check_own_policy(config: RunConfig) -> PolicySizes:
     """What the policy is made for. UserError for a run that it cannot be part of."""
     policy = own_policy(config)
     groups = sorted(name for name, parameters in policy.parameter_groups().items() if parameters)
+    if config.model.reads_truth:
+        _check_study_policy(config)
     for asked in _asked(config):
         raise UserError(f"{asked}, but model.code names another than our architecture; leave it out")
     if config.reads("optimise") and (lacking := [name for name in config.optimise.train if name not in groups]):
         raise UserError(f"optimise.train has {lacking[0]}, but the policy of model.code has {', '.join(groups)}")
     return policy.config
+
+
+def _check_study_policy(config: RunConfig) -> None:
+    """UserError where there is no one truth that it could read."""
+    if config.env.is_own and config.runs_episodes:
+        raise UserError("model.preset is state, but an environment of one's own gives no truth; choose another policy")
+    if len(config.env.tasks) > 1:
+        named = ", ".join(config.env.tasks)
+        raise UserError(f"model.preset is state, whose policy learns one task, but env.tasks names {named}; keep one")
 
 
 def _asked(config: RunConfig) -> Iterator[str]:

@@ -141,6 +141,9 @@ def _sizes(config: RunConfig) -> tuple[PolicySizes, int]:
         raise UserError(f"model: {error}") from error
 
 
+_PROBE = ("sft.probe_weight", "set it to 0")
+
+
 def _check_files(config: RunConfig, files: FilesConfig, image_size: int, layout: Layout | None) -> None:
     """There are episodes in every file and folder, all of one rate and none to be examined on, and those looked at are
     sound, with simulator truth if a probe needs it."""
@@ -153,12 +156,12 @@ def _check_files(config: RunConfig, files: FilesConfig, image_size: int, layout:
     glance(found, files.skip_broken)
     if layout is not None and (theirs := found[0].layout()) is not None and not theirs.is_like(layout):
         raise UserError(f"demos.files: {found[0].path} has {theirs}, but the environment has {layout}")
-    if config.sft.probe_weight > 0 and config.reads("sft"):
+    if (config.sft.probe_weight > 0 or config.model.reads_truth) and config.reads("sft"):
         lacking = next((recording.path for recording in spread(found) if not recording.has_truth()), None)
         if lacking is not None:
+            wanted, mend = ("model.preset state", "choose another") if config.model.reads_truth else _PROBE
             raise UserError(
-                f"sft.probe_weight needs ground truth of the simulator, which {lacking} (demos.files) has not; "
-                "set it to 0"
+                f"{wanted} needs ground truth of the simulator, which {lacking} (demos.files) has not; {mend}"
             )
     check_learned(config, "demos.files", filter(None, (recording.place() for recording in found)))
 

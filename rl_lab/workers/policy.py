@@ -74,7 +74,7 @@ class LocalPolicy:
         instructions = [self.info.condition(str(observation["instruction"])) for observation in observations]
         poses = np.stack([measured_state(observation) for observation in observations])
         images = np.stack([_views(decision, self.info.history) for decision in decisions])
-        batch = self.processor.batch(images, poses, instructions).to(self.device)
+        batch = self.processor.batch(images, poses, instructions, truth=self._truth(decisions)).to(self.device)
         chunks = self.policy.sample_actions(self.policy.encode(batch), self._noise(decisions))
         try:
             return self.processor.decode(chunks.cpu().numpy(), poses)
@@ -83,6 +83,15 @@ class LocalPolicy:
                 f"the policy of weight version {self.info.weight_version} must not act: {error}; its statistics or its "
                 "weights are not those it was trained with, or its training diverged"
             ) from error
+
+    def _truth(self, decisions: Sequence[Decision]) -> np.ndarray | None:
+        """The simulator's, [len(decisions), n], for a policy of studies alone. RunError where there is none."""
+        if not self.processor.reads_truth:
+            return None
+        known = [decision.truth for decision in decisions if decision.truth is not None]
+        if len(known) < len(decisions):
+            raise RunError("a policy of studies reads the simulator's truth, which is not there: it acts in simulators")
+        return np.stack(known)
 
 
 def _views(decision: Decision, frames: int) -> np.ndarray:

@@ -103,6 +103,8 @@ class PolicyService:
         self.layout = self.policy.policy.config.layout
         if not self.policy.processor.has_stats:
             raise UserError(f"{folder} has no normalisation statistics: such a policy cannot act; train it first")
+        if self.policy.processor.reads_truth:
+            raise UserError(f"{folder} is a policy of studies, which reads the simulator's truth; nothing can serve it")
         self._lock = threading.Lock()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:

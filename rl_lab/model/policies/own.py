@@ -40,14 +40,17 @@ class OwnConfig:
     spec: PolicySpec
 
 
-def own_spec(model: ModelConfig, layout: Layout = BIMANUAL, image_size: int = PolicySpec.image_size) -> PolicySpec:
+def own_spec(
+    model: ModelConfig, layout: Layout = BIMANUAL, image_size: int = PolicySpec.image_size, truth_size: int = 0
+) -> PolicySpec:
     """What the policy of `model.code` is made for; of a checkpoint (`model.path`) what it was. ValueError if that is
     something else."""
     memory = model.memory
     if model.path is None:
         frames = 1 if memory is None else memory.frames
         vocabulary = len(load_tokenizer())
-        return PolicySpec(layout, model.chunk_size or CHUNK, image_size, frames, vocabulary, dict(model.settings))
+        chunk, settings = model.chunk_size or CHUNK, dict(model.settings)
+        return PolicySpec(layout, chunk, image_size, frames, vocabulary, settings, truth_size)
     found = read_own(Path(model.path)).spec
     if model.chunk_size is not None and model.chunk_size != found.chunk_size:
         raise ValueError(f"chunk_size is {model.chunk_size}, but {model.path} predicts {found.chunk_size} commands")

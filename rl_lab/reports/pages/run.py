@@ -26,6 +26,7 @@ from rl_lab.reports.pages.rollouts import rollouts_section, traces_section
 from rl_lab.reports.pages.study import study_link, write_study
 from rl_lab.reports.pages.sweep import sweep_link, write_sweep
 from rl_lab.reports.run import LoadedRun, label, load_run
+from rl_lab.reports.study import is_privileged
 from rl_lab.reports.summary import measure, written
 
 REPORT_FILE = "report.html"
@@ -59,6 +60,7 @@ def facts(run: LoadedRun, summary: Row) -> list[str]:
         f"curriculum {', '.join(map(label, summary['schemes']))}"
         if summary.get("schemes") and not {"pipeline", "joint"} & summary.keys()
         else "",
+        "a study with the simulator's truth, no pictures" if is_privileged(run) else "",
         f"training seed {run.seed}",
         f"commit {str(commit)[:12]}" if commit else "",
         f"stages add up to {duration(summary['computed_seconds'])}",
