@@ -21,6 +21,9 @@ from typing import IO, Any, BinaryIO, TypeVar
 from rl_lab.errors import UserError
 from rl_lab.reading import fit, read_bytes
 
+CARD_FILE = "README.md"
+"""What people and hubs read of a folder of weights or data; nothing here depends on it."""
+
 ROOT = Path(__file__).resolve().parents[1]
 """Folder of the lab's packages."""
 

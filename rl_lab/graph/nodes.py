@@ -19,7 +19,7 @@ from rl_lab.config.pipeline import FilePart, Step
 from rl_lab.config.robotwin import checkout_digest, on_box_robot
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.section import Section
-from rl_lab.files import file_digest, files_below
+from rl_lab.files import CARD_FILE, file_digest, files_below
 from rl_lab.records.question_files import source_files
 from rl_lab.records.rollouts import FOLDER, QUESTIONS_FILE, stores
 
@@ -255,10 +255,11 @@ def recording_digest(path: Path) -> str:
 
 
 def tree_digest(root: Path, suffixes: tuple[str, ...] = ()) -> str:
-    """SHA-256 over relative names and contents of the files (of these suffixes) under a folder, links followed."""
+    """SHA-256 over relative names and contents of the files (of these suffixes) under a folder, links followed; cards
+    are left out, as they say what was measured since."""
     digest = hashlib.sha256()
     for path in (path for path in files_below(root) if "__pycache__" not in path.parts):
-        if not suffixes or path.suffix in suffixes:
+        if path.name != CARD_FILE and (not suffixes or path.suffix in suffixes):
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
             digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()

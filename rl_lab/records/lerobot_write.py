@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from envs.bimanual import executed
 from envs.types import BIMANUAL, Episode, Layout, PreferencePair
 from rl_lab.errors import UserError
-from rl_lab.files import write_folder
+from rl_lab.files import CARD_FILE, write_folder
 from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.checks import BrokenEpisodeError, VideoWriter, episode_problems
 from rl_lab.records.labels import labels_of
@@ -193,6 +194,23 @@ class _Writer:
             for key in info["features"]  # type: ignore[attr-defined]
         }
         (self.folder / schema.STATS_PATH).write_text(json.dumps(stats, indent=4))
+        (self.folder / CARD_FILE).write_text(str(_card(info, list(self.tasks))))
+
+
+def _card(info: dict[str, Any], tasks: list[str]) -> DatasetCard:
+    """The card of a dataset, with the tags by which hubs know LeRobot's; whoever shares it chooses a licence."""
+    data = DatasetCardData(
+        task_categories=["robotics"],
+        tags=["LeRobot", "rl-lab"],
+        configs=[{"config_name": "default", "data_files": "data/*/*.parquet"}],
+    )
+    features = "\n".join(f"- `{name}`: {row['dtype']} {list(row['shape'])}" for name, row in info["features"].items())
+    return DatasetCard(
+        f"---\n{data.to_yaml()}\n---\n\n# Episodes as a LeRobotDataset {info['codebase_version']}\n\n"
+        f"{info['total_episodes']} episodes with {info['total_frames']} steps at {info['fps']} Hz, written by rl-lab. "
+        "What the simulator knew of each stands with its labels.\n\n"
+        f"Instructions:\n\n{chr(10).join(f'- {task}' for task in tasks)}\n\nFeatures:\n\n{features}\n"
+    )
 
 
 def _task_table(tasks: dict[str, int]) -> pa.Table:

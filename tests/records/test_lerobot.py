@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import DatasetCard
 
 from rl_lab.errors import UserError
 from rl_lab.records import lerobot_tables as schema
@@ -38,6 +39,12 @@ def assert_like(read, written):
     assert np.abs(read.images.astype(int) - written.images).max() <= 4
     for name in ("task", "variant", "seed", "instruction", "success", "num_steps", "extra", "weight_version"):
         assert getattr(read, name) == getattr(written, name), name
+
+
+def test_a_dataset_has_a_card_for_hubs(dataset):
+    card = DatasetCard.load(dataset[0] / "README.md")
+    assert "LeRobot" in card.data.tags
+    assert "2 episodes with" in card.text and "- Put it down." in card.text and "- `action`: float32 [16]" in card.text
 
 
 def test_episodes_come_back(dataset):

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from rl_lab.files import write_whole
+from rl_lab.reports.cards import write_cards
 from rl_lab.reports.numbers import Row, duration
 from rl_lab.reports.pages.actions import episode_tiles, failure_modes, results, videos
 from rl_lab.reports.pages.curves import language_curves, learning_curves, rewards
@@ -156,7 +157,7 @@ def write_report(run_dir: Path) -> tuple[Row, Path]:
     """Write `summary.json` and `report.html` of a run folder, each whole or not at all; returns summary and page path.
 
     Of a sweep also `sweep.json` and `sweep.html`, of a study `study.json` and `study.html`, of a pipeline
-    `provenance.json`.
+    `provenance.json`; of every model and all data a card.
 
     UserError if there is no run folder; whatever else is missing or damaged, the page and `problems` say so.
     """
@@ -169,6 +170,7 @@ def write_report(run_dir: Path) -> tuple[Row, Path]:
 def write_pages(run: LoadedRun, summary: Row) -> Path:
     """The same of what was measured already; returns the path of the page."""
     page = build_page(run, summary)  # before anything is written: it may refuse
+    write_cards(run, summary["estimates"])
     summary["problems"] = run.problems
     path = run.path / REPORT_FILE
     write_whole(run.path / "summary.json", json.dumps(written(summary), indent=1) + "\n")
