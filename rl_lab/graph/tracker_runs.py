@@ -13,13 +13,12 @@ import json
 import logging
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
+import av
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
-from PIL import Image, ImageSequence
 
 from rl_lab.graph.run_folder import Line
 
@@ -66,7 +65,7 @@ class ServiceRun:
         raise NotImplementedError
 
     def film(self, name: str, path: Path) -> None:
-        """A film of an episode, an animated picture."""
+        """A film of an episode."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -125,7 +124,7 @@ class WandBRun(ServiceRun):
         """As a panel."""
         import wandb
 
-        self._tracker.log({name: wandb.Video(io.BytesIO(as_gif(path)), format="gif")})
+        self._tracker.log({name: wandb.Video(str(path))})
 
 
 class TensorBoardRun(ServiceRun):
@@ -144,11 +143,11 @@ class TensorBoardRun(ServiceRun):
         self.text(path.stem, f"`{path}`")
 
     def film(self, name: str, path: Path) -> None:
-        """As an animated image."""
+        """As an animated picture."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        with Image.open(path) as film:
-            image = Summary.Image(height=film.height, width=film.width, colorspace=3, encoded_image_string=as_gif(path))
+        gif, height, width = as_gif(path)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
         self._tracker.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), 0)
 
 
@@ -180,10 +179,7 @@ class TrackioRun(ServiceRun):
         """As a panel."""
         import trackio
 
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / f"{path.stem}.gif"
-            copy.write_bytes(as_gif(path))
-            self._tracker.log({name: trackio.Video(str(copy))})
+        self._tracker.log({name: trackio.Video(str(path))})
 
     def finish(self) -> None:
         """Without trackio's lines."""
@@ -240,13 +236,12 @@ SERVICES: dict[str, type[ServiceRun]] = {
 }
 
 
-def as_gif(path: Path) -> bytes:
-    """An animated picture as a GIF, in its own time, which services show as a film."""
-    with Image.open(path) as film:
-        frames, times = [], []
-        for frame in ImageSequence.Iterator(film):
-            frames.append(frame.convert("RGB"))
-            times.append(frame.info.get("duration", 0))
+def as_gif(path: Path) -> tuple[bytes, int, int]:
+    """A film as an animated picture in its own time, with height and width, for services that show pictures only."""
+    with av.open(str(path)) as film:
+        stream = film.streams.video[0]
+        frames = [frame.to_image() for frame in film.decode(stream)]
+        hz = float(stream.average_rate or stream.guessed_rate or 1)
     target = io.BytesIO()
-    frames[0].save(target, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
-    return target.getvalue()
+    frames[0].save(target, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / hz), loop=0)
+    return target.getvalue(), frames[0].height, frames[0].width

@@ -3,11 +3,13 @@ not installed."""
 
 import json
 
+import numpy as np
 import pytest
-from PIL import Image
 
+from rl_lab.graph import trackers
 from rl_lab.graph.trackers import Trackers, result_line
 from rl_lab.stages.kinds import expand, load_config
+from rl_lab.workers.films import webm
 from tests.support.experiments import write_small
 
 LINE = {"node": "sft", "method": None, "round": None, "step": 1, "time": 0.1, "loss": 1.5, "pool_flow/hard>easy": 2.0}
@@ -17,6 +19,7 @@ LINE = {"node": "sft", "method": None, "round": None, "step": 1, "time": 0.1, "l
 def follow(tmp_path, monkeypatch, capfd):
     """A run followed by one tracker, in its folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trackers, "FINISH_SECONDS", 600.0)
 
     def follow(name):
         pytest.importorskip(name)
@@ -24,19 +27,18 @@ def follow(tmp_path, monkeypatch, capfd):
         folder = tmp_path / "run"
         (folder / "videos" / "rpro.1.optimise").mkdir(parents=True)
         nodes = expand(config)
-        with Trackers(config, folder, nodes) as trackers:
-            trackers.log(LINE)
-            trackers.log(LINE | {"node": "rpro.1.optimise", "method": "rpro", "round": 1, "loss": 0.5})
-            trackers.log(LINE | {"step": 2, "loss": 1.25, "alarm": "too slow"})
+        with Trackers(config, folder, nodes) as following:
+            following.log(LINE)
+            following.log(LINE | {"node": "rpro.1.optimise", "method": "rpro", "round": 1, "loss": 0.5})
+            following.log(LINE | {"step": 2, "loss": 1.25, "alarm": "too slow"})
             evaluation = next(node for node in nodes if node.name == "rpro.1.evaluate")
-            trackers.log(result_line(evaluation, {"success": 0.25}))
+            following.log(result_line(evaluation, {"success": 0.25}))
             (folder / "summary.json").write_text('{"verdict": ["It rose."]}')
             (folder / "report.html").write_text("<p>report</p>")
-            row = {"task": "t", "variant": "clean", "seed": 3, "before": "film.webp", "after": "film.webp"}
+            row = {"task": "t", "variant": "clean", "seed": 3, "before": "film.webm", "after": "film.webm"}
             (folder / "videos" / "rpro.1.optimise" / "index.jsonl").write_text(json.dumps(row) + "\n")
-            frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-            film = folder / "videos" / "rpro.1.optimise" / "film.webp"
-            frames[0].save(film, save_all=True, append_images=frames[1:], duration=80)
+            frames = [np.full((16, 16, 3), level, np.uint8) for level in (0, 255)]
+            (folder / "videos" / "rpro.1.optimise" / "film.webm").write_bytes(webm(frames, 6.25))
         out, err = capfd.readouterr()
         assert "stopped" not in err and not out, out + err
         return folder
