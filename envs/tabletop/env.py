@@ -266,10 +266,13 @@ REACH_M = 2.0
 
 
 def action_space(action_type: str) -> spaces.Box:
-    """Box of "ee" (xyz in m, quat_wxyz, gripper, per arm, [16]) or "qpos" (6 rad, gripper, per arm, [14]) actions."""
+    """Box of "ee" (xyz in m, quat_wxyz, gripper, per arm, [16]) or "qpos" (6 rad, gripper, per arm, [14]) actions.
+
+    Its middle is an action: w reaches to 3, so that the middle of the quaternions is no rotation, not 0 0 0 0.
+    """
     if action_type == "ee":
         low = [-REACH_M] * 2 + [0.0] + [-1.0] * 4 + [0.0]
-        high = [REACH_M] * 3 + [1.0] * 4 + [1.0]
+        high = [REACH_M] * 3 + [3.0] + [1.0] * 3 + [1.0]
     else:
         low = [*scene.JOINT_RANGE[:, 0], 0.0]
         high = [*scene.JOINT_RANGE[:, 1], 1.0]

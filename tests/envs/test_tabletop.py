@@ -274,3 +274,13 @@ def test_without_gl_state_only_still_works():
 def test_registration_imports_no_simulator():
     code = "import sys, envs, envs.tabletop; assert 'mujoco' not in sys.modules and 'torch' not in sys.modules"
     assert run_python(code).returncode == 0
+
+
+@pytest.mark.parametrize("action_type", ["ee", "qpos"])
+def test_the_middle_of_the_actions_is_one(action_type):
+    env = TabletopEnv("handover_block", action_type=action_type, image_size=None)
+    env.reset(seed=0)
+    middle = (env.action_space.low + env.action_space.high) / 2
+    assert middle in env.action_space
+    env.advance(middle)
+    env.close()
