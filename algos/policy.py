@@ -64,7 +64,8 @@ class Policy(FlowPolicy, Protocol):
     """A `torch.nn.Module` that acts, and learns by any objective: `FlowPolicy` and this.
 
     The same weights, observation and noise must give the same chunk, in a batch of any size up to rounding; nothing is
-    random but what `sample_noise` and `sample_time` draw from their generator, in training mode as well.
+    random but what `sample_noise` and `sample_time` draw from their generator, in training mode as well. A policy with
+    a tokenizer of its own also has `token_ids(instruction: str) -> list[int]`; else it gets those of the lab's.
     """
 
     @property

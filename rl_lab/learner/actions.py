@@ -224,7 +224,11 @@ def sft_parts(plan: SFTPlan, start: Start, episodes: list[Episode], device: str)
         policy.config.learn(layout)
     if layout.numbers == "raw" and info.first_slot == "current":
         raise UserError("first_slot is current, but the state holds no command where numbers are raw; set it to next")
-    processor = start.processor if keeps else fit_processor(policy.config, episodes, start.timing)
+    processor = (
+        start.processor
+        if keeps
+        else fit_processor(policy.config, episodes, start.timing, getattr(policy, "token_ids", None))
+    )
     assert processor is not None
     data = DemonstrationStream(
         episodes,

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from algos.chunks import FirstSlot, Timing
-from algos.policy import PolicySizes
+from algos.policy import Policy, PolicySizes
 from envs.by_name import OwnCodeError
 from envs.rollout import NO_MEMORY, Memory
 from rl_lab.config.section import ModelConfig
@@ -239,14 +239,15 @@ def load_policy(folder: Path, code: str | None = None) -> tuple[Any, PolicyProce
     with reading(folder):
         if is_own_policy(folder):
             own = load_own(folder, code)
-            return own, _own_processor(folder, own.config), read_info(folder)
+            return own, _own_processor(folder, own), read_info(folder)
         policy = HyVLAPolicy.from_pretrained(folder)
         processor = _policy_processor(folder, policy.config)
     return policy, processor, read_info(folder)
 
 
-def _own_processor(folder: Path, spec: PolicySizes) -> PolicyProcessor:
-    return PolicyProcessor(spec, load_tokenizer(folder), ActionStats.find(folder))
+def _own_processor(folder: Path, policy: Policy) -> PolicyProcessor:
+    token_ids = getattr(policy, "token_ids", None)
+    return PolicyProcessor(policy.config, load_tokenizer(folder), ActionStats.find(folder), token_ids)
 
 
 def check_policy(folder: Path, code: str | None = None) -> tuple[PolicySizes, PolicyProcessor, CheckpointInfo]:

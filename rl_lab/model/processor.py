@@ -11,7 +11,7 @@ absolute chunks as well, the model predicts both, C = 2 H, and the commands are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,8 +61,13 @@ class PolicyProcessor:
     """Everything between environment and model; built from the model's config, a tokenizer and statistics."""
 
     def __init__(
-        self, config: PolicySizes, tokenizer: PreTrainedTokenizerFast, stats: ActionStats | None = None
+        self,
+        config: PolicySizes,
+        tokenizer: PreTrainedTokenizerFast,
+        stats: ActionStats | None = None,
+        token_ids: Callable[[str], list[int]] | None = None,
     ) -> None:
+        """`token_ids` gives those of an instruction for a policy with a tokenizer of its own."""
         if stats is not None and len(stats.action_mean) == config.n_action_steps:
             stats = stats.relative_only()  # a released file may hold statistics that its model has no tokens for
         if stats is not None and not (stats.num_tokens == config.n_action_steps and stats.fit(config.layout)):
@@ -74,6 +79,7 @@ class PolicyProcessor:
         self.config = config
         self.tokenizer = tokenizer
         self._stats = stats
+        self._own_ids = token_ids
 
     @property
     def stats(self) -> ActionStats:
@@ -101,12 +107,15 @@ class PolicyProcessor:
         unique = {text: row for row, text in enumerate(dict.fromkeys(instructions))}
         ids = [self._token_ids(text)[: self.config.tokenizer_max_length] for text in unique]
         length = max(map(len, ids))
-        padded = [row + [self.tokenizer.pad_token_id] * (length - len(row)) for row in ids]
+        padding = self.tokenizer.pad_token_id if self._own_ids is None else 0
+        padded = [row + [padding] * (length - len(row)) for row in ids]
         rows = torch.tensor([unique[text] for text in instructions])
         lengths = torch.tensor([len(row) for row in ids])[rows]
         return torch.tensor(padded)[rows], torch.arange(length) < lengths[:, None]
 
     def _token_ids(self, instruction: str) -> list[int]:
+        if self._own_ids is not None:
+            return self._own_ids(instruction)
         return self.tokenizer.encode(format_instruction(instruction), add_special_tokens=False)
 
     def images(self, images: np.ndarray | Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Letters: N states, H chunk length, K frames of history, S image side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
@@ -136,15 +136,20 @@ def shared_layout(episodes: Sequence[Episode]) -> Layout:
     return first
 
 
-def fit_processor(config: PolicySizes, episodes: Sequence[Episode], timing: Timing) -> PolicyProcessor:
-    """A processor whose statistics are those of the demonstrations; kept for the life of the policy.
+def fit_processor(
+    config: PolicySizes,
+    episodes: Sequence[Episode],
+    timing: Timing,
+    token_ids: Callable[[str], list[int]] | None = None,
+) -> PolicyProcessor:
+    """A processor with these `token_ids` and the statistics of the demonstrations, kept for the life of the policy.
 
     A model that predicts twice the commands of a chunk predicts it relative and absolute.
     """
     state, relative, absolute = chunk_moments(episodes, timing)
     has_absolute = config.n_action_steps == 2 * timing.horizon
     stats = ActionStats.from_moments(state, relative, absolute if has_absolute else None, STD_FLOOR)
-    return PolicyProcessor(config, load_tokenizer(), stats)
+    return PolicyProcessor(config, load_tokenizer(), stats, token_ids)
 
 
 def pair_states(

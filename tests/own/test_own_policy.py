@@ -148,3 +148,14 @@ def test_what_it_raises_while_it_acts_is_told_with_file_and_line(given, tmp_path
     arguments = (ROLLBACK, CorrectorPlan()) if where == "collect" else (Execution(),)
     with pytest.raises(OwnCodeError, match=rf"broken_policy.py:{line}: AttributeError"):
         getattr(Simulation(), where)(UNIT, snapshot, *arguments)
+
+
+def test_a_tokenizer_of_its_own_reads_the_instructions(tmp_path, given):
+    copy = tmp_path / "reader.py"
+    text = Path(CODE.rpartition(":")[0]).read_text()
+    copy.write_text(
+        text + "\n\nclass Reader(FlowMLP):\n    def token_ids(self, text):\n        return [len(text), 7]\n"
+    )
+    _, processor, _ = load_policy(given / "sft", f"{copy}:Reader")
+    tokens, mask = processor.tokenize(["go", "go on"])
+    assert tokens.tolist() == [[2, 7], [5, 7]] and bool(mask.all())
