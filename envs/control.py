@@ -58,8 +58,11 @@ def control(
 
     `predict(observation, number)` gives the chunk [H, A] of decision `number` and may take its time; what it raises
     ends the loop. The robot stands still until the first chunk is there; `execution.latency` is measured here, so it
-    must be 0. `poses`: commands are `ee` poses. ValueError for a latency that is set, or a rate that is none.
+    must be 0. `poses`: commands are `ee` poses. ValueError for a latency that is set, for chunks that are guided, which
+    takes the latency beforehand, or for a rate that is none.
     """
+    if execution.join == "guide":
+        raise ValueError("join is guide, but how late a chunk will be is not known before; choose another")
     if execution.latency:
         raise ValueError(f"latency is {execution.latency}, but a control loop measures it; leave it out")
     if not (np.isfinite(hz) and hz > 0):

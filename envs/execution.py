@@ -7,6 +7,7 @@ Letters: H commands of a chunk, A numbers of a command, s a control step.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from envs.options import ControlSteps, Options
 from envs.se3 import normalize, split_arms
 from envs.stitching import fresh, stitch
 
-Join = Literal["wait", "jump", "ensemble", "stitch"]
+Join = Literal["wait", "jump", "ensemble", "stitch", "guide"]
 
 ENSEMBLE_RATE = 0.01
 """m of ACT's weights exp(-m i), i = 0 for the oldest chunk (arXiv:2304.13705, section 4.3)."""
@@ -32,12 +33,23 @@ class Execution(Options):
     join: Join = "wait"
     """What the robot does meanwhile. wait: it holds its last command. The others run the chunk before and, when the new
     one is there, drop its commands whose time has passed and jump to the others, take the mean over all chunks that
-    have a command for a step (ACT's temporal ensembling), or stitch them on with a curve (Hy-VLA)."""
+    have a command for a step (ACT's temporal ensembling), stitch them on with a curve (Hy-VLA), or jump to a chunk that
+    was sampled so as to go on from the one before (real-time chunking)."""
 
     @property
     def period(self) -> int:
         """Control steps from a decision to the next, which waits until the one before is there."""
         return self.execute + self.latency if self.join == "wait" else max(self.execute, self.latency)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a robot will do while a policy decides."""
+
+    commands: np.ndarray
+    """Left of the chunk before, from the present step on, [m, A]."""
+    late: int
+    """How many of them will have been run when the new chunk is there."""
 
 
 class Executor:
@@ -59,6 +71,13 @@ class Executor:
         self._done: list[np.ndarray] = []
 
     @property
+    def plan(self) -> Plan | None:
+        """What a decision in the present state is told of the commands to come; None: nothing."""
+        if self.execution.join != "guide" or not self._layers or not len(self._layers[-1]):
+            return None
+        return Plan(self._layers[-1], self.execution.latency)
+
+    @property
     def asks(self) -> bool:
         """Whether the policy decides in the present state."""
         return not self._waits and (self.decisions == 0 or self._run >= self.execution.execute)
@@ -76,7 +95,7 @@ class Executor:
             self._layers, self._run = [chunk], 0
         elif join == "ensemble":
             self._layers = [*self._layers, chunk[late:]]
-        elif join == "jump" or self._continues(chunk, late):
+        elif join in ("jump", "guide") or self._continues(chunk, late):
             self._layers = [chunk[late:]]
         else:
             self._layers = [stitch(np.stack(self._done), fresh(chunk, late), poses=self.poses)]

@@ -380,7 +380,7 @@ def until_failure(
     detector.update(env.diagnose(), 0)
     while True:
         if executor.asks:
-            executor.give((yield looking.decision(seed, executor.decisions)))
+            executor.give((yield looking.decision(seed, executor.decisions, plan=executor.plan)))
         trace.advance(executor.command())
         if env.success:
             return trace, None

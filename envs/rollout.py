@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from envs.execution import Execution, LateExecutor, jerk
+from envs.execution import Execution, LateExecutor, Plan, jerk
 from envs.se3 import split_arms
 from envs.types import (
     SIMULATOR_ERROR,
@@ -62,6 +62,8 @@ class Decision:
     truth: np.ndarray | None = None
     """The simulator's, float32 [n], for policies of studies, which read it in place of images; None where there is no
     simulator."""
+    plan: Plan | None = None
+    """What the robot does meanwhile, for a policy that is to go on from there; None: it may decide freely."""
 
 
 Rollout = Generator[Decision, np.ndarray, Result]
@@ -88,19 +90,21 @@ class Looking:
         oldest = self.first_step - len(before)
         self._images = {oldest + place: frame for place, frame in enumerate(before)}
 
-    def decision(self, seed: int, number: int, observation: Observation | None = None) -> Decision:
+    def decision(
+        self, seed: int, number: int, observation: Observation | None = None, plan: Plan | None = None
+    ) -> Decision:
         """The request for a chunk in the present state, which is observed unless the observation is given."""
         observation = self.env.observe() if observation is None else observation
         truth = self.env.truth()
         if self.memory.frames == 1:
-            return Decision(observation, (seed, number), truth=truth)
+            return Decision(observation, (seed, number), truth=truth, plan=plan)
         step = self.env.step_count
         self._add(camera_images(observation))
         black = np.zeros_like(self._images[step])
         steps = range(step - self.memory.reach, step, self.memory.interval)
         # Black before the episode began, as released; a frame that is missing later is an error.
         past = [self._images[seen] if seen >= 0 else black for seen in steps]
-        return Decision(observation, (seed, number), np.stack(past), truth)
+        return Decision(observation, (seed, number), np.stack(past), truth, plan)
 
     def stepped(self) -> None:
         """To be called after every control step between two decisions: keeps the frame if a decision will look back."""
@@ -246,7 +250,7 @@ def _until_end(
     while not finished(env):
         if executor.asks:
             number = executor.decisions
-            decision = looking.decision(seed, number, None if number else observation)
+            decision = looking.decision(seed, number, None if number else observation, executor.plan)
             recorder.frame(decision.observation)
             executor.give((yield decision))
         recorder.advance(executor.command())

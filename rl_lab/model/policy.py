@@ -256,10 +256,15 @@ class HyVLAPolicy(VisionLanguageMixin, CheckedModel[HyVLAConfig]):
         losses = self.flow_losses(prefix, actions, noise, time)
         return FlowOutput(loss=losses.mean(), losses=losses)
 
+    @property
+    def num_steps(self) -> int:
+        """Euler steps of the sampler, where no other number is given."""
+        return self.config.num_steps
+
     @torch.no_grad()
     def sample_actions(self, prefix: Prefix, noise: Tensor, num_steps: int | None = None) -> Tensor:
         """Euler steps from `noise` [B, C, A] at t = 1 to a normalised chunk [B, C, D]."""
-        num_steps = num_steps or self.config.num_steps
+        num_steps = num_steps or self.num_steps
         past = self.model.with_state(prefix)
         x_t = noise
         for time in action_expert.euler_times(num_steps):

@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from ray.exceptions import RayTaskError
 
+from algos.real_time_chunking import sample_guided, soft_mask
 from envs.bimanual import CommandError
 from envs.by_name import blamed
 from envs.rollback import Corrector, Place, own_corrector, recorded, scripted_expert, teacher
@@ -64,7 +65,7 @@ class LocalPolicy:
         draws = [stream(self.seed, "flow", *decision.key).normal(size=shape) for decision in decisions]
         return torch.from_numpy(np.stack(draws)).float().to(self.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def act(self, decisions: Sequence[Decision]) -> np.ndarray:
         """Chunks of commands [len(decisions), H, A], one forward pass for all.
 
@@ -75,7 +76,11 @@ class LocalPolicy:
         poses = np.stack([measured_state(observation) for observation in observations])
         images = np.stack([_views(decision, self.info.history) for decision in decisions])
         batch = self.processor.batch(images, poses, instructions, truth=self._truth(decisions)).to(self.device)
-        chunks = self.policy.sample_actions(self.policy.encode(batch), self._noise(decisions))
+        prefix, noise = self.policy.encode(batch), self._noise(decisions)
+        if any(decision.plan is not None for decision in decisions):
+            chunks = self._guided(prefix, noise, decisions, poses)
+        else:
+            chunks = self.policy.sample_actions(prefix, noise)
         try:
             return self.processor.decode(chunks.cpu().numpy(), poses)
         except CommandError as error:
@@ -92,6 +97,26 @@ class LocalPolicy:
         if len(known) < len(decisions):
             raise RunError("a policy of studies reads the simulator's truth, which is not there: it acts in simulators")
         return np.stack(known)
+
+    def _guided(
+        self, prefix: Any, noise: torch.Tensor, decisions: Sequence[Decision], poses: np.ndarray
+    ) -> torch.Tensor:
+        """Chunks that go on from the plans of their decisions; those without one are free. See `Decision.plan`."""
+        velocity, num_steps = (getattr(self.policy, name, None) for name in ("velocity", "num_steps"))
+        if velocity is None or num_steps is None:
+            raise RunError(f"join is guide, but {type(self.policy).__name__} has no velocity and num_steps to guide by")
+        plan, mask = torch.zeros_like(noise), torch.zeros_like(noise[..., :1])
+        length = self.processor.num_commands
+        for row, decision in enumerate(decisions):
+            if decision.plan is not None:
+                left = decision.plan.commands[:length]
+                commands = left[np.minimum(np.arange(length), len(left) - 1)]
+                chunk = self.processor.encode(commands[None], poses[row : row + 1])[0].to(self.device)
+                plan[row, :, : chunk.shape[-1]] = chunk
+                held = soft_mask(length, len(left), decision.plan.late).to(self.device)
+                mask[row] = held.repeat(len(chunk) // length)[:, None]
+        chunks = sample_guided(partial(velocity, prefix), noise, plan, mask, num_steps)
+        return chunks[..., : self.processor.config.layout.encoded_action_dim]
 
 
 def _views(decision: Decision, frames: int) -> np.ndarray:

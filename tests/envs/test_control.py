@@ -87,6 +87,10 @@ def test_it_ends_when_it_is_done_or_the_policy_fails(policy):
 
 
 def test_impossible_settings_are_named():
-    for settings, hz, text in ((Execution(latency=2), HZ, "measures it"), (Execution(), 0.0, "hz is 0")):
+    wrong = (
+        *((Execution(latency=2), HZ, "measures it"), (Execution(), 0.0, "hz is 0")),
+        (Execution(join="guide"), HZ, "not known before"),
+    )
+    for settings, hz, text in wrong:
         with pytest.raises(ValueError, match=text):
             control(Clockwork(), lambda *_: np.zeros((4, 1)), settings, hz=hz, poses=False, steps=1)

@@ -69,6 +69,19 @@ def test_a_chunk_that_is_used_up_is_held_and_counted(join):
     assert executor.stalls > 0 and (commands[5] == commands[4]).all()
 
 
+def test_a_guided_policy_is_told_what_is_still_to_be_run():
+    chunks = {step: poses(np.random.default_rng(step), HORIZON) for step in (0, 4)}
+    executor = LateExecutor(Execution(join="guide", latency=2), True)
+    assert executor.plan is None
+    executor.give(chunks[0])
+    run = [executor.command() for _ in range(4)]
+    assert executor.asks and executor.plan.late == 2 and (executor.plan.commands == chunks[0][4:]).all()
+    executor.give(chunks[4])
+    run += [executor.command() for _ in range(4)]
+    assert (np.stack(run) == np.stack([*chunks[0][:6], *chunks[4][2:4]])).all()
+    assert LateExecutor(Execution(join="jump", latency=2), True).plan is None
+
+
 def test_a_jump_lands_on_the_command_of_its_time():
     chunks = {step: poses(np.random.default_rng(step), HORIZON) for step in (0, 4, 8)}
     commands, _ = executed(chunks.__getitem__, Execution(join="jump", latency=2), 10)

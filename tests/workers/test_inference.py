@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from envs.bimanual import CommandError
-from envs.execution import Execution
+from envs.execution import Execution, Plan
 from envs.rollout import Decision
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
@@ -18,7 +18,7 @@ from rl_lab.model.checkpoint import publish, pull
 from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.policy import KEPT_POLICIES, Inference, SharedPolicy, policy_key
+from rl_lab.workers.policy import KEPT_POLICIES, Inference, LocalPolicy, SharedPolicy, policy_key
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from tests.support.models import save_nano_policy
 
@@ -62,6 +62,23 @@ class DirectServer:
 def first_decision() -> Decision:
     env = gymnasium.make("tabletop/handover_block-v0", image_size=64).unwrapped
     return Decision(env.reset(seed=3)[0], (3, 0))
+
+
+def test_a_guided_chunk_goes_on_from_the_plan_and_one_without_a_plan_is_free(snapshot, monkeypatch):
+    policy = LocalPolicy.from_snapshot(snapshot, seed=0)
+
+    def velocity(self, prefix, x_t, time):  # the exact flow of chunks that are standard normal
+        t = time[:, None, None]
+        return x_t * (2 * t - 1) / ((1 - t) ** 2 + t**2)
+
+    monkeypatch.setattr(type(policy.policy), "velocity", velocity)
+    asked = first_decision()
+    (wanted,) = policy.act([asked])
+    held, free = policy.act([replace(asked, key=(3, 1), plan=Plan(wanted, late=8)), replace(asked, key=(3, 1))])
+    (alone,) = policy.act([replace(asked, key=(3, 1), plan=Plan(wanted[:1], late=1))])
+    away = [np.abs(chunk - wanted).mean(axis=-1) for chunk in (held, free, alone)]
+    assert away[0].mean() < 0.3 * away[1].mean(), "held all along"
+    assert away[2][0] < 0.3 * away[1][0] and alone[1:] == pytest.approx(free[1:], abs=1e-6), "held for one command"
 
 
 def test_a_server_that_was_started_again_gets_the_weights_again(snapshot, shared_actor):
