@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from envs.by_name import OwnName
 from envs.options import Fraction, Named, NonNegativeInt, Number, Options, PositiveFloat, PositiveInt, Rows, nearest
 
-SCHEMES = ("frontier", "uniform", "dynamic", "difficulty_pools")
+Scheme = Literal["frontier", "uniform", "dynamic", "difficulty_pools"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 Share = Annotated[float, Field(ge=0, le=1, description="easy_fraction and hard_fraction must be shares of a batch")]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from algos.curriculum.options import CurriculumOptions
+from algos.curriculum.options import CurriculumOptions, Scheme
 from envs.options import PositiveInt, Rows
 from rl_lab.curriculum.store import POOL_FILE, PoolItem, PoolStore
 from rl_lab.errors import UserError
@@ -78,7 +78,7 @@ def run(
     items: PositiveInt = 1_000_000,
     batch: Rows = 128,
     steps: PositiveInt = 50,
-    scheme: str = "frontier",
+    scheme: Scheme = "frontier",
 ) -> list[dict[str, Any]]:
     """Build the pool, measure it in a process of its own, and return the table's rows."""
     if batch > items:

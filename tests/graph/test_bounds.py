@@ -62,7 +62,7 @@ def test_every_list_has_a_longest_and_is_empty_only_where_that_means_something()
     lists = [(name, part) for name, part in SCHEMA if part["type"] == "array"]
     assert len(lists) > 15 and [name for name, part in lists if "maxItems" not in part] == []
     empty = {name for name, part in lists if not part.get("minItems") and part.get("default") != []}
-    assert empty - CHECKED_BY_HAND <= {"otherwise"}
+    assert empty - CHECKED_BY_HAND <= {"otherwise", "trackers"}
 
 
 def sections(kind: type[BaseModel] = Section) -> Iterator[type[BaseModel]]:

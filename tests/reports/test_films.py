@@ -64,9 +64,9 @@ class Simulators:
 def context(tmp_path, monkeypatch):
     units = [Unit(ENV, (1, 2), 0), Unit(ENV, (3, 4), 0), Unit(ENV, (5, 6), 0)]
     monkeypatch.setattr(report, "evaluation_groups", lambda config, seed: [(units, 6)])
-    monkeypatch.setattr(report, "published", lambda name: name)
+    monkeypatch.setattr(report, "published", lambda name, code: name)
     return SimpleNamespace(
-        config=SimpleNamespace(eval=SimpleNamespace(execute=10)),
+        config=SimpleNamespace(eval=10, policy_code=None),
         inputs={name: name for name in ("a", "b", "c")},
         out=tmp_path,
         seed=0,

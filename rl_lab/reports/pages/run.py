@@ -170,7 +170,7 @@ def write_report(run_dir: Path) -> tuple[Row, Path]:
 def write_pages(run: LoadedRun, summary: Row) -> Path:
     """The same of what was measured already; returns the path of the page."""
     page = build_page(run, summary)  # before anything is written: it may refuse
-    write_cards(run, summary["estimates"])
+    write_cards(run, summary.get("estimates", []))
     summary["problems"] = run.problems
     path = run.path / REPORT_FILE
     write_whole(run.path / "summary.json", json.dumps(written(summary), indent=1) + "\n")
