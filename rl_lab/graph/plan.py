@@ -74,7 +74,8 @@ def seconds(node: Node, config: RunConfig) -> float:
     factor = 1.0
     if node.stage.has_model and not node.stage.makes:
         size = _parameters(node.sections.get("model", config.model))
-        factor = math.inf if size > CPU_PARAMETERS else size / PARAMETERS["nano"]
+        # A smaller model than nano does not make simulators faster, which then take most of the time.
+        factor = math.inf if size > CPU_PARAMETERS else max(1.0, size / PARAMETERS["nano"])
     return SECONDS_PER_STAGE + node.stage.work_seconds(node, config) * factor
 
 
