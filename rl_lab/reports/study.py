@@ -204,18 +204,24 @@ def expected_power(config: Row) -> Row:
 def power_text(expected: Row) -> str:
     """The same in words."""
     episodes, needed = expected["episodes"], expected["seeds_needed"]
-    of = f"differences vary by {expected['spread']:.3f} between training seeds"
+    spread = f"{_points(expected['spread'])} between training seeds"
+    of = f"differences vary by {spread}"
     if not expected["is_known"]:
         of = (
-            f"{episodes} episodes of success one half alone make differences vary by {expected['spread']:.3f}; how "
-            "training seeds differ comes on top, and study.spread could say it"
+            f"the {episodes} episodes alone, half of them solved, make differences vary by {spread}; how training "
+            "itself varies comes on top, and study.spread could say it"
         )
     size = f"{expected['worlds']} worlds, {expected['comparisons']} comparisons, {expected['seeds']} training seeds"
     return (
-        f"{size}: {of}; 4 of 5 times a difference of {expected['detectable']:.3f} is found in one comparison, of "
-        f"{expected['detectable_together']:.3f} in all together; {expected['effect']:g} needs "
-        f"{needed or 'over 1000'} seeds"
+        f"{size}: {of}; 4 of 5 times a difference of {_points(expected['detectable'])} is found in one comparison, of "
+        f"{_points(expected['detectable_together'])} in all together; {_points(expected['effect'])} need "
+        f"{needed or 'over 1000'} training seeds"
     )
+
+
+def _points(difference: float) -> str:
+    """A difference of success rates in percentage points."""
+    return f"{100 * difference:.1f} points" if difference <= 1 else "more than 100 points"
 
 
 def written(summary: Row) -> Row:

@@ -84,7 +84,7 @@ def test_stages_have_their_worlds_settings_and_a_world_that_fails_leaves_the_oth
 
 def test_a_run_says_first_what_it_can_find(tmp_path, capsys):
     assert main(str(write(tmp_path, spread=0.02)), "--plan") == 0
-    assert "study: 4 worlds, 4 comparisons, 2 training seeds: differences vary by 0.020" in capsys.readouterr().err
+    assert "study: 4 worlds, 4 comparisons, 2 training seeds: differences vary by 2.0 points" in capsys.readouterr().err
 
 
 def test_without_a_known_spread_power_is_that_of_the_episodes(load):
