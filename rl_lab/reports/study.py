@@ -158,11 +158,14 @@ def _spread(compared: Sequence[Sequence[Comparison]]) -> float | None:
 
 
 def _sentences(rows: Sequence[Row], study: StudyConfig) -> list[str]:
-    """One of each comparison that is decided, and one of how many are not."""
-    said, open_ = [], []
+    """One of each comparison that is decided, one of how many are not, and one of how many are still to come."""
+    said, open_, to_come = [], [], 0
     for row in rows:
         where = "" if row["factor"] is None else f" at {row['factor']} {json.dumps(row['value'])}"
         for one in row["methods"]:
+            if not one.differences:
+                to_come += 1
+                continue
             if not one.is_decided:
                 open_.append(one)
                 continue
@@ -171,11 +174,14 @@ def _sentences(rows: Sequence[Row], study: StudyConfig) -> list[str]:
                 f"{label(one.method)} over {label(study.control)}{where}: {points(one.difference.value)} points "
                 f"({ends}, {len(one.differences)} training seeds), p {p_text(one.corrected_p)} after correction."
             )
+    total = len(said) + len(open_) + to_come
     if open_:
         known = [one.detectable for one in open_ if one.detectable is not None]
         found = f"; such a comparison finds {points(max(known))[1:]} points or more" if known and max(known) else ""
-        count = f"{len(open_)} of {len(said) + len(open_)} comparisons"
+        count = f"{len(open_)} of {total} comparisons"
         said.append(f"Not told apart from {label(study.control)}: {count}{found}.")
+    if to_come:
+        said.append(f"Still to be measured: {to_come} of {total} comparisons.")
     return said
 
 

@@ -88,3 +88,6 @@ def test_a_study_that_is_under_way_shows_what_there_is(study):
     assert summary["rows"][1]["methods"][0].difference is None
     write_report(study)
     assert "one seed" in (study / "study.html").read_text()
+    for path in study.glob("episodes/*.rpro.1.evaluate/results.jsonl"):
+        path.unlink()
+    assert measure(load_run(study))["verdict"] == ["Still to be measured: 2 of 2 comparisons."]
