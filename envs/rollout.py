@@ -247,7 +247,7 @@ def _until_end(
     on_step: Callable[[ControlledEnv], None] | None,
 ) -> Rollout[None]:
     env = recorder.env
-    while not finished(env):
+    while True:
         if executor.asks:
             number = executor.decisions
             decision = looking.decision(seed, number, None if number else observation, executor.plan)
@@ -256,8 +256,9 @@ def _until_end(
         recorder.advance(executor.command())
         if on_step is not None:
             on_step(env)
-        if not finished(env):
-            looking.stepped()
+        if finished(env):
+            return
+        looking.stepped()
 
 
 def demonstrate(env: ControlledEnv, seed: int, *, noise_m: float, generator: np.random.Generator) -> Episode:

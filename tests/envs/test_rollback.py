@@ -337,3 +337,11 @@ def test_where_restoring_repeats_the_episode_images_are_taken_on_the_way():
     assert replayed.restore_method == "replay"
     for side in ("winner", "loser"):
         np.testing.assert_array_equal(getattr(replayed, side).images, getattr(restored, side).images)
+
+
+def test_an_episode_that_begins_solved_is_one_step_long():
+    class Solved(ToyEnv):
+        success = True
+
+    (episode,) = run_lockstep([policy_rollout(Solved(), 0, execution=Execution())], stuck)
+    assert episode.success and episode.num_steps == 1 and len(episode.images) == 1
