@@ -52,6 +52,12 @@ def check_own_policy(config: RunConfig) -> PolicySizes:
         raise UserError(f"{asked}, but model.code names another than our architecture; leave it out")
     if config.reads("optimise") and (lacking := [name for name in config.optimise.train if name not in groups]):
         raise UserError(f"optimise.train has {lacking[0]}, but the policy of model.code has {', '.join(groups)}")
+    guided = [name for name in ("collect", "eval") if config.reads(name) and getattr(config, name).join == "guide"]
+    if guided and not (hasattr(policy, "velocity") and hasattr(policy, "num_steps")):
+        raise UserError(
+            f"{guided[0]}.join is guide, but the policy of model.code has no velocity and num_steps to guide by; "
+            "choose another join"
+        )
     return policy.config
 
 

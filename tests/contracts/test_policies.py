@@ -202,3 +202,13 @@ def test_a_run_that_asks_more_of_it_is_refused_before_it_begins(monkeypatch, tmp
     with pytest.raises(UserError, match=said) as caught:
         check_machine(config)
     assert caught.value.exit_code == 2
+
+
+def test_a_policy_whose_velocity_is_not_known_cannot_be_guided(monkeypatch, tmp_path):
+    own = tmp_path / "without_velocity.py"
+    own.write_text(
+        Path(MLP.rpartition(":")[0]).read_text() + "\n\nclass Silent(FlowMLP):\n    num_steps = property()\n"
+    )
+    check_machine(mlp(monkeypatch, "eval.join=guide", "eval.latency=2"))
+    with pytest.raises(UserError, match="eval.join is guide, but the policy of model.code has no velocity"):
+        check_machine(mlp(monkeypatch, f"model.code={own}:Silent", "eval.join=guide", "eval.latency=2"))
