@@ -171,7 +171,7 @@ class VisionLanguageModel(nn.Module):
         tokens = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        length = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         pixels = join_pixels(pixel_values, pixel_values_videos)
         if layout is None:
             # While generating, the grids keep coming after their pixels.

@@ -310,11 +310,13 @@ def attend_packed(
         trace.weights.append(attention_weights(q, layout.source.spread(k).transpose(1, 2), layout, past))
     if past is not None:
         keys, values = (layout.source.spread(x).transpose(1, 2) for x in (k, v))
-        cached = past.cache.update(keys, values, index)
+        # A static cache gives its whole length, of which this much is written.
+        written = past.length + keys.shape[2]
+        keys, values = (x[:, :, :written] for x in past.cache.update(keys, values, index))
         if trace.weights is not None:
-            trace.weights.append(attention_weights(q, cached[0], layout, past))
+            trace.weights.append(attention_weights(q, keys, layout, past))
     if past is not None and past.length:
-        attended = layout.source.collect(attend_rows(layout.source.spread(q), *cached, mask=past.mask))
+        attended = layout.source.collect(attend_rows(layout.source.spread(q), keys, values, mask=past.mask))
     else:
         queries, keys, values = (layout.causal.spread(x) for x in (q, k, v))
         rows = attend_rows(queries, keys.transpose(1, 2), values.transpose(1, 2), causal=True)

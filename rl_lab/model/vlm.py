@@ -27,6 +27,9 @@ OUTPUT_EMBEDDING = "model.language_model.lm_head.weight"
 LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 """Options of transformers' loss of next tokens."""
 
+GENERATION_OPTIONS = ("tokenizer", "assistant_tokenizer")
+"""Options of `generate`, for strings that end an answer, which transformers hands on to the model as well."""
+
 
 class HunYuanVLMoTForConditionalGeneration(VisionLanguageMixin, CheckedModel[HyVLMConfig], GenerationMixin):
     """Text, images of any sizes and videos to text. The name is the released one."""
@@ -138,6 +141,30 @@ class HunYuanVLMoTForConditionalGeneration(VisionLanguageMixin, CheckedModel[HyV
             past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
+        )
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None, **_: Any) -> Tensor | None:
+        """The mask of valid tokens as it is, for static caches too: which of them see each other, the layout says."""
+        return attention_mask
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As of transformers, but the pass before which nothing is cached is the first, so that an assistant's pictures
+        go in with it, and what `generate` alone is about goes no further."""
+        begins = is_first_iteration or past_key_values is None or not past_key_values.get_seq_length()
+        options = {name: value for name, value in kwargs.items() if name not in GENERATION_OPTIONS}
+        prepare = cast(Any, super()).prepare_inputs_for_generation
+        return prepare(
+            input_ids, next_sequence_length, past_key_values, attention_mask, inputs_embeds, begins, **options
         )
 
     def _expand_inputs_for_generation(  # type: ignore[override]  # as the parent, which types only some tensors

@@ -150,17 +150,6 @@ def test_packed_rows_give_what_their_sequences_give(vlm: Vlm, processor: HunYuan
         vlm(IDS, position_ids=torch.zeros(3, 1, 10, dtype=torch.long))
 
 
-@pytest.mark.parametrize("option", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 2}, {"do_sample": True, "top_k": 1}])
-def test_ways_of_generation(vlm: Vlm, batch: Batch, option: dict[str, Any]) -> None:
-    generate: Any = vlm.generate
-    one = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)} if "prompt_lookup_num_tokens" in option else batch
-    fixed: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4}
-    found = generate(**one, **{"do_sample": False} | fixed | option)
-    assert found.shape[1] == one["input_ids"].shape[1] + 4
-    if "num_beams" not in option:
-        assert torch.equal(found, generate(**one, do_sample=False, **fixed))
-
-
 def test_other_embeddings_take_the_place_of_ours() -> None:
     vlm = make_vlm()
     head = torch.nn.Linear(vlm.config.text.hidden_size, 7, bias=False)
