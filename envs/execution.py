@@ -89,7 +89,9 @@ class Executor:
             self._layers = []
 
     def arrive(self, chunk: np.ndarray) -> None:
-        """The chunk [H, A] that was asked for is there, before the next step."""
+        """The chunk [H, A] that was asked for is there, before the next step. ValueError for one that is too short."""
+        if len(chunk) < self.execution.execute:
+            raise ValueError(f"execute is {self.execution.execute}, but the chunk has {len(chunk)} commands")
         self._waits, late, join = False, self._late, self.execution.join
         if join == "wait" or not self._done:
             self._layers, self._run = [chunk], 0

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from envs.by_name import own_names
 from rl_lab.arguments import as_path
 from rl_lab.config.language import JUDGE_URL
 from rl_lab.config.load import dump_changes, dump_config
@@ -221,7 +220,7 @@ def _begin(folder: RunFolder, config: RunConfig, *, resumed: bool) -> tuple[list
         folder.write(CONFIG_FILE, dump_config(config))
     _warn(warnings(config))
     _tell_power(config)
-    folder.keep_code(own_names(config).values())
+    folder.keep_code(config.own_code.values())
     folder.write(ENVIRONMENT_FILE, json.dumps(describe(config), indent=1) + "\n")
     print(f"environment: {'; '.join(config.sources)}", file=sys.stderr)
     _say_backend(config)

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
 from algos.methods import ALIASES, METHODS, Method
-from envs.by_name import OwnName, is_own, split
+from envs.by_name import OwnName, is_own, own_names, split
 from envs.options import MAX_PROCESSES, AnyNumber, Named, Pixels, PositiveInt, Processes, Rounds, Seconds, Seed, nearest
 from envs.tabletop import TASK_NAMES, VARIANTS
 from rewards.config import RewardConfig
@@ -53,7 +53,7 @@ from rl_lab.config.language import (
 )
 from rl_lab.config.pipeline import Repeat, Stage, stage_names
 from rl_lab.config.placement import Placement, PlacementBlock
-from rl_lab.config.section import ModelConfig, Section
+from rl_lab.config.section import STATE_POLICY, ModelConfig, Section
 from rl_lab.config.study import StudyConfig
 from rl_lab.config.sweep import SweepConfig
 
@@ -213,6 +213,11 @@ class RunConfig(Section):
     def policy_code(self) -> str | None:
         """The class of a policy that is not of our architecture."""
         return self.model.code
+
+    @property
+    def own_code(self) -> dict[str, str]:
+        """All that it names of the user's own code, by dotted key; the policy of studies is the lab's."""
+        return {key: source for key, source in own_names(self).items() if source != STATE_POLICY}
 
     def objective(self, method: str) -> ObjectiveConfig:
         """Settings of a method: its own entry, else that of `rpro`, of which most are variants, else the defaults."""

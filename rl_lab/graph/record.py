@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 from typing import Any
 
-from envs.by_name import digest, own_names
+from envs.by_name import digest
 from rl_lab.config.robotwin import box_robot_row, describe_robotwin
 from rl_lab.config.schema import RunConfig
 from rl_lab.files import ROOT
@@ -20,7 +20,7 @@ PACKAGES = (*HASHED_PACKAGES, "ray", "gymnasium", "trl", "tokenizers", "safetens
 def describe(config: RunConfig) -> dict[str, Any]:
     """The content of environment.json."""
     hardware = devices()
-    own = {key: {"source": source, "digest": digest(source)} for key, source in own_names(config).items()}
+    own = {key: {"source": source, "digest": digest(source)} for key, source in config.own_code.items()}
     robotwin = describe_robotwin(config) if config.runs_episodes and config.env.backend == "robotwin" else {}
     return {
         "versions": installed_versions(),

@@ -15,7 +15,7 @@ import torch
 
 from algos.alarms import cap_warning
 from algos.policy import PolicySizes
-from envs.by_name import OwnCodeError, blamed, find, own_names
+from envs.by_name import OwnCodeError, blamed, find
 from envs.types import BIMANUAL, Layout
 from rl_lab.config.actions import FilesConfig
 from rl_lab.config.environments import check_own_environment, environment_layout
@@ -113,7 +113,7 @@ def _complaints(*checks: Callable[[], None]) -> list[str]:
 
 def _check_own_code(config: RunConfig) -> None:
     """What is named of a user's own code is there; it is not run here."""
-    for key, source in own_names(config).items():
+    for key, source in config.own_code.items():
         try:
             find(source)
         except ValueError as error:

@@ -69,6 +69,13 @@ def test_a_chunk_that_is_used_up_is_held_and_counted(join):
     assert executor.stalls > 0 and (commands[5] == commands[4]).all()
 
 
+def test_a_chunk_shorter_than_what_is_to_be_run_of_it_is_refused():
+    path = poses(np.random.default_rng(0), 99)
+    assert executed(lambda step: path[step : step + 4], Execution(), 9)[1].stalls == 0
+    with pytest.raises(ValueError, match="execute is 4, but the chunk has 3 commands"):
+        executed(lambda step: path[step : step + 3], Execution(), 9)
+
+
 def test_a_guided_policy_is_told_what_is_still_to_be_run():
     chunks = {step: poses(np.random.default_rng(step), HORIZON) for step in (0, 4)}
     executor = LateExecutor(Execution(join="guide", latency=2), True)

@@ -18,7 +18,7 @@ from envs.types import Episode
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import STATE_POLICY, ModelConfig
 from rl_lab.errors import RunError, UserError
-from rl_lab.graph.record import substitutions
+from rl_lab.graph.record import describe, substitutions
 from rl_lab.learner.actions import OptimisePlan, SFTPlan
 from rl_lab.learner.plans import Training
 from rl_lab.model.checkpoint import check_policy, load_policy, published
@@ -136,6 +136,7 @@ def test_a_run_says_that_it_is_a_study(tmp_path):
     (row,) = [row for row in substitutions(config, []) if row["used"] == "the simulator's truth"]
     assert row["why"].startswith("a study")
     assert not [row for row in substitutions(config, []) if "own" in row["used"]]
+    assert "own_code" not in describe(config), "the lab's own policy is not the user's"
 
 
 @pytest.mark.parametrize(

@@ -133,23 +133,20 @@ def test_a_prompt_that_is_too_long_ends_the_work_and_not_the_worker(pool, models
     assert not warnings
 
 
-def both_at_work(pool, call, units):
-    """A batch of which both workers answer a unit, and their processes; begun again if one was never seen at work."""
-    for _ in range(20):
-        batch = pool.submit(call, units)
-        while not all(future.done() for future in batch):
-            busy = descendants(os.getpid(), "ray::Rollouter.generate")
-            if len(busy) == 2:
-                return batch, busy
-            time.sleep(0.01)
-        list(pool.results(batch))
-    raise AssertionError("two workers were never seen at work")
+def stopped_with_work(pool, call, units):
+    """A batch of which each worker holds a unit, and their processes, which were stopped before they were asked."""
+    processes = descendants(os.getpid(), "ray::Rollouter")
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    batch = pool.submit(call, units)
+    while [worker["doing"] for worker in pool.status()] != ["working", "working"]:
+        time.sleep(0.01)
+    return batch, processes
 
 
 def test_a_killed_and_a_stopped_worker_change_nothing_but_time(pool, models, units, expected, warnings):
-    batch, busy = both_at_work(pool, ask(models[2][1]), units)
-    os.kill(busy[0], signal.SIGKILL)
-    os.kill(busy[1], signal.SIGSTOP)
+    batch, (first, _) = stopped_with_work(pool, ask(models[2][1]), units)
+    os.kill(first, signal.SIGKILL)
     wait(batch[:1], timeout=0.1)
     assert not any(future.done() for future in batch)
     assert answers(pool.results(batch)) == expected[2]
