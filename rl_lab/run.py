@@ -38,6 +38,7 @@ from rl_lab.graph.stage import Stage
 from rl_lab.graph.store import Store, code_versions
 from rl_lab.graph.trackers import Trackers
 from rl_lab.reading import read_object
+from rl_lab.reports.hub import push
 from rl_lab.reports.pages.run import REPORT_FILE
 from rl_lab.reports.pages.sweep import power_text
 from rl_lab.reports.study import expected_power as expected_study
@@ -263,6 +264,8 @@ def _run(folder: RunFolder, config: RunConfig, graph: Graph, stages: StageFactor
             print(f"error: {error}", file=sys.stderr)
             return 1 if isinstance(error, StageError) else error.exit_code
     _tell_verdict(folder)
+    if config.hub is not None:
+        push(config.hub, folder.path, graph.nodes)
     return 0
 
 

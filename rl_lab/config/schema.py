@@ -33,6 +33,7 @@ from rl_lab.config.actions import (
     SFTConfig,
     check_rankings,
 )
+from rl_lab.config.hub import HubConfig
 from rl_lab.config.joint import JointConfig
 from rl_lab.config.language import (
     ColdStartConfig,
@@ -199,6 +200,8 @@ class RunConfig(Section):
     """Who follows the run, by the name of the package that must be installed; [] for nobody. See docs/trackers.md."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """How Weights & Biases does: into the run's folder, over the network, or not at all."""
+    hub: HubConfig | None = None
+    """What is uploaded to Hugging Face's hub when the run is over; None: nothing."""
     checkpoint_every: PositiveInt | None = None
     """Optimiser steps between the states from which a killed run continues; None: ten a stage, and one in 200 steps."""
     _kinds: Mapping[str, Any] | None = PrivateAttr(None)

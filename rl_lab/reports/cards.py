@@ -1,13 +1,14 @@
 """Cards of the models and data of a run: README.md in their folders, in the format of Hugging Face's hub.
 
 A card says what was made from what, by which settings, what it measured with which interval, and what stood in for
-what. It lies in the run folder only: what is stored knows nothing of the stages behind it. It has no licence: whoever
-shares a model or data chooses one.
+what. It lies in the run folder only: what is stored knows nothing of the stages behind it. It can be shared: of paths
+it has the last name. It has no licence: whoever shares a model or data chooses one.
 """
 
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,13 @@ def _origin(run: LoadedRun, stage: StageRow) -> list[str]:
         for one in run.own_stages
         if one.name in names
     ]
-    stand_ins = [[row["wanted"], row["used"], row["why"]] for row in run.environment.get("substitutions", [])]
+    rows = run.environment.get("substitutions", [])
+    stand_ins = [[_without_folders(row[key]) for key in ("wanted", "used", "why")] for row in rows]
     sections = SETTINGS.get(str(stage.kind), (str(stage.kind),))
     settings = {key: run.config[key] for key in ("seed", *sections) if run.config.get(key) is not None}
     model = run.config.get("model") or {}
     settings |= {"model": {key: value for key, value in model.items() if value is not None}} if model else {}
+    settings = _without_folders(settings)
     versions = run.environment.get("versions", {})
     known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return [
@@ -150,6 +153,19 @@ def _origin(run: LoadedRun, stage: StageRow) -> list[str]:
         f"```yaml\n{yaml.safe_dump(settings, sort_keys=False, width=100)}```",
         f"Commit {run.environment.get('commit') or 'unknown'}; {known or 'versions unknown'}.",
     ]
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings or a text with the last name of each path from / or ~ on: folders of a machine say nothing to others."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if re.match(r"~?[\w.-]*/", value) and value[0] in "/~":  # all of it is one, blanks included
+        return value.rstrip("/").rpartition("/")[2]
+    return re.sub(r"(?<![\w/:.~-])[~/][^\s,;'\"`|)]*/([^\s/]+)/?", r"\1", value)
 
 
 def _measured(run: LoadedRun, node: str, table: Sequence[Estimate]) -> list[Estimate]:
@@ -175,7 +191,8 @@ def _result(run: LoadedRun, estimate: Estimate) -> EvalResult:
     """A number as hubs read it."""
     on_episodes = estimate.how == SUCCESS
     env = run.config.get("env", {})
-    name = f"{env.get('backend')}/{', '.join(env.get('tasks', []))}" if on_episodes else "held-out questions"
+    backend = _without_folders(env.get("backend"))
+    name = f"{backend}/{', '.join(env.get('tasks', []))}" if on_episodes else "held-out questions"
     return EvalResult(
         task_type="robotics" if on_episodes else "visual-question-answering",
         dataset_type="rl-lab",

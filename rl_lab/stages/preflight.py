@@ -34,8 +34,9 @@ from rl_lab.model.vlm_config import read_config_file
 from rl_lab.reading import parse_json, read_text
 from rl_lab.records.question_files import has_open_questions
 from rl_lab.records.sources import find_recordings, glance, spread
+from rl_lab.reports.hub import check_hub
 from rl_lab.rollouts.answering import make_rewards
-from rl_lab.stages.kinds import settings_of
+from rl_lab.stages.kinds import expand, settings_of
 from rl_lab.stages.own_policy import check_own_policy
 from rl_lab.workers.cluster import cluster_nodes
 from rl_lab.workers.placement import Node, bundles, joins_cluster, lacking
@@ -91,8 +92,10 @@ def _check_settings(config: RunConfig) -> None:
 
 
 def lacking_here(config: RunConfig) -> list[str]:
-    """What this machine lacks of software, one line each; all else can be checked and planned without it."""
-    return _complaints(lambda: _check_trackers(config), lambda: _check_vllm(config), _check_gl)
+    """What this machine lacks of software and tokens, one line each; all else can be checked and planned without it."""
+    return _complaints(
+        lambda: _check_trackers(config), lambda: _check_hub(config), lambda: _check_vllm(config), _check_gl
+    )
 
 
 def lacking_machines(config: RunConfig, declared: Sequence[Node] = ()) -> list[str]:
@@ -125,6 +128,11 @@ def _check_trackers(config: RunConfig) -> None:
     for name in config.trackers_used:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"trackers: {name} is not installed; run pip install {name}, or leave it out of trackers")
+
+
+def _check_hub(config: RunConfig) -> None:
+    if config.hub is not None:
+        check_hub(config.hub, expand(config))
 
 
 def _sizes(config: RunConfig) -> tuple[PolicySizes, int]:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
 from rl_lab.graph.nodes import tree_digest
@@ -47,6 +48,20 @@ def test_a_models_card_has_numbers_origin_and_stand_ins(run):
     assert "| rpro.1.evaluate |" not in card.text
     assert "| MoT-2B | nano |" in card.text
     assert "beta: 1.0" in card.text
+
+
+def test_cards_hold_no_folder_of_this_machine(run):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["env"]["backend"] = "/home/me/my robots/reach.py:make"
+    settings["model"] = {"path": "~/models/base", "code": "/home/me/policy.py:Mine"}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    environment = json.loads((run / "environment.json").read_text())
+    environment["substitutions"].append({"wanted": "RoboTwin", "used": "tabletop", "why": "none in /opt/sims/RoboTwin"})
+    (run / "environment.json").write_text(json.dumps(environment))
+    write_report(run)
+    text = (run / "checkpoints" / "rpro.1.optimise" / "README.md").read_text()
+    assert not any(part in text for part in ("/home", "my robots", "~", "/opt"))
+    assert all(part in text for part in ("reach.py:make/", "path: base", "code: policy.py:Mine", "none in RoboTwin"))
 
 
 def test_data_have_cards_with_their_counts(run):
