@@ -1,6 +1,8 @@
 """Code of a user's own: found without being run, hashed by content, imported with its neighbours, blamed by line."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +107,9 @@ def test_names_taken_apart_or_brought_by_a_star_are_found(own, tmp_path):
         find(f"{tmp_path / 'parts.py'}:fist")
     (tmp_path / "star.py").write_text("from math import *\n")
     find(f"{tmp_path / 'star.py'}:sqrt")
+
+
+def test_every_kind_has_an_example_that_its_page_names(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    rows = [line for line in Path("docs/own.md").read_text().splitlines() if line.startswith("| ") and ".py:" in line]
+    assert len(rows) == 7 and all(find(name) for row in rows for name in re.findall(r"`(examples/\S+)`", row))
