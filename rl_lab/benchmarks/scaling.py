@@ -32,7 +32,8 @@ from rl_lab.benchmarks.rpro import random_batch
 from rl_lab.config.language import RLConfig
 from rl_lab.config.section import Preset
 from rl_lab.learner.language import GRPOPlan, GRPOTraining
-from rl_lab.learner.learner import Learner, Optimiser
+from rl_lab.learner.learner import Learner
+from rl_lab.learner.optim import Optimiser
 from rl_lab.model.checkpoint import CheckpointInfo, publish, save_policy, vlm_config, vlm_processor
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config

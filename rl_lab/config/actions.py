@@ -284,6 +284,12 @@ class RewardModelsConfig(OptimiserConfig):
     """Each with `batch_size` rows for every member."""
     lr: PositiveFloat = 1e-3
 
+    @model_validator(mode="after")
+    def _learns_whole_batches(self) -> Self:
+        if self.rows_at_once is not None:
+            raise ValueError("rows_at_once: reward models of actions learn from whole batches; leave it out")
+        return self
+
 
 class CandidatesConfig(Section):
     """Chunks that the policy samples in states of its own episodes, each run in the simulator."""

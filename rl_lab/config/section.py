@@ -56,7 +56,7 @@ class LoRAConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """AdamW with linear warm-up and a cosine to a fraction of `lr`, and what of the model is trained how."""
+    """Optimiser, learning rate with linear warm-up and a fall to a fraction of `lr`, and what is trained how."""
 
     steps: PositiveInt
     """Optimiser steps."""
@@ -64,18 +64,38 @@ class ScheduleConfig(Section):
     """Learning rate after the warm-up, the largest of the schedule; chosen here for small models."""
     warmup: NonNegativeInt = 20
     """Optimiser steps in which the rate rises linearly from 0."""
+    schedule: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = "cosine"
+    """How the rate falls after the warm-up, by transformers' names. warmup_stable_decay: not at all, and then by a
+    cosine."""
+    decay_fraction: Fraction = 0.2
+    """Share of the steps, the last ones, in which warmup_stable_decay falls."""
     final_lr_fraction: Fraction = 0.1
     """Rate at the last step, as a part of `lr`; 1 keeps it."""
+    optimiser: Literal["adamw", "adafactor"] = "adamw"
+    """torch's AdamW (betas 0.9, 0.95), or its Adafactor (arXiv:1804.04235): of a matrix it keeps a number a row and one
+    a column, not two of each weight, and `lr` is relative to the size of the weights, so larger: 1e-3 to 1e-2."""
     weight_decay: NonNegativeFloat = 1e-4
-    """AdamW's, of all trained weights."""
+    """The optimiser's, of all trained weights."""
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient of all trained weights together; 1 as in the released SFT code of Hy-VLA."""
     lora: LoRAConfig | None = None
     """Train adapters instead of the weights; the finished model has them merged. None: all weights of the groups."""
     gradient_checkpointing: bool = False
     """Compute every layer again in the backward pass instead of keeping its activations: less memory, more time."""
+    rows_at_once: Rows | None = None
+    """Rows that go through the model together; a larger batch is learned in parts, whose gradients add up to its own.
+    None: all of them."""
     threads: Processes = 1
     """Threads of the learner on CPU; another number gives other rounding, so it is part of the result."""
+
+    @model_validator(mode="after")
+    def _schedule_has_them(self) -> Self:
+        idle = [] if self.schedule == "warmup_stable_decay" else ["decay_fraction"]
+        idle += ["final_lr_fraction"] if self.schedule == "constant" else []
+        for name in idle:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"schedule is {self.schedule}, which has no {name}; leave it out, or take another")
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
@@ -105,7 +125,7 @@ class TextTrainingConfig(OptimiserConfig):
 
     @model_validator(mode="after")
     def _trl_has_it(self) -> Self:
-        for name in ("lora", "ema"):
+        for name in ("lora", "ema", "rows_at_once"):
             if self.backend == "trl" and getattr(self, name):
                 raise ValueError(
                     f"backend is trl, which runs here without {name}; leave {name} out, or use backend: lab"
@@ -120,8 +140,6 @@ class OnlineConfig(ScheduleConfig):
     weight_decay: NonNegativeFloat = 0.0
     train: AtLeastOne[Literal["vision", "vlm"]] = ("vision", "vlm")
     """Parameter groups."""
-    rows_at_once: Rows | None = None
-    """Answers that go through the model together; a larger batch is learned in parts. None: all of them."""
     examine_every: NonNegativeInt = 20
     """Steps between short examinations on the held-out questions, one answer each; 0 for none."""
 

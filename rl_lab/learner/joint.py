@@ -120,7 +120,7 @@ class JointTraining(OnlineTraining):
             return {}
         first = self.learner.gradients("grpo", batch, self.plan.rl.rows_at_once)
         torch.set_num_threads(self.plan.optimise.threads)
-        second = self.learner.gradients("rpro", self._pairs(rpro.step - 1))
+        second = self.learner.gradients("rpro", self._pairs(rpro.step - 1), self.plan.optimise.rows_at_once)
         torch.set_num_threads(self.plan.rl.threads)
         return cosines(first, second)
 
@@ -156,9 +156,9 @@ class JointTraining(OnlineTraining):
     def learn_pairs(self, steps: int) -> dict[str, float]:
         """Steps of RPRO; the means of their metrics."""
         torch.set_num_threads(self.plan.optimise.threads)
-        track = self.learner.tracks["rpro"]
+        track, at_once = self.learner.tracks["rpro"], self.plan.optimise.rows_at_once
         with self._moving("rpro"):
-            lines = [self.learner.step("rpro", self._pairs(track.step)) for _ in range(steps)]
+            lines = [self.learner.step("rpro", self._pairs(track.step), at_once) for _ in range(steps)]
         names = {name for line in lines for name in line}
         found = {name: [line[name] for line in lines if name in line] for name in sorted(names)}
         return {name: sum(values) / len(values) for name, values in found.items()} | self.drift()

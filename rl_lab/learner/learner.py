@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from algos.batch import send
 from algos.objective import Objective
-from rl_lab.learner.optim import adamw
+from rl_lab.learner.optim import Optimiser
 from rl_lab.model.lora import Adapted
 from rl_lab.model.sharding import (
     fill_unused_gradients,
@@ -33,27 +33,6 @@ from rl_lab.model.sharding import (
     whole_tensor,
 )
 from rl_lab.seeding import torch_stream
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """AdamW with linear warm-up from 0 and a cosine to `final_lr_fraction * lr` at `steps`."""
-
-    lr: float
-    steps: int
-    warmup: int = 0
-    final_lr_fraction: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of step 0, 1, ... ; constant at its floor after `steps`."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-        return self.lr * (self.final_lr_fraction + (1.0 - self.final_lr_fraction) * cosine)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -94,8 +73,7 @@ class Learner:
             shard_heads(objective)
         parameters = [parameter for group in objective.groups for parameter in groups[group]]
         parameters += list(objective.parameters())
-        options = {"lr": optimiser.lr, "betas": optimiser.betas, "weight_decay": optimiser.weight_decay}
-        stepper = adamw(parameters, self._masters, **options)
+        stepper = optimiser.make(parameters, self._masters)
         self.tracks[name] = _Track(name, objective, optimiser, parameters, stepper)
 
     def average_weights(self, decay: float, start_step: int, after: str | None = None) -> None:
@@ -128,7 +106,7 @@ class Learner:
         track = self.tracks[name]
         self._activate(name)
         self.policy.train()
-        track.adamw.zero_grad(set_to_none=True)
+        track.stepper.zero_grad(set_to_none=True)
         self._gradients(track, batch, rows_at_once)
         found = {
             group: torch.cat(
@@ -137,7 +115,7 @@ class Learner:
             for group, parameters in self.policy.parameter_groups().items()
             if group in track.groups
         }
-        track.adamw.zero_grad(set_to_none=True)
+        track.stepper.zero_grad(set_to_none=True)
         return found
 
     def _gradients(self, track: _Track, batch: Any, rows_at_once: int | None) -> list[PartMetrics]:
@@ -191,16 +169,16 @@ class Learner:
         track = self.tracks[name]
         self._activate(name)
         self.policy.train()
-        track.adamw.zero_grad(set_to_none=True)
+        track.stepper.zero_grad(set_to_none=True)
         found = self._gradients(track, batch, rows_at_once)
         grad_norm = nn.utils.clip_grad_norm_(track.parameters, track.optimiser.grad_clip)
         numbers = self._numbers(found, whole_tensor(grad_norm))
         if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
             raise NonFiniteLossError(name, track.step, batch)
         lr = track.scale * track.optimiser.lr_at(track.step)
-        for group in track.adamw.param_groups:
+        for group in track.stepper.param_groups:
             group["lr"] = lr
-        track.adamw.step()
+        track.stepper.step()
         track.step += 1
         if self.average is not None and self._averaged in (None, name):
             self.average.update(track.step)
@@ -219,7 +197,7 @@ class Learner:
                     "step": track.step,
                     "scale": track.scale,
                     "frozen": sorted(track.frozen),
-                    "adamw": track.adamw.state_dict(),
+                    "stepper": track.stepper.state_dict(),
                     "objective": [parameter.detach() for parameter in track.objective.parameters()],
                 }
                 for name, track in self.tracks.items()
@@ -246,7 +224,7 @@ class Learner:
         self.policy.load_state_dict({name: share_like(value, weights[name]) for name, value in state["policy"].items()})
         for name, saved in state["tracks"].items():
             track = self.tracks[name]
-            track.adamw.load_state_dict(share_moments(saved["adamw"], track.parameters))
+            track.stepper.load_state_dict(share_moments(saved["stepper"], track.parameters))
             for parameter, value in zip(track.objective.parameters(), saved["objective"], strict=True):
                 parameter.copy_(share_like(value, parameter))
 
@@ -259,7 +237,7 @@ class _Track:
     objective: Objective
     optimiser: Optimiser
     parameters: list[nn.Parameter]
-    adamw: torch.optim.AdamW
+    stepper: torch.optim.Optimizer
     step: int = 0
     scale: float = 1.0
     """Times the schedule's learning rate; lowered by a guard."""

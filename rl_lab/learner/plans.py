@@ -15,7 +15,8 @@ import torch
 
 from algos.objective import Objective
 from rl_lab.config.section import ScheduleConfig
-from rl_lab.learner.learner import Learner, Optimiser
+from rl_lab.learner.learner import Learner
+from rl_lab.learner.optim import Optimiser
 from rl_lab.model.lora import Adapted
 from rl_lab.model.sharding import join, num_ranks
 from rl_lab.records.action_datasets import Dataset
@@ -95,9 +96,9 @@ def trainable(model: Any, settings: ScheduleConfig, groups: tuple[str, ...], see
 
 def optimiser(settings: ScheduleConfig, steps_per_batch: int = 1) -> Optimiser:
     """The learner's optimizer and schedule; both are stretched where each batch gives several steps."""
-    names = ("lr", "final_lr_fraction", "weight_decay", "grad_clip")
+    names = ("lr", "schedule", "decay_fraction", "final_lr_fraction", "weight_decay", "grad_clip")
     steps, warmup = settings.steps * steps_per_batch, settings.warmup * steps_per_batch
-    return Optimiser(steps=steps, warmup=warmup, **settings.model_dump(include=set(names)))
+    return Optimiser(steps=steps, warmup=warmup, name=settings.optimiser, **settings.model_dump(include=set(names)))
 
 
 class Training:
@@ -130,7 +131,8 @@ class Training:
         name = self.turn
         feed = self.feeds[name]
         torch.set_num_threads(feed.settings.threads)
-        return self.learner.step(name, feed.data.batch(self._done(name)).to(self.device))
+        batch = feed.data.batch(self._done(name)).to(self.device)
+        return self.learner.step(name, batch, feed.settings.rows_at_once)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs besides its plan."""

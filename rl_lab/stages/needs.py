@@ -93,7 +93,8 @@ def needs(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, str], s
         else:
             groups, width = _counts(own_policy(own)), 4
         trained, weights = _trained(node, own, groups), groups[""] * width
-        state = trained * (8 + 4 * (width != 4))
+        moments = 0 if getattr(node.stage.settings(node, own), "optimiser", "") == "adafactor" else 8
+        state = trained * (moments + 4 * (width != 4))
         memory = (weights + state + 4 * trained) // config.placement.ranks
         written[hashes[node.name]], largest = weights, max(largest, weights + state)
         if memory > found.memory:

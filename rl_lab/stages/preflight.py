@@ -353,6 +353,11 @@ def _check_ranks(config: RunConfig) -> None:
                 f"placement.learner.ranks is {config.placement.ranks} but {name}.backend is trl, which trains in one "
                 "process; set one of them back"
             )
+        if config.placement.ranks > 1 and getattr(section, "optimiser", "adamw") != "adamw":
+            raise UserError(
+                f"placement.learner.ranks is {config.placement.ranks} but {name}.optimiser is {section.optimiser}, "
+                "whose state is not shared over ranks; set one of them back"
+            )
 
 
 def _check_placement(config: RunConfig, declared: Sequence[Node]) -> None:

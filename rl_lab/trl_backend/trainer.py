@@ -15,8 +15,7 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rl_lab.errors import UserError
-from rl_lab.learner.learner import Optimiser
-from rl_lab.learner.optim import adamw
+from rl_lab.learner.optim import Optimiser
 from rl_lab.model.checkpoint import LanguageModel, load_language_model
 
 Log = Callable[[int, dict[str, float]], None]
@@ -69,7 +68,7 @@ def common_arguments(settings: Settings, steps: int, rows: int) -> dict[str, Any
 def optimizers(
     model: Any, groups: Mapping[str, Sequence[nn.Parameter]], settings: Settings
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """The Learner's AdamW and learning rates; the trainers' own would spare biases and norms the weight decay.
+    """The Learner's optimizer and learning rates; the trainers' own would spare biases and norms the weight decay.
 
     Moves the model to the trainer's device: master weights made before that would stay on the CPU. Freezes what is not
     trained. ValueError for an unknown parameter group.
@@ -83,8 +82,7 @@ def optimizers(
         for parameter in parameters:
             parameter.requires_grad_(name in settings.groups)
     trained = [parameter for name in settings.groups for parameter in groups[name]]
-    options: dict[str, Any] = {"lr": optimiser.lr, "betas": optimiser.betas, "weight_decay": optimiser.weight_decay}
-    optimizer = adamw(trained, **options)
+    optimizer = optimiser.make(trained)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, replace(optimiser, lr=1.0).lr_at)
 
 

@@ -195,7 +195,7 @@ def test_a_step_reads_the_device_once(
     case: Callable[[], tuple[Any, Any, Any]], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner, batch = make_learner(case, device)
-    for group in learner.tracks["x"].adamw.param_groups:
+    for group in learner.tracks["x"].stepper.param_groups:
         group["fused"] = device != "meta"
     reads = []
 

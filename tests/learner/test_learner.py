@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import get_scheduler
 
 from rl_lab.learner.learner import Learner, NonFiniteLossError, Optimiser
 
@@ -34,7 +35,7 @@ class Regression:
         return [self.scale]
 
     def loss(self, policy, batch, generator):
-        inputs = batch + 0.1 * torch.randn(batch.shape, generator=generator)
+        inputs = batch + 0.1 * torch.randn(batch.shape, generator=generator).to(batch)
         loss = (self.scale * policy.expert(policy.vlm(inputs)) - 1).square().mean()
         return loss, {"flow/loss": loss.detach()}
 
@@ -184,8 +185,52 @@ def test_a_rolled_back_learner_has_the_old_weights_and_moments_but_counts_on():
     learner.roll_back(good)
     assert all(torch.equal(weights[key], value) for key, value in learner.policy.state_dict().items())
     assert (learner.tracks["both"].step, learner.tracks["vlm"].step, learner.tracks["vlm"].scale) == (2, 1, 0.5)
-    moments = learner.tracks["both"].adamw.state_dict()["state"]
+    moments = learner.tracks["both"].stepper.state_dict()["state"]
     assert all(
         torch.equal(moments[key]["exp_avg"], value["exp_avg"])
-        for key, value in good["tracks"]["both"]["adamw"]["state"].items()
+        for key, value in good["tracks"]["both"]["stepper"]["state"].items()
     )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        ({"schedule": "linear", "final_lr_fraction": 0.0}, "linear", {}),
+        ({"schedule": "constant"}, "constant_with_warmup", {}),
+        ({"final_lr_fraction": 0.1}, "cosine_with_min_lr", {"min_lr_rate": 0.1}),
+        (
+            {"schedule": "warmup_stable_decay", "decay_fraction": 0.3, "final_lr_fraction": 0.1},
+            "warmup_stable_decay",
+            {"num_decay_steps": 12, "min_lr_ratio": 0.1},
+        ),
+    ],
+)
+def test_schedules_are_those_of_transformers_behind_a_warm_up_that_begins_a_step_earlier(ours, theirs, options):
+    optimiser = Optimiser(lr=2.0, steps=40, warmup=5, **ours)
+    stepper = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = get_scheduler(
+        theirs, stepper, num_warmup_steps=5, num_training_steps=40, scheduler_specific_kwargs=options
+    )
+    (rate,) = schedule.lr_lambdas
+    assert [optimiser.lr_at(step) for step in range(5)] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert [optimiser.lr_at(step) for step in range(5, 41)] == pytest.approx(
+        [2.0 * rate(step) for step in range(5, 41)]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adafactor_lowers_the_loss_in_less_memory_and_resumes_with_the_same_bits(dtype):
+    optimiser = Optimiser(lr=0.05, steps=20, name="adafactor", schedule="linear")
+    learners = [Learner(TwoTowers().to(dtype), seed=0) for _ in range(2)]
+    for learner in learners:
+        learner.add("fit", Regression(("vlm", "expert")), optimiser)
+    whole, resumed = learners
+    losses = [whole.step("fit", BATCH.to(dtype))["loss"] for _ in range(12)]
+    state = copy.deepcopy(whole.state_dict())
+    resumed.load_state_dict(state)
+    assert losses[-1] < 0.7 * losses[0]
+    moments = [moment for one in state["tracks"]["fit"]["stepper"]["state"].values() for moment in one.values()]
+    assert sum(map(torch.numel, moments)) < 2 * sum(value.numel() for value in whole.policy.parameters())
+    for _ in range(3):
+        assert whole.step("fit", BATCH.to(dtype)) == resumed.step("fit", BATCH.to(dtype))
+    assert all(map(torch.equal, whole.policy.state_dict().values(), resumed.policy.state_dict().values()))

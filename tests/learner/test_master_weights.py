@@ -69,7 +69,7 @@ def test_the_fused_steps_are_those_of_plain_adamw_also_after_a_state_is_loaded(d
 def test_a_bfloat16_policy_learns_like_the_float32_one(batch):
     exact = learner_of(make_policy())
     rounded = learner_of(make_policy().to(torch.bfloat16))
-    assert isinstance(rounded.tracks["sft"].adamw, MasterAdamW)
+    assert isinstance(rounded.tracks["sft"].stepper, MasterAdamW)
     losses = [[learner.step("sft", batch)["loss"] for _ in range(10)] for learner in (exact, rounded)]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 

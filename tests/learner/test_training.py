@@ -122,3 +122,17 @@ def test_a_bfloat16_policy_with_recomputed_activations_goes_through_both_stages(
     settings = OptimiseConfig(**STEPS, train=("vision", "vlm", "expert"), gradient_checkpointing=True, lora=LORA)
     run(optimise_plan(records, policy=tmp_path / "sft", settings=settings), tmp_path / "round1")
     assert changed(tmp_path / "sft", tmp_path / "round1")
+
+
+def test_a_batch_in_two_halves_gives_the_gradient_of_the_whole(records):
+    batch = {"steps": 1, "batch_size": 32, "warmup": 0, "ema": 0.0}
+    lines, moved = [], []
+    for at_once in (None, 16):
+        settings = SFTConfig(**batch, rows_at_once=at_once, schedule="warmup_stable_decay")
+        plan = SFTPlan(ModelConfig(), settings, records / "demos", stride=1, seed=0)
+        training = Training(plan)
+        lines.append(training.run_step())
+        (weights,) = (p.grad for p in training.parts.model.parameter_groups()["expert"][:1])
+        moved.append(weights)
+    assert lines[1] == pytest.approx(lines[0], rel=1e-5)
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-4, atol=1e-7)

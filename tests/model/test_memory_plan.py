@@ -34,9 +34,9 @@ def test_weights_masters_moments_and_gradients_are_those_of_a_step(dtype):
         nbytes(idle)
     )
     learner.step("sft", batch)
-    moments = [state[key] for state in track.adamw.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    moments = [state[key] for state in track.stepper.state.values() for key in ("exp_avg", "exp_avg_sq")]
     assert plan.weights == nbytes(policy.parameters())
-    assert plan.masters == nbytes(getattr(track.adamw, "masters", []))
+    assert plan.masters == nbytes(getattr(track.stepper, "masters", []))
     assert plan.moments == nbytes(moments) + 8 * sum(parameter.numel() for parameter in idle)
 
 
