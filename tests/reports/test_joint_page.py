@@ -13,6 +13,7 @@ from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import Arm, read_arm
 from rl_lab.reports.numbers import find
 from rl_lab.reports.pages.joint import joint_verdict, score, times
+from rl_lab.reports.pages.markup import typeset
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure
@@ -139,6 +140,13 @@ def test_the_page_shows_interference_guard_and_times_and_escapes_what_it_quotes(
     assert 'id="joint"' in page and "over GRPO alone" in page and "Time and drift" in page
     assert "guard: &lt;it&gt; fell" in page and "<it>" not in page
     assert page.index('id="joint"') < page.index('id="results"')
+
+
+def test_intervals_of_the_verdict_have_real_minus_signs():
+    assert (
+        typeset("better: -0.100 [-0.200, -0.025], p = 0.2.")
+        == "better: \u22120.100 [\u22120.200, \u22120.025], p\u00a0=\u00a00.2."
+    )
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):

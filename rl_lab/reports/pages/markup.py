@@ -69,7 +69,7 @@ def minus(text: str) -> str:
 
 def typeset(sentence: str) -> str:
     """A sentence of `verdict` with real minus signs and unbroken p-values."""
-    return re.sub(r"p ([<=]) ", "p\u00a0\\1\u00a0", re.sub(r"(?<=[ (])-(?=\d)", "\u2212", sentence))
+    return re.sub(r"p ([<=]) ", "p\u00a0\\1\u00a0", re.sub(r"(?<=[ ([])-(?=\d)", "\u2212", sentence))
 
 
 def estimate_text(one: Estimate | None) -> Markup | str:
