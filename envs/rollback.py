@@ -24,7 +24,7 @@ from pydantic import model_validator
 from envs.by_name import OwnName, load
 from envs.execution import Execution, LateExecutor
 from envs.options import ControlSteps, Fraction, Rounds
-from envs.rollout import NO_MEMORY, Act, Looking, Memory, Rollout, finished
+from envs.rollout import NO_MEMORY, Act, Looking, Memory, Rollout, finished, with_noise
 from envs.types import (
     NO_FRAMES,
     SOME_PROGRESS,
@@ -73,6 +73,17 @@ def _expert_commands(env: ControlledEnv, seed: int, before: np.ndarray) -> Itera
 
 
 scripted_expert = Corrector("scripted_expert", _expert_commands)
+
+
+def noisy_expert(noise_m: float) -> Corrector:
+    """The scripted expert with a hand that shakes: Gaussian noise, metres, on its positions, recorded as well."""
+
+    def commands(env: ControlledEnv, seed: int, before: np.ndarray) -> Iterator[np.ndarray]:
+        generator = np.random.default_rng([seed, env.step_count])
+        for command in _expert_commands(env, seed, before):
+            yield with_noise(command, noise_m, generator)
+
+    return Corrector(f"scripted_expert, noise of {1000 * noise_m:g} mm", commands)
 
 
 def teacher(name: str, act: Act, execute: int, memory: Memory = NO_MEMORY) -> Corrector:

@@ -17,6 +17,7 @@ from envs.se3 import split_arms
 from envs.types import (
     SIMULATOR_ERROR,
     ControlledEnv,
+    Diagnosis,
     Episode,
     Observation,
     SimulatorError,
@@ -261,22 +262,36 @@ def _until_end(
         looking.stepped()
 
 
-def demonstrate(env: ControlledEnv, seed: int, *, noise_m: float, generator: np.random.Generator) -> Episode:
-    """One episode of the scripted expert with a frame at every step.
+def with_noise(command: np.ndarray, noise_m: float, generator: np.random.Generator) -> np.ndarray:
+    """An `ee` command with Gaussian noise on its positions, metres, of each axis and arm."""
+    noisy = command.copy()
+    if noise_m > 0:
+        positions = split_arms(noisy)[:, :3]
+        positions += generator.normal(scale=noise_m, size=positions.shape)
+    return noisy
 
-    The executed positions of `ee` commands carry Gaussian noise of `noise_m` (metres, per axis and arm), so that the
-    data covers states beside the expert's path; the recorded labels are the expert's own commands.
+
+def demonstrate(
+    env: ControlledEnv,
+    seed: int,
+    *,
+    noise_m: float,
+    generator: np.random.Generator,
+    detect: Callable[[Diagnosis, int], str | None] | None = None,
+) -> Episode:
+    """One episode of the scripted expert with a frame at every step, which also ends where `detect` names a failure.
+
+    The executed commands are `with_noise`, so that the data covers states beside the expert's path; the recorded labels
+    are the expert's own commands.
     """
     observation, _ = env.reset(seed=seed)
     recorder = EpisodeRecorder(env)
     while True:
         recorder.frame(observation)
         label = env.expert_action()
-        action = label.copy()
-        if noise_m > 0:
-            positions = split_arms(action)[:, :3]
-            positions += generator.normal(scale=noise_m, size=positions.shape)
-        recorder.advance(action, label)
-        if finished(env):
+        recorder.advance(with_noise(label, noise_m, generator), label)
+        failure = None if detect is None else detect(env.diagnose(), env.step_count)
+        recorder.failure = recorder.failure or failure
+        if finished(env) or failure is not None:
             return recorder.episode(seed, weight_version=0)
         observation = env.observe()

@@ -18,7 +18,7 @@ from gymnasium import spaces
 
 from envs import se3
 from envs.bimanual import Bimanual, check_choice
-from envs.tabletop import VARIANTS, scene
+from envs.tabletop import MODES, VARIANTS, scene
 from envs.tabletop.rendering import MAX_WIDTH, scene_renderer
 from envs.tabletop.scene import CONTROL_HZ, SUBSTEPS, compile_scene, randomize
 from envs.tabletop.tasks import TASKS
@@ -44,7 +44,8 @@ class TabletopEnv(Bimanual):
 
     `image_size` is the side of the square camera images in pixels, None for state-only observations. `action_type` is
     "ee" (absolute tool poses, [16]) or "qpos" (joint targets, [14]). Success is latched; stepping on after it, or after
-    `step_limit`, is allowed and keeps simulating.
+    `step_limit`, is allowed and keeps simulating. `success_tolerance` is times the distances that success allows;
+    `expert_mode` how the expert acts, of `envs.tabletop.MODES`, None for as well as it can.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
@@ -64,17 +65,20 @@ class TabletopEnv(Bimanual):
         render_mode: str | None = None,
         instruction_split: str = "seen",
         render_size: tuple[int, int] = (240, 320),
+        success_tolerance: float = 1.0,
+        expert_mode: str | None = None,
     ) -> None:
         check_choice("task", task, tuple(TASKS))
         check_choice("variant", variant, VARIANTS)
         check_choice("action_type", action_type, ("ee", "qpos"))
         check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         check_choice("instruction_split", instruction_split, SPLITS)
+        check_choice("expert_mode", expert_mode, (None, *MODES[task]))
         if image_size is not None and not 8 <= image_size <= MAX_WIDTH // len(CAMERAS):
             raise ValueError(f"image_size is {image_size}; use 8 to {MAX_WIDTH // len(CAMERAS)} pixels, or None")
         self.task, self.variant, self.image_size, self.action_type = task, variant, image_size, action_type
         self.render_mode, self.render_size, self.instruction_split = render_mode, render_size, instruction_split
-        self._task = TASKS[task]()
+        self._task = TASKS[task](success_tolerance, expert_mode)
         self._scene = (self._task.objects_xml(), variant == "randomized")
         self._template = compile_scene(*self._scene)
         self._camera_ids = {self._template.camera(i).name: i for i in range(self._template.ncam)}

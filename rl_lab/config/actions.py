@@ -65,9 +65,12 @@ class DemosConfig(Section):
     """Demonstrations: of the scripted expert, or from files."""
 
     episodes: PositiveInt = 25
-    """Successful episodes of each task and variant."""
+    """Episodes of each task and variant, successful but in a mode that fails."""
     action_noise_m: NonNegativeFloat = 0.0
     """Standard deviation of the noise on executed positions, metres; labels stay clean."""
+    modes: Named[str, Fraction] = {}
+    """On the tabletop, the shares of demonstrations in which the expert acts in another way than its best, by name, see
+    `envs.tabletop.MODES`: in a mode that fails those episodes are kept that fail, up to where that shows."""
     files: FilesConfig | None = None
     """Demonstrations that replace the expert's."""
 
@@ -75,7 +78,20 @@ class DemosConfig(Section):
     def _one_source(self) -> Self:
         if self.files is not None and (self.episodes, self.action_noise_m) != (25, 0.0):
             raise ValueError("episodes and action_noise_m are the expert's, but files replace it; leave them out")
+        if self.files is not None and self.modes:
+            raise ValueError("modes are the expert's, but files replace it; leave them out")
+        if sum(self.modes.values()) > 1 + 1e-9:
+            raise ValueError(
+                f"modes: shares add up to {sum(self.modes.values()):g}; at most 1, the rest is the expert's own"
+            )
         return self
+
+    @property
+    def by_mode(self) -> dict[str | None, int]:
+        """Episodes of each task and variant by the expert's mode, None for its own; those without any are left out."""
+        counts = {mode: round(share * self.episodes) for mode, share in self.modes.items()}
+        whole: dict[str | None, int] = {None: max(0, self.episodes - sum(counts.values()))} | counts
+        return {mode: count for mode, count in whole.items() if count}
 
     @property
     def stride(self) -> int:
@@ -130,6 +146,8 @@ class CorrectorConfig(Section):
 
     code: OwnName | None = None
     """Of own code its name, FILE.py:NAME or MODULE:NAME; the name may stand alone, too. See docs/correctors.md."""
+    noise_m: NonNegativeFloat = 0.0
+    """Standard deviation of the noise on the scripted expert's positions, metres, which the pairs record as well."""
 
     @model_validator(mode="before")
     @classmethod
@@ -145,6 +163,8 @@ class CorrectorConfig(Section):
         if (self.path is not None) != (self.kind in ("policy", "recorded")):
             state = "needs a path" if self.path is None else "takes no path"
             raise ValueError(f"corrector {self.kind} {state}; write for example {{kind: policy, path: FOLDER}}")
+        if self.noise_m and self.kind != "scripted_expert":
+            raise ValueError(f"noise_m is the scripted expert's, but the corrector is {self.kind}; leave it out")
         return self
 
 
@@ -157,6 +177,9 @@ class CollectConfig(Section, RollbackConfig):
     """Episodes after which a round stops short of `pairs`."""
     corrector: CorrectorConfig = CorrectorConfig()
     """Who shows the better continuation."""
+    swapped_share: Fraction = 0.0
+    """Share of a round's pairs whose winner and loser are exchanged at random after collection: label noise, for
+    studies of it."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -184,6 +207,8 @@ class OptimiseConfig(FlowConfig):
 class ObjectiveConfig(Section):
     """Settings of a preference method; those that imitate have none, and ablations leave out a term."""
 
+    variant_of: str | None = None
+    """The method of our table whose settings these are, under a name of their own, to compare it with itself."""
     beta: PositiveFloat = 1.0
     """How strongly the loss prefers: eq. 7 of arXiv:2606.14409, where no value is given."""
     lambda_pro: NonNegativeFloat = 1.0
@@ -208,6 +233,8 @@ class ObjectiveConfig(Section):
             raise ValueError(f"{changed[0]} is for code of one's own; give code, or leave it out")
         if changed:
             raise ValueError(f"{changed[0]} is for our own methods; put it into settings")
+        if self.code is not None and self.variant_of is not None:
+            raise ValueError("variant_of is for our own methods; code is one by itself, leave it out")
         if self.code is None and self.reference == "none":
             raise ValueError("reference is none, but our preference methods compare with one; choose previous or sft")
         return self
@@ -215,7 +242,7 @@ class ObjectiveConfig(Section):
     def row(self, name: str) -> Method:
         """The method of this name, which has these settings. ValueError for an unknown one."""
         if self.code is None:
-            return find_method(name)
+            return find_method(self.variant_of or name)
         loss: Literal["imitation", "preference"] = "imitation" if self.reference == "none" else "preference"
         return Method("an objective of one's own", self.code, rows=self.rows, loss=loss, code=self.code)
 

@@ -11,7 +11,8 @@ import numpy as np
 from envs.by_name import blamed, load
 from envs.declared import Declaration, DeclarationError, DeclaredEnv
 from envs.types import BIMANUAL, Layout
-from rl_lab.config.schema import EnvConfig, RunConfig
+from rl_lab.config.env import EnvConfig
+from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError
 
 
@@ -79,6 +80,8 @@ def check_own_environment(config: RunConfig) -> None:
             )
     if layout.numbers != "ee" and config.demos.action_noise_m > 0:
         raise UserError("demos.action_noise_m is in metres, but commands are no poses; set it to 0")
+    if layout.numbers != "ee" and config.collect.corrector.noise_m > 0:
+        raise UserError("collect.corrector.noise_m is in metres, but commands are no poses; set it to 0")
     if "rank" in config.stage_names:
         _check_candidates(config, begun)
     if config.sft.probe_weight > 0 and config.reads("sft"):

@@ -10,14 +10,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
 from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
 from algos.methods import ALIASES, METHODS, Method
-from envs.by_name import OwnName, is_own, own_names, split
-from envs.options import MAX_PROCESSES, AnyNumber, Named, Pixels, PositiveInt, Processes, Rounds, Seconds, Seed, nearest
-from envs.tabletop import TASK_NAMES, VARIANTS
+from envs.by_name import own_names
+from envs.options import MAX_PROCESSES, AnyNumber, Named, PositiveInt, Processes, Rounds, Seconds, Seed
 from rewards.config import RewardConfig
 from rl_lab.config.actions import (
     BuffersConfig,
@@ -33,6 +32,7 @@ from rl_lab.config.actions import (
     SFTConfig,
     check_rankings,
 )
+from rl_lab.config.env import EnvConfig
 from rl_lab.config.hub import HubConfig
 from rl_lab.config.joint import JointConfig
 from rl_lab.config.language import (
@@ -57,60 +57,6 @@ from rl_lab.config.placement import Placement, PlacementBlock
 from rl_lab.config.section import STATE_POLICY, ModelConfig, Section
 from rl_lab.config.study import StudyConfig
 from rl_lab.config.sweep import SweepConfig
-
-BACKENDS = ("auto", "tabletop", "robotwin")
-"""Where episodes happen, but for environments of one's own."""
-
-
-class EnvConfig(Section):
-    """Where episodes happen."""
-
-    backend: OwnName = "auto"
-    """auto, tabletop, robotwin, or an environment of one's own as FILE.py:FUNCTION or MODULE:FUNCTION; see
-    docs/environments.md. auto: robotwin if the environment variables ROBOTWIN_ROOT and ROBOTWIN_PYTHON name a
-    checkout or its runtime is installed (./setup.sh robotwin), else tabletop. An empty ROBOTWIN_ROOT means none of
-    them. Its tasks and task configs are those of the checkout or the runtime."""
-    tasks: AnyNumber[str] = ("handover_block",)
-    """Names of tasks: of `envs.tabletop.TASK_NAMES`, or RoboTwin's files in `envs/`."""
-    variants: AnyNumber[str] = ("clean",)
-    """Each task runs in each of these. On the tabletop clean and randomized (lights, colours, table height, cameras,
-    distractors); in RoboTwin task configs, demo_clean where nothing is given; an own environment is made by
-    FUNCTION(task, variant), "default" where nothing is given."""
-    image_size: Pixels = 64
-    """Side of the square camera images, pixels; must be the model's."""
-    command_steps: Annotated[int, Field(ge=1, le=250)] | None = None
-    """Physics steps (1/250 s) that a command lasts on RoboTwin's box robot, 25 where nothing is given. Commands of the
-    tabletop last 0.08 s, those of RoboTwin's own robots as long as their motion."""
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the backend is a function of the user's."""
-        return is_own(self.backend)
-
-    @field_validator("backend")
-    @classmethod
-    def _is_known(cls, backend: str) -> str:
-        if is_own(backend):
-            split(backend, "function")
-        elif backend not in BACKENDS:
-            raise ValueError(f"{backend!r} is not one of {', '.join(BACKENDS)}, nor FILE.py:FUNCTION of your own")
-        return backend
-
-    @model_validator(mode="after")
-    def _names(self) -> Self:
-        for key, known in (("tasks", TASK_NAMES), ("variants", VARIANTS)):
-            names = getattr(self, key)
-            unknown = [name for name in names if name not in known and self.backend == "tabletop"]
-            if unknown:
-                hint = nearest(unknown[0], known)
-                raise ValueError(f"{key} has {unknown[0]!r}, which is not one of {', '.join(known)}{hint}")
-            if not names or len(set(names)) < len(names):
-                raise ValueError(f"{key} must name at least one, each once, but is {list(names)}")
-        if self.command_steps is not None and (self.backend == "tabletop" or self.is_own):
-            raise ValueError(
-                f"command_steps is for RoboTwin's box robot, but the backend is {self.backend}; leave it out"
-            )
-        return self
 
 
 class WorkersConfig(Section):
@@ -340,11 +286,22 @@ class RunConfig(Section):
                     self.row(name)
                 except ValueError as error:
                     raise ValueError(f"{key}: {error}") from error
-        for name in (name for name, settings in self.objectives.items() if settings.code is not None):
-            if name in {*METHODS, *ALIASES} or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name):
-                raise ValueError(f"objectives.{name}: code of one's own needs a name of its own: letters, digits and _")
+        for name, settings in self.objectives.items():
+            what = "a variant" if settings.variant_of is not None else "code of one's own"
+            named = settings.variant_of is not None or settings.code is not None
+            if named and (name in {*METHODS, *ALIASES} or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name)):
+                raise ValueError(f"objectives.{name}: {what} needs a name of its own: letters, digits and _")
+            if settings.variant_of is not None and not self.row(name).needs_reference:
+                raise ValueError(
+                    f"objectives.{name}: {settings.variant_of} has no settings that a variant could change"
+                )
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"controls: {list(self.controls)} repeat a method of the run; name each once")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_know_their_modes(self) -> Self:
+        self.env.check_modes(tuple(self.demos.modes))
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rl_lab.config.environments import environment_layout
 from rl_lab.files import folder_damage, write_checked_folder
 from rl_lab.records.episodes import read_pairs, write_pairs
 from rl_lab.rollouts.simulator_errors import ErrorWatch, name
+from rl_lab.seeding import stream
 from rl_lab.workers.policy import corrector_plan
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.simulation import ERRORS, EnvSpec, Unit, drawn_units, env_specs
@@ -92,6 +93,19 @@ def collect_pairs(
             watch.end()
         pairs += found[:wanted]
     return pairs, counts
+
+
+def swap(pairs: list[PreferencePair], share: float, seed: int, name: str) -> tuple[list[PreferencePair], int]:
+    """The pairs with winner and loser of a share of them exchanged, drawn by seed and name, and how many those are.
+
+    Those of a smaller share are among those of a larger one.
+    """
+    chosen = stream(seed, "swap", name).permutation(len(pairs))[: round(share * len(pairs))].tolist()
+    swapped = {
+        place: replace(pair, winner=pair.loser, loser=pair.winner, corrector=f"{pair.corrector}, swapped")
+        for place, pair in ((place, pairs[place]) for place in chosen)
+    }
+    return [swapped.get(place, pair) for place, pair in enumerate(pairs)], len(chosen)
 
 
 def named(counts: Counter[str]) -> Counter[str]:

@@ -5,6 +5,7 @@ Demonstrations from files are read and checked by the simulation workers, their 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,9 @@ from rl_lab.learner.actions import OptimisePlan, SFTPlan, starting_policy
 from rl_lab.model.checkpoint import published, save_policy
 from rl_lab.reading import read_object
 from rl_lab.records.checks import Doubts, Problem
-from rl_lab.records.episodes import write_episodes
+from rl_lab.records.episodes import INDEX_FILE, write_episodes
 from rl_lab.records.sources import Recording, check_sound, find_recordings
-from rl_lab.rollouts.collect import COUNTS_FILE, Request, collect_pairs, round_name, write_collection
+from rl_lab.rollouts.collect import COUNTS_FILE, Request, collect_pairs, round_name, swap, write_collection
 from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.rollouts.simulator_errors import ErrorWatch, summary
 from rl_lab.stages.action_rewards import MODELS, add_candidates, add_rank, add_sweep
@@ -36,7 +37,16 @@ from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
 from rl_lab.stats import wilson
 from rl_lab.training.dataset import train
 from rl_lab.workers.cluster import Cluster
-from rl_lab.workers.simulation import ERRORS, REJECTED, Rejection, Unit, drawn_units, env_specs, evaluation_groups
+from rl_lab.workers.simulation import (
+    ERRORS,
+    MODE,
+    REJECTED,
+    Rejection,
+    Unit,
+    demonstrations_wanted,
+    drawn_units,
+    evaluation_groups,
+)
 
 ORDERS = (
     *(("collect", "optimise"), ("collect", "optimise", "evaluate")),
@@ -86,44 +96,50 @@ class DemosKind(StageKind):
         return config.demos.episodes * len(config.env.tasks) * len(config.env.variants), "episodes"
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
-        """Successful episodes of the scripted expert, the same number of each task and variant; or those of files."""
+        """Episodes of the scripted expert, the same number of each task, variant and mode; or those of files."""
         if context.config.demos.files is not None:
             record_demos(cluster, context)
             return
-        wanted, noise_m = context.config.demos.episodes, context.config.demos.action_noise_m
-        specs = env_specs(context.config, "seen")
-        kept: list[Episode] = []
+        noise_m, parts = context.config.demos.action_noise_m, demonstrations_wanted(context.config)
+        total, kept = sum(wanted for _, wanted, _ in parts), list[Episode]()
 
         def submit(actor: Any, unit: Unit) -> ray.ObjectRef:
             return actor.demonstrate.remote(unit, noise_m)
 
         with cluster.simulation_pool() as pool:
-            for spec in specs:
-                units = drawn_units("demos", spec, "demos", 4 * wanted, context.seed)
-                successes: list[Episode] = []
+            for spec, wanted, succeeds in parts:
+                mode = f" in the mode {spec.expert_mode}" if spec.expert_mode else ""
+                where = f"{spec.task} {spec.variant}{mode}"
+                name = f"demos/{spec.expert_mode}" if spec.expert_mode else "demos"
+                units = drawn_units("demos", spec, name, 4 * wanted, context.seed)
+                good: list[Episode] = []
                 rejected: list[Rejection] = []
-                watch = ErrorWatch(f"{spec.task} {spec.variant}")
+                watch = ErrorWatch(where)
                 for found in pool.map(submit, units, context.check_stop):
-                    successes += [one for one in found if isinstance(one, Episode) and one.success]
+                    good += [one for one in found if isinstance(one, Episode) and one.success == succeeds]
                     for one in found:
                         watch.see(one.reason if isinstance(one, Rejection) and one.is_error else None)
                     rejected += [one for one in found if isinstance(one, Rejection)]
-                    done = len(kept) + min(len(successes), wanted)
-                    context.progress(done, wanted * len(specs), f"{spec.task} {spec.variant}")
-                    if len(successes) >= wanted:
+                    context.progress(len(kept) + min(len(good), wanted), total, where)
+                    if len(good) >= wanted:
                         break
                 if rejected:
                     reasons = summary(one.reason for one in rejected)
-                    context.say(f"{spec.task} {spec.variant}: passed over {len(rejected)} seeds: {reasons}")
-                if len(successes) < wanted:
+                    context.say(f"{where}: passed over {len(rejected)} seeds: {reasons}")
+                if len(good) < wanted:
                     watch.end()
                     last = f"; last: {rejected[-1].reason}" if rejected else ""
-                    raise RuntimeError(
-                        f"the expert solved {len(successes)} of {4 * wanted} episodes of {spec.task} {spec.variant}"
-                        f"{last}"
-                    )
-                kept += successes[:wanted]
+                    did = "solved" if succeeds else "failed in"
+                    raise RuntimeError(f"the expert {did} {len(good)} of {4 * wanted} episodes of {where}{last}")
+                kept += good[:wanted]
         write_episodes(context.out, kept)
+
+    def finding(self, out: Path) -> str:
+        """How many demonstrations show another mode than the expert's own, if any do."""
+        rows = read_json_lines(out / INDEX_FILE, missing_ok=True)
+        modes = Counter((row["extra"][MODE], row["success"]) for row in rows if MODE in row.get("extra", {}))
+        said = [f"{count} {mode}, {'solved' if good else 'failed'}" for (mode, good), count in modes.items()]
+        return f"{len(rows)} episodes, of them {'; '.join(said)}" if said else ""
 
 
 def _num_recorded(files: FilesConfig) -> int:
@@ -251,7 +267,8 @@ class CollectKind(StageKind):
         path = out / COUNTS_FILE
         counts = read_object(path) if path.is_file() else {}
         spent = ", ".join(f"{counts[key]} {key}" for key in ("episodes", "interventions") if key in counts)
-        return f"{counts['pairs']} pairs from {spent}" if "pairs" in counts else ""
+        noise = f"; {counts['swapped']} of them swapped" if "swapped" in counts else ""
+        return f"{counts['pairs']} pairs from {spent}{noise}" if "pairs" in counts else ""
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
@@ -268,6 +285,9 @@ class CollectKind(StageKind):
                 f"no preference pair in {counts['episodes']} episodes: the policy no longer fails, or nothing it does "
                 "can be corrected; raise collect.max_episodes or stop at the previous round"
             )
+        pairs, swapped = swap(pairs, context.config.collect.swapped_share, context.training_seed, name)
+        if swapped:
+            counts["swapped"] = swapped
         write_collection(context.out, pairs, counts)
 
 

@@ -24,7 +24,7 @@ from ray.exceptions import RayTaskError
 from algos.real_time_chunking import sample_guided, soft_mask
 from envs.bimanual import CommandError
 from envs.by_name import blamed
-from envs.rollback import Corrector, Place, own_corrector, recorded, scripted_expert, teacher
+from envs.rollback import Corrector, Place, noisy_expert, own_corrector, recorded, scripted_expert, teacher
 from envs.rollout import Act, Decision
 from envs.types import BIMANUAL, MAX_DIM, Layout, camera_images, measured_state
 from rl_lab.config.actions import CorrectorConfig
@@ -192,6 +192,8 @@ class CorrectorPlan:
     """Recorded commands [T, A]."""
     code: str | None = None
     """A user's own."""
+    noise_m: float = 0.0
+    """Of the scripted expert."""
 
     def build(self, policy: Callable[[Snapshot], Act]) -> Corrector:
         """The corrector itself; `policy` makes one act from its weights."""
@@ -199,6 +201,8 @@ class CorrectorPlan:
             return own_corrector(self.code)
         if self.weights is not None:
             return teacher(self.name, policy(self.weights), self.execute, snapshot_info(self.weights).memory)
+        if self.noise_m:
+            return noisy_expert(self.noise_m)
         return recorded(self.name, self.corrections) if self.corrections else scripted_expert
 
 
@@ -213,7 +217,7 @@ def corrector_plan(
         return CorrectorPlan(f"policy {path.name} ({weights.digest[:12]})", weights, execute)
     if settings.kind == "recorded":
         return CorrectorPlan(f"recorded {path.name}", corrections=read_corrections(path, layout))
-    return CorrectorPlan() if settings.code is None else CorrectorPlan(code=settings.code)
+    return CorrectorPlan(code=settings.code, noise_m=settings.noise_m)
 
 
 def read_corrections(path: Path, layout: Layout = BIMANUAL) -> dict[Place, np.ndarray]:

@@ -22,8 +22,9 @@ from envs.by_name import blamed
 from envs.execution import Execution
 from envs.robotwin.connection import RoboTwin, RoboTwinServer, SeedRejectedError, ServerDiedError
 from envs.robotwin.env import RoboTwinEnv
-from envs.rollback import Collection, RollbackConfig, intervened_rollout
+from envs.rollback import Collection, FailureDetector, RollbackConfig, intervened_rollout
 from envs.rollout import Rollout, demonstrate, policy_rollout, run_lockstep
+from envs.tabletop import MODES
 from envs.types import SIMULATOR_ERROR, Candidates, ControlledEnv, Episode, ExpertUnavailableError, SimulatorError
 from rl_lab.config.environments import declared_environment
 from rl_lab.model.checkpoint import Snapshot, snapshot_info
@@ -47,6 +48,8 @@ class EnvSpec:
     image_size: int
     instruction_split: str = "seen"
     command_steps: int | None = None
+    success_tolerance: float = 1.0
+    expert_mode: str | None = None
 
 
 class Environments:
@@ -81,6 +84,7 @@ class Environments:
             return cast(ControlledEnv, RoboTwinEnv(spec.task, server=self._server, **options))
         if spec.backend != "tabletop":
             return cast(ControlledEnv, declared_environment(spec.backend, spec.task, **options))
+        options |= {"success_tolerance": spec.success_tolerance, "expert_mode": spec.expert_mode}
         env = gymnasium.make(f"{spec.backend}/{spec.task}-v0", disable_env_checker=True, **options)
         return cast(ControlledEnv, env.unwrapped)
 
@@ -141,6 +145,9 @@ FILM_SIZE = (180, 240)
 
 ERRORS = "errors/"
 """What counts of a collection begin with that are errors of the simulator."""
+
+MODE = "mode"
+"""Key in `Episode.extra` of the mode in which the expert acted, if it is not its own."""
 
 REJECTED = "rejected"
 """Key of the reason in the row of an evaluation seed that RoboTwin refused."""
@@ -230,14 +237,18 @@ class Simulation:
         return render(unit)
 
     def demonstrate(self, unit: Unit, noise_m: float) -> list[Episode | Rejection]:
-        """Expert episodes of the unit's seeds (see `envs.rollout.demonstrate`)."""
+        """Expert episodes of the unit's seeds (see `envs.rollout.demonstrate`), failing ones until that shows."""
         env = self._environments.of(unit.env, 1)[0]
+        mode = unit.env.expert_mode
+        fails = mode is not None and not MODES[unit.env.task][mode]
         found: list[Episode | Rejection] = []
         for seed in unit.seeds:
             generator = stream(unit.run_seed, "demo_noise", seed)
             try:
+                detect = FailureDetector(RollbackConfig(), env.patience).update if fails else None
                 with _simulating():
-                    found.append(demonstrate(env, seed, noise_m=noise_m, generator=generator))
+                    episode = demonstrate(env, seed, noise_m=noise_m, generator=generator, detect=detect)
+                found.append(episode if mode is None else replace(episode, extra=episode.extra | {MODE: mode}))
             except (SeedRejectedError, SimulatorError, ExpertUnavailableError) as error:
                 found.append(rejection(seed, error))
         return found
@@ -352,9 +363,18 @@ def env_specs(config: Any, instruction_split: str) -> list[EnvSpec]:
     """Every task of a configuration's `env` section in every variant."""
     env = config.env
     return [
-        EnvSpec(env.backend, task, variant, env.image_size, instruction_split, env.command_steps)
+        EnvSpec(env.backend, task, variant, env.image_size, instruction_split, env.command_steps, env.success_tolerance)
         for task in env.tasks
         for variant in env.variants
+    ]
+
+
+def demonstrations_wanted(config: Any) -> list[tuple[EnvSpec, int, bool]]:
+    """By task, variant and mode of the expert how many episodes, and whether they are to succeed."""
+    return [
+        (replace(spec, expert_mode=mode), count, mode is None or MODES[spec.task][mode])
+        for spec in env_specs(config, "seen")
+        for mode, count in config.demos.by_mode.items()
     ]
 
 

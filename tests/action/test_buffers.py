@@ -6,6 +6,7 @@ import json
 import numpy as np
 
 from rl_lab.records.episodes import read_episodes, read_pairs, write_episodes, write_pairs
+from rl_lab.rollouts.collect import swap
 from tests.support.episodes import episode, pair
 
 
@@ -38,3 +39,15 @@ def test_the_index_of_pairs_is_plain_json_and_the_arrays_need_no_pickle(tmp_path
     assert row["id"] == "pair-0000" and row["winner_steps"] == 20 and row["loser_steps"] == 14
     with np.load(tmp_path / "pair-0000.npz", allow_pickle=False) as arrays:
         assert arrays["winner_poses"].shape == (21, 16)
+
+
+def test_swapped_pairs_are_as_many_as_said_named_and_among_those_of_a_larger_share():
+    pairs = [pair(seed) for seed in range(10)]
+    few, many = (swap(pairs, share, 0, "collect/1") for share in (0.2, 0.5))
+    places = [[i for i, one in enumerate(found) if one.corrector.endswith(", swapped")] for found, _ in (few, many)]
+    assert [few[1], many[1]] == [2, 5] == list(map(len, places)) and set(places[0]) < set(places[1])
+    for number, one in enumerate(many[0]):
+        kept = pairs[number]
+        sides = (kept.loser, kept.winner) if number in places[1] else (kept.winner, kept.loser)
+        assert one.winner is sides[0] and one.loser is sides[1]
+    assert swap(pairs, 0.0, 0, "collect/1") == (pairs, 0)

@@ -10,12 +10,14 @@ from envs.rollback import (
     Corrector,
     RollbackConfig,
     intervened_rollout,
+    noisy_expert,
     recorded,
     scripted_expert,
     teacher,
     until_failure,
 )
 from envs.rollout import Memory, demonstrate, policy_rollout, run_lockstep
+from envs.types import NO_FRAMES
 from tests.envs.toy import STEP, ToyEnv
 
 CONFIG = RollbackConfig(execute=4, patience=16)
@@ -345,3 +347,19 @@ def test_an_episode_that_begins_solved_is_one_step_long():
 
     (episode,) = run_lockstep([policy_rollout(Solved(), 0, execution=Execution())], stuck)
     assert episode.success and episode.num_steps == 1 and len(episode.images) == 1
+
+
+def test_a_noisy_expert_records_its_noise_and_a_demonstration_ends_where_a_failure_shows():
+    env = ToyEnv()
+    env.reset(seed=4)
+    clean = env.expert_action()
+    first, again = (next(noisy_expert(0.01).commands(env, 4, NO_FRAMES)) for _ in range(2))
+    moved = first != clean
+    assert (first == again).all() and moved[[0, 1, 2, 8, 9, 10]].all() and moved.sum() == 6
+    assert noisy_expert(0.01).name == "scripted_expert, noise of 10 mm"
+
+    def detect(diagnosis, step):
+        return "lost" if step == 3 else None
+
+    episode = demonstrate(ToyEnv(), 4, noise_m=0.0, generator=np.random.default_rng(0), detect=detect)
+    assert (episode.num_steps, episode.success, episode.failure) == (3, False, "lost")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs.tabletop import TASK_NAMES
+from envs.tabletop import MODES, TASK_NAMES
 from envs.tabletop.env import MAX_INSTRUCTION, TabletopEnv
 from envs.tabletop.tasks.base import TEMPLATES
 
@@ -26,6 +26,20 @@ def test_the_expert_solves_development_seeds(task, variant):
     for seed in range(DEVELOPMENT, DEVELOPMENT + 4):
         env.reset(seed=seed)
         assert run_expert(env, env.step_limit), f"seed {seed}: {env.diagnose()}"
+
+
+@pytest.mark.parametrize(("task", "mode"), [(task, mode) for task in MODES for mode in MODES[task]])
+def test_a_mode_of_the_expert_solves_the_task_or_fails_as_it_says(task, mode):
+    env = TabletopEnv(task, image_size=None, expert_mode=mode)
+    env.reset(seed=DEVELOPMENT + 3)
+    assert run_expert(env, env.step_limit) == MODES[task][mode], env.diagnose()
+
+
+def test_success_asks_for_less_or_more_by_its_tolerance():
+    envs = [TabletopEnv("handover_block", image_size=None, success_tolerance=tolerance) for tolerance in (1.0, 0.01)]
+    for env in envs:
+        env.reset(seed=DEVELOPMENT)
+    assert run_expert(envs[0], envs[0].step_limit) and not run_expert(envs[1], 100)
 
 
 @pytest.mark.slow

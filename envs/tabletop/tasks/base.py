@@ -23,6 +23,9 @@ HOME = (
 )
 """Tool poses of `scene.HOME_JOINTS`."""
 
+BESIDE_M = np.array([0.0, -0.04, 0.0])
+"""How far from its place an object ends in the mode edge_release: beyond the tolerance, and over the edge of a cube."""
+
 
 class Task(ABC):
     """One manipulation task; `world` gives simulator truth."""
@@ -34,6 +37,12 @@ class Task(ABC):
     """Names of the sub-goals in order; `Diagnosis.stage` counts those reached."""
     truth_names: ClassVar[tuple[str, ...]]
     """Meaning of each number of `truth`."""
+    edge_m: ClassVar[float] = 0.0
+    """So far from the grip point fingers touch the object and lose it on the way."""
+
+    def __init__(self, tolerance: float = 1.0, mode: str | None = None) -> None:
+        """`tolerance`: times the distances that `succeeded` allows; `mode`: the expert's, of `envs.tabletop.MODES`."""
+        self.tolerance, self.mode = tolerance, mode
 
     @abstractmethod
     def objects_xml(self) -> str:
@@ -62,6 +71,18 @@ class Task(ABC):
     @abstractmethod
     def expert(self, world: World) -> tuple[Command, Command]:
         """Next commands of the left and right tool; a function of the current state only."""
+
+    def aimed(self, grip: Pose, axis: np.ndarray) -> Pose:
+        """Where the expert closes a gripper: at `grip`; in the mode edge_grasp `edge_m` short of it."""
+        return Pose(grip.position + self.edge_m * axis, grip.rotation) if self.mode == "edge_grasp" else grip
+
+    def put(self, place: np.ndarray) -> np.ndarray:
+        """Where the expert puts an object down: at `place`; in the mode edge_release `BESIDE_M` in front of it."""
+        return place + BESIDE_M if self.mode == "edge_release" else place
+
+    def turned(self, heading: float) -> float:
+        """A heading at which the expert grasps, in the mode other_face a quarter turn from it."""
+        return heading - np.pi / 2 if self.mode == "other_face" else heading
 
     def diagnose(self, world: World) -> Diagnosis:
         """Progress, stage and failure of the current state."""

@@ -92,7 +92,7 @@ class BlockTask(Task):
 
     def pick(self, world: World, arm: int, name: str) -> Command:
         """Grasp from above."""
-        return grasp(world.tcp(arm), self._grip(world, name), UP, height=HOVER_M)
+        return grasp(world.tcp(arm), self.aimed(self._grip(world, name), UP), UP, height=HOVER_M)
 
     def hover(self, world: World, arm: int, name: str, limit_x: float) -> Command:
         """Wait open above a cube, on the arm's own side of `limit_x`."""
@@ -104,7 +104,7 @@ class BlockTask(Task):
     def _grip(self, world: World, name: str) -> Pose:
         """Tool pose on a cube: fingers on the faces that no neighbour blocks, else on those nearest to `HEADING`."""
         cube = self.cube(world, name)
-        heading = nearest_face(cube.yaw, HEADING)
+        heading = nearest_face(cube.yaw, self.turned(HEADING))
         closing = tool_rotation(heading, DOWN)[:, 1]
         offsets = [world.body(other).position - cube.position for other in self.blocks if other != name]
         near = [offset for offset in offsets if np.linalg.norm(offset[:2]) < 2 * self.half + 0.05]

@@ -34,7 +34,7 @@ class BlocksRankingRGB(BlockTask):
                 return
 
     def succeeded(self, world: World) -> bool:
-        """Neighbours within (13, 3) cm, x increasing from red to blue, both grippers open."""
+        """Neighbours within 13 cm and 3 cm times the tolerance, x rising from red to blue, both grippers open."""
         xy = [world.body(name).position[:2] for name in self.blocks]
         return self._ordered(xy) and world.is_open(LEFT) and world.is_open(RIGHT)
 
@@ -61,7 +61,7 @@ class BlocksRankingRGB(BlockTask):
 
     def _ordered(self, xy: list[np.ndarray]) -> bool:
         steps = np.diff(np.array(xy), axis=0)
-        return bool((np.abs(steps) < [0.13, 0.03]).all() and (steps[:, 0] > 0).all())
+        return bool((np.abs(steps) < [0.13, 0.03 * self.tolerance]).all() and (steps[:, 0] > 0).all())
 
     def _slot(self, world: World, name: str) -> np.ndarray:
         return np.array([SLOT_X_M[self.blocks.index(name)], ROW_Y_M, world.table_z + self.half])

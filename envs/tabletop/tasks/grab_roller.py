@@ -18,6 +18,7 @@ class GrabRoller(TwoHandLift):
 
     name = "grab_roller"
     step_limit = 100
+    edge_m = 0.016
     body = "roller"
     grip_m = (0.1, 0.0)
     rest_m = RADIUS_M

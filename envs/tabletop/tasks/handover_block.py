@@ -34,6 +34,7 @@ class HandoverBlock(Task):
 
     name = "handover_block"
     step_limit = 180
+    edge_m = 0.032
     stages = ("lifted", "both_hold", "right_holds", "placed")
     truth_names = ("block_x", "block_y", "block_z", "block_cos4yaw", "block_sin4yaw", "block_upright", "pad_x", "pad_y")
 
@@ -53,13 +54,14 @@ class HandoverBlock(Task):
         world.place("pad", pad, 0.0)
 
     def succeeded(self, world: World) -> bool:
-        """Block upright on the pad within 3 cm in x and y, its bottom within 1 cm, right gripper open."""
+        """Block upright on the pad within 3 cm (times the tolerance) in x and y, 1 cm in z, right gripper open."""
         return self._on_pad(world) and world.is_open(RIGHT)
 
     def _on_pad(self, world: World) -> bool:
         block, pad = world.body("block"), world.body("pad")
         offset = np.abs(block.position - HALF[2] * block.up - pad.position - PAD_TOP_M / 2 * UP)
-        return bool(offset[0] < 0.03 and offset[1] < 0.03 and offset[2] < 0.01 and block.upright > 0.9)
+        near = offset[0] < 0.03 * self.tolerance and offset[1] < 0.03 * self.tolerance
+        return bool(near and offset[2] < 0.01 and block.upright > 0.9)
 
     def progress(self, world: World) -> tuple[int, float]:
         """Distances of the tool that acts next, or of the block to the pad."""
@@ -108,7 +110,7 @@ class HandoverBlock(Task):
         if left:
             return self._carry_to_handover(world), self._take(world)
         block, pad = world.body("block"), world.body("pad")
-        if np.abs(block.position[:2] - pad.position[:2]).max() < 0.03:
+        if np.abs(block.position - self.put(pad.position))[:2].max() < 0.03 * self.tolerance:
             return self._leave(world, LEFT), self._leave(world, RIGHT)
         if block.position[0] > 0.06:
             return self._leave(world, LEFT), self._pick(world, RIGHT, np.pi / 2 + 0.2)
@@ -127,8 +129,8 @@ class HandoverBlock(Task):
 
     def _pick(self, world: World, arm: int, preferred: float) -> Command:
         """Grasp the standing block from the side whose face is nearest to the preferred heading."""
-        rotation = tool_rotation(nearest_face(world.body("block").yaw, preferred), PITCH)
-        goal = Pose(self._grip_point(world, arm), rotation)
+        rotation = tool_rotation(nearest_face(world.body("block").yaw, self.turned(preferred)), PITCH)
+        goal = self.aimed(Pose(self._grip_point(world, arm), rotation), -rotation[:, 0])
         return grasp(world.tcp(arm), goal, -rotation[:, 0], height=0.1, closing=CLOSING)
 
     def _handover_centre(self, world: World) -> np.ndarray:
@@ -158,7 +160,7 @@ class HandoverBlock(Task):
     def _carry_to_pad(self, world: World) -> Command:
         """Over the pad, down, and open within the last centimetre; waits for the left gripper to be clear."""
         tcp, block, pad = world.tcp(RIGHT), world.body("block"), world.body("pad")
-        goal_centre = pad.position + (PAD_TOP_M / 2 + HALF[2]) * UP
+        goal_centre = self.put(pad.position) + (PAD_TOP_M / 2 + HALF[2]) * UP
         offset = block.position - goal_centre
         goal = carried_goal(tcp, block, goal_centre, np.pi / 2 + 0.3)
         clear = ramp(float(np.linalg.norm(world.tcp(LEFT).position - self._grip_point(world, LEFT))), 0.03, 0.08)

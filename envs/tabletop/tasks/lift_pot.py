@@ -17,6 +17,7 @@ class LiftPot(TwoHandLift):
 
     name = "lift_pot"
     step_limit = 100
+    edge_m = 0.021
     body = "pot"
     grip_m = (0.113, 0.03)
     rest_m = HALF_HEIGHT_M
@@ -42,9 +43,9 @@ class LiftPot(TwoHandLift):
         world.place(self.body, position, rng.uniform(-np.pi / 8, np.pi / 8))
 
     def succeeded(self, world: World) -> bool:
-        """8 cm above its rest (RoboTwin's 0.82 m), tools within 3 cm of the handles, tilt below 37 degrees."""
-        tools = [np.linalg.norm(world.tcp(arm).position - self.grip_point(world, arm)) < 0.03 for arm in (LEFT, RIGHT)]
-        return self.lifted(world) > self.lift_m and all(tools) and world.body(self.body).upright > 0.8
+        """8 cm above its rest (RoboTwin's 0.82 m), tools within 3 cm (times the tolerance) of the handles, level."""
+        tools = all(self._off_grip(world, arm) < 0.03 * self.tolerance for arm in (LEFT, RIGHT))
+        return self.lifted(world) > self.lift_m and tools and world.body(self.body).upright > 0.8
 
     def truth(self, world: World) -> np.ndarray:
         """Centre, heading modulo 180 degrees, uprightness."""

@@ -86,7 +86,8 @@ class TwoHandLift(Task):
     def _grasp(self, world: World, arm: int) -> Command:
         body = world.body(self.body)
         rotation = tool_rotation(nearest_face(body.yaw, HEADING[arm], np.pi), DOWN)
-        return grasp(world.tcp(arm), Pose(self.grip_point(world, arm), rotation), UP, height=0.09)
+        grip = self.aimed(Pose(self.grip_point(world, arm), rotation), UP)
+        return grasp(world.tcp(arm), grip, UP, height=0.09)
 
     def _hold(self, world: World, arm: int) -> Command:
         """Bring the object back to rest, level, while the other arm comes."""

@@ -13,7 +13,7 @@ import yaml
 
 from rl_lab.files import write_whole
 from rl_lab.reports.cards import write_cards
-from rl_lab.reports.numbers import Row, duration
+from rl_lab.reports.numbers import Row, duration, percent
 from rl_lab.reports.pages.actions import episode_tiles, failure_modes, results, videos
 from rl_lab.reports.pages.curves import language_curves, learning_curves, rewards
 from rl_lab.reports.pages.distillation import distillation_section
@@ -52,6 +52,21 @@ def setup(run: LoadedRun) -> dict[str, str]:
     return {"environment.json": json.dumps(environment, indent=2), "config.yaml": config}
 
 
+def world(run: LoadedRun) -> list[str]:
+    """What makes the run's world other than the plain one: failing demonstrations, label noise, a hand that shakes."""
+    demos, collect, env = (run.config.get(name) or {} for name in ("demos", "collect", "env"))
+    modes = [f"{percent(share)} {mode.replace('_', ' ')}" for mode, share in (demos.get("modes") or {}).items()]
+    swapped, tolerance = collect.get("swapped_share") or 0, env.get("success_tolerance", 1)
+    noise_m = (collect.get("corrector") or {}).get("noise_m") or 0
+    said = {
+        f"of the demonstrations {', '.join(modes)}": bool(modes),
+        f"{percent(swapped)} of pairs swapped (label noise)": swapped,
+        f"corrections with noise of {1000 * noise_m:g} mm": noise_m,
+        f"success within {tolerance:g} of the usual distances": tolerance != 1,
+    }
+    return [text for text, holds in said.items() if holds]
+
+
 def facts(run: LoadedRun, summary: Row) -> list[str]:
     """Method, seed, commit and time."""
     commit = run.environment.get("commit")
@@ -62,6 +77,7 @@ def facts(run: LoadedRun, summary: Row) -> list[str]:
         if summary.get("schemes") and not {"pipeline", "joint"} & summary.keys()
         else "",
         "a study with the simulator's truth, no pictures" if is_privileged(run) else "",
+        *world(run),
         f"training seed {run.seed}",
         f"commit {str(commit)[:12]}" if commit else "",
         f"stages add up to {duration(summary['computed_seconds'])}",
