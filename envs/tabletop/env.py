@@ -73,7 +73,7 @@ class TabletopEnv(Bimanual):
         check_choice("action_type", action_type, ("ee", "qpos"))
         check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         check_choice("instruction_split", instruction_split, SPLITS)
-        check_choice("expert_mode", expert_mode, (None, *MODES[task]))
+        check_choice("expert_mode", expert_mode, (None, *MODES.get(task, {})))
         if image_size is not None and not 8 <= image_size <= MAX_WIDTH // len(CAMERAS):
             raise ValueError(f"image_size is {image_size}; use 8 to {MAX_WIDTH // len(CAMERAS)} pixels, or None")
         self.task, self.variant, self.image_size, self.action_type = task, variant, image_size, action_type
