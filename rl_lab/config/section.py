@@ -27,6 +27,10 @@ from envs.options import (
 Backend = Literal["lab", "trl"]
 """Who trains: our Learner, or TRL's trainer, from checkpoint to checkpoint."""
 
+OptimiserName = Literal["adamw", "adafactor"]
+ScheduleName = Literal["cosine", "linear", "constant", "warmup_stable_decay"]
+"""As transformers calls them."""
+
 
 class Section(Options):
     """A part of the configuration."""
@@ -64,14 +68,14 @@ class ScheduleConfig(Section):
     """Learning rate after the warm-up, the largest of the schedule; chosen here for small models."""
     warmup: NonNegativeInt = 20
     """Optimiser steps in which the rate rises linearly from 0."""
-    schedule: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = "cosine"
+    schedule: ScheduleName = "cosine"
     """How the rate falls after the warm-up, by transformers' names. warmup_stable_decay: not at all, and then by a
     cosine."""
     decay_fraction: Fraction = 0.2
     """Share of the steps, the last ones, in which warmup_stable_decay falls."""
     final_lr_fraction: Fraction = 0.1
     """Rate at the last step, as a part of `lr`; 1 keeps it."""
-    optimiser: Literal["adamw", "adafactor"] = "adamw"
+    optimiser: OptimiserName = "adamw"
     """torch's AdamW (betas 0.9, 0.95), or its Adafactor (arXiv:1804.04235): of a matrix it keeps a number a row and one
     a column, not two of each weight, and `lr` is relative to the size of the weights, so larger: 1e-3 to 1e-2."""
     weight_decay: NonNegativeFloat = 1e-4

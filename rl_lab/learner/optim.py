@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-OptimiserName = Literal["adamw", "adafactor"]
-ScheduleName = Literal["cosine", "linear", "constant", "warmup_stable_decay"]
-"""As transformers calls them."""
+from rl_lab.config.section import OptimiserName, ScheduleName
 
 
 @dataclass(frozen=True)

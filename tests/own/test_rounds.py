@@ -131,6 +131,7 @@ def test_a_run_is_checked_before_it_begins(tmp_path):
         ),
         ({"sft": {"probe_weight": 1.0}}, "sft.probe_weight needs ground truth of the simulator, which is not declared"),
         ({"demos": {"action_noise_m": 0.1}}, "demos.action_noise_m is in metres, but commands are no poses"),
+        ({"collect": {"corrector": {"noise_m": 0.1}}}, "corrector.noise_m is in metres, but commands are no poses"),
         ({"model": {"first_slot": "current"}}, "model.first_slot is current, but the state holds no command"),
         (
             {"env": {"backend": BACKEND, "tasks": ["default", "joints"]}},
