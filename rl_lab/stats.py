@@ -202,27 +202,48 @@ def first_reach(x: Array, y: Array, targets: Array) -> Array:
     return np.where(reached.any(1), np.where(at == 0, x[0], place), np.inf)
 
 
-def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Mean of one value a training seed, with Student's interval, mean +- t_{(1 + level) / 2, R - 1} s / sqrt(R).
+def student_interval(values: Sequence[float] | Array, level: float = 0.95, least_error: float = 0.0) -> Interval:
+    """Mean of one value a unit, with Student's interval, mean +- t_{(1 + level) / 2, R - 1} s / sqrt(R).
 
-    ValueError for fewer than two values.
+    The standard error is at least `least_error`. ValueError for fewer than two values.
     """
-    if len(values) < 2:
-        raise ValueError(f"an interval over training seeds needs at least 2 of them, got {len(values)}")
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    mean, error = _mean_and_error(values, least_error)
     half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * error
     return Interval(mean, mean - half, mean + half)
 
 
-def student_p(values: Sequence[float]) -> float:
-    """Two-sided p of a mean of 0 by Student's test on one value a training seed; 1 where no value differs from 0, 0
-    where all differ from it by the same. ValueError for fewer than two values."""
-    if len(values) < 2:
-        raise ValueError(f"a test over training seeds needs at least 2 of them, got {len(values)}")
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+def student_p(values: Sequence[float] | Array, least_error: float = 0.0) -> float:
+    """Two-sided p of a mean of 0 by the same; with an error of 0 it is 1 where no value differs from 0, else 0."""
+    mean, error = _mean_and_error(values, least_error)
     if error == 0:
         return float(mean == 0)
     return 2 * float(stdtr(len(values) - 1, -abs(mean) / error))
+
+
+def _mean_and_error(values: Sequence[float] | Array, least: float) -> tuple[float, float]:
+    if len(values) < 2:
+        raise ValueError(f"an interval over training seeds needs at least 2 of them, got {len(values)}")
+    return float(np.mean(values)), max(least, float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+
+
+def least_success_error(n: int) -> float:
+    """Standard error of a difference in success over n episodes of which none changed: that of one more that was won
+    and one more that was lost, sqrt(2) / (n + 2) (Bonett and Price 2012)."""
+    return math.sqrt(2) / (n + 2)
+
+
+def success_difference(differences: Array) -> tuple[Interval, float]:
+    """Mean of paired differences of success (1, 0 or -1, or means of such) [n, R], its 95 % interval and its p.
+
+    Student's over the R seeds' means speaks of other seeds and holds what episodes add by chance, but seeds that agree
+    by chance make it a point; Student's over the n episodes' means speaks of other episodes, with an error of at least
+    `least_success_error`. Of both the wider interval and the larger p (F1 and F2, Clark 1973). Simulated coverage of
+    100 episodes is 94 to 99 % with 2 to 8 seeds, where both matter or one alone; Student's over seeds alone has 57 %
+    with two seeds at the ceiling. ValueError for fewer than two seeds or episodes.
+    """
+    seeds, episodes, least = differences.mean(0), differences.mean(1), least_success_error(len(differences))
+    found = (student_interval(seeds), student_interval(episodes, least_error=least))
+    return max(found, key=lambda one: one.high - one.low), max(student_p(seeds), student_p(episodes, least))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -276,6 +297,18 @@ class Spread:
         counts = range(2, MOST_SEEDS + 1)
         place = bisect_left(counts, True, key=lambda count: self.detectable(n, count, level, power) <= effect)
         return counts[place] if place < len(counts) else None
+
+
+class SuccessSpread(Spread):
+    """Of differences in success that are tested as `success_difference` does."""
+
+    def detectable(self, n: int, seeds: int, level: float = LEVEL, power: float = POWER) -> float:
+        """The larger of what the tests over seeds and over episodes find with chance `power`."""
+        rest, ends = self.rest**2 / (n * seeds), np.array([1 - (1 - level) / 2, power])
+        over_seeds = math.sqrt(self.seeds**2 / seeds + rest)
+        over_episodes = max(math.sqrt(self.items**2 / n + rest), least_success_error(n))
+        errors = ((seeds, over_seeds), (n, over_episodes))
+        return max(float(stdtrit(units - 1, ends).sum()) * error for units, error in errors)
 
 
 def spread(differences: Array) -> Spread:

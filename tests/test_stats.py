@@ -9,6 +9,7 @@ from scipy.stats import t, ttest_1samp
 
 from rl_lab.stats import (
     Spread,
+    SuccessSpread,
     bootstrap_mean,
     first_reach,
     holm,
@@ -23,6 +24,7 @@ from rl_lab.stats import (
     spread,
     student_interval,
     student_p,
+    success_difference,
     wilson,
 )
 
@@ -266,6 +268,26 @@ def test_intervals_and_tests_over_training_seeds_are_students():
     for compute in (student_interval, student_p):
         with pytest.raises(ValueError, match="at least 2"):
             compute([0.1])
+
+
+def test_a_difference_in_success_holds_for_other_seeds_and_for_other_episodes():
+    seeds_differ = np.array([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])  # means of seeds 0.5 and 1
+    interval, p = success_difference(seeds_differ)
+    assert interval == student_interval([0.5, 1.0]) and p == student_p([0.5, 1.0])
+    seeds_agree = np.tile([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]], (4, 1))
+    interval, p = success_difference(seeds_agree)
+    assert interval == student_interval([0.5, 0.5, 1.0, 0.0, 0.0] * 4)
+    assert p == student_p([0.5, 0.5, 1.0, 0.0, 0.0] * 4)
+    interval, p = success_difference(np.zeros((98, 2)))
+    assert p == 1 and interval.high == -interval.low == pytest.approx(t(97).ppf(0.975) * 2**0.5 / 100)
+
+
+def test_what_success_finds_is_bounded_by_seeds_and_by_episodes():
+    quantiles = {units: t(units - 1).ppf([0.975, 0.8]).sum() for units in (5, 100)}
+    of_seeds, of_episodes = SuccessSpread(0.0, 0.1, 0.5), SuccessSpread(2.0, 0.0, 0.0)
+    assert of_seeds.detectable(100, 5) == pytest.approx(quantiles[5] * (0.1**2 / 5 + 0.5**2 / 500) ** 0.5)
+    assert of_episodes.detectable(100, 5) == pytest.approx(quantiles[100] * 0.2)
+    assert SuccessSpread(0.0, 0.0, 0.0).detectable(100, 5) == pytest.approx(quantiles[100] * 2**0.5 / 102)
 
 
 def test_holm_holds_p_values_together():

@@ -6,33 +6,21 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from envs.options import AnyNumber, AtLeastOne, Named, PositiveFloat, nearest
 from rl_lab.config.section import Section
+from rl_lab.config.sweep import SpreadConfig, read_spread
 
 FIXED = ("name", "seed", "study", "sweep", "method", "controls", "replicates", "workers", "placement", "wandb")
 """What no factor can be: of the whole run, or said by the study itself."""
 AS_GIVEN = "given"
 """Name of the world of a study without factors."""
-
-
-def read_seed_spread(value: Any) -> Any:
-    """A path to an earlier study.json, or its run folder, as the spread that it measured; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    path = Path(value) / "study.json" if Path(value).is_dir() else Path(value)
-    try:
-        found = json.loads(path.read_text())["spread"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no study.json ({type(error).__name__}); name one, or give the number") from error
-    if not found:
-        raise ValueError(f"{path} measured no spread: that takes two training seeds or more; give the number instead")
-    return found
+read_study = partial(read_spread, file="study.json")
 
 
 @dataclass(frozen=True)
@@ -58,9 +46,9 @@ class StudyConfig(Section):
     """The method that the others are held against."""
     seeds: Annotated[int, Field(ge=2, le=1000)] = 5
     """Training seeds: the file's and those that follow it. All of a run depends on one but the scenes of evaluation."""
-    spread: Annotated[PositiveFloat | None, BeforeValidator(read_seed_spread)] = None
-    """Standard deviation over training seeds of the difference in success to the control, or an earlier study.json;
-    says before the start what the study can show."""
+    spread: Annotated[SpreadConfig | PositiveFloat | None, BeforeValidator(read_study)] = None
+    """Standard deviation over training seeds of the difference in success to the control, or an earlier study.json,
+    whose parts it has; says before the start what the study can show."""
 
     @model_validator(mode="after")
     def _compares(self) -> Self:

@@ -1,9 +1,10 @@
 """What a study measured: `study.json`, and the numbers on `study.html`.
 
-The unit is the training seed. A method's success after its last round minus the control's, of the same world and seed
-(same demonstrations, base policy, first pairs and scenes), is one difference; its interval over the R seeds is
-Student's, and p-values of the test that it is 0 are corrected for all comparisons of the study (Holm). Of a study of
-all combinations a factor's value stands for the worlds that have it: their differences are averaged seed by seed.
+A method's success after its last round minus the control's, of the same world, seed and episode (same demonstrations,
+base policy, first pairs and scenes), is one difference, [n episodes, R training seeds]. Its interval and p speak of
+other seeds and of other episodes (`rl_lab.stats.success_difference`); p-values are corrected for all comparisons of the
+study (Holm). Of a study of all combinations a factor's value stands for the worlds that have it: their differences are
+averaged, episode by episode and seed by seed.
 """
 
 from __future__ import annotations
@@ -11,23 +12,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rl_lab.config.study import StudyConfig
+from rl_lab.config.sweep import SpreadConfig
 from rl_lab.reports.numbers import Row, p_text, points
+from rl_lab.reports.paired import ERROR, Results, num_episodes, power
 from rl_lab.reports.run import BASE, LoadedRun, label
-from rl_lab.stats import Interval, Spread, holm, student_interval, student_p
+from rl_lab.stats import Array, Interval, SuccessSpread, holm, spread, success_difference
 
-ERROR = 0.05
-"""Chance that a study of methods which do not differ calls any comparison decided."""
-EFFECT = 0.05
-"""A difference that is worth finding: 5 points."""
-Successes = Mapping[str, Mapping[str, Mapping[int, float]]]
-"""By world, method and training seed (1, 2, ...) the share of evaluation episodes that the last round's policy solves;
-that of the policy before any round under `BASE`."""
+Worlds = Mapping[str, Results]
+"""By world the success, 1 or 0, of every method's last round (of the policy before any under `BASE`), by training seed
+(1, 2, ...) and by number of the evaluation episode."""
 
 
 def is_study(run: LoadedRun) -> bool:
@@ -40,15 +39,16 @@ def settings(run: LoadedRun) -> StudyConfig:
     return StudyConfig.model_validate_json(json.dumps(run.config["study"]))
 
 
-def successes(run: LoadedRun) -> Successes:
-    """See `Successes`."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+def results(run: LoadedRun) -> Worlds:
+    """See `Worlds`."""
+    found: dict[str, dict[str, dict[int, dict[Any, float]]]] = {}
     for one in sorted(run.evaluations, key=lambda one: one.round):
         world, seed, rest = one.node.split(".", 2)
         method = BASE if rest.startswith(f"{BASE}.") else one.method
-        share = sum(episode.success for episode in one.episodes) / len(one.episodes)
-        found.setdefault(world, {}).setdefault(method, {})[int(seed)] = share
-    return found
+        episodes = enumerate(sorted(one.episodes, key=lambda episode: episode.key))
+        solved = {number: float(episode.success) for number, episode in episodes}
+        found.setdefault(world, {}).setdefault(method, {})[int(seed)] = solved
+    return {world: Results(methods) for world, methods in found.items()}
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,29 @@ class Comparison:
     """A method against the control, in one world or over those that share a factor's value."""
 
     method: str
+    n: int
+    """Evaluation episodes."""
     differences: dict[int, float]
     """By training seed."""
     mean: float | None = None
     """Success of the method itself."""
     difference: Interval | None = None
-    """None with fewer than two seeds."""
+    """None with fewer than two seeds or episodes."""
     p: float | None = None
     corrected_p: float | None = None
     detectable: float | None = None
-    """Smallest difference that so many seeds find in 4 of 5 studies, uncorrected, by their own spread."""
+    """Smallest difference that so many seeds and episodes find in 4 of 5 studies, uncorrected, by their own spread."""
+    spread: SuccessSpread | None = None
+
+    @property
+    def seeds(self) -> int:
+        """Training seeds that both have."""
+        return len(self.differences)
+
+    @property
+    def size(self) -> str:
+        """Seeds and episodes in words."""
+        return f"{self.seeds} training seeds of {self.n} episodes"
 
     @property
     def is_decided(self) -> bool:
@@ -73,24 +86,33 @@ class Comparison:
         return self.corrected_p is not None and self.corrected_p < ERROR
 
 
-def compare(found: Successes, worlds: Sequence[str], method: str, control: str) -> Comparison:
+def compare(found: Worlds, worlds: Sequence[str], method: str, control: str) -> Comparison:
     """Seeds that both have in all of these worlds, each the mean over them."""
-    sides = [[found.get(world, {}).get(name, {}) for world in worlds] for name in (method, control)]
-    seeds = sorted(set.intersection(*(set(one) for side in sides for one in side)))
-    means = [{seed: float(np.mean([one[seed] for one in side])) for seed in seeds} for side in sides]
-    differences = {seed: means[0][seed] - means[1][seed] for seed in seeds}
-    if len(seeds) < 2:
-        return Comparison(method, differences, means[0][seeds[0]] if seeds else None)
-    values = list(differences.values())
-    spread = Spread(0.0, float(np.std(values, ddof=1)), 0.0)
+    held = [found.get(world, Results({})) for world in worlds]
+    seeds = sorted(set.intersection(*({*one.seeds(method)} & {*one.seeds(control)} for one in held)))
+    if not seeds:
+        return Comparison(method, 0, {})
+    own, other = (_mean_over(held, name, seeds) for name in (method, control))
+    difference = own - other
+    by_seed = dict(zip(seeds, difference.mean(0).tolist(), strict=True))
+    if min(difference.shape) < 2:
+        return Comparison(method, len(own), by_seed, float(own.mean()))
+    varies = SuccessSpread(**vars(spread(difference)))
     return Comparison(
         method,
-        differences,
-        float(np.mean(list(means[0].values()))),
-        student_interval(values),
-        student_p(values),
-        detectable=spread.detectable(1, len(seeds)),
+        len(own),
+        by_seed,
+        float(own.mean()),
+        *success_difference(difference),
+        detectable=varies.detectable(*difference.shape),
+        spread=varies,
     )
+
+
+def _mean_over(worlds: Sequence[Results], method: str, seeds: Sequence[int]) -> Array:
+    """Success by episode and seed, mean over the worlds that have the episode, [n, R]."""
+    n = max(len(one.values[method][seed]) for one in worlds for seed in seeds)
+    return np.nanmean([one.table(method, seeds, range(n)) for one in worlds], axis=0)
 
 
 def correct(rows: Iterable[list[Comparison]]) -> list[list[Comparison]]:
@@ -98,14 +120,12 @@ def correct(rows: Iterable[list[Comparison]]) -> list[list[Comparison]]:
     rows = list(rows)
     tested = [one for row in rows for one in row if one.p is not None]
     ps = iter(holm([one.p for one in tested if one.p is not None]))
-    return [
-        [one if one.p is None else Comparison(**{**vars(one), "corrected_p": next(ps)}) for one in row] for row in rows
-    ]
+    return [[one if one.p is None else replace(one, corrected_p=next(ps)) for one in row] for row in rows]
 
 
 def study_summary(run: LoadedRun) -> Row:
     """What each method adds to the control at every factor's values, or in the one world, and what could be found."""
-    study, found = settings(run), successes(run)
+    study, found = settings(run), results(run)
     names = [world.name for world in study.worlds()]
     places: list[tuple[str | None, Any, list[str]]] = [
         (key, value, worlds) for key in study.factors for value, worlds in study.at(key)
@@ -126,7 +146,7 @@ def study_summary(run: LoadedRun) -> Row:
         "expected": expected_power(run.config),
         "spread": _spread(compared),
         "rows": rows,
-        "successes": {world: {name: dict(by) for name, by in methods.items()} for world, methods in found.items()},
+        "successes": {world: _shares(one) for world, one in found.items()},
         "verdict": _sentences(rows, study),
     }
 
@@ -136,11 +156,20 @@ def is_privileged(run: LoadedRun) -> bool:
     return (run.config.get("model") or {}).get("preset") == "state"
 
 
-def _levels(found: Successes, worlds: Sequence[str], study: StudyConfig) -> Row:
+def _shares(one: Results) -> dict[str, dict[int, float]]:
+    """Success by method and training seed."""
+    return {
+        method: {seed: float(np.mean(list(solved.values()))) for seed, solved in by.items()}
+        for method, by in one.values.items()
+    }
+
+
+def _levels(found: Worlds, worlds: Sequence[str], study: StudyConfig) -> Row:
     """Success of the base and of the control, mean over worlds and seeds; None where there is no result."""
+    shares = [_shares(found[world]) for world in worlds if world in found]
 
     def mean(name: str) -> float | None:
-        values = [share for world in worlds for share in found.get(world, {}).get(name, {}).values()]
+        values = [share for one in shares for share in one.get(name, {}).values()]
         return float(np.mean(values)) if values else None
 
     return {"base": mean(BASE), "control": mean(study.control)}
@@ -163,7 +192,7 @@ def _sentences(rows: Sequence[Row], study: StudyConfig) -> list[str]:
     for row in rows:
         where = "" if row["factor"] is None else f" at {row['factor']} {json.dumps(row['value'])}"
         for one in row["methods"]:
-            if not one.differences:
+            if not one.seeds:
                 to_come += 1
                 continue
             if not one.is_decided:
@@ -172,7 +201,7 @@ def _sentences(rows: Sequence[Row], study: StudyConfig) -> list[str]:
             ends = f"{points(one.difference.low)} to {points(one.difference.high)}"
             said.append(
                 f"{label(one.method)} over {label(study.control)}{where}: {points(one.difference.value)} points "
-                f"({ends}, {len(one.differences)} training seeds), p {p_text(one.corrected_p)} after correction."
+                f"({ends}, {one.size}), p {p_text(one.corrected_p)} after correction."
             )
     total = len(said) + len(open_) + to_come
     if open_:
@@ -189,21 +218,23 @@ def expected_power(config: Row) -> Row:
     """What difference the study can find, before its start; without a known spread by the episodes alone."""
     study = StudyConfig.model_validate_json(json.dumps(config["study"]))
     comparisons = len(study.others) * max(1, sum(len(values) for values in study.factors.values()))
-    episodes = config["eval"]["episodes"] * len(config["env"]["tasks"]) * len(config["env"]["variants"])
-    spread = study.spread or math.sqrt(0.5 / episodes)
-    level = 1 - ERROR / comparisons
-    found = Spread(0.0, spread, 0.0)
+    episodes, known = num_episodes(config), study.spread
+    if isinstance(known, SpreadConfig):
+        found = SuccessSpread(known.items, known.seeds, known.rest)
+    else:
+        found = SuccessSpread(0.0, 0.0, math.sqrt(0.5)) if known is None else SuccessSpread(0.0, known, 0.0)
+    together = power(found, episodes, study.seeds, comparisons)
     return {
         "worlds": len(study.worlds()),
         "comparisons": comparisons,
         "episodes": episodes,
         "seeds": study.seeds,
-        "spread": spread,
-        "is_known": study.spread is not None,
-        "detectable": found.detectable(1, study.seeds),
-        "detectable_together": found.detectable(1, study.seeds, level),
-        "effect": EFFECT,
-        "seeds_needed": found.seeds_needed(EFFECT, 1, level),
+        "spread": math.sqrt(found.seeds**2 + found.rest**2 / episodes),
+        "is_known": known is not None,
+        "detectable": found.detectable(episodes, study.seeds),
+        "detectable_together": together["detectable"],
+        "effect": together["effect"],
+        "seeds_needed": together["seeds_needed"],
     }
 
 
@@ -234,7 +265,7 @@ def written(summary: Row) -> Row:
     """What `study.json` holds."""
 
     def plain(value: Any) -> Any:
-        return asdict(value) if isinstance(value, Comparison) else value
+        return asdict(value) | {"seeds": value.seeds} if isinstance(value, Comparison) else value
 
     rows = [row | {"methods": [plain(one) for one in row["methods"]]} for row in summary["rows"]]
     return summary | {"rows": rows}

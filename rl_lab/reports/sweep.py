@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -29,9 +28,10 @@ from rl_lab.reports.budgets import curves
 from rl_lab.reports.estimates import Estimate, in_scope, mean_estimate, pass_threshold, scoped_items, scopes
 from rl_lab.reports.examinations import LearningCurve
 from rl_lab.reports.numbers import OVERALL, Row, percent
+from rl_lab.reports.paired import Results, Unit, num_episodes, power
 from rl_lab.reports.run import BASE, LoadedRun, PairSet
-from rl_lab.reports.sweep_verdict import EFFECT, judge_variant
-from rl_lab.stats import Array, Interval, Spread, mean_interval
+from rl_lab.reports.sweep_verdict import judge_variant
+from rl_lab.stats import Interval, Spread, mean_interval
 
 LAST_STEPS = 3
 """Of each training, the steps whose rollouts tell which part of the reward still varies."""
@@ -41,13 +41,11 @@ Z = 1.96
 """The share of right pairs must lie so many standard errors of chance below one half."""
 MOST_DISAGREEMENT = 0.5
 """Share of states on which members disagree above which an ensemble knows too little."""
-Unit = Any
-"""What one row of a table is about: the id of an item, or (task, variant, seed) of an episode."""
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What variants are judged by: a value for each of n units under each of R training seeds."""
+class Truth(Results):
+    """What variants are judged by."""
 
     unit: str
     """Plural, in words."""
@@ -55,27 +53,10 @@ class Truth:
     """From which on a unit counts as solved."""
     scopes: Mapping[str, Sequence[Unit]]
     """Units of each scope, overall first."""
-    values: Mapping[str, Mapping[int, Mapping[Unit, float]]]
-    """By variant, training seed and unit."""
-
-    def seeds(self, variant: str) -> list[int]:
-        """Training seeds with a result."""
-        return sorted(self.values.get(variant, {}))
-
-    def table(self, variant: str, seeds: Sequence[int], units: Sequence[Unit]) -> Array:
-        """Values of a variant, [n, R]; NaN where one is missing."""
-        columns = [self.values[variant][seed] for seed in seeds]
-        rows = [[column.get(unit, math.nan) for column in columns] for unit in units]
-        return np.array(rows, dtype=np.float64).reshape(len(units), len(seeds))
 
     def mean(self, variant: str, units: Sequence[Unit]) -> Estimate | None:
         """Over these units and all training seeds."""
         return mean_estimate(self.table(variant, self.seeds(variant), units))
-
-    def sides(self, variant: str, baseline: str, units: Sequence[Unit]) -> tuple[Array, Array]:
-        """Values of a variant and of the baseline, [n, R] each, for the training seeds that both have."""
-        shared = sorted({*self.seeds(variant)} & {*self.seeds(baseline)})
-        return self.table(variant, shared, units), self.table(baseline, shared, units)
 
 
 def _answer_truth(run: LoadedRun) -> Truth:
@@ -83,7 +64,7 @@ def _answer_truth(run: LoadedRun) -> Truth:
     values: dict[str, dict[int, dict[Unit, float]]] = {}
     for one in run.examinations:
         values.setdefault(one.scheme, {})[one.replicate] = {item.item: item.reward for item in one.items}
-    return Truth("items", pass_threshold(run), scoped_items(run), values)
+    return Truth(values, "items", pass_threshold(run), scoped_items(run))
 
 
 def _episode_truth(run: LoadedRun) -> Truth:
@@ -95,7 +76,7 @@ def _episode_truth(run: LoadedRun) -> Truth:
     episodes = {episode.key: episode for one in evaluations for episode in one.episodes}
     found = {name: [k for k, episode in episodes.items() if in_scope(name, episode)] for name in scopes(evaluations)}
     several = {name: keys for name, keys in found.items() if name == OVERALL or len(keys) < len(episodes)}
-    return Truth("episodes", 0.5, several, values)
+    return Truth(values, "episodes", 0.5, several)
 
 
 def ranks_actions(config: Row) -> bool:
@@ -164,25 +145,11 @@ def expected_power(config: Row) -> Row | None:
     if not known:
         return None
     found = Spread(known["items"], known["seeds"], known["rest"])
-    n, seeds = _num_units(config), config["replicates"]
-    level = 1 - 0.05 / (len(variant_settings(config)) - 1)
-    return {
-        "n": n,
-        "replicates": seeds,
-        "level": level,
-        "detectable": found.detectable(n, seeds, level),
-        "effect": EFFECT,
-        "seeds_needed": found.seeds_needed(EFFECT, n, level),
-        "seeds_sd": found.seeds,
-        "source": known["source"],
-    }
-
-
-def _num_units(config: Row) -> int:
-    """Held-out items, or episodes."""
-    if not ranks_actions(config):
-        return config["questions"]["held_out"]
-    return config["eval"]["episodes"] * len(config["env"]["tasks"]) * len(config["env"]["variants"])
+    on_actions = ranks_actions(config)
+    n = num_episodes(config) if on_actions else config["questions"]["held_out"]
+    seeds, compared = config["replicates"], len(variant_settings(config)) - 1
+    size = {"n": n, "replicates": seeds}
+    return size | power(found, n, seeds, compared) | {"seeds_sd": found.seeds, "source": known["source"]}
 
 
 def _variant(run: LoadedRun, truth: Truth, name: str, baseline: str, compared: int) -> Row:

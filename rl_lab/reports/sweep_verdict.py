@@ -15,14 +15,11 @@ from typing import Any
 import numpy as np
 
 from rl_lab.reports.estimates import REWARD, Estimate
+from rl_lab.reports.paired import EFFECT, ERROR
 from rl_lab.stats import Array, Interval, Spread, mean_interval, spread
 
-ERROR = 0.05
-"""Chance that any of the intervals of a sweep misses."""
 LEAST_SEEDS = 3
 """With fewer training seeds nothing is said about others."""
-EFFECT = 0.05
-"""A difference that is worth finding: 5 points."""
 
 
 class Standing(StrEnum):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import yaml
 
+from rl_lab.config.sweep import read_spread
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
+from rl_lab.reports.study import expected_power
 from rl_lab.reports.summary import measure, summary_lines
-from rl_lab.stats import student_interval
+from rl_lab.stats import student_interval, student_p
 from tests.support.run_folders import write_jsonl
 
 GAINS = {"pairs-10": [0.02, -0.03, 0.01, 0.00], "pairs-60": [0.30, 0.32, 0.28, 0.30]}
@@ -52,16 +54,40 @@ def study(tmp_path):
     return path
 
 
-def test_differences_are_paired_by_seed_and_their_intervals_are_over_seeds(study):
+def test_differences_are_paired_and_their_intervals_are_over_seeds_and_episodes(study):
     summary = measure(load_run(study))["study"]
     few, many = (row["methods"][0] for row in summary["rows"])
     assert list(many.differences.values()) == pytest.approx(GAINS["pairs-60"])
-    known = student_interval(GAINS["pairs-60"])
+    # Of 100 episodes 28 are won with every seed, 2 with three, 2 with one; of four seeds the rates hardly differ.
+    won = [1.0] * 28 + [0.75] * 2 + [0.25] * 2 + [0.0] * 68
+    known, over_seeds = student_interval(won), student_interval(GAINS["pairs-60"])
     assert (many.difference.low, many.difference.high) == pytest.approx((known.low, known.high))
+    assert known.low < over_seeds.low and many.p == pytest.approx(student_p(GAINS["pairs-60"]))
     assert many.is_decided and not few.is_decided
     assert summary["rows"][0]["levels"] == pytest.approx({"base": 0.2, "control": 0.5})
     spreads = [np.std(gains, ddof=1) for gains in GAINS.values()]
     assert summary["spread"] == pytest.approx(np.sqrt(np.mean(np.square(spreads))))
+
+
+def test_seeds_that_agree_and_episodes_that_never_change_leave_no_point(study):
+    for seed in (1, 2, 3, 4):
+        results(study / "episodes" / f"pairs-10.{seed}.rpro.1.evaluate", 0.5)
+    few = measure(load_run(study))["study"]["rows"][0]["methods"][0]
+    half = 1.9842 * 2**0.5 / 102  # t_{0.975, 99}, and one of 102 episodes won and one lost
+    assert (few.difference.low, few.difference.high) == pytest.approx((-half, half), rel=1e-4)
+    assert few.p == 1 and few.detectable == pytest.approx((1.9842 + 0.8453) * 2**0.5 / 102, rel=1e-3)
+
+
+def test_the_spread_of_a_study_plans_the_next_one(study):
+    write_report(study)
+    known = read_spread(str(study), "study.json")
+    assert (known["n"], known["replicates"]) == (100, 4) and known["source"].endswith("study.json")
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    config["study"]["spread"] = known
+    expected = expected_power(config)
+    assert expected["is_known"] and expected["spread"] == pytest.approx(
+        (known["seeds"] ** 2 + known["rest"] ** 2 / 100) ** 0.5
+    )
 
 
 def test_the_page_says_that_it_is_a_study_and_has_the_data_behind(study):
@@ -78,7 +104,7 @@ def test_the_page_says_that_it_is_a_study_and_has_the_data_behind(study):
 
 def test_the_terminal_shows_the_map(study):
     lines = summary_lines(measure(load_run(study)))
-    assert "collect.pairs 60" in lines and "+30 (+27 to +33)*" in lines
+    assert "collect.pairs 60" in lines and "+30 (+21 to +39)*" in lines
 
 
 def test_a_study_that_is_under_way_shows_what_there_is(study):

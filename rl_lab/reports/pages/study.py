@@ -81,10 +81,12 @@ def _percent(share: float | None) -> str:
 def _difference(one: Comparison) -> Markup | str:
     """With its interval; coloured where it is decided."""
     if one.difference is None or one.p is None or one.corrected_p is None:
-        return "no result" if not one.differences else "one seed"
+        return "no result" if not one.seeds else "one seed"
     low, high = points(one.difference.low), points(one.difference.high)
     standing = one.difference.standing if one.is_decided else "open"
-    title = f"{len(one.differences)} training seeds, p {p_text(one.p)}, after correction {p_text(one.corrected_p)}"
+    title = (
+        f"{one.seeds} training seeds of {one.n} episodes, p {p_text(one.p)}, after correction {p_text(one.corrected_p)}"
+    )
     return parts.estimate(minus(points(one.difference.value)), minus(f" {low} to {high}"), standing, title)
 
 

@@ -26,9 +26,10 @@ from rl_lab.reports.pages.charts import Axis, Points, Series, chart, colours, th
 from rl_lab.reports.pages.curves import glossary
 from rl_lab.reports.pages.held_out import reward_charts
 from rl_lab.reports.pages.markup import ImageBudget, Markup, document, macros, minus, parts
+from rl_lab.reports.paired import EFFECT
 from rl_lab.reports.run import LoadedRun, label, parse_node
 from rl_lab.reports.sweep import ranks_actions, success_points, variant_names
-from rl_lab.reports.sweep_verdict import EFFECT, Standing, corrected
+from rl_lab.reports.sweep_verdict import Standing, corrected
 from rl_lab.stats import Array, Interval
 
 if TYPE_CHECKING:
