@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,8 @@ def test_the_page_shows_interference_guard_and_times_and_escapes_what_it_quotes(
     assert 'id="joint"' in page and "over GRPO alone" in page and "Time and drift" in page
     assert "guard: &lt;it&gt; fell" in page and "<it>" not in page
     assert page.index('id="joint"') < page.index('id="results"')
+    for names in re.findall("<a href=[^>]*>(.*?)</a>", page.split("nav>")[1]), re.findall("<h2>(.*?)</h2>", page):
+        assert len(names) > 5 and len(set(names)) == len(names)
 
 
 def test_intervals_of_the_verdict_have_real_minus_signs():

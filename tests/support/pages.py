@@ -15,7 +15,7 @@ from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-VOID = {"br", "img", "input", "meta"}
+VOID = {"br", "img", "input", "link", "meta"}
 
 
 class Outline(HTMLParser):

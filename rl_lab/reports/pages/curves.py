@@ -168,7 +168,7 @@ def learning_curves(run: LoadedRun) -> Markup:
     """Losses of SFT and of every method, and the definition of every logged value."""
     chains = training_nodes(run)
     if not chains:
-        return parts.missing("curves", "Learning curves", "metrics.jsonl has no training step.")
+        return parts.missing("curves", "Learning curves of actions", "metrics.jsonl has no training step.")
     names = logged_values(run.metrics, [node for nodes in chains.values() for node in nodes])
     return CURVES.learning_curves([chain(run, method, nodes) for method, nodes in chains.items()], glossary(names))
 
@@ -284,7 +284,7 @@ def language_curves(run: LoadedRun) -> Markup:
     nodes = [training.node for training in run.trainings]
     known = logged_values(run.metrics, [*nodes, *(node for chained in others.values() for node in chained)])
     if not known:
-        return parts.missing("training", "Learning curves", "metrics.jsonl has no training step.")
+        return parts.missing("training", "Learning curves of answers", "metrics.jsonl has no training step.")
     trained = bool(logged_values(run.metrics, nodes))
     return CURVES.language_curves(
         compared=compared(run) if trained else "",

@@ -103,7 +103,7 @@ def episode_sections(run: LoadedRun, summary: Row) -> Sections:
     return ({} if compared else success) | {
         "action-rewards": ("Reward models", action_rewards_section(run)),
         "rewards": ("Rewards", rewards(run)),
-        "curves": ("Curves", learning_curves(run)),
+        "curves": ("Action curves", learning_curves(run)),
         "pairs": ("Pairs", pair_browser(run)),
         "videos": ("Videos", Markup("") if compared else videos(run)),
     }
@@ -116,7 +116,7 @@ def language_sections(run: LoadedRun, summary: Row) -> Sections:
         "distillation": ("Distillation", distillation_section(run, summary.get("distillation"))),
         "held-out": ("Held-out", held_out_section(summary)),
         "schemes": ("Training", schemes_section(run, summary)),
-        "training": ("Curves", language_curves(run)),
+        "training": ("Language curves", language_curves(run)),
         "traces": ("Traces", traces_section(run)),
         "rollouts": ("Rollouts", rollouts_section(run)),
         "reward-models": ("Reward model", outcome_section(run)),
