@@ -192,14 +192,14 @@ class RunConfig(Section):
         return self.rewards if self.truth is None else self.truth
 
     @property
-    def arms(self) -> dict[str, dict[str, Any]]:
-        """What is compared, by name, in the order of the report: sections in place of the run's own.
-
-        Curriculum schemes, or the rewards of a sweep.
-        """
-        if self.sweep is not None:
-            return {name: {"rewards": self.sweep.variants[name], "truth": self.scoring} for name in self.sweep.names}
-        return {name: {"curriculum": self.curriculum.with_scheme(name)} for name in self.schemes}
+    def arms(self) -> dict[str, RunConfig]:
+        """What is compared, by name, in the order of the report: the settings of each curriculum scheme, or of each
+        variant of a sweep."""
+        if self.sweep is None:
+            own = {name: {"curriculum": self.curriculum.with_scheme(name)} for name in self.schemes}
+        else:
+            own = {name: self.sweep.sections(name, self.scoring) for name in self.sweep.names}
+        return {name: self.model_copy(update=sections) for name, sections in own.items()}
 
     @property
     def kinds(self) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from envs.options import Named, NonNegativeFloat, PositiveInt, Rounds, nearest
+from rewards.config import RewardConfig
 from rl_lab.config.actions import RankingConfig
 from rl_lab.config.language import Rewards
 from rl_lab.config.section import Section
@@ -97,6 +98,12 @@ class SweepConfig(Section):
     def names(self) -> tuple[str, ...]:
         """The baseline and the others, in the order in which they are reported."""
         return (self.baseline, *(name for name in self._named if name != self.baseline))
+
+    def sections(self, name: str, scoring: RewardConfig) -> dict[str, Any]:
+        """What a variant replaces of the run; what examinations score by stays."""
+        if self.rankings:
+            return {"ranking": self.rankings[name]}
+        return {"rewards": self.variants[name], "truth": scoring}
 
     @property
     def _named(self) -> tuple[str, ...]:

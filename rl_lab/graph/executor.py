@@ -245,7 +245,7 @@ class Executor:
             folder.mkdir(parents=True, exist_ok=True)
         return StageContext(
             node=node,
-            config=config if is_report else StageConfig(config, node.stage, node.sections),
+            config=config if is_report else StageConfig(config, node.stage),
             inputs={
                 role: self.store.path(self.hashes[name])
                 for role, name in node.inputs.items()

@@ -131,9 +131,9 @@ class Expansion:
         return self.kinds[kind].params(config or self.config) if self.hashed else {}
 
     def add(self, name: str, kind: str, inputs: Mapping[str, str] | None = None, **fields: Any) -> Node:
-        """A node under the condition of the moment; its params unless given, and `more` of them."""
+        """A node under the condition of the moment; its params by its own settings unless given, and `more` of them."""
         params, more = fields.pop("params", None), fields.pop("more", {})
-        params = (self.params(kind) if params is None else params) | more
+        params = (self.params(kind, fields.get("config")) if params is None else params) | more
         self.nodes.append(Node(name, self.kinds[kind], params, dict(inputs or {}), when=self.when, **fields))
         return self.nodes[-1]
 

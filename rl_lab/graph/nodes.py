@@ -18,7 +18,6 @@ from rl_lab.config.actions import ObjectiveConfig
 from rl_lab.config.pipeline import FilePart, Step
 from rl_lab.config.robotwin import checkout_digest, on_box_robot
 from rl_lab.config.schema import RunConfig
-from rl_lab.config.section import Section
 from rl_lab.files import CARD_FILE, file_digest, files_below
 from rl_lab.records.question_files import source_files
 from rl_lab.records.rollouts import FOLDER, QUESTIONS_FILE, stores
@@ -60,12 +59,11 @@ class Node:
     """Settings of the method, for `optimise`."""
     mix: tuple[float, ...] | None = None
     """Batch shares of this round, for `optimise`: this round's pairs, (older pairs,) demonstrations."""
-    sections: Mapping[str, Section] = field(default_factory=dict)
-    """Sections that the stage reads in place of the run's: those of a teacher."""
     when: tuple[str, bool] | None = None
     """Gate, and whether it must have passed for this node to run; else the node is skipped."""
     config: RunConfig | None = None
-    """Of a study: the settings of its world, with its training seed, in place of the run's."""
+    """Its own settings in place of the run's: those of a teacher, of a variant or scheme that is compared, or, with a
+    training seed of its own, of a world of a study."""
 
     @property
     def kind(self) -> str:

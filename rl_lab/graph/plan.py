@@ -73,7 +73,7 @@ def seconds(node: Node, config: RunConfig) -> float:
     config = node.config or config
     factor = 1.0
     if node.stage.has_model and not node.stage.makes:
-        size = _parameters(node.sections.get("model", config.model))
+        size = _parameters(config.model)
         # A smaller model than nano does not make simulators faster, which then take most of the time.
         factor = math.inf if size > CPU_PARAMETERS else max(1.0, size / PARAMETERS["nano"])
     return SECONDS_PER_STAGE + node.stage.work_seconds(node, config) * factor

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rl_lab.config.actions import ObjectiveConfig
 from rl_lab.config.schema import RunConfig
-from rl_lab.config.section import Section
 from rl_lab.files import append_json_line, read_json_lines, write_json_lines
 from rl_lab.graph.nodes import RUNTIME, Node, StageKind
 from rl_lab.graph.run_folder import Line, RunFolder, plain_line
@@ -31,9 +30,8 @@ class StageStopped(Exception):  # noqa: N818 - not an error
 class StageConfig:
     """The sections of the configuration that a stage may read; others would escape its content hash."""
 
-    def __init__(self, config: RunConfig, kind: StageKind, sections: Mapping[str, Section] | None = None) -> None:
-        """`sections` take the place of those of the same name."""
-        self._config, self._kind, self._sections = config, kind, sections or {}
+    def __init__(self, config: RunConfig, kind: StageKind) -> None:
+        self._config, self._kind = config, kind
 
     @property
     def policy_code(self) -> str | None:
@@ -45,7 +43,7 @@ class StageConfig:
             raise AttributeError(
                 f"stage {self._kind.name} reads config.{name}; list it in reads of {type(self._kind).__name__}"
             )
-        return self._sections[name] if name in self._sections else getattr(self._config, name)
+        return getattr(self._config, name)
 
 
 def labels(node: Node) -> Line:

@@ -155,14 +155,14 @@ def stage_settings(config: RunConfig, node: Node) -> dict[str, Any]:
     """Name, job type, tags and configuration of a stage's run."""
     arm = "variant" if config.sweep is not None else "method"
     labels = {"experiment": config.name, arm: node.method, "round": node.round, "replicate": node.replicate}
-    labels |= {"seed": config.seed}
+    own = node.config or config
+    labels |= {"seed": own.seed}
     known = {key: value for key, value in labels.items() if value is not None}
-    own = config.model_copy(update=dict(node.sections)).model_dump(mode="json")
     return {
         "name": node.name,
         "job_type": node.kind,
         "tags": [f"{key}:{value}"[:TAG_LETTERS] for key, value in known.items()],
-        "config": own | {"stage": node.name, "kind": node.kind} | known,
+        "config": own.model_dump(mode="json") | {"stage": node.name, "kind": node.kind} | known,
     }
 
 

@@ -203,8 +203,8 @@ def add_candidates(graph: Expansion, prefix: str, policy: str, **labels: Any) ->
 
 
 def add_rank(graph: Expansion, prefix: str, candidates: str, models: str, **labels: Any) -> str:
-    """Pairs by the run's ranking, or by that of a variant in `labels["sections"]`."""
-    ranking: RankingConfig = labels.get("sections", {}).get("ranking", graph.config.ranking)
+    """Pairs by the run's ranking, or by that of a variant, whose settings are `labels["config"]`."""
+    ranking: RankingConfig = labels.get("config", graph.config).ranking
     inputs = {"candidates": candidates} | {kind: f"{models}.{kind}" for kind in ranking.learned}
     params = {"ranking": ranking.model_dump(mode="json", include={"weights", "margin"})} | _numbers(labels)
     return graph.add(f"{prefix}.rank", "rank", inputs, params=params, **labels).name
@@ -218,28 +218,24 @@ def _numbers(labels: dict[str, Any]) -> dict[str, Any]:
 def add_sweep(graph: Expansion, optimise: Callable[..., str]) -> None:
     """All training seeds of every variant; `optimise` adds the node of a training."""
     config = graph.config
-    assert config.sweep is not None
     for replicate in range(1, config.replicates + 1):
         shared, labels = f"{SEED}.{replicate}", {"round": 1, "replicate": replicate}
         graph.add(f"{shared}.collect", "collect", {"policy": "sft"}, more=labels, **labels)
         if "reward_models" in graph.names:
             add_models(graph, shared, replicate)
         add_candidates(graph, shared, "sft", **labels)
-        for variant in config.sweep.names:
-            _add_variant(graph, variant, config.sweep.rankings[variant], replicate, optimise)
+        for variant, own in config.arms.items():
+            _add_variant(graph, variant, own, replicate, optimise)
 
 
-def _add_variant(
-    graph: Expansion, variant: str, ranking: RankingConfig, replicate: int, optimise: Callable[..., str]
-) -> None:
+def _add_variant(graph: Expansion, variant: str, own: RunConfig, replicate: int, optimise: Callable[..., str]) -> None:
     shared, name = f"{SEED}.{replicate}", f"{variant}.{replicate}"
     labels: dict[str, Any] = {"method": variant, "round": 1, "replicate": replicate}
     inputs = {"policy": "sft", "sft": "sft", "demos": "demos", "pairs.1": f"{shared}.collect"}
-    if ranking.weights:
-        own = labels | {"sections": {"ranking": ranking}}
-        inputs["ranked"] = add_rank(graph, name, f"{shared}.candidates", shared, **own)
+    if own.ranking.weights:
+        inputs["ranked"] = add_rank(graph, name, f"{shared}.candidates", shared, config=own, **labels)
     more = {"replicate": replicate}
-    trained = optimise(graph, name, graph.config.method, inputs, ranking, more, **labels)
+    trained = optimise(graph, name, graph.config.method, inputs, own.ranking, more, **labels)
     graph.add(f"{name}.evaluate", "evaluate", {"policy": trained}, **labels)
 
 

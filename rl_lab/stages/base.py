@@ -38,9 +38,8 @@ class TrainingKind(StageKind):
     """Whether it asks held-out questions on the way, one answer each."""
 
     def settings(self, node: Node, config: RunConfig) -> Any:
-        """The section with its steps, that of a teacher where the node has one."""
-        name = self.section or self.name
-        return node.sections.get(name, getattr(config, name))
+        """The section with its steps."""
+        return getattr(config, self.section or self.name)
 
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """Its steps."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
@@ -44,13 +43,9 @@ INDEX_FILE = "traces.arrow"
 
 def teacher_config(config: RunConfig) -> RunConfig:
     """The run with the teacher's model and cold start in place of the student's."""
-    return config.model_copy(update=_teacher_sections(config))
-
-
-def _teacher_sections(config: RunConfig) -> dict[str, Any]:
-    """What the teacher has of its own."""
     training = config.teacher.training
-    return {"model": config.teacher.model} | ({} if training is None else {"cold_start": training})
+    own = {"model": config.teacher.model} | ({} if training is None else {"cold_start": training})
+    return config.model_copy(update=own)
 
 
 class TeacherKind(StageKind):
@@ -70,8 +65,8 @@ class TeacherKind(StageKind):
         graph.teacher = graph.newest = ModelRef("teacher", "teacher")
         kind = "teacher" if config.teacher.training is None else "cold_start"
         inputs = {} if kind == "teacher" else {"questions": "questions"}
-        params, labels = graph.params(kind, teacher_config(config)), graph.labels(graph.teacher, None)
-        graph.add("teacher", kind, inputs, params=params, sections=_teacher_sections(config), **labels)
+        labels = graph.labels(graph.teacher, None)
+        graph.add("teacher", kind, inputs, config=teacher_config(config), **labels)
 
     def check(self, config: RunConfig) -> None:
         """It and the student can be compared; see `rl_lab.rollouts.teacher`."""
@@ -144,9 +139,8 @@ class ImitateKind(TrainingKind):
             "imitate.traces",
             "traces",
             questions | graph.teacher.inputs(),
-            params=graph.params("traces", teacher_config(config)),
+            config=teacher_config(config),
             more=more,
-            sections=_teacher_sections(config),
             **labels,
         )
         student = graph.before_distill or graph.head

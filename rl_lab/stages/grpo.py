@@ -105,12 +105,11 @@ class GRPOKind(TrainingKind):
 def _add_arms(graph: Expansion) -> None:
     """Every curriculum or reward and every replicate, from the same base."""
     inputs = {"questions": "questions"} | graph.base.inputs()
-    for arm, sections in graph.config.arms.items():
-        params = graph.params("grpo", graph.config.model_copy(update=sections))
+    for arm, own in graph.config.arms.items():
         for replicate in range(1, graph.config.replicates + 1):
             name, labels = f"{arm}.{replicate}", dict[str, Any](method=arm, replicate=replicate)
-            own = params | {"replicate": replicate}
-            trained = graph.add(f"{name}.grpo", "grpo", inputs, params=own, sections=sections, **labels).name
+            more = {"replicate": replicate}
+            trained = graph.add(f"{name}.grpo", "grpo", inputs, config=own, more=more, **labels).name
             if "examine" in graph.names:
                 graph.add(f"{name}.examine", "examine", inputs | {"policy": trained}, **labels)
 

@@ -88,8 +88,7 @@ def needs(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, str], s
         if not node.stage.has_learner(own) or store.has(hashes[node.name]):
             continue
         if own.policy_code is None:
-            model = node.sections.get("model", own.model)
-            groups, width = _numbers(model.model_dump_json(), own.learns_actions)
+            groups, width = _numbers(own.model.model_dump_json(), own.learns_actions)
         else:
             groups, width = _counts(own_policy(own)), 4
         trained, weights = _trained(node, own, groups), groups[""] * width

@@ -52,5 +52,6 @@ def study_nodes(config: RunConfig, registry: Registry, expand: Expand) -> list[N
                 name = f"{world.name}.{number + 1}.{node.name}"
                 names[node.name] = name if node.kind == "evaluate" else known.setdefault(content, name)
                 if names[node.name] == name:
-                    nodes[name] = replace(node, name=name, inputs=inputs, config=own)
+                    varied = own if node.config is None else node.config.model_copy(update={"seed": own.seed})
+                    nodes[name] = replace(node, name=name, inputs=inputs, config=varied)
     return list(nodes.values())
