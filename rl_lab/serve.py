@@ -1,8 +1,9 @@
 """python -m rl_lab.serve CKPT [--port 8765] [--seed 0] [--device auto] [--code FILE.py:CLASS]
 
 Answers observations with chunks of actions on a port of this machine, until Ctrl-C; the protocol stands in
-`rl_lab.workers.serving`. The client for RoboTwin's own evaluation is one file, envs/robotwin/deploy_policy.py (see
-docs/robotwin.md). The first line printed is the address. Exit code: 0 ended by Ctrl-C or SIGTERM, 2 bad input.
+`rl_lab.workers.serving`. The client for RoboTwin's own evaluation and for robots is one file,
+envs/robotwin/deploy_policy.py (see docs/robotwin.md and docs/latency.md). The first line printed is the address. Exit
+code: 0 ended by Ctrl-C or SIGTERM, 2 bad input.
 """
 
 from __future__ import annotations

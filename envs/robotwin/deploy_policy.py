@@ -1,4 +1,4 @@
-"""A policy of the lab in RoboTwin's own evaluation: this file alone, copied into RoboTwin's checkout.
+"""A policy of the lab in RoboTwin's own evaluation, or on a robot: this file alone, copied there.
 
 It asks `python -m rl_lab.serve CKPT` on this machine for chunks of actions. Needs numpy, the standard library of Python
 3.10 or newer, and nothing of the lab. docs/robotwin.md says where to copy it and what to type.
@@ -6,6 +6,7 @@ It asks `python -m rl_lab.serve CKPT` on this machine for chunks of actions. Nee
 * classic `script/eval_policy.py`: policy/rl_lab_policy.py, with `get_model`, `eval` and `reset_model`.
 * XPolicyLab's policy server (RoboTwin since July 2026): XPolicyLab/policy/rl_lab/model.py, with `Model`. There the
   policy sees an observation only when it is asked for actions, so `get_action` gives one action at a time.
+* a robot: `control`, a loop at a fixed rate in which the next chunk is predicted while the last one runs.
 
 Frames are those of the lab's `envs/robotwin/protocol.py`, which is not at hand here: magic, uint32 length of a JSON
 header, uint64 length of the arrays behind it. What is asked and answered stands in `rl_lab/workers/serving.py`.
@@ -15,6 +16,8 @@ import json
 import os
 import socket
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -149,23 +152,34 @@ class Policy:
 
     def action(self, views, pose, instruction):
         """The next command [16]; views uint8 [3, H, W, 3] and the pose [16] after the one before."""
+        self.see(views)
+        if not self.queue:
+            self.queue = list(self.chunk(self.request(pose, instruction))[: self.execute])
+        return self.queue.pop(0)
+
+    def see(self, views):
+        """What the cameras show before the next command; kept as long as the policy looks back at it."""
         self.seen[self.step] = views
         oldest = self.step - (self.frames - 1) * self.interval
         self.seen = {step: kept for step, kept in self.seen.items() if step >= oldest}
-        if not self.queue:
-            steps = range(oldest, self.step + 1, self.interval)
-            past = [self.seen[step] if step >= 0 else np.zeros_like(views) for step in steps]
-            result = self.connection.ask(
-                "act",
-                images=np.stack(past, axis=1),
-                pose=np.asarray(pose, dtype=np.float64),
-                instruction=str(instruction),
-                key=[self.seed * 100000 + self.episode, self.decisions],
-            )
-            self.queue = list(result["chunk"][: self.execute])
-            self.decisions += 1
         self.step += 1
-        return self.queue.pop(0)
+
+    def request(self, pose, instruction):
+        """What the policy is to be asked in the state that was seen last."""
+        now = self.step - 1
+        steps = range(now - (self.frames - 1) * self.interval, now + 1, self.interval)
+        past = [self.seen[step] if step >= 0 else np.zeros_like(self.seen[now]) for step in steps]
+        self.decisions += 1
+        return {
+            "images": np.stack(past, axis=1),
+            "pose": np.asarray(pose, dtype=np.float64),
+            "instruction": str(instruction),
+            "key": [self.seed * 100000 + self.episode, self.decisions - 1],
+        }
+
+    def chunk(self, request):
+        """The commands [H, A] that the policy decides on."""
+        return self.connection.ask("act", **request)["chunk"]
 
 
 def _pose(poses, grippers):
@@ -226,3 +240,109 @@ class Model:
     def reset(self, *_):
         """Begin an episode."""
         self.policy.reset()
+
+
+# A robot: the next chunk is predicted while the last one runs (arXiv:2606.14409, sections 5.2-5.3)
+
+GAMMA = SIGMA = 0.3
+"""Place in a chunk to which the motion is joined, and reach of the curve's inner points: the lab's, not published."""
+
+
+def control(robot, policy, hz, steps, done=lambda: False):
+    """Command a robot at `hz` for so many steps, or until `done`; what was done as a dict.
+
+    `robot.observe()` gives views uint8 [V, H, W, 3], the pose [A] and the instruction; `robot.advance(command)` sends a
+    command [A] without waiting for it to be reached. `policy` is a `Policy`: after `execute` commands of a chunk it is
+    asked for the next one, which is stitched on when it is there. The robot stands still until the first one is.
+    Counted are `stalls`, steps in which the last command was held because no chunk had one, and `missed`, deadlines:
+    steps that began more than half a step late. ValueError for a rate that is none, PolicyError if the server fails.
+    """
+    if not 0 < hz < float("inf"):
+        raise ValueError(f"hz is {hz}; expected control steps a second, above 0")
+    poses = policy.connection.hello["layout"]["numbers"] == "ee"
+    log = {"commands": [], "latencies_s": [], "late": [], "stalls": 0, "missed": 0}
+    commands, left, coming, asked = log["commands"], [], None, 0
+    with ThreadPoolExecutor(1) as producer:
+        for step in range(steps):
+            views, pose, instruction = robot.observe()
+            policy.see(views)
+            if coming is not None and coming.done():
+                left, coming = _joined(commands, coming, step - asked, poses, log), None
+            if step == 0 or (coming is None and step - asked >= policy.execute):
+                request, asked = policy.request(pose, instruction), step
+                coming = producer.submit(_timed, policy, request)
+            if step == 0:
+                left, coming = _joined(commands, coming, 0, poses, log), None
+                tick = time.perf_counter()
+            log["stalls"] += not len(left)
+            commands.append(left[0] if len(left) else commands[-1])
+            left = left[1:]
+            robot.advance(commands[-1])
+            if done():
+                break
+            tick += 1 / hz
+            late_s = time.perf_counter() - tick
+            if late_s > 0.5 / hz:  # the loop goes on from here and does not hurry
+                log["missed"] += 1
+                tick += late_s
+            time.sleep(max(0.0, -late_s))
+    return log
+
+
+def _timed(policy, request):
+    began = time.perf_counter()
+    return policy.chunk(request), time.perf_counter() - began
+
+
+def _joined(commands, coming, late, poses, log):
+    """What is to be commanded from now on, now that the chunk is there, `late` steps after it was asked for."""
+    chunk, latency_s = coming.result()
+    log["latencies_s"].append(latency_s)
+    log["late"].append(late)
+    if late == 0 or (late <= len(chunk) and np.array_equal(chunk[late - 1], commands[-1])):
+        return chunk[late:]
+    return stitch(np.stack(commands[-2:][:1] + commands[-1:]), chunk, late, poses)
+
+
+def stitch(done, chunk, late, poses):
+    """The chunk [N, A] without the `late` commands whose time has passed, joined to the last two that were run [2, A].
+
+    As the lab's `envs/stitching.py`: a cubic Bezier for positions, Slerp for rotations, a line for grippers, each arm
+    by itself; numbers that are no poses follow one curve together.
+    """
+    chunk = chunk[max(0, min(late, len(chunk) - 3)) :].copy()
+    if len(chunk) < 3:
+        return chunk
+    place = min(max(int(GAMMA * len(chunk)), 1), len(chunk) - 2)
+    s = np.arange(1, place + 1)[:, None] / (place + 1)
+    for start in range(0, chunk.shape[1], 8 if poses else chunk.shape[1]):
+        begun, arm = done[:, start:], chunk[:, start:]
+        size = 3 if poses else chunk.shape[1]
+        ahead = arm[place + 1, :size] - arm[place - 1, :size]
+        curve = _bezier(begun[:, :size], arm[place, :size], ahead, s)
+        if poses:
+            arm[:place, 3:7] = _slerp(begun[1, 3:7], arm[place, 3:7], s)
+            arm[:place, 7:8] = (1 - s) * begun[1, 7] + s * arm[place, 7]
+        arm[:place, :size] = curve
+    return chunk
+
+
+def _bezier(done, goal, ahead, s):
+    """From the second of two places [2, n] to a goal, along the motions there or, where there is none, the chord."""
+    start, chord = done[1], goal - done[1]
+
+    def reach(motion):
+        along = motion if np.linalg.norm(motion) > 1e-4 else chord
+        return SIGMA * np.linalg.norm(chord) * along / (np.linalg.norm(along) or 1.0)
+
+    inner = start + reach(start - done[0]), goal - reach(ahead)
+    return (1 - s) ** 3 * start + 3 * (1 - s) ** 2 * s * inner[0] + 3 * (1 - s) * s**2 * inner[1] + s**3 * goal
+
+
+def _slerp(begin, end, s):
+    """The shorter way between two quaternions, [n, 4]."""
+    cos = float(begin @ end) / (np.linalg.norm(begin) * np.linalg.norm(end))
+    end = end if cos >= 0 else -end
+    angle = np.arccos(min(abs(cos), 1.0))
+    between = (1 - s) * begin + s * end if angle < 1e-8 else np.sin((1 - s) * angle) * begin + np.sin(s * angle) * end
+    return between / np.linalg.norm(between, axis=1, keepdims=True)

@@ -40,8 +40,10 @@ class StudyConfig(Section):
     """By key of this file, such as collect.pairs, the values that it takes."""
     design: Literal["each", "all"] = "each"
     """each: one factor at a time, the others as the file has them. all: every combination."""
+    compare: Literal["method", "eval.join"] = "method"
+    """What the methods are: ways to train, each with rounds of its own, or ways to execute the chunks of one policy."""
     methods: Annotated[AnyNumber[str], Field(min_length=2)]
-    """What is compared, in place of method and controls."""
+    """What is compared, in place of method and controls, or of eval.join."""
     control: str
     """The method that the others are held against."""
     seeds: Annotated[int, Field(ge=2, le=1000)] = 5
@@ -56,11 +58,16 @@ class StudyConfig(Section):
             hint = nearest(self.control, self.methods)
             raise ValueError(f"control is {self.control!r}, which is not one of {', '.join(self.methods)}{hint}")
         for key, values in self.factors.items():
-            if key.partition(".")[0] in FIXED:
+            if key.partition(".")[0] in FIXED or key == self.compare:
                 raise ValueError(f"factors: {key} is the whole run's, or said by the study; vary something else")
             if len(set(map(_slug, values))) < len(values):
                 raise ValueError(f"factors: {key} has a value twice: {list(values)}; name each once")
         return self
+
+    @property
+    def executes(self) -> bool:
+        """Whether ways to execute the chunks of one policy are compared."""
+        return self.compare == "eval.join"
 
     @property
     def others(self) -> tuple[str, ...]:

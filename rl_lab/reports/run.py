@@ -77,6 +77,7 @@ class EpisodeResult:
     step_limit: int
     stage: int = 0
     failure: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, int]:

@@ -5,13 +5,16 @@ base policy, first pairs and scenes), is one difference, [n episodes, R training
 other seeds and of other episodes (`rl_lab.stats.success_difference`); p-values are corrected for all comparisons of the
 study (Holm). Of a study of all combinations a factor's value stands for the worlds that have it: their differences are
 averaged, episode by episode and seed by seed.
+
+Where ways to execute chunks are compared, the same is done with the steps, the jerk and the stalls of the episodes,
+each corrected for its own comparisons.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,14 +22,38 @@ import numpy as np
 
 from rl_lab.config.study import StudyConfig
 from rl_lab.config.sweep import SpreadConfig
-from rl_lab.reports.numbers import Row, p_text, points
+from rl_lab.reports.numbers import Row, p_text, percent, points
 from rl_lab.reports.paired import ERROR, Results, num_episodes, power
-from rl_lab.reports.run import BASE, LoadedRun, label
-from rl_lab.stats import Array, Interval, SuccessSpread, holm, spread, success_difference
+from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, label
+from rl_lab.stats import Array, Interval, SuccessSpread, crossed_difference, holm, spread, success_difference
 
 Worlds = Mapping[str, Results]
-"""By world the success, 1 or 0, of every method's last round (of the policy before any under `BASE`), by training seed
-(1, 2, ...) and by number of the evaluation episode."""
+"""By world a measure of every method's last round (of the policy before any under `BASE`), by training seed (1, 2, ...)
+and by number of the evaluation episode."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What an episode is measured by, and how means and differences are written."""
+
+    of: Callable[[EpisodeResult], float]
+    """NaN where it is not known."""
+    axis: str
+    """Unit of differences."""
+    scale: float = 1
+    """Of numbers on the axis."""
+    level: Callable[[float], str] = "{:.3g}".format
+    difference: Callable[[float], str] = "{:+.3g}".format
+
+
+SUCCESS = "success"
+MEASURES = {
+    SUCCESS: Measure(lambda episode: float(episode.success), "percentage points", 100, percent, points),
+    "steps": Measure(lambda episode: episode.capped_steps, "control steps, all that are allowed for a failure"),
+    "jerk": Measure(lambda episode: episode.extra.get("jerk", math.nan), "m/s3"),
+    "stalled steps": Measure(lambda episode: episode.extra.get("stalled_steps", 0), "control steps"),
+}
+"""By name; of methods of training success alone is reported."""
 
 
 def is_study(run: LoadedRun) -> bool:
@@ -39,15 +66,16 @@ def settings(run: LoadedRun) -> StudyConfig:
     return StudyConfig.model_validate_json(json.dumps(run.config["study"]))
 
 
-def results(run: LoadedRun) -> Worlds:
-    """See `Worlds`."""
+def results(run: LoadedRun, measure: Measure) -> Worlds:
+    """See `Worlds`; an evaluation of which the measure is not known is left out."""
     found: dict[str, dict[str, dict[int, dict[Any, float]]]] = {}
     for one in sorted(run.evaluations, key=lambda one: one.round):
         world, seed, rest = one.node.split(".", 2)
         method = BASE if rest.startswith(f"{BASE}.") else one.method
         episodes = enumerate(sorted(one.episodes, key=lambda episode: episode.key))
-        solved = {number: float(episode.success) for number, episode in episodes}
-        found.setdefault(world, {}).setdefault(method, {})[int(seed)] = solved
+        values = {number: measure.of(episode) for number, episode in episodes}
+        if not any(map(math.isnan, values.values())):
+            found.setdefault(world, {}).setdefault(method, {})[int(seed)] = values
     return {world: Results(methods) for world, methods in found.items()}
 
 
@@ -61,13 +89,14 @@ class Comparison:
     differences: dict[int, float]
     """By training seed."""
     mean: float | None = None
-    """Success of the method itself."""
+    """Of the method itself."""
     difference: Interval | None = None
     """None with fewer than two seeds or episodes."""
     p: float | None = None
     corrected_p: float | None = None
     detectable: float | None = None
-    """Smallest difference that so many seeds and episodes find in 4 of 5 studies, uncorrected, by their own spread."""
+    """Smallest difference in success that so many seeds and episodes find in 4 of 5 studies, uncorrected, by their own
+    spread."""
     spread: SuccessSpread | None = None
 
     @property
@@ -86,7 +115,7 @@ class Comparison:
         return self.corrected_p is not None and self.corrected_p < ERROR
 
 
-def compare(found: Worlds, worlds: Sequence[str], method: str, control: str) -> Comparison:
+def compare(found: Worlds, worlds: Sequence[str], method: str, control: str, *, of_success: bool = True) -> Comparison:
     """Seeds that both have in all of these worlds, each the mean over them."""
     held = [found.get(world, Results({})) for world in worlds]
     seeds = sorted(set.intersection(*({*one.seeds(method)} & {*one.seeds(control)} for one in held)))
@@ -97,6 +126,8 @@ def compare(found: Worlds, worlds: Sequence[str], method: str, control: str) -> 
     by_seed = dict(zip(seeds, difference.mean(0).tolist(), strict=True))
     if min(difference.shape) < 2:
         return Comparison(method, len(own), by_seed, float(own.mean()))
+    if not of_success:
+        return Comparison(method, len(own), by_seed, float(own.mean()), *crossed_difference(difference))
     varies = SuccessSpread(**vars(spread(difference)))
     return Comparison(
         method,
@@ -110,7 +141,7 @@ def compare(found: Worlds, worlds: Sequence[str], method: str, control: str) -> 
 
 
 def _mean_over(worlds: Sequence[Results], method: str, seeds: Sequence[int]) -> Array:
-    """Success by episode and seed, mean over the worlds that have the episode, [n, R]."""
+    """By episode and seed, mean over the worlds that have the episode, [n, R]."""
     n = max(len(one.values[method][seed]) for one in worlds for seed in seeds)
     return np.nanmean([one.table(method, seeds, range(n)) for one in worlds], axis=0)
 
@@ -125,17 +156,10 @@ def correct(rows: Iterable[list[Comparison]]) -> list[list[Comparison]]:
 
 def study_summary(run: LoadedRun) -> Row:
     """What each method adds to the control at every factor's values, or in the one world, and what could be found."""
-    study, found = settings(run), results(run)
-    names = [world.name for world in study.worlds()]
-    places: list[tuple[str | None, Any, list[str]]] = [
-        (key, value, worlds) for key in study.factors for value, worlds in study.at(key)
-    ]
-    places = places or [(None, None, names)]
-    compared = correct([compare(found, at, name, study.control) for name in study.others] for _, _, at in places)
-    rows = [
-        {"factor": key, "value": value, "worlds": at, "levels": _levels(found, at, study), "methods": methods}
-        for (key, value, at), methods in zip(places, compared, strict=True)
-    ]
+    study = settings(run)
+    found = {name: results(run, MEASURES[name]) for name in (MEASURES if study.executes else [SUCCESS])}
+    rows = {name: _rows(one, study, of_success=name == SUCCESS) for name, one in found.items()}
+    means = {name: {world: _means(one) for world, one in worlds.items()} for name, worlds in found.items()}
     return {
         "name": run.name,
         "seed": run.seed,
@@ -144,11 +168,27 @@ def study_summary(run: LoadedRun) -> Row:
         "seeds": study.seeds,
         "privileged": is_privileged(run),
         "expected": expected_power(run.config),
-        "spread": _spread(compared),
-        "rows": rows,
-        "successes": {world: _shares(one) for world, one in found.items()},
-        "verdict": _sentences(rows, study),
+        "spread": _spread([row["methods"] for row in rows[SUCCESS]]),
+        "rows": rows[SUCCESS],
+        "successes": means[SUCCESS],
+        "measures": {name: {"rows": rows[name], "means": means[name]} for name in found if name != SUCCESS},
+        "verdict": _sentences(rows[SUCCESS], study),
     }
+
+
+def _rows(found: Worlds, study: StudyConfig, *, of_success: bool) -> list[Row]:
+    """The comparisons of a measure at every factor's values, or in the one world."""
+    places: list[tuple[str | None, Any, list[str]]] = [
+        (key, value, worlds) for key in study.factors for value, worlds in study.at(key)
+    ]
+    places = places or [(None, None, [world.name for world in study.worlds()])]
+    compared = correct(
+        [compare(found, at, name, study.control, of_success=of_success) for name in study.others] for _, _, at in places
+    )
+    return [
+        {"factor": key, "value": value, "worlds": at, "levels": _levels(found, at, study), "methods": methods}
+        for (key, value, at), methods in zip(places, compared, strict=True)
+    ]
 
 
 def is_privileged(run: LoadedRun) -> bool:
@@ -156,20 +196,20 @@ def is_privileged(run: LoadedRun) -> bool:
     return (run.config.get("model") or {}).get("preset") == "state"
 
 
-def _shares(one: Results) -> dict[str, dict[int, float]]:
-    """Success by method and training seed."""
+def _means(one: Results) -> dict[str, dict[int, float]]:
+    """By method and training seed."""
     return {
-        method: {seed: float(np.mean(list(solved.values()))) for seed, solved in by.items()}
+        method: {seed: float(np.mean(list(values.values()))) for seed, values in by.items()}
         for method, by in one.values.items()
     }
 
 
 def _levels(found: Worlds, worlds: Sequence[str], study: StudyConfig) -> Row:
-    """Success of the base and of the control, mean over worlds and seeds; None where there is no result."""
-    shares = [_shares(found[world]) for world in worlds if world in found]
+    """Of the base and of the control, mean over worlds and seeds; None where there is no result."""
+    means = [_means(found[world]) for world in worlds if world in found]
 
     def mean(name: str) -> float | None:
-        values = [share for one in shares for share in one.get(name, {}).values()]
+        values = [value for one in means for value in one.get(name, {}).values()]
         return float(np.mean(values)) if values else None
 
     return {"base": mean(BASE), "control": mean(study.control)}
@@ -267,5 +307,7 @@ def written(summary: Row) -> Row:
     def plain(value: Any) -> Any:
         return asdict(value) | {"seeds": value.seeds} if isinstance(value, Comparison) else value
 
-    rows = [row | {"methods": [plain(one) for one in row["methods"]]} for row in summary["rows"]]
-    return summary | {"rows": rows}
+    def part(whole: Row) -> Row:
+        return whole | {"rows": [row | {"methods": [plain(one) for one in row["methods"]]} for row in whole["rows"]]}
+
+    return part(summary) | {"measures": {name: part(one) for name, one in summary["measures"].items()}}

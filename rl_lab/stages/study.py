@@ -1,8 +1,10 @@
 """The stages of a study: those of the experiment in each of its worlds and with each training seed, shared where alike.
 
-A node's name begins with its world and the number of its training seed, `pairs-10.2.rpro.1.optimise`. What several
-worlds have in common, such as demonstrations and base policies, is one node with the name that it has in the first;
-evaluations are listed in all. Training seeds come one after the other, so that a study that was stopped has all worlds.
+A node's name begins with its world and the number of its training seed, `pairs-10.2.rpro.1.optimise`; where ways to
+execute the chunks of one policy are compared an evaluation has the way behind it, `latency-2.1.stitch.evaluate`. What
+several worlds have in common, such as demonstrations and base policies, is one node with the name that it has in the
+first; evaluations are listed in all. Training seeds come one after the other, so that a study that was stopped has all
+worlds.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 from rl_lab.config.load import with_changes
 from rl_lab.config.pipeline import Registry
@@ -22,15 +25,17 @@ Expand = Callable[[RunConfig], list[Node]]
 
 
 def worlds(config: RunConfig, registry: Registry) -> list[tuple[World, RunConfig]]:
-    """The settings of each world, with the file's seed. ValueError, naming the factor, for values that cannot be."""
+    """The settings of each world, and in it of each way to execute chunks if these are compared, with the file's seed.
+    ValueError, naming the factor, for values that cannot be."""
     study = config.study
     assert study is not None
     method, *controls = study.methods
-    shared = {"study": None, "method": method, "controls": controls}
+    shared = {"study": None} | ({} if study.executes else {"method": method, "controls": controls})
+    ways = [{study.compare: name} for name in study.methods] if study.executes else [{}]
     found = []
-    for world in study.worlds():
+    for world, way in product(study.worlds(), ways):
         try:
-            found.append((world, with_changes(config, shared, world.levels, registry)))
+            found.append((world, with_changes(config, shared, world.levels | way, registry)))
         except UserError as error:
             raise ValueError(f"study: {error}") from error
     return found
@@ -40,6 +45,8 @@ def study_nodes(config: RunConfig, registry: Registry, expand: Expand) -> list[N
     """All nodes, every one after its inputs."""
     assert config.study is not None
     graphs = [(world, settings, expand(settings)) for world, settings in worlds(config, registry)]
+    if config.study.executes:
+        graphs = [(world, settings, [_executed(node, settings) for node in graph]) for world, settings, graph in graphs]
     nodes: dict[str, Node] = {}
     known: dict[str, str] = {}
     for number in range(config.study.seeds):
@@ -55,3 +62,9 @@ def study_nodes(config: RunConfig, registry: Registry, expand: Expand) -> list[N
                     varied = own if node.config is None else node.config.model_copy(update={"seed": own.seed})
                     nodes[name] = replace(node, name=name, inputs=inputs, config=varied)
     return list(nodes.values())
+
+
+def _executed(node: Node, settings: RunConfig) -> Node:
+    """An evaluation by the name of the way in which it executes chunks; other nodes as they are."""
+    way = settings.eval.join
+    return replace(node, name=f"{way}.evaluate", method=way) if node.kind == "evaluate" else node

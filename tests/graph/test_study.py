@@ -55,6 +55,23 @@ def test_the_first_seed_of_a_world_as_the_file_has_it_is_the_plain_run(tmp_path,
     assert plain["rpro.1.evaluate"] not in (study["pairs-10.1.rpro.1.evaluate"], study["pairs-60.2.rpro.1.evaluate"])
 
 
+WAYS = {"compare": "eval.join", "methods": ["wait", "stitch"], "control": "wait"}
+ONE_POLICY = ["stages=[demos, sft, evaluate]"]
+
+
+def test_ways_to_execute_chunks_share_the_policy_of_a_seed(tmp_path):
+    found = nodes(load_config(write(tmp_path, **WAYS, factors={"eval.latency": [0, 2]}), ONE_POLICY))
+    made = [name for name, node in found.items() if node.kind in ("demos", "sft")]
+    assert made == [f"latency-0.{seed}.{kind}" for seed in (1, 2) for kind in ("demos", "sft")]
+    evaluated = {name for name, node in found.items() if node.kind == "evaluate"}
+    assert evaluated == {
+        f"latency-{steps}.{seed}.{way}.evaluate" for steps in (0, 2) for seed in (1, 2) for way in WAYS["methods"]
+    }
+    one = found["latency-2.2.stitch.evaluate"]
+    assert one.inputs == {"policy": "latency-0.2.sft"} and one.method == "stitch"
+    assert (one.config.eval.join, one.config.eval.latency, one.config.seed) == ("stitch", 2, 1)
+
+
 def test_stages_have_their_worlds_settings_and_a_world_that_fails_leaves_the_others(tmp_path):
     class Seen(FakeStages):
         seen = {}
@@ -105,6 +122,8 @@ def test_without_a_known_spread_power_is_that_of_the_episodes(load):
         ({"factors": {"collect.pairs": [10, 10]}}, r"study: factors: collect.pairs has a value twice"),
         ({"methods": ["rpro", "dagr"], "control": "rpro"}, r"dagr"),
         ({"spread": "nowhere.json"}, r"study.spread: nowhere.json is no study.json"),
+        (WAYS, r"study: compare is eval.join, of one policy; let stages be \[demos, sft, evaluate\]"),
+        (WAYS | {"factors": {"eval.join": ["wait", "jump"]}}, r"factors: eval.join is the whole run's, or said by the"),
     ],
 )
 def test_what_cannot_be_studied_is_one_line(load, changes, message):

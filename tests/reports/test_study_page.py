@@ -1,6 +1,7 @@
 """The pages of an invented study."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ SOLVED = 50
 EPISODES = 100
 
 
-def results(path, rate):
+def results(path, rate, **more):
     rows = [
         {"task": "lift_pot", "variant": "clean", "seed": number, "success": number < round(rate * EPISODES)}
         | {"num_steps": 40, "step_limit": 100}
+        | more
         for number in range(EPISODES)
     ]
     write_jsonl(path / "results.jsonl", rows)
@@ -117,3 +119,30 @@ def test_a_study_that_is_under_way_shows_what_there_is(study):
     for path in study.glob("episodes/*.rpro.1.evaluate/results.jsonl"):
         path.unlink()
     assert measure(load_run(study))["verdict"] == ["Still to be measured: 2 of 2 comparisons."]
+
+
+def test_ways_to_execute_chunks_are_measured_by_steps_jerk_and_stalls_too(study):
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    section = {"compare": "eval.join", "methods": ["wait", "stitch"], "control": "wait", "seeds": 4}
+    config["study"] = section | {"factors": {"eval.latency": [2]}}
+    (study / "config.yaml").write_text(yaml.safe_dump(config))
+    nodes = [
+        {"name": f"latency-2.{seed}.{way}.evaluate", "kind": "evaluate", "method": way, "status": "done"}
+        for seed in range(1, 5)
+        for way in section["methods"]
+    ]
+    (study / "stages.json").write_text(json.dumps({"store": "s", "nodes": nodes}))
+    shutil.rmtree(study / "episodes")
+    for number, node in enumerate(nodes):
+        jerk, stalled = (3.0 + 0.1 * (number % 3), 0) if node["method"] == "stitch" else (2.0, 9)
+        results(study / "episodes" / node["name"], 0.5, extra={"jerk": jerk, "stalled_steps": stalled})
+    summary, _ = write_report(study)
+    found = json.loads((study / "study.json").read_text())["measures"]
+    (jerk,), (stalled,), (steps,) = (found[name]["rows"][0]["methods"] for name in ("jerk", "stalled steps", "steps"))
+    assert jerk["mean"] == pytest.approx(3.1, abs=0.1)
+    assert jerk["difference"]["low"] > 0.5 and jerk["corrected_p"] < 0.05
+    assert stalled["difference"] == {"value": -9.0, "low": -9.0, "high": -9.0} and steps["difference"]["value"] == 0
+    assert found["steps"]["means"]["latency-2"]["wait"]["1"] == 70, "failures count as all steps that are allowed"
+    page = (study / "study.html").read_text()
+    assert "eval.latency: jerk" in page and "base policy" not in page
+    assert summary["verdict"][0].startswith("Not told apart from wait: 1 of 1 comparisons")

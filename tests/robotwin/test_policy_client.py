@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from envs.robotwin import protocol
 from envs.rollout import Decision
+from envs.stitching import fresh, stitch
 from envs.types import CAMERAS
 from rl_lab.config.section import MemoryConfig, ModelConfig
 from rl_lab.learner.actions import starting_policy
@@ -174,6 +176,58 @@ def test_both_evaluations_of_robotwin_get_the_actions_of_the_policy_here(checkpo
     np.testing.assert_array_equal(evaluate(port, kind, tmp_path), expected(checkpoint))
 
 
+class Robot:
+    """It stands still, and is slow at one step."""
+
+    commands, slow_at = 0, 8
+
+    def observe(self):
+        return views(0), PATH[0], "Hand it over."
+
+    def advance(self, command):
+        self.commands += 1
+        if self.commands == self.slow_at:
+            time.sleep(0.3)
+
+
+def check_control(module, port, first):
+    """A control loop beside the server's process."""
+    policy = module.Policy(port=port, execute=EXECUTE)
+    chunk = policy.chunk(policy_request(policy))
+    policy.reset()
+    policy.episode = 0
+    log = module.control(Robot(), policy, 20, 24)
+    np.testing.assert_array_equal(log["commands"][:EXECUTE], chunk[:EXECUTE])
+    np.testing.assert_array_equal(log["commands"][0], first)
+    assert len(log["commands"]) == 24 and log["missed"] >= 1
+    assert log["late"][0] == 0 and len(log["late"]) == len(log["latencies_s"]) >= 2 and min(log["late"][1:]) >= 1
+    assert policy.decisions - len(log["late"]) in (0, 1), "one prediction at a time"
+    ended = module.control(robot := Robot(), policy, 20, 24, done=lambda: robot.commands == 4)
+    assert len(ended["commands"]) == 4
+    with pytest.raises(ValueError, match="hz is 0; expected control steps a second, above 0"):
+        module.control(Robot(), policy, 0, 1)
+    policy.chunk = lambda request: policy.connection.ask("act")
+    with pytest.raises(RuntimeError, match="^rl_lab.serve: act has no images$"):
+        module.control(Robot(), policy, 20, 1)
+
+
+def policy_request(policy):
+    policy.see(views(0))
+    return policy.request(PATH[0], "Hand it over.")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_client_stitches_as_the_lab_does(seed):
+    rng = np.random.default_rng(seed)
+    size, late = int(rng.integers(2, 20)), int(rng.integers(0, 12))
+    for is_pose in (True, False):
+        done, chunk = (poses(count, 7 * seed + count) for count in (1, size))
+        if seed % 3 == 0:
+            done[1] = done[0]  # it stands still
+        found = client().stitch(done, chunk, late, is_pose)
+        assert found == pytest.approx(stitch(done, fresh(chunk, late), poses=is_pose), abs=1e-9)
+
+
 def test_the_command_serves_and_ends_and_a_client_says_when_it_is_gone(checkpoint, tmp_path):
     command = [sys.executable, "-m", "rl_lab.serve", str(checkpoint), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
@@ -183,6 +237,7 @@ def test_the_command_serves_and_ends_and_a_client_says_when_it_is_gone(checkpoin
             policy = client().Policy(port=int(port), execute=EXECUTE)
             first = policy.action(views(0), PATH[0], "Hand it over.")
             assert first.shape == (16,) and np.isfinite(first).all()
+            check_control(client(), int(port), first)
             server.terminate()
             assert server.wait(300) == 0
             policy.queue = []

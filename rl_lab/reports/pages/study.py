@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from rl_lab.files import write_whole
 from rl_lab.reports.estimates import text_table
-from rl_lab.reports.numbers import Row, p_text, percent, points
+from rl_lab.reports.numbers import Row, p_text, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart, colours
 from rl_lab.reports.pages.markup import Markup, document, macros, minus, parts, typeset
 from rl_lab.reports.run import BASE, LoadedRun, label
-from rl_lab.reports.study import ERROR, Comparison, power_text, written
+from rl_lab.reports.study import ERROR, MEASURES, SUCCESS, Comparison, Measure, power_text, written
 
 STUDY = macros("study_parts")
 NARROW = 0.12
@@ -31,7 +33,6 @@ def study_link() -> Markup:
 
 def build_study(summary: Row) -> str:
     """The page as HTML."""
-    factors = list(dict.fromkeys(row["factor"] for row in summary["rows"]))
     return document(
         "study",
         summary=summary,
@@ -39,82 +40,102 @@ def build_study(summary: Row) -> str:
         verdict=map(typeset, summary["verdict"]),
         power=power_text(summary["expected"]),
         error=percent(ERROR),
-        maps=[_map(summary, factor) for factor in factors],
-        data=_data(summary),
+        maps=[_map(summary, measure, rows) for measure, rows in _parts(summary)],
+        data=[(name, _data(summary, MEASURES[name], found)) for name, found in _means(summary).items()],
     )
 
 
-def _map(summary: Row, factor: str | None) -> tuple[str, Markup, list[str], list[list[Any]]]:
-    """Title, chart, and head and rows of the table of a factor."""
-    rows = [row for row in summary["rows"] if row["factor"] == factor]
-    names = [name for name in summary["methods"] if name != summary["control"]]
-    head = ["" if factor is None else factor, label(BASE), label(summary["control"]), *map(label, names)]
+def _means(summary: Row) -> dict[str, Row]:
+    """By measure, world, method and training seed."""
+    return {SUCCESS: summary["successes"]} | {name: part["means"] for name, part in summary["measures"].items()}
+
+
+def _parts(summary: Row) -> list[tuple[str, list[Row]]]:
+    """Measure and rows of every factor."""
+    tables = {SUCCESS: summary["rows"]} | {name: part["rows"] for name, part in summary["measures"].items()}
+    return [(name, list(rows)) for name, table in tables.items() for _, rows in groupby(table, itemgetter("factor"))]
+
+
+def _map(summary: Row, name: str, rows: list[Row]) -> tuple[str, Markup, list[str], list[list[Any]]]:
+    """Title, chart, and head and rows of the table of a measure and factor."""
+    factor, measure = rows[0]["factor"], MEASURES[name]
+    others = [name for name in summary["methods"] if name != summary["control"]]
+    levels = ({} if summary["measures"] else {"base": BASE}) | {"control": summary["control"]}
+    head = ["" if factor is None else factor, *map(label, levels.values()), *map(label, others)]
     body = [
         [
             "as the file has it" if factor is None else json.dumps(row["value"]),
-            *(_percent(row["levels"][name]) for name in ("base", "control")),
-            *map(_difference, row["methods"]),
+            *(_level(row["levels"][level], measure) for level in levels),
+            *(_difference(one, measure) for one in row["methods"]),
         ]
         for row in rows
     ]
-    return factor or "The experiment", _chart(rows, names, factor), head, body
+    title = factor or "The experiment"
+    return title if name == SUCCESS else f"{title}: {name}", _chart(rows, others, factor, name), head, body
 
 
-def _chart(rows: list[Row], names: list[str], factor: str | None) -> Markup:
+def _chart(rows: list[Row], names: list[str], factor: str | None, measured: str) -> Markup:
     """The differences with their intervals by value of the factor; methods side by side."""
+    measure = MEASURES[measured]
     css = colours(names)
     series = []
     for number, name in enumerate(names):
         shift = NARROW * (number - (len(names) - 1) / 2)
         compared = [(place + shift, row["methods"][number].difference) for place, row in enumerate(rows)]
         found = [(place, difference) for place, difference in compared if difference is not None]
-        series.append(Series.through(label(name), found, css[name], scale=100))
+        series.append(Series.through(label(name), found, css[name], scale=measure.scale))
     ticks = [(place, "" if factor is None else json.dumps(row["value"])[:14]) for place, row in enumerate(rows)]
     axis = Axis(factor or "", (-0.5, len(rows) - 0.5), ticks)
-    return chart("Difference in success to the control", series, axis, Axis("percentage points"))
+    return chart(f"Difference in {measured} to the control", series, axis, Axis(measure.axis))
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else percent(share)
+def _level(mean: float | None, measure: Measure) -> str:
+    return "" if mean is None else measure.level(mean)
 
 
-def _difference(one: Comparison) -> Markup | str:
+def _difference(one: Comparison, measure: Measure) -> Markup | str:
     """With its interval; coloured where it is decided."""
     if one.difference is None or one.p is None or one.corrected_p is None:
         return "no result" if not one.seeds else "one seed"
-    low, high = points(one.difference.low), points(one.difference.high)
+    low, high = measure.difference(one.difference.low), measure.difference(one.difference.high)
     standing = one.difference.standing if one.is_decided else "open"
     title = (
         f"{one.seeds} training seeds of {one.n} episodes, p {p_text(one.p)}, after correction {p_text(one.corrected_p)}"
     )
-    return parts.estimate(minus(points(one.difference.value)), minus(f" {low} to {high}"), standing, title)
+    return parts.estimate(minus(measure.difference(one.difference.value)), minus(f" {low} to {high}"), standing, title)
 
 
-def _data(summary: Row) -> list[list[Any]]:
-    """World, method and success by training seed."""
+def _data(summary: Row, measure: Measure, found: Row) -> list[list[Any]]:
+    """World, method and mean by training seed."""
     return [
-        [world, label(method), *(_percent(by_seed.get(seed)) for seed in range(1, summary["seeds"] + 1))]
-        for world, methods in summary["successes"].items()
+        [world, label(method), *(_level(by_seed.get(seed), measure) for seed in range(1, summary["seeds"] + 1))]
+        for world, methods in found.items()
         for method, by_seed in methods.items()
     ]
 
 
 def study_lines(summary: Row) -> list[str]:
     """The map for the terminal."""
-    names = [name for name in summary["methods"] if name != summary["control"]]
-    rows = [
-        [
-            "" if row["factor"] is None else f"{row['factor']} {json.dumps(row['value'])}",
-            _percent(row["levels"]["control"]),
-            *(_plain(one) for one in row["methods"]),
+    names = [label(name) for name in summary["methods"] if name != summary["control"]]
+    tables = []
+    for measured, rows in groupby(_parts(summary), itemgetter(0)):
+        measure = MEASURES[measured]
+        lines = [
+            [
+                "" if row["factor"] is None else f"{row['factor']} {json.dumps(row['value'])}",
+                _level(row["levels"]["control"], measure),
+                *(_plain(one, measure) for one in row["methods"]),
+            ]
+            for _, part in rows
+            for row in part
         ]
-        for row in summary["rows"]
-    ]
-    return [text_table(["", label(summary["control"]), *(f"{label(name)} over it" for name in names)], rows)]
+        title = "" if measured == SUCCESS else measured
+        tables.append(text_table([title, label(summary["control"]), *(f"{name} over it" for name in names)], lines))
+    return tables
 
 
-def _plain(one: Comparison) -> str:
+def _plain(one: Comparison, measure: Measure) -> str:
     if one.difference is None:
         return ""
-    low, high = points(one.difference.low), points(one.difference.high)
-    return f"{points(one.difference.value)} ({low} to {high}){'*' if one.is_decided else ''}"
+    value, low, high = map(measure.difference, (one.difference.value, one.difference.low, one.difference.high))
+    return f"{value} ({low} to {high}){'*' if one.is_decided else ''}"
