@@ -5,6 +5,7 @@ from itertools import count
 import numpy as np
 import pytest
 
+from algos.smooth_interpolation import interpolate_pair
 from envs.execution import Execution
 from envs.rollback import (
     Corrector,
@@ -170,7 +171,7 @@ class Remembering(ToyEnv):
         return super().advance(action)
 
 
-@pytest.mark.parametrize("join", ["wait", "jump", "stitch"])
+@pytest.mark.parametrize("join", ["wait", "jump", "ensemble", "stitch", "guide"])
 def test_a_collection_under_latency_keeps_the_commands_that_were_run(join):
     config = RollbackConfig(execute=4, patience=16, latency=3, join=join, rollback_steps=(6, 6))
     env, draw = Remembering(), np.random.default_rng(0)
@@ -179,6 +180,10 @@ def test_a_collection_under_latency_keeps_the_commands_that_were_run(join):
     (pair,) = found.pairs
     commands = [env.commands[pair.start_step + step] for step in range(len(pair.loser.actions))]
     assert (pair.loser.actions == np.stack(commands)).all()
+    tuples = interpolate_pair(pair, 3)
+    lost = tuples.loser[tuples.from_loser]
+    assert len(lost) == len(commands) - 2, "a chunk to avoid at every step, whenever the policy had decided"
+    assert (lost == np.stack([commands[step : step + 3] for step in range(len(lost))])).all()
     (episode,) = run_lockstep([policy_rollout(ToyEnv(), 5, execution=Execution(latency=3, join=join))], forward)
     assert episode.success and episode.extra["stalled_steps"] == (
         0 if join != "wait" else 3 * (len(episode.images) - 1)
