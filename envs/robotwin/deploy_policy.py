@@ -248,33 +248,42 @@ GAMMA = SIGMA = 0.3
 """Place in a chunk to which the motion is joined, and reach of the curve's inner points: the lab's, not published."""
 
 
+class ControlLog:
+    """What a control loop did: commands sent, one a step; of each chunk the seconds that it took and the steps taken
+    meanwhile; stalls, steps in which the last command was held because no chunk had one; missed deadlines, steps that
+    began more than half a step late."""
+
+    def __init__(self):
+        self.commands, self.latencies_s, self.late = [], [], []
+        self.stalls = self.missed = 0
+
+
 def control(robot, policy, hz, steps, done=lambda: False):
-    """Command a robot at `hz` for so many steps, or until `done`; what was done as a dict.
+    """Command a robot at `hz` for so many steps, or until `done`; a `ControlLog`.
 
     `robot.observe()` gives views uint8 [V, H, W, 3], the pose [A] and the instruction; `robot.advance(command)` sends a
     command [A] without waiting for it to be reached. `policy` is a `Policy`: after `execute` commands of a chunk it is
     asked for the next one, which is stitched on when it is there. The robot stands still until the first one is.
-    Counted are `stalls`, steps in which the last command was held because no chunk had one, and `missed`, deadlines:
-    steps that began more than half a step late. ValueError for a rate that is none, PolicyError if the server fails.
+    ValueError for a rate that is none, PolicyError if the server fails.
     """
     if not 0 < hz < float("inf"):
         raise ValueError(f"hz is {hz}; expected control steps a second, above 0")
     poses = policy.connection.hello["layout"]["numbers"] == "ee"
-    log = {"commands": [], "latencies_s": [], "late": [], "stalls": 0, "missed": 0}
-    commands, left, coming, asked = log["commands"], [], None, 0
+    log, left, coming, asked = ControlLog(), np.zeros((0, 1)), None, 0
+    commands = log.commands
     with ThreadPoolExecutor(1) as producer:
         for step in range(steps):
             views, pose, instruction = robot.observe()
             policy.see(views)
             if coming is not None and coming.done():
-                left, coming = _joined(commands, coming, step - asked, poses, log), None
+                left, coming = _joined(coming, step - asked, poses, log), None
             if step == 0 or (coming is None and step - asked >= policy.execute):
                 request, asked = policy.request(pose, instruction), step
                 coming = producer.submit(_timed, policy, request)
             if step == 0:
-                left, coming = _joined(commands, coming, 0, poses, log), None
+                left, coming = _joined(coming, 0, poses, log), None
                 tick = time.perf_counter()
-            log["stalls"] += not len(left)
+            log.stalls += not len(left)
             commands.append(left[0] if len(left) else commands[-1])
             left = left[1:]
             robot.advance(commands[-1])
@@ -283,7 +292,7 @@ def control(robot, policy, hz, steps, done=lambda: False):
             tick += 1 / hz
             late_s = time.perf_counter() - tick
             if late_s > 0.5 / hz:  # the loop goes on from here and does not hurry
-                log["missed"] += 1
+                log.missed += 1
                 tick += late_s
             time.sleep(max(0.0, -late_s))
     return log
@@ -294,14 +303,14 @@ def _timed(policy, request):
     return policy.chunk(request), time.perf_counter() - began
 
 
-def _joined(commands, coming, late, poses, log):
+def _joined(coming, late, poses, log):
     """What is to be commanded from now on, now that the chunk is there, `late` steps after it was asked for."""
     chunk, latency_s = coming.result()
-    log["latencies_s"].append(latency_s)
-    log["late"].append(late)
-    if late == 0 or (late <= len(chunk) and np.array_equal(chunk[late - 1], commands[-1])):
+    log.latencies_s.append(latency_s)
+    log.late.append(late)
+    if late == 0 or (late <= len(chunk) and np.array_equal(chunk[late - 1], log.commands[-1])):
         return chunk[late:]
-    return stitch(np.stack(commands[-2:][:1] + commands[-1:]), chunk, late, poses)
+    return stitch(np.stack([log.commands[-2:][0], log.commands[-1]]), chunk, late, poses)
 
 
 def stitch(done, chunk, late, poses):
@@ -341,8 +350,8 @@ def _bezier(done, goal, ahead, s):
 
 def _slerp(begin, end, s):
     """The shorter way between two quaternions, [n, 4]."""
-    cos = float(begin @ end) / (np.linalg.norm(begin) * np.linalg.norm(end))
+    cos = float(begin @ end / (np.linalg.norm(begin) * np.linalg.norm(end)))
     end = end if cos >= 0 else -end
-    angle = np.arccos(min(abs(cos), 1.0))
+    angle = float(np.arccos(np.minimum(abs(cos), 1.0)))
     between = (1 - s) * begin + s * end if angle < 1e-8 else np.sin((1 - s) * angle) * begin + np.sin(s * angle) * end
     return between / np.linalg.norm(between, axis=1, keepdims=True)

@@ -197,13 +197,13 @@ def check_control(module, port, first):
     policy.reset()
     policy.episode = 0
     log = module.control(Robot(), policy, 20, 24)
-    np.testing.assert_array_equal(log["commands"][:EXECUTE], chunk[:EXECUTE])
-    np.testing.assert_array_equal(log["commands"][0], first)
-    assert len(log["commands"]) == 24 and log["missed"] >= 1
-    assert log["late"][0] == 0 and len(log["late"]) == len(log["latencies_s"]) >= 2 and min(log["late"][1:]) >= 1
-    assert policy.decisions - len(log["late"]) in (0, 1), "one prediction at a time"
+    np.testing.assert_array_equal(log.commands[:EXECUTE], chunk[:EXECUTE])
+    np.testing.assert_array_equal(log.commands[0], first)
+    assert len(log.commands) == 24 and log.missed >= 1
+    assert log.late[0] == 0 and len(log.late) == len(log.latencies_s) >= 2 and min(log.late[1:]) >= 1
+    assert policy.decisions - len(log.late) in (0, 1), "one prediction at a time"
     ended = module.control(robot := Robot(), policy, 20, 24, done=lambda: robot.commands == 4)
-    assert len(ended["commands"]) == 4
+    assert len(ended.commands) == 4
     with pytest.raises(ValueError, match="hz is 0; expected control steps a second, above 0"):
         module.control(Robot(), policy, 0, 1)
     policy.chunk = lambda request: policy.connection.ask("act")
