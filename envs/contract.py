@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from envs.bimanual import CommandError, check_commands
+from envs.commands import CommandError, check_commands
 from envs.declared import DeclarationError, DeclaredEnv
 from envs.types import ExpertUnavailableError, camera_images
 

@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from envs.bimanual import CommandError
+from envs.commands import CommandError
 from envs.pictures import fit
 from envs.types import MAX_DIM, Diagnosis, ExpertUnavailableError, Layout, Numbers, Observation
 

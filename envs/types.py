@@ -190,7 +190,7 @@ class Episode:
     poses: np.ndarray
     """Measured states, float64 [T + 1, S], of two arms their `ee` poses [T + 1, 16]; row t is before action t."""
     actions: np.ndarray
-    """Commands, float64 [T, A], of two arms `ee` poses [T, 16], as they were given; see `envs.bimanual.executed`."""
+    """Commands, float64 [T, A], of two arms `ee` poses [T, 16], as they were given; see `envs.commands.executed`."""
     frame_steps: np.ndarray
     """int64 [N], the control steps at which `images` were taken."""
     images: np.ndarray

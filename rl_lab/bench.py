@@ -16,7 +16,7 @@ from pydantic import ValidationError, create_model
 
 from rl_lab.config.section import Section
 from rl_lab.errors import CommandParser, UserError, run_command
-from rl_lab.graph.record import devices, git_commit, installed_versions
+from rl_lab.machine import devices, git_commit, installed_versions
 from rl_lab.reading import parse_yaml
 
 BENCHMARKS = {

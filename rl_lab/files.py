@@ -27,6 +27,10 @@ CARD_FILE = "README.md"
 ROOT = Path(__file__).resolve().parents[1]
 """Folder of the lab's packages."""
 
+CODE_PACKAGES = ("rl_lab", "envs", "algos", "rewards")
+HASHED_PACKAGES = ("torch", "mujoco", "numpy", "transformers")
+"""Installed packages on which the numbers of a run depend."""
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file in UTF-8, as `write_file` does."""

@@ -27,9 +27,10 @@ ALLOWED = {
 }
 """Modules of ours that a package may import, each with everything below it."""
 LAYERS = (
-    ("errors", "listening", "pictures", "seeding", "stats", "terminal"),
+    ("errors", "listening", "moments", "pictures", "seeding", "stats", "terminal"),
     ("arguments", "reading"),
     ("files",),
+    ("machine",),
     ("config", "teleoperation"),
     ("model",),
     ("records",),

@@ -20,11 +20,10 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import BaseModel, Field
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast
@@ -32,11 +31,13 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_utils import is_valid_video
 
-from rl_lab import pictures
 from rl_lab.model.loading import checkpoint_folder
 from rl_lab.model.tokenizer import CHAT_TEMPLATE, ROLES, load_tokenizer, save_tokenizer, special_token_ids
 from rl_lab.model.vlm_config import MERGE, SHIM, check_aspect, refuse_unknown
 from rl_lab.reading import fit, read_object
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_CONFIG = "preprocessor_config.json"
 
@@ -53,12 +54,17 @@ _IMAGE_ONLY = ("auto_map", "image_processor_type", "min_pixels", "max_pixels")
 Grid = tuple[int, int, int]
 """Frames, rows and columns of patches."""
 
-Picture = Image.Image | np.ndarray
+Picture: TypeAlias = "Image.Image | np.ndarray"
+"""PIL is imported where a picture is read: a model that is trained and measured on tensors does without it."""
 
 
 def to_rgb(picture: Picture) -> Image.Image:
     """A PIL picture or an array uint8 [H, W, 3] as an RGB picture, as `rl_lab.pictures` reads it; ValueError for any
     other array."""
+    from PIL import Image
+
+    from rl_lab import pictures
+
     if isinstance(picture, Image.Image):
         return pictures.to_rgb(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
@@ -130,15 +136,19 @@ class ImageProcessor(ImageProcessingMixin):
 
     def __call__(self, picture: Picture) -> tuple[np.ndarray, Grid]:
         """Patches float32 [n, 3 * p * p] of one picture, in [-1, 1] and merge order, and their grid (1, h, w)."""
+        from PIL.Image import Resampling
+
         image = to_rgb(picture)
         height, width = self.target_size(image.height, image.width)
         if (image.height, image.width) != (height, width):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            image = image.resize((width, height), Resampling.BICUBIC)
         scaled = np.asarray(image, np.float32) / np.float32(127.5) - np.float32(1)
         return self.patches(scaled), (1, height // self.patch_size, width // self.patch_size)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Pictures of paths and data URIs, as `rl_lab.pictures` reads them; of others as transformers does."""
+        from rl_lab import pictures
+
         given = image_url_or_urls
         if isinstance(given, str) and (given.startswith("data:") or os.path.isfile(given)):
             return pictures.read_picture(given)

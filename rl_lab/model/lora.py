@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) on a model's trained groups, by PEFT.
+"""Low-rank adapters (LoRA, arXiv:2106.09685) on a model's trained groups.
 
 Every adapted product computes W x + alpha / rank * B A x, with B = 0 at the start; W and everything else is frozen. The
 base weights therefore stay in memory as they were, and serve as the frozen reference of a preference loss or of a KL
@@ -7,18 +7,19 @@ term without a second copy: the same forward pass with the adapters left out.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig, LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from torch import Tensor, nn
 
 ADAPTER = "default"
-"""PEFT can hold several adapters by name; here there is one."""
+"""PEFT can hold several adapters by name; here there is one, which has its names there."""
+PREFIX = "lora_"
+"""Of the names of adapters."""
 IN_LAYER = {
     "attention": re.compile(r"\.(layers|blocks)\.\d+\.(self_)?attn\."),
     "mlp": re.compile(r"\.(layers|blocks)\.\d+\.mlp(_v)?\."),
@@ -42,20 +43,49 @@ def adapted_products(model: Any, groups: Sequence[str], targets: Sequence[str]) 
     return names
 
 
+class LowRank(nn.Module):
+    """A linear layer with an adapter: W x + alpha / rank * B A x. Names of weights and all bits are those of PEFT's."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.base_layer, self.scaling, self.enabled = base, alpha / rank, True
+        down, up = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        nn.init.zeros_(up.weight)
+        for adapter in (down, up):  # rounded to the layer's type, as PEFT does, and trained in float32
+            adapter.to(base.weight.device, base.weight.dtype).float()
+        self.lora_A, self.lora_B = nn.ModuleDict({ADAPTER: down}), nn.ModuleDict({ADAPTER: up})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., outputs] in the type of the layer's own output."""
+        result = self.base_layer(x)
+        if not self.enabled:
+            return result
+        down: Any = self.lora_A[ADAPTER]
+        return (result + self.lora_B[ADAPTER](down(x.to(down.weight.dtype))) * self.scaling).to(result.dtype)
+
+    def delta(self) -> Tensor:
+        """alpha / rank * B A, [outputs, inputs], float32."""
+        down, up = cast(nn.Linear, self.lora_A[ADAPTER]), cast(nn.Linear, self.lora_B[ADAPTER])
+        return up.weight @ down.weight * self.scaling
+
+
+def adapters_of(model: nn.Module) -> dict[str, LowRank]:
+    """The adapted layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model runs on its base weights; afterwards the same parameters need gradients as before."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    needed = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
+    """Inside the block the model runs on its base weights."""
+    layers = adapters_of(model).values()
     for layer in layers:
-        layer.enable_adapters(False)
+        layer.enabled = False
     try:
         yield
     finally:
         for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, needs_grad in needed:
-            parameter.requires_grad_(needs_grad)
+            layer.enabled = True
 
 
 class BaseWeights:
@@ -91,11 +121,11 @@ class Adapted:
         self, model: nn.Module, groups: Sequence[str], *, rank: int, alpha: float, targets: Sequence[str]
     ) -> None:
         names = adapted_products(model, groups, targets)
-        # PEFT declares alpha an integer and only ever divides it by the rank.
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
-        self.model: Any = model
-        self._tuner = LoraModel(model, config, ADAPTER)
-        cast_adapter_dtype(model, ADAPTER)
+        self.model: Any = model.requires_grad_(False)
+        for name in names:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            model.set_submodule(name, LowRank(layer, rank, alpha))
         self.reference = BaseWeights(model)
 
     def __getattr__(self, name: str) -> Any:
@@ -107,7 +137,7 @@ class Adapted:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The adapters alone."""
-        return ((name, value) for name, value in self.model.named_parameters() if LoraModel.prefix in name)
+        return ((name, value) for name, value in self.model.named_parameters() if PREFIX in name)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The model's groups, each reduced to its adapters."""
@@ -130,19 +160,21 @@ class Adapted:
 
     def merged_state_dict(self) -> dict[str, Tensor]:
         """Weights of the model that `merge` would give, under its names; this object stays in use."""
-        layers: dict[str, Any] = {
-            name: module for name, module in self.model.named_modules() if isinstance(module, BaseTunerLayer)
-        }
+        layers = adapters_of(self.model)
         state = {}
         for name, value in self.model.state_dict().items():
-            if LoraModel.prefix in name:
+            if PREFIX in name:
                 continue
             path, inside, rest = name.rpartition(".base_layer.")
             if inside and rest == "weight":
-                value = value + layers[path].get_delta_weight(ADAPTER).to(value.dtype)
+                value = value + layers[path].delta().to(value.dtype)
             state[f"{path}.{rest}" if inside else name] = value
         return state
 
+    @torch.no_grad()
     def merge(self) -> Any:
         """The model itself with W + alpha / rank * B A in place of W, in W's dtype. Ends the use of this object."""
-        return self._tuner.merge_and_unload()
+        for name, layer in adapters_of(self.model).items():
+            layer.base_layer.weight += layer.delta()
+            self.model.set_submodule(name, layer.base_layer)
+        return self.model

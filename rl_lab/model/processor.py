@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from algos.batch import ObservationBatch
 from algos.policy import PolicySizes
-from envs.bimanual import CommandError, check_commands, encoded_name
+from envs.commands import CommandError, check_commands, encoded_name
 from envs.se3 import blend, decode_absolute
 from envs.types import Layout, Observation, camera_images, measured_state
 from rl_lab.model.config import HyVLAConfig
@@ -200,7 +200,7 @@ class PolicyProcessor:
         """Normalised chunks [N, C, D] to absolute commands, float64 [N, H, A]; inverse of `encode`.
 
         CommandError for chunks that are not finite or lie `WIDTH_LIMIT` widths of the training data outside it, and for
-        commands beyond the bounds of `envs.bimanual`.
+        commands beyond the bounds of `envs.commands`.
         """
         layout = self.config.layout
         _check_widths(np.asarray(chunks), layout)

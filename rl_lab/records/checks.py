@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from envs.bimanual import GRIPPER_OVERSHOOT, CommandError, check_commands
+from envs.commands import GRIPPER_OVERSHOOT, CommandError, check_commands
 from envs.se3 import split_arms
 from envs.types import ARMS, BIMANUAL, Episode, Layout, PreferencePair, Segment
 from rl_lab import reading

@@ -1,6 +1,6 @@
 """Episodes -> LeRobotDataset v3: one row a control step, three videos, statistics; lerobot's own tools open it.
 
-State is the measured `ee` pose before the step, action the command as environments run it (`envs.bimanual.executed`),
+State is the measured `ee` pose before the step, action the command as environments run it (`envs.commands.executed`),
 both as 32-bit floats; simulator truth stands with the labels of the episode. An episode whose images were taken at some
 steps only (a policy's decisions) is refused, or images are held until the next one and `frame_step` says from when.
 """
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from envs.bimanual import executed
+from envs.commands import executed
 from envs.types import BIMANUAL, Episode, Layout, PreferencePair
 from rl_lab.errors import UserError
 from rl_lab.files import CARD_FILE, write_folder

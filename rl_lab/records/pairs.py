@@ -18,7 +18,7 @@ gripper 1 = open .. 0, of the left and the right arm; of another layout as many 
 and `truth` of the simulator where it was recorded (32-bit). All pairs of a set have one layout.
 A segment of T actions has T + 1 rows; the last has no action and no truth.
 Actions are the commands as they were given, which is what preference learning compares: a policy's samples, whose
-grippers may leave 0..1 a little. What a robot was told is `envs.bimanual.executed` of them.
+grippers may leave 0..1 a little. What a robot was told is `envs.commands.executed` of them.
 """
 
 from __future__ import annotations

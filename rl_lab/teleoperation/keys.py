@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from envs import se3
-from envs.bimanual import POSITION_LIMIT_M
+from envs.commands import POSITION_LIMIT_M
 from envs.declared import DeclaredEnv
 from envs.types import ARMS, ControlledEnv
 

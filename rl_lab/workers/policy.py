@@ -22,8 +22,8 @@ from pydantic import Field
 from ray.exceptions import RayTaskError
 
 from algos.real_time_chunking import sample_guided, soft_mask
-from envs.bimanual import CommandError
 from envs.by_name import blamed
+from envs.commands import CommandError
 from envs.rollback import Corrector, Place, noisy_expert, own_corrector, recorded, scripted_expert, teacher
 from envs.rollout import Act, Decision
 from envs.types import BIMANUAL, MAX_DIM, Layout, camera_images, measured_state

@@ -6,8 +6,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs import bimanual
-from envs.bimanual import CommandError, check_commands
+from envs import commands
+from envs.commands import CommandError, check_commands
 from rl_lab.teleoperation.keys import KeyboardArms
 
 SOUND = np.tile([0.3, -0.2, 0.9, 1.0, 0.0, 0.0, 0.0, 1.0], 2)
@@ -62,8 +62,8 @@ def test_an_environment_takes_its_own_actions_and_refuses_the_others() -> None:
 
 
 def test_keys_cannot_leave_the_bounds() -> None:
-    arms = KeyboardArms(changed(0, bimanual.POSITION_LIMIT_M - 0.01)[2])
+    arms = KeyboardArms(changed(0, commands.POSITION_LIMIT_M - 0.01)[2])
     for _ in range(3):
         command = arms.press("d")
     check_commands(command)
-    assert command[0] == bimanual.POSITION_LIMIT_M
+    assert command[0] == commands.POSITION_LIMIT_M

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from rl_lab import machine
 from rl_lab.files import file_digest, write_whole
-from rl_lab.graph import record, store
+from rl_lab.graph import store
 from rl_lab.graph.store import CODE_PACKAGES, Store, code_versions, link_tree
 
 RECORD = {"kind": "demos", "seconds": 1.0}
@@ -126,7 +127,7 @@ def test_results_depend_on_the_code_of_every_package():
 
 
 def test_a_changed_file_is_another_version_of_the_code(tmp_path, monkeypatch):
-    for module in (store, record):
+    for module in (store, machine):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     for name in CODE_PACKAGES:
         (tmp_path / name).mkdir()
@@ -134,8 +135,8 @@ def test_a_changed_file_is_another_version_of_the_code(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
         subprocess.run([*git, *command], check=True)
-    before, commit = code_versions(), record.git_commit()
+    before, commit = code_versions(), machine.git_commit()
     (tmp_path / "algos" / "module.py").write_text("x = 2\n")
     after = code_versions()
     assert [name for name in before if before[name] != after[name]] == ["code/algos"]
-    assert commit is not None and record.git_commit() == f"{commit}+changes"
+    assert commit is not None and machine.git_commit() == f"{commit}+changes"

@@ -35,8 +35,8 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
+from rl_lab.moments import Moments
 from rl_lab.records.types import RolloutGroup, filled
-from rl_lab.stats import Moments
 from rl_lab.workers import learner as rollout_learner
 from rl_lab.workers.learner import LearnerHandle, LearnerWorker, Weights
 from tests.support.questions import make_groups

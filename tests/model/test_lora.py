@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, LoraModel
+from peft.tuners.tuners_utils import cast_adapter_dtype
 
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO
 from rl_lab.benchmarks.rpro import random_batch
 from rl_lab.learner.learner import Learner, Optimiser
-from rl_lab.model.lora import Adapted
+from rl_lab.model.lora import ADAPTER, Adapted, adapted_products
 from rl_lab.model.policy import HyVLAPolicy
 from tests.support.models import make_observations, make_policy
 
@@ -172,3 +174,29 @@ def test_on_bfloat16_weights_the_adapters_are_float32(base):
     assert {parameter.dtype for _, parameter in adapted.named_parameters()} == {torch.float32}
     losses(adapted).sum().backward()
     assert {parameter.dtype for parameter in adapted.merge().parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_have_the_names_and_bits_of_peft(base, dtype):
+    base = base.to(dtype)
+    other = copy.deepcopy(base)
+    adapted = moved(adapt(base))
+    torch.manual_seed(0)
+    names = adapted_products(other, ALL, BOTH)
+    tuner = LoraModel(other, LoraConfig(r=4, lora_alpha=8, target_modules=names), ADAPTER)
+    cast_adapter_dtype(other, ADAPTER)
+    for number, (_, parameter) in enumerate((n, p) for n, p in other.named_parameters() if "lora_" in n):
+        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    expected = dict(other.named_parameters())
+    assert adapted.state_dict().keys() == {name for name in expected if "lora_" in name}
+    assert all(torch.equal(value, expected[name]) for name, value in adapted.named_parameters())
+    results = [losses(policy) for policy in (adapted, other)]
+    for result in results:
+        result.sum().backward()
+    assert torch.equal(*results)
+    assert all(
+        value.grad is expected[name].grad or torch.equal(value.grad, expected[name].grad)
+        for name, value in adapted.named_parameters()
+    )
+    merged, wanted = adapted.merge().state_dict(), tuner.merge_and_unload().state_dict()
+    assert merged.keys() == wanted.keys() and all(torch.equal(merged[name], wanted[name]) for name in merged)

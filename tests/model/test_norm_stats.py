@@ -17,7 +17,7 @@ from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
-from rl_lab.stats import Moments
+from rl_lab.moments import Moments
 from tests.model.golden import golden_path
 from tests.model.test_processor import random_poses
 

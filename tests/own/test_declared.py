@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs.bimanual import CommandError
+from envs.commands import CommandError
 from envs.contract import check_environment
 from envs.declared import DeclarationError, DeclaredEnv
 from envs.rollback import RollbackConfig, intervened_rollout, scripted_expert

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from algos.chunks import Timing
-from envs.bimanual import executed
+from envs.commands import executed
 from envs.se3 import split_arms
 from rl_lab.data import main
 from rl_lab.records.action_batches import pair_states

@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from envs.bimanual import CommandError
+from envs.commands import CommandError
 from envs.execution import Execution, Plan
 from envs.rollout import Decision
 from rl_lab.config.placement import Placement
