@@ -9,6 +9,7 @@ Letters: B rows, S tokens, D hidden, G key/value heads, d head size, K cached to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,13 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 
 ROUTES: tuple[Route, Route] = ("vision", "text")
+
+
+def padded(observation: ObservationBatch, length: int, token: int = 0) -> ObservationBatch:
+    """The observation with `token` behind its instructions up to `length`, as the released code pads them."""
+    missing = length - observation.tokens.shape[1]
+    tokens = F.pad(observation.tokens, (0, missing), value=token)
+    return replace(observation, tokens=tokens, token_mask=F.pad(observation.token_mask, (0, missing)))
 
 
 def direct_layer(
@@ -71,11 +79,10 @@ class DirectPolicy:
     def encode(self, observation: ObservationBatch) -> Prefix:
         """As `HyVLAPolicy.encode`, with the tokens in the order of the sequence."""
         policy, num_language = self.policy, self.policy.config.tokenizer_max_length
-        missing = num_language - observation.tokens.shape[1]
-        tokens, token_mask = (F.pad(part, (0, missing)) for part in (observation.tokens, observation.token_mask))
+        observation = padded(observation, num_language)
         layout = prefix_layout(policy.config.num_cameras, policy.config.token_grid, num_language, policy.device)
-        stored = torch.cat([policy.embed_images(observation.images), policy.embed_text(layout, tokens)], 1)
-        valid = prefix_valid(layout, token_mask, observation.images.shape[1])
+        stored = torch.cat([policy.embed_images(observation.images), policy.embed_text(layout, observation.tokens)], 1)
+        valid = prefix_valid(layout, observation.token_mask, observation.images.shape[1])
         mask = let_padding_see_itself(prefix_mask(layout, valid, policy.config.visual_segment_isolation))
         order, valid = layout.stored, valid[:, layout.stored]
         tower = policy.model.vlm.language_model.model

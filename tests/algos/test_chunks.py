@@ -5,7 +5,7 @@ import pytest
 
 from algos.chunks import Timing
 from algos.smooth_interpolation import recorded_chunks
-from tests.model.golden import load_transforms
+from rl_lab.benchmarks.golden import load_transforms
 from tests.support.episodes import poses
 
 POSES = poses(10, 1)

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from rl_lab.benchmarks.golden import golden_path
 from rl_lab.model.chat import HunYuanVLMoTProcessor, ImageProcessor, answer_labels
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
-from tests.model.golden import golden_path
 
 BOS, USER, ASSISTANT, EOS = ROLES["bos"], ROLES["user"], "<｜hy_Assistant｜>", ROLES["eos"]
 S, E, N, L = (ROLES[role] for role in ("vision_start", "vision_end", "row_end", "latent"))

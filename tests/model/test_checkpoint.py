@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rl_lab.benchmarks.golden import golden_path
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.policy import EMBEDDING, OUTPUT_EMBEDDING, HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor
-from tests.model.golden import golden_path
 from tests.support.models import make_policy
 
 WEIGHTS = "model.safetensors"

@@ -12,14 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from algos.flow_matching import interpolate
-from rl_lab.model.action_expert import time_embedding
-from rl_lab.model.layout import prefix_valid
-from rl_lab.model.mot import rotary
-from rl_lab.model.policy import HyVLAPolicy
-from rl_lab.model.processor import resize_with_padding
-from rl_lab.model.vision import time_embedding as frame_time_embedding
-from tests.model import golden
-from tests.model.golden import (
+from rl_lab.benchmarks import golden
+from rl_lab.benchmarks.golden import (
     ACTIONS,
     FOLDER,
     FULL,
@@ -32,6 +26,12 @@ from tests.model.golden import (
     load_case,
     load_policy,
 )
+from rl_lab.model.action_expert import time_embedding
+from rl_lab.model.layout import prefix_valid
+from rl_lab.model.mot import rotary
+from rl_lab.model.policy import HyVLAPolicy
+from rl_lab.model.processor import resize_with_padding
+from rl_lab.model.vision import time_embedding as frame_time_embedding
 from tests.model.joint import JointForward, joint_forward
 
 

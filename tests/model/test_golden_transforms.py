@@ -9,9 +9,9 @@ import pytest
 
 from envs import se3
 from envs.se3 import umi_from_robotwin
+from rl_lab.benchmarks.golden import load_policy, load_processor, load_transforms
 from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.processor import PolicyProcessor
-from tests.model.golden import load_policy, load_processor, load_transforms
 
 TIGHT: dict[str, Any] = {"atol": 1e-9, "rtol": 0.0}
 Arrays = dict[str, np.ndarray]

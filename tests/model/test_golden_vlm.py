@@ -3,106 +3,86 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
+from rl_lab.benchmarks.golden import (
+    HIDDEN,
+    LANGUAGE,
+    LOSS,
+    golden_path,
+    language_inputs,
+    language_tensors,
+    load_language_model,
+    valid_tokens,
+)
 from rl_lab.model.backbone import join_pixels
 from rl_lab.model.layout import frame_grids
-from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from tests.model.golden import HIDDEN, LOSS, golden_path
 
-CASES = ("vlm_text", "vlm_image2", "vlm_image2_adjacent", "vlm_video", "vlm_batch2_leftpad")
-PADDED = CASES[-1]
-VISUAL = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-Tensors = dict[str, Tensor]
-
-
-@cache
-def model() -> HunYuanVLMoTForConditionalGeneration:
-    found = HunYuanVLMoTForConditionalGeneration.from_pretrained(golden_path("vlm"), dtype=torch.float32)
-    return found.eval().requires_grad_(False)
-
-
-@cache
-def tensors(name: str) -> Tensors:
-    return load_file(golden_path(f"{name}.safetensors"))
+PADDED = LANGUAGE[-1]
 
 
 def having(key: str) -> list[str]:
     """Cases that hold a tensor; at least one."""
-    found = [name for name in CASES if key in tensors(name)]
+    found = [name for name in LANGUAGE if key in language_tensors(name)]
     assert found, key
     return found
-
-
-def inputs(case: Tensors) -> dict[str, Any]:
-    """The arguments of `forward` that a case holds."""
-    names = ("input_ids", "attention_mask", *VISUAL)
-    given = {name: case[f"in.{name}"] for name in names if f"in.{name}" in case}
-    return {name: x.float() if x.dtype == torch.float16 else x for name, x in given.items()}
-
-
-def valid(case: Tensors) -> Tensor:
-    """bool [B, S]."""
-    return case.get("in.attention_mask", torch.ones_like(case["in.input_ids"])).bool()
 
 
 def assert_valid_close(actual: Tensor, expected: Tensor, where: Tensor) -> None:
     torch.testing.assert_close(actual[where], expected[where], **HIDDEN)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LANGUAGE)
 def test_segments_are_the_reference_segments(name: str) -> None:
-    given = inputs(tensors(name))
+    given = language_inputs(language_tensors(name))
     grids = {key: given.get(key) for key in ("image_grid_thw", "video_grid_thw")}
-    layout = model().model.layout(given["input_ids"], given.get("attention_mask"), **grids)
+    layout = load_language_model().model.layout(given["input_ids"], given.get("attention_mask"), **grids)
     for row, spans in enumerate(layout.spans):
-        assert [list(span) for span in spans] == tensors(name)[f"out.visual_segments.{row}"].tolist()
+        assert [list(span) for span in spans] == language_tensors(name)[f"out.visual_segments.{row}"].tolist()
 
 
 @pytest.mark.parametrize("name", having("out.visual_features.0"))
 def test_visual_features_agree(name: str) -> None:
-    given, case = inputs(tensors(name)), tensors(name)
+    given, case = language_inputs(language_tensors(name)), language_tensors(name)
     pixels = join_pixels(given.get("pixel_values"), given.get("pixel_values_videos"))
     assert pixels is not None
     grids = frame_grids(given.get("image_grid_thw"), given.get("video_grid_thw"))
     expected = [case[f"out.visual_features.{index}"] for index in range(len(grids))]
-    found = model().model.visual.encode_patches(pixels, grids)
+    found = load_language_model().model.visual.encode_patches(pixels, grids)
     torch.testing.assert_close(found, torch.cat(expected), **HIDDEN)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LANGUAGE)
 def test_embeddings_hidden_states_and_logits_agree(name: str) -> None:
-    case = tensors(name)
-    out = model()(**inputs(case), output_hidden_states=True)
-    where, states = valid(case), out.hidden_states
+    case = language_tensors(name)
+    out = load_language_model()(**language_inputs(case), output_hidden_states=True)
+    where, states = valid_tokens(case), out.hidden_states
     last = len(states) - 1
     layers = {f"out.hidden_layer{index}": states[index + 1] for index in range(last - 1)}
     named = {"out.embeds": states[0], **layers, "out.last_hidden_normed": states[last], "out.logits": out.logits}
     for key in named.keys() & case.keys():
         assert_valid_close(named[key], case[key], where)
     if "out.logits_last4" in case:
-        kept = model()(**inputs(case), logits_to_keep=4).logits
+        kept = load_language_model()(**language_inputs(case), logits_to_keep=4).logits
         assert_valid_close(kept, case["out.logits_last4"], where[:, -4:])
     assert {"out.logits", "out.logits_last4"} & case.keys()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LANGUAGE)
 def test_the_last_layer_agrees_before_the_norm(name: str) -> None:
-    case, given = tensors(name), inputs(tensors(name))
-    key = f"out.hidden_layer{model().config.vlm_sizes.num_layers - 1}"
-    layout = model().model.layout(
+    case, given = language_tensors(name), language_inputs(language_tensors(name))
+    key = f"out.hidden_layer{load_language_model().config.vlm_sizes.num_layers - 1}"
+    layout = load_language_model().model.layout(
         given["input_ids"], given.get("attention_mask"), given.get("image_grid_thw"), given.get("video_grid_thw")
     )
     pixels = join_pixels(given.get("pixel_values"), given.get("pixel_values_videos"))
-    hidden = model().model.run(given["input_ids"], layout, pixels)
-    assert_valid_close(layout.source.scatter(hidden), case[key], valid(case))
+    hidden = load_language_model().model.run(given["input_ids"], layout, pixels)
+    assert_valid_close(layout.source.scatter(hidden), case[key], valid_tokens(case))
 
 
 def released_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -118,18 +98,18 @@ def released_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", having("in.labels"))
 def test_the_released_loss_is_reproduced(name: str) -> None:
-    case = tensors(name)
-    loss = released_loss(model()(**inputs(case)).logits, case["in.labels"])
+    case = language_tensors(name)
+    loss = released_loss(load_language_model()(**language_inputs(case)).logits, case["in.labels"])
     torch.testing.assert_close(loss.reshape(-1), case["out.loss"].reshape(-1), **LOSS)
 
 
 @pytest.mark.parametrize("name", having("out.decode_ids"))
 def test_greedy_generation_with_a_cache_gives_the_reference_tokens_and_logits(name: str) -> None:
-    case = tensors(name)
+    case = language_tensors(name)
     expected = case["out.decode_ids"]
-    prompt = inputs(case)
+    prompt = language_inputs(case)
     length = expected.shape[1]
-    vlm: Any = model()
+    vlm: Any = load_language_model()
     out = vlm.generate(
         **prompt,
         do_sample=False,
@@ -145,14 +125,14 @@ def test_greedy_generation_with_a_cache_gives_the_reference_tokens_and_logits(na
 
 
 def test_decoding_a_padded_batch_gives_the_right_logits_and_not_the_reference_ones() -> None:
-    case = tensors(PADDED)
-    given, fed = inputs(case), case["in.decode_ids"]
-    out = model()(**given, use_cache=True)
+    case = language_tensors(PADDED)
+    given, fed = language_inputs(case), case["in.decode_ids"]
+    out = load_language_model()(**given, use_cache=True)
     found = []
     mask = given["attention_mask"]
     for step in range(fed.shape[1]):
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        out = model()(fed[:, step : step + 1], attention_mask=mask, past_key_values=out.past_key_values)
+        out = load_language_model()(fed[:, step : step + 1], attention_mask=mask, past_key_values=out.past_key_values)
         found.append(out.logits)
     logits = torch.cat(found, dim=1)
     torch.testing.assert_close(logits, case["out.decode_logits"], **HIDDEN)
@@ -163,9 +143,9 @@ def test_decoding_a_padded_batch_gives_the_right_logits_and_not_the_reference_on
 def test_the_config_says_what_the_tokenizer_and_the_tensors_say() -> None:
     about = json.loads(golden_path("meta.json").read_text())
     ids, dims = about["special_token_ids"], about["dims"]
-    config = model().config
+    config = load_language_model().config
     assert config.special_token_ids["row_end"] == ids["nl"] and config.video_token_id == ids["vid"]
     assert (config.vision_sizes.mlp, config.vision_sizes.position_grid) == (
-        model().model.visual.vision_tower.blocks[0].mlp.fc1.out_features,
+        load_language_model().model.visual.vision_tower.blocks[0].mlp.fc1.out_features,
         dims["pos"],
     )

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from rl_lab.benchmarks.golden import ACTIONS, HISTORY, SINGLE_FRAME, Case, load_case, load_processor
 from rl_lab.model.policy import predict_action
-from tests.model.golden import ACTIONS, HISTORY, SINGLE_FRAME, Case, load_case, load_processor
 
 
 def released_batch(case: Case) -> dict[str, Any]:

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from algos.flow_matching import FlowMatching
+from rl_lab.benchmarks.direct import padded
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.learner.memory_plan import ALL, memory_plan
 from rl_lab.model.lora import Adapted
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
-from tests.support.models import make_policy, padded
+from tests.support.models import make_policy
 
 LORA = {"rank": 4, "alpha": 8.0, "targets": ("attention", "mlp")}
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from algos.batch import ObservationBatch
+from rl_lab.benchmarks.direct import padded
 from rl_lab.model.layout import prefix_layout
 from rl_lab.model.policy import HyVLAPolicy
 from tests.model.joint import joint_forward
-from tests.support.models import make_observations, make_policy, padded
+from tests.support.models import make_observations, make_policy
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 

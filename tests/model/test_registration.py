@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rl_lab.benchmarks.golden import golden_path
 from rl_lab.model.chat import HunYuanVLMoTProcessor, ImageProcessor
 from rl_lab.model.checkpoint import vlm_processor
 from rl_lab.model.config import HyVLAConfig
@@ -32,7 +33,6 @@ from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import EMBEDDING, OUTPUT_EMBEDDING, HunYuanVLMoTForConditionalGeneration
 from rl_lab.model.vlm_config import HyVLMConfig
-from tests.model.golden import golden_path
 from tests.support.models import make_policy, vlm_from_policy
 
 HUB_ID = "some-owner/some-model"

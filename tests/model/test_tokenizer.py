@@ -8,6 +8,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl_lab.benchmarks.golden import golden_path
 from rl_lab.model import tokenizer as tokenizer_corpus
 from rl_lab.model.tokenizer import (
     FOLDER,
@@ -20,7 +21,6 @@ from rl_lab.model.tokenizer import (
     special_token_ids,
     write_tokenizer,
 )
-from tests.model.golden import golden_path
 
 TOKENIZER = load_tokenizer()
 

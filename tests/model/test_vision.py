@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rl_lab.benchmarks.golden import HIDDEN, golden_path, load_policy
 from rl_lab.model.vision import Visual, patchify
-from tests.model.golden import HIDDEN, golden_path, load_policy
 from tests.support.models import make_policy
 
 SIZES = ((64, 64), (32, 96), (64, 64), (32, 32), (32, 96))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BatchFeature
 
@@ -59,13 +57,6 @@ def make_observations(policy: HyVLAPolicy, num: int, seed: int = 0) -> Observati
     tokens = torch.randint(100, config.vlm_sizes.vocab, (num, length), generator=generator)
     lengths = torch.randint(1, length + 1, (num, 1), generator=generator)
     return ObservationBatch(images, torch.randn(num, 20, generator=generator), tokens, torch.arange(length) < lengths)
-
-
-def padded(observation: ObservationBatch, length: int, token: int = 0) -> ObservationBatch:
-    """The observation with `token` behind its instructions up to `length`, as the released code pads them."""
-    missing = length - observation.tokens.shape[1]
-    tokens = F.pad(observation.tokens, (0, missing), value=token)
-    return replace(observation, tokens=tokens, token_mask=F.pad(observation.token_mask, (0, missing)))
 
 
 def save_nano_policy(folder: Path, seeds: Sequence[int] = (0,), steps: int = 0) -> Path:

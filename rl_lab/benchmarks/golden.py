@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,15 +19,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from algos.batch import ObservationBatch
+from rl_lab.benchmarks.direct import padded
+from rl_lab.files import ROOT
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor, resize_with_padding
-from tests.support.models import padded
+from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 
-FOLDER = Path(os.environ.get("MOT_GOLDEN") or Path(__file__).parents[1] / "golden" / "mot")
+FOLDER = Path(os.environ.get("MOT_GOLDEN") or ROOT / "tests" / "golden" / "mot")
 SINGLE_FRAME = ("policy_k1_patchmask", "policy_k1_isolation", "policy_k1_missing_camera")
 HISTORY = ("policy_k6_isolation", "policy_k6_patchmask")
 FULL = ("policy_k1_patchmask", "policy_k6_isolation")
 """Cases that record every intermediate tensor, and the gradients."""
+LANGUAGE = ("vlm_text", "vlm_image2", "vlm_image2_adjacent", "vlm_video", "vlm_batch2_leftpad")
+VISUAL = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 HIDDEN: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 ACTIONS: dict[str, Any] = {"atol": 2e-5, "rtol": 0.0}
 LOSS: dict[str, Any] = {"atol": 0.0, "rtol": 1e-5}
@@ -91,6 +96,31 @@ def load_case(name: str) -> Case:
     batch = ObservationBatch(images, tensors["in.state"], tokens, mask)
     batch = padded(batch, policy.config.tokenizer_max_length, processor.tokenizer.pad_token_id)
     return Case(name, policy, overrides, batch, tensors, about["task"])
+
+
+@cache
+def load_language_model() -> HunYuanVLMoTForConditionalGeneration:
+    """The golden vision-language model in float32, read once; gradients are off because it is shared."""
+    found = HunYuanVLMoTForConditionalGeneration.from_pretrained(golden_path("vlm"), dtype=torch.float32)
+    return found.eval().requires_grad_(False)
+
+
+@cache
+def language_tensors(name: str) -> dict[str, Tensor]:
+    """Inputs and expected tensors of one of `LANGUAGE`, read once."""
+    return load_file(golden_path(f"{name}.safetensors"))
+
+
+def language_inputs(case: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of the language model's `forward` that a case holds."""
+    names = ("input_ids", "attention_mask", *VISUAL)
+    given = {name: case[f"in.{name}"] for name in names if f"in.{name}" in case}
+    return {name: x.float() if x.dtype == torch.float16 else x for name, x in given.items()}
+
+
+def valid_tokens(case: Mapping[str, Tensor]) -> Tensor:
+    """bool [B, S]."""
+    return case.get("in.attention_mask", torch.ones_like(case["in.input_ids"])).bool()
 
 
 def load_transforms() -> dict[str, np.ndarray]:
