@@ -202,6 +202,13 @@ class EvaluateKind(StageKind):
         if policy:
             graph.add("base.evaluate", "evaluate", policy)
 
+    def params(self, config: RunConfig) -> dict[str, Any]:
+        """Of ways to execute chunks that are the same without latency, one."""
+        params = super().params(config)
+        if config.eval.latency == 0 and config.eval.join in ("jump", "stitch"):
+            params["eval"]["join"] = "wait"
+        return params
+
     def examined(self, config: RunConfig) -> set[Place]:
         """Those of the evaluation seeds."""
         units = [unit for units, _ in evaluation_groups(config, config.seed) for unit in units]

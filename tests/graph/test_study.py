@@ -67,6 +67,8 @@ def test_ways_to_execute_chunks_share_the_policy_of_a_seed(tmp_path):
     assert evaluated == {
         f"latency-{steps}.{seed}.{way}.evaluate" for steps in (0, 2) for seed in (1, 2) for way in WAYS["methods"]
     }
+    assert found["latency-0.1.wait.evaluate"].params == found["latency-0.1.stitch.evaluate"].params, "the same there"
+    assert found["latency-2.1.wait.evaluate"].params != found["latency-2.1.stitch.evaluate"].params
     one = found["latency-2.2.stitch.evaluate"]
     assert one.inputs == {"policy": "latency-0.2.sft"} and one.method == "stitch"
     assert (one.config.eval.join, one.config.eval.latency, one.config.seed) == ("stitch", 2, 1)

@@ -38,7 +38,8 @@ from tests.support.experiments import write_small
 MODEL = ModelConfig(preset="state")
 UNIT = Unit(EnvSpec("tabletop", "lift_pot", "clean", 16), seeds=(3, 4), run_seed=0)
 STEPS = {"steps": 40, "batch_size": 16, "warmup": 5, "draws_per_sample": 2}
-ROLLBACK = RollbackConfig(rollback_steps=(8, 8), kept_after_event=8, patience=4)
+ROLLBACK = RollbackConfig(rollback_steps=(8, 8), kept_after_event=8, patience=4, latency=2, join="stitch")
+"""Pairs of episodes under latency, from which methods learn as from others."""
 
 
 def observed(truth: torch.Tensor | None, num: int = 2) -> ObservationBatch:
