@@ -11,7 +11,6 @@ pre-trained with the indicator. At evaluation the policy is asked for the positi
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +20,7 @@ import numpy as np
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO
 from algos.objective import FlowPolicy, Objective
-from envs.by_name import OwnCodeError, load
+from envs.by_name import OwnCodeError, calling
 
 Rows = Literal["demonstrations", "winners", "tuples", "trajectories", "labelled"]
 """What a method takes from the pairs besides demonstrations.
@@ -86,17 +85,12 @@ class Method:
         )
 
 
-def own_objective(code: str, *reference: FlowPolicy, **settings: Any) -> Objective:
+def own_objective(code: str, /, *reference: FlowPolicy, **settings: Any) -> Objective:
     """What a user's own class makes, called with a reference, where it gets one, and these by name.
 
     OwnCodeError if the class does not take them, or makes no `Objective`.
     """
-    made = load(code)
-    try:
-        inspect.signature(made).bind(*reference, **settings)
-    except (TypeError, ValueError) as error:
-        given = [*(["a reference"] if reference else []), *(f"{name}=..." for name in settings)]
-        raise OwnCodeError(f"{code}: {error}; it is called with {', '.join(given)}") from error
+    made = calling(code, *("a reference" for _ in reference), **settings)
     objective = made(*reference, **settings)
     lacking = [name for name in ("groups", "loss", "parameters") if not hasattr(objective, name)]
     if lacking:

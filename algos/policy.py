@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from algos.batch import ObservationBatch, send, take_rows
 from algos.flow_matching import chunk_loss, interpolate, loss_weight, velocity_target
 from algos.objective import FlowPolicy
+from envs.by_name import OwnCodeError
 from envs.types import Layout
 
 GROUPS = ("vision", "vlm", "expert")
@@ -188,7 +189,7 @@ class FlowModel(nn.Module):
     ) -> Tensor:
         """See `FlowPolicy`."""
         past = prefix if rows is None else take_rows(prefix, rows)
-        velocity = self.velocity(past, interpolate(actions, noise, time), time)
+        velocity = self._velocity(past, interpolate(actions, noise, time), time)
         weight = loss_weight(time, self.loss_weight_clip)
         return chunk_loss(velocity, velocity_target(actions, noise), weight, self.action_dim)
 
@@ -198,8 +199,15 @@ class FlowModel(nn.Module):
         x_t = noise
         for step in range(self.num_steps):
             time = torch.full((len(x_t),), 1 - step / self.num_steps, device=x_t.device)
-            x_t = x_t - self.velocity(prefix, x_t, time) / self.num_steps
+            x_t = x_t - self._velocity(prefix, x_t, time) / self.num_steps
         return x_t
+
+    def _velocity(self, prefix: Any, x_t: Tensor, time: Tensor) -> Tensor:
+        """`velocity`; OwnCodeError for one of another shape, which could be broadcast unseen."""
+        velocity = self.velocity(prefix, x_t, time)
+        if velocity.shape != x_t.shape:
+            raise OwnCodeError(f"velocity gives {list(velocity.shape)}; expected {list(x_t.shape)}, as x_t has it")
+        return velocity
 
     def sample_noise(self, num: int, generator: torch.Generator) -> Tensor:
         """See `FlowPolicy`."""

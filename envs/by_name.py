@@ -12,9 +12,10 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -78,9 +79,9 @@ def find(source: str, what: str = "part") -> ast.AST:
 def _definitions(path: Path, source: str) -> dict[str, ast.AST]:
     """By name what the top of a file defines or imports, also for readers of types only: there lazy modules say it."""
     try:
-        waiting = list(ast.parse(path.read_text()).body)
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source!r}: {path.name} is no Python ({error})") from error
+        waiting = list(_parsed(path).body)
+    except ValueError as error:
+        raise ValueError(f"{source!r}: {error}") from error
     found: dict[str, ast.AST] = {}
     while waiting:
         node = waiting.pop(0)
@@ -99,8 +100,17 @@ def _definitions(path: Path, source: str) -> dict[str, ast.AST]:
     return found
 
 
+def _parsed(path: Path) -> ast.Module:
+    """A file as Python reads it, in the encoding that it names. ValueError where it is none."""
+    try:
+        return ast.parse(path.read_bytes(), path.name)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path.name} is no Python ({str(error) or type(error).__name__})") from error
+
+
 def files(source: str) -> list[Path]:
-    """The file that it is defined in, first, and the modules of the same folder that this one needs."""
+    """The file that it is defined in, first, and the modules of the same folder that this one needs. ValueError where
+    one of them is no Python."""
     first = source_file(source).resolve()
     found, waiting = [first], [first]
     while waiting:
@@ -112,7 +122,7 @@ def files(source: str) -> list[Path]:
 
 def _imported(path: Path) -> Iterator[str]:
     """First parts of the names of the modules that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level < 2:
@@ -138,14 +148,31 @@ _FOLDERS: set[Path] = set()
 
 
 def load(source: str) -> Any:
-    """Import it. Whatever its code raises goes on (see `blamed`); AttributeError without such a name.
+    """Import it. Whatever its code raises goes on (see `blamed`).
 
-    ValueError if a module of another folder has the name of one beside its file.
+    OwnCodeError without such a name, and if a module of another folder has the name of one beside its file.
     """
     place, name = split(source)
     path = source_file(source).resolve()
     _FOLDERS.add(path.parent)
-    return getattr(_from_file(path) if place.endswith(".py") else importlib.import_module(place), name)
+    module = _from_file(path) if place.endswith(".py") else importlib.import_module(place)
+    if not hasattr(module, name):
+        raise OwnCodeError(f"{source}: {path.name} names {name}, but has none once it was run")
+    return getattr(module, name)
+
+
+def calling(source: str, /, *placed: str, **named: Any) -> Callable[..., Any]:
+    """Import what is to be called with these arguments, `placed` being the words for those that have no name.
+
+    OwnCodeError if it does not take them.
+    """
+    made = load(source)
+    try:
+        inspect.signature(made).bind(*placed, **named)
+    except (TypeError, ValueError) as error:
+        given = ", ".join([*placed, *(f"{name}=..." for name in named)])
+        raise OwnCodeError(f"{source}: {error}; it is called with {given or 'nothing'}") from error
+    return made
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -163,7 +190,7 @@ def _from_file(path: Path) -> ModuleType:
         for beside in files(f"{path}:{path.stem}")[1:]:
             other = getattr(sys.modules.get(beside.stem), "__file__", None)
             if other is not None and Path(other).resolve() != beside:
-                raise ValueError(f"{beside} is hidden by {other}, another module {beside.stem}; give it another name")
+                raise OwnCodeError(f"{beside} is hidden by {other}, another module {beside.stem}; give it another name")
     except BaseException:
         del sys.modules[alias]
         raise

@@ -24,6 +24,7 @@ from pydantic import model_validator
 from envs.by_name import OwnName, load
 from envs.execution import Execution, LateExecutor
 from envs.options import ControlSteps, Fraction, Rounds
+from envs.own_corrections import own_commands, own_detector
 from envs.rollout import NO_MEMORY, Act, Looking, Memory, Rollout, finished, with_noise
 from envs.types import (
     NO_FRAMES,
@@ -61,9 +62,9 @@ class Corrector:
 
 
 def own_corrector(code: str) -> Corrector:
-    """A user's own by its name: a `Corrector`, or a function that is its `commands`."""
+    """A user's own by its name: a `Corrector`, or a function that is its `commands`. OwnCodeError for another."""
     found = load(code)
-    return found if isinstance(found, Corrector) else Corrector(f"own {code.rpartition(':')[2]}", found)
+    return found if isinstance(found, Corrector) else Corrector(f"own {code.rpartition(':')[2]}", own_commands(code))
 
 
 def _expert_commands(env: ControlledEnv, seed: int, before: np.ndarray) -> Iterator[np.ndarray]:
@@ -177,7 +178,7 @@ def make_detector(config: RollbackConfig, env: ControlledEnv) -> Detector:
     """For an episode that has begun: the user's own, else `FailureDetector`."""
     if config.detector is None:
         return FailureDetector(config, env.patience)
-    return load(config.detector)(config, env)
+    return own_detector(config.detector, config, env)
 
 
 class FailureDetector:

@@ -8,6 +8,7 @@ Exit code: 0 all holds, 1 something does not (one line), 2 bad input.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -52,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except ValueError as error:
         raise RunError(f"{options.source} is no {options.kind}: {error}") from error
+    except Exception as error:  # what it gave went wrong in the lab's own code
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"what it gives led to {type(error).__name__}: {error}, in {frame.filename}:{frame.lineno}"
+        raise RunError(f"{options.source} is no {options.kind}: {said}") from error
     print(f"{options.source} keeps its contract: {options.kind}")
     return 0
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Protocol
 
 import numpy as np
 
 from algos.curriculum.items import Array, Items
 from algos.curriculum.options import OwnScheme
-from envs.by_name import OwnCodeError, blamed, load
+from envs.by_name import OwnCodeError, blamed, calling
 
 
 class ItemWeights(Protocol):
@@ -29,13 +28,7 @@ def make_scheme(own: OwnScheme) -> ItemWeights:
     """What a class makes of its settings. OwnCodeError, with file and line, for what it raises, and where that is no
     scheme."""
     with blamed():
-        made = load(own.code)
-        try:
-            inspect.signature(made).bind(**own.settings)
-        except (TypeError, ValueError) as error:
-            given = ", ".join(f"{name}=..." for name in own.settings) or "nothing"
-            raise OwnCodeError(f"{own.code}: {error}; it is called with {given}") from error
-        scheme = made(**own.settings)
+        scheme = calling(own.code, **own.settings)(**own.settings)
     if not hasattr(scheme, "weights"):
         raise OwnCodeError(f"{own.code} makes no scheme: it has no weights(items, rows, step, version)")
     return scheme

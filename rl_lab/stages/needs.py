@@ -27,7 +27,7 @@ from rl_lab.model.checkpoint import checkpoint_dtype, is_policy, vlm_config
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from rl_lab.stages.own_policy import own_policy
+from rl_lab.stages.own_code import own_policy
 from rl_lab.workers.placement import joins_cluster
 
 GIB = 2**30

@@ -15,7 +15,7 @@ import torch
 
 from algos.alarms import cap_warning
 from algos.policy import PolicySizes
-from envs.by_name import OwnCodeError, blamed, find
+from envs.by_name import OwnCodeError, blamed
 from envs.types import BIMANUAL, Layout
 from rl_lab.config.actions import FilesConfig
 from rl_lab.config.environments import check_own_environment, environment_layout
@@ -37,7 +37,7 @@ from rl_lab.records.sources import find_recordings, glance, spread
 from rl_lab.reports.hub import check_hub
 from rl_lab.rollouts.answering import make_rewards
 from rl_lab.stages.kinds import expand, settings_of
-from rl_lab.stages.own_policy import check_own_policy
+from rl_lab.stages.own_code import check_corrections, check_own_code, check_own_policy
 from rl_lab.workers.cluster import cluster_nodes
 from rl_lab.workers.placement import Node, bundles, joins_cluster, lacking
 from rl_lab.workers.policy import check_corrector, read_corrections
@@ -77,7 +77,7 @@ def check_settings(config: RunConfig) -> None:
 
 
 def _check_settings(config: RunConfig) -> None:
-    _check_own_code(config)
+    check_own_code(config)
     if config.learns_actions:
         if config.runs_episodes and config.env.backend == "robotwin":
             check_robotwin(config)
@@ -85,6 +85,8 @@ def _check_settings(config: RunConfig) -> None:
             check_own_environment(config)
         _check_model(config)
         _check_objectives(config)
+        if config.collects_pairs:
+            check_corrections(config)
         _check_compiling(config)
     if config.learns_language:
         _check_language(config)
@@ -112,15 +114,6 @@ def _complaints(*checks: Callable[[], None]) -> list[str]:
         except UserError as error:
             lines.append(str(error))
     return lines
-
-
-def _check_own_code(config: RunConfig) -> None:
-    """What is named of a user's own code is there; it is not run here."""
-    for key, source in config.own_code.items():
-        try:
-            find(source)
-        except ValueError as error:
-            raise UserError(f"{key}: {error}") from error
 
 
 def _check_trackers(config: RunConfig) -> None:

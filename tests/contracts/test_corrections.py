@@ -7,10 +7,12 @@ import pytest
 
 from envs.by_name import OwnCodeError, blamed
 from envs.rollback import FailureDetector, RollbackConfig, intervened_rollout, make_detector, scripted_expert
-from rl_lab.check import main
+from rl_lab.check import CONTRACTS, main
 from rl_lab.config.actions import CollectConfig
 from rl_lab.contracts import corrections
 from rl_lab.errors import RunError, UserError
+from rl_lab.stages.kinds import load_config
+from rl_lab.stages.own_code import check_corrections
 from rl_lab.workers.policy import corrector_plan
 from tests.envs.toy import ToyEnv
 
@@ -32,6 +34,17 @@ class Ahead(Number):
 class Raises(Number):
     def update(self, diagnosis, step):
         return diagnosis.no_such_thing
+
+class Silent: ...
+
+class Nothing:
+    def __init__(self, config, env): ...
+
+class Unset(Nothing):
+    def update(self, diagnosis, step): ...
+
+def forgotten(env, seed, before):
+    env.state()
 
 def short(env, seed, before):
     yield np.zeros(14)
@@ -63,6 +76,11 @@ def test_the_examples_keep_their_contracts(monkeypatch, capsys, kind, name):
         ("detector", "Number", "update gave 7; it must give the name of a failure, or None"),
         ("detector", "Ahead", "best_step is 2 after step 1"),
         ("detector", "Raises", "wrong_corrections.py:17: AttributeError"),
+        ("detector", "Silent", "too many positional arguments; it is called with the settings of collect, an environ"),
+        ("detector", "Nothing", "makes no detector: it has no update(diagnosis, step)"),
+        ("detector", "Unset", "best_step is None after step 1"),
+        ("corrector", "Silent", "it is called with an environment, its seed, the frames before"),
+        ("corrector", "forgotten", "gave None; it must yield one command at a time"),
         ("corrector", "short", "it must be 16 finite numbers"),
         ("corrector", "chance", "it gives other commands for the same state again"),
     ],
@@ -71,6 +89,18 @@ def test_what_they_do_not_keep_is_one_line(wrong, kind, name, said):
     with pytest.raises(RunError) as caught:
         main([kind, f"{wrong}:{name}"])
     assert said in str(caught.value)
+
+
+def test_what_goes_wrong_in_our_code_is_one_line_too(monkeypatch):
+    monkeypatch.setitem(CONTRACTS, "detector", lambda source, settings: iter([1 // 0]))
+    with pytest.raises(RunError, match=r"what it gives led to ZeroDivisionError: .*test_corrections.py:\d+"):
+        main(["detector", f"{EXAMPLES / 'still_arms.py'}:StillArms"])
+
+
+def test_a_run_refuses_them_before_it_begins(wrong):
+    config = load_config(Path("flowpro_smoke"), [f"collect.detector={wrong}:Silent"])
+    with pytest.raises(UserError, match=r"collect.detector: .*Silent: too many positional arguments"):
+        check_corrections(config)
 
 
 def test_unknown_settings_are_refused(wrong):

@@ -78,6 +78,10 @@ class Raises(Plain):
     def encode(self, observation):
         raise RuntimeError("no such luck")
 
+class Wide(Plain):
+    def velocity(self, prefix, x_t, time):
+        return super().velocity(prefix, x_t, time)[:, :1]
+
 class Bare(nn.Module):
     def __init__(self, spec):
         super().__init__()
@@ -119,6 +123,7 @@ def test_a_policy_is_checked_for_the_layout_that_it_is_made_for(capsys):
         ("Forgets", "it acts otherwise when it was saved and read"),
         ("Tuple", "a prefix is a tensor whose first axis are the observations"),
         ("Raises", "wrong_policies.py:63: RuntimeError: no such luck"),
+        ("Wide", "velocity gives [8, 1, 20]; expected [8, 2, 20]"),
         ("Bare", "makes no policy: it has no action_dim; inherit from algos.policy.FlowModel"),
         ("function", "is no class of torch.nn.Module"),
     ],

@@ -48,6 +48,25 @@ def test_the_digest_covers_the_modules_that_it_needs_and_not_where_they_lie(own,
     assert digest("mine.py:Part") != before
 
 
+def test_a_file_is_read_in_its_own_encoding_and_one_that_is_no_python_is_named(own, tmp_path):
+    (tmp_path / "marked_mine.py").write_bytes(b"\xef\xbb\xbfdef f(): ...\n")
+    (tmp_path / "latin_mine.py").write_bytes(b'# -*- coding: latin-1 -*-\ndef f(): return "\xe9"\n')
+    assert callable(load("marked_mine.py:f")) and load("latin_mine.py:f")() == "\xe9"
+    for text in ("def f(:", "def f(): ...\n\0", "x = " + "-" * 100_000 + "1\ndef f(): ..."):
+        (tmp_path / "further_mine.py").write_text(text)
+        with pytest.raises(ValueError, match=r"'further_mine.py:f': further_mine.py is no Python \(.+\)"):
+            find("further_mine.py:f")
+        with pytest.raises(ValueError, match=r"^further_mine.py is no Python"):
+            files("mine.py:Part")
+
+
+def test_a_name_that_is_gone_once_the_file_was_run_is_told(own, tmp_path):
+    (tmp_path / "gone_mine.py").write_text("if False:\n    def f(): ...\n")
+    find("gone_mine.py:f")
+    with pytest.raises(OwnCodeError, match="gone_mine.py names f, but has none once it was run"):
+        load("gone_mine.py:f")
+
+
 def test_what_its_code_raises_is_one_line_with_file_and_line(own, tmp_path):
     with pytest.raises(OwnCodeError) as caught, blamed():
         load("mine.py:Part").fail()

@@ -6,7 +6,6 @@ lies: which code is run is said by who loads it, `model.code` in a run.
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from algos.policy import CHUNK, GROUPS, Policy, PolicySpec
-from envs.by_name import OwnCodeError, blamed, load, split
+from envs.by_name import OwnCodeError, blamed, calling, load, split
 from envs.types import BIMANUAL, Layout
 from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
@@ -70,12 +69,7 @@ def make_own(code: str, spec: PolicySpec, seed: int | None = None) -> Policy:
         made = load(code)
         if not (isinstance(made, type) and issubclass(made, nn.Module)):
             raise OwnCodeError(f"{code} is no class of torch.nn.Module; inherit from algos.policy.FlowModel")
-        try:
-            inspect.signature(made).bind(spec, **spec.settings)
-        except TypeError as error:
-            given = ", ".join(["an algos.policy.PolicySpec", *(f"{name}=..." for name in spec.settings)])
-            raise OwnCodeError(f"{code}: {error}; it is called with {given}") from error
-        policy: Any = made(spec, **spec.settings)
+        policy: Any = calling(code, "an algos.policy.PolicySpec", **spec.settings)(spec, **spec.settings)
         lacking = [name for name in dir(Policy) if name[0] != "_" and not hasattr(policy, name)]
         if lacking:
             raise OwnCodeError(f"{code} makes no policy: it has no {lacking[0]}; inherit from algos.policy.FlowModel")

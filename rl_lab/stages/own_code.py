@@ -1,4 +1,4 @@
-"""A policy of one's own (`model.code`), before a run: it can be made, and nothing is asked of it that only ours has."""
+"""Code of one's own before a run: it is there and fits, and nothing is asked of a policy that only ours has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from algos.policy import Policy, PolicySizes
-from envs.by_name import OwnCodeError
+from envs.by_name import OwnCodeError, blamed, files, find
+from envs.own_corrections import detector_class
+from envs.rollback import own_corrector
 from envs.types import BIMANUAL, Layout
 from rl_lab.config.environments import environment_layout
 from rl_lab.config.schema import RunConfig
@@ -17,6 +19,27 @@ from rl_lab.records.sources import find_recordings
 
 ONLY_OURS = ("lora", "gradient_checkpointing", "compile")
 """Settings of training that know our layers by name."""
+
+
+def check_own_code(config: RunConfig) -> None:
+    """What is named of a user's own code is there, with the modules beside it; it is not run here."""
+    for key, source in config.own_code.items():
+        try:
+            find(source)
+            files(source)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from error
+
+
+def check_corrections(config: RunConfig) -> None:
+    """A detector and a corrector of the user's own can be imported, and called as they will be."""
+    detector, corrector = config.collect.detector, config.collect.corrector.code
+    for key, code, check in (("detector", detector, detector_class), ("corrector", corrector, own_corrector)):
+        try:
+            with blamed():
+                _ = code and check(code)
+        except OwnCodeError as error:
+            raise UserError(f"collect.{key}: {error}") from error
 
 
 def own_policy(config: RunConfig) -> Policy:
