@@ -221,6 +221,11 @@ class Segment:
     truth: np.ndarray | None = None
     """Simulator ground truth at each of them, float32 [T, n]; None where nobody recorded it."""
 
+    def beginning(self, steps: int) -> Segment:
+        """Its first steps, all of them if there are fewer."""
+        truth = None if self.truth is None else self.truth[:steps]
+        return Segment(self.poses[: steps + 1], self.actions[:steps], self.images[:steps], truth)
+
 
 INTERVENTION, RANKED = "intervention", "ranked"
 """Where a preference pair comes from."""

@@ -178,8 +178,8 @@ class CollectConfig(Section, RollbackConfig):
     corrector: CorrectorConfig = CorrectorConfig()
     """Who shows the better continuation."""
     swapped_share: Fraction = 0.0
-    """Share of a round's pairs whose winner and loser are exchanged at random after collection: label noise, for
-    studies of it."""
+    """Share of a round's pairs whose winner and loser are exchanged at random after collection, the correction cut to
+    as many steps as the failure: label noise, for studies of it."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -98,11 +98,18 @@ def collect_pairs(
 def swap(pairs: list[PreferencePair], share: float, seed: int, name: str) -> tuple[list[PreferencePair], int]:
     """The pairs with winner and loser of a share of them exchanged, drawn by seed and name, and how many those are.
 
-    Those of a smaller share are among those of a larger one.
+    Those of a smaller share are among those of a larger one. A failure ends where it shows, a correction goes on to
+    success: as a failure it ends after as many steps as the one that it is compared with. Else most of its states would
+    be of the rest of the task, which nobody compared, and be led back to the failure.
     """
     chosen = stream(seed, "swap", name).permutation(len(pairs))[: round(share * len(pairs))].tolist()
     swapped = {
-        place: replace(pair, winner=pair.loser, loser=pair.winner, corrector=f"{pair.corrector}, swapped")
+        place: replace(
+            pair,
+            winner=pair.loser,
+            loser=pair.winner.beginning(len(pair.loser.actions)),
+            corrector=f"{pair.corrector}, swapped",
+        )
         for place, pair in ((place, pairs[place]) for place in chosen)
     }
     return [swapped.get(place, pair) for place, pair in enumerate(pairs)], len(chosen)
