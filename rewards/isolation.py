@@ -287,7 +287,7 @@ def _serve(connection: socket.socket) -> None:
         nonce, pickled = _request(connection)
         try:
             function = pickle.loads(pickled)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - an import may raise anything; the caller is to hear of it
+        except Exception as error:  # noqa: BLE001 - an import may raise anything, and the caller is to hear of it
             return _send(connection, nonce + _error(error), None)
         _send(connection, nonce + b'{"value": null}', None)
         while True:
@@ -334,7 +334,7 @@ async def _awaited(values: Any) -> Any:
     return await values
 
 
-def _error(error: BaseException) -> bytes:
+def _error(error: Exception) -> bytes:
     return json.dumps({"error": f"{type(error).__name__}: {error}"[:_MAX_DETAIL_CHARS]}).encode()
 
 
