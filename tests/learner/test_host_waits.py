@@ -212,6 +212,7 @@ def test_a_step_reads_the_device_once(
 
 
 @on_every_objective
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees none")
 def test_torch_sees_one_wait_in_a_step_on_a_gpu(
     case: Callable[[], tuple[Any, Any, Any]], monkeypatch: pytest.MonkeyPatch
