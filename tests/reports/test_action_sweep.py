@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -163,10 +164,10 @@ def test_curves_begin_with_the_base_and_end_with_the_trained_policies(sweep):
 
 def test_a_training_metric_has_students_interval_over_training_seeds_and_none_of_one_seed():
     values = np.array([[1.0, 2.0], [2.0, 2.0], [3.0, 2.0]])
-    mean, low, high = seeds_interval(values)
+    mean, low, high = np.array([astuple(one) for one in seeds_interval(values)]).T
     half = 4.302652729911275 / np.sqrt(3)
     assert np.allclose(mean, 2.0) and np.allclose(low, [2 - half, 2.0]) and np.allclose(high, [2 + half, 2.0])
-    assert all(np.array_equal(one, values[0]) for one in seeds_interval(values[:1]))
+    assert all(astuple(one) == (value,) * 3 for one, value in zip(seeds_interval(values[:1]), values[0], strict=True))
 
 
 def test_without_the_base_there_is_no_curve_of_success(sweep, tmp_path):

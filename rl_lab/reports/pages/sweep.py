@@ -1,19 +1,18 @@
 """`sweep.html`: which reward to train on, and how sure one can be.
 
 Of variants over rankings of actions success is measured before and after training, over episodes and training seeds.
-Between them there are only the metrics of the training: a mean over R training seeds with Student's interval,
-mean +- t_{0.975, R - 1} s / sqrt(R); one seed has none.
+Between them there are only the metrics of the training: a mean over training seeds with Student's interval; one seed
+has none.
 """
 
 from __future__ import annotations
 
 import json
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import t
 
 from rl_lab.files import read_json_lines, write_whole
 from rl_lab.reports.budgets import REFERENCE
@@ -30,7 +29,7 @@ from rl_lab.reports.paired import EFFECT
 from rl_lab.reports.run import LoadedRun, label, parse_node
 from rl_lab.reports.sweep import ranks_actions, success_points, variant_names
 from rl_lab.reports.sweep_verdict import Standing, corrected
-from rl_lab.stats import Array, Interval
+from rl_lab.stats import Array, Interval, student_interval
 
 if TYPE_CHECKING:
     from rl_lab.records.item_files import ItemFile
@@ -46,14 +45,11 @@ SHOWN = {
 """Metric of the training -> its unit."""
 
 
-def seeds_interval(values: Array) -> tuple[Array, Array, Array]:
-    """Mean over training seeds and the ends of its interval, [G] each, of values [R, G]; of one seed the ends are the
-    mean."""
-    count, mean = len(values), values.mean(0)
-    if count == 1:
-        return mean, mean, mean
-    half = t(count - 1).ppf(0.975) * values.std(0, ddof=1) / math.sqrt(count)
-    return mean, mean - half, mean + half
+def seeds_interval(values: Array) -> list[Interval]:
+    """Mean over training seeds of each of G values, [R, G], with its interval; of one seed the ends are the mean."""
+    if len(values) == 1:
+        return [Interval(value, value, value) for value in values[0].tolist()]
+    return [student_interval(column) for column in values.T]
 
 
 def _points(run: LoadedRun, variant: str, metric: str) -> Points:
@@ -65,10 +61,9 @@ def _points(run: LoadedRun, variant: str, metric: str) -> Points:
     if not steps:
         return []
     values = [thin(steps, [one[step] for step in steps], min(BLOCKS, len(steps))) for one in curves]
-    mean, low, high = seeds_interval(np.array([y for _, y in values]))
+    means = seeds_interval(np.array([y for _, y in values]))
     if SHOWN[metric] == "share":
-        low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-    means = map(Interval, mean.tolist(), low.tolist(), high.tolist())
+        means = [replace(mean, low=max(mean.low, 0.0), high=min(mean.high, 1.0)) for mean in means]
     return list(zip(values[0][0], means, strict=True))
 
 
