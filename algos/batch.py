@@ -240,6 +240,22 @@ class TokenBatch(TensorRecord):
 
 
 @dataclass(kw_only=True)
+class MixedBatch(TokenBatch):
+    """Rows of several sources, which metrics tell apart."""
+
+    stays_on_host = TokenBatch.stays_on_host | {"source"}
+
+    source: Tensor
+    """Number of each row's source, int64 [B]."""
+    names: tuple[str, ...]
+    """Of all sources, those without a row in the batch among them."""
+
+    def of(self, name: str) -> Tensor:
+        """Which tokens to learn are of a source, bool [B, S]."""
+        return self.completion_mask & (self.source == self.names.index(name))[:, None]
+
+
+@dataclass(kw_only=True)
 class RolloutBatch(TokenBatch):
     """Sampled answers. What is given for each token is [B, S] beside its token and 0 elsewhere."""
 

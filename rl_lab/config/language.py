@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,7 @@ from envs.options import (
     AnyNumber,
     AtLeastOne,
     Fraction,
+    Named,
     NonNegativeFloat,
     NonNegativeInt,
     Pixels,
@@ -36,6 +38,48 @@ Curriculum = Annotated[CurriculumOptions, in_own_words(CurriculumOptions)]
 GRPOSection = Annotated[GRPOOptions, in_own_words(GRPOOptions)]
 
 
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+
+
+class SourceConfig(Section):
+    """Rows to imitate: a file of one's own, or generated questions with worked solutions."""
+
+    file: str | None = None
+    """JSONL, Parquet or saved `datasets` table of conversations, or of questions with a `solution`."""
+    tasks: AnyNumber[str] = ()
+    """Without a file: generators of `envs.spatial_qa`; () for those of `questions.tasks`."""
+    rows: PositiveInt = 500
+    """Without a file: questions."""
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> Self:
+        check_tasks(self.tasks)
+        if self.file is not None and self.tasks:
+            raise ValueError("tasks are of generated questions, but file names one's own; leave one of them out")
+        return self
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """ValueError for a generator that is not there."""
+    from envs.spatial_qa.questions import GENERATORS  # here, because it imports the simulator
+
+    unknown = [task for task in tasks if task not in GENERATORS]
+    if unknown:
+        hint = nearest(unknown[0], GENERATORS)
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(GENERATORS)}{hint}")
+
+
+def file_key(name: str) -> str:
+    """Dotted key of the file of a set, or of a source of one (`SET.SOURCE`)."""
+    kind, _, source = name.partition(".")
+    return f"questions.{kind}_sources.{source}.file" if source else f"questions.{kind}_file"
+
+
+def is_imitated(name: str) -> bool:
+    """Whether the rows of a set or source are shown as they are, so that they need solutions."""
+    return name.partition(".")[0] in ("cold_start", "validation")
+
+
 class QuestionsConfig(Section):
     """Questions over images: generated ones, or files of one's own (`rl_lab.records.questions`)."""
 
@@ -49,12 +93,12 @@ class QuestionsConfig(Section):
     """Ask for reasoning before the answer, and show it in worked solutions."""
     per_scene: Annotated[int, Field(ge=1, le=64)] = 8
     """Successive questions that may ask about one rollout of a task; fewer show more scenes and take longer to make."""
-    train: PositiveInt = 3000
-    """Questions of the curriculum pool."""
+    train: NonNegativeInt = 3000
+    """Questions of the curriculum pool; 0 in a run that only imitates."""
     cold_start: PositiveInt = 2000
     """Further questions, whose worked solutions the cold start imitates."""
-    held_out: PositiveInt = 200
-    """Questions that examinations ask; never trained on."""
+    held_out: NonNegativeInt = 200
+    """Questions that examinations ask; never trained on. 0 in a run that only imitates."""
     development: NonNegativeInt = 0
     """Further questions, on which gates decide; neither trained on nor reported."""
     split: Literal["heldout_seeds", "heldout_scenes"] = "heldout_seeds"
@@ -63,6 +107,11 @@ class QuestionsConfig(Section):
     """JSONL, Parquet or saved `datasets` table that replaces the generated questions of the pool."""
     cold_start_file: str | None = None
     """The same with worked solutions or conversations, instead of the generated ones."""
+    cold_start_sources: Named[SourceName, SourceConfig] = {}
+    """Several sets for the cold start instead of that one, by names of your own; it tells them apart, and mixes them as
+    `cold_start.ratios` says."""
+    validation_sources: Named[SourceName, SourceConfig] = {}
+    """Sets that are never learned from, on which the cold start measures loss and accuracy."""
     held_out_file: str | None = None
     """A file that replaces the generated held-out questions."""
     development_file: str | None = None
@@ -73,18 +122,25 @@ class QuestionsConfig(Section):
     @field_validator("tasks")
     @classmethod
     def _known_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        from envs.spatial_qa.questions import GENERATORS  # here, because it imports the simulator
-
-        unknown = [task for task in tasks if task not in GENERATORS]
-        if unknown:
-            hint = nearest(unknown[0], GENERATORS)
-            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(GENERATORS)}{hint}")
+        check_tasks(tasks)
         return tasks
+
+    @model_validator(mode="after")
+    def _one_cold_start(self) -> Self:
+        if self.cold_start_sources and self.cold_start_file is not None:
+            raise ValueError("cold_start_file and cold_start_sources are both given; make the file one of the sources")
+        return self
+
+    def sources(self) -> dict[str, SourceConfig]:
+        """The sources of the cold start and of its validation, by the name of their set."""
+        sets = {"cold_start": self.cold_start_sources, "validation": self.validation_sources}
+        return {f"{name}.{source}": found for name, sources in sets.items() for source, found in sources.items()}
 
     def files(self) -> dict[str, Path]:
         """The files that replace generated sets, by set."""
         given = {"train": self.train_file, "cold_start": self.cold_start_file, "held_out": self.held_out_file}
         given |= {"development": self.development_file}
+        given |= {name: source.file for name, source in self.sources().items()}
         return {name: Path(path) for name, path in given.items() if path is not None}
 
 
@@ -111,6 +167,13 @@ class ColdStartConfig(TextTrainingConfig):
     steps: PositiveInt = 600
     lr: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 50
+    ratios: Named[SourceName, PositiveFloat] = {}
+    """Shares of every batch by source of `questions.cold_start_sources`, as parts: {a: 2, b: 1}; each source is then
+    read in passes of its own. {}: all rows in common passes, each equally often."""
+    max_length: Tokens | None = None
+    """Tokens of a row, pictures included; longer rows are left out and counted. None: there is no limit."""
+    validate_every: NonNegativeInt = 100
+    """Steps between two measurements on `questions.validation_sources`; 0: before the first and after the last only."""
 
 
 class ExamineConfig(Section):

@@ -10,11 +10,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from envs.by_name import DIGESTS
 from rl_lab.config.actions import ObjectiveConfig
+from rl_lab.config.language import file_key
 from rl_lab.config.pipeline import FilePart, Step
 from rl_lab.config.robotwin import checkout_digest, on_box_robot
 from rl_lab.config.schema import RunConfig
@@ -228,8 +231,10 @@ class StageKind:
                 section: {name: params[section][name] for name in LIMITS[section]}
                 for section in LIMITS.keys() & params.keys()
             }
-            digests = {f"{name}_file": source_digest(path) for name, path in config.questions.files().items()}
-            questions = params["questions"] | digests
+            questions = params["questions"]
+            for name, path in config.questions.files().items():
+                *places, key = file_key(name).split(".")[1:]
+                reduce(getitem, places, questions)[key] = source_digest(path)
             kept = questions.keys() - set(self.questions_left_out)
             params["questions"] = {name: value for name, value in questions.items() if name in kept}
         return params

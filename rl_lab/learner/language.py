@@ -1,4 +1,4 @@
-"""The language side's training: imitation of worked solutions, and learning from groups of answers as they come: GRPO.
+"""The language side's training: imitation of the rows of a set, and learning from groups of answers as they come: GRPO.
 
 Plans are plain settings and folders, so that they travel to the learner's process, which builds the rest there.
 """
@@ -14,21 +14,18 @@ from typing import Any
 from algos.batch import RolloutBatch
 from algos.cross_entropy import CrossEntropy
 from algos.grpo import GRPO, GRPOOptions
-from rl_lab.config.language import ColdStartConfig, RLConfig
-from rl_lab.config.section import ModelConfig, ScheduleConfig
+from rl_lab.config.language import RLConfig
+from rl_lab.config.section import ScheduleConfig
 from rl_lab.learner.learner import Learner
-from rl_lab.learner.plans import DataPlan, Parts, optimiser, trainable
+from rl_lab.learner.plans import DataPlan, Measured, Parts, optimiser, trainable
 from rl_lab.model.chat import HunYuanVLMoTProcessor
-from rl_lab.model.checkpoint import LanguageModel, Snapshot, initial_language_model, load_language_model, publish
+from rl_lab.model.checkpoint import LanguageModel, Snapshot, load_language_model, publish
 from rl_lab.model.lora import Adapted
-from rl_lab.records.item_files import SolutionFile
-from rl_lab.records.token_batches import chat_batch, rollout_batch
+from rl_lab.records.token_batches import rollout_batch
 from rl_lab.records.types import RolloutGroup
 from rl_lab.seeding import integer, stream
 
 GROUPS = ("vision", "vlm")
-CALIBRATION_ROWS = 256
-"""Questions whose pictures random weights are fitted to."""
 
 
 def epoch_order(num_rows: int, steps: int, batch_size: int, seed: int) -> list[list[int]]:
@@ -61,22 +58,6 @@ class OrderedData:
         return self.batch_of(self.order[step])
 
 
-def conversation_data(
-    solutions: Path, settings: ColdStartConfig, seed: int, processor: HunYuanVLMoTProcessor
-) -> OrderedData:
-    """Conversations to imitate, in the order of a cold start."""
-    rows = SolutionFile(solutions)
-    order = epoch_order(len(rows), settings.steps, settings.batch_size, integer(seed, "cold_start"))
-    return OrderedData(rows, order, lambda numbers: chat_batch([rows[row].chat() for row in numbers], processor))
-
-
-def calibrate(model: LanguageModel, solutions: Path) -> None:
-    """Fit random weights to the first pictures of a set and to numbers."""
-    rows = SolutionFile(solutions)
-    shown = range(min(len(rows), CALIBRATION_ROWS))
-    model.calibrate([image for row in shown for image in rows.images(row)])
-
-
 class LanguagePlan(DataPlan):
     """Cross-entropy on the rows of a set."""
 
@@ -88,37 +69,18 @@ class LanguagePlan(DataPlan):
         """The batches of every step."""
         raise NotImplementedError
 
+    def validation(self, processor: HunYuanVLMoTProcessor) -> Measured | None:
+        """What is measured on the way, on rows that are never learned."""
+        return None
+
     def build(self, device: str) -> Parts:
         """See `DataPlan`."""
         start = self.start()
         start.model.to(device)  # type: ignore[arg-type]
         data, info = self.data(start.processor), start.info.after(self.settings.steps)
         trained = trainable(start.model, self.settings, GROUPS, integer(self.seed, "lora"))
-        return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info))
-
-
-@dataclass(frozen=True)
-class ColdStartPlan(LanguagePlan):
-    """Imitation of worked solutions, from a preset's random weights or from a checkpoint."""
-
-    model: ModelConfig
-    settings: ColdStartConfig
-    solutions: Path
-    """File of `rl_lab.records.item_files`."""
-    seed: int
-
-    name = "cold_start"
-
-    def start(self) -> LanguageModel:
-        """See `LanguagePlan`; random weights are fitted to pictures and numbers."""
-        found = initial_language_model(self.model, self.seed)
-        if self.model.path is None:
-            calibrate(found, self.solutions)
-        return found
-
-    def data(self, processor: HunYuanVLMoTProcessor) -> OrderedData:
-        """See `LanguagePlan`."""
-        return conversation_data(self.solutions, self.settings, self.seed, processor)
+        validation = self.validation(start.processor)
+        return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info), validation)
 
 
 class OnlineTraining:

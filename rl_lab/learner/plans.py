@@ -22,6 +22,16 @@ from rl_lab.model.sharding import join, num_ranks
 from rl_lab.records.action_datasets import Dataset
 
 
+class Measured(Protocol):
+    """What is measured of the weights while they are trained, and changes nothing."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is after so many steps."""
+
+    def measure(self, policy: Any) -> dict[str, float]:
+        """Metrics of the weights of the moment."""
+
+
 @dataclass
 class Parts:
     """What a plan turns into."""
@@ -32,6 +42,7 @@ class Parts:
     data: Dataset
     save: Callable[[Path], None]
     """Writes the model's checkpoint into a folder."""
+    validation: Measured | None = None
 
 
 @dataclass
@@ -132,7 +143,14 @@ class Training:
         feed = self.feeds[name]
         torch.set_num_threads(feed.settings.threads)
         batch = feed.data.batch(self._done(name)).to(self.device)
-        return self.learner.step(name, batch, feed.settings.rows_at_once)
+        metrics = self.learner.step(name, batch, feed.settings.rows_at_once)
+        validation = self.parts.validation
+        return metrics | (self.validate() if validation is not None and validation.is_due(self.step) else {})
+
+    def validate(self) -> dict[str, float]:
+        """What is measured of the weights of the moment; {} where nothing is."""
+        validation = self.parts.validation
+        return {} if validation is None else validation.measure(self.learner.policy)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs besides its plan."""

@@ -13,7 +13,8 @@ from algos.cross_entropy import CrossEntropy
 from rl_lab.config.actions import SFTConfig
 from rl_lab.config.language import ColdStartConfig
 from rl_lab.learner.actions import SFTPlan, Start, sft_parts, starting_policy
-from rl_lab.learner.language import GROUPS, calibrate, conversation_data
+from rl_lab.learner.cold_start import Source, calibrate, conversation_data
+from rl_lab.learner.language import GROUPS
 from rl_lab.learner.plans import DataFeed, DataPlan, Parts
 from rl_lab.model.checkpoint import LanguageModel, vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
@@ -51,7 +52,7 @@ class WarmStartPlan(DataPlan):
     def feeds(self, parts: Parts) -> dict[str, DataFeed]:
         """See `DataPlan`."""
         processor = vlm_processor(parts.model.config, load_tokenizer())
-        data = conversation_data(self.solutions, self.language, self.actions.seed, processor)
+        data = conversation_data([Source(self.solutions)], self.language, self.actions.seed, processor)
         return {
             LANGUAGE: DataFeed(CrossEntropy(groups=GROUPS), data, self.language),
             ACTIONS: DataFeed(parts.objective, parts.data, self.actions.settings),
@@ -63,5 +64,5 @@ class WarmStartPlan(DataPlan):
         start = starting_policy(plan.model, plan.seed, plan.stride)
         if plan.model.path is None:
             processor = vlm_processor(start.policy.config, load_tokenizer())
-            calibrate(LanguageModel(start.policy, processor, start.info), self.solutions)
+            calibrate(LanguageModel(start.policy, processor, start.info), [Source(self.solutions)])
         return start

@@ -108,10 +108,10 @@ class RowFile:
         """A row's pictures, uint8 [H, W, 3]."""
         return tuple(np.asarray(read_picture(data)) for data in self.pngs(row))
 
-    def item(self, row: int, record: dict[str, Any]) -> Item:
-        """The item of a row and its record. UserError where they make none."""
+    def item(self, row: int, record: dict[str, Any], images: tuple[np.ndarray, ...]) -> Item:
+        """The item of a row, its record and its pictures. UserError where they make none."""
         try:
-            found = Item(**record, images=self.images(row))
+            found = Item(**record, images=images)
         except (TypeError, ValueError) as error:
             raise UserError(f"{self._where(row)} is no question: {error}; {MEND}") from error
         for name in ("id", "category", "task", "reward_type", "scene", "prompt", "solution"):
@@ -129,7 +129,7 @@ class ItemFile(RowFile):
         """The item of a row; IndexError behind the last."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        return self.item(row, self.record(row))
+        return self.item(row, self.record(row), self.images(row))
 
 
 class SolutionFile(RowFile):
@@ -140,12 +140,22 @@ class SolutionFile(RowFile):
         found = self.stored(row)
         return item_conversation(found) if isinstance(found, Item) else found
 
+    def outline(self, row: int) -> Conversation:
+        """The same with blank pictures of the right sizes, of which only the headers are read."""
+        sizes = [Image.open(io.BytesIO(data)).size for data in self.pngs(row)]
+        blank = tuple(np.broadcast_to(np.uint8(0), (height, width, 3)) for width, height in sizes)
+        found = self._made(row, blank)
+        return item_conversation(found) if isinstance(found, Item) else found
+
     def stored(self, row: int) -> Item | Conversation:
         """A row as it was written; IndexError behind the last."""
         if not 0 <= row < len(self):
             raise IndexError(row)
+        return self._made(row, self.images(row))
+
+    def _made(self, row: int, images: tuple[np.ndarray, ...]) -> Item | Conversation:
         record = self.record(row)
         if "messages" not in record:
-            return self.item(row, record)
+            return self.item(row, record, images)
         videos = tuple(map(Path, record["videos"]))
-        return Conversation(record["id"], tuple(record["messages"]), self.images(row), videos)
+        return Conversation(record["id"], tuple(record["messages"]), images, videos)

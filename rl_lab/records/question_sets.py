@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 
 from envs.spatial_qa.items import Item
+from rl_lab.config.language import file_key, is_imitated
 from rl_lab.errors import UserError
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import model_processor
@@ -53,7 +54,7 @@ def run_limits(config: Any) -> Limits:
 
 def unfit(row: SetRow, name: str, limits: Limits | None) -> str | None:
     """Why a row cannot be part of the set of this name; None if it can, as far as the limits tell."""
-    if name != "cold_start":
+    if not is_imitated(name):
         if isinstance(row, Conversation):
             return "a conversation has no answer to score; give it in cold_start_file"
         return None if limits is None else _not_asked(row, limits)
@@ -101,7 +102,7 @@ def take_file(source: Path, name: str, target: Path, *, skip_bad: bool, limits: 
     if left and not skip_bad:
         listed = "; ".join(f"{identity}: {reason}" for identity, reason in list(left.items())[:SHOWN_ROWS])
         raise UserError(
-            f"questions.{name}_file: {source.name} has {len(left)} rows that cannot be used ({listed}); "
+            f"{file_key(name)}: {source.name} has {len(left)} rows that cannot be used ({listed}); "
             "mend them, or set questions.skip_bad_rows=true"
         )
     rows = [item_row(item) for item in data.items if item.id not in left]
@@ -115,7 +116,7 @@ def take_file(source: Path, name: str, target: Path, *, skip_bad: bool, limits: 
 
 
 def _nothing(name: str, source: Path) -> UserError:
-    return UserError(f"questions.{name}_file: {source.name} has no row that can be used; give at least one")
+    return UserError(f"{file_key(name)}: {source.name} has no row that can be used; give at least one")
 
 
 def _left_out(data: QuestionData, unfit_rows: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -139,8 +140,7 @@ def _usable(name: str, path: Path, limits: Limits, skip_bad: bool) -> Iterator[t
         reason = row.reason if isinstance(row, BadRow) else unfit(row, name, limits)
         if reason is not None and not skip_bad:
             raise UserError(
-                f"questions.{name}_file: {path.name}, line {line}: {reason}; mend it, or set "
-                "questions.skip_bad_rows=true"
+                f"{file_key(name)}: {path.name}, line {line}: {reason}; mend it, or set questions.skip_bad_rows=true"
             )
         if reason is None and not isinstance(row, BadRow):
             found = True
@@ -180,10 +180,12 @@ def _digest(text: str, images: Iterable[np.ndarray]) -> bytes:
 
 
 def check_shared(sets: Mapping[str, Iterable[tuple[str, list[bytes]]]], own: Container[str]) -> None:
-    """UserError, with the ids, for questions that stand in two sets, at least one of them of one's own."""
+    """UserError, with the ids, for questions that stand in two sets, at least one of them of one's own; sources of one
+    set may share some."""
     known = {name: {digest: identity for identity, asked in rows for digest in asked} for name, rows in sets.items()}
     for one, other in combinations(known, 2):
-        if one not in own and other not in own:
+        same_set = one.partition(".")[0] == other.partition(".")[0]
+        if same_set or (one not in own and other not in own):
             continue
         both = sorted((known[one][digest], known[other][digest]) for digest in known[one].keys() & known[other].keys())
         if both:

@@ -20,6 +20,7 @@ from envs.spatial_qa.items import Item
 from rl_lab.model.backbone import Pictures
 from rl_lab.model.chat import IGNORED, HunYuanVLMoTProcessor, ImageProcessor, answer_labels, image_tokens
 from rl_lab.model.tokenizer import ROLES
+from rl_lab.records.questions import Conversation
 from rl_lab.records.types import Prompt, RolloutGroup, all_completions, filled
 
 NO_THINKING = "/no_think"
@@ -128,6 +129,14 @@ def expanded_tokens(prompt: Prompt, processor: HunYuanVLMoTProcessor) -> list[in
         is_image = token == processor.image_token_id
         found += image_tokens(next(grids)[1:], token, row_end) if is_image else [token]
     return found
+
+
+def chat_length(conversation: Conversation, processor: HunYuanVLMoTProcessor) -> int:
+    """Tokens of a conversation in `chat_batch`, its pictures included; only their sizes are looked at."""
+    turns: Any = list(conversation.messages)
+    template = processor.chat_template
+    tokens: Any = processor.tokenizer.apply_chat_template(turns, chat_template=template, return_dict=False)
+    return len(expanded_tokens(Prompt(tokens, conversation.images), processor))
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from rl_lab.reports.numbers import Row
 from rl_lab.reports.pages.actions import episode_lines, episode_summary
 from rl_lab.reports.pages.distillation import distillation_summary
 from rl_lab.reports.pages.held_out import held_out_lines, held_out_verdict
+from rl_lab.reports.pages.imitation import imitation_verdict, imitations
 from rl_lab.reports.pages.joint import joint_summary, joint_verdict
 from rl_lab.reports.pages.pipeline import (
     is_pipeline,
@@ -104,12 +105,14 @@ def language_summary(run: LoadedRun, table: Sequence[Estimate]) -> Row:
         summary |= {"pipeline": rows, "verdict": pipeline_verdict(rows, stopped_by(run))}
     else:
         summary |= {"verdict": held_out_verdict(table, summary["tokens_needed"])}
-    models = outcome_models(run)
+    imitated, models = imitations(run), outcome_models(run)
+    if (imitated or models) and not summary["held_out"]:
+        summary["verdict"] = []  # without a model of the chain there is nothing but these to say
+    if imitated:
+        summary |= {"imitation": imitated, "verdict": [*imitation_verdict(imitated), *summary["verdict"]]}
     if models:
         sentences = [outcome_sentence(name, record) for name, record in models.items()]
-        # Without a model of the chain there is nothing but these to say.
-        own = summary["verdict"] if summary["held_out"] else []
-        summary |= {"reward_models": models, "verdict": [*own, *sentences]}
+        summary |= {"reward_models": models, "verdict": [*summary["verdict"], *sentences]}
     distilled = distillation_summary(run)
     if distilled is not None:
         summary |= {"distillation": distilled, "verdict": [*summary["verdict"], *distilled["verdict"]]}

@@ -47,6 +47,14 @@ class WarmStartKind(TrainingKind):
     is_joint = makes_joint = True
     section = "sft"
 
+    def fits(self, config: RunConfig) -> None:
+        """What only the stage cold_start does is not asked of it."""
+        if config.questions.sources() or config.cold_start.max_length is not None:
+            raise ValueError(
+                "questions.cold_start_sources, validation_sources and cold_start.max_length are for the stage "
+                "cold_start, not for warm_start; leave them out"
+            )
+
     def finish(self, graph: Expansion) -> None:
         """There is something for the policy to do."""
         if "joint" not in graph.done:

@@ -2,63 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
-from envs.spatial_qa.items import SEEDS_PER_BLOCK, ConstantAnswer, Item, best_constant_answers, blank
+from envs.spatial_qa.items import ConstantAnswer, Item, best_constant_answers, blank
 from rewards.answers import OWN_TRUTH
 from rewards.rubric import Rewards
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.files import read_json_lines, write_json_lines, write_whole
+from rl_lab.files import read_json_lines, write_json_lines
 from rl_lab.graph.expand import BASE, Expansion, ModelRef
 from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.graph.stage import StageContext
-from rl_lab.learner.language import ColdStartPlan
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import load_chat_processor, published
-from rl_lab.records.item_files import ItemFile, QuestionRow, write_rows
-from rl_lab.records.question_sets import check_files, check_shared, run_limits, set_questions, take_file
+from rl_lab.records.item_files import ItemFile
+from rl_lab.records.question_sets import check_files, run_limits
 from rl_lab.records.types import RolloutGroup
 from rl_lab.rollouts.answering import RewardFailures, engines, judge_agreement, make_rewards, plain, policy_folder
+from rl_lab.rollouts.question_sets import development_set, sets_of_a_run, write_sets
 from rl_lab.seeding import integer
 from rl_lab.stages.base import BASE_MODEL, ENGINES, SECONDS_PER_ANSWER, SIMULATORS, TrainingKind
 from rl_lab.stages.distill import teacher_config
 from rl_lab.stages.gate import DEVELOPMENT_FILE
 from rl_lab.stages.trl import trl_sft
 from rl_lab.stats import mean_interval
+from rl_lab.training.cold_start import check_ratios, cold_start_plan, left_out, validated
 from rl_lab.training.dataset import train
 from rl_lab.training.evaluation import QuestionExam, questions_at_once
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.learner import Weights
 from rl_lab.workers.pool import WorkerPool
-from rl_lab.workers.simulation import QuestionUnit, question_units
-
-SEEDS_OF_A_RUN = 4_000_000
-"""Seeds of the training questions of neighbouring run seeds are so far apart."""
-
-RUN_SEEDS = 100
-"""Seeds of runs after which their training questions repeat."""
-
-COLD_START_OFFSET = 500_000_000
-"""Seeds of the cold start's questions lie so far behind those of the pool."""
-
-DEVELOPMENT_OFFSET = 900_000_000
-"""Seeds of the development questions, the same in all runs, lie behind those of every cold start."""
 
 CONSTANTS_FROM = 400
 """Training questions on which the best constant answers are chosen."""
-
-FRUITLESS_UNITS = 20
-"""Units of questions without any after which the settings are given up."""
 
 
 class QuestionsKind(StageKind):
@@ -78,6 +61,15 @@ class QuestionsKind(StageKind):
         if graph.config.is_joint:
             graph.add("development", "development")
 
+    def fits(self, config: RunConfig) -> None:
+        """Only a run that asks nothing has no questions to ask."""
+        asking = sorted(config.stage_names - {"questions", "cold_start"})
+        for name in ("train", "held_out"):
+            if asking and not getattr(config.questions, name) and name not in config.questions.files():
+                raise ValueError(
+                    f"questions.{name} is 0, but {', '.join(asking)} may ask them; give a number or a file"
+                )
+
     def check(self, config: RunConfig) -> None:
         """Every row of the user's files can be used where it is given, and stands in one set."""
         files = config.questions.files()
@@ -87,18 +79,13 @@ class QuestionsKind(StageKind):
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """Questions."""
         questions = config.questions
-        return questions.train + questions.cold_start + questions.held_out, "questions"
+        sources = sum(source.rows for source in questions.sources().values())
+        imitated = sources if questions.cold_start_sources else sources + questions.cold_start
+        return questions.train + imitated + questions.held_out, "questions"
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """The questions of the pool, those of the cold start and the held-out ones, generated or from files."""
-        config = context.config.questions
-        offset = context.seed % RUN_SEEDS * SEEDS_OF_A_RUN
-        wanted = {
-            "train": ("train", offset, config.train),
-            "cold_start": ("train", offset + COLD_START_OFFSET, config.cold_start),
-            "held_out": (config.split, 0, config.held_out),
-        }
-        _write_sets(cluster, context, wanted)
+        write_sets(cluster, context, sets_of_a_run(context.config.questions, context.seed))
 
 
 class DevelopmentKind(StageKind):
@@ -111,7 +98,7 @@ class DevelopmentKind(StageKind):
     folder = "questions"
     questions_left_out = (
         *("train", "cold_start", "held_out", "split"),
-        *("train_file", "cold_start_file", "held_out_file"),
+        *("train_file", "cold_start_file", "held_out_file", "cold_start_sources", "validation_sources"),
     )
     seconds_per_unit = 0.02
     has_model = False
@@ -122,12 +109,11 @@ class DevelopmentKind(StageKind):
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """The questions that gates decide on: new scenes of the families of training."""
-        wanted = {"development": ("train", DEVELOPMENT_OFFSET, context.config.questions.development)}
-        _write_sets(cluster, context, wanted)
+        write_sets(cluster, context, development_set(context.config.questions))
 
 
 class ColdStartKind(TrainingKind):
-    """Imitation of worked solutions."""
+    """Imitation of worked solutions and conversations."""
 
     name = "cold_start"
     after = ("questions",)
@@ -139,12 +125,23 @@ class ColdStartKind(TrainingKind):
         graph.add("cold_start", "cold_start", {"questions": "questions"})
         graph.base = graph.head = graph.newest = ModelRef(BASE, "cold_start")
 
+    def fits(self, config: RunConfig) -> None:
+        """Ratios are of the sources, every one of which is read; and what is validated is the model."""
+        check_ratios(config.cold_start, tuple(config.questions.cold_start_sources))
+        if config.questions.validation_sources and config.cold_start.ema:
+            raise ValueError(
+                f"cold_start.ema is {config.cold_start.ema:g}, which keeps an average as the model, but validation "
+                "measures the last weights; set ema to 0, or leave questions.validation_sources out"
+            )
+
+    def finding(self, out: Path) -> str:
+        """The last loss, that of validation, and rows that were too long."""
+        return "; ".join(filter(None, (super().finding(out), validated(out), left_out(out))))
+
     def run(self, cluster: Cluster, context: StageContext) -> None:
-        """Imitation of worked solutions, in the Learner or with TRL."""
+        """Imitation of worked solutions and conversations, in the Learner or with TRL."""
         config = context.config
-        plan = ColdStartPlan(
-            config.model, config.cold_start, context.inputs["questions"] / "cold_start.arrow", context.seed
-        )
+        plan = cold_start_plan(config.model, config.cold_start, context.inputs["questions"], context.seed, context)
         if config.cold_start.backend == "trl":
             trl_sft(context, plan)
         else:
@@ -230,48 +227,6 @@ class ExamineKind(StageKind):
             for item, row, other, constant in zip(items, seen, unseen, constants, strict=True)
         ]
         write_json_lines(context.out / "results.jsonl", rows)
-
-
-def _write_sets(cluster: Cluster, context: StageContext, wanted: Mapping[str, tuple[str, int, int]]) -> None:
-    """Sets by name: split, its first seed, number of questions."""
-    config = context.config.questions
-    files = {name: path for name, path in config.files().items() if name in wanted}
-    limits = run_limits(context.config) if files else None
-    counts: dict[str, Any] = {}
-    for name, (split, start, number) in wanted.items():
-        path = context.out / f"{name}.arrow"
-        if name in files:
-            counts[name] = take_file(files[name], name, path, skip_bad=config.skip_bad_rows, limits=limits)
-            for field, rows in counts[name].get("ignored_fields", {}).items():
-                context.say(f"questions.{name}_file: the field {field} of {rows} rows means nothing here")
-        else:
-            first = start // SEEDS_PER_BLOCK * config.per_scene
-            unit = QuestionUnit(
-                split, first, config.tasks, config.levels, config.image_size, config.thinking, config.per_scene
-            )
-            write_rows(path, _generated(cluster, context, name, unit, number))
-            counts[name] = {"questions": number}
-    if files:
-        check_shared({name: set_questions(context.out / f"{name}.arrow") for name in wanted}, files)
-    write_whole(context.out / "questions.json", json.dumps(counts, indent=1) + "\n")
-
-
-def _generated(
-    cluster: Cluster, context: StageContext, name: str, first: QuestionUnit, number: int
-) -> Iterator[QuestionRow]:
-    """The first `number` questions from a unit on. RuntimeError if the settings allow hardly any."""
-    done = fruitless = 0
-    with cluster.simulation_pool() as pool:
-        call = lambda actor, unit: actor.questions.remote(unit)  # noqa: E731
-        for rows in pool.map(call, question_units(first), context.check_stop):
-            fruitless = 0 if rows else fruitless + 1
-            if fruitless == FRUITLESS_UNITS:
-                raise RuntimeError(f"no scene has a clear question for {first}; choose other tasks or levels")
-            yield from islice(rows, number - done)
-            done = min(done + len(rows), number)
-            context.progress(done, number, name)
-            if done == number:
-                return
 
 
 def _answer_development(cluster: Cluster, context: StageContext, examiner: Examiner) -> None:

@@ -19,7 +19,7 @@ from envs.by_name import OwnCodeError, blamed
 from envs.types import BIMANUAL, Layout
 from rl_lab.config.actions import FilesConfig
 from rl_lab.config.environments import check_own_environment, environment_layout
-from rl_lab.config.language import JUDGE_MODEL, JUDGE_URL
+from rl_lab.config.language import JUDGE_MODEL, JUDGE_URL, file_key, is_imitated
 from rl_lab.config.robotwin import check_robotwin
 from rl_lab.config.schema import RunConfig
 from rl_lab.contracts.samples import SamplePolicy
@@ -275,9 +275,9 @@ def _check_language(config: RunConfig) -> None:
     """Engines, the files of the user, and the model that reinforcement learning starts from."""
     for name, path in config.questions.files().items():
         if not path.exists():
-            raise UserError(f"questions.{name}_file: there is no {path}; give a JSONL or Parquet file")
-        if name != "cold_start" and config.rewards.judge is None and has_open_questions(path):
-            raise UserError(f"questions.{name}_file: {path} has open questions; give rewards.judge, which scores them")
+            raise UserError(f"{file_key(name)}: there is no {path}; give a JSONL or Parquet file")
+        if not is_imitated(name) and config.rewards.judge is None and has_open_questions(path):
+            raise UserError(f"{file_key(name)}: {path} has open questions; give rewards.judge, which scores them")
     _check_rewards(config)
     _check_judge(config)
     if config.model.path is not None and not config.learns_actions:  # else it has been read

@@ -23,7 +23,16 @@ def trl_sft(context: StageContext, plan: LanguagePlan) -> None:
     start = plan.start()
     data = plan.data(start.processor)
     trl_settings = Settings(optimiser(settings), gradient_checkpointing=settings.gradient_checkpointing)
-    train_sft(start, data.batch_of, data.order, trl_settings, context.out, trl_logger(context, settings))
+    tell, validation = trl_logger(context, settings), plan.validation(start.processor)
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        if validation is not None and validation.is_due(step):
+            metrics = metrics | validation.measure(start.model)
+        tell(step, metrics)
+
+    if validation is not None:
+        context.log(0, **validation.measure(start.model))
+    train_sft(start, data.batch_of, data.order, trl_settings, context.out, log)
 
 
 def trl_logger(context: StageContext, settings: OptimiserConfig) -> Callable[[int, dict[str, float]], None]:

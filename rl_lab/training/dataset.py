@@ -81,7 +81,9 @@ def _run_slices(context: StageContext, learner: LearnerHandle, states: SavedStat
     """Drive the learner to `steps`, from wherever its last saved state is."""
     step = states.last
     watch = Watch(context)
-    watch.add(*context.resume_from(step))
+    watch.add(*context.resume_from(step or -1))
+    if step == 0 and (found := learner.validate()):
+        context.log(0, **found)
     every = context.checkpoint_every(steps)
     while step < steps:
         result = learner.run(min(SLICE, steps - step, every - step % every), context.scratch / BAD_BATCH_FILE)

@@ -127,6 +127,10 @@ class LearnerHandle:
         """See `LearnerWorker.run`."""
         return self._wait(self._actor.run.remote(num_steps, bad_batch))
 
+    def validate(self) -> dict[str, float]:
+        """See `rl_lab.learner.plans.Training.validate`."""
+        return self._wait(self._actor.call.remote("validate"))
+
     def learn(self, groups: Sequence[RolloutGroup], bad_batch: Path) -> tuple[Learned, Weights]:
         """Learn from a batch of groups; what that gave and the weights after it.
 

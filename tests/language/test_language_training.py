@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from algos.grpo import GRPOOptions
 from rl_lab.config.language import ColdStartConfig, RLConfig
 from rl_lab.config.section import LoRAConfig, ModelConfig
-from rl_lab.learner.language import ColdStartPlan, GRPOPlan, GRPOTraining, epoch_order
+from rl_lab.learner.cold_start import ColdStartPlan, Source
+from rl_lab.learner.language import GRPOPlan, GRPOTraining, epoch_order
 from rl_lab.learner.learner import NonFiniteLossError
 from rl_lab.learner.plans import Training
 from rl_lab.model.checkpoint import (
@@ -107,7 +108,7 @@ def run(plan: ColdStartPlan, folder: Path, kill_at: int | None = None) -> Path:
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.5, "ema_start": 1}])
 def test_a_cold_start_resumed_at_a_checkpoint_gives_the_bits_of_the_unbroken_one(questions, tmp_path, changes):
     settings = COLD.model_copy(update=changes)
-    plan = ColdStartPlan(ModelConfig(), settings, questions / "cold_start.arrow", seed=3)
+    plan = ColdStartPlan(ModelConfig(), settings, (Source(questions / "cold_start.arrow"),), seed=3)
     whole, resumed = run(plan, tmp_path / "whole"), run(plan, tmp_path / "resumed", kill_at=2)
     assert not changed(weights(whole), weights(resumed))
     assert read_info(whole) == CheckpointInfo(1, 4) == read_info(resumed)
@@ -115,7 +116,7 @@ def test_a_cold_start_resumed_at_a_checkpoint_gives_the_bits_of_the_unbroken_one
 
 
 def test_a_cold_start_from_a_checkpoint_counts_on_and_fits_nothing_anew(questions, policy, tmp_path):
-    plan = ColdStartPlan(ModelConfig(path=str(policy)), COLD, questions / "cold_start.arrow", seed=3)
+    plan = ColdStartPlan(ModelConfig(path=str(policy)), COLD, (Source(questions / "cold_start.arrow"),), seed=3)
     start = plan.start().model.state_dict()
     found = load_language_model(policy).model.state_dict()
     assert not changed(found, start)
@@ -123,12 +124,12 @@ def test_a_cold_start_from_a_checkpoint_counts_on_and_fits_nothing_anew(question
 
 
 def test_a_cold_start_in_bfloat16_from_random_weights(questions, tmp_path):
-    plan = ColdStartPlan(ModelConfig(dtype="bfloat16"), COLD, questions / "cold_start.arrow", seed=3)
+    plan = ColdStartPlan(ModelConfig(dtype="bfloat16"), COLD, (Source(questions / "cold_start.arrow"),), seed=3)
     assert {value.dtype for value in weights(run(plan, tmp_path / "out")).values()} == {torch.bfloat16}
 
 
 def test_the_start_of_a_cold_start_follows_from_the_seed(questions):
-    plans = [ColdStartPlan(ModelConfig(), COLD, questions / "cold_start.arrow", seed) for seed in (3, 3, 4)]
+    plans = [ColdStartPlan(ModelConfig(), COLD, (Source(questions / "cold_start.arrow"),), seed) for seed in (3, 3, 4)]
     one, again, other = (plan.start().model.state_dict() for plan in plans)
     assert not changed(one, again) and changed(one, other)
 

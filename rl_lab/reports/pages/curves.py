@@ -71,6 +71,8 @@ SPLIT = {
     "Idle share of each kind of worker": ("share", "idle/", ()),
 }
 """Chart title -> unit, first part of the metrics' names, and those that it leaves out; one chart a scheme."""
+BY_SOURCE = ("source/", "validation/")
+"""Metrics that `rl_lab.reports.pages.imitation` draws."""
 FAMILIES = ("pool/", "pool_flow/", "reward_failures/", *(family for _, family, _ in SPLIT.values()))
 
 
@@ -155,7 +157,8 @@ def chain(run: LoadedRun, method: str, nodes: Sequence[str]) -> Markup:
         for title, names in GROUPS.items()
     ]
     drawn = {*REWARDS, *(name for names in GROUPS.values() for name in names)}
-    others = [metric_chart(run, name, nodes, [name], name) for name in known if name not in drawn]
+    rest = [name for name in known if name not in drawn and not name.startswith(BY_SOURCE)]
+    others = [metric_chart(run, name, nodes, [name], name) for name in rest]
     return CURVES.chain(label(method), [one for one in grouped if one], others)
 
 

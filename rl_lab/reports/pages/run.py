@@ -18,6 +18,7 @@ from rl_lab.reports.pages.actions import episode_tiles, failure_modes, results, 
 from rl_lab.reports.pages.curves import language_curves, learning_curves, rewards
 from rl_lab.reports.pages.distillation import distillation_section
 from rl_lab.reports.pages.held_out import held_out_section, held_out_tiles, schemes_section
+from rl_lab.reports.pages.imitation import imitation_section, imitation_tiles
 from rl_lab.reports.pages.joint import joint_section
 from rl_lab.reports.pages.markup import LIVE_POLICY, POLICY, Cell, Markup, Tile, document, parts, typeset
 from rl_lab.reports.pages.pairs import pair_browser
@@ -111,10 +112,12 @@ def episode_sections(run: LoadedRun, summary: Row) -> Sections:
 
 def language_sections(run: LoadedRun, summary: Row) -> Sections:
     """What a run on questions and answers shows."""
+    imitated = summary.get("imitation", {})
     chain = {"pipeline": ("Chain", pipeline_section(summary["pipeline"]))} if "pipeline" in summary else {}
     return chain | {
         "distillation": ("Distillation", distillation_section(run, summary.get("distillation"))),
-        "held-out": ("Held-out", held_out_section(summary)),
+        "imitation": ("Sources", imitation_section(run, imitated)),
+        "held-out": ("Held-out", held_out_section(summary) if summary["held_out"] or not imitated else NOTHING),
         "schemes": ("Training", schemes_section(run, summary)),
         "training": ("Language curves", language_curves(run)),
         "traces": ("Traces", traces_section(run)),
@@ -128,6 +131,7 @@ def _tiles(run: LoadedRun, summary: Row) -> list[list[Tile]]:
     shown = [episode_tiles(summary)] if run.on_episodes and "study" not in summary else []
     if run.on_language:
         shown.append(pipeline_tiles(summary["pipeline"]) if "pipeline" in summary else held_out_tiles(summary))
+        shown += [imitation_tiles(summary["imitation"])] if "imitation" in summary else []
     return shown
 
 
