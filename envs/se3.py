@@ -225,3 +225,11 @@ def umi_from_robotwin(ee: np.ndarray) -> np.ndarray:
     quat = matrix_to_quat(WORLD @ quat_to_matrix(arms[..., 3:7]) @ LOCAL)
     gripper = (1 - arms[..., 7:]) * UMI_STROKE_MM
     return np.concatenate([arms[..., :3] @ WORLD.T, quat, gripper], axis=-1).reshape(np.shape(ee))
+
+
+def robotwin_from_umi(ee: np.ndarray) -> np.ndarray:
+    """The inverse: poses of a UMI recording in RoboTwin's frames, [..., 16] -> [..., 16]."""
+    arms = split_arms(np.asarray(ee, dtype=np.float64))
+    quat = matrix_to_quat(WORLD.T @ quat_to_matrix(arms[..., 3:7]) @ LOCAL.T)
+    gripper = 1 - arms[..., 7:] / UMI_STROKE_MM
+    return np.concatenate([arms[..., :3] @ WORLD, quat, gripper], axis=-1).reshape(np.shape(ee))

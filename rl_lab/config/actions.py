@@ -33,7 +33,8 @@ class FilesConfig(Section):
     """Demonstrations that others recorded. Numbers are read once; images stay where they are."""
 
     paths: AtLeastOne[str]
-    """Files or folders of RoboTwin's HDF5 episodes (both layouts), or folders of a LeRobotDataset v3."""
+    """Files or folders of RoboTwin's HDF5 episodes (both layouts), folders of a LeRobotDataset v3,
+    or of Lance tables (UMI recordings)."""
     stride: ControlSteps = 1
     """Recorded steps between two commands of a chunk."""
     save_freq: ControlSteps = 15

@@ -21,11 +21,11 @@ from rl_lab.errors import UserError
 from rl_lab.files import read_json_lines, write_json_lines
 from rl_lab.moments import Moments
 from rl_lab.reading import fit
-from rl_lab.records import lerobot_read, robotwin
+from rl_lab.records import lance_read, lerobot_read, robotwin
 from rl_lab.records.checks import DAMAGE, read_arrays
 from rl_lab.records.labels import ARRAYS, BEFORE, SEGMENTS, Labels, labels_of, read_labels
 
-READERS: Mapping[str, Any] = {"robotwin": robotwin, "lerobot": lerobot_read}
+READERS: Mapping[str, Any] = {"robotwin": robotwin, "lerobot": lerobot_read, "umi": lance_read}
 """Modules that read episodes which others recorded, by format: `read_episode`, `read_images` and `episode_place`."""
 
 

@@ -1,4 +1,4 @@
-"""Any folder of episodes as one thing to read: RoboTwin's HDF5, LeRobotDataset v3, pairs, the lab's own files.
+"""Any folder of episodes as one thing to read: RoboTwin's HDF5, LeRobotDataset v3, Lance, pairs, the lab's own files.
 
 Recordings are named one by one, so that many processes can read and check them. RoboTwin's can be chosen by the index
 that Hy-VLA's authors publish with their code (`assets/dataset_index.csv`), one row an episode: `episode_dir`
@@ -22,7 +22,7 @@ from envs.types import Episode, Layout, Numbers, PreferencePair
 from rl_lab.errors import UserError
 from rl_lab.files import read_json_lines
 from rl_lab.reading import read_text
-from rl_lab.records import lerobot_read, pairs, robotwin
+from rl_lab.records import lance_read, lerobot_read, pairs, robotwin
 from rl_lab.records.checks import (
     BrokenEpisodeError,
     OnProblem,
@@ -46,7 +46,7 @@ class Source:
     """Episodes that can be read one by one."""
 
     format: str
-    """"robotwin", "lerobot", "pairs" or "lab"."""
+    """"robotwin", "lerobot", "umi", "pairs" or "lab"."""
     hz: float
     reads: list[Callable[[], Episode]]
     """Of pairs, the chosen sides."""
@@ -78,7 +78,8 @@ def open_source(
 def _source(folder: Path, image_size: int, save_freq: int, split: str, hz: float | None, asked: Asked) -> Source:
     if not folder.exists():
         raise UserError(f"{folder} does not exist")
-    is_lerobot = (folder / INFO_PATH).exists()
+    is_umi = bool(lance_read.find_tables(folder))
+    is_lerobot = not is_umi and (folder / INFO_PATH).exists()
     is_own = not is_lerobot and any((folder / name).exists() for name in (pairs.INFO_FILE, INDEX_FILE))
     if is_own and asked != BIMANUAL_EE:
         raise UserError(f"{folder} says itself what its numbers and cameras are; leave --numbers and --cameras out")
@@ -86,12 +87,12 @@ def _source(folder: Path, image_size: int, save_freq: int, split: str, hz: float
         return _pairs_source("pairs", pairs.read_info(folder)[0].hz, pairs.pair_reads(folder))
     if not is_lerobot and (folder / INDEX_FILE).exists():
         return _lab_source(folder, hz)
-    if is_lerobot or folder.is_file() or robotwin.episode_paths(folder):
+    if is_umi or is_lerobot or folder.is_file() or robotwin.episode_paths(folder):
         found, rate = _recordings(folder, save_freq, split, image_size, asked=asked)
-        return Source("lerobot" if is_lerobot else "robotwin", rate, [recording.load for recording in found])
+        return Source(found[0].format if found else "lerobot", rate, [recording.load for recording in found])
     raise UserError(
         f"{folder} holds no episodes: expected RoboTwin's episode*.hdf5, {INFO_PATH} of a "
-        f"LeRobotDataset, {pairs.INFO_FILE} of a set of pairs, or the lab's {INDEX_FILE}"
+        f"LeRobotDataset, TABLE/TABLE.lance, {pairs.INFO_FILE} of a set of pairs, or the lab's {INDEX_FILE}"
     )
 
 
@@ -190,7 +191,7 @@ class Recording:
     format: str
     """Of `rl_lab.records.episodes.READERS`."""
     path: Path
-    """The HDF5 file, or the folder of the dataset."""
+    """The HDF5 file, or the folder of the dataset or table."""
     episode: int
     """Index in the dataset; 0 in a file of its own."""
     save_freq: int
@@ -249,13 +250,20 @@ class Recording:
 def _recordings(
     path: Path, save_freq: int, split: str, image_size: int, index: Path | None = None, asked: Asked = BIMANUAL_EE
 ) -> tuple[list[Recording], float]:
-    """All episodes of a LeRobotDataset or of RoboTwin's data, and their rate in hertz."""
+    """All episodes of Lance tables, of a LeRobotDataset or of RoboTwin's data, and their rate in hertz."""
     rest = (save_freq, split, image_size)
-    if (path / INFO_PATH).exists():
+    if (tables := lance_read.find_tables(path)) and asked == BIMANUAL_EE:
+        rates = {table: lance_read.find_episodes(table) for table in tables}
+        if len({hz for _, hz in rates.values()}) > 1:
+            raise UserError(f"the tables of {path} have different rates; name tables of one rate")
+        named = [Recording("umi", table, number, *rest) for table, (numbers, _) in rates.items() for number in numbers]
+        return named, next(iter(rates.values()))[1]
+    if not tables and (path / INFO_PATH).exists():
         numbers, hz = lerobot_read.find_episodes(path, asked)
         return [Recording("lerobot", path, number, *rest, asked) for number in numbers], hz
     if asked != BIMANUAL_EE:
-        raise UserError(f"{path} is of RoboTwin: two arms as poses and three cameras; leave numbers and cameras out")
+        whose = "of UMI recordings" if tables else "of RoboTwin"
+        raise UserError(f"{path} is {whose}: two arms as poses and three cameras; leave numbers and cameras out")
     files = [file.path for file in robotwin.find_episodes(path)]
     kept = files if index is None else clean_files(files, index)
     return [Recording("robotwin", file, 0, *rest) for file in kept], robotwin.control_hz(save_freq)
@@ -281,7 +289,9 @@ def find_recordings(
     rates: dict[Path, float] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(f"there is no {path}; name RoboTwin's data folder or a LeRobotDataset")
+            raise UserError(
+                f"there is no {path}; name RoboTwin's data folder, a LeRobotDataset or a folder of Lance tables"
+            )
         some, rates[path] = _recordings(path, save_freq, split, image_size, index, Asked(numbers, cameras))
         found += some
     (first, hz), *others = rates.items()

@@ -1,7 +1,8 @@
 """One rollout record for all: a prompt, the completions that were sampled of it, and what became of each.
 
 An engine makes completions, scoring and the advantages of a group fill in the rest, and the same record goes to the
-pool, the store and the learner. All of it is plain data that crosses processes.
+pool, the store and the learner. All of it is plain data that crosses processes. Behind it stands what joint training
+leaves of its examinations, both as JSON lines in an arm's folder.
 """
 
 from __future__ import annotations
@@ -132,3 +133,33 @@ def filled(groups: Sequence[RolloutGroup], **columns: Iterable[Any]) -> list[Rol
     rows = zip(completions, *columns.values(), strict=True)
     made = iter([replace(one, **dict(zip(columns, values, strict=True))) for one, *values in rows])
     return [replace(group, completions=list(islice(made, len(group.completions)))) for group in groups]
+
+
+EXAMS_FILE = "exams.jsonl"
+"""Both skills over time: turn, version, batches of GRPO, steps of RPRO, scores of every question and episode."""
+
+GUARD_FILE = "guard.jsonl"
+"""What the guard found and did, a `GuardEvent` a line."""
+
+
+@dataclass(frozen=True)
+class GuardEvent:
+    """What the guard found and did; see `rl_lab.training.guard`."""
+
+    turn: int
+    skill: str
+    objective: str
+    """The one blamed: the suspect, or the skill's own."""
+    action: str
+    """lower, freeze, stop, roll_back; none: nothing is done about it."""
+    difference: float
+    """Of the skill's mean score, to the examinations that it is held against."""
+    bound: float
+    """One-sided upper bound of the difference."""
+    n: int
+    """Questions, or episodes, of the difference."""
+    since: int
+    """Turn of the newest examination that it is held against."""
+    given_back: float
+    """Mean score that the skill gets back without the suspect's moves."""
+    text: str

@@ -12,7 +12,7 @@ import numpy as np
 
 from rl_lab.errors import UserError
 from rl_lab.files import Record, read_lines_as
-from rl_lab.records.exams import EXAMS_FILE, GUARD_FILE, GuardEvent
+from rl_lab.records.types import EXAMS_FILE, GUARD_FILE, GuardEvent
 from rl_lab.stats import Array, pass_at_k
 
 EXAMINATIONS, TRAININGS, ARMS = "examinations", "grpo", "joint"

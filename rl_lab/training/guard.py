@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rl_lab.config.joint import GuardConfig
-from rl_lab.records.exams import GuardEvent
+from rl_lab.records.types import GuardEvent
 from rl_lab.training.evaluation import Scores
 from rl_lab.training.schedule import other
 

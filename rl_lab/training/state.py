@@ -14,8 +14,8 @@ from rl_lab.curriculum.store import POOL_FILE, PoolStore, remove_pool
 from rl_lab.files import read_json_lines, write_json_lines, write_whole
 from rl_lab.learner.state import LEARNER_FILE, SavedStates
 from rl_lab.model.checkpoint import Snapshot, publish, pull
-from rl_lab.records.exams import EXAMS_FILE, GUARD_FILE
 from rl_lab.records.rollouts import RolloutStore
+from rl_lab.records.types import EXAMS_FILE, GUARD_FILE
 
 HELD_OUT_FILE = "held_out.jsonl"
 """Short examinations of the run: step, tokens so far, rewards of the held-out items."""
