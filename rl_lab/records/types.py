@@ -1,8 +1,8 @@
 """One rollout record for all: a prompt, the completions that were sampled of it, and what became of each.
 
 An engine makes completions, scoring and the advantages of a group fill in the rest, and the same record goes to the
-pool, the store and the learner. All of it is plain data that crosses processes. Behind it stands what joint training
-leaves of its examinations, both as JSON lines in an arm's folder.
+pool, the store and the learner. All of it is plain data that crosses processes. Behind it stand files that
+trainings leave for reports.
 """
 
 from __future__ import annotations
@@ -134,6 +134,9 @@ def filled(groups: Sequence[RolloutGroup], **columns: Iterable[Any]) -> list[Rol
     made = iter([replace(one, **dict(zip(columns, values, strict=True))) for one, *values in rows])
     return [replace(group, completions=list(islice(made, len(group.completions)))) for group in groups]
 
+
+SOURCES_FILE = "sources.json"
+"""In the output of a cold start: what each source gave to learn from and to measure on."""
 
 EXAMS_FILE = "exams.jsonl"
 """Both skills over time: turn, version, batches of GRPO, steps of RPRO, scores of every question and episode."""

@@ -17,9 +17,7 @@ from rl_lab.learner.cold_start import ColdStartPlan, Source, fitting
 from rl_lab.model.checkpoint import model_processor
 from rl_lab.reading import read_object
 from rl_lab.records.item_files import SolutionFile
-
-SOURCES_FILE = "sources.json"
-"""In the stage's output: what each source gave."""
+from rl_lab.records.types import SOURCES_FILE
 
 
 def check_ratios(settings: ColdStartConfig, sources: Sequence[str]) -> None:
@@ -60,6 +58,8 @@ def cold_start_plan(
     learned, measured = found("cold_start"), found("validation")
     if settings.max_length is not None or learned[0].name or measured:
         rows = {"learned": list(map(_row, learned)), "measured": list(map(_row, measured))}
+        for row, number in zip(rows["learned"], _rows_of_a_step(settings, rows["learned"]), strict=True):
+            row["in_batch"] = number
         write_whole(context.out / SOURCES_FILE, json.dumps({"max_length": settings.max_length} | rows, indent=1) + "\n")
     return ColdStartPlan(model, settings, learned, seed, measured)
 
@@ -67,6 +67,14 @@ def cold_start_plan(
 def _row(source: Source) -> dict[str, Any]:
     rows = len(SolutionFile(source.path)) - source.overlong
     return {"name": source.name or "cold start", "rows": rows, "overlong": source.overlong, "tokens": source.tokens}
+
+
+def _rows_of_a_step(settings: ColdStartConfig, learned: Sequence[dict[str, Any]]) -> list[float]:
+    """Of every source: by the ratios, or on average where all rows are read in common passes."""
+    sizes = [row["rows"] for row in learned]
+    if settings.ratios:
+        return mix_counts(settings.batch_size, [settings.ratios[row["name"]] for row in learned], sizes).tolist()
+    return [settings.batch_size * size / sum(sizes) for size in sizes]
 
 
 def left_out(out: Path) -> str:

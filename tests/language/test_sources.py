@@ -22,10 +22,11 @@ from rl_lab.learner.rft import RFTPlan, write_traces
 from rl_lab.model.checkpoint import load_training_state, model_processor, save_training_state
 from rl_lab.records.item_files import ItemFile, SolutionFile, item_row, write_rows
 from rl_lab.records.token_batches import chat_batch, chat_length
+from rl_lab.records.types import SOURCES_FILE
 from rl_lab.stages.kinds import resolve_config
 from rl_lab.stages.preflight import check_settings
 from rl_lab.stages.trl import trl_sft
-from rl_lab.training.cold_start import SOURCES_FILE, cold_start_plan, left_out
+from rl_lab.training.cold_start import cold_start_plan, left_out
 from tests.support.questions import make_item
 
 SETTINGS = ColdStartConfig(
@@ -70,7 +71,8 @@ def test_rows_that_are_too_long_are_counted_before_training_from_the_sizes_of_th
         ("short", (0, 1, 2, 3, 4), 0),
     ]
     kept = json.loads((tmp_path / SOURCES_FILE).read_text())
-    assert [row["overlong"] for row in kept["learned"]] == [2, 0] and kept["measured"][0]["rows"] == 3
+    assert [(row["overlong"], row["in_batch"]) for row in kept["learned"]] == [(2, 1), (0, 3)]
+    assert kept["measured"][0]["rows"] == 3
     assert left_out(tmp_path) == "2 of 14 rows left out as longer than 40 tokens"
     with pytest.raises(UserError, match=r"max_length is 5, but all 6 rows of cold_start.long are longer .*raise it"):
         planned(folder, tmp_path, max_length=5)

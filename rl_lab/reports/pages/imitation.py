@@ -9,13 +9,13 @@ from itertools import cycle
 import numpy as np
 
 from rl_lab.reading import read_object
+from rl_lab.records.types import SOURCES_FILE
 from rl_lab.reports.metrics import curve, define
 from rl_lab.reports.numbers import Row, percent
 from rl_lab.reports.pages.charts import COLOURS, Axis, Series, chart
 from rl_lab.reports.pages.markup import Cell, Markup, Tile, macros, parts
 from rl_lab.reports.run import LoadedRun
 
-SOURCES_FILE = "sources.json"
 ENDS = 10
 """Steps over which the first and the last losses are means."""
 
@@ -33,7 +33,11 @@ def imitations(run: LoadedRun) -> dict[str, Row]:
 
 def _imitation(run: LoadedRun, node: str, record: Row) -> Row:
     read = partial(_curve, run, node)
-    learned = [row | _means(read(f"source/{row['name']}/loss")) for row in record["learned"]]
+    steps = max(_curve(run, node, "loss")[0], default=0)
+    learned = [
+        row | {"passes": steps * row["in_batch"] / row["rows"]} | _means(read(f"source/{row['name']}/loss"))
+        for row in record["learned"]
+    ]
     measured = [row | _ends(read, f"validation/{row['name']}") for row in record["measured"]]
     whole = _ends(read, "validation") | {"rows": sum(row["rows"] for row in measured)} if measured else None
     return {"max_length": record["max_length"], "learned": learned, "measured": measured, "validation": whole}
@@ -119,9 +123,18 @@ def _share(value: float | None) -> str:
 
 def _tables(found: Row) -> list[Markup]:
     """Sources that were learned, then those that were measured on."""
-    learned = [[*_rows(row), _number(row["first_loss"]), _number(row["last_loss"])] for row in found["learned"]]
+    learned = [
+        [
+            *_rows(row),
+            f"{row['in_batch']:.3g}",
+            f"{row['passes']:.1f}",
+            *map(_number, (row["first_loss"], row["last_loss"])),
+        ]
+        for row in found["learned"]
+    ]
     head = [Cell("Source", "left"), "Rows", "Too long", "Tokens a row"]
-    tables = [parts.table([*head, "First losses", "Last losses"], learned, "Learned", "numbers")]
+    more = ["Rows of a step", "Passes", "First losses", "Last losses"]
+    tables = [parts.table([*head, *more], learned, "Learned", "numbers")]
     if found["measured"]:
         columns = (("loss_before", _number), ("loss", _number), ("accuracy_before", _share), ("accuracy", _share))
         named = [*found["measured"], {"name": "all", "overlong": "", "tokens": None} | found["validation"]]
@@ -148,12 +161,10 @@ def _charts(run: LoadedRun, node: str, found: Row) -> list[Markup]:
             [("all", "validation/accuracy"), *((n, f"validation/{n}/accuracy") for n in measured)],
         ),
     )
-    charts = []
+    names, charts = dict.fromkeys([*learned, *measured]), []
+    css = dict(zip(names, cycle(COLOURS), strict=False)) | {"all": "cg"}
     for title, unit, lines in wanted:
-        series = [
-            Series(name, *curve(run.metrics, node, metric), css)
-            for (name, metric), css in zip(lines, cycle(COLOURS), strict=False)
-        ]
+        series = [Series(name, *curve(run.metrics, node, metric), css[name]) for name, metric in lines]
         texts = {name: define(metric) or "" for name, metric in lines}
         axis = Axis(unit, (0, 1) if unit == "share" else None)
         charts.append(chart(title, series, Axis("optimiser step"), axis, definitions=texts))
