@@ -59,7 +59,8 @@ def fitting(
         return source
     file, lengths = SolutionFile(source.path), []
     for row in range(len(file)):
-        lengths.append(chat_length(file.outline(row), processor))
+        talk = file.outline(row)
+        lengths.append(chat_length(talk.messages, talk.images, processor))
         tell(row + 1, len(file), f"tokens of {source.path.stem}")
     kept = tuple(row for row, length in enumerate(lengths) if length <= max_length)
     if not kept:

@@ -20,7 +20,6 @@ from envs.spatial_qa.items import Item
 from rl_lab.model.backbone import Pictures
 from rl_lab.model.chat import IGNORED, HunYuanVLMoTProcessor, ImageProcessor, answer_labels, image_tokens
 from rl_lab.model.tokenizer import ROLES
-from rl_lab.records.questions import Conversation
 from rl_lab.records.types import Prompt, RolloutGroup, all_completions, filled
 
 NO_THINKING = "/no_think"
@@ -131,12 +130,12 @@ def expanded_tokens(prompt: Prompt, processor: HunYuanVLMoTProcessor) -> list[in
     return found
 
 
-def chat_length(conversation: Conversation, processor: HunYuanVLMoTProcessor) -> int:
-    """Tokens of a conversation in `chat_batch`, its pictures included; only their sizes are looked at."""
-    turns: Any = list(conversation.messages)
+def chat_length(messages: Sequence[Message], images: tuple[np.ndarray, ...], processor: HunYuanVLMoTProcessor) -> int:
+    """Tokens of a chat in `chat_batch`, its pictures included; only their sizes are looked at."""
+    turns: Any = list(messages)
     template = processor.chat_template
     tokens: Any = processor.tokenizer.apply_chat_template(turns, chat_template=template, return_dict=False)
-    return len(expanded_tokens(Prompt(tokens, conversation.images), processor))
+    return len(expanded_tokens(Prompt(tokens, images), processor))
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

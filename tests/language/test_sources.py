@@ -64,7 +64,8 @@ def test_rows_that_are_too_long_are_counted_before_training_from_the_sizes_of_th
     processor, file = model_processor(ModelConfig()), SolutionFile(folder / "cold_start.long.arrow")
     for row in range(len(file)):
         batch = chat_batch([file[row].chat()], processor)
-        assert chat_length(file.outline(row), processor) == int(batch.attention_mask.sum())
+        outline = file.outline(row)
+        assert chat_length(outline.messages, outline.images, processor) == int(batch.attention_mask.sum())
     plan = planned(folder, tmp_path)
     assert [(source.name, source.rows, source.overlong) for source in plan.sources] == [
         ("long", (1, 2, 4, 5), 2),
