@@ -53,7 +53,7 @@ FORBIDDEN_LIBRARIES = {
     "algos": {"ray", "transformers", "vllm", "trl", "gymnasium", "mujoco"},
     "rewards": {"ray", "transformers", "vllm", "trl", "gymnasium", "mujoco"},
 }
-OPTIONAL = {"sapien", "vllm", "tensorboard", "trackio", "mlflow"}
+OPTIONAL = {"sapien", "vllm", "lance", "tensorboard", "trackio", "mlflow"}
 """Installed by an extra, or by who wants that tracker, so imported inside functions."""
 PLUGINS = {"rl_lab.model.serving"}
 """Code that an optional library loads; it may import that library at the top, and nothing else may import it there."""
