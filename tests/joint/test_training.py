@@ -88,6 +88,18 @@ def test_the_cosine_is_measured_without_a_trace(start, demos, rounds):
     assert same(*found)
 
 
+def test_batches_learned_in_parts_give_the_steps_of_whole_ones(start, demos, rounds):
+    def lines(at_once: int | None) -> list[dict[str, float]]:
+        made = plan(start, demos)
+        parts = {name: getattr(made, name).model_copy(update={"rows_at_once": at_once}) for name in ("rl", "optimise")}
+        training = JointTraining(plan(start, demos, **parts))
+        training.use_pairs(rounds[:1])
+        return [training.learn(make_groups(start)), training.learn_pairs(1)]
+
+    for whole, parts in zip(lines(None), lines(2), strict=True):
+        assert parts == pytest.approx(whole, rel=1e-3, abs=1e-5)
+
+
 def test_the_reference_is_the_start_whatever_the_towers_become(start, demos, rounds):
     """With the expert alone trained by RPRO, its policy reads moving towers and its reference those of the start."""
     training = JointTraining(plan(start, demos, train=("expert",)))
