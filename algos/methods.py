@@ -20,7 +20,7 @@ import numpy as np
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO
 from algos.objective import FlowPolicy, Objective
-from envs.by_name import OwnCodeError, calling
+from envs.by_name import OwnCodeError, calling, needs
 
 Rows = Literal["demonstrations", "winners", "tuples", "trajectories", "labelled"]
 """What a method takes from the pairs besides demonstrations.
@@ -95,6 +95,7 @@ def own_objective(code: str, /, *reference: FlowPolicy, **settings: Any) -> Obje
     lacking = [name for name in ("groups", "loss", "parameters") if not hasattr(objective, name)]
     if lacking:
         raise OwnCodeError(f"{code} makes no objective: it has no {lacking[0]}; inherit from algos.objective.Objective")
+    needs(code, objective, "objective", loss="policy, batch, generator")
     return objective
 
 

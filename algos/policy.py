@@ -176,7 +176,7 @@ class FlowModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """See `Policy`."""
-        return next(self.parameters()).device
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Those of the attributes `self.vision` and `self.vlm`, where there are any; all others are the expert's."""
@@ -205,8 +205,10 @@ class FlowModel(nn.Module):
     def _velocity(self, prefix: Any, x_t: Tensor, time: Tensor) -> Tensor:
         """`velocity`; OwnCodeError for one of another shape, which could be broadcast unseen."""
         velocity = self.velocity(prefix, x_t, time)
-        if velocity.shape != x_t.shape:
-            raise OwnCodeError(f"velocity gives {list(velocity.shape)}; expected {list(x_t.shape)}, as x_t has it")
+        found = getattr(velocity, "shape", None)
+        if found != x_t.shape:
+            given = type(velocity).__name__ if found is None else list(found)
+            raise OwnCodeError(f"velocity gives {given}; expected {list(x_t.shape)}, as x_t has it")
         return velocity
 
     def sample_noise(self, num: int, generator: torch.Generator) -> Tensor:

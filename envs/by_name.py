@@ -175,6 +175,18 @@ def calling(source: str, /, *placed: str, **named: Any) -> Callable[..., Any]:
     return made
 
 
+def needs(source: str, made: Any, noun: str, **methods: str) -> None:
+    """OwnCodeError unless what code of one's own made has these methods, each of which takes the arguments in words."""
+    for name, arguments in methods.items():
+        method = getattr(made, name, None)
+        if not callable(method):
+            raise OwnCodeError(f"{source} makes no {noun}: it has no {name}({arguments})")
+        try:
+            inspect.signature(method).bind(*arguments.split(", "))
+        except (TypeError, ValueError) as error:
+            raise OwnCodeError(f"{source}: {name}: {error}; it is called with {arguments}") from error
+
+
 def _from_file(path: Path) -> ModuleType:
     """The module of a file, run once in a process."""
     alias = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

@@ -54,6 +54,9 @@ def _numbers(env: DeclaredEnv) -> Iterator[Finding]:
     started = time.perf_counter()
     sizes = {len(state) for state in _run(env, commands)}
     seconds = (time.perf_counter() - started) / len(commands)
+    progress = env.diagnose().progress
+    if not (np.isnan(progress) or 0 <= progress <= 1):
+        raise DeclarationError(f"progress is {progress:g}; expected 0 to 1")
     if len(sizes) > 1:
         raise DeclarationError(f"states of one episode have {' and '.join(map(str, sorted(sizes)))} numbers")
     sizes_text = f"commands of {layout.action_dim}, states of {layout.state_dim} numbers ({layout.numbers})"

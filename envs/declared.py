@@ -235,6 +235,8 @@ def _check(declared: Declaration) -> None:
         raise DeclarationError(f"the action space is {space}; expected a Box of 1 to {MAX_DIM} numbers")
     if (declared.save is None) != (declared.load is None):
         raise DeclarationError("save and load belong together; declare both, or none")
+    if not isinstance(declared.cameras, Mapping):
+        raise DeclarationError(f"cameras are {declared.cameras!r:.80}; write {{name: key of the observation}}")
     if not declared.cameras or not all("/" not in name and name for name in declared.cameras):
         raise DeclarationError(f"cameras are {list(declared.cameras)}; name at least one, without slashes")
     if not declared.instructions or not all(
@@ -244,5 +246,5 @@ def _check(declared: Declaration) -> None:
     if not (np.isfinite(declared.control_hz) and declared.control_hz > 0):
         raise DeclarationError(f"control_hz is {declared.control_hz}; expected control steps a second, above 0")
     for name in ("step_limit", "patience", "correction_limit"):
-        if (count := getattr(declared, name)) is not None and count < 1:
+        if (count := getattr(declared, name)) is not None and not (count >= 1 and count == int(count)):
             raise DeclarationError(f"{name} is {count}; expected 1 or more control steps")

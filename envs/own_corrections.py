@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.by_name import OwnCodeError, calling
+from envs.by_name import OwnCodeError, calling, needs
 
 Commands = Callable[[Any, int, np.ndarray], Iterator[np.ndarray]]
 
@@ -20,8 +20,7 @@ def detector_class(code: str) -> Callable[..., Any]:
 def own_detector(code: str, config: Any, env: Any) -> Any:
     """A detector of an episode that has begun. OwnCodeError for what is none."""
     made = detector_class(code)(config, env)
-    if not hasattr(made, "update"):
-        raise OwnCodeError(f"{code} makes no detector: it has no update(diagnosis, step)")
+    needs(code, made, "detector", update="diagnosis, step")
     return made
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from algos.curriculum.items import Array, Items
 from algos.curriculum.options import OwnScheme
-from envs.by_name import OwnCodeError, blamed, calling
+from envs.by_name import OwnCodeError, blamed, calling, needs
 
 
 class ItemWeights(Protocol):
@@ -29,8 +29,7 @@ def make_scheme(own: OwnScheme) -> ItemWeights:
     scheme."""
     with blamed():
         scheme = calling(own.code, **own.settings)(**own.settings)
-    if not hasattr(scheme, "weights"):
-        raise OwnCodeError(f"{own.code} makes no scheme: it has no weights(items, rows, step, version)")
+    needs(own.code, scheme, "scheme", weights="items, rows, step, version")
     return scheme
 
 

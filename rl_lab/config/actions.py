@@ -234,6 +234,8 @@ class ObjectiveConfig(Section):
             raise ValueError(f"{changed[0]} is for code of one's own; give code, or leave it out")
         if changed:
             raise ValueError(f"{changed[0]} is for our own methods; put it into settings")
+        if taken := sorted({"groups", "draws_per_sample", "reference"} & self.settings.keys()):
+            raise ValueError(f"settings.{taken[0]} is what the run gives; call yours otherwise")
         if self.code is not None and self.variant_of is not None:
             raise ValueError("variant_of is for our own methods; code is one by itself, leave it out")
         if self.code is None and self.reference == "none":

@@ -54,9 +54,9 @@ def check_policy(source: str, settings: dict[str, Any]) -> Iterator[str]:
 def _spec(settings: dict[str, Any]) -> PolicySpec:
     """What the policy is made for; takes what says so out of the settings."""
     named = {name: settings.pop(name) for name in (*vars(BIMANUAL), *SIZES) if name in settings}
-    if "cameras" in named:
-        named["cameras"] = tuple(named["cameras"])
     try:
+        if "cameras" in named:
+            named["cameras"] = tuple(named["cameras"])
         layout = Layout(**{name: named[name] for name in vars(BIMANUAL) if name in named})
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error

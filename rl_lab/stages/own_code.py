@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from algos.curriculum.own import make_scheme
 from algos.policy import Policy, PolicySizes
 from envs.by_name import OwnCodeError, blamed, files, find
 from envs.own_corrections import detector_class
@@ -38,8 +39,17 @@ def check_corrections(config: RunConfig) -> None:
         try:
             with blamed():
                 _ = code and check(code)
-        except OwnCodeError as error:
+        except ValueError as error:
             raise UserError(f"collect.{key}: {error}") from error
+
+
+def check_schemes(config: RunConfig) -> None:
+    """Curriculum schemes of the user's own can be made, and called as they will be."""
+    for name, own in config.curriculum.own.items():
+        try:
+            make_scheme(own)
+        except OwnCodeError as error:
+            raise UserError(f"curriculum.own.{name}: {error}") from error
 
 
 def own_policy(config: RunConfig) -> Policy:

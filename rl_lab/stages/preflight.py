@@ -37,7 +37,7 @@ from rl_lab.records.sources import find_recordings, glance, spread
 from rl_lab.reports.hub import check_hub
 from rl_lab.rollouts.answering import make_rewards
 from rl_lab.stages.kinds import expand, settings_of
-from rl_lab.stages.own_code import check_corrections, check_own_code, check_own_policy
+from rl_lab.stages.own_code import check_corrections, check_own_code, check_own_policy, check_schemes
 from rl_lab.workers.cluster import cluster_nodes
 from rl_lab.workers.placement import Node, bundles, joins_cluster, lacking
 from rl_lab.workers.policy import check_corrector, read_corrections
@@ -89,6 +89,7 @@ def _check_settings(config: RunConfig) -> None:
             check_corrections(config)
         _check_compiling(config)
     if config.learns_language:
+        check_schemes(config)
         _check_language(config)
     _check_ranks(config)
 

@@ -98,9 +98,9 @@ def test_what_goes_wrong_in_our_code_is_one_line_too(monkeypatch):
 
 
 def test_a_run_refuses_them_before_it_begins(wrong):
-    config = load_config(Path("flowpro_smoke"), [f"collect.detector={wrong}:Silent"])
-    with pytest.raises(UserError, match=r"collect.detector: .*Silent: too many positional arguments"):
-        check_corrections(config)
+    for code, said in ((f"{wrong}:Silent", "Silent: too many positional arguments"), ("Mine", "'Mine' names no part")):
+        with pytest.raises(UserError, match=f"collect.detector: .*{said}"):
+            check_corrections(load_config(Path("flowpro_smoke"), [f"collect.detector={code}"]))
 
 
 def test_unknown_settings_are_refused(wrong):

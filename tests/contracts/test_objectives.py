@@ -50,6 +50,9 @@ class Mean(Plain):
     def reduced(self, losses, count):
         return losses.mean(), {}
 
+class Narrow(Plain):
+    def loss(self, policy, batch): ...
+
 class Nothing:
     def __init__(self, reference, groups, draws_per_sample): ...
 """
@@ -87,6 +90,7 @@ def test_one_without_draws_of_its_own_is_told_what_that_means(wrong, capsys):
         ("Constant", "its loss moves no weight of the policy"),
         ("Raises", "wrong_objectives.py:31: RuntimeError: no such luck"),
         ("Mean", "parts of the batch have losses of"),
+        ("Narrow", "loss: too many positional arguments; it is called with policy, batch, generator"),
         ("Nothing", "makes no objective: it has no groups"),
     ],
 )
@@ -127,6 +131,7 @@ def test_the_method_of_an_own_objective_has_its_nodes_and_its_content_in_the_has
     ("override", "said"),
     [
         ("objectives.ipo.beta=0.5", "beta is for our own methods; put it into settings"),
+        ("objectives.ipo.settings={groups: 3}", "settings.groups is what the run gives; call yours otherwise"),
         ("objectives.ipo.code=null", "is for code of one's own; give code, or leave it out"),
         ("method=ipoo", "unknown method 'ipoo'"),
         ("objectives.rpro={code: examples/ipo.py:IPO}", "objectives.rpro: code of one's own needs a name of its own"),

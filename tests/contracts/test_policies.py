@@ -47,6 +47,14 @@ class Named(Plain):
     def parameter_groups(self):
         return {"head": list(self.parameters())}
 
+class Listed(Plain):
+    def parameter_groups(self):
+        return [self.vlm]
+
+class Bodiless(FlowModel):
+    def encode(self, observation):
+        return observation.state
+
 class Backwards(Plain):
     def velocity(self, prefix, x_t, time):
         return -super().velocity(prefix, x_t, time)
@@ -117,12 +125,14 @@ def test_a_policy_is_checked_for_the_layout_that_it_is_made_for(capsys):
         ("Expert", "encode needs parameters of the group expert"),
         ("Left", "parameter_groups leaves out vlm.weight; put it into a group, or freeze it"),
         ("Named", "parameter_groups has 'head'; call them vision, vlm, expert"),
+        ("Listed", "parameter_groups gives [Linear("),
+        ("Bodiless", "has no parameters to train; make its layers in __init__"),
         ("Backwards", "its samples come no nearer to a chunk that it imitates"),
         ("Dropped", "flow_losses differ for the same points; leave out dropout"),
         ("Unread", "row i of flow_losses must read prefix row rows[i]"),
         ("Forgets", "it acts otherwise when it was saved and read"),
         ("Tuple", "a prefix is a tensor whose first axis are the observations"),
-        ("Raises", "wrong_policies.py:63: RuntimeError: no such luck"),
+        ("Raises", "wrong_policies.py:71: RuntimeError: no such luck"),
         ("Wide", "velocity gives [8, 1, 20]; expected [8, 2, 20]"),
         ("Bare", "makes no policy: it has no action_dim; inherit from algos.policy.FlowModel"),
         ("function", "is no class of torch.nn.Module"),

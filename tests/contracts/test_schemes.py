@@ -16,6 +16,7 @@ from rl_lab.curriculum.why import explain
 from rl_lab.errors import RunError, UserError
 from rl_lab.graph.nodes import stage_hashes
 from rl_lab.stages.kinds import expand, load_config
+from rl_lab.stages.own_code import check_schemes
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = f"{ROOT / 'examples' / 'least_known.py'}:LeastKnown"
@@ -59,6 +60,9 @@ class Raises(Even):
     def of(self, ones, items, rows):
         return items.no_such_column
 
+class Narrow(Even):
+    def weights(self, items): ...
+
 class Empty: ...
 """
 
@@ -68,6 +72,12 @@ def wrong(tmp_path):
     path = tmp_path / "wrong_schemes.py"
     path.write_text(WRONG)
     return path
+
+
+def test_a_run_refuses_one_before_it_begins(wrong):
+    config = load_config(Path("frontier_smoke"), [f"curriculum.own={{mine: {{code: '{wrong}:Narrow'}}}}"])
+    with pytest.raises(UserError, match=r"curriculum.own.mine: .*Narrow: weights: too many positional arguments"):
+        check_schemes(config)
 
 
 def test_the_example_keeps_the_contract_and_finds_more_signal_than_uniform(capsys):
@@ -85,6 +95,7 @@ def test_the_example_keeps_the_contract_and_finds_more_signal_than_uniform(capsy
         ("Changes", "weights changed the items; read their columns only"),
         ("Remembers", "the same items get other weights again"),
         ("Raises", "wrong_schemes.py:39: AttributeError: no_such_column"),
+        ("Narrow", "weights: too many positional arguments; it is called with items, rows, step, version"),
         ("Empty", "makes no scheme: it has no weights"),
     ],
 )

@@ -16,7 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from algos.policy import CHUNK, GROUPS, Policy, PolicySpec
-from envs.by_name import OwnCodeError, blamed, calling, load, split
+from envs.by_name import OwnCodeError, blamed, calling, load, needs, split
 from envs.types import BIMANUAL, Layout
 from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
@@ -78,15 +78,20 @@ def make_own(code: str, spec: PolicySpec, seed: int | None = None) -> Policy:
                 f"{code}: config is not the PolicySpec that it was made with; call super().__init__(spec)"
             )
         _check_groups(code, policy)
+        needs(code, policy, "policy", encode="observation", flow_losses="prefix, actions, noise, time, rows")
     return policy
 
 
 def _check_groups(code: str, policy: Any) -> None:
     """OwnCodeError unless every trainable parameter is in one group, and the groups have known names."""
     groups = policy.parameter_groups()
+    if not isinstance(groups, dict):
+        raise OwnCodeError(f"{code}: parameter_groups gives {groups!r:.80}; expected a dict of lists of parameters")
     if unknown := sorted(groups.keys() - set(GROUPS)):
         raise OwnCodeError(f"{code}: parameter_groups has {unknown[0]!r}; call them {', '.join(GROUPS)}")
     listed = [id(parameter) for parameters in groups.values() for parameter in parameters]
+    if not listed:
+        raise OwnCodeError(f"{code} has no parameters to train; make its layers in __init__")
     if len(set(listed)) < len(listed):
         raise OwnCodeError(f"{code}: parameter_groups has a parameter twice; each is in one group")
     trained = ((name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad)
