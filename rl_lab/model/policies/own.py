@@ -128,7 +128,7 @@ def load_own(folder: Path, code: str | None) -> Policy:
     if code is None:
         raise UserError(
             f"{folder} holds a policy of one's own, {config.class_name}; code is run only where you name it: "
-            f"model.code=FILE.py:{config.class_name}"
+            f"model.code=FILE.py:{config.class_name} (of rl_lab.serve --code FILE.py:{config.class_name})"
         )
     policy = make_own(code, config.spec)
     check_finite(stored_tensors(folder), folder)
