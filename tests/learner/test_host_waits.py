@@ -211,6 +211,16 @@ def test_a_step_reads_the_device_once(
         assert reads == [device] * number
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_chunk_is_sampled_without_reading_the_device(device: str) -> None:
+    policy, seen = make_policy().to(device), preferences().observation
+    assert seen is not None
+    observation, noise = seen.to(device), policy.sample_noise(len(seen), torch.Generator())
+    with torch.no_grad(), Watch():
+        chunks = policy.sample_actions(policy.encode(observation), noise)
+    assert chunks.device.type == device
+
+
 @on_every_objective
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees none")
