@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from algos.curriculum.draws import ALL, Selection, WeightedDraw, balanced_places, draw_weighted
-from algos.curriculum.items import BANDS, Array, Items, Observation, check_rewards, observe, promised
+from algos.curriculum.items import BANDS, Array, Items, Observation, Seen, check_rewards, observe, promised
 from algos.curriculum.options import CurriculumOptions
 from algos.curriculum.own import ItemWeights, make_scheme, own_weights
 from algos.curriculum.posterior import Floats, partial_success
@@ -75,6 +75,7 @@ class Curriculum:
         """What follows from the columns: rows of each category, weights, number of items in each band."""
         items = self.items
         self._members = [np.flatnonzero(items.category == code) for code in range(self.num_categories)]
+        self._seen = Seen(items, self.num_categories)
         self._weights = np.zeros(len(items))
         observed = np.flatnonzero(items.groups > 0)
         self._weights[observed] = self._weight(observed)
@@ -134,7 +135,9 @@ class Curriculum:
         check_rewards(numbers, rewards, len(self.items))
         active = numbers[~self.items.retired[numbers]]
         self._count(active, -1)
+        fresh = numbers[self.items.groups[numbers] == 0]
         observation = observe(self.items, step, numbers, rewards, versions, self.options)
+        self._seen.add(self.items, fresh[self.items.groups[fresh] > 0])
         self._count(active, 1)
         seen = numbers[self.items.groups[numbers] > 0]
         self._weights[seen] = self._weight(seen)
@@ -225,35 +228,41 @@ class Curriculum:
     ) -> Iterator[WeightedDraw]:
         """Exploration, re-probing and the frontier of each category; see the top of this file.
 
-        Masks are made over the whole pool and read by category: at a million items this is what a selection costs.
+        At ten million items a selection is what it takes to read their columns: each is read by category once.
         """
         items, options = self.items, self.options
-        observed = items.groups > 0
-        unseen, seen = free & ~observed, free & observed
-        promise = promised(items, self.num_categories, options)
+        everyone = items.groups > 0
+        promise = promised(items, self.num_categories, options, self._seen)
         worth = frontier_weight(promise, options.sharpness)
         for category in np.flatnonzero(places).tolist():
             rows = self._members[category]
-            rest = self._rest(rows, observed[rows], promise)
+            observed, able, cells = everyone[rows], free[rows], items.cell[rows].astype(np.intp)
+            unseen, seen = able & ~observed, able & observed
+            rest = self._rest(rows, observed, cells, promise)
             rests = items.selected_step[rows] >= max(step - rest, 0)
-            stale = rows[np.flatnonzero(seen[rows] & ~rests & (items.version[rows] < version - options.stale_after))]
-            weights = self._weights[rows] * seen[rows]
-            weights[rests] *= RESTING
-            sizes = int(np.count_nonzero(unseen[rows])), len(stale), int(np.count_nonzero(weights))
-            counts = self._shares(rng, int(places[category]), sizes, float(weights.sum()))
-            yield self._weighted(rng, "unseen", category, rows, worth[items.cell[rows]] * unseen[rows], counts[0])
-            reprobed = self._even(rng, "stale", category, stale, counts[1])
-            yield reprobed
-            weights[np.searchsorted(rows, reprobed.numbers)] = 0.0
+            stale = seen & ~rests & (items.version[rows] < version - options.stale_after)
+            weights = self._weights[rows]
+            weights *= seen
+            weights[np.flatnonzero(rests)] *= RESTING
+            sizes = (int(np.count_nonzero(part)) for part in (unseen, stale, weights))
+            counts = self._shares(rng, int(places[category]), tuple(sizes), float(weights.sum()))
+            yield self._weighted(rng, "unseen", category, rows, worth[cells] * unseen, counts[0])
+            reprobed = self._even(rng, "stale", category, np.flatnonzero(stale), counts[1])
+            weights[reprobed.numbers] = 0.0
+            yield replace(reprobed, numbers=rows[reprobed.numbers])
             yield self._weighted(rng, "frontier", category, rows, weights, counts[2], rest)
 
-    def _rest(self, rows: Array, observed: Array, promise: Floats) -> int:
-        """Steps that the items of a category (its rows, and whether each was observed) rest after a selection."""
+    def _rest(self, rows: Array, observed: Array, cells: Array, promise: Floats) -> int:
+        """Steps that the items of a category (its rows, which were observed, their cells) rest after a selection."""
         if self.options.cooldown is not None:
             return self.options.cooldown
-        probability = np.where(observed, self.items.band_probability[rows], promise[self.items.cell[rows]])
+        probability = self.items.band_probability[rows].astype(np.float64)
+        unseen = np.flatnonzero(~observed)
+        probability[unseen] = promise[cells[unseen]]
+        if self.items.retired.any():
+            probability = probability[~self.items.retired[rows]]
+        expected = float(probability.sum())
         categories = sum(bool(len(members)) for members in self._members)
-        expected = float(probability[~self.items.retired[rows]].sum())
         return max(int(expected * categories / self.options.batch_size) - 1, 0)
 
     def _shares(

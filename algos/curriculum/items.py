@@ -120,24 +120,38 @@ def band_probabilities(sums: Array, options: CurriculumOptions) -> Array:
     return np.stack([below, (upto - below) * spread, 1 - upto])
 
 
-def promised(items: Items, num_categories: int, options: CurriculumOptions) -> Array:
+class Seen:
+    """How many items of each category and cell were observed, and whose each cell is; kept up as groups come in."""
+
+    def __init__(self, items: Items, num_categories: int) -> None:
+        self.owner = np.zeros(int(items.cell.max(initial=0)) + 1, np.int64)
+        """Category of each cell."""
+        self.owner[items.cell] = items.category
+        self.categories, self.cells = np.zeros(num_categories), np.zeros(len(self.owner))
+        self.add(items, np.flatnonzero(items.groups > 0))
+
+    def add(self, items: Items, numbers: Array) -> None:
+        """These items were observed for the first time."""
+        self.categories += np.bincount(items.category[numbers], minlength=len(self.categories))
+        self.cells += np.bincount(items.cell[numbers], minlength=len(self.cells))
+
+
+def promised(items: Items, num_categories: int, options: CurriculumOptions, seen: Seen | None = None) -> Array:
     """Probability that an unseen item of each cell lies in the frontier, float64 [cells].
 
     The mean of the band probabilities of the cell's n observed items, drawn to that of its category, and that to the
     prior's, as if PSEUDO items more had that mean: p_cell = (sum_i p_i + PSEUDO p_category) / (n + PSEUDO).
     """
-    seen = items.groups > 0
-    known = items.band_probability * seen
+    seen = seen or Seen(items, num_categories)
+    known = np.multiply(items.band_probability, items.groups > 0, dtype=np.float64)
 
-    def means(codes: Array, above: Array) -> Array:
-        sums, counts = (np.bincount(codes, what, len(above)) for what in (known, seen))
+    def means(codes: Array, counts: Array, above: Array) -> Array:
+        sums = np.bincount(codes, known, len(above))
         return (sums + PSEUDO * above) / (counts + PSEUDO)
 
     prior = float(band_probabilities(np.zeros((3, 1)), options)[1][0])
-    categories = means(items.category, np.full(num_categories, prior))
-    owner = np.zeros(int(items.cell.max(initial=0)) + 1, np.int64)
-    owner[items.cell] = items.category
-    return means(items.cell, categories[owner])
+    categories = means(items.category, seen.categories, np.full(num_categories, prior))
+    return means(items.cell, seen.cells, categories[seen.owner])
 
 
 def classify(sums: Array, options: CurriculumOptions) -> tuple[Array, Array]:
