@@ -244,8 +244,8 @@ class Curriculum:
             weights = self._weights[rows]
             weights *= seen
             weights[np.flatnonzero(rests)] *= RESTING
-            sizes = (int(np.count_nonzero(part)) for part in (unseen, stale, weights))
-            counts = self._shares(rng, int(places[category]), tuple(sizes), float(weights.sum()))
+            sizes = int(np.count_nonzero(unseen)), int(np.count_nonzero(stale)), int(np.count_nonzero(weights))
+            counts = self._shares(rng, int(places[category]), sizes, float(weights.sum()))
             yield self._weighted(rng, "unseen", category, rows, worth[cells] * unseen, counts[0])
             reprobed = self._even(rng, "stale", category, np.flatnonzero(stale), counts[1])
             weights[reprobed.numbers] = 0.0

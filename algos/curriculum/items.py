@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,18 @@ class Items:
     def __init__(self, records: Array | None = None) -> None:
         records = np.empty(0, RECORD) if records is None else records
         self.columns = {name: np.array(records[name]) for name in COLUMNS}
+
+    @classmethod
+    def of(cls, count: int, parts: Iterable[Array]) -> Items:
+        """The first `count` items of records that come in parts, of which one at a time is held beside the columns."""
+        items, filled = cls(), 0
+        items.columns = {name: np.zeros(count, kind) for name, (kind, _) in COLUMNS.items()}
+        for part in parts:
+            for name, column in items.columns.items():
+                room = column[filled : filled + len(part)]
+                room[:] = part[name][: len(room)]
+            filled += len(part)
+        return items
 
     def __len__(self) -> int:
         return len(self.columns["category"])

@@ -40,6 +40,8 @@ POOL_FILE = "pool.sqlite"
 FORMAT = 3
 CHUNK = 50
 """Records in a row of `chunks`: together they fit in one page of 4096 bytes, so that a changed item costs one page."""
+CHUNKS_AT_ONCE = 2000
+"""Rows that are read together when a pool is opened."""
 SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE items (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, category TEXT NOT NULL, task TEXT NOT NULL,
@@ -156,13 +158,21 @@ def read_meta(db: sqlite3.Connection, path: Path) -> PoolMeta:
 
 def read_items(db: sqlite3.Connection, path: Path, meta: PoolMeta) -> Items:
     """The columns of all items of the pool in a file. UserError where they are not those of its items."""
-    blob = b"".join(row[0] for row in db.execute("SELECT CAST(records AS BLOB) FROM chunks ORDER BY chunk"))
     ((count,),) = db.execute("SELECT COUNT(*) FROM items")
-    if len(blob) != count * RECORD.itemsize:
-        raise UserError(
-            f"{path} holds {len(blob) / RECORD.itemsize:g} records of {count} items; it is no pool, or not whole"
-        )
-    items = Items(np.frombuffer(blob, RECORD))
+    cursor, held = db.execute("SELECT CAST(records AS BLOB) FROM chunks ORDER BY chunk"), 0
+
+    def parts() -> Iterator[Array]:
+        nonlocal held
+        while rows := cursor.fetchmany(CHUNKS_AT_ONCE):
+            blob = b"".join(row[0] for row in rows)
+            if len(blob) % RECORD.itemsize:
+                raise UserError(f"{path} holds a part of a record; it is no pool, or not whole")
+            held += len(blob) // RECORD.itemsize
+            yield np.frombuffer(blob, RECORD)
+
+    items = Items.of(count, parts())
+    if held != count:
+        raise UserError(f"{path} holds {held} records of {count} items; it is no pool, or not whole")
     limits = {"category": len(meta.categories), "cell": len(meta.cells), "band": len(BANDS)}
     for name, size in limits.items():
         if (items.columns[name] >= size).any():
