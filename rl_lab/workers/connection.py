@@ -158,7 +158,8 @@ def _as_one_line(what: str) -> Iterator[None]:
     except (Exception, _LateError) as error:  # Ray raises plain Exceptions, too
         ray.shutdown()
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{what}: {reason}; free memory and /dev/shm, or use a shorter TMPDIR") from error
+        mend = "free memory and /dev/shm, use a shorter TMPDIR, or try again where the machine is busy"
+        raise RunError(f"{what}: {reason}; {mend}") from error
 
 
 @contextlib.contextmanager
