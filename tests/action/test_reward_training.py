@@ -11,6 +11,7 @@ from rl_lab.learner.action_rewards import RewardPlan, make_card, split_episodes
 from rl_lab.learner.plans import Training
 from rl_lab.records.episodes import write_episodes
 from tests.support.episodes import walk
+from tests.support.trainings import trained
 
 SETTINGS = RewardModelsConfig(steps=4, warmup=1, batch_size=4, latent=8)
 
@@ -30,13 +31,6 @@ def plan(tmp_path):
     return plan
 
 
-def run(plan, steps=None):
-    training = Training(plan)
-    for _ in range(steps or plan.settings.steps):
-        training.run_step()
-    return training
-
-
 def test_no_episode_is_in_two_splits_and_all_have_the_same_share_of_successes():
     splits = split_episodes(episodes(20, 10), 0.2, seed=1)
     seeds = [{episode.seed for episode in part} for part in splits.values()]
@@ -48,13 +42,8 @@ def test_no_episode_is_in_two_splits_and_all_have_the_same_share_of_successes():
 
 @pytest.mark.parametrize("kind", ["success", "progress", "world_model"])
 def test_a_killed_training_goes_on_bit_for_bit(plan, tmp_path, kind):
-    whole, first = run(plan(kind)), run(plan(kind), steps=2)
-    second = Training(plan(kind))
-    second.load_state_dict(first.state_dict())
-    while second.step < SETTINGS.steps:
-        second.run_step()
-    for name, training in (("whole", whole), ("resumed", second)):
-        training.finish(tmp_path / name)
+    trained(plan(kind), tmp_path / "whole")
+    trained(plan(kind), tmp_path / "resumed", kill_at=2)
     one, other = (Ensemble.load(tmp_path / name).state_dict() for name in ("whole", "resumed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -66,7 +55,7 @@ def test_members_read_the_rows_in_orders_of_their_own(plan):
 
 def test_the_card_is_measured_on_episodes_that_were_not_learned(plan, tmp_path):
     mine = plan(settings=RewardModelsConfig(steps=40, warmup=1, batch_size=8, latent=8, lr=3e-3))
-    run(mine).finish(tmp_path / "model")
+    trained(mine, tmp_path / "model")
     card = make_card(tmp_path / "model", mine)
     assert card["splits"] == {
         "train": {"episodes": 12, "successes": 6},
@@ -80,12 +69,12 @@ def test_the_card_is_measured_on_episodes_that_were_not_learned(plan, tmp_path):
 
 def test_a_card_without_both_outcomes_claims_nothing(plan, tmp_path):
     mine = plan("world_model", recorded=episodes(0, 6), demos=[walk(50), walk(51)])
-    run(mine).finish(tmp_path / "model")
+    trained(mine, tmp_path / "model")
     assert make_card(tmp_path / "model", mine)["test"] is None
 
 
 def test_goals_come_from_episodes_that_succeeded(plan, tmp_path):
-    run(plan("world_model")).finish(tmp_path / "model")
+    trained(plan("world_model"), tmp_path / "model")
     ensemble = Ensemble.load(tmp_path / "model")
     assert ensemble.info.tasks == ("handover_block",) and np.abs(ensemble.goals.numpy()).sum() > 0
 

@@ -11,10 +11,10 @@ from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import LoRAConfig, ModelConfig
 from rl_lab.learner.actions import OptimisePlan, SFTPlan
 from rl_lab.learner.plans import Training
-from rl_lab.model.checkpoint import load_training_state, save_training_state
 from rl_lab.model.lora import BaseWeights
 from rl_lab.records.episodes import write_episodes, write_pairs
 from tests.support.episodes import episode, pair
+from tests.support.trainings import trained
 
 STEPS = {"steps": 4, "batch_size": 4, "warmup": 1}
 LORA = LoRAConfig(rank=4, alpha=8.0)
@@ -27,16 +27,8 @@ def records(tmp_path_factory) -> Path:
     write_episodes(folder / "demos", [episode(1), episode(2)])
     write_pairs(folder / "pairs", [pair(1), pair(2)])
     plan = SFTPlan(ModelConfig(), SFTConfig(**STEPS), folder / "demos", stride=1, seed=0)
-    run(plan, folder / "sft")
+    trained(plan, folder / "sft")
     return folder
-
-
-def run(plan, folder: Path) -> Training:
-    training = Training(plan)
-    while training.step < plan.settings.steps:
-        training.run_step()
-    training.finish(folder)
-    return training
 
 
 def optimise_plan(records: Path, policy: str = "sft", **changes) -> OptimisePlan:
@@ -67,17 +59,17 @@ def changed(one: Path, other: Path) -> set[str]:
 
 
 def test_a_round_with_adapters_changes_the_adapted_products_and_keeps_the_layout(records, tmp_path):
-    training = run(optimise_plan(records), tmp_path / "round1")
+    training = trained(optimise_plan(records), tmp_path / "round1")
     assert isinstance(training.parts.objective.reference, BaseWeights)
     names = changed(records / "sft", tmp_path / "round1")
     assert names and all("_proj" in name or "attn" in name or "mlp" in name for name in names)
 
 
 def test_the_next_round_takes_the_merged_policy_as_base_and_reference(records, tmp_path):
-    run(optimise_plan(records), tmp_path / "round1")
+    trained(optimise_plan(records), tmp_path / "round1")
     second = optimise_plan(records, policy=tmp_path / "round1", round=2, pairs=(records / "pairs",) * 2)
     second = replace(second, mix=(0.7, 0.15, 0.15))
-    training = run(second, tmp_path / "round2")
+    training = trained(second, tmp_path / "round2")
     assert isinstance(training.parts.objective.reference, BaseWeights)
     assert changed(tmp_path / "round1", tmp_path / "round2")
     against_sft = replace(second, objective=ObjectiveConfig(reference="sft"))
@@ -86,23 +78,15 @@ def test_the_next_round_takes_the_merged_policy_as_base_and_reference(records, t
 
 def test_a_stage_resumed_from_its_saved_adapters_gives_the_bits_of_the_unbroken_one(records, tmp_path):
     plan = optimise_plan(records)
-    run(plan, tmp_path / "whole")
-    first = Training(plan)
-    for _ in range(2):
-        first.run_step()
-    save_training_state(tmp_path / "state.pt", first.state_dict())
-    second = Training(plan)
-    second.load_state_dict(load_training_state(tmp_path / "state.pt"))
-    while second.step < plan.settings.steps:
-        second.run_step()
-    second.finish(tmp_path / "resumed")
+    trained(plan, tmp_path / "whole")
+    trained(plan, tmp_path / "resumed", kill_at=2)
     assert not changed(tmp_path / "whole", tmp_path / "resumed")
 
 
 @pytest.mark.parametrize("method", ["continued_sft", "dagger", "rpro_trajectory"])
 def test_other_methods_train_adapters_too(records, tmp_path, method):
     settings = OptimiseConfig(**STEPS, lora=LORA)
-    run(optimise_plan(records, method=method, settings=settings), tmp_path / method)
+    trained(optimise_plan(records, method=method, settings=settings), tmp_path / method)
     names = changed(records / "sft", tmp_path / method)
     assert names and all(".expert." in name and "_v." in name for name in names)
 
@@ -110,17 +94,17 @@ def test_other_methods_train_adapters_too(records, tmp_path, method):
 def test_imitation_adapts_a_checkpoint(records, tmp_path):
     settings = SFTConfig(**STEPS, lora=LORA, ema=0.0)
     plan = SFTPlan(ModelConfig(path=str(records / "sft")), settings, records / "demos", stride=1, seed=0)
-    run(plan, tmp_path / "adapted")
+    trained(plan, tmp_path / "adapted")
     assert changed(records / "sft", tmp_path / "adapted")
 
 
 def test_a_bfloat16_policy_with_recomputed_activations_goes_through_both_stages(records, tmp_path):
     settings = SFTConfig(**STEPS, gradient_checkpointing=True, ema_start=2)
     plan = SFTPlan(ModelConfig(dtype="bfloat16"), settings, records / "demos", stride=1, seed=0)
-    run(plan, tmp_path / "sft")
+    trained(plan, tmp_path / "sft")
     assert {value.dtype for value in weights(tmp_path / "sft").values()} == {torch.bfloat16}
     settings = OptimiseConfig(**STEPS, train=("vision", "vlm", "expert"), gradient_checkpointing=True, lora=LORA)
-    run(optimise_plan(records, policy=tmp_path / "sft", settings=settings), tmp_path / "round1")
+    trained(optimise_plan(records, policy=tmp_path / "sft", settings=settings), tmp_path / "round1")
     assert changed(tmp_path / "sft", tmp_path / "round1")
 
 

@@ -12,12 +12,12 @@ from rl_lab.config.actions import FilesConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
 from rl_lab.learner.actions import SFTPlan
-from rl_lab.learner.plans import Training
 from rl_lab.model.checkpoint import load_policy
 from rl_lab.records.episodes import write_episodes
 from rl_lab.records.lerobot_tables import INFO_PATH
 from rl_lab.records.lerobot_write import write_lerobot
 from rl_lab.records.sources import find_recordings
+from tests.support.trainings import trained
 
 SO100 = Layout("joints", 6, 6, ("front", "wrist"))
 
@@ -90,9 +90,6 @@ def test_keys_without_images_are_cameras_too(dataset, tmp_path):
 def test_sft_learns_from_it(dataset, tmp_path):
     write_episodes(tmp_path / "demos", [one for one, _ in read(dataset, numbers="joints")[0]])
     settings = SFTConfig(steps=2, batch_size=4, warmup=1, draws_per_sample=1, probe_weight=0.0)
-    training = Training(SFTPlan(ModelConfig(), settings, tmp_path / "demos", stride=1, seed=0))
-    while training.step < 2:
-        assert np.isfinite(training.run_step()["loss"])
-    training.finish(tmp_path / "sft")
+    trained(SFTPlan(ModelConfig(), settings, tmp_path / "demos", stride=1, seed=0), tmp_path / "sft")
     policy, processor, _ = load_policy(tmp_path / "sft")
     assert policy.config.layout == SO100 and processor.stats.qpos_mean.shape == (6,)
