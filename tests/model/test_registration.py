@@ -33,9 +33,8 @@ from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import EMBEDDING, OUTPUT_EMBEDDING, HunYuanVLMoTForConditionalGeneration
 from rl_lab.model.vlm_config import HyVLMConfig
-from tests.support.models import make_policy, vlm_from_policy
+from tests.support.models import HUB_ID, make_policy, put_into_cache, vlm_from_policy
 
-HUB_ID = "some-owner/some-model"
 WRITTEN = [
     "chat_template.jinja",
     "config.json",
@@ -60,16 +59,6 @@ def write_vlm(folder: Path) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_vlm(tmp_path / "vlm")
-
-
-def put_into_cache(folder: Path, cache: Path) -> dict[str, Any]:
-    """A hub cache that holds the folder under `HUB_ID`; the options that make transformers read it."""
-    commit = "0" * 40
-    home = cache / f"models--{HUB_ID.replace('/', '--')}"
-    shutil.copytree(folder, home / "snapshots" / commit)
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text(commit)
-    return {"cache_dir": cache, "local_files_only": True}
 
 
 @pytest.mark.parametrize("from_hub", [False, True])

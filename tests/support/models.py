@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rl_lab.records.types import Completion
 from tests.support.episodes import episode
 
 VLM = HunYuanVLMoTForConditionalGeneration
+HUB_ID = "some-owner/some-model"
 
 
 def make_policy(seed: int = 0, **overrides: Any) -> HyVLAPolicy:
@@ -104,6 +106,16 @@ def save_policy_of(model: VLM, preset: str, folder: Path) -> Path:
     policy.save_pretrained(folder)
     save_tokenizer(load_tokenizer(), folder)
     return folder
+
+
+def put_into_cache(folder: Path, cache: Path) -> dict[str, Any]:
+    """A hub cache that holds the folder under `HUB_ID`; the options that make transformers read it."""
+    commit = "0" * 40
+    home = cache / f"models--{HUB_ID.replace('/', '--')}"
+    shutil.copytree(folder, home / "snapshots" / commit)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    return {"cache_dir": cache, "local_files_only": True}
 
 
 def image_prompt(ids: dict[str, int]) -> list[int]:
