@@ -9,6 +9,7 @@ import pytest
 from envs import commands
 from envs.commands import CommandError, check_commands
 from rl_lab.teleoperation.keys import KeyboardArms
+from tests.support.refusals import refusal
 
 SOUND = np.tile([0.3, -0.2, 0.9, 1.0, 0.0, 0.0, 0.0, 1.0], 2)
 
@@ -37,9 +38,7 @@ def test_sound_commands_pass_in_any_shape() -> None:
     ],
 )
 def test_a_number_that_is_not_finite_or_too_far_is_named(place: int, value: float, said: str) -> None:
-    with pytest.raises(CommandError) as caught:
-        check_commands(changed(place, value))
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert said in refusal(lambda: check_commands(changed(place, value)), by=CommandError)
 
 
 def test_what_policies_and_experts_command_passes() -> None:

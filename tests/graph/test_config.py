@@ -9,14 +9,11 @@ from rl_lab.config.load import dump_config, merge
 from rl_lab.errors import UserError
 from rl_lab.stages.kinds import load_config
 from tests.support.experiments import EXPERIMENTS, RUNS, write_small
+from tests.support.refusals import refusal
 
 
 def complaint(path: Path, *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load_config(path, overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return refusal(load_config, path, overrides)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from rl_lab import doctor, run
-from rl_lab.config.schema import RunConfig
 from rl_lab.errors import UserError, run_command
 from rl_lab.graph.plan import plan_table
 from rl_lab.graph.store import Store
@@ -15,6 +14,7 @@ from rl_lab.stages import preflight
 from rl_lab.stages.kinds import expand, load_config
 from rl_lab.stages.preflight import check_machine
 from tests.support.experiments import differing, hashes
+from tests.support.refusals import refusal
 
 TEXT = """
 name: words
@@ -133,13 +133,6 @@ def test_without_a_cold_start_the_checkpoint_of_the_config_is_what_is_trained(co
     assert nodes["base.examine"].inputs == nodes["frontier.1.grpo"].inputs == {"questions": "questions"}
 
 
-def complaint(loaded: RunConfig) -> str:
-    with pytest.raises(UserError) as caught:
-        check_machine(loaded)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_a_run_without_vllm_ends_with_exit_code_2_and_the_command_that_installs_it(config, monkeypatch, capsys):
     monkeypatch.setattr(preflight, "has_vllm", lambda: False)
     with pytest.raises(SystemExit) as exit_:
@@ -192,7 +185,7 @@ def vllm(monkeypatch):
     ],
 )
 def test_what_cannot_work_is_one_line_before_anything_is_written(config, vllm, override, parts):
-    message = complaint(config(override))
+    message = refusal(check_machine, config(override))
     assert all(part in message for part in parts), message
 
 

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from algos.rft import REASONS, RFTOptions, candidate, select
-from rl_lab.errors import UserError
 from rl_lab.records import rollouts
 from rl_lab.records.rollouts import KEPT_FILE, RolloutStore
 from rl_lab.stages import rft_selection
 from rl_lab.stages.rft_selection import RFT_FILE, RFTSelection
 from tests.support.learners import Killed
+from tests.support.refusals import refusal
 from tests.support.rollouts import groups_of, read_kept
 from tests.support.stored_runs import trace, write_traces
 
@@ -163,47 +163,29 @@ def test_steps_that_were_not_asked_for_stay_as_they_are(tmp_path):
     assert {row["step"] for row in store.read() if row["kept"] is not None} == {1, 3}
 
 
-def one_line(error):
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 def test_what_cannot_work_is_one_line_and_writes_nothing(tmp_path):
-    with pytest.raises(UserError) as error:
-        RFTSelection(tmp_path, OPTIONS)
-    assert "there are no rollouts in" in one_line(error)
+    assert "there are no rollouts in" in refusal(RFTSelection, tmp_path, OPTIONS)
     write_traces(tmp_path)
     for options, asked in ((OPTIONS, judge), (JUDGED, None)):
-        with pytest.raises(UserError) as error:
-            RFTSelection(tmp_path, options, asked)
-        assert "go together" in one_line(error)
-    with pytest.raises(UserError) as error:
-        RFTSelection(tmp_path, OPTIONS, steps=[9])
-    assert "step 9 is not stored" in one_line(error)
-    with pytest.raises(UserError) as error:
-        list(read_kept(tmp_path))
-    assert "no selected traces" in one_line(error)
+        assert "go together" in refusal(RFTSelection, tmp_path, options, asked)
+    assert "step 9 is not stored" in refusal(RFTSelection, tmp_path, OPTIONS, steps=[9])
+    assert "no selected traces" in refusal(lambda: list(read_kept(tmp_path)))
     RolloutStore(tmp_path).add_columns(2, {"kept": [True] * 96})
-    with pytest.raises(UserError) as error:
-        RFTSelection(tmp_path, OPTIONS)
-    assert "step 2 has a column 'kept'" in one_line(error)
+    assert "step 2 has a column 'kept'" in refusal(RFTSelection, tmp_path, OPTIONS)
     assert not (tmp_path / RFT_FILE).exists()
 
 
 def test_a_selection_is_not_taken_up_with_other_options(tmp_path):
     write_traces(tmp_path)
     RFTSelection(tmp_path, OPTIONS)
-    with pytest.raises(UserError) as error:
-        RFTSelection(tmp_path, RFTOptions())
-    assert "other options" in one_line(error)
+    assert "other options" in refusal(RFTSelection, tmp_path, RFTOptions())
 
 
 def test_a_second_selection_of_other_steps_is_refused(tmp_path):
     write_traces(tmp_path)
     RFTSelection(tmp_path, OPTIONS, steps=[1, 3]).finish()
-    with pytest.raises(UserError) as error:
-        RFTSelection(tmp_path, OPTIONS, steps=[1, 2, 4])
-    assert "is a selection from 2 steps, 1 to 3, not from these 3, 1 to 4" in one_line(error)
+    told = refusal(RFTSelection, tmp_path, OPTIONS, steps=[1, 2, 4])
+    assert "is a selection from 2 steps, 1 to 3, not from these 3, 1 to 4" in told
 
 
 def test_kept_traces_lie_in_large_row_groups(tmp_path, monkeypatch):
