@@ -1,14 +1,12 @@
 """Users' questions: both layouts, images from everywhere but the network, and every bad row named."""
 
 import base64
-import io
 import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from envs.spatial_qa.items import Knobs
 from envs.spatial_qa.questions import make_item
@@ -18,26 +16,21 @@ from rl_lab.model.tokenizer import ROLES, load_tokenizer
 from rl_lab.records import questions
 from rl_lab.records.question_files import has_open_questions, source_files
 from rl_lab.records.questions import BadRow, BadRowsError, item_conversation, read_questions
+from tests.support.pools import png_bytes
 
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 GOOD = {"prompt": "How many? /think", "answer": 2, "reward_type": "count", "category": "perception"}
 
 
-def png(pixels=PIXELS):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def data_uri(pixels=PIXELS):
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+    return "data:image/png;base64," + base64.b64encode(png_bytes(pixels)).decode()
 
 
 @pytest.fixture
 def write(tmp_path):
     """Write rows (objects, or text as it is) beside an image file; the path of the JSONL."""
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(png())
+    (tmp_path / "pictures" / "a.png").write_bytes(png_bytes(PIXELS))
     (tmp_path / "clip.mp4").write_bytes(b"0")
 
     def to_file(*rows):
@@ -195,11 +188,11 @@ def test_a_missing_or_empty_file_is_one_line(write, tmp_path):
         read_questions(write(b""))
 
 
-def test_a_table_of_datasets_is_read_with_its_own_images(write, tmp_path):
+def test_a_saved_table_and_a_parquet_file_are_read_with_their_own_images(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = {
         "prompt": ["Where? /no_think", "How many?"],
-        "images": [[{"bytes": png(), "path": None}], []],
+        "images": [[{"bytes": png_bytes(PIXELS), "path": None}], []],
         "answer": ['{"point": [3, 4]}', "2"],
         "reward_type": ["point", "count"],
         "category": ["interaction", "perception"],
@@ -208,31 +201,13 @@ def test_a_table_of_datasets_is_read_with_its_own_images(write, tmp_path):
     features = datasets.Features(
         {name: datasets.Value("string") for name in rows if name != "images"} | {"images": [datasets.Image()]}
     )
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
-    data = read_questions(tmp_path / "saved")
-    assert [(item.id, item.answer) for item in data.items] == [("a", {"point": [3, 4]}), ("table-2", 2)]
-    np.testing.assert_array_equal(data.items[0].images[0], PIXELS)
-
-
-def test_a_saved_table_and_a_parquet_file_are_sources_like_any_other(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    rows = {
-        "prompt": ["Where? /no_think"],
-        "images": [[{"bytes": png(), "path": None}]],
-        "answer": ['{"point": [3, 4]}'],
-        "reward_type": ["point"],
-        "category": ["interaction"],
-    }
-    features = datasets.Features(
-        {name: datasets.Value("string") for name in rows if name != "images"} | {"images": [datasets.Image()]}
-    )
     table = datasets.Dataset.from_dict(rows, features=features)
     table.save_to_disk(str(tmp_path / "saved"))
     table.to_parquet(str(tmp_path / "rows.parquet"))
     for name in ("saved", "rows.parquet"):
-        (item,) = read_questions(tmp_path / name).items
-        assert item.answer == {"point": [3, 4]}
-        np.testing.assert_array_equal(item.images[0], PIXELS)
+        first, second = read_questions(tmp_path / name).items
+        assert (first.id, first.answer, second.id, second.answer) == ("a", {"point": [3, 4]}, "table-2", 2)
+        np.testing.assert_array_equal(first.images[0], PIXELS)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no table of datasets"):
         read_questions(tmp_path / "empty")
@@ -250,10 +225,10 @@ def test_what_datasets_wrote_about_a_table_may_be_damaged(tmp_path, name, conten
 
 def test_a_source_depends_on_the_pictures_that_it_names(tmp_path, write):
     source = write(GOOD | {"images": "shown.png"})
-    (source.parent / "shown.png").write_bytes(png())
+    (source.parent / "shown.png").write_bytes(png_bytes(PIXELS))
     assert source_files(source) == [source, source.parent / "shown.png"]
     before = source_digest(source)
-    (source.parent / "shown.png").write_bytes(png() + b"more")
+    (source.parent / "shown.png").write_bytes(png_bytes(PIXELS) + b"more")
     assert source_digest(source) != before
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from rl_lab.model.checkpoint import vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.token_batches import chat_batch, rollout_batch
 from rl_lab.records.types import Completion, Prompt
-from tests.support.models import gradients_of, make_policy, vlm_from_policy
+from tests.support.models import gradients_of, make_policy, picture, vlm_from_policy
 from tests.support.rollouts import learned_groups
 
 GENERATOR = torch.Generator()
@@ -37,15 +36,11 @@ def processor() -> HunYuanVLMoTProcessor:
     return vlm_processor(make_policy().config, load_tokenizer())
 
 
-def picture(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
 def chats() -> list[list[dict[str, Any]]]:
     """One image; text alone in two turns; an image after a video; two images."""
     say = {"type": "text", "text": "where is it"}
-    images = [{"type": "image", "image": picture(seed, width=64 if seed else 32)} for seed in range(4)]
-    video = {"type": "video", "video": [picture(seed, 32, 32) for seed in (7, 8)]}
+    images = [{"type": "image", "image": picture(64, 64 if seed else 32, seed)} for seed in range(4)]
+    video = {"type": "video", "video": [picture(32, 32, seed) for seed in (7, 8)]}
 
     def turn(*content: Any, answer: str) -> list[dict[str, Any]]:
         return [{"role": "user", "content": list(content)}, {"role": "assistant", "content": answer}]
@@ -132,7 +127,7 @@ def completion(prompt: list[int], tokens: list[int], version: int = 0, finished:
 
 def expanded(processor: HunYuanVLMoTProcessor, count: int) -> list[int]:
     """A prompt with patch tokens, as an engine reports it."""
-    content: list[Any] = [{"type": "image", "image": picture(index)} for index in range(count)]
+    content: list[Any] = [{"type": "image", "image": picture(64, 64, index)} for index in range(count)]
     chat: Any = [{"role": "user", "content": [*content, {"type": "text", "text": "where"}]}]
     made: Any = processor.apply_chat_template([chat], tokenize=True, return_dict=True, add_generation_prompt=True)
     return made["input_ids"][0].tolist()
@@ -140,7 +135,7 @@ def expanded(processor: HunYuanVLMoTProcessor, count: int) -> list[int]:
 
 def test_answers_become_rows_that_share_their_prompts_pictures(vlm: Any, processor: HunYuanVLMoTProcessor) -> None:
     texts = [expanded(processor, count) for count in (1, 0, 2)]
-    prompts = [Prompt([], [picture(index) for index in range(count)]) for count in (1, 0, 2)]
+    prompts = [Prompt([], [picture(64, 64, index) for index in range(count)]) for count in (1, 0, 2)]
     answers = [
         [completion(text, [200 + group, 201], group), completion(text, [300], group, finished=False)]
         for group, text in enumerate(texts)
@@ -175,7 +170,7 @@ def test_a_learner_with_grpo_raises_the_better_answer(vlm: Any, processor: HunYu
     prompt = expanded(processor, 1)
     answers = [completion(prompt, [200, 201]), completion(prompt, [300, 301])]
     rewards = torch.tensor([[1.0, 0.0]])
-    groups = learned_groups([Prompt([], [picture(0)])], [answers], group_advantages(rewards))
+    groups = learned_groups([Prompt([], [picture(64, 64)])], [answers], group_advantages(rewards))
     batch = rollout_batch(groups, processor.image_processor)
     with torch.no_grad():
         drawn = vlm.token_logprobs(batch, temperature=1.0).logprobs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ from rl_lab.records.item_files import ItemFile, SolutionFile
 from rl_lab.records.question_sets import Limits, check_files, check_shared, set_questions, take_file, unfit
 from rl_lab.stages.kinds import KINDS, resolve_config
 from rl_lab.stages.language import QuestionsKind
+from tests.support.pools import png_bytes
 
 QUESTION = {"prompt": "is it red? /no_think", "answer": "yes", "reward_type": "yes_no", "category": "perception"}
 WORKED = QUESTION | {"solution": "<answer>yes</answer>"}
@@ -113,12 +113,6 @@ def lines(path, *rows):
     return path
 
 
-def encoded(side, colour=0):
-    buffer = io.BytesIO()
-    Image.fromarray(picture(side, colour)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 BAD = [
     (
         "cold_start",
@@ -143,7 +137,7 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "row", "reason"), BAD, ids=[reason[:30] for _, _, reason in BAD])
 def test_a_row_that_no_later_stage_can_use_names_its_line_before_the_first(tmp_path, limits, name, row, reason):
-    (tmp_path / "a.png").write_bytes(encoded(8))
+    (tmp_path / "a.png").write_bytes(png_bytes(picture(8)))
     (tmp_path / "a.mp4").write_bytes(b"0")
     Image.fromarray(np.zeros((1, 300, 3), np.uint8)).save(tmp_path / "narrow.png")
     good = WORKED if name == "cold_start" else QUESTION
@@ -187,8 +181,8 @@ def asking(text, *images):
     ],
 )
 def test_the_same_prompt_and_pictures_may_stand_in_one_set_only(tmp_path, limits, train, held_out, is_shared):
-    (tmp_path / "a.png").write_bytes(encoded(8, 1))
-    (tmp_path / "b.png").write_bytes(encoded(8, 2))
+    (tmp_path / "a.png").write_bytes(png_bytes(picture(8, 1)))
+    (tmp_path / "b.png").write_bytes(png_bytes(picture(8, 2)))
     Image.fromarray(picture(8, 1)).save(tmp_path / "copy.bmp")
     files = {"train": lines(tmp_path / "t.jsonl", train), "held_out": lines(tmp_path / "h.jsonl", held_out)}
     if not is_shared:
@@ -201,7 +195,7 @@ def test_the_same_prompt_and_pictures_may_stand_in_one_set_only(tmp_path, limits
 
 
 def test_any_turn_of_a_conversation_counts_as_asked(tmp_path, limits):
-    (tmp_path / "a.png").write_bytes(encoded(8))
+    (tmp_path / "a.png").write_bytes(png_bytes(picture(8)))
     reply = {"role": "assistant", "content": "x"}
     talk = {"messages": [asking("where?", "a.png"), reply, asking("is it red?"), reply]}
     files = {

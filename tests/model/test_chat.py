@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from rl_lab.benchmarks.golden import golden_path
 from rl_lab.model.chat import HunYuanVLMoTProcessor, ImageProcessor, answer_labels
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
+from tests.support.models import picture
 
 BOS, USER, ASSISTANT, EOS = ROLES["bos"], ROLES["user"], "<｜hy_Assistant｜>", ROLES["eos"]
 S, E, N, L = (ROLES[role] for role in ("vision_start", "vision_end", "row_end", "latent"))
@@ -27,10 +28,6 @@ EMPTY_THOUGHT = "<think>\n\n</think>\n"
 @pytest.fixture(scope="module")
 def processor() -> HunYuanVLMoTProcessor:
     return HunYuanVLMoTProcessor(ImageProcessor(min_pixels=32 * 32, max_pixels=128 * 128), load_tokenizer())
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def render(processor: HunYuanVLMoTProcessor, chat: Any, **options: Any) -> Any:

@@ -18,19 +18,9 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration as Vlm
 from rl_lab.model.vlm_config import HyVLMConfig
 from tests.model.test_vlm import CLOSE, Batch, batch_of, chats
-from tests.support.models import make_observations, make_policy, make_processor, make_vlm
+from tests.support.models import make_observations, make_policy, make_vlm
 
 IDS = torch.arange(20, 30)[None]
-
-
-@pytest.fixture(scope="module")
-def vlm() -> Vlm:
-    return make_vlm()
-
-
-@pytest.fixture(scope="module")
-def processor(vlm: Vlm) -> HunYuanVLMoTProcessor:
-    return make_processor(vlm)
 
 
 @pytest.fixture(scope="module")

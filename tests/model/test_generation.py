@@ -12,20 +12,10 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from tests.model.test_vlm import CLOSE, Batch, batch_of, chats
-from tests.support.models import make_processor, make_vlm
+from tests.support.models import make_vlm
 
 NEW = 4
 FIXED: dict[str, Any] = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def vlm() -> Any:
-    return make_vlm()
-
-
-@pytest.fixture(scope="module")
-def processor(vlm: Any) -> HunYuanVLMoTProcessor:
-    return make_processor(vlm)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from rl_lab.model.chat import IMAGE_CONFIG, ImageProcessor
 from rl_lab.model.vision import patchify
+from tests.support.models import picture
 
 PROCESSOR = ImageProcessor(patch_size=16, min_pixels=64 * 64, max_pixels=256 * 256)
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from rl_lab.model.checkpoint import vlm_processor
 from rl_lab.model.lora import Adapted
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration as Vlm
-from tests.support.models import make_policy, vlm_from_policy
+from tests.support.models import make_policy, picture, vlm_from_policy
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 
@@ -24,10 +24,6 @@ CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 @pytest.fixture
 def vlm() -> Vlm:
     return vlm_from_policy(make_policy()).eval()
-
-
-def picture(height: int, width: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 PICTURES = [picture(64, 64, 0), picture(32, 96, 1), picture(64, 32, 2)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from rl_lab.model.layout import build_layout
 from rl_lab.model.mot import attend, attention_bias, rotary
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration as Vlm
-from tests.support.models import make_policy, vlm_from_policy
+from tests.support.models import make_policy, picture, vlm_from_policy
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 Batch = dict[str, Tensor]
@@ -33,10 +32,6 @@ def processor() -> HunYuanVLMoTProcessor:
     made = vlm_processor(config, load_tokenizer())
     made.image_processor.max_pixels = 4 * made.image_processor.max_pixels
     return made
-
-
-def picture(height: int, width: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def chats() -> list[list[dict[str, Any]]]:

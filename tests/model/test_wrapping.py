@@ -15,14 +15,9 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from rl_lab.model.policy import HyVLAPolicy
-from tests.support.models import make_observations, make_policy
+from tests.support.models import make_observations
 
 ROWS = 4
-
-
-@pytest.fixture
-def policy() -> HyVLAPolicy:
-    return make_policy()
 
 
 @pytest.fixture

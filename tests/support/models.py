@@ -123,6 +123,11 @@ def image_prompt(ids: dict[str, int]) -> list[int]:
     return [ids[role] for role in ("vision_start", "image", "latent", "vision_end")]
 
 
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Random, uint8 [height, width, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
 class Drawer:
     """Random words and pictures, the same for the same seed."""
 

@@ -42,12 +42,17 @@ def pass_rate(number, step):
     return float(np.clip(1.2 - number / 25 + step / 20, 0, 1))
 
 
-def png(number):
-    pixels = np.full((48, 64, 3), (number * 37 % 256, number * 91 % 256, 120), np.uint8)
-    pixels[10:30, 10 + number % 30 : 25 + number % 30] = 255
+def png_bytes(pixels):
+    """A picture as a file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def png(number):
+    pixels = np.full((48, 64, 3), (number * 37 % 256, number * 91 % 256, 120), np.uint8)
+    pixels[10:30, 10 + number % 30 : 25 + number % 30] = 255
+    return png_bytes(pixels)
 
 
 def roll_out(store, batch, step, version=None):
