@@ -8,7 +8,7 @@ from rl_lab.curriculum.store import PoolStore
 from rl_lab.curriculum.view import PoolPlace, PoolView, locate
 from rl_lab.errors import UserError
 from rl_lab.pool import main
-from tests.support.pools import create, train, write_nodes, write_run
+from tests.support.pools import create, output, train, write_nodes, write_run
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +19,6 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     return write_nodes(tmp_path_factory.mktemp("several") / "run", ["frontier.1.grpo", "uniform.1.grpo"])
-
-
-def output(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
 
 
 def files(folder):

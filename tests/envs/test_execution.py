@@ -7,7 +7,6 @@ from envs.execution import Execution, LateExecutor, jerk
 from envs.se3 import geodesic_angle, normalize, split_arms
 from envs.stitching import GAMMA, SIGMA, fresh, stitch
 
-JOINS = ("wait", "jump", "ensemble", "stitch")
 HORIZON = 8
 
 

@@ -17,7 +17,6 @@ from tests.support.run_folders import write_jsonl
 
 GAINS = {"pairs-10": [0.02, -0.03, 0.01, 0.00], "pairs-60": [0.30, 0.32, 0.28, 0.30]}
 """Of RPRO over the control, by world and training seed."""
-SOLVED = 50
 EPISODES = 100
 
 

@@ -8,7 +8,7 @@ from rewards.config import JudgeConfig, RewardConfig, SandboxConfig
 from rewards.judge import agreement
 from rewards.rubric import Rewards
 from tests.rewards import functions
-from tests.support.judges import FakeJudge, completion, verdict
+from tests.support.judges import completion, verdict
 
 ITEMS = [
     ("box", [0, 0, 10, 10], "<box>[0, 0, 10, 10]</box>"),
@@ -39,14 +39,12 @@ def breakdown(rewards, completions, answer, reward_type, **columns):
 
 
 @pytest.fixture
-def endpoint():
+def endpoint(serve):
     def script(request):
         question = json.loads(request["messages"][-1]["content"])
         return 200, completion(verdict(10 if question["answer"] == question["reference"] else 2))
 
-    server = FakeJudge(script)
-    yield server
-    server.close()
+    return serve(script)
 
 
 @pytest.mark.parametrize("form", [reply, message])
@@ -136,11 +134,10 @@ def test_the_judge_can_be_asked_about_all_items_without_changing_their_reward(en
     assert (found.rate, found.n) == (pytest.approx(2 / 3), 3)
 
 
-def test_a_failing_judge_masks_open_items_only():
-    server = FakeJudge(lambda request: (500, b""))
+def test_a_failing_judge_masks_open_items_only(serve):
+    server = serve(lambda request: (500, b""))
     rewards = Rewards(RewardConfig(judge=JudgeConfig(base_url=server.url, model="m", retries=0)))
     result = breakdown(rewards, [reply("C")] * 2, ["C"] * 2, ["choice", "open"], judge_all=True)
-    server.close()
     assert result.rewards == [1.0, None]
     assert result.metrics()["reward_failures/judge/exception"] == 2.0
     assert result.metrics()["reward_masked"] == 0.5

@@ -6,22 +6,9 @@ import pytest
 
 from rewards.config import JudgeConfig
 from rewards.judge import Agreement, Judge, JudgedAnswer, MalformedVerdictError, agreement, read_verdict
-from tests.support.judges import FakeJudge, completion, verdict
+from tests.support.judges import completion, verdict
 
 QUESTION = JudgedAnswer("What is on the table?", "a red cup", "a cup, red")
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(script):
-        servers.append(FakeJudge(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def judge(server, **settings) -> Judge:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from algos.curriculum.options import CurriculumOptions
 from rl_lab.curriculum.store import POOL_FILE, PoolItem, PoolStore
+from rl_lab.pool import main
 from rl_lab.records.rollouts import RolloutStore
 from tests.support.questions import HOSTILE, rollout
 from tests.support.rollouts import groups_of
@@ -141,6 +142,12 @@ def seal(folder):
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o444)
+
+
+def output(capsys, *arguments):
+    """What a command on a pool prints."""
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
 
 
 def read_lines(path: Path):
