@@ -59,7 +59,7 @@ def test_the_models_losses_are_those_of_the_equations(prediction, clip, batch):
         velocity = policy.velocity(prefix, interpolate(actions, noise, time), time)
         losses = policy.flow_losses(prefix, batch.winner, noise, time)
     expected = chunk_loss(velocity, velocity_target(actions, noise), loss_weight(time, clip), USED)
-    assert torch.allclose(losses, expected, rtol=1e-3)
+    assert torch.allclose(losses, expected, rtol=1e-4)
 
 
 def test_the_models_sampler_takes_euler_steps(policy, batch):

@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.errors import UserError
 from rl_lab.files import read_json_lines
 from rl_lab.learner.state import SavedStates
-from rl_lab.model.checkpoint import load_language_model
 from rl_lab.rollouts.collect import kept
 from tests.support.experiments import FakeStages, main, write_small
-from tests.support.models import save_nano_language_model
 from tests.support.stage_runs import FakeRun
 
 
@@ -176,20 +173,3 @@ def test_lines_lost_from_the_metrics_of_a_run_come_back_from_the_store(finished)
     assert main("--resume", "run") == 0
     key = lambda line: (line["node"], line["step"])  # noqa: E731
     assert sorted(read_json_lines(path), key=key) == sorted(lines, key=key)
-
-
-def test_a_damaged_list_of_stages_is_refused_with_the_way_out(finished):
-    shorten(finished / "stages.json")
-    with pytest.raises(UserError, match=r"run/stages.json: .* or delete it: what is finished is found"):
-        main("--resume", "run")
-    (finished / "stages.json").unlink()
-    stages = FakeStages()
-    assert main("--resume", "run", stages=stages) == 0 and stages.ran == []
-
-
-def test_a_checkpoint_with_half_its_weights_is_refused_by_its_name(tmp_path):
-    folder = tmp_path / "half"
-    save_nano_language_model(folder)
-    shorten(folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"checkpoint .*half does not fit: .*"):
-        load_language_model(folder)

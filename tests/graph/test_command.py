@@ -47,8 +47,8 @@ def written(home: Path) -> list[str]:
     return sorted(path.name for path in home.iterdir() if path.name != "small.yaml")
 
 
-def assert_refused(capsys, message: str, *arguments: str) -> None:
-    """One line that says the message, exit code 2, nothing printed."""
+def assert_refused(capsys, message: str, *arguments: str) -> str:
+    """One line that says the message, exit code 2, nothing printed; the line."""
     with pytest.raises(SystemExit) as exit_:
         run_command(lambda: main(*arguments))
     captured = capsys.readouterr()
@@ -56,6 +56,7 @@ def assert_refused(capsys, message: str, *arguments: str) -> None:
     assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
     assert message in captured.err
     assert captured.out == ""
+    return captured.err
 
 
 def test_the_first_and_the_last_line_printed_is_the_run_folder(home, capsys):
@@ -310,7 +311,8 @@ def test_a_damaged_list_of_stages_is_one_line_with_the_way_out(home, capsys, con
     main("small.yaml", "stages=[demos]", "--run-dir", "mine")
     (home / "mine" / "stages.json").write_text(content)
     capsys.readouterr()
-    assert_refused(capsys, "mine/stages.json", "--resume", "mine")
+    said = assert_refused(capsys, "mine/stages.json", "--resume", "mine")
+    assert "or delete it: what is finished is found" in said
 
 
 def test_damaged_metrics_are_refused_before_anything_is_written(home):

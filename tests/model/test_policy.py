@@ -177,22 +177,6 @@ def test_parameter_groups_hold_every_trainable_parameter_once(policy: HyVLAPolic
     assert set(grouped) == {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "action"])
-def test_the_clipped_loss_is_the_velocity_error_with_a_clipped_weight(
-    prediction: str, observations: ObservationBatch, generator: torch.Generator
-) -> None:
-    policy = make_policy(prediction=prediction, loss_weight_clip=0.3)
-    actions, noise, _ = draw(policy, len(observations), generator)
-    time = torch.tensor([0.05, 0.29, 0.31, 1.0])
-    prefix = policy.encode(observations)
-    t = time[:, None, None]
-    padded = torch.nn.functional.pad(actions, (0, 12))
-    velocity = policy.velocity(prefix, t * noise + (1 - t) * padded, time)
-    error = (velocity - (noise - padded))[..., :20].square().mean((1, 2))
-    expected = error * (time / time.clamp(min=0.3)) ** 2
-    torch.testing.assert_close(policy.flow_losses(prefix, actions, noise, time), expected, atol=1e-5, rtol=1e-4)
-
-
 def test_one_euler_step_of_a_clean_chunk_network_returns_its_prediction(
     policy: HyVLAPolicy, observations: ObservationBatch, generator: torch.Generator
 ) -> None:

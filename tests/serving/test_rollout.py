@@ -1,25 +1,17 @@
 """The rollout engine: what it refuses."""
 
 import dataclasses
-import sys
 
 import pytest
 import safetensors.torch
 import torch
 
-from rl_lab.errors import UserError
 from rl_lab.model.checkpoint import digest, publish
 from rl_lab.records.types import Prompt, Sampling
-from rl_lab.workers.engine import load_vllm, one_token_per_image
+from rl_lab.workers.engine import one_token_per_image
 from tests.support.models import Drawer, image_prompt
 
 SAMPLING = Sampling(max_tokens=12, ignore_eos=True)
-
-
-def test_without_vllm_the_error_names_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UserError, match=r"\./setup\.sh cpu, or \./setup\.sh gpu"):
-        load_vllm()
 
 
 def test_rows_of_an_image_become_its_one_token_again():
