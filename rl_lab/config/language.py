@@ -47,16 +47,15 @@ class SourceConfig(Section):
     file: str | None = None
     """JSONL, Parquet or saved `datasets` table of conversations, or of questions with a `solution`."""
     tasks: AnyNumber[str] = ()
-    """Without a file: generators of `envs.spatial_qa`; () for those of `questions.tasks`."""
+    """Without a file only: generators of `envs.spatial_qa`; () for those of `questions.tasks`."""
     rows: PositiveInt = 500
-    """Without a file: questions."""
+    """Without a file only: questions."""
 
-    @model_validator(mode="after")
-    def _is_of_one_kind(self) -> Self:
-        check_tasks(self.tasks)
-        if self.file is not None and self.tasks:
-            raise ValueError("tasks are of generated questions, but file names one's own; leave one of them out")
-        return self
+    @field_validator("tasks")
+    @classmethod
+    def _known_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        check_tasks(tasks)
+        return tasks
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
