@@ -49,11 +49,11 @@ class Measure:
 SUCCESS = "success"
 MEASURES = {
     SUCCESS: Measure(lambda episode: float(episode.success), "percentage points", 100, percent, points),
-    "steps": Measure(lambda episode: episode.capped_steps, "control steps, all that are allowed for a failure"),
+    "steps": Measure(lambda episode: episode.capped_steps, "control steps"),
     "jerk": Measure(lambda episode: episode.extra.get("jerk", math.nan), "m/s3"),
     "stalled steps": Measure(lambda episode: episode.extra.get("stalled_steps", 0), "control steps"),
 }
-"""By name; of methods of training success alone is reported."""
+"""By name, of all but success the less the better; of methods of training success alone is reported."""
 
 
 def is_study(run: LoadedRun) -> bool:

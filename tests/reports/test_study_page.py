@@ -143,5 +143,6 @@ def test_ways_to_execute_chunks_are_measured_by_steps_jerk_and_stalls_too(study)
     assert stalled["difference"] == {"value": -9.0, "low": -9.0, "high": -9.0} and steps["difference"]["value"] == 0
     assert found["steps"]["means"]["latency-2"]["wait"]["1"] == 70, "failures count as all steps that are allowed"
     page = (study / "study.html").read_text()
+    assert '<b class="worse">+1' in page and '<b class="better">−9' in page
     assert "eval.latency: jerk" in page and "base policy" not in page
     assert summary["verdict"][0].startswith("Not told apart from wait: 1 of 1 comparisons")

@@ -99,6 +99,8 @@ def _difference(one: Comparison, measure: Measure) -> Markup | str:
         return "no result" if not one.seeds else "one seed"
     low, high = measure.difference(one.difference.low), measure.difference(one.difference.high)
     standing = one.difference.standing if one.is_decided else "open"
+    if measure is not MEASURES[SUCCESS]:
+        standing = {"above": "worse", "below": "better"}.get(standing, standing)
     title = (
         f"{one.seeds} training seeds of {one.n} episodes, p {p_text(one.p)}, after correction {p_text(one.corrected_p)}"
     )
