@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from envs.options import AnyNumber, AtLeastOne, Named, PositiveFloat, nearest
 from rl_lab.config.section import Section
-from rl_lab.config.sweep import SpreadConfig, read_spread
+from rl_lab.config.spread import SpreadConfig, read_spread
 
 FIXED = ("name", "seed", "study", "sweep", "method", "controls", "replicates", "workers", "placement", "wandb")
 """What no factor can be: of the whole run, or said by the study itself."""

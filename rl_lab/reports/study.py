@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from rl_lab.config.spread import SpreadConfig
 from rl_lab.config.study import StudyConfig
-from rl_lab.config.sweep import SpreadConfig
 from rl_lab.reports.numbers import Row, p_text, percent, points
 from rl_lab.reports.paired import ERROR, Results, num_episodes, power
 from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, label

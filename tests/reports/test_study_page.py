@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rl_lab.config.sweep import read_spread
+from rl_lab.config.spread import read_spread
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
 from rl_lab.reports.study import expected_power

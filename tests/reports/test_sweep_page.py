@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rl_lab.config.sweep import read_spread
+from rl_lab.config.spread import read_spread
 from rl_lab.files import read_json_lines
 from rl_lab.records.item_files import item_row, write_rows
 from rl_lab.reports.pages.run import write_report
