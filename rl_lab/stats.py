@@ -1,4 +1,4 @@
-"""Statistics of reports: intervals and tests of success counts, means over replicates, spread over seeds, moments.
+"""Statistics of reports: intervals and tests of success counts, means over replicates, spread over seeds.
 
 All intervals are two-sided 95 % unless `level` says otherwise, every formula stands beside its source, and nothing
 draws from a global random stream. Letters: n items (questions or episodes), R replicates (training runs that differ in

@@ -20,15 +20,12 @@ from rl_lab.config.section import LoRAConfig, ModelConfig
 from rl_lab.learner.cold_start import ColdStartPlan, Source
 from rl_lab.learner.language import GRPOPlan, GRPOTraining, epoch_order
 from rl_lab.learner.learner import NonFiniteLossError
-from rl_lab.learner.plans import Training
 from rl_lab.model.checkpoint import (
     CheckpointInfo,
     Snapshot,
     load_language_model,
-    load_training_state,
     read_info,
     save_policy,
-    save_training_state,
     verify,
 )
 from rl_lab.model.norm_stats import ActionStats
@@ -41,6 +38,7 @@ from rl_lab.records.types import RolloutGroup, filled
 from rl_lab.workers import learner as rollout_learner
 from rl_lab.workers.learner import LearnerHandle, LearnerWorker, Weights
 from tests.support.questions import make_groups
+from tests.support.trainings import trained
 
 OPTIONS = GRPOOptions(num_generations=3, max_completion_length=16)
 SETTINGS = RLConfig(steps=4, warmup=0, lr=1e-3)
@@ -94,14 +92,7 @@ def test_no_rows_are_an_error_and_no_endless_loop():
 
 
 def run(plan: ColdStartPlan, folder: Path, kill_at: int | None = None) -> Path:
-    training = Training(plan)
-    while training.step < plan.settings.steps:
-        if training.step == kill_at:
-            save_training_state(folder.with_suffix(".pt"), training.state_dict())
-            training, kill_at = Training(plan), None
-            training.load_state_dict(load_training_state(folder.with_suffix(".pt")))
-        training.run_step()
-    training.finish(folder)
+    trained(plan, folder, kill_at)
     return folder
 
 
