@@ -215,6 +215,29 @@ class TrajectoryBatch(ObservedRows):
         return replace(kept, pair=torch.from_numpy(np.unique(kept.pair.numpy(), return_inverse=True)[1]))
 
 
+@dataclass
+class ExploredBatch(ObservedRows):
+    """Decisions of a policy that explored, for policy gradients."""
+
+    path: Tensor
+    """What denoising went through, from noise to the chunk, float [B, K + 1, C, A]; of a sampler without noise of its
+    own the chunk alone, [B, 1, C, D]."""
+    advantages: Tensor
+    """Of the episode that a decision is of, float [B]."""
+    state: Tensor
+    """Normalised encoded state, float [B, E]."""
+    old_logprobs: Tensor | None = None
+    """What `algos.policy_gradients.clipped.PolicyGradient.logprobs` is under the policy that explored, float [B, K]."""
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    @property
+    def actions(self) -> Tensor:
+        """The chunks that were run, [B, C, A]."""
+        return self.path[:, -1]
+
+
 @dataclass(kw_only=True)
 class TokenBatch(TensorRecord):
     """Rows of prompt, answer and padding; a row's valid tokens stand together."""

@@ -15,10 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from algos.batch import FlowBatch, FlowDraws, PreferenceBatch, TrajectoryBatch, send
+from algos.batch import ExploredBatch, FlowBatch, FlowDraws, PreferenceBatch, TrajectoryBatch, send
 from algos.objective import FlowPolicy, SeeingPolicy
 
-ActionBatch = FlowBatch | PreferenceBatch | TrajectoryBatch
+ActionBatch = FlowBatch | PreferenceBatch | TrajectoryBatch | ExploredBatch
 
 
 def interpolate(actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:

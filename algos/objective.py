@@ -44,6 +44,13 @@ class FlowPolicy(Protocol):
         """Times [num] from the density that the policy's configuration declares."""
 
 
+class VelocityPolicy(FlowPolicy, Protocol):
+    """A flow policy whose sampler a method may replace by its own."""
+
+    def velocity(self, prefix: Any, x_t: Tensor, time: Tensor) -> Tensor:
+        """dx/dt at x_t [B, C, A] and time [B], 1 being noise: [B, C, A]. Row i reads prefix row i."""
+
+
 class SeeingPolicy(FlowPolicy, Protocol):
     """A flow policy whose vision tokens an auxiliary loss may read."""
 

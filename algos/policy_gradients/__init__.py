@@ -1,0 +1,1 @@
+"""Policy gradients for flow policies: learning from success alone, without corrections."""
