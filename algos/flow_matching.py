@@ -2,19 +2,19 @@
 
 t = 1 is noise and t = 0 is the action, so the path is x_t = t e + (1 - t) a, its velocity u = e - a, and sampling goes
 from t = 1 down to 0. (The paper arXiv:2606.14409, eq. 3, writes the same with 1 - t and -u.)
-Letters: N rows, C chunk length, A padded action size, D used action dims (20), B observations, R draws of each, V
-cameras, n vision tokens of one.
+Letters: N rows, C chunk length, A padded action size, D used action dims (20), B observations, R draws of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from algos.auxiliary import VisionHead
 from algos.batch import ExploredBatch, FlowBatch, FlowDraws, PreferenceBatch, TrajectoryBatch, send
 from algos.objective import FlowPolicy, SeeingPolicy
 
@@ -107,56 +107,31 @@ def policy_prefix(policy: FlowPolicy, batch: ActionBatch, groups: tuple[str, ...
         return policy.encode(batch.observation)
 
 
-HEAD_CAMERA = 0
-"""Index in `envs.types.CAMERAS`; wrist cameras often cannot see what is asked for, which would be irreducible loss."""
-
-
-class PoseProbe(nn.Module):
-    """Auxiliary pose loss: every vision token of the head camera must tell where the objects are, in training only.
-
-    A stand-in for the spatial pre-training that a small policy lacks: it speeds up the vision tower's first steps with
-    the simulator's ground truth. The policy itself never sees that truth, and the probe is not saved with it. RMSNorm
-    and a linear map lead from each token to the standardised truth vector.
-    """
-
-    def __init__(self, hidden_size: int, truth_size: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(hidden_size, eps=1e-6)
-        self.linear = nn.Linear(hidden_size, truth_size)
-
-    def forward(self, vision: Tensor) -> Tensor:
-        """Prediction of each head-camera token: vision tokens [B, V, n, hidden] -> [B, n, truth]."""
-        return self.linear(self.norm(vision[:, HEAD_CAMERA].float()))
-
-    def losses(self, vision: Tensor, truth: Tensor) -> Tensor:
-        """Mean squared error of each row over its tokens and truth dims: [B, V, n, hidden], [B, truth] -> [B]."""
-        return (self(vision) - truth[:, None]).square().mean(dim=(1, 2))
-
-
 class FlowMatching:
     """Imitation of a chunk: SFT on demonstrations, or DAgger when the chunks are corrections (`PreferenceBatch`).
 
-    loss = sum_b mean_r l(b, r) / denominator [+ probe_weight * probe], with l of `FlowPolicy.flow_losses`.
+    loss = sum_b mean_r l(b, r) / denominator [+ weight * head's loss], with l of `FlowPolicy.flow_losses`.
     """
 
     def __init__(
         self,
         groups: tuple[str, ...] = ("vision", "vlm", "expert"),
         draws_per_sample: int = 1,
-        probe: PoseProbe | None = None,
-        probe_weight: float = 1.0,
+        heads: Sequence[VisionHead] = (),
     ) -> None:
         check_draws(draws_per_sample)
-        if probe is not None and is_frozen_prefix(groups):
-            raise ValueError(f"a probe trains vision and language, but only {groups} are trained; leave the probe out")
+        if heads and is_frozen_prefix(groups):
+            names = ", ".join(head.name for head in heads)
+            raise ValueError(
+                f"auxiliary losses train vision and language, but only {groups} are trained; leave the {names} out"
+            )
         self.groups = groups
         self.draws_per_sample = draws_per_sample
-        self.probe = probe
-        self.probe_weight = probe_weight
+        self.heads = tuple(heads)
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """The probe's weights; they are not part of the policy."""
-        return [] if self.probe is None else self.probe.parameters()
+        """The heads' weights; they are not part of the policy."""
+        return [parameter for head in self.heads for parameter in head.parameters()]
 
     def draw(self, policy: FlowPolicy, batch: ActionBatch, generator: torch.Generator) -> Any:
         """See `Objective`: the batch with its random points, before it is divided."""
@@ -169,29 +144,28 @@ class FlowMatching:
         generator: torch.Generator,
         denominator: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar and metrics `flow/loss`, `flow/probe`; see the class and `Objective.loss`.
+        """Scalar and metrics `flow/loss` and `flow/NAME` of every head; see the class and `Objective.loss`.
 
-        Raises ValueError when there is a probe and the batch has no ground truth or no images for it.
+        Raises ValueError when there are heads and the batch has not what they are to tell.
         """
         count = denominator or len(batch)
-        prefix, probe_loss = self._encode(policy, batch)
+        prefix, auxiliary = self._encode(policy, batch)
         noise, time, rows = draw_flow(policy, batch, self.draws_per_sample, generator)
         losses = policy.flow_losses(prefix, batch.actions[rows], noise, time, rows)
-        flow = losses.view(-1, self.draws_per_sample).mean(dim=1).sum() / count
+        total = losses.view(-1, self.draws_per_sample).mean(dim=1).sum() / count
         of_rows = count / len(batch)  # metrics are means over the rows of this part
-        if probe_loss is None:
-            return flow, {"flow/loss": flow.detach() * of_rows}
-        probe = probe_loss.sum() / count
-        metrics = {"flow/loss": flow.detach() * of_rows, "flow/probe": probe.detach() * of_rows}
-        return flow + self.probe_weight * probe, metrics
+        metrics = {"flow/loss": total.detach() * of_rows}
+        for head, of_head in zip(self.heads, auxiliary, strict=True):
+            loss = of_head.sum() / count
+            total = total + head.weight * loss
+            metrics[f"flow/{head.name}"] = loss.detach() * of_rows
+        return total, metrics
 
-    def _encode(self, policy: FlowPolicy, batch: FlowBatch | PreferenceBatch) -> tuple[Any, Tensor | None]:
-        """Prefix, and the probe's loss of each row if there is a probe."""
-        if self.probe is None:
-            return policy_prefix(policy, batch, self.groups), None
-        if not isinstance(batch, FlowBatch) or batch.truth is None or batch.observation is None:
-            raise ValueError(
-                "the probe needs FlowBatch.truth and its observation; leave the probe out for other batches"
-            )
+    def _encode(self, policy: FlowPolicy, batch: FlowBatch | PreferenceBatch) -> tuple[Any, list[Tensor]]:
+        """Prefix, and the losses of each row of every head."""
+        if not self.heads:
+            return policy_prefix(policy, batch, self.groups), []
+        if not isinstance(batch, FlowBatch) or batch.observation is None:
+            raise ValueError("auxiliary losses need a FlowBatch with its observation; leave them out for other batches")
         prefix, vision = cast(SeeingPolicy, policy).encode(batch.observation, return_vision=True)
-        return prefix, self.probe.losses(vision, batch.truth)
+        return prefix, [head.losses(vision, head.target(batch)) for head in self.heads]

@@ -353,9 +353,10 @@ class RunConfig(Section):
             return self
         if self.sweep is not None:
             raise ValueError("study: a run is a study or a sweep; leave one of both out")
-        if self.study.executes:
+        if self.study.ways:
             if self.num_rounds or "evaluate" not in self.stage_names:
-                raise ValueError("study: compare is eval.join, of one policy; let stages be [demos, sft, evaluate]")
+                compared = self.study.compare
+                raise ValueError(f"study: compare is {compared}, of one policy; let stages be [demos, sft, evaluate]")
             return self
         blocks = [stage for stage in self.stages if isinstance(stage, Repeat) and not stage.on_language]
         if not any("evaluate" in block.of for block in blocks):

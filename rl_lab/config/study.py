@@ -33,17 +33,23 @@ class World:
     """By factor its value here; factors that are left out are as the file has them."""
 
 
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
+
+
 class StudyConfig(Section):
     """The experiment in other worlds, whose stages are shared wherever they are the same."""
 
-    factors: Named[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], AtLeastOne[Any]] = {}
+    factors: Named[Key, AtLeastOne[Any]] = {}
     """By key of this file, such as collect.pairs, the values that it takes."""
     design: Literal["each", "all"] = "each"
     """each: one factor at a time, the others as the file has them. all: every combination."""
-    compare: Literal["method", "eval.join"] = "method"
-    """What the methods are: ways to train, each with rounds of its own, or ways to execute the chunks of one policy."""
+    compare: Literal["method", "eval.join", "variants"] = "method"
+    """What the methods are: ways to train, each with rounds of its own, ways to execute the chunks of one policy, or
+    variants of this file without rounds."""
     methods: Annotated[AnyNumber[str], Field(min_length=2)]
-    """What is compared, in place of method and controls, or of eval.join."""
+    """What is compared, in place of method and controls, or of eval.join; or names of variants."""
+    variants: Named[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Named[Key, Any]] = {}
+    """By name, what the policy of a method has in place of this file's values, by key such as sft.code_weight."""
     control: str
     """The method that the others are held against."""
     seeds: Annotated[int, Field(ge=2, le=1000)] = 5
@@ -63,6 +69,32 @@ class StudyConfig(Section):
             if len(set(map(_slug, values))) < len(values):
                 raise ValueError(f"factors: {key} has a value twice: {list(values)}; name each once")
         return self
+
+    @model_validator(mode="after")
+    def _varies(self) -> Self:
+        if self.compare != "variants":
+            if self.variants:
+                raise ValueError(f"variants are given, but compare is {self.compare}; set compare to variants")
+            return self
+        for name in self.methods:
+            if name not in self.variants:
+                raise ValueError(f"methods: {name!r} is not one of variants{nearest(name, self.variants)}")
+        for name, changes in self.variants.items():
+            if name not in self.methods:
+                raise ValueError(f"variants: {name} is not one of methods; name it there, or leave it out")
+            for key in changes:
+                if key.partition(".")[0] in FIXED:
+                    raise ValueError(f"variants: {key} of {name} is the whole run's; vary something else")
+                if key in self.factors:
+                    raise ValueError(f"variants: {key} of {name} is a factor too; leave one of both out")
+        return self
+
+    @property
+    def ways(self) -> dict[str, dict[str, Any]]:
+        """By method the values that it has in place of the file's; {} where methods have rounds of their own."""
+        if self.compare == "method":
+            return {}
+        return {name: self.variants.get(name, {self.compare: name}) for name in self.methods}
 
     @property
     def executes(self) -> bool:

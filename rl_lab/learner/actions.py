@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from algos.chunks import Timing
-from algos.flow_matching import FlowMatching, PoseProbe, is_frozen_prefix
+from algos.flow_matching import FlowMatching, is_frozen_prefix
 from algos.methods import POSITIVE, Method
 from algos.objective import Objective
 from algos.policy import Policy
@@ -22,6 +22,7 @@ from envs.types import Episode
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.errors import UserError
+from rl_lab.learner.auxiliary import vision_heads
 from rl_lab.learner.plans import DataPlan, Parts, trainable
 from rl_lab.model.checkpoint import CheckpointInfo, load_policy, save_policy
 from rl_lab.model.config import HyVLAConfig
@@ -214,8 +215,8 @@ class OptimisePlan(DataPlan):
 
 
 def sft_parts(plan: SFTPlan, start: Start, episodes: list[Episode], device: str) -> Parts:
-    """What imitation of the demonstrations needs, from this policy on. UserError for a probe without ground truth."""
-    settings, probe = plan.settings, None
+    """What imitation of the demonstrations needs, from this policy on. UserError as `vision_heads`."""
+    settings = plan.settings
     policy, info = start.policy.to(device), start.info
     groups = tuple(policy.parameter_groups())
     layout = shared_layout(episodes)
@@ -238,12 +239,8 @@ def sft_parts(plan: SFTPlan, start: Start, episodes: list[Episode], device: str)
         seed=integer(plan.seed, "sft_rows"),
         augmented=settings.augment,
     )
-    if settings.probe_weight > 0:
-        if data.truth_size is None:
-            raise UserError("sft.probe_weight needs demonstrations with ground truth of the simulator; set it to 0")
-        torch.manual_seed(integer(plan.seed, "probe"))
-        probe = PoseProbe(policy.config.vlm_sizes.hidden, data.truth_size).to(device)
-    objective = FlowMatching(groups, settings.draws_per_sample, probe, settings.probe_weight)
+    heads = vision_heads(settings, policy, data, plan.seed) if settings.auxiliary else []
+    objective = FlowMatching(groups, settings.draws_per_sample, [head.to(device) for head in heads])
     trained = trainable(policy, settings, groups, integer(plan.seed, "lora"))
     if settings.compile:
         compile_blocks(policy)

@@ -183,7 +183,8 @@ def gather(value: Any) -> list[Any]:
 def shard_heads(objective: Any) -> None:
     """Shard the modules whose parameters an objective trains; a frozen reference stays whole on every rank."""
     trained = {id(parameter) for parameter in objective.parameters()}
-    for module in vars(objective).values():
+    held = [one for value in vars(objective).values() for one in (value if isinstance(value, tuple) else (value,))]
+    for module in held:
         if isinstance(module, nn.Module) and trained & {id(parameter) for parameter in module.parameters()}:
             shard(module)
 

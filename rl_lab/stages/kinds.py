@@ -58,7 +58,7 @@ def _expand(config: RunConfig) -> list[Node]:
 
 def settings_of(config: RunConfig) -> list[RunConfig]:
     """The configurations that stages of a run have: its own, or those of the worlds of a study."""
-    return [config] if config.study is None else [settings for _, settings in worlds(config, REGISTRY)]
+    return [config] if config.study is None else [settings for *_, settings in worlds(config, REGISTRY)]
 
 
 def expand(config: RunConfig) -> list[Node]:

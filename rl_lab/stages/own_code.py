@@ -108,7 +108,7 @@ def _asked(config: RunConfig) -> Iterator[str]:
     yield from (f"stage {kind.name} works on language" for kind in config.kinds if not kind.of_actions)
     trained = [name for name in ("sft", "optimise") if config.reads(name)]
     yield from (f"{name}.{key} is set" for name in trained for key in ONLY_OURS if getattr(getattr(config, name), key))
-    if "sft" in trained and config.sft.probe_weight > 0:
-        yield f"sft.probe_weight is {config.sft.probe_weight:g}"
+    if "sft" in trained:
+        yield from (f"sft.{name} is {weight:g}" for name, weight in config.sft.auxiliary.items())
     if config.placement.ranks > 1:
         yield f"placement.learner.ranks is {config.placement.ranks}"

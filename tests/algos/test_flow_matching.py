@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from algos.flow_matching import (
     FlowMatching,
-    PoseProbe,
     chunk_loss,
     draw_flow,
     interpolate,
@@ -18,10 +17,8 @@ from algos.flow_matching import (
     velocity_target,
 )
 from tests.support.flow_policies import (
-    HIDDEN,
     FakePolicy,
     TapePolicy,
-    check_accumulation,
     euler_sample,
     flow_batch,
     generator,
@@ -110,12 +107,6 @@ def test_the_loss_is_the_mean_over_rows_and_draws_with_one_prefix():
     assert torch.allclose(loss, losses.mean()) and metrics["flow/loss"] == loss.detach()
 
 
-def test_accumulating_eight_parts_equals_one_batch():
-    policy, batch = TapePolicy(), flow_batch(8)
-    batch.truth = torch.randn(8, 5, generator=generator(3))
-    check_accumulation(FlowMatching(draws_per_sample=2, probe=PoseProbe(HIDDEN, 5)), policy, batch)
-
-
 def test_on_preference_pairs_only_the_winner_is_imitated():
     policy, batch = FakePolicy(), preference_batch(4, 1)
     FlowMatching().loss(policy, batch, generator())
@@ -132,41 +123,6 @@ def test_with_frozen_towers_only_the_expert_gets_a_gradient_and_a_stored_prefix_
     assert torch.equal(objective.loss(policy, stored, generator())[0], expected)
     with pytest.raises(ValueError, match="store it only for"):
         FlowMatching(groups=ALL).loss(policy, stored, generator())
-
-
-def test_the_probe_reads_every_head_camera_token_and_no_other():
-    probe = PoseProbe(HIDDEN, 2)
-    vision, truth = torch.randn(3, 3, 4, HIDDEN), torch.randn(3, 2)
-    losses = probe.losses(vision, truth)
-    assert losses.shape == (3,)
-    others = vision.clone()
-    others[:, 1:] = 0
-    assert torch.equal(probe.losses(others, truth), losses)
-    for token in range(4):
-        changed = vision.clone()
-        changed[:, 0, token] += torch.randn(HIDDEN)
-        assert not torch.equal(probe.losses(changed, truth), losses)
-
-
-def test_the_probe_adds_its_weighted_loss_and_trains_the_tower_through_the_tokens():
-    policy, batch = FakePolicy(), flow_batch(4)
-    batch.truth = torch.randn(4, 5, generator=generator(3))
-    probe = PoseProbe(HIDDEN, 5)
-    objective = FlowMatching(probe=probe, probe_weight=0.5)
-    loss, metrics = objective.loss(policy, batch, generator())
-    plain, _ = FlowMatching().loss(policy, batch, generator())
-    assert loss.detach() == pytest.approx(float((plain + 0.5 * metrics["flow/probe"]).detach()))
-    loss.backward()
-    assert all(parameter.grad is not None for parameter in objective.parameters())
-    assert list(FlowMatching().parameters()) == []
-
-
-def test_a_probe_without_truth_or_without_trained_towers_is_refused():
-    probe = PoseProbe(HIDDEN, 5)
-    with pytest.raises(ValueError, match="leave the probe out"):
-        FlowMatching(groups=("expert",), probe=probe)
-    with pytest.raises(ValueError, match="needs FlowBatch.truth"):
-        FlowMatching(probe=probe).loss(FakePolicy(), flow_batch(2), generator())
 
 
 def test_fewer_than_one_draw_is_refused():

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from algos.auxiliary import PoseProbe
 from algos.batch import FlowBatch, PreferenceBatch
 from algos.flow_matching import (
     FlowMatching,
-    PoseProbe,
     chunk_loss,
     interpolate,
     loss_weight,
@@ -116,7 +116,7 @@ def test_the_probe_trains_the_vision_tower(batch):
     policy = HyVLAPolicy(preset_config("nano"))
     probe = PoseProbe(policy.config.vlm_sizes.hidden, 7)
     rows = FlowBatch(batch.observation, batch.winner, truth=torch.randn(6, 7, generator=generator(2)))
-    _, metrics = FlowMatching(ALL, probe=probe).loss(policy, rows, generator())
+    _, metrics = FlowMatching(ALL, heads=[probe]).loss(policy, rows, generator())
     _, vision = policy.encode(batch.observation, return_vision=True)
     probe.losses(vision, rows.truth).mean().backward()
     assert metrics["flow/probe"] > 0

@@ -201,6 +201,7 @@ def test_settings_that_contradict_each_other_are_refused(monkeypatch, override, 
     ("override", "said"),
     [
         ("sft.probe_weight=0.5", "sft.probe_weight is 0.5, but model.code names another than our architecture"),
+        ("sft.code_weight=0.5", "sft.code_weight is 0.5, but model.code names another than our architecture"),
         ("optimise.lora={rank: 2}", "optimise.lora is set, but model.code names another"),
         ("sft.compile=true", "sft.compile is set, but model.code names another"),
         ("optimise.train=[vlm, expert]", "optimise.train has vlm, but the policy of model.code has expert, vision"),

@@ -34,6 +34,7 @@ def complaint(path: Path, *overrides: str) -> str:
         ("sft.lr=.inf", ("sft.lr", "finite")),
         ("sft.lr=.nan", ("sft.lr", "finite")),
         ("sft.schedule=cosin", ("sft.schedule", "did you mean cosine?")),
+        ("sft.num_codes=32", ("sft: num_codes is 32", "code_weight is 0", "leave num_codes out")),
         ("sft.decay_fraction=0.5", ("schedule is cosine", "has no decay_fraction")),
         ("sft={schedule: constant, final_lr_fraction: 0.5}", ("schedule is constant", "has no final_lr_fraction")),
         ("reward_models.rows_at_once=4", ("reward_models", "whole batches")),

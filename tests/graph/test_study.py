@@ -74,6 +74,25 @@ def test_ways_to_execute_chunks_share_the_policy_of_a_seed(tmp_path):
     assert (one.config.eval.join, one.config.eval.latency, one.config.seed) == ("stitch", 2, 1)
 
 
+VARIANTS = {
+    "compare": "variants",
+    "variants": {"plain": {}, "coded": {"sft.code_weight": 0.5}},
+    "methods": ["plain", "coded"],
+    "control": "plain",
+    "factors": {},
+}
+
+
+def test_variants_of_a_file_share_what_they_have_in_common_and_have_policies_of_their_own(tmp_path):
+    found = nodes(load_config(write(tmp_path, **VARIANTS), ONE_POLICY))
+    made = [name for name, node in found.items() if node.kind in ("demos", "sft")]
+    assert made == [f"given.{seed}.{name}" for seed in (1, 2) for name in ("plain.demos", "plain.sft", "coded.sft")]
+    one = found["given.2.coded.evaluate"]
+    assert one.inputs == {"policy": "given.2.coded.sft"} and one.method == "coded"
+    assert found["given.2.coded.sft"].inputs["demos"] == "given.2.plain.demos"
+    assert [found[f"given.1.{name}.sft"].config.sft.code_weight for name in VARIANTS["methods"]] == [0, 0.5]
+
+
 def test_stages_have_their_worlds_settings_and_a_world_that_fails_leaves_the_others(tmp_path):
     class Seen(FakeStages):
         seen = {}
@@ -126,6 +145,12 @@ def test_without_a_known_spread_power_is_that_of_the_episodes(load):
         ({"spread": "nowhere.json"}, r"study.spread: nowhere.json is no study.json"),
         (WAYS, r"study: compare is eval.join, of one policy; let stages be \[demos, sft, evaluate\]"),
         (WAYS | {"factors": {"eval.join": ["wait", "jump"]}}, r"factors: eval.join is the whole run's, or said by the"),
+        (VARIANTS, r"study: compare is variants, of one policy; let stages be \[demos, sft, evaluate\]"),
+        (VARIANTS | {"compare": "method"}, r"variants are given, but compare is method; set compare to variants"),
+        (VARIANTS | {"methods": ["plain", "code"]}, r"methods: 'code' is not one of variants; did you mean coded"),
+        (VARIANTS | {"variants": {"plain": {}, "coded": {}, "third": {}}}, r"variants: third is not one of methods; "),
+        (VARIANTS | {"variants": {"plain": {}, "coded": {"seed": 1}}}, r"variants: seed of coded is the whole run's"),
+        (VARIANTS | {"factors": {"sft.code_weight": [0, 1]}}, r"variants: sft.code_weight of coded is a factor too"),
     ],
 )
 def test_what_cannot_be_studied_is_one_line(load, changes, message):

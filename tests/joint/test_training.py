@@ -203,7 +203,8 @@ def test_a_vision_language_model_is_refused(demos, tmp_path):
 
 
 def warm_plan(demos: Path, questions: Path, **changes) -> WarmStartPlan:
-    sft = SFTConfig(steps=4, batch_size=4, warmup=1, ema_start=2)
+    auxiliary = {"code_weight": 0.5, "num_codes": 4, "global_weight": 0.5}
+    sft = SFTConfig(steps=4, batch_size=4, warmup=1, ema_start=2, **auxiliary)
     actions = SFTPlan(ModelConfig(), sft, demos, 1, seed=5)
     language = ColdStartConfig(steps=6, batch_size=3, warmup=1)
     return WarmStartPlan(actions, language, questions / "cold_start.arrow")
@@ -218,7 +219,7 @@ def test_a_warm_start_interleaves_both_imitations_and_leaves_a_policy(demos, que
     assert "".join(turn[0] for turn in turns) == "lalallalal"
     assert turns.count(ACTIONS) == 4 and all("loss" in line for line in lines)
     assert {"text/cross_entropy"} <= set(lines[turns.index(LANGUAGE)])
-    assert {"flow/loss", "flow/probe"} <= set(lines[turns.index(ACTIONS)])
+    assert {"flow/loss", "flow/probe", "flow/code", "flow/global"} <= set(lines[turns.index(ACTIONS)])
     training.finish(tmp_path / "policy")
     policy, processor, info = load_policy(tmp_path / "policy")
     assert processor.has_stats and info.weight_version == 1 and isinstance(policy, HyVLAPolicy)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from algos.batch import DistillationBatch, FlowBatch, PreferenceBatch, RolloutBatch, TrajectoryBatch, count, indices
 from algos.cross_entropy import CrossEntropy
 from algos.distillation import Distillation, DistillationOptions
-from algos.flow_matching import FlowMatching, PoseProbe
+from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO
 from algos.grpo import GRPO, PAPER, GRPOOptions
 from rl_lab.benchmarks.rpro import random_batch
@@ -31,7 +31,7 @@ from rl_lab.model.checkpoint import vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.token_batches import chat_batch
 from tests.language.test_token_batching import chats
-from tests.support.models import make_policy, vlm_from_policy
+from tests.support.models import make_heads, make_policy, vlm_from_policy
 
 ALL = ("vision", "vlm", "expert")
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "repeat_interleave"}
@@ -94,8 +94,8 @@ def preferences() -> PreferenceBatch:
 
 def sft() -> tuple[Any, Any, Any]:
     pairs, policy = preferences(), make_policy()
-    probe = PoseProbe(policy.config.vlm_sizes.hidden, 7)
-    return policy, FlowMatching(ALL, 2, probe), FlowBatch(pairs.observation, pairs.winner, truth=torch.zeros(6, 7))
+    objective = FlowMatching(ALL, 2, make_heads(policy, 7))
+    return policy, objective, FlowBatch(pairs.observation, pairs.winner, truth=torch.zeros(6, 7))
 
 
 def rpro() -> tuple[Any, Any, Any]:
@@ -164,7 +164,8 @@ def distillation_of_stored_tokens() -> tuple[Any, Any, Any]:
 
 def make_learner(case: Callable[[], tuple[Any, Any, Any]], device: str) -> tuple[Learner, Any]:
     policy, objective, batch = case()
-    for module in (policy, *(getattr(objective, name, None) for name in ("reference", "probe", "teacher"))):
+    held = (getattr(objective, name, None) for name in ("reference", "teacher"))
+    for module in (policy, *held, *getattr(objective, "heads", ())):
         if module is not None:
             module.to(device)
     learner = Learner(policy, seed=0)

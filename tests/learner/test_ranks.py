@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from algos.batch import FlowBatch, PreferenceBatch, RolloutBatch, TrajectoryBatch
 from algos.cross_entropy import CrossEntropy
-from algos.flow_matching import FlowMatching, PoseProbe
+from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO
 from algos.grpo import GRPO, GRPOOptions
 from rl_lab.benchmarks.model import image_prompt
@@ -21,7 +21,7 @@ from rl_lab.model.checkpoint import vlm_config
 from rl_lab.model.lora import Adapted
 from rl_lab.model.presets import preset_config
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
-from tests.support.models import make_observations, make_policy
+from tests.support.models import make_heads, make_observations, make_policy
 
 RANKS, ROWS, STEPS = 2, 5, 3
 """Rows do not divide by ranks."""
@@ -100,7 +100,7 @@ def grpo(at_once=None):
 def flow(at_once=None):
     policy = make_policy()
     torch.manual_seed(1)
-    objective = FlowMatching(draws_per_sample=2, probe=PoseProbe(policy.config.vlm_sizes.hidden, 3), probe_weight=0.5)
+    objective = FlowMatching(draws_per_sample=2, heads=make_heads(policy, 3))
     return policy, objective, [flow_batch(policy, seed) for seed in range(STEPS)], at_once
 
 

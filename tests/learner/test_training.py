@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import LoRAConfig, ModelConfig
+from rl_lab.errors import UserError
 from rl_lab.learner.actions import OptimisePlan, SFTPlan
 from rl_lab.learner.plans import Training
 from rl_lab.model.lora import BaseWeights
@@ -108,11 +109,18 @@ def test_a_bfloat16_policy_with_recomputed_activations_goes_through_both_stages(
     assert changed(tmp_path / "sft", tmp_path / "round1")
 
 
+def test_a_codebook_larger_than_the_pictures_give_is_refused(records):
+    plan = SFTPlan(ModelConfig(), SFTConfig(**STEPS, code_weight=1.0), records / "demos", stride=1, seed=0)
+    with pytest.raises(UserError, match="^sft.num_codes: 64 codes of 15 different patches; use fewer$"):
+        plan.build("cpu")
+
+
 def test_a_batch_in_two_halves_gives_the_gradient_of_the_whole(records):
     batch = {"steps": 1, "batch_size": 32, "warmup": 0, "ema": 0.0}
     lines, moved = [], []
     for at_once in (None, 16):
-        settings = SFTConfig(**batch, rows_at_once=at_once, schedule="warmup_stable_decay")
+        auxiliary = {"code_weight": 0.5, "num_codes": 4, "global_weight": 0.5}
+        settings = SFTConfig(**batch, **auxiliary, rows_at_once=at_once, schedule="warmup_stable_decay")
         plan = SFTPlan(ModelConfig(), settings, records / "demos", stride=1, seed=0)
         training = Training(plan)
         lines.append(training.run_step())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchFeature
 
+from algos.auxiliary import THUMBNAIL, GlobalFeature, NextCode, PoseProbe, VisionHead, fit_components
 from algos.batch import ObservationBatch
 from algos.chunks import Timing
 from rl_lab.config.section import ModelConfig
@@ -59,6 +60,14 @@ def make_observations(policy: HyVLAPolicy, num: int, seed: int = 0) -> Observati
     tokens = torch.randint(100, config.vlm_sizes.vocab, (num, length), generator=generator)
     lengths = torch.randint(1, length + 1, (num, 1), generator=generator)
     return ObservationBatch(images, torch.randn(num, 20, generator=generator), tokens, torch.arange(length) < lengths)
+
+
+def make_heads(policy: HyVLAPolicy, truth_size: int) -> list[VisionHead]:
+    """Every auxiliary loss, of codes and components at random."""
+    hidden, generator = policy.config.vlm_sizes.hidden, torch.Generator().manual_seed(0)
+    components = fit_components(torch.rand(9, 3 * THUMBNAIL**2, generator=generator))
+    centres = torch.rand(5, 3 * policy.config.vision_patch_size**2, generator=generator)
+    return [PoseProbe(hidden, truth_size, 0.5), NextCode(hidden, centres), GlobalFeature(hidden, *components)]
 
 
 def save_nano_policy(folder: Path, seeds: Sequence[int] = (0,), steps: int = 0) -> Path:

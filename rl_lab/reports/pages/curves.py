@@ -21,8 +21,9 @@ from rl_lab.reports.pages.markup import Cell, Markup, macros, parts
 from rl_lab.reports.run import LoadedRun, label
 
 CURVES = macros("curves")
+AUXILIARY = ("flow/probe", "flow/code", "flow/global")
 GROUPS = {
-    "Loss and its parts": ("loss", "loss/preference", "loss/proximal", "loss/sft", "flow/loss", "flow/probe"),
+    "Loss and its parts": ("loss", "loss/preference", "loss/proximal", "loss/sft", "flow/loss", *AUXILIARY),
     "Flow-matching losses, dashed: frozen reference": (
         *("flow/winner", "flow/winner_reference", "flow/loser", "flow/loser_reference"),
         *("flow/identical", "flow/identical_reference"),
@@ -40,7 +41,7 @@ CSS = {
     "loss/proximal": "c2",
     "loss/sft": "c3",
     "flow/loss": "c4",
-    "flow/probe": "c1",
+    **dict(zip(AUXILIARY, ("c1", "c2", "c3"), strict=True)),
     "winner": "cw",
     "loser": "cl",
     "identical": "cg",
@@ -145,7 +146,7 @@ def rewards(run: LoadedRun) -> Markup:
 def chain(run: LoadedRun, method: str, nodes: Sequence[str]) -> Markup:
     """The charts of `GROUPS` that have something to draw, and every other logged value in a chart of its own."""
     known = logged_values(run.metrics, nodes)
-    hidden = () if "flow/probe" in known else ("flow/loss",)  # without a probe it is `loss`
+    hidden = () if set(AUXILIARY) & set(known) else ("flow/loss",)  # without auxiliary losses it is `loss`
     grouped = [
         metric_chart(
             run,
