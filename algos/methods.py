@@ -20,6 +20,9 @@ import numpy as np
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO
 from algos.objective import FlowPolicy, Objective
+from algos.policy_gradients.flow_grpo import FlowGRPO
+from algos.policy_gradients.fpo import FPO
+from algos.policy_gradients.reinflow import ReinFlow
 from envs.by_name import OwnCodeError, calling, needs
 
 Rows = Literal["demonstrations", "winners", "tuples", "trajectories", "labelled"]
@@ -30,6 +33,14 @@ trajectories: recorded chunks of both sides, grouped by pair (`TrajectoryBatch`)
 with an advantage indicator in the text.
 """
 
+Sampler = Literal["sde", "learned", "flow"]
+"""How a policy explores: by noise of an SDE, by noise of a learned size, or by the flow's own initial noise alone."""
+POLICY_GRADIENTS: dict[Sampler, type[FlowGRPO] | type[ReinFlow] | type[FPO]] = {
+    "sde": FlowGRPO,
+    "learned": ReinFlow,
+    "flow": FPO,
+}
+
 
 @dataclass(frozen=True)
 class Method:
@@ -39,7 +50,7 @@ class Method:
     source: str
     """Paper or section it comes from."""
     rows: Rows
-    loss: Literal["imitation", "preference"]
+    loss: Literal["imitation", "preference", "policy gradient"]
     fixed_ratios: bool = True
     """Mix buffers in fixed ratios; else uniformly over all rows together."""
     interpolation: Literal["bezier", "none"] = "bezier"
@@ -48,11 +59,18 @@ class Method:
     sft_term: bool = True
     code: str | None = None
     """Name of a user's own class in place of our losses, see `own_objective`; `loss` says if it has a reference."""
+    sampler: Sampler | None = None
+    """Of policy gradients, which learn from episodes of their own in place of rows."""
 
     @property
     def needs_collection(self) -> bool:
         """Whether it uses preference pairs at all."""
         return self.rows != "demonstrations"
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether its loss has numbers to choose."""
+        return self.loss != "imitation"
 
     @property
     def needs_reference(self) -> bool:
@@ -67,13 +85,15 @@ class Method:
         reference: FlowPolicy | None = None,
         **weights: Any,
     ) -> Objective:
-        """The objective that the learner minimises; `weights` are those of `RPRO`, for preference losses only, or the
-        settings of a user's own class."""
+        """The objective that the learner minimises; `weights` are those of `RPRO`, for preference losses only, the
+        settings of a policy gradient's class, or those of a user's own."""
         if self.code is not None:
             given = () if reference is None else (reference,)
             return own_objective(self.code, *given, groups=groups, draws_per_sample=draws_per_sample, **weights)
         if self.loss == "imitation":
             return FlowMatching(groups, draws_per_sample)
+        if self.sampler is not None:
+            return POLICY_GRADIENTS[self.sampler](groups=groups, **weights)
         if reference is None:
             raise ValueError("a preference loss compares with a frozen reference policy; pass one")
         return RPRO(
@@ -170,6 +190,27 @@ METHODS: dict[str, Method] = {
         "pi0.6* in arXiv:2606.14409, section 6.3; RECAP, arXiv:2511.14759",
         rows="labelled",
         loss="imitation",
+    ),
+    "flow_grpo": Method(
+        "Policy gradient on success: noise in every denoising step, each with a clipped ratio; no corrections",
+        "Flow-GRPO, arXiv:2505.05470; pi_RL, arXiv:2510.25889",
+        rows="demonstrations",
+        loss="policy gradient",
+        sampler="sde",
+    ),
+    "reinflow": Method(
+        "Policy gradient on success: noise whose size is learned, one clipped ratio a chunk; no corrections",
+        "ReinFlow, arXiv:2505.22094",
+        rows="demonstrations",
+        loss="policy gradient",
+        sampler="learned",
+    ),
+    "fpo": Method(
+        "Policy gradient on success: a clipped ratio from flow losses in place of probabilities; no corrections",
+        "FPO, arXiv:2507.21053",
+        rows="demonstrations",
+        loss="policy gradient",
+        sampler="flow",
     ),
 }
 

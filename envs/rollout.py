@@ -7,7 +7,7 @@ results that depend only on which rollouts share a batch, never on timing.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -56,8 +56,9 @@ class Decision:
     """A request for one action chunk."""
 
     observation: Observation
-    key: tuple[int, int]
-    """(environment seed, number of the decision in its episode): addresses the policy's noise."""
+    key: tuple[int, ...]
+    """(environment seed, number of the decision in its episode): addresses the policy's noise; of several episodes from
+    one seed also which it is."""
     past: np.ndarray | None = None
     """Earlier frames, uint8 [K - 1, V, S, S, 3], the oldest first; None for a policy without memory."""
     truth: np.ndarray | None = None
@@ -139,6 +140,17 @@ def run_lockstep(rollouts: Sequence[Rollout[Result]], act: Act) -> list[Result]:
         for index, chunk in zip(asking, chunks, strict=True):
             resume(index, chunk)
     return results  # type: ignore[return-value]
+
+
+def as_member(rollout: Rollout[Result], number: int) -> Rollout[Result]:
+    """The same with noise of its own, where several start from one seed."""
+    decision = next(rollout)
+    while True:
+        chunk = yield replace(decision, key=(*decision.key, number))
+        try:
+            decision = rollout.send(chunk)
+        except StopIteration as stop:
+            return stop.value
 
 
 class EpisodeRecorder:

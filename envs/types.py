@@ -203,6 +203,9 @@ class Episode:
     layout: Layout = BIMANUAL
     truth: np.ndarray | None = None
     """Simulator ground truth at each frame, float32 [N, n]; only for auxiliary losses and reports."""
+    paths: np.ndarray | None = None
+    """Of a policy that explored: what the denoising of each chunk went through, float32 [N, K + 1, C, A], see
+    `algos.batch.ExploredBatch`."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Diagnostics as plain values; `control_hz`: control steps a second; `simulation`: see `said_simulation`; `error`:
     the line of a `SimulatorError`."""

@@ -218,6 +218,19 @@ class CollectConfig(Section, RollbackConfig):
         return self
 
 
+class ExploreConfig(Section):
+    """What policy gradients learn from, in the place of pairs: groups of episodes from the same start, with noise."""
+
+    groups: PositiveInt = 16
+    """Starts of each round, over all tasks and variants."""
+    episodes: Annotated[Rows, Field(ge=2)] = 8
+    """From each start; the success of one counts relative to that of the others."""
+    execute: ControlSteps = 4
+    """Commands of each predicted chunk that are run before the next prediction."""
+    denoising_steps: Annotated[int, Field(ge=2, le=1000)] = 5
+    """Of each chunk while exploring, each a decision to learn from; fpo samples as in evaluation."""
+
+
 class OptimiseConfig(FlowConfig):
     """One round of preference optimisation."""
 
@@ -232,18 +245,26 @@ class OptimiseConfig(FlowConfig):
 
 
 class ObjectiveConfig(Section):
-    """Settings of a preference method; those that imitate have none, and ablations leave out a term."""
+    """Settings of a preference method or of a policy gradient; those that imitate have none, and ablations leave out a
+    term."""
 
     variant_of: str | None = None
     """The method of our table whose settings these are, under a name of their own, to compare it with itself."""
     beta: PositiveFloat = 1.0
-    """How strongly the loss prefers: eq. 7 of arXiv:2606.14409, where no value is given."""
+    """How strongly the loss prefers: eq. 7 of arXiv:2606.14409, where no value is given. Of fpo what flow losses, means
+    over a chunk, are multiplied with to be like log-probabilities."""
     lambda_pro: NonNegativeFloat = 1.0
     """Weight of the preference loss; not in the paper."""
     lambda_sft: NonNegativeFloat = 1.0
     """Weight of imitation of the better chunk beside it; not in the paper."""
     reference: Literal["previous", "sft", "none"] = "previous"
     """Frozen policy of the implicit rewards: the previous round's or the one after SFT; none for own code alone."""
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Of policy gradients: ratios are clipped beyond 1 - epsilon and 1 + epsilon."""
+    noise: PositiveFloat = 0.3
+    """Of flow_grpo: a of sigma_t = a sqrt(t / (1 - t))."""
+    noise_bounds: tuple[PositiveFloat, PositiveFloat] = (0.05, 0.2)
+    """Of reinflow: least and largest standard deviation of a denoising step, in those of the demonstrations."""
     code: OwnName | None = None
     """A class of one's own, FILE.py:CLASS or MODULE:CLASS; the entry's name is then that of a method of one's own."""
     rows: MethodRows = "tuples"
@@ -253,7 +274,7 @@ class ObjectiveConfig(Section):
 
     @model_validator(mode="after")
     def _has_one_meaning(self) -> Self:
-        ours, own = {"beta", "lambda_pro", "lambda_sft"}, {"rows", "settings"}
+        ours, own = {"beta", "lambda_pro", "lambda_sft", "epsilon", "noise", "noise_bounds"}, {"rows", "settings"}
         given = sorted(self.model_fields_set & (own if self.code is None else ours))
         changed = [name for name in given if getattr(self, name) != type(self).model_fields[name].default]
         if changed and self.code is None:
@@ -264,6 +285,8 @@ class ObjectiveConfig(Section):
             raise ValueError(f"settings.{taken[0]} is what the run gives; call yours otherwise")
         if self.code is not None and self.variant_of is not None:
             raise ValueError("variant_of is for our own methods; code is one by itself, leave it out")
+        if self.noise_bounds[0] > self.noise_bounds[1]:
+            raise ValueError(f"noise_bounds are {list(self.noise_bounds)}; give the lower one first")
         if self.code is None and self.reference == "none":
             raise ValueError("reference is none, but our preference methods compare with one; choose previous or sft")
         return self

@@ -24,6 +24,7 @@ from rl_lab.config.actions import (
     CollectConfig,
     DemosConfig,
     EvalConfig,
+    ExploreConfig,
     ObjectiveConfig,
     OptimiseConfig,
     RankingConfig,
@@ -99,6 +100,7 @@ class RunConfig(Section):
     controls: AnyNumber[str] = ("continued_sft",)
     """Methods that run beside it from the same SFT policy, with the same rounds and optimiser steps."""
     collect: CollectConfig = CollectConfig()
+    explore: ExploreConfig = ExploreConfig()
     optimise: OptimiseConfig = OptimiseConfig()
     objectives: Named[str, ObjectiveConfig] = {}
     """Settings by method name; preference methods without an entry take that of `rpro`."""
@@ -270,8 +272,14 @@ class RunConfig(Section):
 
     @property
     def collects_pairs(self) -> bool:
-        """Whether any stage corrects the policy's failures."""
-        return self.reads("collect")
+        """Whether any stage corrects the policy's failures; policy gradients collect episodes of their own instead."""
+        rows = [self.row(name) for name in self.methods]
+        return self.reads("collect") and (any(row.needs_collection for row in rows) or not self.explores)
+
+    @property
+    def explores(self) -> bool:
+        """Whether any method learns from episodes of its own."""
+        return self.num_rounds > 0 and any(self.row(name).sampler is not None for name in self.methods)
 
     @property
     def needs_policy(self) -> bool:
@@ -291,13 +299,24 @@ class RunConfig(Section):
             named = settings.variant_of is not None or settings.code is not None
             if named and (name in {*METHODS, *ALIASES} or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name)):
                 raise ValueError(f"objectives.{name}: {what} needs a name of its own: letters, digits and _")
-            if settings.variant_of is not None and not self.row(name).needs_reference:
+            if settings.variant_of is not None and not self.row(name).has_settings:
                 raise ValueError(
                     f"objectives.{name}: {settings.variant_of} has no settings that a variant could change"
                 )
+            self._check_weights(name, settings)
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"controls: {list(self.controls)} repeat a method of the run; name each once")
         return self
+
+    def _check_weights(self, name: str, settings: ObjectiveConfig) -> None:
+        """ValueError for settings that the method's loss does not have."""
+        row, fields = self.row(name), ObjectiveConfig.model_fields
+        is_gradient = row.sampler is not None
+        known = {"lambda_pro": not is_gradient, "lambda_sft": not is_gradient, "reference": not is_gradient}
+        known |= {"epsilon": is_gradient, "noise": row.sampler == "sde", "noise_bounds": row.sampler == "learned"}
+        for key, is_known in known.items():
+            if not is_known and row.code is None and getattr(settings, key) != fields[key].default:
+                raise ValueError(f"objectives.{name}: {settings.variant_of or name} has no {key}; leave it out")
 
     @model_validator(mode="after")
     def _experts_know_their_modes(self) -> Self:

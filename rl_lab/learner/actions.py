@@ -201,7 +201,7 @@ class OptimisePlan(DataPlan):
         )
         trained = trainable(policy, settings, groups, integer(self.seed, "lora", self.round))
         reference = _reference(self, trained, device) if method.needs_reference else None
-        _store_prefixes(data, trained, reference, settings)
+        store_prefixes(data, trained, reference, settings)
         if settings.compile:  # afterwards, because prefixes are stored once, and steps are many
             compile_blocks(policy)
         objective = method_objective(method, settings, self.objective, reference)
@@ -268,7 +268,7 @@ def _reference(plan: OptimisePlan, policy: Policy | Adapted, device: str) -> Pol
     return reference
 
 
-def _store_prefixes(
+def store_prefixes(
     data: Dataset,
     policy: Any,
     reference: Policy | BaseWeights | None,

@@ -125,12 +125,13 @@ class DemonstrationStream:
 
 @dataclass
 class StateData:
-    """Rows of one or several buffers, a demonstration state or a preference tuple each."""
+    """Rows of one or several buffers, a demonstration state or a preference tuple each; or decisions of one."""
 
-    rows: PreferenceBatch
+    rows: Any
+    """`PreferenceBatch` or `ExploredBatch`."""
     sampler: MixedSampler
 
-    def batch(self, step: int) -> PreferenceBatch:
+    def batch(self, step: int) -> Any:
         """See `Dataset`."""
         return self.rows.select(torch.from_numpy(self.sampler.numbers(step)))
 

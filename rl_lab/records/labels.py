@@ -13,7 +13,7 @@ Labels = dict[str, Any]
 SEGMENTS, BEFORE = ("winner", "loser"), "before"
 """`before`: frames before a pair or a state; missing where the policy has no memory."""
 ARRAYS: dict[type, tuple[str, ...]] = {
-    Episode: ("poses", "actions", "frame_steps", "images", "truth"),
+    Episode: ("poses", "actions", "frame_steps", "images", "truth", "paths"),
     PreferencePair: (*SEGMENTS, BEFORE),
     Candidates: ("poses", "actions", "images", "after", "expert", "progress", "success", BEFORE),
 }

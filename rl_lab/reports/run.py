@@ -46,6 +46,9 @@ LABELS = {
     "dagger_buffered": "DAgger-Buffered",
     "dagger_buffered_si": "DAgger-Buffered + SI",
     "advantage_conditioned": "advantage-conditioned",
+    "flow_grpo": "Flow-GRPO",
+    "reinflow": "ReinFlow",
+    "fpo": "FPO",
     "grpo_alone": "GRPO alone",
     "rpro_alone": "RPRO alone",
 }

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,16 +27,13 @@ from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.action_rewards import RewardPlan, make_card
 from rl_lab.learner.actions import num_commands
-from rl_lab.model.checkpoint import published
 from rl_lab.records.episodes import read_candidates, read_episodes, write_candidates, write_episodes
-from rl_lab.rollouts.collect import kept
+from rl_lab.rollouts.policy_episodes import simulate
 from rl_lab.rollouts.ranking import rank_folder
-from rl_lab.seeding import training_seeds
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
 from rl_lab.training.dataset import train
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.placement import ACTOR_CPUS
-from rl_lab.workers.simulation import Unit, env_specs, episode_units
 
 MODELS, SEED = "reward", "seed"
 """First part of the names of reward models, and of what the variants of a sweep share."""
@@ -77,7 +72,7 @@ class RecordKind(StageKind):
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """Episodes of the policy with their pictures, shared evenly by tasks and variants."""
         settings = context.config.record
-        episodes = _simulate(
+        episodes = simulate(
             cluster,
             context,
             settings.episodes,
@@ -143,7 +138,7 @@ class CandidatesKind(StageKind):
         settings = context.config.candidates
         each = settings.states_per_episode
         config = BranchConfig(settings.execute, each, settings.samples, settings.decisions)
-        states = _simulate(
+        states = simulate(
             cluster,
             context,
             -(-settings.states // each),
@@ -237,36 +232,6 @@ def _add_variant(graph: Expansion, variant: str, own: RunConfig, replicate: int,
     more = {"replicate": replicate}
     trained = optimise(graph, name, graph.config.method, inputs, own.ranking, more, **labels)
     graph.add(f"{name}.evaluate", "evaluate", {"policy": trained}, **labels)
-
-
-def _simulate(
-    cluster: Cluster,
-    context: StageContext,
-    episodes: int,
-    submit: Callable[[Any, Unit, ray.ObjectRef], ray.ObjectRef],
-    files: tuple[Callable[..., None], Callable[[Path], list]],
-) -> list[Any]:
-    """Results of the policy's episodes on training seeds, unit by unit; those that are done survive a kill."""
-    snapshot, seed, specs = (
-        published(context.inputs["policy"], context.config.policy_code),
-        context.training_seed,
-        env_specs(context.config, "seen"),
-    )
-    kind, results = context.node.kind, []
-    write, read = files
-    units: list[Unit] = []
-    for number, spec in enumerate(specs):
-        share = episodes // len(specs) + (number < episodes % len(specs))
-        name = f"{kind}/{snapshot.version}/{spec.task}/{spec.variant}"
-        units += episode_units(kind, spec, training_seeds(seed, name, share, spec.backend), seed)
-    with cluster.simulation_pool() as pool:
-        weights = cluster.share(snapshot)
-        run = partial(pool.map, lambda actor, unit: submit(actor, unit, weights), check_stop=context.check_stop)
-        store = kept(context.scratch, units, run, lambda folder, result: write(folder, result), read)
-        for done, found in enumerate(store, start=1):
-            results += found
-            context.progress(done, len(units), f"{len(results)} so far")
-    return results
 
 
 def _call(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

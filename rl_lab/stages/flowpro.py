@@ -1,6 +1,6 @@
 """The action side: demonstrations, imitation, and rounds of a method, each of collecting, optimising and evaluating.
 
-Demonstrations from files are read and checked by the simulation workers, their images left in place.
+Where a method is a policy gradient its rounds collect episodes with noise (`explore`) in the place of pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 from algos.methods import ALIASES
 from envs.by_name import DIGESTS
 from envs.types import Episode
-from rl_lab.config.actions import FilesConfig, RankingConfig
+from rl_lab.config.actions import RankingConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.files import read_json_lines, write_json_lines
@@ -24,13 +24,14 @@ from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, Place, StageKind, recording_digest
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.actions import OptimisePlan, SFTPlan, starting_policy
+from rl_lab.learner.policy_gradient import PolicyGradientPlan
 from rl_lab.model.checkpoint import published, save_policy
 from rl_lab.reading import read_object
-from rl_lab.records.checks import Doubts, Problem
 from rl_lab.records.episodes import INDEX_FILE, write_episodes
-from rl_lab.records.sources import Recording, check_sound, find_recordings
 from rl_lab.rollouts.collect import COUNTS_FILE, Request, collect_pairs, round_name, swap, write_collection
 from rl_lab.rollouts.evaluation import evaluate_policy
+from rl_lab.rollouts.policy_episodes import explore
+from rl_lab.rollouts.recorded_demos import num_recorded, record_demos
 from rl_lab.rollouts.simulator_errors import ErrorWatch, summary
 from rl_lab.stages.action_rewards import MODELS, add_candidates, add_rank, add_sweep
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
@@ -57,12 +58,7 @@ ORDERS = (
 EXPERT_ONLY = 0.15
 """Times the seconds of a row, when the prefix is computed once for all steps."""
 
-UNIT_FILES = 8
-
 RESULTS_FILE = "results.jsonl"
-
-SAID_PROBLEMS = 20
-"""So many are printed; all that were skipped are in `problems.jsonl`."""
 
 
 class DemosKind(StageKind):
@@ -92,7 +88,7 @@ class DemosKind(StageKind):
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """Episodes."""
         if config.demos.files is not None:
-            return _num_recorded(config.demos.files), "episodes"
+            return num_recorded(config.demos.files), "episodes"
         return config.demos.episodes * len(config.env.tasks) * len(config.env.variants), "episodes"
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
@@ -140,11 +136,6 @@ class DemosKind(StageKind):
         modes = Counter((row["extra"][MODE], row["success"]) for row in rows if MODE in row.get("extra", {}))
         said = [f"{count} {mode}, {'solved' if good else 'failed'}" for (mode, good), count in modes.items()]
         return f"{len(rows)} episodes, of them {'; '.join(said)}" if said else ""
-
-
-def _num_recorded(files: FilesConfig) -> int:
-    """Episodes in the files of demonstrations."""
-    return len(find_recordings(**files.reading(), image_size=1)[0])
 
 
 class SFTKind(TrainingKind):
@@ -298,6 +289,32 @@ class CollectKind(StageKind):
         write_collection(context.out, pairs, counts)
 
 
+class ExploreKind(StageKind):
+    """Groups of episodes of a policy with noise, which policy gradients learn from in the place of pairs."""
+
+    name = "explore"
+    named_in = ()
+    reads = ("env", "explore")
+    simulates = of_actions = True
+    workers = SIMULATORS
+    folder = "explorations"
+    seconds_per_unit = 0.25
+
+    def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
+        """Episodes."""
+        return config.explore.groups * config.explore.episodes, "episodes"
+
+    def finding(self, out: Path) -> str:
+        """Successes, and what they took."""
+        path = out / COUNTS_FILE
+        counts = read_object(path) if path.is_file() else {}
+        return "{successes} of {episodes} episodes in {policy_steps} steps".format(**counts) if counts else ""
+
+    def run(self, cluster: Cluster, context: StageContext) -> None:
+        """Groups of episodes with the paths of all decisions, shared evenly by tasks and variants."""
+        explore(cluster, context)
+
+
 class OptimiseKind(TrainingKind):
     """One round of a method on its pairs, older pairs and demonstrations."""
 
@@ -316,6 +333,9 @@ class OptimiseKind(TrainingKind):
         """One round of a method on this round's pairs, older pairs and demonstrations."""
         node, inputs = context.node, context.inputs
         assert node.round is not None and node.mix is not None
+        if "explored" in inputs:
+            self._reinforce(cluster, context)
+            return
         plan = OptimisePlan(
             method=node.params["method"],
             round=node.round,
@@ -329,6 +349,22 @@ class OptimiseKind(TrainingKind):
             pairs=tuple(context.pairs),
             seed=context.training_seed,
             ranked=inputs.get("ranked"),
+            code=context.config.policy_code,
+        )
+        train(cluster, context, plan)
+
+    def _reinforce(self, cluster: Cluster, context: StageContext) -> None:
+        """One round of a policy gradient on this round's episodes."""
+        node, inputs = context.node, context.inputs
+        assert node.round is not None
+        plan = PolicyGradientPlan(
+            method=node.params["method"],
+            round=node.round,
+            settings=context.config.optimise,
+            objective=context.objective,
+            policy=inputs["policy"],
+            explored=inputs["explored"],
+            seed=context.training_seed,
             code=context.config.policy_code,
         )
         train(cluster, context, plan)
@@ -361,7 +397,8 @@ class RoundsKind(StageKind):
 
 
 def _round(graph: Expansion, of: tuple[Any, ...], method: str, number: int, policy: str, pairs: dict[str, str]) -> str:
-    """One round of one method, whose pairs join those of earlier ones. Its policy."""
+    """One round of one method, whose pairs join those of earlier ones; of policy gradients on this round's episodes
+    alone. Its policy."""
     prefix, acts = f"{method}.{number}", {"policy": policy}
     labels: dict[str, Any] = {"method": method, "round": number}
     row = graph.config.row(method)
@@ -369,6 +406,8 @@ def _round(graph: Expansion, of: tuple[Any, ...], method: str, number: int, poli
         node = graph.add(f"{prefix}.collect", "collect", acts, more={"round": number}, **labels)
         pairs[f"pairs.{len(pairs) + 1}"] = node.name
     inputs = acts | {"sft": "sft", "demos": "demos"} | pairs
+    if row.sampler is not None:
+        inputs = acts | {"explored": _add_explore(graph, prefix, policy, **labels)}
     ranking = None
     if "rank" in of and row.rows == "tuples":
         ranking = graph.config.ranking
@@ -378,6 +417,14 @@ def _round(graph: Expansion, of: tuple[Any, ...], method: str, number: int, poli
     if "evaluate" in of:
         graph.add(f"{prefix}.evaluate", "evaluate", {"policy": trained}, **labels)
     return trained
+
+
+def _add_explore(graph: Expansion, prefix: str, policy: str, **labels: Any) -> str:
+    """Episodes of a policy that explores as its method asks for."""
+    objective, row = graph.config.objective(labels["method"]), graph.config.row(labels["method"])
+    more = {"round": labels["round"], "sampler": row.sampler}
+    more |= objective.model_dump(mode="json", include={"noise", "noise_bounds"})
+    return graph.add(f"{prefix}.explore", "explore", {"policy": policy}, more=more, objective=objective, **labels).name
 
 
 def add_optimise(
@@ -394,45 +441,8 @@ def add_optimise(
     shares = buffers.mix_first if labels["round"] == 1 else buffers.mix_later
     mix = shares if ranking is None else ranking.mix(shares)
     own: dict[str, Any] = {"method": ALIASES.get(row, row), "round": labels["round"]} | dict(more or {})
-    if method.needs_reference or method.code is not None:
+    if method.has_settings or method.code is not None:
         own["objective"] = objective.model_dump(mode="json", context=DIGESTS)
     if method.needs_collection:
         own["mix"] = list(mix)
     return graph.add(f"{prefix}.optimise", "optimise", inputs, more=own, objective=objective, mix=mix, **labels).name
-
-
-def record_demos(cluster: Cluster, context: StageContext) -> None:
-    """Write the demonstrations of `demos.files`; UserError, after naming every problem, for broken ones."""
-    files = context.config.demos.files
-    recordings, _ = find_recordings(**files.reading(), image_size=context.config.env.image_size)
-    read = _read(cluster, context, recordings)
-    episodes = [episode for episode, _ in read if episode is not None]
-    problems = [problem for _, found in read for problem in found]
-    for problem in problems[:SAID_PROBLEMS]:
-        context.say(f"{'skipped: ' if files.skip_broken else ''}{problem}")
-    check_sound([found for _, found in read], files.skip_broken)
-    doubts = Doubts()
-    for episode in episodes:
-        doubts.add(episode)
-    for doubt in doubts.lines():
-        context.say(f"warning: demos.files: {doubt}")
-    write_episodes(context.out, episodes)
-    write_json_lines(context.out / "problems.jsonl", [vars(problem) for problem in problems])
-
-
-def _read(
-    cluster: Cluster, context: StageContext, recordings: list[Recording]
-) -> list[tuple[Episode | None, list[Problem]]]:
-    """Every episode in order, or its problems."""
-    found: list[tuple[Episode | None, list[Problem]]] = []
-
-    def submit(actor: Any, unit: list[Recording]) -> ray.ObjectRef:
-        return actor.read_recordings.remote(unit)
-
-    units = [recordings[start : start + UNIT_FILES] for start in range(0, len(recordings), UNIT_FILES)]
-    with cluster.simulation_pool() as pool:
-        for results in pool.map(submit, units, context.check_stop):
-            found += results
-            broken = sum(episode is None for episode, _ in found)
-            context.progress(len(found), len(recordings), f"{broken} broken" if broken else "")
-    return found

@@ -22,6 +22,7 @@ from rl_lab.stages.flowpro import (
     CollectKind,
     DemosKind,
     EvaluateKind,
+    ExploreKind,
     GivenKind,
     OptimiseKind,
     RoundsKind,
@@ -41,7 +42,7 @@ KINDS = {
     for kind in (
         *(DemosKind(), SFTKind(), GivenKind()),
         *(RewardModelsKind(), RecordKind(), RewardModelKind(), CandidatesKind()),
-        *(RoundsKind(), CollectKind(), RankKind(), OptimiseKind(), EvaluateKind()),
+        *(RoundsKind(), CollectKind(), ExploreKind(), RankKind(), OptimiseKind(), EvaluateKind()),
         *(QuestionsKind(), DevelopmentKind(), ColdStartKind(), ExamineKind()),
         *(GRPOKind(), TracesKind(), RFTKind(), GateKind(), JoinKind()),
         *(TeacherKind(), DistillKind(), ImitateKind()),

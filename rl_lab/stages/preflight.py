@@ -85,6 +85,7 @@ def _check_settings(config: RunConfig) -> None:
             check_own_environment(config)
         _check_model(config)
         _check_objectives(config)
+        _check_exploring(config)
         if config.collects_pairs:
             check_corrections(config)
         _check_compiling(config)
@@ -217,13 +218,20 @@ def _check_model(config: RunConfig) -> None:
     if config.env.image_size != sizes.image_size:
         wanted = f"env.image_size is {config.env.image_size} but the model takes {sizes.image_size} pixels"
         raise UserError(f"{wanted}; set env.image_size={sizes.image_size}")
-    for key in ("collect", "eval", "record", "candidates"):
+    for key in ("collect", "explore", "eval", "record", "candidates"):
         execute = getattr(config, key).execute
         if execute > chunk:
             raise UserError(f"{key}.execute is {execute} but chunk_size is {chunk}; execute at most chunk_size steps")
     if config.collects_pairs and rollback[0] < chunk:
         short = f"collect.rollback_steps starts at {rollback[0]} but chunk_size is {chunk}"
         raise UserError(f"{short}: such losers have no state with a whole chunk after it; start at {chunk} or more")
+
+
+def _check_exploring(config: RunConfig) -> None:
+    """Episodes from one start run side by side."""
+    if config.explores and config.env.backend == "robotwin":
+        names = ", ".join(name for name in config.methods if config.row(name).sampler is not None)
+        raise UserError(f"method: {names} run groups of episodes side by side, but RoboTwin has one scene at a time")
 
 
 def _check_objectives(config: RunConfig) -> None:

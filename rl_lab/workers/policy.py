@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from ray.exceptions import RayTaskError
 
+from algos.batch import ObservationBatch
 from algos.real_time_chunking import sample_guided, soft_mask
 from envs.by_name import blamed
 from envs.commands import CommandError
@@ -29,6 +30,7 @@ from envs.rollout import Act, Decision
 from envs.types import BIMANUAL, MAX_DIM, Layout, camera_images, measured_state
 from rl_lab.config.actions import CorrectorConfig
 from rl_lab.errors import RunError, UserError
+from rl_lab.learner.policy_gradient import Exploration, read_noise
 from rl_lab.model.checkpoint import Snapshot, check_named, check_policy, load_policy, published, pull, snapshot_info
 from rl_lab.reading import fit, parse_json, read_text
 from rl_lab.records.checks import command_problems
@@ -53,6 +55,7 @@ class LocalPolicy:
         self.policy, self.processor, self.info = load_policy(folder, code)
         self.policy.eval().to(device)
         self.seed, self.device = seed, device
+        self._noise_weights = read_noise(folder)
 
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot, *, seed: int, device: str = "cpu") -> LocalPolicy:
@@ -71,16 +74,40 @@ class LocalPolicy:
 
         RunError for commands that no arm may be sent to (see `PolicyProcessor.decode`).
         """
-        observations = [decision.observation for decision in decisions]
-        instructions = [self.info.condition(str(observation["instruction"])) for observation in observations]
-        poses = np.stack([measured_state(observation) for observation in observations])
-        images = np.stack([_views(decision, self.info.history) for decision in decisions])
-        batch = self.processor.batch(images, poses, instructions, truth=self._truth(decisions)).to(self.device)
+        batch, poses = self._observed(decisions)
         prefix, noise = self.policy.encode(batch), self._noise(decisions)
         if any(decision.plan is not None for decision in decisions):
             chunks = self._guided(prefix, noise, decisions, poses)
         else:
             chunks = self.policy.sample_actions(prefix, noise)
+        return self._commands(chunks, poses)
+
+    @torch.no_grad()
+    def explore(self, decisions: Sequence[Decision], how: Exploration) -> tuple[np.ndarray, np.ndarray]:
+        """The same with noise on the way; also the paths of denoising, see `Exploration.paths`."""
+        batch, poses = self._observed(decisions)
+        shape = (how.steps, self.policy.chunk_size, self.policy.action_dim)
+        draws = [stream(self.seed, "explore", *decision.key).normal(size=shape) for decision in decisions]
+        paths = how.paths(
+            self.policy,
+            self.policy.encode(batch),
+            batch.state,
+            self._noise(decisions),
+            torch.from_numpy(np.stack(draws, axis=1)).float().to(self.device),
+            self._noise_weights,
+        )
+        used = self.processor.config.layout.encoded_action_dim
+        return self._commands(paths[:, -1, :, :used], poses), paths.cpu().numpy()
+
+    def _observed(self, decisions: Sequence[Decision]) -> tuple[ObservationBatch, np.ndarray]:
+        """What the policy reads, and the measured states [len(decisions), S]."""
+        observations = [decision.observation for decision in decisions]
+        instructions = [self.info.condition(str(observation["instruction"])) for observation in observations]
+        poses = np.stack([measured_state(observation) for observation in observations])
+        images = np.stack([_views(decision, self.info.history) for decision in decisions])
+        return self.processor.batch(images, poses, instructions, truth=self._truth(decisions)).to(self.device), poses
+
+    def _commands(self, chunks: torch.Tensor, poses: np.ndarray) -> np.ndarray:
         try:
             return self.processor.decode(chunks.cpu().numpy(), poses)
         except CommandError as error:
@@ -157,6 +184,16 @@ class Inference:
         self._policies.move_to_end(key)
         return self._policies[key].act(decisions)
 
+    @blamed()
+    def explore(
+        self, key: str, decisions: Sequence[Decision], how: Exploration
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The same with noise, see `LocalPolicy.explore`."""
+        if key not in self._policies:
+            return None
+        self._policies.move_to_end(key)
+        return self._policies[key].explore(decisions, how)
+
 
 class SharedPolicy:
     """What a simulation worker holds of an `Inference` actor; acts like a `LocalPolicy`."""
@@ -170,12 +207,19 @@ class SharedPolicy:
 
         It lacks them at first, after others pushed them out, and when it died and was started again.
         """
+        return self._asked(self._server.act, decisions)
+
+    def explore(self, decisions: Sequence[Decision], how: Exploration) -> tuple[np.ndarray, np.ndarray]:
+        """The same with noise, see `LocalPolicy.explore`."""
+        return self._asked(self._server.explore, decisions, how)
+
+    def _asked(self, method: Any, *arguments: Any) -> Any:
         try:
-            while (chunks := ray.get(self._server.act.remote(self._key, decisions))) is None:
+            while (found := ray.get(method.remote(self._key, *arguments))) is None:
                 ray.get(self._server.load.remote(self._snapshot, self._seed))
         except RayTaskError as error:
             raise error.cause from error  # as a policy of this process would
-        return chunks
+        return found
 
 
 @dataclass(frozen=True)

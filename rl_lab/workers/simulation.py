@@ -8,6 +8,7 @@ unit run again, and nothing is lost or doubled. The environments of a process ar
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +24,11 @@ from envs.execution import Execution
 from envs.robotwin.connection import RoboTwin, RoboTwinServer, SeedRejectedError, ServerDiedError
 from envs.robotwin.env import RoboTwinEnv
 from envs.rollback import Collection, FailureDetector, RollbackConfig, intervened_rollout
-from envs.rollout import Rollout, demonstrate, policy_rollout, run_lockstep
+from envs.rollout import Act, Decision, Rollout, as_member, demonstrate, policy_rollout, run_lockstep
 from envs.tabletop import MODES
 from envs.types import SIMULATOR_ERROR, Candidates, ControlledEnv, Episode, ExpertUnavailableError, SimulatorError
 from rl_lab.config.environments import declared_environment
+from rl_lab.learner.policy_gradient import Exploration
 from rl_lab.model.checkpoint import Snapshot, snapshot_info
 from rl_lab.records.checks import Problem
 from rl_lab.records.item_files import QuestionRow, item_row
@@ -225,12 +227,15 @@ class Simulation:
             self._policies[role] = (key, policy)
         return self._policies[role][1]
 
-    def _roll_out(self, unit: Unit, snapshot: Snapshot, make: Callable[[ControlledEnv, int], Rollout]) -> list:
-        """Rollouts of the unit's seeds, together; SeedRejectedError where RoboTwin refuses one."""
+    def _roll_out(
+        self, unit: Unit, snapshot: Snapshot, make: Callable[[ControlledEnv, int], Rollout], act: Act | None = None
+    ) -> list:
+        """Rollouts of the unit's seeds, together, by the snapshot's policy; SeedRejectedError where RoboTwin refuses
+        one."""
         environments = self._environments.of(unit.env, len(unit.seeds))
         rollouts = [make(env, seed) for env, seed in zip(environments, unit.seeds, strict=True)]
         with _simulating():
-            return run_lockstep(rollouts, self._load(snapshot, unit.run_seed).act)
+            return run_lockstep(rollouts, act or self._load(snapshot, unit.run_seed).act)
 
     def questions(self, unit: QuestionUnit) -> list[QuestionRow]:
         """Questions over pictures of scenes; see `render`."""
@@ -288,6 +293,26 @@ class Simulation:
         with contextlib.suppress(SeedRejectedError, SimulatorError):
             return [one for one in self._roll_out(unit, snapshot, make) if one.failure != SIMULATOR_ERROR]
         return []
+
+    def explore(self, unit: Unit, snapshot: Snapshot, execution: Execution, how: Exploration) -> list[Episode]:
+        """A group: episodes from the one seed of the unit, named once for each, with the paths of all decisions."""
+        policy, taken = self._load(snapshot, unit.run_seed), dict[tuple[int, ...], np.ndarray]()
+        members = itertools.count()
+
+        def act(decisions: Sequence[Decision]) -> np.ndarray:
+            commands, paths = policy.explore(decisions, how)
+            taken.update(zip((decision.key for decision in decisions), paths, strict=True))
+            return commands
+
+        def make(env: ControlledEnv, seed: int) -> Rollout[Episode]:
+            rollout = policy_rollout(env, seed, execution=execution, weight_version=snapshot.version)
+            return as_member(rollout, next(members))
+
+        episodes = self._roll_out(unit, snapshot, make, act)
+        return [
+            replace(one, paths=np.stack([taken[one.seed, number, member] for number in range(len(one.frame_steps))]))
+            for member, one in enumerate(episodes)
+        ]
 
     def candidates(self, unit: Unit, snapshot: Snapshot, config: BranchConfig) -> list[Candidates]:
         """Chunks sampled in states of the policy's episodes (see `envs.branching`), all episodes together."""

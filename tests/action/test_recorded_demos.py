@@ -25,8 +25,8 @@ from rl_lab.records.action_datasets import DemonstrationStream
 from rl_lab.records.episodes import read_episodes, write_episodes
 from rl_lab.records.lerobot_write import write_lerobot
 from rl_lab.records.sources import find_recordings
+from rl_lab.rollouts.recorded_demos import record_demos
 from rl_lab.run import main
-from rl_lab.stages.flowpro import record_demos
 from rl_lab.stages.kinds import KINDS, resolve_config, stage_functions
 from rl_lab.workers.simulation import EnvSpec, Simulation, Unit
 from tests.support.episodes import episode, read_folder

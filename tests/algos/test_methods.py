@@ -6,6 +6,7 @@ import torch
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO
 from algos.methods import METHODS, find_method
+from algos.policy_gradients.reinflow import NoiseNet
 from tests.support.flow_policies import FakePolicy, flow_batch, generator, preference_batch
 
 BASELINES = [
@@ -21,10 +22,15 @@ BASELINES = [
     "rpro_trajectory",
     "advantage_conditioned",
 ]
+GRADIENTS = {"flow_grpo": {"noise": 0.3}, "reinflow": {"noise": NoiseNet(3, (2, 4), (0.1, 0.2))}, "fpo": {"draws": 2}}
+"""Policy gradients with settings; they learn from batches of their own, see test_policy_gradients.py."""
 
 
 def test_every_baseline_of_the_comparison_is_there():
-    assert list(METHODS) == BASELINES
+    assert list(METHODS) == [*BASELINES, *GRADIENTS]
+    for name, settings in GRADIENTS.items():
+        objective = METHODS[name].objective(groups=("expert",), draws_per_sample=1, epsilon=0.1, **settings)
+        assert objective.options.epsilon == 0.1
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -40,7 +46,7 @@ def test_every_method_builds_an_objective_that_steps(name):
 
 
 def test_only_preference_methods_need_a_reference_and_only_continued_sft_needs_no_pairs():
-    assert [name for name, method in METHODS.items() if not method.needs_collection] == ["continued_sft"]
+    assert [name for name, method in METHODS.items() if not method.needs_collection] == ["continued_sft", *GRADIENTS]
     for method in METHODS.values():
         assert method.needs_reference == (method.loss == "preference")
     with pytest.raises(ValueError, match="frozen reference"):
