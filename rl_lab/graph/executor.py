@@ -28,6 +28,7 @@ from rl_lab.graph.run_folder import GATE_FILE, Line, RunFolder
 from rl_lab.graph.stage import Stage, StageConfig, StageContext, StageStopped, labels
 from rl_lab.graph.store import Store
 from rl_lab.graph.trackers import result_line
+from rl_lab.machine import processor
 from rl_lab.reading import read_object
 from rl_lab.terminal import ProgressBars
 
@@ -297,7 +298,7 @@ class Executor:
             digest = self.hashes[node.name]
             if seconds is not None:
                 record = {"kind": node.kind, "params": node.params, "seconds": seconds, "versions": dict(self.versions)}
-                record |= {"seed": (node.config or self.config).seed}
+                record |= {"seed": (node.config or self.config).seed, "processor": processor()}
                 record |= {"inputs": {role: self.hashes[name] for role, name in node.inputs.items()}}
                 self.store.publish(digest, self._work(node) / "out", record)
                 shutil.rmtree(self._work(node))
@@ -305,7 +306,8 @@ class Executor:
                 lines = [labels(node) | line for line in self.store.metrics(digest)]
                 self.folder.append_metrics(lines)
             self.folder.show(node, self.store.path(digest))
-            row["seconds"] = self.store.record(digest)["seconds"]
+            stored = self.store.record(digest)
+            row |= {"seconds": stored["seconds"], "processor": stored.get("processor")}
         else:
             row["seconds"] = seconds
         row |= {"status": "done", "reused": seconds is None}

@@ -116,6 +116,8 @@ class StageRow:
     status: str | None = None
     seconds: float | None = None
     reused: bool | None = None
+    processor: str | None = None
+    """That it ran on, see `rl_lab.machine.processor`."""
     inputs: dict[str, str] | None = None
     """Role -> node."""
 
@@ -271,6 +273,11 @@ class LoadedRun:
     def unfinished(self) -> list[str]:
         """Stages other than the report that neither ended nor were skipped, as `name (status)`."""
         return [f"{s.name} ({s.status})" for s in self.own_stages if s.status not in ("done", "skipped")]
+
+    @property
+    def processors(self) -> list[str]:
+        """Processors that the stages ran on, as far as it is known; several round differently."""
+        return sorted({stage.processor for stage in self.own_stages if stage.processor})
 
     @property
     def computed_seconds(self) -> float:

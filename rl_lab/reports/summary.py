@@ -64,7 +64,7 @@ def measure(run: LoadedRun) -> Row:
     }
     if is_study(run):
         study = study_summary(run)
-        return summary | {"study": study, "verdict": study["verdict"]}
+        return summary | {"study": study, "verdict": [*several_processors(run), *study["verdict"]]}
     table = estimates(run)
     summary |= {"estimates": table}
     for wanted, part in ((run.on_episodes, episode_summary), (run.on_language, language_summary)):
@@ -77,7 +77,15 @@ def measure(run: LoadedRun) -> Row:
     if is_sweep(run):
         sweep = sweep_summary(run)
         summary |= {"sweep": sweep, "verdict": [row["sentence"] for row in sweep["variants"] if "sentence" in row]}
-    return summary | {"verdict": [*learned_nothing(run), *summary["verdict"]]}
+    return summary | {"verdict": [*several_processors(run), *learned_nothing(run), *summary["verdict"]]}
+
+
+def several_processors(run: LoadedRun) -> list[str]:
+    """A sentence where stages ran on different processors, which weakens every comparison."""
+    if len(run.processors) < 2:
+        return []
+    named = "; ".join(run.processors)
+    return [f"Stages ran on different processors ({named}), which round differently: a difference may be theirs."]
 
 
 def learned_nothing(run: LoadedRun) -> list[str]:

@@ -181,7 +181,7 @@ class EvaluateKind(StageKind):
     workers = SIMULATORS
     folder = "episodes"
     seconds_per_unit = 0.2
-    box_seconds_per_unit = 0.8
+    box_seconds_per_unit = 1.3
 
     def needs(self, graph: Expansion) -> tuple[str, ...]:
         """In a joint run the demonstrations."""
@@ -254,7 +254,7 @@ class CollectKind(StageKind):
     simulates = of_actions = True
     workers = SIMULATORS
     folder = "pairs"
-    box_seconds_per_unit = 1.95
+    box_seconds_per_unit = 3.6
 
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
         """Pairs."""

@@ -1,4 +1,5 @@
 import json
+import os
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ from rl_lab.files import read_json_lines
 from rl_lab.graph.executor import StageError
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.graph.stage import StageContext
+from rl_lab.machine import processor
 from rl_lab.stages.kinds import expand, load_config
 from tests.support.experiments import FakeStages, executor, run, statuses, write_small
 
@@ -50,6 +52,12 @@ def test_waiting_for_shared_workers_is_no_time_of_a_stage(tmp_path, config, monk
     monkeypatch.setattr("rl_lab.graph.executor.waited_s", lambda: 1000.0)
     folder = run(config, FakeStages(), tmp_path / "run")
     assert all(-1000 <= row["seconds"] < -900 for row in folder.read_stages()[1])
+
+
+def test_a_stage_says_the_processor_that_it_ran_on(tmp_path, config):
+    rows = run(config, FakeStages(), tmp_path / "run").read_stages()[1]
+    assert {row["processor"] for row in rows if row["kind"] != "report"} == {processor()}
+    assert f"{len(os.sched_getaffinity(0))} cores" in processor()
 
 
 def test_a_second_run_reuses_everything_and_copies_the_metrics(tmp_path, config):

@@ -13,6 +13,7 @@ from rl_lab.errors import UserError
 from rl_lab.report import main
 from rl_lab.reports.pages.against import config_differences, flatten, over_seeds, stage_differences
 from rl_lab.reports.run import StageRow, load_run
+from rl_lab.reports.summary import measure
 from rl_lab.terminal import columns
 from tests.support.run_folders import build_run, write_jsonl
 
@@ -88,6 +89,19 @@ def test_other_environments_are_warned_about(two_seeds, tmp_path, capsys):
     run = shutil.copytree(two_seeds[0], tmp_path / "run")
     main([str(run), "--against", str(other)])
     assert "env.backend differ: the same seed may not be the same test" in capsys.readouterr().out
+
+
+def test_other_processors_are_warned_about(two_seeds, tmp_path, capsys):
+    run, other = (shutil.copytree(two_seeds[0], tmp_path / name) for name in ("run", "other"))
+    for path, models in ((run, ["EPYC, AVX512, 2 cores"]), (other, ["EPYC, AVX512, 2 cores", "Xeon, AVX2, 8 cores"])):
+        content = json.loads((path / "stages.json").read_text())
+        for number, node in enumerate(content["nodes"]):
+            node["processor"] = models[number % len(models)]
+        (path / "stages.json").write_text(json.dumps(content))
+    main([str(run), "--against", str(other)])
+    assert "different processors (EPYC, AVX512, 2 cores; " in capsys.readouterr().out
+    assert "different processors" not in " ".join(measure(load_run(run))["verdict"])
+    assert "Stages ran on different processors (EPYC, AVX512, 2 cores; Xeon" in measure(load_run(other))["verdict"][0]
 
 
 def test_runs_without_a_shared_seed_are_refused_and_nothing_is_written(two_seeds, tmp_path):

@@ -81,8 +81,12 @@ def _warnings(run: LoadedRun, other: LoadedRun) -> list[str]:
     """What weakens the comparison."""
     keys = [key for key, _, _ in config_differences(run, other) if key.startswith(SCENE)]
     lines = [f"{', '.join(keys)} differ: the same seed may not be the same test."] if keys else []
-    commits = {str(r.environment.get("commit")) for r in (run, other)}
-    return [*lines, *(["The runs come from different commits."] if len(commits) > 1 else [])]
+    if len({str(r.environment.get("commit")) for r in (run, other)}) > 1:
+        lines.append("The runs come from different commits.")
+    if run.processors and other.processors and run.processors != other.processors:
+        named = "; ".join(run.processors + other.processors)
+        lines.append(f"The runs come from different processors ({named}), which round differently.")
+    return lines
 
 
 def _seed_cells(row: Row) -> list[str]:

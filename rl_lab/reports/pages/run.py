@@ -69,7 +69,7 @@ def world(run: LoadedRun) -> list[str]:
 
 
 def facts(run: LoadedRun, summary: Row) -> list[str]:
-    """Method, seed, commit and time."""
+    """Method, seed, commit, processors and time."""
     commit = run.environment.get("commit")
     said = [
         f"arms {', '.join(map(label, summary['joint']['arms']))}" if "joint" in summary else "",
@@ -81,6 +81,7 @@ def facts(run: LoadedRun, summary: Row) -> list[str]:
         *world(run),
         f"training seed {run.seed}",
         f"commit {str(commit)[:12]}" if commit else "",
+        "; ".join(run.processors),
         f"stages add up to {duration(summary['computed_seconds'])}",
     ]
     return [fact for fact in said if fact]
