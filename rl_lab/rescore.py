@@ -1,8 +1,8 @@
-"""python -m rl_lab.rescore RUN --reward FILE|VARIANT [--node NODE]
+"""python -m rl_lab.rescore RUN --reward FILE|METHOD [--node NODE]
 
 Scores the stored rollouts of a run under another reward, without generating anything: how far the two rewards agree on
-the order of the answers, and which answers flip. The reward is the section `rewards` of a YAML file, or a variant of
-the run's own sweep. In a run that ranked chunks of actions it is the section `ranking`: chunks are ranked again, and
+the order of the answers, and which answers flip. The reward is the section `rewards` of a YAML file, or a method of
+the run's own study. In a run that ranked chunks of actions it is the section `ranking`: chunks are ranked again, and
 episodes scored, by the run's own reward models. Writes rescored-NAME.json into the run folder and prints its table.
 Calls of the reward that fail are counted and named. Exit code: 0 done, 1 where a training has no answer with a reward
 under both, 2 bad input.
@@ -28,6 +28,7 @@ from rl_lab.files import write_whole
 from rl_lab.graph.run_folder import CONFIG_FILE, STAGES_FILE, StagesFile
 from rl_lab.reading import fit, read_as, read_yaml
 from rl_lab.records.item_files import ItemFile
+from rl_lab.reports.run import study_place
 from rl_lab.rollouts.answering import make_rewards
 from rl_lab.rollouts.rescore_actions import rescore_episodes, rescore_node
 from rl_lab.rollouts.rescore_answers import OrderAgreement, rescore
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; UserError for bad input, RunError where a training has nothing to compare."""
     parser = CommandParser(__doc__)
     parser.add_argument("run", type=as_path, metavar="RUN", help="a run folder")
-    parser.add_argument("--reward", required=True, metavar="FILE|VARIANT", help="YAML with `rewards`, or a variant")
+    parser.add_argument(
+        "--reward", required=True, metavar="FILE|METHOD", help="YAML with `rewards`, or a method of its study"
+    )
     parser.add_argument("--node", help="one training of the run; all without it")
     options = parser.parse_args(arguments)
     config = _config(options.run)
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trainings = _trainings(options.run, options.node)
     given = _part(config, "examine").get("pass_threshold", 0.5)
     threshold = fit(given, float, f"{options.run / CONFIG_FILE}: examine.pass_threshold")
-    name, settings, place = _reward(options.reward, options.run, config, "rewards", "variants")
+    name, settings, place = _reward(options.reward, options.run, config, "rewards", "rewards")
     questions = options.run / "questions" / "questions" / "train.arrow"
     if not questions.is_file():
         raise UserError(
@@ -90,16 +93,16 @@ def rescore_actions(run: Path, given: str, node: str | None, config: dict[str, A
     name, settings, place = _reward(given, run, config, "ranking", "rankings")
     new = _ranking(settings, place)
     stages = {row.name: row.model_dump() for row in read_as(run / STAGES_FILE, StagesFile).nodes}
-    rankings = _part(_part(config, "sweep"), "rankings")
+    rankings = _part(_part(config, "study"), "rankings")
     seed = fit(config.get("seed", 0), int, f"{run / CONFIG_FILE}: seed")
     chunks = {}
     for folder in _rankings(run, node):
         row = stages.get(folder.name)
         if row is None or not (settings := rankings.get(str(row.get("method"))) or _part(config, "ranking")):
             raise UserError(f"{STAGES_FILE} and {CONFIG_FILE} of {run} say nothing of {folder.name}; give a whole run")
-        chunks[folder.name] = rescore_node(
-            run, row, _ranking(settings, f"{run / CONFIG_FILE}: {folder.name}"), new, seed
-        )
+        world, number, _ = study_place(folder.name) if config.get("study") else ("", 1, "")
+        old, prefix = _ranking(settings, f"{run / CONFIG_FILE}: {folder.name}"), f"{world}.{number}." if world else ""
+        chunks[folder.name] = rescore_node(run, row, old, new, seed + number - 1, prefix)
     episodes = {kind: rescore_episodes(run, kind) for kind in new.learned}
     plain: dict[str, Any] = {"chunks": {one: asdict(found) for one, found in chunks.items()}, "episodes": {}}
     plain["episodes"] = {kind: {one: asdict(found) for one, found in rows.items()} for kind, rows in episodes.items()}
@@ -139,13 +142,13 @@ def _ranking(settings: dict[str, Any], place: str) -> RankingConfig:
 
 def _reward(given: str, run: Path, config: dict[str, Any], section: str, kind: str) -> tuple[str, dict[str, Any], str]:
     """Name and section of the new reward, and where the section stands."""
-    variants = _part(_part(config, "sweep"), kind)
-    if given in variants:
-        return given, variants[given], f"{run / CONFIG_FILE}: sweep.{kind}.{given}"
+    known = _part(_part(config, "study"), kind)
+    if given in known:
+        return given, known[given], f"{run / CONFIG_FILE}: study.{kind}.{given}"
     path = Path(given)
     if not path.is_file():
-        known = f"; variants of the run: {', '.join(variants)}" if variants else ""
-        raise UserError(f"--reward {given} is neither a file nor a variant of the run's sweep{known}")
+        names = f"; methods of the run: {', '.join(known)}" if known else ""
+        raise UserError(f"--reward {given} is neither a file nor a method of the run's study{names}")
     tree = read_yaml(path)
     if not isinstance(tree.get(section), dict):
         raise UserError(f"{path} has no section `{section}`; write it as in an experiment's file")

@@ -40,10 +40,7 @@ from rl_lab.graph.trackers import Trackers
 from rl_lab.reading import read_object
 from rl_lab.reports.hub import push
 from rl_lab.reports.pages.run import REPORT_FILE
-from rl_lab.reports.pages.sweep import power_text
-from rl_lab.reports.study import expected_power as expected_study
-from rl_lab.reports.study import power_text as study_power
-from rl_lab.reports.sweep import expected_power
+from rl_lab.reports.study import expected_power, power_text
 from rl_lab.stages.kinds import expand, load_config, stage_functions
 from rl_lab.stages.needs import lacking_room, needs
 from rl_lab.stages.preflight import check_machine, check_settings, lacking_here, lacking_machines, warnings
@@ -229,13 +226,9 @@ def _begin(folder: RunFolder, config: RunConfig, *, resumed: bool) -> tuple[list
 
 
 def _tell_power(config: RunConfig) -> None:
-    """Before a sweep or a study starts: what difference it can find, and how many training seeds a small one would
-    need."""
+    """Before a study starts: what difference it can find, and how many training seeds a small one would need."""
     if config.study is not None:
-        print(f"study: {study_power(expected_study(config.model_dump(mode='json')))}", file=sys.stderr)
-    if config.sweep is None:
-        return
-    print(f"sweep: {power_text(expected_power(config.model_dump(mode='json')))}", file=sys.stderr)
+        print(f"study: {power_text(expected_power(config.model_dump(mode='json')))}", file=sys.stderr)
 
 
 def _say_backend(config: RunConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -411,32 +410,19 @@ def check_rankings(config: Any) -> None:
     """ValueError unless every ranking of a run finds the reward models and the rounds that it needs."""
     if "reward_models" in config.stage_names and config.placement.ranks > 1:
         raise ValueError("reward_models: an ensemble learns in one process; set placement.learner.ranks to 1")
-    sweep = config.sweep.rankings if config.sweep is not None else {}
-    rankings: Mapping[str, RankingConfig] = {f"sweep.rankings.{name}": one for name, one in sweep.items()}
+    if config.study is not None and config.study.rankings:
+        return  # of its own in every world
     if "rank" not in config.stage_names:
         if config.ranking.weights:
             raise ValueError("ranking: nothing is ranked; add rank before optimise to the repeated stages")
         return
-    if sweep:
-        _check_sweep(config)
-    elif not config.ranking.weights:
+    learned = config.ranking.learned
+    if not config.ranking.weights:
         raise ValueError("ranking.weights is empty; name a reward, or leave rank out of the repeated stages")
-    for where, ranking in (rankings or {"ranking": config.ranking}).items():
-        missing = [kind for kind in ranking.learned if kind not in config.reward_models.kinds]
-        if ranking.learned and "reward_models" not in config.stage_names:
-            raise ValueError(
-                f"{where}: {ranking.learned[0]} is a trained model; add reward_models to stages, after sft"
-            )
-        if missing:
-            raise ValueError(f"{where}: {missing[0]} is not among reward_models.kinds; add it there")
+    if learned and "reward_models" not in config.stage_names:
+        raise ValueError(f"ranking: {learned[0]} is a trained model; add reward_models to stages, after sft")
+    for kind in learned:
+        if kind not in config.reward_models.kinds:
+            raise ValueError(f"ranking: {kind} is not among reward_models.kinds; add it there")
     if config.row(config.method).rows != "tuples":
         raise ValueError(f"ranking: {config.method} does not learn from single states; use a method such as rpro")
-
-
-def _check_sweep(config: Any) -> None:
-    if config.num_rounds != 1:
-        raise ValueError(f"sweep: rankings are compared after one round, but repeat is {config.num_rounds}")
-    if config.controls:
-        raise ValueError(
-            "sweep: every variant runs the same method, so there is nothing for controls; set controls: []"
-        )

@@ -35,6 +35,11 @@ OWN: Tree = {"env": {"tasks": ["default"], "variants": ["default"]}, "sft": {"pr
 """The same for an environment of one's own, which gives no ground truth to probe for."""
 UNPROBED: Tree = {"sft": {"probe_weight": 0.0}}
 """The same for a policy of one's own, which gives no vision tokens to probe."""
+RENAMED = {
+    "sweep": "is a study now: write study, with control for baseline, rewards for variants and seeds for replicates "
+    "(rankings and spread stay); see docs/studies.md"
+}
+"""Keys that files had earlier, and what to write instead."""
 _ITEMS: dict[str, tuple[type[BaseModel], ...]] = {"objectives": (ObjectiveConfig,), "stages": (Repeat, GateStage)}
 """Fields that hold several sections of one kind."""
 
@@ -126,6 +131,7 @@ def resolve_config(
 
     changes = [_parse_override(text) for text in overrides]
     tree = _apply(content, changes)
+    tree = {key: value for key, value in tree.items() if key not in RENAMED or value is not None}
     sections = {backend: _backend_section(tree, backend) for backend in BACKENDS}
     shared = {key: value for key, value in tree.items() if key not in BACKENDS}
     config = validate(shared, where)
@@ -141,13 +147,12 @@ def resolve_config(
 
 
 def with_changes(
-    config: RunConfig, changes: Tree, levels: Mapping[str, Any], registry: Registry | None = None
+    config: RunConfig, changes: Tree, levels: Mapping[str, Any], where: str, registry: Registry | None = None
 ) -> RunConfig:
-    """The configuration with other top-level values and, by dotted key, others below. UserError, naming the first of
-    these, where that cannot be."""
+    """The configuration with other top-level values and, by dotted key, others below. UserError, which begins with
+    `where`, if that cannot be."""
     keys = [(key.split("."), value) for key, value in levels.items()]
-    tree = _apply(config.model_dump(mode="json") | changes, keys)
-    return _validate(tree, ", ".join(f"{key}={json.dumps(value)}" for key, value in levels.items()), [], registry)
+    return _validate(_apply(config.model_dump(mode="json") | changes, keys), where, [], registry)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -191,7 +196,7 @@ def _explain(tree: Tree, error: Any, where: str, overrides: Sequence[tuple[list[
         where = "command line" if keys else f"{where} with the command line"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        return f"{where}: {name} is not a known key{_suggestion(keys)}"
+        return f"{where}: {name} {RENAMED.get(name) or f'is not a known key{_suggestion(keys)}'}"
     if error["type"] == "missing":
         evaluates = "; a file without them is for python -m rl_lab.eval CKPT FILE" if name == "stages" else ""
         return f"{where}: {name} is missing{evaluates}"

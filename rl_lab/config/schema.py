@@ -56,8 +56,7 @@ from rl_lab.config.language import (
 from rl_lab.config.pipeline import Repeat, Stage, stage_names
 from rl_lab.config.placement import Placement, PlacementBlock
 from rl_lab.config.section import STATE_POLICY, ModelConfig, Section
-from rl_lab.config.study import StudyConfig
-from rl_lab.config.sweep import SweepConfig
+from rl_lab.config.study import MethodName, Study
 
 
 class WorkersConfig(Section):
@@ -82,6 +81,13 @@ class WorkersConfig(Section):
     """or has not set a scene up or played its expert by then,"""
     robotwin_step_timeout_s: Seconds = 60.0
     """or has not answered anything else by then."""
+
+
+class StudyConfig(Study):
+    """The experiment in other worlds, by several methods and with several training seeds; see docs/studies.md."""
+
+    rewards: Named[MethodName, Rewards] = {}
+    rankings: Named[MethodName, RankingConfig] = {}
 
 
 class RunConfig(Section):
@@ -117,9 +123,7 @@ class RunConfig(Section):
     judge: JudgeServerConfig | None = None
     """A judge that the run serves itself, for `rewards.judge`."""
     truth: Rewards | None = None
-    """What examinations score by; None: by `rewards`. In a sweep that is the truth, and variants train on others."""
-    sweep: SweepConfig | None = None
-    """Variants that are compared; None: the run compares methods or curricula, if anything."""
+    """What examinations score by; None: by `rewards`."""
     study: StudyConfig | None = None
     """Worlds, methods and training seeds that are compared; None: this one experiment."""
     curriculum: Curriculum = CurriculumOptions()
@@ -195,13 +199,10 @@ class RunConfig(Section):
 
     @property
     def arms(self) -> dict[str, RunConfig]:
-        """What is compared, by name, in the order of the report: the settings of each curriculum scheme, or of each
-        variant of a sweep."""
-        if self.sweep is None:
-            own = {name: {"curriculum": self.curriculum.with_scheme(name)} for name in self.schemes}
-        else:
-            own = {name: self.sweep.sections(name, self.scoring) for name in self.sweep.names}
-        return {name: self.model_copy(update=sections) for name, sections in own.items()}
+        """The settings of each curriculum scheme by name, in the order of the report."""
+        return {
+            name: self.model_copy(update={"curriculum": self.curriculum.with_scheme(name)}) for name in self.schemes
+        }
 
     @property
     def kinds(self) -> list[Any]:
@@ -355,30 +356,22 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _sweeps_one_thing(self) -> Self:
-        if self.sweep is None:
-            return self
-        if self.other_schemes:
-            raise ValueError("sweep: a run compares rewards or curricula; leave out other_schemes")
-        needed = ("rank", "evaluate") if self.sweep.rankings else ("grpo", "examine")
-        for stage in needed:
-            if stage not in self.stage_names:
-                raise ValueError(f"sweep: rewards are compared by training and examining; add {stage} to stages")
-        return self
-
-    @model_validator(mode="after")
-    def _studies_rounds(self) -> Self:
+    def _study_fits(self) -> Self:
         if self.study is None:
             return self
-        if self.sweep is not None:
-            raise ValueError("study: a run is a study or a sweep; leave one of both out")
-        if self.study.ways:
+        if self.other_schemes or self.replicates > 1:
+            raise ValueError("study: methods and seeds of a study are its own; leave out other_schemes and replicates")
+        if self.study.executes or self.study.variants:
             if self.num_rounds or "evaluate" not in self.stage_names:
-                compared = self.study.compare
-                raise ValueError(f"study: compare is {compared}, of one policy; let stages be [demos, sft, evaluate]")
+                what = "compare is eval.join" if self.study.executes else "variants are given"
+                raise ValueError(f"study: {what}, of one policy; let stages be [demos, sft, evaluate]")
             return self
+        needed = ("grpo", "examine") if self.study.on_questions else ("rank",) if self.study.rankings else ()
+        for stage in needed:
+            if stage not in self.stage_names:
+                raise ValueError(f"study: {self.study.compared} needs {stage}; add it to stages")
         blocks = [stage for stage in self.stages if isinstance(stage, Repeat) and not stage.on_language]
-        if not any("evaluate" in block.of for block in blocks):
+        if not self.study.on_questions and not any("evaluate" in block.of for block in blocks):
             raise ValueError(
                 "study: methods are compared by evaluated rounds; let stages end with "
                 "{repeat: 1, of: [collect, optimise, evaluate]}"

@@ -3,24 +3,70 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from envs.options import AnyNumber, AtLeastOne, Named, PositiveFloat, nearest
+from envs.options import AnyNumber, AtLeastOne, Named, NonNegativeFloat, PositiveFloat, PositiveInt, Rounds, nearest
 from rl_lab.config.section import Section
-from rl_lab.config.spread import SpreadConfig, read_spread
 
-FIXED = ("name", "seed", "study", "sweep", "method", "controls", "replicates", "workers", "placement", "wandb")
+FIXED = (
+    *("name", "seed", "study", "method", "controls", "other_schemes", "replicates", "truth"),
+    *("workers", "placement", "wandb"),
+)
 """What no factor can be: of the whole run, or said by the study itself."""
 AS_GIVEN = "given"
 """Name of the world of a study without factors."""
-read_study = partial(read_spread, file="study.json")
+STUDY_FILE = "study.json"
+MethodName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class SpreadConfig(Section):
+    """Measured standard deviations of a paired difference; see `rl_lab.stats.Spread`."""
+
+    items: NonNegativeFloat
+    """Between evaluation episodes, or held-out questions."""
+    seeds: NonNegativeFloat
+    """Between training seeds, of the mean over all of them."""
+    rest: NonNegativeFloat
+    """What is left: of one episode or question and one training seed."""
+    n: PositiveInt
+    """Episodes or questions on which they were measured."""
+    replicates: Rounds
+    """Training seeds on which they were measured; few seeds give a rough value."""
+    source: str
+    """The run that they come from."""
+
+
+def read_spread(value: Any) -> Any:
+    """A path to an earlier study.json, or its run folder, as the spread that it measured; anything else as it is.
+
+    Of several comparisons the root mean square of each part. ValueError where none was measured.
+    """
+    if not isinstance(value, str):
+        return value
+    path = Path(value) / STUDY_FILE if Path(value).is_dir() else Path(value)
+    try:
+        summary = json.loads(path.read_text())
+        found = [one for row in summary["rows"] for one in row["methods"] if one.get("spread")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no {STUDY_FILE} ({type(error).__name__}); name one, or give the numbers"
+        ) from error
+    if not found:
+        raise ValueError(f"{path} measured no spread: that takes two training seeds or more; give the numbers instead")
+    parts = {
+        name: math.sqrt(sum(one["spread"][name] ** 2 for one in found) / len(found))
+        for name in ("items", "seeds", "rest")
+    }
+    basis = {"n": min(one["n"] for one in found), "replicates": min(one["seeds"] for one in found)}
+    return parts | basis | {"source": f"{summary['name']}, {len(found)} comparisons, {path}"}
 
 
 @dataclass(frozen=True)
@@ -36,35 +82,46 @@ class World:
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
 
 
-class StudyConfig(Section):
+class Study(Section):
     """The experiment in other worlds, whose stages are shared wherever they are the same."""
 
     factors: Named[Key, AtLeastOne[Any]] = {}
     """By key of this file, such as collect.pairs, the values that it takes."""
     design: Literal["each", "all"] = "each"
     """each: one factor at a time, the others as the file has them. all: every combination."""
-    compare: Literal["method", "eval.join", "variants"] = "method"
+    compare: Literal["method", "eval.join", "curriculum.scheme"] = "method"
     """What the methods are: ways to train, each with rounds of its own, ways to execute the chunks of one policy, or
-    variants of this file without rounds."""
-    methods: Annotated[AnyNumber[str], Field(min_length=2)]
-    """What is compared, in place of method and controls, or of eval.join; or names of variants."""
-    variants: Named[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Named[Key, Any]] = {}
-    """By name, what the policy of a method has in place of this file's values, by key such as sft.code_weight."""
+    ways to choose questions."""
+    methods: AnyNumber[str] = ()
+    """What is compared: values of the key that `compare` names."""
+    rewards: Named[MethodName, Any] = {}
+    """By name, in place of `methods`: a whole section `rewards` to train on; {} is the default one. What examinations
+    score by stays: `truth`, or the file's own `rewards`."""
+    rankings: Named[MethodName, Any] = {}
+    """By name, in place of `methods`: a whole section `ranking`; {} for pairs of interventions alone."""
+    variants: Named[MethodName, Named[Key, Any]] = {}
+    """By name, in place of `methods`: what a policy without rounds has in place of this file's values, by key such as
+    sft.code_weight."""
     control: str
     """The method that the others are held against."""
-    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
-    """Training seeds: the file's and those that follow it. All of a run depends on one but the scenes of evaluation."""
-    spread: Annotated[SpreadConfig | PositiveFloat | None, BeforeValidator(read_study)] = None
-    """Standard deviation over training seeds of the difference in success to the control, or an earlier study.json,
-    whose parts it has; says before the start what the study can show."""
+    seeds: Rounds = 5
+    """Training seeds: the file's and those that follow it. All of a run depends on one but scenes of evaluation and
+    questions. One alone makes no interval."""
+    spread: Annotated[SpreadConfig | PositiveFloat | None, BeforeValidator(read_spread)] = None
+    """Standard deviation over training seeds of the difference in success (or reward) to the control, or an earlier
+    study.json, whose parts it has; says before the start what the study can show."""
 
     @model_validator(mode="after")
     def _compares(self) -> Self:
-        if self.control not in self.methods:
-            hint = nearest(self.control, self.methods)
-            raise ValueError(f"control is {self.control!r}, which is not one of {', '.join(self.methods)}{hint}")
+        if sum(map(bool, (self.methods, self.rewards, self.rankings, self.variants))) != 1:
+            raise ValueError("give one of methods, rewards, rankings and variants: a study compares one kind of thing")
+        if self.control not in self.names:
+            hint = nearest(self.control, self.names)
+            raise ValueError(f"control is {self.control!r}, which is not one of {', '.join(self.names)}{hint}")
+        if not self.others:
+            raise ValueError(f"there is only the control, {self.control}; name what is held against it")
         for key, values in self.factors.items():
-            if key.partition(".")[0] in FIXED or key == self.compare:
+            if key.partition(".")[0] in FIXED or f"{key}.".startswith(f"{self.compared}."):
                 raise ValueError(f"factors: {key} is the whole run's, or said by the study; vary something else")
             if len(set(map(_slug, values))) < len(values):
                 raise ValueError(f"factors: {key} has a value twice: {list(values)}; name each once")
@@ -72,16 +129,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _varies(self) -> Self:
-        if self.compare != "variants":
-            if self.variants:
-                raise ValueError(f"variants are given, but compare is {self.compare}; set compare to variants")
-            return self
-        for name in self.methods:
-            if name not in self.variants:
-                raise ValueError(f"methods: {name!r} is not one of variants{nearest(name, self.variants)}")
         for name, changes in self.variants.items():
-            if name not in self.methods:
-                raise ValueError(f"variants: {name} is not one of methods; name it there, or leave it out")
             for key in changes:
                 if key.partition(".")[0] in FIXED:
                     raise ValueError(f"variants: {key} of {name} is the whole run's; vary something else")
@@ -90,21 +138,30 @@ class StudyConfig(Section):
         return self
 
     @property
-    def ways(self) -> dict[str, dict[str, Any]]:
-        """By method the values that it has in place of the file's; {} where methods have rounds of their own."""
-        if self.compare == "method":
-            return {}
-        return {name: self.variants.get(name, {self.compare: name}) for name in self.methods}
+    def compared(self) -> str:
+        """The key that differs between the methods, or `variants`."""
+        own = {"rewards": self.rewards, "ranking": self.rankings, "variants": self.variants}
+        return next((key for key, given in own.items() if given), self.compare)
 
     @property
     def executes(self) -> bool:
         """Whether ways to execute the chunks of one policy are compared."""
-        return self.compare == "eval.join"
+        return self.compared == "eval.join"
+
+    @property
+    def on_questions(self) -> bool:
+        """Whether the methods are judged by answers to held-out questions, not by episodes."""
+        return self.compared in ("rewards", "curriculum.scheme")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All methods."""
+        return (*self.methods, *self.rewards, *self.rankings, *self.variants)
 
     @property
     def others(self) -> tuple[str, ...]:
         """The methods that are held against the control."""
-        return tuple(name for name in self.methods if name != self.control)
+        return tuple(name for name in self.names if name != self.control)
 
     def worlds(self) -> list[World]:
         """All of them, in the order in which they are reported."""

@@ -96,9 +96,9 @@ class Executor:
         self._ended: queue.Queue[tuple[Node, float, BaseException | None]] = queue.Queue()
         self._running: dict[str, threading.Thread] = {}
         self._failures: list[tuple[Node, BaseException]] = []
-        self._keep_going = config.sweep is not None or config.study is not None
-        """Whether a stage that fails leaves the others running: variants of a sweep, or worlds of a study, do not need
-        each other."""
+        self._keep_going = config.study is not None
+        """Whether a stage that fails leaves the others running: worlds and methods of a study do not need each
+        other."""
         self._missing = ("skipped", "failed") if self._keep_going else ("skipped",)
         """States of a stage without which the run goes on."""
 
@@ -137,7 +137,7 @@ class Executor:
 
     def run(self) -> None:
         """Run everything that is not done. Raises UserError or StageError for the first stage that failed, after the
-        others that were running have ended (in a sweep: all that did not need it, the report included), and
+        others that were running have ended (in a study: all that did not need it, the report included), and
         KeyboardInterrupt after a clean stop."""
         self._write_rows()
         try:

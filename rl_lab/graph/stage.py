@@ -15,7 +15,6 @@ from rl_lab.files import append_json_line, read_json_lines, write_json_lines
 from rl_lab.graph.nodes import RUNTIME, Node, StageKind
 from rl_lab.graph.run_folder import Line, RunFolder, plain_line
 from rl_lab.graph.store import METRICS_FILE
-from rl_lab.seeding import integer
 from rl_lab.terminal import ProgressBars
 
 STATES_OF_A_STAGE = 10
@@ -83,11 +82,6 @@ class StageContext:
         """Settings of the method, in `optimise`."""
         assert self.node.objective is not None, f"{self.node.kind} has no objective"
         return self.node.objective
-
-    @property
-    def training_seed(self) -> int:
-        """Addresses what differs between the training seeds of a sweep over rankings; the run's own without any."""
-        return self.seed if self.node.replicate is None else integer(self.seed, "replicate", self.node.replicate)
 
     @property
     def pairs(self) -> list[Path]:

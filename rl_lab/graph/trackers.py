@@ -2,9 +2,9 @@
 
 They are fed from the lines of metrics.jsonl, and may never slow down, change or break a run. Every stage that logs is a
 run of its own with the plain names of metrics, so that a project overlays what a run compares: group is the run's
-folder, job type the kind of stage, tags are experiment, variant (or method), replicate and seed. One more run,
+folder, job type the kind of stage, tags are experiment, method, replicate and seed. One more run,
 `results`, holds what evaluations and examinations measured over the rounds, the verdict, the report and its films; of a
-sweep `verdicts` holds what sweep.json says.
+study `verdicts` holds what study.json says.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from rl_lab.config.schema import RunConfig
+from rl_lab.config.study import STUDY_FILE
 from rl_lab.files import read_json_lines
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.run_folder import SUMMARY_FILE, Line
@@ -33,9 +34,7 @@ TAG_LETTERS = 64
 
 RESULTS, VERDICTS = "results", "verdicts"
 
-SWEEP_FILE = "sweep.json"
-
-PAGES = ("report.html", "sweep.html")
+PAGES = ("report.html", "study.html")
 
 
 def result_line(node: Node, measured: Mapping[str, float]) -> Line:
@@ -128,9 +127,9 @@ class Tracker:
             results.film(f"films/{name}", film)
 
     def _send_verdicts(self) -> None:
-        """What a sweep found."""
-        path = self._folder / SWEEP_FILE
-        if self._config.sweep is not None and path.is_file():
+        """What a study found."""
+        path = self._folder / STUDY_FILE
+        if self._config.study is not None and path.is_file():
             self._run(VERDICTS).summarise(verdict_summary(json.loads(path.read_text())))
 
 
@@ -153,8 +152,7 @@ def run_settings(config: RunConfig, name: str) -> dict[str, Any]:
 
 def stage_settings(config: RunConfig, node: Node) -> dict[str, Any]:
     """Name, job type, tags and configuration of a stage's run."""
-    arm = "variant" if config.sweep is not None else "method"
-    labels = {"experiment": config.name, arm: node.method, "round": node.round, "replicate": node.replicate}
+    labels = {"experiment": config.name, "method": node.method, "round": node.round, "replicate": node.replicate}
     own = node.config or config
     labels |= {"seed": own.seed}
     known = {key: value for key, value in labels.items() if value is not None}
@@ -166,17 +164,20 @@ def stage_settings(config: RunConfig, node: Node) -> dict[str, Any]:
     }
 
 
-def verdict_summary(sweep: Line) -> Line:
-    """Of a sweep.json by variant: truth, difference over the baseline with its ends, standing, number of alarms."""
-    found: Line = {"baseline": sweep["baseline"]}
-    for row in sweep["variants"]:
-        name, verdict = row["variant"], row.get("verdict")
-        found[f"{name}/truth"] = None if row["reward"] is None else row["reward"]["value"]
-        found[f"{name}/alarms"] = len(row["alarms"])
-        if verdict:
-            ends = {"over_baseline": "value", "low": "low", "high": "high"}
-            found |= {f"{name}/{key}": verdict["difference"][part] for key, part in ends.items()}
-            found |= {f"{name}/standing": verdict["standing"], f"{name}/holds_for": verdict["scope"]}
+def verdict_summary(study: Line) -> Line:
+    """Of a study.json by method, and before it by factor and value: mean, difference to the control with its ends, and
+    p after correction; of every method how many alarms there are."""
+    found: Line = {"control": study["control"]}
+    for row in study["rows"]:
+        place = "" if row["factor"] is None else f"{row['factor']}={json.dumps(row['value'])}/"
+        for one in row["methods"]:
+            name, ends = f"{place}{one['method']}", {"over_control": "value", "low": "low", "high": "high"}
+            found |= {f"{name}/mean": one["mean"], f"{name}/p": one["corrected_p"]}
+            found |= {f"{name}/{key}": one["difference"][end] for key, end in ends.items() if one["difference"]}
+    for world in study["details"]:
+        found |= {
+            f"{name}/alarms": len(said) + found.get(f"{name}/alarms", 0) for name, said in world["alarms"].items()
+        }
     return found
 
 

@@ -1,7 +1,7 @@
 """The report of a run folder as pages that follow the run, on a port of this machine alone.
 
-`/SECRET/` is the report with what the run does now above it, `/SECRET/now` that section alone, `sweep.html` and
-`study.html` beside it the pages of those. Nothing is written into the folder. The secret is the server's own, so that
+`/SECRET/` is the report with what the run does now above it, `/SECRET/now` that section alone, and
+`study.html` the page of a study. Nothing is written into the folder. The secret is the server's own, so that
 other users of the machine cannot read along.
 """
 
@@ -19,8 +19,7 @@ from rl_lab.graph.store import METRICS_FILE
 from rl_lab.listening import ADDRESS, NOT_OURS, BoundedClients, PageHandler
 from rl_lab.reports.pages.live import live_section
 from rl_lab.reports.pages.run import build_page
-from rl_lab.reports.pages.study import build_study
-from rl_lab.reports.pages.sweep import build_sweep
+from rl_lab.reports.pages.study import STUDY_PAGE, build_study
 from rl_lab.reports.run import load_run
 from rl_lab.reports.summary import measure
 
@@ -64,10 +63,8 @@ class LiveReport:
         version = secrets.token_hex(4)
         page = build_page(run, summary, live_section(run, version, time.time()), self._every_s)
         pages = {"": page}
-        if "sweep" in summary:
-            pages["sweep.html"] = build_sweep(run, summary["sweep"])
         if "study" in summary:
-            pages["study.html"] = build_study(summary["study"])
+            pages[STUDY_PAGE] = build_study(run, summary["study"])
         self._run, self._version, self._pages, self._stamp = run, version, pages, stamp
 
     def page(self, name: str) -> str | None:

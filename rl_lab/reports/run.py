@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ from rl_lab.reports.examinations import (
 from rl_lab.reports.kinds import ON_LANGUAGE
 from rl_lab.reports.metrics import read_metrics
 
+HELD_OUT = "held_out.jsonl"
 BASE = "base"
 """Name of the model before any round: after SFT, or after the cold start."""
 CONTINUED_SFT = "continued_sft"
 """Method name of the plain control: SFT continued for as many optimiser steps."""
 LABELS = {
     BASE: "base policy",
-    "seed": "all variants",
     "dynamic": "dynamic sampling",
     "sft": "SFT",
     CONTINUED_SFT: "continued SFT",
@@ -66,6 +66,13 @@ def parse_node(name: str) -> tuple[str, int]:
     if len(parts) >= 3 and parts[-2].isdigit():
         return ".".join(parts[:-2]), int(parts[-2])
     return parts[0], 0
+
+
+def study_place(node: str) -> tuple[str, int, str]:
+    """World, training seed (1, 2, ...) and rest of the name of a study's node; "" and 0 where it is none."""
+    world, _, rest = node.partition(".")
+    seed, _, name = rest.partition(".")
+    return (world, int(seed), name) if seed.isdecimal() and name else ("", 0, node)
 
 
 @dataclass(frozen=True)
@@ -185,14 +192,13 @@ class PairSet:
     digest: str | None = None
     """Content hash of the stage; equal for methods that share a collection."""
     replicate: int | None = None
-    """Training seed, in a sweep over rankings of actions."""
+    """Training seed, in a study."""
 
     @property
     def label(self) -> str:
-        """Readable name: method and round, or variant and training seed."""
-        if self.replicate is None:
-            return label(self.method, self.round)
-        return f"{label(self.method)}, training seed {self.replicate}"
+        """Readable name: method and round, in a study also the training seed."""
+        seed = "" if self.replicate is None else f", training seed {self.replicate}"
+        return f"{label(self.method, self.round)}{seed}"
 
 
 @dataclass
@@ -247,19 +253,13 @@ class LoadedRun:
 
     @property
     def method(self) -> str | None:
-        """The method under test: the config's, else the first one evaluated that is no plain control; None in a sweep,
-        whose variants have a page of their own."""
-        if self.config.get("sweep"):
-            return None
+        """The method under test: the config's, else the first one evaluated that is no plain control."""
         wanted = [self.config.get("method"), *[m for m in self.methods if m != CONTINUED_SFT], *self.methods]
         return next((m for m in wanted if m in self.methods), None)
 
     @property
     def control(self) -> str | None:
-        """What the method is held against: continued SFT, else the first evaluated control of the config; None in a
-        sweep."""
-        if self.config.get("sweep"):
-            return None
+        """What the method is held against: continued SFT, else the first evaluated control of the config."""
         listed = self.config.get("controls") or []
         others = [CONTINUED_SFT, *(listed if isinstance(listed, list) else []), *self.methods]
         return next((m for m in others if m in self.methods and m != self.method), None)
@@ -304,18 +304,22 @@ def load_run(path: Path) -> LoadedRun:
     run.environment = _part(run, path / "environment.json", _read_environment, dict) or {}
     run.stages = _part(run, path / "stages.json", _read_stages, list) or []
     run.metrics = _part(run, path / "metrics.jsonl", read_metrics, list) or []
+    if run.config.get("study"):
+        run.metrics = [line | {"replicate": study_place(line.get("node", ""))[1]} for line in run.metrics]
     run.evaluations = [
         Evaluation(*place, episodes)
         for place, folder in _in_stage_order(run, "episodes")
         if (episodes := _part(run, folder / "results.jsonl", read_episodes, list))
     ]
     run.examinations = [
-        Examination(*place, items)
+        Examination(*_by_seed(run, *place), items)
         for place, folder in _in_stage_order(run, EXAMINATIONS)
         if (items := _part(run, folder / "results.jsonl", read_examination, list))
     ]
     run.trainings = [
-        LearningCurve(*place, folder, *(_part(run, folder / "held_out.jsonl", read_training, tuple) or NOT_EXAMINED))
+        LearningCurve(
+            *_by_seed(run, *place), folder, *(_part(run, folder / HELD_OUT, read_training, tuple) or NOT_EXAMINED)
+        )
         for place, folder in _in_stage_order(run, TRAININGS)
     ]
     run.joint = [
@@ -381,10 +385,25 @@ def _in_stage_order(run: LoadedRun, folder: str) -> list[tuple[tuple[str, str, i
     found = []
     for path in _folders(run.path / folder):
         position, stage = stages.get(path.name, (len(stages), StageRow(path.name)))
-        method, round_ = parse_node(path.name)
+        method, round_ = parse_node(study_place(path.name)[2] if run.config.get("study") else path.name)
         method, round_ = stage.method or method, stage.replicate or stage.round or round_
         found.append((method != BASE, position, round_, path.name, method, path))
     return [((name, method, round_), path) for _, _, round_, name, method, path in sorted(found)]
+
+
+def _by_seed(run: LoadedRun, node: str, scheme: str, replicate: int) -> tuple[str, str, int]:
+    """The same of a study, whose replicates are training seeds."""
+    return node, scheme, study_place(node)[1] if run.config.get("study") else replicate
+
+
+def in_world(run: LoadedRun, world: str) -> LoadedRun:
+    """What a study measured in one of its worlds."""
+    names = ("evaluations", "pairs", "examinations", "trainings")
+    parts: dict[str, Any] = {
+        name: [one for one in getattr(run, name) if study_place(one.node)[0] == world] for name in names
+    }
+    parts |= {"stages": [one for one in run.stages if study_place(one.name)[0] == world]}
+    return replace(run, **parts)
 
 
 def read_episodes(path: Path) -> list[EpisodeResult]:
@@ -403,7 +422,8 @@ def _pair_sets(run: LoadedRun) -> list[PairSet]:
     for (node, method, round_), folder in _in_stage_order(run, "pairs"):
         stage, (index, counts) = stages.get(node) or StageRow(node), _collection(run, folder)
         if index or counts:
-            found.append(PairSet(node, method, round_, folder, index, counts, stage.hash, stage.replicate))
+            seed = study_place(node)[1] if run.config.get("study") else None
+            found.append(PairSet(node, method, round_, folder, index, counts, stage.hash, seed))
     for arm in run.joint:
         for number, folder in enumerate(_folders(arm.folder / "pairs"), start=1):
             index, counts = _collection(run, folder)

@@ -4,7 +4,8 @@ A method's success after its last round minus the control's, of the same world, 
 base policy, first pairs and scenes), is one difference, [n episodes, R training seeds]. Its interval and p speak of
 other seeds and of other episodes (`rl_lab.stats.success_difference`); p-values are corrected for all comparisons of the
 study (Holm). Of a study of all combinations a factor's value stands for the worlds that have it: their differences are
-averaged, episode by episode and seed by seed.
+averaged, episode by episode and seed by seed. On questions the same is done with the reward of the answers to each
+held-out question, by what examinations score, whatever a method trained on.
 
 Where ways to execute chunks are compared, the same is done with the steps, the jerk and the stalls of the episodes,
 each corrected for its own comparisons.
@@ -20,23 +21,63 @@ from typing import Any
 
 import numpy as np
 
-from rl_lab.config.spread import SpreadConfig
-from rl_lab.config.study import StudyConfig
-from rl_lab.reports.numbers import Row, p_text, percent, points
-from rl_lab.reports.paired import ERROR, Results, num_episodes, power
-from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, label
+from rl_lab.config.study import SpreadConfig, Study
+from rl_lab.reports.numbers import Row, p_text, percent, points, reward, signed
+from rl_lab.reports.run import BASE, LoadedRun, label, study_place
 from rl_lab.stats import Array, Interval, SuccessSpread, crossed_difference, holm, spread, success_difference
 
+ERROR = 0.05
+"""Chance that any comparison of a study between equals is called decided."""
+EFFECT = 0.05
+"""A difference that is worth finding: 5 points."""
+Unit = Any
+"""What one row of a table is about: the id of a question, (task, variant, seed) of an episode, or its number."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A value for each of n units under each of R training seeds."""
+
+    values: Mapping[str, Mapping[int, Mapping[Unit, float]]]
+    """By method, training seed and unit."""
+
+    def seeds(self, method: str) -> list[int]:
+        """Training seeds with a result."""
+        return sorted(self.values.get(method, {}))
+
+    @property
+    def units(self) -> list[Unit]:
+        """All of them, sorted."""
+        return sorted({unit for by_seed in self.values.values() for found in by_seed.values() for unit in found})
+
+    def numbered(self, units: Sequence[Unit]) -> Results:
+        """The same of these units alone, by their numbers."""
+        return Results(
+            {
+                method: {
+                    seed: {n: found.get(unit, math.nan) for n, unit in enumerate(units)} for seed, found in by.items()
+                }
+                for method, by in self.values.items()
+            }
+        )
+
+    def table(self, method: str, seeds: Sequence[int], units: Sequence[Unit]) -> Array:
+        """Values of a method, [n, R]; NaN where one is missing."""
+        columns = [self.values[method][seed] for seed in seeds]
+        rows = [[column.get(unit, math.nan) for column in columns] for unit in units]
+        return np.array(rows, dtype=np.float64).reshape(len(units), len(seeds))
+
+
 Worlds = Mapping[str, Results]
-"""By world a measure of every method's last round (of the policy before any under `BASE`), by training seed (1, 2, ...)
-and by number of the evaluation episode."""
+"""By world a measure of every method's last round (of the model before any under `BASE`), by training seed (1, 2, ...)
+and by episode or question."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What an episode is measured by, and how means and differences are written."""
+    """What an episode, or the answers to a question, are measured by, and how means and differences are written."""
 
-    of: Callable[[EpisodeResult], float]
+    of: Callable[[Any], float]
     """NaN where it is not known."""
     axis: str
     """Unit of differences."""
@@ -44,16 +85,21 @@ class Measure:
     """Of numbers on the axis."""
     level: Callable[[float], str] = "{:.3g}".format
     difference: Callable[[float], str] = "{:+.3g}".format
+    unit: str = ""
+    """Behind a difference."""
+    is_gain: bool = False
+    """Whether more is better; such measures lie between 0 and 1."""
 
 
-SUCCESS = "success"
+SUCCESS, REWARD = "success", "reward"
 MEASURES = {
-    SUCCESS: Measure(lambda episode: float(episode.success), "percentage points", 100, percent, points),
-    "steps": Measure(lambda episode: episode.capped_steps, "control steps"),
-    "jerk": Measure(lambda episode: episode.extra.get("jerk", math.nan), "m/s3"),
-    "stalled steps": Measure(lambda episode: episode.extra.get("stalled_steps", 0), "control steps"),
+    SUCCESS: Measure(lambda one: float(one.success), "percentage points", 100, percent, points, " points", True),
+    REWARD: Measure(lambda one: one.reward, "reward", level=reward, difference=signed, is_gain=True),
+    "steps": Measure(lambda one: one.capped_steps, "control steps"),
+    "jerk": Measure(lambda one: one.extra.get("jerk", math.nan), "m/s3"),
+    "stalled steps": Measure(lambda one: one.extra.get("stalled_steps", 0), "control steps"),
 }
-"""By name, of all but success the less the better; of methods of training success alone is reported."""
+"""By name: success and reward decide; the others, of which less is better, stand beside ways to execute chunks."""
 
 
 def is_study(run: LoadedRun) -> bool:
@@ -61,21 +107,25 @@ def is_study(run: LoadedRun) -> bool:
     return bool(run.config.get("study"))
 
 
-def settings(run: LoadedRun) -> StudyConfig:
+def settings(run: LoadedRun) -> Study:
     """The section `study`. ValueError for a file that holds none."""
-    return StudyConfig.model_validate_json(json.dumps(run.config["study"]))
+    return Study.model_validate_json(json.dumps(run.config["study"]))
 
 
-def results(run: LoadedRun, measure: Measure) -> Worlds:
+def results(run: LoadedRun, measured: str) -> Worlds:
     """See `Worlds`; an evaluation of which the measure is not known is left out."""
-    found: dict[str, dict[str, dict[int, dict[Any, float]]]] = {}
-    for one in sorted(run.evaluations, key=lambda one: one.round):
-        world, seed, rest = one.node.split(".", 2)
-        method = BASE if rest.startswith(f"{BASE}.") else one.method
-        episodes = enumerate(sorted(one.episodes, key=lambda episode: episode.key))
-        values = {number: measure.of(episode) for number, episode in episodes}
-        if not any(map(math.isnan, values.values())):
-            found.setdefault(world, {}).setdefault(method, {})[int(seed)] = values
+    measure = MEASURES[measured]
+    found: dict[str, dict[str, dict[int, dict[Unit, float]]]] = {}
+    sides: list[tuple[str, str, dict[Unit, float]]]
+    if measured == REWARD:
+        sides = [(one.node, one.scheme, {item.item: item.reward for item in one.items}) for one in run.examinations]
+    else:
+        evaluations = sorted(run.evaluations, key=lambda one: one.round)
+        sides = [(one.node, one.method, {each.key: measure.of(each) for each in one.episodes}) for one in evaluations]
+    for node, method, values in sides:
+        world, seed, _ = study_place(node)
+        if measured == REWARD or not any(map(math.isnan, values.values())):
+            found.setdefault(world, {}).setdefault(method, {})[seed] = values
     return {world: Results(methods) for world, methods in found.items()}
 
 
@@ -85,7 +135,7 @@ class Comparison:
 
     method: str
     n: int
-    """Evaluation episodes."""
+    """Evaluation episodes, or held-out questions, that all training seeds have a value of."""
     differences: dict[int, float]
     """By training seed."""
     mean: float | None = None
@@ -105,28 +155,27 @@ class Comparison:
         return len(self.differences)
 
     @property
-    def size(self) -> str:
-        """Seeds and episodes in words."""
-        return f"{self.seeds} training seeds of {self.n} episodes"
-
-    @property
     def is_decided(self) -> bool:
         """Whether the difference is told from 0, all comparisons of the study considered."""
         return self.corrected_p is not None and self.corrected_p < ERROR
 
 
-def compare(found: Worlds, worlds: Sequence[str], method: str, control: str, *, of_success: bool = True) -> Comparison:
-    """Seeds that both have in all of these worlds, each the mean over them."""
-    held = [found.get(world, Results({})) for world in worlds]
+def compare(found: Worlds, worlds: Sequence[str], method: str, control: str, *, bounded: bool = True) -> Comparison:
+    """Seeds that both have in all of these worlds, each the mean over them; units are matched by number. `bounded`:
+    values lie between 0 and 1."""
+    held = [one.numbered(one.units) for one in (found.get(world, Results({})) for world in worlds)]
     seeds = sorted(set.intersection(*({*one.seeds(method)} & {*one.seeds(control)} for one in held)))
     if not seeds:
         return Comparison(method, 0, {})
     own, other = (_mean_over(held, name, seeds) for name in (method, control))
-    difference = own - other
+    known = ~np.isnan(own - other).any(1)
+    own, difference = own[known], (own - other)[known]
+    if not len(own):
+        return Comparison(method, 0, {})
     by_seed = dict(zip(seeds, difference.mean(0).tolist(), strict=True))
     if min(difference.shape) < 2:
         return Comparison(method, len(own), by_seed, float(own.mean()))
-    if not of_success:
+    if not bounded:
         return Comparison(method, len(own), by_seed, float(own.mean()), *crossed_difference(difference))
     varies = SuccessSpread(**vars(spread(difference)))
     return Comparison(
@@ -141,9 +190,11 @@ def compare(found: Worlds, worlds: Sequence[str], method: str, control: str, *, 
 
 
 def _mean_over(worlds: Sequence[Results], method: str, seeds: Sequence[int]) -> Array:
-    """By episode and seed, mean over the worlds that have the episode, [n, R]."""
+    """By unit and seed, mean over the worlds that have it, [n, R]; NaN where none has."""
     n = max(len(one.values[method][seed]) for one in worlds for seed in seeds)
-    return np.nanmean([one.table(method, seeds, range(n)) for one in worlds], axis=0)
+    tables = np.array([one.table(method, seeds, range(n)) for one in worlds])
+    known = ~np.isnan(tables)
+    return np.where(known.any(0), np.where(known, tables, 0).sum(0) / np.maximum(known.sum(0), 1), math.nan)
 
 
 def correct(rows: Iterable[list[Comparison]]) -> list[list[Comparison]]:
@@ -157,33 +208,38 @@ def correct(rows: Iterable[list[Comparison]]) -> list[list[Comparison]]:
 def study_summary(run: LoadedRun) -> Row:
     """What each method adds to the control at every factor's values, or in the one world, and what could be found."""
     study = settings(run)
-    found = {name: results(run, MEASURES[name]) for name in (MEASURES if study.executes else [SUCCESS])}
-    rows = {name: _rows(one, study, of_success=name == SUCCESS) for name, one in found.items()}
+    first = REWARD if study.on_questions else SUCCESS
+    names = [first, *(name for name, one in MEASURES.items() if study.executes and not one.is_gain)]
+    found = {name: results(run, name) for name in names}
+    rows = {name: _rows(one, study, bounded=MEASURES[name].is_gain) for name, one in found.items()}
     means = {name: {world: _means(one) for world, one in worlds.items()} for name, worlds in found.items()}
     return {
         "name": run.name,
         "seed": run.seed,
+        "compare": study.compared,
         "control": study.control,
-        "methods": list(study.methods),
+        "methods": list(study.names),
         "seeds": study.seeds,
         "privileged": is_privileged(run),
         "expected": expected_power(run.config),
-        "spread": _spread([row["methods"] for row in rows[SUCCESS]]),
-        "rows": rows[SUCCESS],
-        "successes": means[SUCCESS],
-        "measures": {name: {"rows": rows[name], "means": means[name]} for name in found if name != SUCCESS},
-        "verdict": _sentences(rows[SUCCESS], study),
+        "measure": first,
+        "spread": _spread([row["methods"] for row in rows[first]]),
+        "rows": rows[first],
+        "means": means[first],
+        "settings": study.rewards | study.rankings,
+        "measures": {name: {"rows": rows[name], "means": means[name]} for name in names if name != first},
+        "verdict": _sentences(rows[first], study),
     }
 
 
-def _rows(found: Worlds, study: StudyConfig, *, of_success: bool) -> list[Row]:
+def _rows(found: Worlds, study: Study, *, bounded: bool) -> list[Row]:
     """The comparisons of a measure at every factor's values, or in the one world."""
     places: list[tuple[str | None, Any, list[str]]] = [
         (key, value, worlds) for key in study.factors for value, worlds in study.at(key)
     ]
     places = places or [(None, None, [world.name for world in study.worlds()])]
     compared = correct(
-        [compare(found, at, name, study.control, of_success=of_success) for name in study.others] for _, _, at in places
+        [compare(found, at, name, study.control, bounded=bounded) for name in study.others] for _, _, at in places
     )
     return [
         {"factor": key, "value": value, "worlds": at, "levels": _levels(found, at, study), "methods": methods}
@@ -199,12 +255,12 @@ def is_privileged(run: LoadedRun) -> bool:
 def _means(one: Results) -> dict[str, dict[int, float]]:
     """By method and training seed."""
     return {
-        method: {seed: float(np.mean(list(values.values()))) for seed, values in by.items()}
+        method: {seed: float(np.nanmean(list(values.values()))) for seed, values in by.items()}
         for method, by in one.values.items()
     }
 
 
-def _levels(found: Worlds, worlds: Sequence[str], study: StudyConfig) -> Row:
+def _levels(found: Worlds, worlds: Sequence[str], study: Study) -> Row:
     """Of the base and of the control, mean over worlds and seeds; None where there is no result."""
     means = [_means(found[world]) for world in worlds if world in found]
 
@@ -226,8 +282,9 @@ def _spread(compared: Sequence[Sequence[Comparison]]) -> float | None:
     return math.sqrt(float(np.mean(np.square(deviations)))) or None if deviations else None
 
 
-def _sentences(rows: Sequence[Row], study: StudyConfig) -> list[str]:
+def _sentences(rows: Sequence[Row], study: Study) -> list[str]:
     """One of each comparison that is decided, one of how many are not, and one of how many are still to come."""
+    measure, units = (MEASURES[REWARD], "questions") if study.on_questions else (MEASURES[SUCCESS], "episodes")
     said, open_, to_come = [], [], 0
     for row in rows:
         where = "" if row["factor"] is None else f" at {row['factor']} {json.dumps(row['value'])}"
@@ -238,15 +295,16 @@ def _sentences(rows: Sequence[Row], study: StudyConfig) -> list[str]:
             if not one.is_decided:
                 open_.append(one)
                 continue
-            ends = f"{points(one.difference.low)} to {points(one.difference.high)}"
+            value, low, high = map(measure.difference, vars(one.difference).values())
             said.append(
-                f"{label(one.method)} over {label(study.control)}{where}: {points(one.difference.value)} points "
-                f"({ends}, {one.size}), p {p_text(one.corrected_p)} after correction."
+                f"{label(one.method)} over {label(study.control)}{where}: {value}{measure.unit} ({low} to {high}, "
+                f"{one.seeds} training seeds of {one.n} {units}), p {p_text(one.corrected_p)} after correction."
             )
     total = len(said) + len(open_) + to_come
     if open_:
         known = [one.detectable for one in open_ if one.detectable is not None]
-        found = f"; such a comparison finds {points(max(known))[1:]} points or more" if known and max(known) else ""
+        least = f"{measure.difference(max(known))[1:]}{measure.unit}" if known and max(known) else ""
+        found = f"; such a comparison finds {least} or more" if least else ""
         count = f"{len(open_)} of {total} comparisons"
         said.append(f"Not told apart from {label(study.control)}: {count}{found}.")
     if to_come:
@@ -256,39 +314,50 @@ def _sentences(rows: Sequence[Row], study: StudyConfig) -> list[str]:
 
 def expected_power(config: Row) -> Row:
     """What difference the study can find, before its start; without a known spread by the episodes alone."""
-    study = StudyConfig.model_validate_json(json.dumps(config["study"]))
+    study = Study.model_validate_json(json.dumps(config["study"]))
     comparisons = len(study.others) * max(1, sum(len(values) for values in study.factors.values()))
-    episodes, known = num_episodes(config), study.spread
+    known = study.spread
+    if study.on_questions:
+        n, units = config["questions"]["held_out"], "questions"
+    else:
+        n, units = config["eval"]["episodes"] * len(config["env"]["tasks"]) * len(config["env"]["variants"]), "episodes"
     if isinstance(known, SpreadConfig):
         found = SuccessSpread(known.items, known.seeds, known.rest)
     else:
         found = SuccessSpread(0.0, 0.0, math.sqrt(0.5)) if known is None else SuccessSpread(0.0, known, 0.0)
-    together = power(found, episodes, study.seeds, comparisons)
-    return {
+    expected = {
         "worlds": len(study.worlds()),
         "comparisons": comparisons,
-        "episodes": episodes,
+        "units": units,
+        "n": n,
         "seeds": study.seeds,
-        "spread": math.sqrt(found.seeds**2 + found.rest**2 / episodes),
+        "spread": math.sqrt(found.seeds**2 + found.rest**2 / n),
         "is_known": known is not None,
-        "detectable": found.detectable(episodes, study.seeds),
-        "detectable_together": together["detectable"],
-        "effect": together["effect"],
-        "seeds_needed": together["seeds_needed"],
+    }
+    if study.seeds == 1:
+        return expected
+    level = 1 - ERROR / comparisons
+    return expected | {
+        "detectable": found.detectable(n, study.seeds),
+        "detectable_together": found.detectable(n, study.seeds, level),
+        "effect": EFFECT,
+        "seeds_needed": found.seeds_needed(EFFECT, n, level),
     }
 
 
 def power_text(expected: Row) -> str:
     """The same in words."""
-    episodes, needed = expected["episodes"], expected["seeds_needed"]
-    spread = f"{_points(expected['spread'])} between training seeds"
+    worlds, seeds = expected["worlds"], expected["seeds"]
+    size = f"{worlds} worlds, {expected['comparisons']} comparisons, {seeds} training seeds"
+    if seeds == 1:
+        return f"{size}: one training seed makes no interval; give at least 2 in study.seeds"
+    needed, spread = expected["seeds_needed"], f"{_points(expected['spread'])} between training seeds"
     of = f"differences vary by {spread}"
     if not expected["is_known"]:
         of = (
-            f"the {episodes} episodes alone, half of them solved, make differences vary by {spread}; how training "
-            "itself varies comes on top, and study.spread could say it"
+            f"the {expected['n']} {expected['units']} alone, half of them solved, make differences vary by {spread}; "
+            "how training itself varies comes on top, and study.spread could say it"
         )
-    size = f"{expected['worlds']} worlds, {expected['comparisons']} comparisons, {expected['seeds']} training seeds"
     return (
         f"{size}: {of}; 4 of 5 times a difference of {_points(expected['detectable'])} is found in one comparison, of "
         f"{_points(expected['detectable_together'])} in all together; {_points(expected['effect'])} need "
@@ -297,7 +366,7 @@ def power_text(expected: Row) -> str:
 
 
 def _points(difference: float) -> str:
-    """A difference of success rates in percentage points."""
+    """A difference of success rates, or of rewards, in points of a hundred."""
     return f"{100 * difference:.1f} points" if difference <= 1 else "more than 100 points"
 
 
@@ -305,9 +374,10 @@ def written(summary: Row) -> Row:
     """What `study.json` holds."""
 
     def plain(value: Any) -> Any:
-        return asdict(value) | {"seeds": value.seeds} if isinstance(value, Comparison) else value
+        if isinstance(value, Comparison):
+            return asdict(value) | {"seeds": value.seeds}
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        return [plain(one) for one in value] if isinstance(value, list) else value
 
-    def part(whole: Row) -> Row:
-        return whole | {"rows": [row | {"methods": [plain(one) for one in row["methods"]]} for row in whole["rows"]]}
-
-    return part(summary) | {"measures": {name: part(one) for name, one in summary["measures"].items()}}
+    return plain(summary)

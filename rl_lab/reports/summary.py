@@ -32,14 +32,13 @@ from rl_lab.reports.pages.pipeline import (
 )
 from rl_lab.reports.pages.reward_models import outcome_models, outcome_sentence
 from rl_lab.reports.pages.study import study_lines
-from rl_lab.reports.pages.sweep import sweep_lines
 from rl_lab.reports.run import LoadedRun
 from rl_lab.reports.study import is_study, study_summary
-from rl_lab.reports.sweep import is_sweep, sweep_summary
+from rl_lab.reports.study_details import details
 from rl_lab.stats import REWARD_METHOD
 
-INTERNAL = ("estimates", "sweep", "study")
-"""What a summary holds for pages and tables only; `sweep.json` and `study.json` have the latter two."""
+INTERNAL = ("estimates", "study")
+"""What a summary holds for pages and tables only; `study.json` has the latter."""
 
 
 def written(summary: Row) -> Row:
@@ -51,8 +50,8 @@ def written(summary: Row) -> Row:
 def measure(run: LoadedRun) -> Row:
     """Name, seed, alarms, seconds and unfinished stages; then what its kind of stages measured, and the verdict.
 
-    `estimates` is the table of which the rest is a view; a sweep also has `sweep`, which `sweep.json` holds. A study
-    has `study` alone, which `study.json` holds.
+    `estimates` is the table of which the rest is a view. A study has `study`, which `study.json` holds, and beside it
+    only what it measured on language in its one world.
     """
     summary: Row = {
         "name": run.name,
@@ -63,8 +62,11 @@ def measure(run: LoadedRun) -> Row:
         "verdict": [],
     }
     if is_study(run):
-        study = study_summary(run)
-        return summary | {"study": study, "verdict": [*several_processors(run), *study["verdict"]]}
+        study = study_summary(run) | {"details": details(run)}
+        table = estimates(run) if run.on_language and len(study["details"]) == 1 else []
+        summary |= ({"estimates": table} | language_summary(run, table)) if table else {}
+        verdict = [*several_processors(run), *learned_nothing(run), *study["verdict"]]
+        return summary | {"study": study, "verdict": verdict}
     table = estimates(run)
     summary |= {"estimates": table}
     for wanted, part in ((run.on_episodes, episode_summary), (run.on_language, language_summary)):
@@ -74,9 +76,6 @@ def measure(run: LoadedRun) -> Row:
     if run.joint:
         joint = joint_summary(run.joint, summary)
         summary |= {"joint": joint, "verdict": joint_verdict(joint, table)}
-    if is_sweep(run):
-        sweep = sweep_summary(run)
-        summary |= {"sweep": sweep, "verdict": [row["sentence"] for row in sweep["variants"] if "sentence" in row]}
     return summary | {"verdict": [*several_processors(run), *learned_nothing(run), *summary["verdict"]]}
 
 
@@ -131,8 +130,6 @@ def summary_lines(summary: Row) -> str:
     """The tables of a run and its verdict."""
     if "study" in summary:
         return "\n\n".join([*study_lines(summary["study"]), "\n".join(summary["verdict"])])
-    if "sweep" in summary:
-        return "\n\n".join([*sweep_lines(summary["sweep"]), "\n".join(summary["verdict"])])
     tables = episode_lines(summary) if "scores" in summary else []
     tables += pipeline_lines(summary) if "pipeline" in summary else []
     tables += held_out_lines(summary) if "held_out" in summary else []

@@ -37,7 +37,7 @@ def simulate(
     """
     snapshot, seed, specs = (
         published(context.inputs["policy"], context.config.policy_code),
-        context.training_seed,
+        context.seed,
         env_specs(context.config, "seen"),
     )
     kind, results = context.node.kind, []

@@ -19,7 +19,6 @@ from rl_lab.learner.action_rewards import load_ensemble
 from rl_lab.reading import fit
 from rl_lab.records.episodes import read_candidates, read_episodes
 from rl_lab.rollouts.ranking import score_states
-from rl_lab.seeding import integer
 
 FLIPS_KEPT = 50
 
@@ -90,41 +89,27 @@ def compare_scores(
 
 
 def rescore_node(
-    run: Path, row: Mapping[str, Any], old: RankingConfig, new: RankingConfig, seed: int
+    run: Path, row: Mapping[str, Any], old: RankingConfig, new: RankingConfig, seed: int, prefix: str = ""
 ) -> ChunkAgreement:
-    """The chunks that one ranking was made from, ranked again; `row` is its stage, `seed` that of the run.
+    """The chunks that one ranking was made from, ranked again; `row` is its stage, `seed` its training seed.
 
-    The reward models are those of the run. UserError for one that it did not train.
+    The reward models are those of the run, their names with `prefix`. UserError for one that it did not train.
     """
-    stage = fit({name: row.get(name) for name in ("inputs", "replicate")}, _Ranked, f"stages.json, {row.get('name')}")
-    states = read_candidates(run / "candidates" / stage.inputs.get("candidates", ""))
-    replicate = stage.replicate
-    seed = seed if replicate is None else integer(seed, "replicate", replicate)  # as in `StageContext.training_seed`
-    scores = [
-        combined(_scores(run, row, states, one, seed), {str(name): weight for name, weight in one.weights.items()})
-        for one in (old, new)
-    ]
-    return compare_scores(states, scores[0], scores[1], (old.margin, new.margin))
-
-
-def _scores(
-    run: Path, row: Mapping[str, Any], states: Sequence[Candidates], ranking: RankingConfig, seed: int
-) -> dict[str, list[np.ndarray]]:
-    replicate = row.get("replicate")
-    prefix = "reward" if replicate is None else f"seed.{replicate}"
-    models: dict[str, Path] = {kind: run / "reward_models" / f"{prefix}.{kind}" for kind in ranking.learned}
+    inputs = fit(row.get("inputs"), dict[str, str], f"stages.json, {row.get('name')}: inputs")
+    states = read_candidates(run / "candidates" / inputs.get("candidates", ""))
+    names = {kind: f"{prefix}reward.{kind}" for kind in new.learned} | inputs
+    models = {kind: run / "reward_models" / names[kind] for kind in {*old.learned, *new.learned}}
     for kind, folder in models.items():
         if not folder.is_dir():
             raise UserError(f"{run} trained no reward model {kind}; it needs reward_models/{folder.name}")
-    return score_states(states, list(ranking.weights), models, seed)
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    """What is read of a ranking's row in stages.json."""
-
-    inputs: dict[str, str]
-    replicate: int | None
+    scores = [
+        combined(
+            score_states(states, list(one.weights), {kind: models[kind] for kind in one.learned}, seed),
+            {str(name): weight for name, weight in one.weights.items()},
+        )
+        for one in (old, new)
+    ]
+    return compare_scores(states, scores[0], scores[1], (old.margin, new.margin))
 
 
 @dataclass

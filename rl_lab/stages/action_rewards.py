@@ -1,10 +1,6 @@
 """Rewards of actions: what they learn from, the models, sampled chunks, and the pairs that they make of them.
 
-A run:    reward.episodes -> reward.KIND;   m.k.candidates -> m.k.rank -> m.k.optimise   of method m and round k.
-A sweep:  of training seed r, seed.r.collect, seed.r.episodes -> seed.r.KIND and seed.r.candidates, shared by all
-          variants v: v.r.rank -> v.r.optimise -> v.r.evaluate.
-A training seed is everything behind the base policy: other episodes, pairs and candidates, other starting weights of
-the reward models, and another order and noise of the optimisation.
+reward.episodes -> reward.KIND;   m.k.candidates -> m.k.rank -> m.k.optimise   of method m and round k.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ import ray
 
 from envs.branching import BranchConfig
 from envs.execution import Execution
-from rl_lab.config.actions import RankingConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.errors import RunError
@@ -35,14 +30,14 @@ from rl_lab.training.dataset import train
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.placement import ACTOR_CPUS
 
-MODELS, SEED = "reward", "seed"
-"""First part of the names of reward models, and of what the variants of a sweep share."""
+MODELS = "reward"
+"""First part of the names of reward models."""
 
 CARD_FILE = "card.json"
 
 
 class RewardModelsKind(StageKind):
-    """Recorded episodes and the reward models that learn from them; in a sweep every training seed has its own."""
+    """Recorded episodes and the reward models that learn from them."""
 
     name = "reward_models"
     start = BASE_POLICY
@@ -50,8 +45,11 @@ class RewardModelsKind(StageKind):
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """Shared by all rounds."""
-        if graph.config.sweep is None:
-            add_models(graph, MODELS)
+        episodes = graph.add(f"{MODELS}.episodes", "record", {"policy": "sft"}).name
+        models = graph.config.reward_models
+        inputs = {"episodes": episodes} | ({"demos": "demos"} if models.demonstrations else {})
+        for kind in models.kinds:
+            graph.add(f"{MODELS}.{kind}", "reward_model", inputs, more={"kind": kind})
 
 
 class RecordKind(StageKind):
@@ -112,7 +110,7 @@ class RewardModelKind(TrainingKind):
         settings, kind = context.config.reward_models, context.node.params["kind"]
         demos = context.inputs.get("demos")
         horizon = num_commands(context.config.model)
-        plan = RewardPlan(kind, settings, context.inputs["episodes"], demos, horizon, context.training_seed)
+        plan = RewardPlan(kind, settings, context.inputs["episodes"], demos, horizon, context.seed)
         train(cluster, context, plan)
         card = _call(make_card, context.out, plan)
         write_whole(context.out / CARD_FILE, json.dumps(card, indent=1) + "\n")
@@ -170,7 +168,7 @@ class RankKind(StageKind):
         """Preference pairs of sampled chunks. RunError if no state gives one."""
         ranking = context.config.ranking
         models = {kind: context.inputs[kind] for kind in ranking.learned}
-        arguments = (context.inputs["candidates"], models, ranking.weights, ranking.margin, context.training_seed)
+        arguments = (context.inputs["candidates"], models, ranking.weights, ranking.margin, context.seed)
         found = _call(rank_folder, *arguments, context.out)
         if not found["pairs"]:
             raise RunError(
@@ -181,57 +179,13 @@ class RankKind(StageKind):
         context.say(f"{found['pairs']} pairs from {found['states']} states")
 
 
-def add_models(graph: Expansion, prefix: str, replicate: int | None = None) -> None:
-    """Recorded episodes and the reward models that learn from them."""
-    more = {} if replicate is None else {"replicate": replicate}
-    episodes = graph.add(f"{prefix}.episodes", "record", {"policy": "sft"}, more=more, replicate=replicate).name
-    models = graph.config.reward_models
-    inputs = {"episodes": episodes} | ({"demos": "demos"} if models.demonstrations else {})
-    for kind in models.kinds:
-        graph.add(f"{prefix}.{kind}", "reward_model", inputs, more=more | {"kind": kind}, replicate=replicate)
-
-
-def add_candidates(graph: Expansion, prefix: str, policy: str, **labels: Any) -> str:
-    """Chunks that a policy samples."""
-    more = _numbers(labels)
-    return graph.add(f"{prefix}.candidates", "candidates", {"policy": policy}, more=more, **labels).name
-
-
-def add_rank(graph: Expansion, prefix: str, candidates: str, models: str, **labels: Any) -> str:
-    """Pairs by the run's ranking, or by that of a variant, whose settings are `labels["config"]`."""
-    ranking: RankingConfig = labels.get("config", graph.config).ranking
-    inputs = {"candidates": candidates} | {kind: f"{models}.{kind}" for kind in ranking.learned}
-    params = {"ranking": ranking.model_dump(mode="json", include={"weights", "margin"})} | _numbers(labels)
+def add_ranking(graph: Expansion, prefix: str, policy: str, **labels: Any) -> str:
+    """Chunks that a policy samples, and the pairs that the run's ranking makes of them."""
+    ranking, more = graph.config.ranking, {"round": labels["round"]}
+    candidates = graph.add(f"{prefix}.candidates", "candidates", {"policy": policy}, more=more, **labels).name
+    inputs = {"candidates": candidates} | {kind: f"{MODELS}.{kind}" for kind in ranking.learned}
+    params = {"ranking": ranking.model_dump(mode="json", include={"weights", "margin"})} | more
     return graph.add(f"{prefix}.rank", "rank", inputs, params=params, **labels).name
-
-
-def _numbers(labels: dict[str, Any]) -> dict[str, Any]:
-    """Of the labels those that address random streams."""
-    return {name: labels[name] for name in ("round", "replicate") if name in labels}
-
-
-def add_sweep(graph: Expansion, optimise: Callable[..., str]) -> None:
-    """All training seeds of every variant; `optimise` adds the node of a training."""
-    config = graph.config
-    for replicate in range(1, config.replicates + 1):
-        shared, labels = f"{SEED}.{replicate}", {"round": 1, "replicate": replicate}
-        graph.add(f"{shared}.collect", "collect", {"policy": "sft"}, more=labels, **labels)
-        if "reward_models" in graph.names:
-            add_models(graph, shared, replicate)
-        add_candidates(graph, shared, "sft", **labels)
-        for variant, own in config.arms.items():
-            _add_variant(graph, variant, own, replicate, optimise)
-
-
-def _add_variant(graph: Expansion, variant: str, own: RunConfig, replicate: int, optimise: Callable[..., str]) -> None:
-    shared, name = f"{SEED}.{replicate}", f"{variant}.{replicate}"
-    labels: dict[str, Any] = {"method": variant, "round": 1, "replicate": replicate}
-    inputs = {"policy": "sft", "sft": "sft", "demos": "demos", "pairs.1": f"{shared}.collect"}
-    if own.ranking.weights:
-        inputs["ranked"] = add_rank(graph, name, f"{shared}.candidates", shared, config=own, **labels)
-    more = {"replicate": replicate}
-    trained = optimise(graph, name, graph.config.method, inputs, own.ranking, more, **labels)
-    graph.add(f"{name}.evaluate", "evaluate", {"policy": trained}, **labels)
 
 
 def _call(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

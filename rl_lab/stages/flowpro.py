@@ -16,7 +16,6 @@ import ray
 from algos.methods import ALIASES
 from envs.by_name import DIGESTS
 from envs.types import Episode
-from rl_lab.config.actions import RankingConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.files import read_json_lines, write_json_lines
@@ -33,7 +32,7 @@ from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.rollouts.policy_episodes import explore
 from rl_lab.rollouts.recorded_demos import num_recorded, record_demos
 from rl_lab.rollouts.simulator_errors import ErrorWatch, summary
-from rl_lab.stages.action_rewards import MODELS, add_candidates, add_rank, add_sweep
+from rl_lab.stages.action_rewards import add_ranking
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
 from rl_lab.stats import wilson
 from rl_lab.training.dataset import train
@@ -272,7 +271,7 @@ class CollectKind(StageKind):
         """Preference pairs from the policy's failures, shared evenly by tasks and variants."""
         snapshot = published(context.inputs["policy"], context.config.policy_code)
         name = round_name(snapshot.version)
-        request = Request(name, context.training_seed, context.scratch, context.check_stop, context.progress)
+        request = Request(name, context.seed, context.scratch, context.check_stop, context.progress)
         with cluster.simulation_pool() as pool:
             pairs, counts = collect_pairs(pool, cluster.share(snapshot), context.config, request)
         errors = [f"{number} x {key.removeprefix(ERRORS)}" for key, number in counts.items() if key.startswith(ERRORS)]
@@ -283,7 +282,7 @@ class CollectKind(StageKind):
                 f"no preference pair in {counts['episodes']} episodes: the policy no longer fails, or nothing it does "
                 "can be corrected; raise collect.max_episodes or stop at the previous round"
             )
-        pairs, swapped = swap(pairs, context.config.collect.swapped_share, context.training_seed, name)
+        pairs, swapped = swap(pairs, context.config.collect.swapped_share, context.seed, name)
         if swapped:
             counts["swapped"] = swapped
         write_collection(context.out, pairs, counts)
@@ -347,7 +346,7 @@ class OptimiseKind(TrainingKind):
             demos=inputs["demos"],
             stride=context.config.demos.stride,
             pairs=tuple(context.pairs),
-            seed=context.training_seed,
+            seed=context.seed,
             ranked=inputs.get("ranked"),
             code=context.config.policy_code,
         )
@@ -364,14 +363,14 @@ class OptimiseKind(TrainingKind):
             objective=context.objective,
             policy=inputs["policy"],
             explored=inputs["explored"],
-            seed=context.training_seed,
+            seed=context.seed,
             code=context.config.policy_code,
         )
         train(cluster, context, plan)
 
 
 class RoundsKind(StageKind):
-    """A repeated block: all rounds of every method, each from the same policy; or the variants of a sweep."""
+    """A repeated block: all rounds of every method, each from the same policy."""
 
     name = "repeat"
     named_in = ()
@@ -381,11 +380,7 @@ class RoundsKind(StageKind):
     def expand(self, graph: Expansion, step: Step) -> None:
         """Collect, optimise, evaluate."""
         assert step.rounds is not None
-        config = graph.config
-        if config.sweep is not None and config.sweep.rankings:
-            add_sweep(graph, add_optimise)
-            return
-        for method in config.methods:
+        for method in graph.config.methods:
             policy, pairs = "sft", dict[str, str]()
             for number in range(1, step.rounds.repeat + 1):
                 policy = _round(graph, step.rounds.of, method, number, policy, pairs)
@@ -408,12 +403,9 @@ def _round(graph: Expansion, of: tuple[Any, ...], method: str, number: int, poli
     inputs = acts | {"sft": "sft", "demos": "demos"} | pairs
     if row.sampler is not None:
         inputs = acts | {"explored": _add_explore(graph, prefix, policy, **labels)}
-    ranking = None
     if "rank" in of and row.rows == "tuples":
-        ranking = graph.config.ranking
-        candidates = add_candidates(graph, prefix, policy, **labels)
-        inputs["ranked"] = add_rank(graph, prefix, candidates, MODELS, **labels)
-    trained = add_optimise(graph, prefix, method, inputs, ranking, **labels)
+        inputs["ranked"] = add_ranking(graph, prefix, policy, **labels)
+    trained = _add_optimise(graph, prefix, method, inputs, **labels)
     if "evaluate" in of:
         graph.add(f"{prefix}.evaluate", "evaluate", {"policy": trained}, **labels)
     return trained
@@ -427,20 +419,12 @@ def _add_explore(graph: Expansion, prefix: str, policy: str, **labels: Any) -> s
     return graph.add(f"{prefix}.explore", "explore", {"policy": policy}, more=more, objective=objective, **labels).name
 
 
-def add_optimise(
-    graph: Expansion,
-    prefix: str,
-    row: str,
-    inputs: Mapping[str, str],
-    ranking: RankingConfig | None,
-    more: Mapping[str, Any] | None = None,
-    **labels: Any,
-) -> str:
+def _add_optimise(graph: Expansion, prefix: str, row: str, inputs: Mapping[str, str], **labels: Any) -> str:
     """The node that trains by the method `row`; only the settings that it uses enter its params."""
     method, objective, buffers = graph.config.row(row), graph.config.objective(row), graph.config.buffers
     shares = buffers.mix_first if labels["round"] == 1 else buffers.mix_later
-    mix = shares if ranking is None else ranking.mix(shares)
-    own: dict[str, Any] = {"method": ALIASES.get(row, row), "round": labels["round"]} | dict(more or {})
+    mix = graph.config.ranking.mix(shares) if "ranked" in inputs else shares
+    own: dict[str, Any] = {"method": ALIASES.get(row, row), "round": labels["round"]}
     if method.has_settings or method.code is not None:
         own["objective"] = objective.model_dump(mode="json", context=DIGESTS)
     if method.needs_collection:

@@ -81,10 +81,12 @@ def check_repeat(names: Sequence[str]) -> None:
 
 def check_stages(config: RunConfig) -> None:
     """ValueError unless every stage finds what it needs before it, and settings that fit it."""
+    graph = Expansion(config, KINDS, hashed=False)
     if config.study is not None:
+        if graph.is_chain:
+            raise ValueError("study: a pipeline makes one chain of models; a study needs rounds, or grpo and examine")
         worlds(config, REGISTRY)
         return
-    graph = Expansion(config, KINDS, hashed=False)
     graph.run()
     for name in sorted(config.engine_stages):
         if config.workers.rollout < 1:

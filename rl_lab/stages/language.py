@@ -160,6 +160,11 @@ class ExamineKind(StageKind):
     folder = "examinations"
     seconds_per_unit = SECONDS_PER_ANSWER
 
+    def params(self, config: RunConfig) -> dict[str, Any]:
+        """Of rewards those that it scores by."""
+        params = super().params(config)
+        return params | {"rewards": params["truth"] or params["rewards"], "truth": None}
+
     def starts(self, graph: Expansion) -> tuple[str, str] | None:
         """From the base, or in a pipeline from whatever model is the newest."""
         return None if graph.is_chain and graph.newest is not None else BASE_MODEL

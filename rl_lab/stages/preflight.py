@@ -17,6 +17,7 @@ from algos.alarms import cap_warning
 from algos.policy import PolicySizes
 from envs.by_name import OwnCodeError, blamed
 from envs.types import BIMANUAL, Layout
+from rewards.config import RewardConfig
 from rl_lab.config.actions import FilesConfig
 from rl_lab.config.environments import check_own_environment, environment_layout
 from rl_lab.config.language import JUDGE_MODEL, JUDGE_URL, file_key, is_imitated
@@ -72,6 +73,8 @@ def check_machine(config: RunConfig) -> None:
 def check_settings(config: RunConfig) -> None:
     """UserError for what no machine could run: settings, files and own code; and for a simulator that is not there. Of
     a study in every of its worlds."""
+    for name, rewards in (config.study.rewards if config.study is not None else {}).items():
+        _check_rewards(f"study.rewards.{name}", rewards)
     for own in settings_of(config):
         _check_settings(own)
 
@@ -287,7 +290,9 @@ def _check_language(config: RunConfig) -> None:
             raise UserError(f"{file_key(name)}: there is no {path}; give a JSONL or Parquet file")
         if not is_imitated(name) and config.rewards.judge is None and has_open_questions(path):
             raise UserError(f"{file_key(name)}: {path} has open questions; give rewards.judge, which scores them")
-    _check_rewards(config)
+    _check_rewards("rewards", config.rewards)
+    if config.truth is not None:
+        _check_rewards("truth", config.truth)
     _check_judge(config)
     if config.model.path is not None and not config.learns_actions:  # else it has been read
         check_named("model.path", Path(config.model.path), check_language_model)
@@ -301,17 +306,13 @@ def _check_language(config: RunConfig) -> None:
         kind.check(config)
 
 
-def _check_rewards(config: RunConfig) -> None:
+def _check_rewards(where: str, rewards: RewardConfig) -> None:
     """Every weight has its reward, and every function that is named can be imported, where it will be called."""
-    variants = config.sweep.variants if config.sweep is not None else {}
-    named = {"rewards": config.rewards, "truth": config.truth}
-    named |= {f"sweep.variants.{name}": rewards for name, rewards in variants.items()}
-    for where, rewards in named.items():
-        try:
-            with contextlib.closing(make_rewards(rewards)) as made:
-                made.start()
-        except ValueError as error:
-            raise UserError(f"{where}.{error}") from error
+    try:
+        with contextlib.closing(make_rewards(rewards)) as made:
+            made.start()
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from error
 
 
 def _check_judge(config: RunConfig) -> None:

@@ -18,18 +18,18 @@ from rl_lab.graph.nodes import Place, StageKind
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import published
 from rl_lab.reports.pages.run import write_report
-from rl_lab.reports.run import BASE, LoadedRun, load_run
-from rl_lab.reports.study import is_study
-from rl_lab.reports.sweep import flips, ranks_actions, truth_of, variant_names
+from rl_lab.reports.run import BASE, LoadedRun, in_world, load_run, study_place
+from rl_lab.reports.study import is_study, settings
+from rl_lab.reports.study_details import flips, judged
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import Film, evaluation_groups
 
 RESCUED = 4
 """Episodes of a run shown before and after its training."""
 FLIPPED = 1
-"""Episodes of each direction shown for a variant of a sweep."""
+"""Episodes of each direction shown for a ranking of a study."""
 TRAINING_SEED = 1
-"""Of a sweep: whose policies are filmed."""
+"""Of a study: whose policies are filmed."""
 
 
 class ReportKind(StageKind):
@@ -43,7 +43,7 @@ class ReportKind(StageKind):
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """Films of episodes that end differently under two policies, then summary and page of the run folder."""
         run = load_run(context.out)
-        contrasts = [] if is_study(run) else flipped(run) if ranks_actions(run.config) else rescued(run)
+        contrasts = flipped(run) if is_study(run) else rescued(run)
         record_films(cluster, context, contrasts)
         write_report(context.out)
 
@@ -76,20 +76,27 @@ def rescued(run: LoadedRun) -> list[Contrast]:
 
 
 def flipped(run: LoadedRun) -> list[Contrast]:
-    """Of a sweep over rankings of actions: episodes that flip, over all training seeds and in the first one."""
-    truth, (baseline, *others) = truth_of(run), variant_names(run.config)
-    found = []
-    for variant in others:
-        if any(TRAINING_SEED not in truth.seeds(name) for name in (baseline, variant)):
+    """Of a study of rankings in one world: episodes that flip, over all training seeds and in the first one."""
+    study = settings(run)
+    if not study.rankings or study.factors:
+        return []
+    here = in_world(run, study.worlds()[0].name)
+    inputs = {stage.name: stage.inputs or {} for stage in run.stages}
+    evaluated = [one for one in here.evaluations if study_place(one.node)[1] == TRAINING_SEED]
+    policies = {one.method: inputs.get(one.node, {}).get("policy", "") for one in evaluated}  # of the last round
+    found, truth = [], judged(here, study)
+    for name in study.others:
+        if any(TRAINING_SEED not in truth.seeds(one) for one in (study.control, name)):
             continue
-        gains = {flip["item"]: flip["variant"] > flip["baseline"] for flip in flips(truth, variant, baseline)}
-        own, theirs = (truth.table(name, [TRAINING_SEED], list(gains))[:, 0] for name in (variant, baseline))
-        gained = [key for key, change in zip(gains, own - theirs, strict=True) if change == 1 and gains[key]]
-        lost = [key for key, change in zip(gains, own - theirs, strict=True) if change == -1 and not gains[key]]
-        solved = dict.fromkeys(gained[:FLIPPED], True) | dict.fromkeys(lost[:FLIPPED], False)
+        own, theirs = (truth.values[one][TRAINING_SEED] for one in (name, study.control))
+        solved: dict[Place, bool] = {}
+        for flip in flips(truth, name, study.control, 0.5):
+            key, gained = flip["item"], flip["method"] > flip["control"]
+            shows = own.get(key, 0.0) - theirs.get(key, 0.0) == (1 if gained else -1)
+            if shows and list(solved.values()).count(gained) < FLIPPED:
+                solved[key] = gained
         if solved:
-            before, after = (f"{name}.{TRAINING_SEED}.optimise" for name in (baseline, variant))
-            found.append(Contrast(before, after, solved))
+            found.append(Contrast(policies[study.control], policies[name], solved))
     return found
 
 

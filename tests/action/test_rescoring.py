@@ -22,7 +22,7 @@ def rescored(run, name):
 
 
 def test_the_same_reward_agrees_with_itself(run):
-    found = rescored(run, "deviation")["chunks"]["deviation.1.rank"]
+    found = rescored(run, "deviation")["chunks"]["given.1.deviation.1.rank"]
     assert (found["rank_correlation"], found["state_correlation"]) == pytest.approx((1, 1))
     assert (found["best_changed"], found["reversed"], found["pairs"], found["new_pairs"]) == (0, 0, 4, 4)
 
@@ -37,10 +37,10 @@ def test_the_opposite_reward_reverses_every_pair():
 
 
 def test_episodes_are_scored_by_the_runs_own_models(run, capsys):
-    found = rescored(run, "success")["episodes"]["success"]["seed.1.episodes"]
+    found = rescored(run, "success")["episodes"]["success"]["given.1.reward.episodes"]
     assert (found["episodes"], found["successes"]) == (4, 2)
     assert len(found["flips"]) % 2 == 0  # as many count as successes as there are
-    assert "seed.1.episodes by success: rank agreement with success" in capsys.readouterr().out
+    assert "given.1.reward.episodes by success: rank agreement with success" in capsys.readouterr().out
 
 
 def test_a_file_names_a_ranking_too(run, tmp_path):

@@ -153,7 +153,7 @@ def load_commands() -> dict[str, Callable[[Sequence[str]], int]]:
     import torch
 
     import rl_lab.model.checkpoint  # noqa: F401
-    import rl_lab.reports.pages.sweep  # noqa: F401
+    import rl_lab.reports.pages.study  # noqa: F401
     import rl_lab.rollouts.rescore_actions  # noqa: F401
     import rl_lab.workers.policy  # noqa: F401
     from rl_lab import correct, data, doctor, eval, pool, report, rescore, run, serve

@@ -271,10 +271,10 @@ INSTANCES: dict[str, Instance] = {
         (
             Reading("run/config.yaml", RANDOM, SHOWN | PREFIX, leaves_out=True, names=("ranking.", "--reward random")),
             Reading("run/stages.json", RANDOM, SHOWN | ABSENT, leaves_out=True),
-            Reading("run/candidates/seed.1.candidates/index.jsonl", RANDOM, UNREAD | GROWING),
-            Reading("run/candidates/seed.1.candidates/state-0000.npz", RANDOM, UNREAD | BITS),
-            Reading("run/episodes/seed.1.episodes/index.jsonl", SUCCESS, UNREAD | GROWING),
-            Reading("run/episodes/seed.1.episodes/episode-0000.npz", SUCCESS, UNREAD | BITS),
+            Reading("run/candidates/given.1.deviation.1.candidates/index.jsonl", RANDOM, UNREAD | GROWING),
+            Reading("run/candidates/given.1.deviation.1.candidates/state-0000.npz", RANDOM, UNREAD | BITS),
+            Reading("run/episodes/given.1.reward.episodes/index.jsonl", SUCCESS, UNREAD | GROWING),
+            Reading("run/episodes/given.1.reward.episodes/episode-0000.npz", SUCCESS, UNREAD | BITS),
         ),
     ),
 }

@@ -114,7 +114,7 @@ def test_no_number_of_a_leaf_library_is_without_bounds(kind, path, value):
         "eval.episodes=1000000000000": ("eval.episodes", "10000000", "1000000000000"),
         "stages=[demos, sft, {repeat: 1000000, of: [collect, optimise]}]": ("stages.2.repeat", "1000", "1000000"),
         "optimise.train=[]": ("optimise.train", "at least 1 item"),
-        "sweep={baseline: a, variants: {}}": ("sweep", "variants and rankings are empty"),
+        "study={control: a, rewards: {}}": ("study", "give one of methods, rewards, rankings"),
         "grpo.num_generations=1000000": ("grpo: num_generations", "1000000", "65536"),
         "sft.lr=1e30": ("sft.lr", "1000000", "1e+30"),
         "seed=9223372036854775808": ("seed", "64 bits"),

@@ -105,15 +105,15 @@ def test_a_run_without_answers_is_named_before_the_start(tmp_path):
     [
         (
             "{weights: {answr: 1.0}}",
-            r"variants.mine.weights.answr is the weight of no reward; did you mean answer",
+            r"study.rewards.mine.weights.answr is the weight of no reward; did you mean answer",
         ),
         ("{weights: {learned: 1.0}, models: {learned: {path: nowhere}}}", "nowhere is no reward model"),
     ],
 )
 def test_a_variant_with_an_unknown_reward_is_named_before_the_start(tmp_path, monkeypatch, variant, said):
     monkeypatch.setattr(preflight, "has_vllm", lambda: True)
-    sweep = f"sweep={{baseline: a, variants: {{a: {{}}, mine: {variant}}}}}"
-    config = pipeline(tmp_path, "[questions, cold_start, examine, grpo]", sweep)
+    study = f"study={{control: a, rewards: {{a: {{}}, mine: {variant}}}}}"
+    config = pipeline(tmp_path, "[questions, cold_start, examine, grpo]", study)
     with pytest.raises(UserError, match=said):
         preflight.check_machine(config)
 
@@ -129,7 +129,7 @@ def test_a_variant_with_an_unknown_reward_is_named_before_the_start(tmp_path, mo
     ],
 )
 def test_a_constant_out_of_range_is_named_while_loading(tmp_path, variant, said):
-    sweep = f"sweep={{baseline: a, variants: {{a: {{}}, mine: {variant}}}}}"
-    with pytest.raises(UserError, match=r"sweep.variants.mine") as error:
-        pipeline(tmp_path, "[questions, cold_start, examine, grpo]", sweep)
+    study = f"study={{control: a, rewards: {{a: {{}}, mine: {variant}}}}}"
+    with pytest.raises(UserError, match=r"study.rewards.mine") as error:
+        pipeline(tmp_path, "[questions, cold_start, examine, grpo]", study)
     assert said in str(error.value)

@@ -72,7 +72,7 @@ def test_what_a_run_refuses_by_shape_the_schema_refuses_too(change, validator):
             "robotwin": {"variants": ["demo_clean"], "model": {"path": "x"}, "eval": {"robotwin_seed": 3}},
             "tabletop": None,
         },
-        {"sweep": {"baseline": "a", "variants": {"a": {}, "b": {}}, "spread": "runs/x"}},
+        {"study": {"control": "a", "rewards": {"a": {}, "b": {}}, "spread": "runs/x"}},
         {"stages": ["questions", {"gate": {"otherwise": ["rft", "examine"]}}, {"gate": {"otherwise": "stop"}}]},
     ],
 )

@@ -7,8 +7,19 @@ from rl_lab.errors import UserError
 from rl_lab.graph.executor import StageError
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.reports.study import expected_power, power_text
+from rl_lab.stages import preflight
 from rl_lab.stages.kinds import load_config
-from tests.support.experiments import FakeStages, executor, hashes, main, nodes, statuses, write_small
+from tests.support.experiments import (
+    EXPERIMENTS,
+    FakeStages,
+    differing,
+    executor,
+    hashes,
+    main,
+    nodes,
+    statuses,
+    write_small,
+)
 
 STUDY = {
     "factors": {"collect.pairs": [10, 60], "objectives.rpro.lambda_pro": [1.0, 3.0]},
@@ -75,9 +86,8 @@ def test_ways_to_execute_chunks_share_the_policy_of_a_seed(tmp_path):
 
 
 VARIANTS = {
-    "compare": "variants",
     "variants": {"plain": {}, "coded": {"sft.code_weight": 0.5}},
-    "methods": ["plain", "coded"],
+    "methods": [],
     "control": "plain",
     "factors": {},
 }
@@ -90,7 +100,7 @@ def test_variants_of_a_file_share_what_they_have_in_common_and_have_policies_of_
     one = found["given.2.coded.evaluate"]
     assert one.inputs == {"policy": "given.2.coded.sft"} and one.method == "coded"
     assert found["given.2.coded.sft"].inputs["demos"] == "given.2.plain.demos"
-    assert [found[f"given.1.{name}.sft"].config.sft.code_weight for name in VARIANTS["methods"]] == [0, 0.5]
+    assert [found[f"given.1.{name}.sft"].config.sft.code_weight for name in VARIANTS["variants"]] == [0, 0.5]
 
 
 def test_stages_have_their_worlds_settings_and_a_world_that_fails_leaves_the_others(tmp_path):
@@ -120,9 +130,103 @@ def test_stages_have_their_worlds_settings_and_a_world_that_fails_leaves_the_oth
     assert set(statuses(folder).values()) == {"done"}
 
 
+REWARDS = {"verifier": {}, "form": {"weights": {"answer": 1.0, "format": 1.0}}}
+
+
+@pytest.fixture
+def answers(tmp_path):
+    def load(changes=None, **study):
+        tree = yaml.safe_load((EXPERIMENTS / "frontier_smoke.yaml").read_text()) | (changes or {})
+        tree["study"] = {"rewards": REWARDS, "control": "verifier", "seeds": 2} | study
+        path = tmp_path / "answers.yaml"
+        path.write_text(yaml.safe_dump(tree, sort_keys=False))
+        return load_config(path)
+
+    return load
+
+
+def test_rewards_train_from_the_base_of_their_seed_and_are_examined_by_one_truth_on_the_same_questions(answers):
+    config = answers()
+    found = nodes(config)
+    trained = [name for name in found if name.endswith(".grpo")]
+    assert trained == [f"given.{seed}.{name}.1.grpo" for seed in (1, 2) for name in REWARDS]
+    assert [found[name].inputs["policy"] for name in trained] == [f"given.{n}.cold_start" for n in (1, 1, 2, 2)]
+    assert {found[name].inputs["questions"] for name in trained} == {"given.1.questions"}
+    form = found["given.1.form.1.grpo"]
+    assert (form.method, form.config.rewards.weights) == ("form", {"answer": 1.0, "format": 1.0})
+    assert form.params["truth"]["weights"] == config.rewards.weights
+    assert found["given.1.form.1.examine"].params == found["given.1.verifier.1.examine"].params
+    assert "given.2.base.examine" in found and "given.2.questions" not in found
+
+
+def test_another_reward_changes_the_hash_of_no_other_stage_and_a_function_that_changes_that_of_its_own(
+    answers, tmp_path
+):
+    mine = tmp_path / "mine.py"
+
+    def found(weight, value):
+        mine.write_text(f"def f(prompts, completions, **columns):\n    return [{value}] * len(completions)\n")
+        own = {"weights": {"mine": weight}, "functions": {"mine": f"{mine}:f"}}
+        return hashes(answers(rewards=REWARDS | {"mine": own}))
+
+    changed = {f"given.{seed}.mine.1.{kind}" for seed in (1, 2) for kind in ("grpo", "examine")}
+    first = found(1.0, 0.1)
+    assert differing(first, found(2.0, 0.1)) == differing(first, found(1.0, 0.2)) == changed
+
+
+def test_a_reward_whose_function_is_not_there_is_named_before_the_start(answers, monkeypatch):
+    monkeypatch.setattr(preflight, "has_vllm", lambda: True)
+    mine = {"weights": {"mine": 1}, "functions": {"mine": "nowhere.py:f"}}
+    with pytest.raises(UserError, match=r"study.rewards.mine.functions.mine: 'nowhere.py:f': there is no file"):
+        preflight.check_machine(answers(rewards=REWARDS | {"mine": mine}))
+
+
+def test_curricula_are_compared_like_all_else(answers):
+    config = answers(rewards={}, compare="curriculum.scheme", methods=["uniform", "frontier"], control="uniform")
+    found = nodes(config)
+    assert found["given.2.frontier.1.grpo"].config.curriculum.scheme == "frontier"
+    assert found["given.2.frontier.1.examine"].method == "frontier"
+
+
+@pytest.mark.parametrize(
+    "changes, study, said",
+    [
+        ({}, {"control": "verify"}, "control is 'verify', which is not one of verifier, form; did you mean verifier"),
+        ({}, {"rewards": {"verifier": {}}}, "there is only the control, verifier"),
+        ({}, {"rewards": REWARDS | {"a": {"wieghts": {}}}}, "did you mean weights?"),
+        ({}, {"rankings": {"a": {}}}, "give one of methods, rewards, rankings and variants"),
+        ({}, {"factors": {"rewards.point.scale": [0.1, 0.2]}}, "rewards.point.scale is the whole run's, or said by"),
+        ({"other_schemes": ["uniform"]}, {}, "leave out other_schemes and replicates"),
+        ({"replicates": 2}, {}, "leave out other_schemes and replicates"),
+        ({"stages": ["questions", "cold_start", "grpo"]}, {}, "study: rewards needs examine; add it to stages"),
+        ({"stages": ["questions", "cold_start", "examine", "grpo", "rft"]}, {}, "a pipeline makes one chain of models"),
+    ],
+)
+def test_rewards_that_cannot_be_compared_are_one_line(answers, changes, study, said):
+    with pytest.raises(UserError, match="study") as caught:
+        answers(changes, **study)
+    assert said in str(caught.value)
+
+
+def test_a_sweep_is_told_how_it_is_written_now_and_an_empty_one_of_an_older_run_is_none(tmp_path):
+    path = write_small(tmp_path, "sweep: {baseline: a, variants: {a: {}, b: {}}}\n")
+    with pytest.raises(UserError, match=r"sweep is a study now: write study, with control for baseline, rewards for v"):
+        load_config(path)
+    assert load_config(write_small(tmp_path, "sweep: null\n")).study is None
+
+
 def test_a_run_says_first_what_it_can_find(tmp_path, capsys):
     assert main(str(write(tmp_path, spread=0.02)), "--plan") == 0
     assert "study: 4 worlds, 4 comparisons, 2 training seeds: differences vary by 2.0 points" in capsys.readouterr().err
+
+
+def test_one_seed_finds_nothing_and_more_seeds_smaller_differences(answers):
+    parts = {"items": 0.01, "seeds": 0.02, "rest": 0.02, "n": 300, "replicates": 3, "source": "an earlier run"}
+    loaded = (answers(seeds=seeds, spread=parts).model_dump(mode="json") for seeds in (1, 3, 30))
+    one, few, many = (expected_power(config | {"questions": {"held_out": 300}}) for config in loaded)
+    assert "one training seed makes no interval; give at least 2" in power_text(one)
+    assert many["detectable"] < few["detectable"] / 3
+    assert f"{few['seeds_needed']} training seeds" in power_text(few) and few["units"] == "questions"
 
 
 def test_without_a_known_spread_power_is_that_of_the_episodes(load):
@@ -145,10 +249,8 @@ def test_without_a_known_spread_power_is_that_of_the_episodes(load):
         ({"spread": "nowhere.json"}, r"study.spread: nowhere.json is no study.json"),
         (WAYS, r"study: compare is eval.join, of one policy; let stages be \[demos, sft, evaluate\]"),
         (WAYS | {"factors": {"eval.join": ["wait", "jump"]}}, r"factors: eval.join is the whole run's, or said by the"),
-        (VARIANTS, r"study: compare is variants, of one policy; let stages be \[demos, sft, evaluate\]"),
-        (VARIANTS | {"compare": "method"}, r"variants are given, but compare is method; set compare to variants"),
-        (VARIANTS | {"methods": ["plain", "code"]}, r"methods: 'code' is not one of variants; did you mean coded"),
-        (VARIANTS | {"variants": {"plain": {}, "coded": {}, "third": {}}}, r"variants: third is not one of methods; "),
+        (VARIANTS, r"study: variants are given, of one policy; let stages be \[demos, sft, evaluate\]"),
+        (VARIANTS | {"methods": ["rpro"]}, r"study: give one of methods, rewards, rankings and variants"),
         (VARIANTS | {"variants": {"plain": {}, "coded": {"seed": 1}}}, r"variants: seed of coded is the whole run's"),
         (VARIANTS | {"factors": {"sft.code_weight": [0, 1]}}, r"variants: sft.code_weight of coded is a factor too"),
     ],

@@ -75,33 +75,29 @@ def test_every_stage_is_a_run_with_plain_names_over_its_steps(tmp_path, config, 
     assert all(run.finished for run in runs)
 
 
-def test_a_sweep_is_tagged_by_variant_and_replicate_and_has_its_verdicts(tmp_path, runs):
+def test_a_study_is_tagged_by_method_and_seed_and_has_its_verdicts(tmp_path, runs):
     text = yaml.safe_load((EXPERIMENTS / "frontier_smoke.yaml").read_text())
-    short = {"weights": {"answer": 1.0, "format": 1.0}}
-    text |= {"replicates": 2, "sweep": {"baseline": "verifier", "variants": {"verifier": {}, "form": short}}}
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(text))
-    config = load_config(tmp_path / "sweep.yaml")
-    difference = {"value": -0.1, "low": -0.2, "high": 0.0}
-    rows = [
-        {"variant": "verifier", "reward": {"value": 0.5}, "alarms": []},
-        {"variant": "form", "reward": {"value": 0.4}, "alarms": ["format fell"]}
-        | {"verdict": {"difference": difference, "standing": "worse", "scope": "items only"}},
-    ]
-    (tmp_path / "sweep.json").write_text(json.dumps({"baseline": "verifier", "variants": rows}))
+    form = {"weights": {"answer": 1.0, "format": 1.0}}
+    text["study"] = {"control": "verifier", "rewards": {"verifier": {}, "form": form}, "seeds": 2}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(text))
+    config = load_config(tmp_path / "study.yaml")
+    compared = {"method": "form", "mean": 0.4, "corrected_p": 0.01}
+    compared |= {"difference": {"value": -0.1, "low": -0.2, "high": 0.0}}
+    found = {"control": "verifier", "rows": [{"factor": None, "value": None, "methods": [compared]}]}
+    found["details"] = [{"alarms": {"verifier": [], "form": ["format fell"]}}]
+    (tmp_path / "study.json").write_text(json.dumps(found))
     with Trackers(config, tmp_path, expand(config)) as tracker:
-        for replicate in (1, 2):
-            tracker.log(LINE | {"node": f"form.{replicate}.grpo", "method": "form", "replicate": replicate})
+        for seed in (1, 2):
+            tracker.log(LINE | {"node": f"given.{seed}.form.1.grpo", "method": "form", "replicate": 1})
     *trained, verdicts = runs
     assert [run.settings["tags"] for run in trained] == [
-        ["experiment:frontier_smoke", "variant:form", f"replicate:{replicate}", "seed:0"] for replicate in (1, 2)
+        ["experiment:frontier_smoke", "method:form", "replicate:1", f"seed:{seed}"] for seed in (0, 1)
     ]
     assert {run.settings["job_type"] for run in trained} == {"grpo"}
     assert trained[0].settings["config"]["rewards"]["weights"] == {"answer": 1.0, "format": 1.0}
-    assert trained[0].settings["config"]["variant"] == "form"
     assert verdicts.settings["job_type"] == "verdicts"
-    assert verdicts.summary["form/over_baseline"] == -0.1
-    assert verdicts.summary["form/standing"] == "worse"
-    assert (verdicts.summary["verifier/truth"], verdicts.summary["form/alarms"]) == (0.5, 1)
+    assert (verdicts.summary["form/over_control"], verdicts.summary["form/p"]) == (-0.1, 0.01)
+    assert (verdicts.summary["form/mean"], verdicts.summary["form/alarms"]) == (0.4, 1)
 
 
 def test_what_a_run_found_is_a_run_with_rates_over_the_rounds_verdict_report_and_films(tmp_path, config, runs):

@@ -86,7 +86,7 @@ def test_calls_that_fail_are_counted_and_the_first_is_named(run, tmp_path, capsy
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--reward", "judge"], "neither a file nor a variant of the run's sweep; variants of the run: short"),
+        (["--reward", "judge"], "neither a file nor a method of the run's study; methods of the run: short"),
         (
             ["--reward", "short", "--node", "uniform.1.grpo"],
             "has no training uniform.1.grpo; did you mean verifier.1.grpo?",
@@ -116,7 +116,7 @@ def test_a_run_that_stored_nothing_is_refused_with_what_to_give(tmp_path):
         main([str(tmp_path), "--reward", "short"])
 
 
-@pytest.mark.parametrize("text", ["sweep: 3", "sweep: {variants: 3}", "examine: [1]", "!!int x", "- 1"])
+@pytest.mark.parametrize("text", ["study: 3", "study: {rewards: 3}", "examine: [1]", "!!int x", "- 1"])
 def test_a_broken_config_of_a_run_is_one_line(run, text):
     (run / "config.yaml").write_text(text)
     assert re.search(r"config.yaml", refusal(lambda: main([str(run), "--reward", "short"])))

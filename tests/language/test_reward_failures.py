@@ -1,4 +1,4 @@
-"""A sweep whose rewards misbehave: each is named with function, answer and reason, and the others go on."""
+"""A study whose rewards misbehave: each is named with function, answer and reason, and the others go on."""
 
 from __future__ import annotations
 
@@ -91,18 +91,20 @@ class Stages:
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory, questions, policy):
-    """Run folder of a sweep whose rewards do everything that they should not, and what was raised in the end."""
-    root = tmp_path_factory.mktemp("sweep")
+def study(tmp_path_factory, questions, policy):
+    """Run folder of a study whose rewards do everything that they should not, and what was raised in the end."""
+    root = tmp_path_factory.mktemp("study")
     mine = root / "mine.py"
     mine.write_text(FUNCTIONS)
     wrong: dict = {name: {"weights": {name: 1}, "functions": {name: f"{mine}:{name}"}} for name in SAID}
     wrong["forever"]["guard"] = {"timeout_s": 0.2, "batch_timeout_s": 0.5}
     some = {"weights": {"answer": 1, "sometimes": 1}, "functions": {"sometimes": f"{mine}:sometimes"}}
-    variants = {"verifier": {}, **wrong, "sometimes": some}
+    rewards = {"verifier": {}, **wrong, "sometimes": some}
     text = CONFIG.replace("[questions, cold_start, grpo]", "[questions, cold_start, examine, grpo]")
-    (root / "sweep.yaml").write_text(text + f"sweep: {json.dumps({'baseline': 'verifier', 'variants': variants})}\n")
-    config = load_config(root / "sweep.yaml", ["rl.steps=4", "curriculum.scheme=uniform", "workers.stages=1"])
+    (root / "study.yaml").write_text(
+        text + f"study: {json.dumps({'control': 'verifier', 'seeds': 1, 'rewards': rewards})}\n"
+    )
+    config = load_config(root / "study.yaml", ["rl.steps=4", "curriculum.scheme=uniform", "workers.stages=1"])
     nodes = expand(config)
     hashes = stage_hashes(nodes, config.seed, {"code": "1"})
     folder = RunFolder.create(root / "run", config.name)
@@ -115,38 +117,40 @@ def sweep(tmp_path_factory, questions, policy):
     return folder, str(raised.value)
 
 
-def first_item(folder: RunFolder, variant: str) -> str:
-    """Of the first step, which all variants ask alike."""
-    return next(iter(RolloutStore(folder.path / "grpo" / "verifier.1.grpo").read(steps=[1])))["item"]
+def first_item(folder: RunFolder, name: str) -> str:
+    """Of the first step, which all rewards ask alike."""
+    return next(iter(RolloutStore(folder.path / "grpo" / "given.1.verifier.1.grpo").read(steps=[1])))["item"]
 
 
-def test_variants_that_cannot_be_scored_end_and_the_others_do_not(sweep):
-    folder, _ = sweep
+def test_rewards_that_cannot_be_scored_end_and_the_others_do_not(study):
+    folder, _ = study
     found = statuses(folder)
-    assert {name for name, status in found.items() if status == "failed"} == {f"{name}.1.grpo" for name in SAID}
+    assert {name for name, status in found.items() if status == "failed"} == {f"given.1.{name}.1.grpo" for name in SAID}
     for name in ("verifier", "sometimes"):
-        assert found[f"{name}.1.grpo"] == found[f"{name}.1.examine"] == "done"
+        assert found[f"given.1.{name}.1.grpo"] == found[f"given.1.{name}.1.examine"] == "done"
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_a_reward_that_fails_is_named_with_its_answer_and_reason(sweep, name):
-    folder, _ = sweep
+def test_a_reward_that_fails_is_named_with_its_answer_and_reason(study, name):
+    folder, _ = study
     item = first_item(folder, name).removeprefix("item-")
     lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
-    (alarm,) = (line for line in lines if line["node"] == f"{name}.1.grpo" and "alarm" in line)
+    (alarm,) = (line for line in lines if line["node"] == f"given.1.{name}.1.grpo" and "alarm" in line)
     assert f"reward call failed: {SAID[name].format(item=item)}" in alarm["alarm"]
     assert alarm["step"] == 1
 
 
-def test_the_error_in_the_end_says_what_to_mend(sweep):
-    _, error = sweep
-    assert error.startswith("raises.1.grpo: no answer of the last 3 steps has a reward; the first failure: raises on")
+def test_the_error_in_the_end_says_what_to_mend(study):
+    _, error = study
+    assert error.startswith(
+        "given.1.raises.1.grpo: no answer of the last 3 steps has a reward; the first failure: raises on"
+    )
     assert error.endswith("mend the reward, and go on with --resume")
 
 
-def test_answers_without_a_reward_are_masked_and_counted_and_the_rest_is_learned_from(sweep):
-    folder, _ = sweep
-    rows = RolloutStore(folder.path / "grpo" / "sometimes.1.grpo").read()
+def test_answers_without_a_reward_are_masked_and_counted_and_the_rest_is_learned_from(study):
+    folder, _ = study
+    rows = RolloutStore(folder.path / "grpo" / "given.1.sometimes.1.grpo").read()
     failed = [row for row in rows if row["failures"]]
     assert 0 < len(failed) < len(rows)
     assert all(row["reward"] is None and row["advantage"] == 0 for row in failed)
@@ -154,11 +158,11 @@ def test_answers_without_a_reward_are_masked_and_counted_and_the_rest_is_learned
     assert all(int(row["item"].removeprefix("item-")) % 2 == 1 for row in failed)
 
 
-def test_the_page_names_the_variants_that_failed_and_why(sweep):
-    folder, _ = sweep
-    page = (folder.path / "sweep.html").read_text()
+def test_the_page_names_the_rewards_that_failed_and_why(study):
+    folder, _ = study
+    page = (folder.path / "study.html").read_text()
     for name in SAID:
-        assert f"{name}.1.grpo failed" in page
+        assert f"given.1.{name}.1.grpo failed" in page
         assert f"reward call failed: {name} on answer 0 to item-" in page
     assert "such answers are masked" in (folder.path / "report.html").read_text()
 

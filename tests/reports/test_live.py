@@ -131,7 +131,7 @@ def test_only_who_has_the_address_is_answered_and_no_other_site(served):
     ):
         with pytest.raises(HTTPError, match="403"):
             ask(base=base, **headers)
-    for name in ("sweep.html", "config.yaml", "../config.yaml"):
+    for name in ("study.html", "config.yaml", "../config.yaml"):
         with pytest.raises(HTTPError, match="404"):
             ask(name)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rl_lab.config.spread import read_spread
+from rl_lab.config.study import read_spread
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
 from rl_lab.reports.study import expected_power
@@ -81,7 +81,7 @@ def test_seeds_that_agree_and_episodes_that_never_change_leave_no_point(study):
 
 def test_the_spread_of_a_study_plans_the_next_one(study):
     write_report(study)
-    known = read_spread(str(study), "study.json")
+    known = read_spread(str(study))
     assert (known["n"], known["replicates"]) == (100, 4) and known["source"].endswith("study.json")
     config = yaml.safe_load((study / "config.yaml").read_text())
     config["study"]["spread"] = known
@@ -99,7 +99,7 @@ def test_the_page_says_that_it_is_a_study_and_has_the_data_behind(study):
     assert page.count("pairs-60") >= 3  # a line each of base, control and method
     assert "study.html" in path.read_text() and written["verdict"][0].startswith("RPRO over DAgger-Buffered")
     found = json.loads((study / "study.json").read_text())
-    assert found["successes"]["pairs-60"]["rpro"] == pytest.approx({"1": 0.8, "2": 0.82, "3": 0.78, "4": 0.8})
+    assert found["means"]["pairs-60"]["rpro"] == pytest.approx({"1": 0.8, "2": 0.82, "3": 0.78, "4": 0.8})
     assert "Not told apart from DAgger-Buffered: 1 of 2 comparisons" in written["verdict"][1]
 
 

@@ -1,5 +1,5 @@
 """The language smoke run, from nothing to its report: what it leaves, and its pool inspected and edited meanwhile; then
-the smoke sweep over rewards, which shares its base."""
+the smoke study of rewards, which shares its base."""
 
 from __future__ import annotations
 
@@ -194,18 +194,20 @@ def test_commands_work_on_the_finished_run_which_takes_no_more_edits(done):
     assert printed.splitlines()[2].split()[0] in found["ls"]
 
 
-def test_a_sweep_over_rewards_shares_the_base_and_reaches_its_verdict(done):
+def test_a_study_of_rewards_shares_the_base_and_reaches_its_verdict(done):
     command = [sys.executable, "-m", "rl_lab.run", str(ROOT / "experiments" / "reward_ablation_smoke.yaml")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     told = subprocess.run(
-        [*command, "--run-dir", "sweep"], cwd=done.folder, env=environment, capture_output=True, text=True, timeout=300
+        [*command, "--run-dir", "study"], cwd=done.folder, env=environment, capture_output=True, text=True, timeout=300
     )
     assert told.returncode == 0, told.stderr
-    nodes = json.loads((done.folder / "sweep" / "stages.json").read_text())["nodes"]
-    assert [node["name"] for node in nodes if node["reused"]] == ["questions", "cold_start", "base.examine"]
-    found = json.loads((done.folder / "sweep" / "sweep.json").read_text())
-    baseline, short = found["variants"]
-    assert baseline["variant"] == "verifier" and short["verdict"]["n"] == HELD_OUT
-    assert short["sentence"].startswith("short: ") and short["sentence"] in told.stdout
-    assert set(found["curves"]) == {"verifier", "short"}
-    assert "Held-out truth while training" in (done.folder / "sweep" / "sweep.html").read_text()
+    nodes = json.loads((done.folder / "study" / "stages.json").read_text())["nodes"]
+    assert [node["name"] for node in nodes if node["reused"]] == [
+        f"given.1.{name}" for name in ("questions", "cold_start", "base.examine")
+    ]
+    found = json.loads((done.folder / "study" / "study.json").read_text())
+    (short,) = found["rows"][0]["methods"]
+    assert found["control"] == "verifier" and short["n"] == HELD_OUT
+    assert found["verdict"][0].startswith("Not told apart from verifier: 1 of 1") and found["verdict"][0] in told.stdout
+    assert set(found["details"][0]["curves"]) == {"verifier", "short"}
+    assert "While training" in (done.folder / "study" / "study.html").read_text()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -255,3 +257,26 @@ def write_videos(folder: Path, n: int, size: int) -> None:
 def summarise(run: LoadedRun) -> Row:
     """What `summary.json` holds of a run."""
     return written(measure(run))
+
+
+def as_study(path: Path, **section: Any) -> Path:
+    """Name the nodes of a run folder, METHOD.SEED.KIND and those that all share, as a study in one world does; every
+    seed has its own base."""
+
+    def named(node: str) -> str:
+        method, _, rest = node.partition(".")
+        seed, _, kind = rest.partition(".")
+        return f"given.{seed}.{method}.1.{kind}" if seed.isdecimal() else f"given.1.{node}"
+
+    config, graph = yaml.safe_load((path / "config.yaml").read_text()), json.loads((path / "stages.json").read_text())
+    (path / "config.yaml").write_text(yaml.safe_dump(config | {"study": {"seeds": 3} | section}))
+    nodes = [row | {"name": named(row["name"]), "round": row["round"] and 1} for row in graph["nodes"]]
+    (path / "stages.json").write_text(json.dumps(graph | {"nodes": nodes}))
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").open()]
+    write_jsonl(path / "metrics.jsonl", [line | {"node": named(line["node"]), "round": 1} for line in lines])
+    for folder in [folder for folder in path.glob("*/*") if folder.is_dir() and folder.parent.name != "videos"]:
+        folder.rename(folder.with_name(named(folder.name)))
+    for base in path.glob("*/given.1.base.*"):
+        for seed in (2, 3):
+            shutil.copytree(base, base.with_name(base.name.replace(".1.", f".{seed}.", 1)))
+    return path

@@ -27,16 +27,18 @@ WORDS = np.array([*"abcdefghijklmnopqrst"])
 def write_ranked_run(run: Path) -> Path:
     """A run that ranked chunks by their deviation, with a reward model of random weights."""
     run.mkdir(exist_ok=True)
-    config = {"seed": 0, "sweep": {"baseline": "interventions", "rankings": RANKINGS}}
+    config = {"seed": 0, "study": {"control": "interventions", "rankings": RANKINGS}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    row = {"name": "deviation.1.rank", "method": "deviation", "replicate": 1}
-    row |= {"inputs": {"candidates": "seed.1.candidates"}}
+    row = {"name": "given.1.deviation.1.rank", "method": "deviation"}
+    row |= {"inputs": {"candidates": "given.1.deviation.1.candidates"}}
     (run / "stages.json").write_text(json.dumps({"store": "", "nodes": [row]}))
-    candidates = run / "candidates" / "seed.1.candidates"
+    candidates = run / "candidates" / "given.1.deviation.1.candidates"
     write_candidates(candidates, STATES)
-    rank_folder(candidates, {}, {"deviation": 1.0}, 1.0, 0, run / "pairs" / "deviation.1.rank")
-    write_episodes(run / "episodes" / "seed.1.episodes", [walk(seed, success=seed % 2 == 0) for seed in range(4)])
-    Ensemble(ModelInfo("success", 2, 8, 8), [1, 2]).save(run / "reward_models" / "seed.1.success")
+    rank_folder(candidates, {}, {"deviation": 1.0}, 1.0, 0, run / "pairs" / "given.1.deviation.1.rank")
+    write_episodes(
+        run / "episodes" / "given.1.reward.episodes", [walk(seed, success=seed % 2 == 0) for seed in range(4)]
+    )
+    Ensemble(ModelInfo("success", 2, 8, 8), [1, 2]).save(run / "reward_models" / "given.1.reward.success")
     return run
 
 
@@ -45,8 +47,8 @@ def write_answered_run(run: Path, unscored: bool = True) -> Path:
     items = [make_item(0), make_item(1)]
     (run / "questions" / "questions").mkdir(parents=True)
     write_rows(run / "questions" / "questions" / "train.arrow", map(item_row, items))
-    sweep = {"variants": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.proxies:short"}}}}
-    (run / "config.yaml").write_text(yaml.safe_dump({"sweep": sweep, "examine": {"pass_threshold": 0.6}}))
+    study = {"rewards": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.proxies:short"}}}}
+    (run / "config.yaml").write_text(yaml.safe_dump({"study": study, "examine": {"pass_threshold": 0.6}}))
     answers = [("word " * 40, 1.0), ("word", 0.0), ("", None)][: 2 + unscored]
     for step, item in enumerate(items, 1):
         rows = [

@@ -13,7 +13,7 @@ from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate, gai
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, p_text, percent, points, rate
 from rl_lab.reports.pages.charts import Axis, Series, chart, colours, interval_bar
 from rl_lab.reports.pages.markup import Cell, Markup, Tile, data_uri, macros, parts, tile
-from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, label, parse_node
+from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, label, parse_node, study_place
 from rl_lab.stats import EPISODE_METHODS
 
 ACTIONS = macros("actions")
@@ -275,11 +275,10 @@ VIDEO_BUDGET_BYTES = 4_500_000
 
 
 def _policy(run: LoadedRun, node: str | None) -> str:
-    """Readable name of the policy that a node trained: method and round, or variant and training seed."""
-    method, number = parse_node(str(node))
-    if run.config.get("sweep"):
-        return f"{label(method)}, training seed {number}"
-    return label(BASE if method == "sft" else method, number)
+    """Readable name of the policy that a node trained: method and round, in a study also the training seed."""
+    _, seed, own = study_place(str(node)) if run.config.get("study") else ("", 0, str(node))
+    method, number = parse_node(own)
+    return label(BASE if method == "sft" else method, number) + (f", training seed {seed}" if seed else "")
 
 
 def filmed(run: LoadedRun, budget: int = VIDEO_BUDGET_BYTES) -> list[tuple[str, Markup]]:

@@ -84,8 +84,7 @@ def _css(name: str) -> str:
 def training_nodes(run: LoadedRun) -> dict[str, list[str]]:
     """Method (or the node's name outside the rounds) -> nodes that logged values, in order of their rounds.
 
-    Trainings with replicates are no rounds of one another; see `language_curves`. Of a sweep over rankings of actions
-    those of training seed 1.
+    Trainings with replicates are no rounds of one another; see `language_curves`. Of a study those of training seed 1.
     """
     found: dict[str, dict[str, int]] = {}
     replicates = {training.node for training in run.trainings} | {arm.node for arm in run.joint}
@@ -190,7 +189,7 @@ def over_replicates(run: LoadedRun, nodes: Sequence[str], name: str) -> dict[int
     return dict(sorted(found.items()))
 
 
-def _mean(run: LoadedRun, nodes: Sequence[str], name: str, title: str, css: str, dashed: bool = False) -> Series:
+def mean_series(run: LoadedRun, nodes: Sequence[str], name: str, title: str, css: str, dashed: bool = False) -> Series:
     """Over replicates, with the area between the lowest and the highest of several."""
     values = over_replicates(run, nodes, name)
     x, y = list(values), [float(np.mean(v)) for v in values.values()]
@@ -203,7 +202,7 @@ def compared(run: LoadedRun) -> Markup:
     css, charts = colours(run.schemes, REFERENCE), []
     for title, (unit, names) in COMPARED.items():
         series = [
-            _mean(run, _nodes(run, scheme), name, label(scheme), css[scheme], dashed=place > 0)
+            mean_series(run, _nodes(run, scheme), name, label(scheme), css[scheme], dashed=place > 0)
             for place, name in enumerate(names)
             for scheme in run.schemes
         ]
@@ -219,7 +218,7 @@ def _split(run: LoadedRun, nodes: Sequence[str], title: str, known: Sequence[str
     unit, family, without = SPLIT[title]
     names = [name for name in known if name.startswith(family) and name not in without]
     series = [
-        _mean(run, nodes, name, name.removeprefix(family), css, dashed=place >= len(COLOURS))
+        mean_series(run, nodes, name, name.removeprefix(family), css, dashed=place >= len(COLOURS))
         for place, (name, css) in enumerate(zip(names, cycle(COLOURS), strict=False))
     ]
     texts = {name.removeprefix(family): define(name) or "" for name in names}
@@ -278,7 +277,9 @@ def scheme_block(run: LoadedRun, scheme: str, open_: bool) -> Markup:
     charts = [_split(run, nodes, title, known) for title in SPLIT]
     drawn = {name for _, names in COMPARED.values() for name in names}
     rest = [name for name in known if name not in drawn and not name.startswith(FAMILIES)]
-    others = [chart(name, [_mean(run, nodes, name, name, "c0")], Axis("optimiser step"), Axis("")) for name in rest]
+    others = [
+        chart(name, [mean_series(run, nodes, name, name, "c0")], Axis("optimiser step"), Axis("")) for name in rest
+    ]
     return CURVES.scheme(label(scheme), open_, charts, bands_over_time(run, nodes), flow(run, nodes), others)
 
 

@@ -10,7 +10,7 @@ from rl_lab.reports.numbers import Row, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart
 from rl_lab.reports.pages.markup import Markup, macros, minus, parts
 from rl_lab.reports.run import LoadedRun, PairSet
-from rl_lab.reports.sweep import ranked_sets
+from rl_lab.reports.study_details import ranked_sets
 
 LANGUAGE = macros("language")
 LEARNED = {"correctness": "{answers:,} answers", "preference": "{pairs:,} pairs of answers"}

@@ -26,7 +26,6 @@ from rl_lab.reports.pages.pipeline import pipeline_section, pipeline_tiles, prov
 from rl_lab.reports.pages.reward_models import action_rewards_section, outcome_section
 from rl_lab.reports.pages.rollouts import rollouts_section, traces_section
 from rl_lab.reports.pages.study import study_link, write_study
-from rl_lab.reports.pages.sweep import sweep_link, write_sweep
 from rl_lab.reports.run import LoadedRun, label, load_run
 from rl_lab.reports.study import is_privileged
 from rl_lab.reports.summary import measure, written
@@ -95,14 +94,18 @@ Sections = dict[str, tuple[str, Markup]]
 
 
 def episode_sections(run: LoadedRun, summary: Row) -> Sections:
-    """What a run in an environment shows; every part that is missing says so. Variants of a sweep are held against each
+    """What a run in an environment shows; every part that is missing says so. Methods of a study are held against each
     other on a page of their own."""
-    success: Sections = {
-        "results": ("Success", results(summary)),
-        "failures": ("Failures", failure_modes(run)),
-    }
-    compared = "sweep" in summary
-    return ({} if compared else success) | {
+    compared = "study" in summary
+    success: Sections = (
+        {}
+        if compared
+        else {
+            "results": ("Success", results(summary)),
+            "failures": ("Failures", failure_modes(run)),
+        }
+    )
+    return success | {
         "action-rewards": ("Reward models", action_rewards_section(run)),
         "rewards": ("Rewards", rewards(run)),
         "curves": ("Action curves", learning_curves(run)),
@@ -130,7 +133,7 @@ def language_sections(run: LoadedRun, summary: Row) -> Sections:
 def _tiles(run: LoadedRun, summary: Row) -> list[list[Tile]]:
     """A line of numbers for each skill."""
     shown = [episode_tiles(summary)] if run.on_episodes and "study" not in summary else []
-    if run.on_language:
+    if "held_out" in summary:
         shown.append(pipeline_tiles(summary["pipeline"]) if "pipeline" in summary else held_out_tiles(summary))
         shown += [imitation_tiles(summary["imitation"])] if "imitation" in summary else []
     return shown
@@ -139,13 +142,12 @@ def _tiles(run: LoadedRun, summary: Row) -> list[list[Tile]]:
 def build_page(run: LoadedRun, summary: Row, now: Markup = NOTHING, every_s: float | None = None) -> str:
     """The report of a run as HTML; with what it does `now`, a page that is brought up to date every so many seconds."""
     sections: Sections = {"joint": ("Interference", joint_section(run.joint, summary))}
-    if "sweep" in summary:
-        sections |= {"sweep": ("Sweep", sweep_link())}
     if "study" in summary:
         sections |= {"study": ("Map", study_link())}
-    elif run.on_episodes:
+    is_one_world = "study" not in summary or len(summary["study"]["details"]) == 1
+    if run.on_episodes and is_one_world:
         sections |= episode_sections(run, summary)
-    if run.on_language:
+    if run.on_language and is_one_world:
         sections |= language_sections(run, summary)
     shown = {anchor: part for anchor, part in sections.items() if part[1]}
     unfinished = [f"Not finished: {', '.join(run.unfinished)}."] if run.unfinished and not now else []
@@ -177,7 +179,7 @@ def build_page(run: LoadedRun, summary: Row, now: Markup = NOTHING, every_s: flo
 def write_report(run_dir: Path) -> tuple[Row, Path]:
     """Write `summary.json` and `report.html` of a run folder, each whole or not at all; returns summary and page path.
 
-    Of a sweep also `sweep.json` and `sweep.html`, of a study `study.json` and `study.html`, of a pipeline
+    Of a study also `study.json` and `study.html`, of a pipeline
     `provenance.json`; of every model and all data a card.
 
     UserError if there is no run folder; whatever else is missing or damaged, the page and `problems` say so.
@@ -198,8 +200,6 @@ def write_pages(run: LoadedRun, summary: Row) -> Path:
     if "pipeline" in summary:
         write_whole(run.path / "provenance.json", json.dumps(provenance(run), indent=1) + "\n")
     write_whole(path, page)
-    if "sweep" in summary:
-        write_sweep(run, summary["sweep"])
     if "study" in summary:
         write_study(run, summary["study"])
     return path

@@ -1,4 +1,8 @@
-"""`study.html`: factor by factor what each method adds to the control, over training seeds, and the data behind it."""
+"""`study.html`: factor by factor what each method adds to the control, over training seeds, and the data behind it.
+
+Of rewards, rankings and curricula also, world by world, how they trained, what differs by category, what the detectors
+of reward hacking say, and which questions and episodes flip.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,26 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from rl_lab.config.study import STUDY_FILE
 from rl_lab.files import write_whole
 from rl_lab.reports.estimates import text_table
-from rl_lab.reports.numbers import Row, p_text, percent
+from rl_lab.reports.numbers import Row, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart, colours
-from rl_lab.reports.pages.markup import Markup, document, macros, minus, parts, typeset
-from rl_lab.reports.run import BASE, LoadedRun, label
-from rl_lab.reports.study import ERROR, MEASURES, SUCCESS, Comparison, Measure, power_text, written
+from rl_lab.reports.pages.markup import Markup, document, macros, typeset
+from rl_lab.reports.pages.study_details import difference, world_sections
+from rl_lab.reports.run import BASE, LoadedRun, in_world, label
+from rl_lab.reports.study import ERROR, MEASURES, Comparison, Measure, power_text, written
 
 STUDY = macros("study_parts")
+STUDY_PAGE = "study.html"
 NARROW = 0.12
 """Points of the methods at one value of a factor stand so far apart."""
 
 
 def write_study(run: LoadedRun, summary: Row) -> None:
     """Write `study.json` and `study.html` of a run, each whole or not at all."""
-    write_whole(run.path / "study.json", json.dumps(written(summary), indent=1) + "\n")
-    write_whole(run.path / "study.html", build_study(summary))
+    write_whole(run.path / STUDY_FILE, json.dumps(written(summary), indent=1) + "\n")
+    write_whole(run.path / STUDY_PAGE, build_study(run, summary))
 
 
 def study_link() -> Markup:
@@ -31,7 +38,7 @@ def study_link() -> Markup:
     return STUDY.link()
 
 
-def build_study(summary: Row) -> str:
+def build_study(run: LoadedRun, summary: Row) -> str:
     """The page as HTML."""
     return document(
         "study",
@@ -42,17 +49,23 @@ def build_study(summary: Row) -> str:
         error=percent(ERROR),
         maps=[_map(summary, measure, rows) for measure, rows in _parts(summary)],
         data=[(name, _data(summary, MEASURES[name], found)) for name, found in _means(summary).items()],
+        units=summary["expected"]["units"],
+        compare=summary["compare"],
+        details=[
+            (one["world"], world_sections(in_world(run, one["world"]), summary, one)) for one in summary["details"]
+        ],
+        settings=[[name, json.dumps(one)] for name, one in summary["settings"].items()],
     )
 
 
 def _means(summary: Row) -> dict[str, Row]:
     """By measure, world, method and training seed."""
-    return {SUCCESS: summary["successes"]} | {name: part["means"] for name, part in summary["measures"].items()}
+    return {summary["measure"]: summary["means"]} | {name: part["means"] for name, part in summary["measures"].items()}
 
 
 def _parts(summary: Row) -> list[tuple[str, list[Row]]]:
     """Measure and rows of every factor."""
-    tables = {SUCCESS: summary["rows"]} | {name: part["rows"] for name, part in summary["measures"].items()}
+    tables = {summary["measure"]: summary["rows"]} | {name: part["rows"] for name, part in summary["measures"].items()}
     return [(name, list(rows)) for name, table in tables.items() for _, rows in groupby(table, itemgetter("factor"))]
 
 
@@ -66,12 +79,12 @@ def _map(summary: Row, name: str, rows: list[Row]) -> tuple[str, Markup, list[st
         [
             "as the file has it" if factor is None else json.dumps(row["value"]),
             *(_level(row["levels"][level], measure) for level in levels),
-            *(_difference(one, measure) for one in row["methods"]),
+            *(difference(one, measure) for one in row["methods"]),
         ]
         for row in rows
     ]
     title = factor or "The experiment"
-    return title if name == SUCCESS else f"{title}: {name}", _chart(rows, others, factor, name), head, body
+    return title if name == summary["measure"] else f"{title}: {name}", _chart(rows, others, factor, name), head, body
 
 
 def _chart(rows: list[Row], names: list[str], factor: str | None, measured: str) -> Markup:
@@ -91,20 +104,6 @@ def _chart(rows: list[Row], names: list[str], factor: str | None, measured: str)
 
 def _level(mean: float | None, measure: Measure) -> str:
     return "" if mean is None else measure.level(mean)
-
-
-def _difference(one: Comparison, measure: Measure) -> Markup | str:
-    """With its interval; coloured where it is decided."""
-    if one.difference is None or one.p is None or one.corrected_p is None:
-        return "no result" if not one.seeds else "one seed"
-    low, high = measure.difference(one.difference.low), measure.difference(one.difference.high)
-    standing = one.difference.standing if one.is_decided else "open"
-    if measure is not MEASURES[SUCCESS]:
-        standing = {"above": "worse", "below": "better"}.get(standing, standing)
-    title = (
-        f"{one.seeds} training seeds of {one.n} episodes, p {p_text(one.p)}, after correction {p_text(one.corrected_p)}"
-    )
-    return parts.estimate(minus(measure.difference(one.difference.value)), minus(f" {low} to {high}"), standing, title)
 
 
 def _data(summary: Row, measure: Measure, found: Row) -> list[list[Any]]:
@@ -131,7 +130,7 @@ def study_lines(summary: Row) -> list[str]:
             for _, part in rows
             for row in part
         ]
-        title = "" if measured == SUCCESS else measured
+        title = "" if measured == summary["measure"] else measured
         tables.append(text_table([title, label(summary["control"]), *(f"{name} over it" for name in names)], lines))
     return tables
 
