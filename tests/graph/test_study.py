@@ -30,7 +30,7 @@ STUDY = {
 
 
 def write(tmp_path, **changes):
-    return write_small(tmp_path, yaml.safe_dump({"study": STUDY | changes}))
+    return write_small(tmp_path, yaml.safe_dump({"study": STUDY | changes}, sort_keys=False))
 
 
 @pytest.fixture
