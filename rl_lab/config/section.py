@@ -16,6 +16,7 @@ from envs.options import (
     NonNegativeFloat,
     NonNegativeInt,
     Options,
+    Pixels,
     PositiveFloat,
     PositiveInt,
     Processes,
@@ -183,6 +184,8 @@ class ModelConfig(Section):
     """t_min of the weight (t / max(t, t_min))^2 on the velocity error, 0 for none; None: as the preset says."""
     chunk_size: ControlSteps | None = None
     """Commands of a chunk; None: as the preset or the checkpoint says."""
+    image_size: Pixels | None = None
+    """Side of the pictures that it takes; as env.image_size then. None: as the preset or the checkpoint says."""
     absolute_half: bool | None = None
     """Predict every chunk twice, relative to its start and absolute, and command the mean; None: as the checkpoint."""
     first_slot: FirstSlot | None = None
@@ -234,6 +237,8 @@ class ModelConfig(Section):
         options = self.model_dump(include=fields, exclude_none=True)
         if self.loss_weight_clip == 0:
             options["loss_weight_clip"] = None
+        if self.image_size is not None:
+            options["resize_imgs_with_padding"] = [self.image_size, self.image_size]
         if self.memory is not None:
             options["use_video_encoder"] = True
             if self.memory.layer_stride is not None:

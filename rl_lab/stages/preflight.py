@@ -220,7 +220,8 @@ def _check_model(config: RunConfig) -> None:
             check_learned(config, "collect.corrector.path", (place[:3] for place in places))
     if config.env.image_size != sizes.image_size:
         wanted = f"env.image_size is {config.env.image_size} but the model takes {sizes.image_size} pixels"
-        raise UserError(f"{wanted}; set env.image_size={sizes.image_size}")
+        either = f"env.image_size={sizes.image_size}, or model.image_size={config.env.image_size}"
+        raise UserError(f"{wanted}; set {either}")
     for key in ("collect", "explore", "eval", "record", "candidates"):
         execute = getattr(config, key).execute
         if execute > chunk:

@@ -10,6 +10,8 @@ import torch
 
 from algos.batch import ObservationBatch
 from rl_lab.benchmarks.direct import padded
+from rl_lab.config.section import ModelConfig
+from rl_lab.learner.actions import starting_policy
 from rl_lab.model.layout import prefix_layout
 from rl_lab.model.policy import HyVLAPolicy
 from tests.model.joint import joint_forward
@@ -21,6 +23,13 @@ CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 def draw(policy: HyVLAPolicy, num: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     actions = torch.randn(num, policy.chunk_size, 20, generator=generator)
     return actions, policy.sample_noise(num, generator), policy.sample_time(num, generator)
+
+
+def test_a_preset_takes_pictures_of_another_size() -> None:
+    policy = starting_policy(ModelConfig(image_size=96), seed=0, stride=1).policy
+    batch = make_observations(policy, 2)
+    assert batch.images.shape[-2:] == (96, 96)
+    assert policy.embed_images(batch.images).shape[:2] == (2, 3 * 9)
 
 
 @pytest.mark.parametrize("cameras", [3, 2])
