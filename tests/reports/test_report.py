@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import yaml
 
-from rl_lab.errors import UserError
+from rl_lab.errors import UserError, run_command
 from rl_lab.report import main
 from rl_lab.reports.pages.against import config_differences, flatten, over_seeds, stage_differences
 from rl_lab.reports.run import StageRow, load_run
@@ -116,14 +117,15 @@ def test_runs_without_a_shared_seed_are_refused_and_nothing_is_written(two_seeds
 
 
 @pytest.mark.parametrize("arguments", [["absent"], ["."], [], ["a", "b"], ["absent", "--against"]])
-def test_bad_input_ends_with_one_line_and_exit_code_2(tmp_path, arguments):
-    command = [sys.executable, "-m", "rl_lab.report", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stderr.startswith("error: ")
+def test_bad_input_ends_with_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run_command(partial(main, arguments))
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert printed.out == ""
+    assert len(printed.err.strip().splitlines()) == 1
+    assert printed.err.startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 
