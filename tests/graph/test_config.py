@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rl_lab.config.load import dump_config, merge
 from rl_lab.errors import UserError
+from rl_lab.graph.record import substitutions
 from rl_lab.stages.kinds import load_config
 from tests.support.experiments import EXPERIMENTS, RUNS, write_small
 from tests.support.refusals import refusal
@@ -168,6 +169,12 @@ def test_backend_auto_is_tabletop_unless_robotwin_is_there(tmp_path, monkeypatch
     config = load_config(path, ["env.backend=tabletop"])
     assert (config.env.backend, config.env.variants) == ("tabletop", ("randomized",))
     assert "adjust_bottle" in complaint(path, "env.backend=tabletop", "env.tasks=[adjust_bottle]")
+
+
+def test_what_stands_for_a_teacher_is_recorded():
+    config = load_config(EXPERIMENTS / "flowpro_smoke.yaml", ["sft.probe_weight=0", "sft.code_weight=1"])
+    wanted = [row["wanted"] for row in substitutions(config, []) if "an auxiliary loss" in row["why"]]
+    assert wanted == ["a teacher's codebook of visual codes"]
 
 
 def test_a_model_path_replaces_the_preset_and_the_other_way_round():
