@@ -28,6 +28,7 @@ from rl_lab.files import write_whole
 from rl_lab.graph.run_folder import CONFIG_FILE, STAGES_FILE, StagesFile
 from rl_lab.reading import fit, read_as, read_yaml
 from rl_lab.records.item_files import ItemFile
+from rl_lab.records.rollouts import questions_of
 from rl_lab.reports.run import study_place
 from rl_lab.rollouts.answering import make_rewards
 from rl_lab.rollouts.rescore_actions import rescore_episodes, rescore_node
@@ -52,11 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _part(config, "examine").get("pass_threshold", 0.5)
     threshold = fit(given, float, f"{options.run / CONFIG_FILE}: examine.pass_threshold")
     name, settings, place = _reward(options.reward, options.run, config, "rewards", "rewards")
-    questions = options.run / "questions" / "questions" / "train.arrow"
+    questions = questions_of(options.run)
     if not questions.is_file():
-        raise UserError(
-            f"{options.run} has no questions/questions/train.arrow, which its answers are scored by; give a whole run"
-        )
+        where = questions.relative_to(options.run)
+        raise UserError(f"{options.run} has no {where}, which its answers are scored by; give a whole run")
     rewards = _checked(settings, place)
     try:
         found = {node.name: rescore(node, ItemFile(questions), rewards, threshold) for node in trainings}

@@ -23,7 +23,7 @@ from rl_lab.config.robotwin import checkout_digest, on_box_robot
 from rl_lab.config.schema import RunConfig
 from rl_lab.files import CARD_FILE, file_digest, files_below
 from rl_lab.records.question_files import source_files
-from rl_lab.records.rollouts import FOLDER, QUESTIONS_FILE, stores
+from rl_lab.records.rollouts import FOLDER, questions_of, stores
 
 LIMITS = {"model": ("preset", "path"), "engine": ("images_per_prompt", "max_model_len")}
 """Sections, and fields of them, that decide which rows of the user's own files can be used."""
@@ -248,7 +248,7 @@ def source_digest(path: Path) -> str:
 def answers_digest(run: Path) -> str:
     """SHA-256 over a run's stored answers and their questions; of a folder without any, of nothing."""
     digests = [tree_digest(store / FOLDER) for store in stores(run)]
-    digests += [file_digest(path) for path in (run / QUESTIONS_FILE,) if path.is_file()]
+    digests += [file_digest(path) for path in (questions_of(run),) if path.is_file()]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

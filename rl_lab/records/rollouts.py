@@ -25,9 +25,6 @@ from rl_lab.records.types import Completion, RolloutGroup, all_completions
 FOLDER = "rollouts"
 """Its name in a run directory."""
 
-QUESTIONS_FILE = "questions/questions/train.arrow"
-"""Of a run directory: the questions that its rollouts answer."""
-
 NODE_FOLDERS = ("grpo", "rft")
 """Of a run directory: those with a store for each node."""
 
@@ -59,6 +56,13 @@ SCHEMA = pa.schema(
 
 FAILURES = "failures"
 """Column of the failed reward calls as `PART/REASON`, of all steps but those of the oldest runs."""
+
+
+def questions_of(run: Path) -> Path:
+    """The questions that the rollouts of a run directory answer; of a study, those of all its worlds where they are the
+    same. A path where nothing need be."""
+    found = sorted(run.glob("questions/*questions/train.arrow"))
+    return found[0] if len(found) == 1 else run / "questions" / "questions" / "train.arrow"
 
 
 def stores(run: Path) -> list[Path]:

@@ -33,7 +33,7 @@ from rl_lab.learner.outcome import (
 )
 from rl_lab.learner.plans import optimiser
 from rl_lab.records.item_files import ItemFile
-from rl_lab.records.rollouts import QUESTIONS_FILE, stores
+from rl_lab.records.rollouts import questions_of, stores
 from rl_lab.rollouts.answering import policy_folder
 from rl_lab.rollouts.reward_model import (
     KIND,
@@ -75,7 +75,7 @@ class OutcomeLabelsKind(StageKind):
         if settings.run is None:
             folders, questions = [context.inputs["traces"]], context.inputs["questions"] / "train.arrow"
         else:
-            folders, questions = stores(Path(settings.run)), Path(settings.run) / QUESTIONS_FILE
+            folders, questions = stores(Path(settings.run)), questions_of(Path(settings.run))
         shares = (settings.calibration, settings.test)
         answers, unknown = label_answers(folders, ItemFile(questions), shares, context.seed)
         answers.save(context.out / LABELS_FILE)
@@ -196,7 +196,7 @@ class OutcomeModelKind(StageKind):
 
 def _check_answers(run: Path) -> None:
     """There are answers to learn a reward from, and their questions."""
-    if not stores(run) or not (run / QUESTIONS_FILE).is_file():
+    if not stores(run) or not questions_of(run).is_file():
         raise UserError(f"outcome.run: {run} has no stored answers with their questions; give a run that sampled some")
 
 

@@ -260,8 +260,8 @@ INSTANCES: dict[str, Instance] = {
         make.answers,
         (
             Reading("run/config.yaml", SHORT, SHOWN | PREFIX, leaves_out=True, names=("--reward short",)),
-            Reading("run/questions/questions/train.arrow", SHORT, UNREAD, names=("the run's questions",)),
-            Reading("run/grpo/verifier.1.grpo/rollouts/step-00000001.parquet", SHORT, UNREAD),
+            Reading("run/questions/given.1.questions/train.arrow", SHORT, UNREAD, names=("the run's questions",)),
+            Reading("run/grpo/given.1.verifier.1.grpo/rollouts/step-00000001.parquet", SHORT, UNREAD),
             Reading("mine.yaml", MINE, ANY),
             Reading("mine.py", MINE, ANY),
         ),

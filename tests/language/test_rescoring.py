@@ -41,7 +41,7 @@ def test_the_same_order_agrees_and_flips_nothing(run, tmp_path):
     )
     reward = tmp_path / "long.yaml"
     reward.write_text(yaml.safe_dump({"rewards": {"weights": {"l": 1.0}, "functions": {"l": f"{mine}:long"}}}))
-    main([str(run), "--reward", str(reward), "--node", "verifier.1.grpo"])
+    main([str(run), "--reward", str(reward), "--node", "given.1.verifier.1.grpo"])
     found = result(run, "long")
     assert (found["group_correlation"], found["best_changed"], found["flips"]) == (pytest.approx(1), 0.0, [])
 
@@ -68,7 +68,7 @@ def test_a_reward_that_always_fails_is_no_result(run, tmp_path, capsys):
         main([str(run), "--reward", failing(tmp_path, "always")])
     assert capsys.readouterr().out == "" and error.value.exit_code == 1
     assert str(error.value) == (
-        "verifier.1.grpo: no answer could be scored, 6 calls failed, the first: mine on answer 0 to item-0 of "
+        "given.1.verifier.1.grpo: no answer could be scored, 6 calls failed, the first: mine on answer 0 to item-0 of "
         "step 1 (exception: RuntimeError: no licence); mend the reward"
     )
     assert not list(run.glob("rescored-*"))
@@ -88,8 +88,8 @@ def test_calls_that_fail_are_counted_and_the_first_is_named(run, tmp_path, capsy
     [
         (["--reward", "judge"], "neither a file nor a method of the run's study; methods of the run: short"),
         (
-            ["--reward", "short", "--node", "uniform.1.grpo"],
-            "has no training uniform.1.grpo; did you mean verifier.1.grpo?",
+            ["--reward", "short", "--node", "given.1.verify.1.grpo"],
+            "has no training given.1.verify.1.grpo; did you mean given.1.verifier.1.grpo?",
         ),
     ],
 )

@@ -45,8 +45,8 @@ def write_ranked_run(run: Path) -> Path:
 def write_answered_run(run: Path, unscored: bool = True) -> Path:
     """Two groups of two answers: by the stored reward the first is right; by length the second."""
     items = [make_item(0), make_item(1)]
-    (run / "questions" / "questions").mkdir(parents=True)
-    write_rows(run / "questions" / "questions" / "train.arrow", map(item_row, items))
+    (run / "questions" / "given.1.questions").mkdir(parents=True)
+    write_rows(run / "questions" / "given.1.questions" / "train.arrow", map(item_row, items))
     study = {"rewards": {"short": {"weights": {"short": 1.0}, "functions": {"short": "rewards.proxies:short"}}}}
     (run / "config.yaml").write_text(yaml.safe_dump({"study": study, "examine": {"pass_threshold": 0.6}}))
     answers = [("word " * 40, 1.0), ("word", 0.0), ("", None)][: 2 + unscored]
@@ -55,7 +55,7 @@ def write_answered_run(run: Path, unscored: bool = True) -> Path:
             rollout(item.id, number, text, prompt=item.prompt, rewards={"answer": reward}, reward=reward)
             for number, (text, reward) in enumerate(answers)
         ]
-        RolloutStore(run / "grpo" / "verifier.1.grpo").write(step, groups_of(rows))
+        RolloutStore(run / "grpo" / "given.1.verifier.1.grpo").write(step, groups_of(rows))
     return run
 
 
