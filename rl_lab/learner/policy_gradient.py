@@ -91,15 +91,9 @@ def advantages(episodes: Sequence[Episode]) -> np.ndarray:
 
 
 def explored_rows(episodes: Sequence[Episode], processor: PolicyProcessor, info: CheckpointInfo) -> ExploredBatch:
-    """Every decision of the episodes that teach something. RunError where none does."""
+    """Every decision of the episodes that teach something; of all where none does, whose gradient is 0."""
     gains = advantages(episodes)
-    kept = [(one, gain) for one, gain in zip(episodes, gains, strict=True) if gain != 0]
-    if not kept:
-        solved = sum(one.success for one in episodes)
-        raise RunError(
-            f"{solved} of {len(episodes)} episodes succeeded, and all of each start ended alike, so nothing tells "
-            "better from worse; raise explore.groups, or begin with a policy that solves some"
-        )
+    kept = [(one, gain) for one, gain in zip(episodes, gains, strict=True) if gain != 0 or not gains.any()]
     counts = [len(one.frame_steps) for one, _ in kept]
     truth = joined_truth([one.truth for one, _ in kept]) if processor.reads_truth else None
     observation = processor.batch(
@@ -142,7 +136,7 @@ class PolicyGradientPlan(DataPlan):
         return integer(self.seed, "round", self.round)
 
     def build(self, device: str) -> Parts:
-        """See `DataPlan`; RunError where no group of episodes ended in different ways."""
+        """See `DataPlan`."""
         settings, weights = self.settings, self.objective
         policy, processor, info = load_policy(self.policy, self.code)
         policy.to(device)

@@ -201,6 +201,16 @@ class PairSet:
         return f"{label(self.method, self.round)}{seed}"
 
 
+@dataclass(frozen=True)
+class Exploration:
+    """The episodes of one explore node, as counts."""
+
+    node: str
+    method: str
+    round: int
+    counts: dict[str, Any]
+
+
 @dataclass
 class LoadedRun:
     """Everything a report reads; `problems` lists files that exist but cannot be used."""
@@ -212,6 +222,7 @@ class LoadedRun:
     metrics: list[Record] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     pairs: list[PairSet] = field(default_factory=list)
+    explorations: list[Exploration] = field(default_factory=list)
     videos: list[tuple[Path, list[Video]]] = field(default_factory=list)
     examinations: list[Examination] = field(default_factory=list)
     trainings: list[LearningCurve] = field(default_factory=list)
@@ -328,6 +339,11 @@ def load_run(path: Path) -> LoadedRun:
         if (arm := _part(run, folder, partial(read_arm, node, name, metrics=run.metrics), Arm))
     ]
     run.pairs = _pair_sets(run)
+    run.explorations = [
+        Exploration(*place, counts)
+        for place, folder in _in_stage_order(run, "explorations")
+        if (counts := _part(run, folder / "collection.json", read_object, dict))
+    ]
     run.videos = [
         (folder, index)
         for folder in _folders(path / "videos")

@@ -83,4 +83,9 @@ def explore(cluster: Cluster, context: StageContext) -> None:
         "with_signal": int((advantages(episodes) != 0).sum()),
         "policy_steps": sum(one.num_steps for one in episodes),
     }
+    if not counts["with_signal"]:
+        context.say(
+            f"{counts['successes']} of {len(episodes)} episodes succeeded, and all of each start ended alike: this "
+            "round teaches nothing; raise explore.groups, or begin with a policy that solves some"
+        )
     write_whole(context.out / COUNTS_FILE, json.dumps(counts, indent=1) + "\n")

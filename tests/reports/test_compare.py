@@ -153,3 +153,18 @@ def test_an_interrupted_run_gives_what_is_there(tmp_path):
     summary = summarise(tmp_path)
     assert summary["verdict"] == ["No policy was evaluated."]
     assert summary["unfinished"] == ["sft (running)"]
+
+
+def test_what_learning_took_is_summed_over_rounds_where_methods_explore(tmp_path):
+    build_run(tmp_path / "run", videos=0)
+    assert summarise(tmp_path / "run")["experience"] == [], "of runs without a method that explores"
+    for number in (1, 2):
+        folder = tmp_path / "run" / "explorations" / f"rpro.{number}.explore"
+        folder.mkdir(parents=True)
+        (folder / "collection.json").write_text('{"policy_steps": 500}')
+    collected = json.loads((tmp_path / "run/pairs/rpro.1.collect/collection.json").read_text())
+    rows = {(row["method"], row["round"]): row for row in summarise(tmp_path / "run")["experience"]}
+    pairs = sum(collected.get(name, 0) for name in ("policy_steps", "corrector_steps"))
+    assert rows["rpro", 1]["environment_steps"] == 500 + pairs
+    assert rows["rpro", 2]["environment_steps"] > rows["rpro", 1]["environment_steps"]
+    assert rows["continued_sft", 2]["environment_steps"] == rows["continued_sft", 2]["corrections"] == 0

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from rl_lab.reports.benchmark import benchmark_lines, episodes_text, has_several_cells, success_table, table_text
 from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate, gain_rows, score_rows, text_table
+from rl_lab.reports.experience import experience
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, p_text, percent, points, rate
 from rl_lab.reports.pages.charts import Axis, Series, chart, colours, interval_bar
 from rl_lab.reports.pages.markup import Cell, Markup, Tile, data_uri, macros, parts, tile
@@ -39,6 +40,7 @@ def episode_summary(run: LoadedRun, table: Sequence[Estimate]) -> Row:
             for one in last.values()
         ],
         "collection": [{"node": p.node, "method": p.method, "round": p.round, **p.counts} for p in run.pairs],
+        "experience": experience(run),
         "seed_overlap": seed_overlap(run),
         "intervals": EPISODE_METHODS,
         "verdict": episode_verdict(run, table),
@@ -221,7 +223,7 @@ def results(summary: Row) -> Markup:
     several = len(scopes) > 1
     return ACTIONS.results(
         table=score_table(summary, OVERALL, "All tasks" if several else scopes[0]),
-        charts=_charts(summary, OVERALL),
+        charts=_charts(summary, OVERALL) + _experience(summary),
         benchmark=_benchmark(summary),
         scopes=[(scope, score_table(summary, scope), _charts(summary, scope)) for scope in scopes if several],
         pairwise=_pairwise(summary),
@@ -230,6 +232,29 @@ def results(summary: Row) -> Markup:
         pairs=sum(row.get("pairs") or 0 for row in summary["collection"]),
         methods="; ".join(f"{k}: {v}" for k, v in EPISODE_METHODS.items()),
     )
+
+
+def _experience(summary: Row) -> Markup:
+    """Success over environment steps, and what else learning took, where methods explore."""
+    rows = summary["experience"]
+    if not rows:
+        return Markup("")
+    means = find_all(summary["estimates"], how=SUCCESS, scope=OVERALL, over=None)
+    base, css = [(0.0, one) for one in find_all(means, model=BASE)], method_colours(summary)
+    lines, cells = [], []
+    for method in _methods(summary):
+        own = [(row, find(means, model=method, round=row["round"])) for row in rows if row["method"] == method]
+        points = [(row["environment_steps"] / 1000, one) for row, one in own if one is not None]
+        labels = [f"{label(one.model, one.round)}: {one.successes} of {one.n}" for _, one in base + points]
+        lines.append(Series.through(label(method), base + points, css[method], 100, labels=labels, bare=len(base)))
+        for row, one in own:
+            took = [row["environment_steps"], row["corrections"], f"{row['seconds']:.0f}"]
+            cells.append([label(method, row["round"]), *took, "" if one is None else percent(one.value)])
+    x = Axis("environment steps (thousands)")
+    drawn = chart("Success over environment steps", lines, x, Axis("success (%)", (0, 100)))
+    head = ["After", "Environment steps", "Corrections", "Seconds of collecting and learning", "Success"]
+    caption = "What learning took, summed over rounds; steps of corrections included, of evaluations not"
+    return parts.charts([drawn]) + parts.table(head, cells, caption, "numbers")
 
 
 def _scopes(summary: Row) -> list[str]:
