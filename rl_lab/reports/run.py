@@ -201,16 +201,6 @@ class PairSet:
         return f"{label(self.method, self.round)}{seed}"
 
 
-@dataclass(frozen=True)
-class Exploration:
-    """The episodes of one explore node, as counts."""
-
-    node: str
-    method: str
-    round: int
-    counts: dict[str, Any]
-
-
 @dataclass
 class LoadedRun:
     """Everything a report reads; `problems` lists files that exist but cannot be used."""
@@ -222,7 +212,8 @@ class LoadedRun:
     metrics: list[Record] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     pairs: list[PairSet] = field(default_factory=list)
-    explorations: list[Exploration] = field(default_factory=list)
+    explorations: list[PairSet] = field(default_factory=list)
+    """Of methods that explore: no pairs, their counts alone."""
     videos: list[tuple[Path, list[Video]]] = field(default_factory=list)
     examinations: list[Examination] = field(default_factory=list)
     trainings: list[LearningCurve] = field(default_factory=list)
@@ -340,7 +331,7 @@ def load_run(path: Path) -> LoadedRun:
     ]
     run.pairs = _pair_sets(run)
     run.explorations = [
-        Exploration(*place, counts)
+        PairSet(*place, folder, [], counts)
         for place, folder in _in_stage_order(run, "explorations")
         if (counts := _part(run, folder / "collection.json", read_object, dict))
     ]
