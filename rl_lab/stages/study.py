@@ -74,7 +74,7 @@ def arms(config: RunConfig) -> list[Arm]:
 
 def _unranked(stage: Any) -> Any:
     """A stage of the file without ranking."""
-    return stage | {"of": [one for one in stage["of"] if one != "rank"]} if "of" in stage else stage
+    return stage | {"of": [one for one in stage["of"] if one != "rank"]} if isinstance(stage, dict) else stage
 
 
 def worlds(config: RunConfig, registry: Registry) -> list[tuple[World, Arm, RunConfig]]:
@@ -101,6 +101,7 @@ def study_nodes(config: RunConfig, registry: Registry, expand: Expand) -> list[N
     graphs = [(world, arm, settings, expand(settings)) for world, arm, settings in worlds(config, registry)]
     nodes: dict[str, Node] = {}
     known: dict[str, str] = {}
+    contents: dict[str, str] = {}
     for number in range(study.seeds):
         for world, arm, settings, graph in graphs:
             names: dict[str, str] = {}
@@ -111,7 +112,8 @@ def study_nodes(config: RunConfig, registry: Registry, expand: Expand) -> list[N
                 own = arm.of(node, study)
                 name = f"{world.name}.{number + 1}.{own.name}"
                 names[node.name] = name if node.kind in LISTED else known.setdefault(content, name)
-                if names[node.name] == name and name not in nodes:
+                if names[node.name] == name:
+                    assert contents.setdefault(name, content) == content, f"two stages would be called {name}"
                     varied = (node.config or settings).model_copy(update={"seed": seed})
-                    nodes[name] = replace(own, name=name, inputs=inputs, config=varied)
+                    nodes.setdefault(name, replace(own, name=name, inputs=inputs, config=varied))
     return list(nodes.values())
