@@ -94,6 +94,7 @@ def starting_policy(model: ModelConfig, seed: int, stride: int, demos: Sequence[
         same = sizes.n_action_steps == policy.config.n_action_steps
         policy.config.update(model.options() | {"chunk_size": sizes.chunk_size, "n_action_steps": sizes.n_action_steps})
         policy.config.check()
+        stored.config = policy.config
         processor = stored if same and stored.has_stats and stored.num_commands == num_commands(model) else None
     if model.dtype is not None:
         policy.to(getattr(torch, model.dtype))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from algos.chunks import Timing
 from envs.execution import Execution
@@ -177,6 +178,9 @@ def test_a_trained_policy_keeps_its_statistics_and_time_unless_asked(demos, tmp_
     assert kept.processor is not None and kept.timing == Timing(4, 2, "current", 3, 2)
     other = starting_policy(ModelConfig(path=str(folder), chunk_size=6), seed=0, stride=2)
     assert other.processor is None and other.policy.chunk_size == 12
+    larger = starting_policy(ModelConfig(path=str(folder), image_size=96), seed=0, stride=2)
+    assert larger.policy.config.image_size == 96
+    assert larger.processor is not None and larger.processor.fit_images(torch.zeros(1, 3, 64, 64)).shape[-1] == 96
     relative = ModelConfig(path=str(folder), absolute_half=False)
     assert num_commands(relative) == 4 and sized_config(relative).n_action_steps == 4
 
