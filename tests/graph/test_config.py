@@ -23,7 +23,7 @@ def complaint(path: Path, *overrides: str) -> str:
         ("sft.stepz=3", ("command line", "sft.stepz is not a known key", "did you mean sft.steps?")),
         ("lr=1", ("did you mean sft.lr or optimise.lr or cold_start.lr or rl.lr?",)),
         ("objectives={rpro: {bta: 1}}", ("objectives.rpro.bta", "did you mean objectives.rpro.beta?")),
-        ("tabletop.imagesize=3", ("tabletop section", "did you mean env.image_size or questions.image_size?")),
+        ("tabletop.imagesize=3", ("tabletop section", "did you mean env.image_size or model.image_size or")),
         ("robotwin.sft.stepz=3", ("robotwin section", "did you mean sft.steps?")),
         ("optimise.lora={rnk: 4}", ("optimise.lora.rnk", "did you mean optimise.lora.rank?")),
         ("optimise.lora={targets: []}", ("optimise.lora.targets", "at least 1")),
