@@ -37,6 +37,8 @@ class Given:
         write_episodes(folder / "demos", self.simulation.demonstrate(replace(self.unit, seeds=(3,)), 0.0))
         plan = SFTPlan(self.model, SFTConfig(**STEPS, probe_weight=0.0), folder / "demos", stride=1, seed=0)
         self.train(plan, folder / "sft")
+        for env in self.simulation._environments.of(self.unit.env, 2):
+            env.step_limit = 24
 
     def train(self, plan, folder):
         training = Training(plan)
