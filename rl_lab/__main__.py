@@ -14,7 +14,7 @@ import textwrap
 from pathlib import Path
 
 from envs.options import suggestion
-from rl_lab.errors import UserError, run_command
+from rl_lab.common.errors import UserError, run_command
 
 
 def commands() -> dict[str, str]:

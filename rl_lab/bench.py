@@ -14,10 +14,10 @@ from typing import Any, get_type_hints
 
 from pydantic import ValidationError, create_model
 
+from rl_lab.common.errors import CommandParser, UserError, run_command
+from rl_lab.common.machine import devices, git_commit, installed_versions
+from rl_lab.common.reading import parse_yaml
 from rl_lab.config.section import Section
-from rl_lab.errors import CommandParser, UserError, run_command
-from rl_lab.machine import devices, git_commit, installed_versions
-from rl_lab.reading import parse_yaml
 
 BENCHMARKS = {
     "sim": "rl_lab.benchmarks.sim",

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from envs.by_name import absolute, blamed, find
+from rl_lab.common.errors import CommandParser, RunError, UserError, run_command
+from rl_lab.common.reading import parse_yaml
 from rl_lab.contracts.corrections import check_corrector, check_detector
 from rl_lab.contracts.environments import check_environment
 from rl_lab.contracts.objectives import check_objective
 from rl_lab.contracts.policies import check_policy
 from rl_lab.contracts.rewards import check_reward
 from rl_lab.contracts.schemes import check_scheme
-from rl_lab.errors import CommandParser, RunError, UserError, run_command
-from rl_lab.reading import parse_yaml
 
 CONTRACTS: dict[str, Callable[[str, dict[str, Any]], Iterator[str]]] = {
     "corrector": check_corrector,

@@ -21,11 +21,11 @@ from envs.robotwin.connection import SeedRejectedError
 from envs.rollback import Place, until_failure
 from envs.rollout import run_lockstep
 from envs.types import SimulatorError
-from rl_lab.arguments import as_path, check_output
+from rl_lab.common.arguments import as_path, check_output
+from rl_lab.common.errors import CommandParser, UserError, run_command
 from rl_lab.config.environments import check_keys, environment_layout
 from rl_lab.config.robotwin import check_robotwin, find_robotwin
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.model.checkpoint import published
 from rl_lab.rollouts.collect import collection_units, round_name
 from rl_lab.stages.kinds import load_config

@@ -24,9 +24,9 @@ from typing import get_args
 from algos.chunks import Timing
 from envs.options import MAX_PIXELS
 from envs.types import BIMANUAL, Episode, Layout, Numbers, PreferencePair
-from rl_lab.arguments import COUNT, as_path, check_output, whole_number
-from rl_lab.errors import CommandParser, UserError, run_command
-from rl_lab.files import write_folder
+from rl_lab.common.arguments import COUNT, as_path, check_output, whole_number
+from rl_lab.common.errors import CommandParser, UserError, run_command
+from rl_lab.common.files import write_folder
 from rl_lab.records.checks import Doubts, Problem, sound_episodes
 from rl_lab.records.episodes import chunk_stats, contents, write_episodes, write_pairs
 from rl_lab.records.lerobot_tables import Asked

@@ -19,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from rl_lab.arguments import as_path
-from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.common.arguments import as_path
+from rl_lab.common.errors import CommandParser, UserError, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECK_SECONDS = 45
@@ -40,7 +40,7 @@ os._exit(0)  # some GL libraries complain at interpreter exit
 """
 START_RAY = """
 import ray
-from rl_lab.errors import RunError
+from rl_lab.common.errors import RunError
 from rl_lab.workers.connection import start
 try:
     start(1, 100 << 20)

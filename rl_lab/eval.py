@@ -20,19 +20,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rl_lab.arguments import as_path, check_output
+from rl_lab.common.arguments import as_path, check_output
+from rl_lab.common.errors import CommandParser, UserError, run_command
+from rl_lab.common.files import folder_digests, write_json_lines, write_whole
+from rl_lab.common.stats import wilson
+from rl_lab.common.terminal import columns
 from rl_lab.config.environments import check_own_environment, environment_layout
 from rl_lab.config.robotwin import check_robotwin
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import CommandParser, UserError, run_command
-from rl_lab.files import folder_digests, write_json_lines, write_whole
 from rl_lab.graph.store import code_versions
 from rl_lab.model.checkpoint import check_policy, published
 from rl_lab.reports.benchmark import benchmark_lines, success_table
 from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.stages.kinds import KINDS, load_config, resolve_config
-from rl_lab.stats import wilson
-from rl_lab.terminal import columns
 from rl_lab.workers.cluster import Cluster
 
 DEFAULTS: dict[str, Any] = {"name": "eval", "stages": ["demos"]}

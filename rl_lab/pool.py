@@ -20,14 +20,14 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from algos.curriculum.items import BANDS
-from rl_lab.arguments import COUNT, as_path, check_output
+from rl_lab.common.arguments import COUNT, as_path, check_output
+from rl_lab.common.errors import CommandParser, UserError, run_command
 from rl_lab.curriculum.edits import give_edits
 from rl_lab.curriculum.show import difference, export, history, listing, show
 from rl_lab.curriculum.store import connect, transaction
 from rl_lab.curriculum.traces import explain_traces, show_traces, trace_folder
 from rl_lab.curriculum.view import SORTS, Filter, PoolView
 from rl_lab.curriculum.why import explain
-from rl_lab.errors import CommandParser, UserError, run_command
 from rl_lab.reports.pages.pool import write_page
 
 Options = argparse.Namespace

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rl_lab.arguments import as_path
-from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.common.arguments import as_path
+from rl_lab.common.errors import CommandParser, UserError, run_command
 from rl_lab.reports.pages.against import comparison_lines, write_comparison
 from rl_lab.reports.pages.run import write_pages
 from rl_lab.reports.run import load_run

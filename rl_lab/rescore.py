@@ -21,12 +21,12 @@ from pydantic import ValidationError
 from envs.options import suggestion
 from rewards.config import RewardConfig
 from rewards.rubric import Rewards
-from rl_lab.arguments import as_path
+from rl_lab.common.arguments import as_path
+from rl_lab.common.errors import CommandParser, RunError, UserError, run_command
+from rl_lab.common.files import write_whole
+from rl_lab.common.reading import fit, read_as, read_yaml
 from rl_lab.config.actions import RankingConfig
-from rl_lab.errors import CommandParser, RunError, UserError, run_command
-from rl_lab.files import write_whole
 from rl_lab.graph.run_folder import CONFIG_FILE, STAGES_FILE, StagesFile
-from rl_lab.reading import fit, read_as, read_yaml
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import questions_of
 from rl_lab.reports.run import study_place

@@ -20,14 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rl_lab.arguments import as_path
+from rl_lab.common.arguments import as_path
+from rl_lab.common.errors import CommandParser, DiskError, RunError, UserError, disk_error, one_line, run_command
+from rl_lab.common.files import read_json_lines
+from rl_lab.common.reading import read_object
 from rl_lab.config.language import JUDGE_URL
 from rl_lab.config.load import dump_changes, dump_config
 from rl_lab.config.reference import keys_text
 from rl_lab.config.robotwin import backend_line
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import CommandParser, DiskError, RunError, UserError, disk_error, one_line, run_command
-from rl_lab.files import read_json_lines
 from rl_lab.graph.executor import Executor, StageError
 from rl_lab.graph.heartbeat import Heartbeat
 from rl_lab.graph.nodes import Node, stage_hashes
@@ -37,7 +38,6 @@ from rl_lab.graph.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE,
 from rl_lab.graph.stage import Stage
 from rl_lab.graph.store import Store, code_versions
 from rl_lab.graph.trackers import Trackers
-from rl_lab.reading import read_object
 from rl_lab.reports.hub import push
 from rl_lab.reports.pages.run import REPORT_FILE
 from rl_lab.reports.study import expected_power, power_text

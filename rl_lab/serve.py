@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs.by_name import find
-from rl_lab.arguments import as_path, whole_number
-from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.common.arguments import as_path, whole_number
+from rl_lab.common.errors import CommandParser, UserError, run_command
 
 DEFAULT_PORT = 8765
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder, port, seed, device, code = _parse(arguments)
     import torch
 
-    from rl_lab.listening import ADDRESS
+    from rl_lab.common.listening import ADDRESS
     from rl_lab.workers.serving import PolicyServer, PolicyService
 
     if device == "cuda" and not torch.cuda.is_available():

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-from rl_lab.arguments import as_path, whole_number
-from rl_lab.errors import CommandParser, UserError, run_command
+from rl_lab.common.arguments import as_path, whole_number
+from rl_lab.common.errors import CommandParser, UserError, run_command
 from rl_lab.reports.live_report import LiveReport, LiveServer
 
 DEFAULT_PORT = 8767

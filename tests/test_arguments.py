@@ -8,8 +8,8 @@ import pytest
 
 from rl_lab import bench, correct, data, doctor, pool, report, rescore, run, serve, watch
 from rl_lab import eval as evaluate
-from rl_lab.arguments import as_path, check_output, whole_number
-from rl_lab.errors import UserError, run_command
+from rl_lab.common.arguments import as_path, check_output, whole_number
+from rl_lab.common.errors import UserError, run_command
 
 COMMANDS = {
     "run": (run.main, ["{}"], ["{}", "--dry-run"], ["--resume", "{}"], ["x.yaml", "{}"]),

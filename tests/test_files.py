@@ -2,7 +2,7 @@
 
 import pytest
 
-from rl_lab.files import files_below
+from rl_lab.common.files import files_below
 from rl_lab.graph.nodes import recording_digest
 
 

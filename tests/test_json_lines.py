@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_lab.files import append_json_line, read_json_lines
+from rl_lab.common.files import append_json_line, read_json_lines
 
 
 def test_a_torn_last_line_is_ignored_and_the_next_append_replaces_it(tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rl_lab.common.pictures import read_picture
 from rl_lab.model.chat import ImageProcessor, to_rgb
-from rl_lab.pictures import read_picture
 from rl_lab.records.question_files import read_image
 from rl_lab.records.robotwin import RGB_MARK, decode_image
 from rl_lab.reports.pages.markup import picture as small_picture

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from rl_lab.errors import UserError
-from rl_lab.reading import fit, parse_json, read_as, read_object, read_text
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import fit, parse_json, read_as, read_object, read_text
 from tests.support.refusals import refusal
 
 

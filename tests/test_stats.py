@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t, ttest_1samp
 
-from rl_lab.stats import (
+from rl_lab.common.stats import (
     Spread,
     SuccessSpread,
     bootstrap_mean,

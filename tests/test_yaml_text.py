@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.errors import UserError
-from rl_lab.reading import MAX_CHARACTERS, parse_yaml, read_yaml
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import MAX_CHARACTERS, parse_yaml, read_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

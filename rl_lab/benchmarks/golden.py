@@ -20,7 +20,7 @@ from torch import Tensor
 
 from algos.batch import ObservationBatch
 from rl_lab.benchmarks.direct import padded
-from rl_lab.files import ROOT
+from rl_lab.common.files import ROOT
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.processor import PolicyProcessor, resize_with_padding
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 
 Device = Literal["cpu", "cuda"]
 

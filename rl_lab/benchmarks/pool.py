@@ -22,8 +22,8 @@ import numpy as np
 
 from algos.curriculum.options import CurriculumOptions, Scheme
 from envs.options import PositiveInt, Rows
+from rl_lab.common.errors import UserError
 from rl_lab.curriculum.store import POOL_FILE, PoolItem, PoolStore
-from rl_lab.errors import UserError
 
 CATEGORIES = ("perception", "prediction", "interaction", "planning")
 GROUP = 16

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from algos.rft import RFTOptions
 from envs.options import PositiveInt, Rows, Tokens
 from envs.spatial_qa.items import Item
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.records.rollouts import FOLDER, KEPT_FILE, RolloutRow, RolloutStore
 from rl_lab.records.types import Completion, Prompt, RolloutGroup
 from rl_lab.stages.rft_selection import RFT_FILE, RFTSelection

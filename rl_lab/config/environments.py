@@ -11,9 +11,9 @@ import numpy as np
 from envs.by_name import blamed, load
 from envs.declared import Declaration, DeclarationError, DeclaredEnv
 from envs.types import BIMANUAL, Layout
+from rl_lab.common.errors import UserError
 from rl_lab.config.env import EnvConfig
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import UserError
 
 
 def declared_environment(

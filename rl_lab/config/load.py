@@ -15,12 +15,12 @@ from pydantic import BaseModel, ValidationError
 
 from envs.options import nearest
 from envs.robotwin.connection import find_root
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import MAX_DEPTH, parse_yaml, read_yaml
 from rl_lab.config.actions import ObjectiveConfig
 from rl_lab.config.env import EnvConfig
 from rl_lab.config.pipeline import GateStage, Registry, Repeat
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import UserError
-from rl_lab.reading import MAX_DEPTH, parse_yaml, read_yaml
 
 Tree = dict[str, Any]
 BACKENDS = ("tabletop", "robotwin")

@@ -19,10 +19,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from envs.options import suggestion
+from rl_lab.common.errors import UserError
 from rl_lab.config.load import BACKENDS
 from rl_lab.config.pipeline import FilePart
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import UserError
 
 Schema = dict[str, Any]
 UNITS = {"Seconds": "seconds", "Pixels": "pixels", "Tokens": "tokens", "ControlSteps": "control steps"}

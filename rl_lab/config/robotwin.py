@@ -26,9 +26,9 @@ from envs.robotwin.connection import (
     find_root,
 )
 from envs.robotwin.env import RoboTwinEnv
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import folder_digests
 from rl_lab.config.schema import RunConfig, WorkersConfig
-from rl_lab.errors import UserError
-from rl_lab.files import folder_digests
 
 
 def find_robotwin(workers: WorkersConfig) -> RoboTwin | None:

@@ -28,7 +28,7 @@ MethodName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class SpreadConfig(Section):
-    """Measured standard deviations of a paired difference; see `rl_lab.stats.Spread`."""
+    """Measured standard deviations of a paired difference; see `rl_lab.common.stats.Spread`."""
 
     items: NonNegativeFloat
     """Between evaluation episodes, or held-out questions."""

@@ -12,8 +12,8 @@ import envs.tabletop  # noqa: F401 - registers the environments
 from envs.rollback import Corrector, RollbackConfig, intervened_rollout, make_detector, own_corrector, scripted_expert
 from envs.rollout import Decision, run_lockstep
 from envs.types import EE_DIM, ControlledEnv, PreferencePair, ee_pose
-from rl_lab.errors import UserError
-from rl_lab.seeding import stream
+from rl_lab.common.errors import UserError
+from rl_lab.common.seeding import stream
 
 SEEDS = 2
 CHUNK = 32

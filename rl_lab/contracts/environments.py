@@ -7,8 +7,8 @@ from contextlib import closing
 from typing import Any
 
 from envs import contract
+from rl_lab.common.errors import UserError
 from rl_lab.config.environments import declared_environment
-from rl_lab.errors import UserError
 
 SETTINGS: dict[str, Any] = {"task": "default", "variant": "default", "image_size": 64}
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from algos.methods import Rows, own_objective
+from rl_lab.common.errors import UserError
 from rl_lab.contracts.samples import SamplePolicy, flow_batch, generator, preference_batch, trajectory_batch
-from rl_lab.errors import UserError
 
 GROUPS = ("vlm", "expert")
 ROWS = 6

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from algos.batch import ObservationBatch, TensorRecord, take_rows
 from algos.policy import CHUNK, PolicySpec
 from envs.types import BIMANUAL, Layout
+from rl_lab.common.errors import UserError
 from rl_lab.contracts.samples import generator
-from rl_lab.errors import UserError
 from rl_lab.model.policies.own import load_own, make_own, save_own
 from rl_lab.model.tokenizer import load_tokenizer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rewards.config import RewardConfig
 from rewards.rubric import Rewards
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 
 PROMPTS = ["Is the cup red?", "How many blocks are there?", "Which block is left?"]
 COMPLETIONS = ["<think>I see it.</think><answer>yes</answer>", "Three, I think.", ""]

@@ -10,7 +10,7 @@ import numpy as np
 from algos.curriculum.curriculum import Curriculum
 from algos.curriculum.options import CurriculumOptions, OwnScheme
 from algos.curriculum.own import make_scheme, own_weights
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 
 NAME = "yours"
 ITEMS, CATEGORIES, BATCH, GROUP, STEPS = 240, 4, 8, 8, 40

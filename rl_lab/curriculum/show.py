@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from algos.curriculum.items import BANDS, FRONTIER, UNSEEN, Array
-from rl_lab.arguments import check_output
+from rl_lab.common.arguments import check_output
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_json_lines
+from rl_lab.common.terminal import columns
 from rl_lab.curriculum.view import REASONS, PoolRow, PoolView
 from rl_lab.curriculum.why import beta_text
-from rl_lab.errors import UserError
-from rl_lab.files import write_json_lines
 from rl_lab.records.rollouts import reward_text, selection_text
-from rl_lab.terminal import columns
 
 LETTERS = dict(zip(BANDS, ".hFe-", strict=True))
 

@@ -32,9 +32,9 @@ from algos.curriculum.curriculum import Curriculum, StageProgress
 from algos.curriculum.draws import Selection
 from algos.curriculum.items import BANDS, RECORD, Array, Items, Observation
 from algos.curriculum.options import CurriculumOptions
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import fit, parse_json
 from rl_lab.curriculum.edits import EDITS, Edit, carry_edits, due_edits
-from rl_lab.errors import UserError
-from rl_lab.reading import fit, parse_json
 
 POOL_FILE = "pool.sqlite"
 FORMAT = 3

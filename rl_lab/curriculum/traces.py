@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from algos.rft import REASONS
+from rl_lab.common.errors import UserError
 from rl_lab.curriculum.store import POOL_FILE
-from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutRow, RolloutStore, reward_text, selection_text
 
 NODES = "rft"

@@ -19,9 +19,9 @@ import numpy as np
 
 from algos.curriculum.items import BANDS, Array, Items
 from envs.options import nearest
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import fit, parse_json, read_object
 from rl_lab.curriculum.store import POOL_FILE, read_items, read_meta
-from rl_lab.errors import UserError
-from rl_lab.reading import fit, parse_json, read_object
 from rl_lab.records.rollouts import RolloutStore
 
 NODES = ("grpo", "joint")

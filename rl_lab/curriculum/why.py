@@ -7,8 +7,8 @@ import numpy as np
 from algos.curriculum.curriculum import RESTING, frontier_weight
 from algos.curriculum.draws import ALL
 from algos.curriculum.items import BANDS
+from rl_lab.common.errors import UserError
 from rl_lab.curriculum.view import REASONS, PoolRow, PoolView
-from rl_lab.errors import UserError
 
 
 def beta_text(view: PoolView, observation: PoolRow | None) -> str:

@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from envs.by_name import OwnCodeError
+from rl_lab.common.errors import DiskError, RunError, UserError, disk_error
+from rl_lab.common.files import read_json_lines
+from rl_lab.common.machine import processor
+from rl_lab.common.reading import read_object
+from rl_lab.common.terminal import ProgressBars
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import DiskError, RunError, UserError, disk_error
-from rl_lab.files import read_json_lines
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.plan import Forecast
 from rl_lab.graph.run_folder import GATE_FILE, Line, RunFolder
 from rl_lab.graph.stage import Stage, StageConfig, StageContext, StageStopped, labels
 from rl_lab.graph.store import Store
 from rl_lab.graph.trackers import result_line
-from rl_lab.machine import processor
-from rl_lab.reading import read_object
-from rl_lab.terminal import ProgressBars
 
 _waits = threading.local()
 

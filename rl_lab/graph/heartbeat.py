@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rl_lab.files import write_whole
+from rl_lab.common.files import write_whole
 
 LIVE_FILE = "live.json"
 BEAT_S = 5.0

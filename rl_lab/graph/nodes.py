@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from envs.by_name import DIGESTS
+from rl_lab.common.files import CARD_FILE, file_digest, files_below
 from rl_lab.config.actions import ObjectiveConfig
 from rl_lab.config.language import file_key
 from rl_lab.config.pipeline import FilePart, Step
 from rl_lab.config.robotwin import checkout_digest, on_box_robot
 from rl_lab.config.schema import RunConfig
-from rl_lab.files import CARD_FILE, file_digest, files_below
 from rl_lab.records.question_files import source_files
 from rl_lab.records.rollouts import FOLDER, questions_of, stores
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from envs.by_name import digest
+from rl_lab.common.machine import devices, git_commit, installed_versions
 from rl_lab.config.robotwin import box_robot_row, describe_robotwin
 from rl_lab.config.schema import RunConfig
-from rl_lab.machine import devices, git_commit, installed_versions
 
 STAND_INS = (
     ("code_weight", "a teacher's codebook of visual codes", "k-means over patches of the demonstrations"),

@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from envs.by_name import digest, files
-from rl_lab.errors import UserError
-from rl_lab.files import append_json_line, file_digest, read_json_lines, write_json_lines, write_whole
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import append_json_line, file_digest, read_json_lines, write_json_lines, write_whole
+from rl_lab.common.reading import read_as
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.store import METRICS_FILE, RECORD_FILE, link_tree
-from rl_lab.reading import read_as
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rl_lab.common.files import append_json_line, read_json_lines, write_json_lines
+from rl_lab.common.terminal import ProgressBars
 from rl_lab.config.actions import ObjectiveConfig
 from rl_lab.config.schema import RunConfig
-from rl_lab.files import append_json_line, read_json_lines, write_json_lines
 from rl_lab.graph.nodes import RUNTIME, Node, StageKind
 from rl_lab.graph.run_folder import Line, RunFolder, plain_line
 from rl_lab.graph.store import METRICS_FILE
-from rl_lab.terminal import ProgressBars
 
 STATES_OF_A_STAGE = 10
 MOST_STEPS_LOST = 200

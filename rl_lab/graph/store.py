@@ -16,10 +16,19 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rl_lab.errors import UserError
-from rl_lab.files import CODE_PACKAGES, HASHED_PACKAGES, ROOT, Digests, damaged_file, folder_digests, sync, write_whole
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import (
+    CODE_PACKAGES,
+    HASHED_PACKAGES,
+    ROOT,
+    Digests,
+    damaged_file,
+    folder_digests,
+    sync,
+    write_whole,
+)
+from rl_lab.common.reading import fit, read_object
 from rl_lab.graph.nodes import tree_digest
-from rl_lab.reading import fit, read_object
 
 RECORD_FILE = "stage.json"
 METRICS_FILE = "metrics.jsonl"

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rl_lab.common.files import read_json_lines
 from rl_lab.config.schema import RunConfig
 from rl_lab.config.study import STUDY_FILE
-from rl_lab.files import read_json_lines
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.run_folder import SUMMARY_FILE, Line
 from rl_lab.graph.tracker_runs import SERVICES, ServiceRun

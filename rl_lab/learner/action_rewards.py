@@ -16,11 +16,11 @@ from envs.types import Episode
 from rewards.actions.ensemble import Ensemble, ModelInfo, RewardObjective
 from rewards.actions.networks import FrameBatch, TransitionBatch, progress_targets, success_targets, transitions
 from rewards.calibration import examine, fit_platt
+from rl_lab.common.errors import UserError
+from rl_lab.common.seeding import integer, stream
 from rl_lab.config.actions import RewardModelsConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.plans import DataPlan, Parts
 from rl_lab.records.episodes import read_episodes
-from rl_lab.seeding import integer, stream
 
 SPLITS = ("train", "calibration", "test")
 

@@ -19,9 +19,10 @@ from algos.methods import POSITIVE, Method
 from algos.objective import Objective
 from algos.policy import Policy
 from envs.types import Episode
+from rl_lab.common.errors import UserError
+from rl_lab.common.seeding import integer
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.auxiliary import vision_heads
 from rl_lab.learner.plans import DataPlan, Parts, trainable
 from rl_lab.model.checkpoint import CheckpointInfo, load_policy, save_policy
@@ -36,7 +37,6 @@ from rl_lab.model.sharding import compile_blocks
 from rl_lab.records.action_batches import demonstrations, fit_processor, joined_truth, shared_layout
 from rl_lab.records.action_datasets import Dataset, DemonstrationStream, encode_rows, preference_data
 from rl_lab.records.episodes import read_episodes, read_pairs
-from rl_lab.seeding import integer
 
 
 @dataclass

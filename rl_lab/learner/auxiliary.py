@@ -18,10 +18,10 @@ from algos.auxiliary import (
     thumbnails,
     token_patches,
 )
+from rl_lab.common.errors import UserError
+from rl_lab.common.seeding import integer
 from rl_lab.config.actions import SFTConfig
-from rl_lab.errors import UserError
 from rl_lab.records.action_datasets import DemonstrationStream
-from rl_lab.seeding import integer
 
 STATES = 256
 """Of the demonstrations, whose pictures the codebook and the components are fitted to."""

@@ -19,15 +19,15 @@ from algos.batch import MixedBatch, TokenBatch
 from algos.cross_entropy import token_scores
 from algos.mixing import MixedSampler
 from algos.objective import ComparablePolicy
+from rl_lab.common.errors import UserError
+from rl_lab.common.seeding import integer
 from rl_lab.config.language import ColdStartConfig
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.language import LanguagePlan, OrderedData, epoch_order
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import LanguageModel, initial_language_model
 from rl_lab.records.item_files import SolutionFile
 from rl_lab.records.token_batches import chat_batch, chat_length
-from rl_lab.seeding import integer
 
 CALIBRATION_ROWS = 256
 """Questions whose pictures random weights are fitted to."""

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from algos.grpo import GRPOOptions
 from algos.methods import find_method
+from rl_lab.common.errors import UserError
+from rl_lab.common.seeding import integer
 from rl_lab.config.actions import BuffersConfig, ObjectiveConfig, OptimiseConfig
 from rl_lab.config.language import RLConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.actions import method_objective
 from rl_lab.learner.interference import Moves, cosines, drift
 from rl_lab.learner.language import GRPOUpdate, OnlineTraining, frozen_model
@@ -31,7 +32,6 @@ from rl_lab.records.action_batches import demonstrations
 from rl_lab.records.action_datasets import Dataset, encode_rows, preference_data
 from rl_lab.records.episodes import read_episodes, read_pairs
 from rl_lab.records.types import RolloutGroup
-from rl_lab.seeding import integer
 
 METHOD = find_method("rpro")
 SHARED = ("vision", "vlm")

@@ -14,6 +14,7 @@ from typing import Any
 from algos.batch import RolloutBatch
 from algos.cross_entropy import CrossEntropy
 from algos.grpo import GRPO, GRPOOptions
+from rl_lab.common.seeding import integer, stream
 from rl_lab.config.language import RLConfig
 from rl_lab.config.section import ScheduleConfig
 from rl_lab.learner.learner import Learner
@@ -23,7 +24,6 @@ from rl_lab.model.checkpoint import LanguageModel, Snapshot, load_language_model
 from rl_lab.model.lora import Adapted
 from rl_lab.records.token_batches import rollout_batch
 from rl_lab.records.types import RolloutGroup
-from rl_lab.seeding import integer, stream
 
 GROUPS = ("vision", "vlm")
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from algos.batch import send
 from algos.objective import Objective
+from rl_lab.common.seeding import torch_stream
 from rl_lab.learner.optim import Optimiser
 from rl_lab.model.lora import Adapted
 from rl_lab.model.sharding import (
@@ -32,7 +33,6 @@ from rl_lab.model.sharding import (
     whole,
     whole_tensor,
 )
-from rl_lab.seeding import torch_stream
 
 
 class NonFiniteLossError(RuntimeError):

@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 
 from algos.batch import TokenBatch
 from algos.outcome import AnswerPairs, BradleyTerry, Correctness, LabelledAnswers, OutcomeHead
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_file
+from rl_lab.common.seeding import integer, stream, torch_stream
 from rl_lab.config.language import OutcomeConfig
-from rl_lab.errors import UserError
-from rl_lab.files import write_file
 from rl_lab.learner.language import GROUPS, epoch_order
 from rl_lab.learner.plans import DataPlan, Parts, trainable
 from rl_lab.model.chat import HunYuanVLMoTProcessor
@@ -31,7 +32,6 @@ from rl_lab.model.sharding import is_first_rank, is_sharded, whole
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.token_batches import imitation_batch, question_prompt
-from rl_lab.seeding import integer, stream, torch_stream
 
 LABELS_FILE = "labels.parquet"
 

@@ -23,8 +23,9 @@ from algos.policy_gradients.clipped import sample_path
 from algos.policy_gradients.flow_grpo import sde_transition
 from algos.policy_gradients.reinflow import NoiseNet, noisy_transition
 from envs.types import SIMULATOR_ERROR, Episode
+from rl_lab.common.errors import RunError
+from rl_lab.common.seeding import integer, torch_stream
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig
-from rl_lab.errors import RunError
 from rl_lab.learner.actions import store_prefixes
 from rl_lab.learner.plans import DataPlan, Parts, trainable
 from rl_lab.model.checkpoint import CheckpointInfo, load_policy, save_policy
@@ -32,7 +33,6 @@ from rl_lab.model.processor import PolicyProcessor
 from rl_lab.records.action_batches import joined_truth
 from rl_lab.records.action_datasets import ENCODE_ROWS, StateData
 from rl_lab.records.episodes import read_episodes
-from rl_lab.seeding import integer, torch_stream
 
 NOISE_FILE = "noise.safetensors"
 """Beside the weights of a policy that explores with noise of a learned size: the network of that size."""

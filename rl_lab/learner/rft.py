@@ -10,16 +10,16 @@ from typing import Any
 import pyarrow as pa
 
 from algos.batch import TokenBatch
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_file
+from rl_lab.common.seeding import integer
 from rl_lab.config.section import OptimiserConfig
-from rl_lab.errors import UserError
-from rl_lab.files import write_file
 from rl_lab.learner.language import LanguagePlan, OrderedData, epoch_order
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import LanguageModel, load_language_model
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import KEPT_FILE, kept_batches
 from rl_lab.records.token_batches import imitation_batch, item_prompt
-from rl_lab.seeding import integer
 
 INDEX_SCHEMA = pa.schema([("row", pa.int64()), ("tokens", pa.list_(pa.int32()))])
 """Row of the item in the pool's file, and the trace's tokens with its end token."""

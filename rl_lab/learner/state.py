@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from rl_lab.files import folder_damage, write_checked_folder
+from rl_lab.common.files import folder_damage, write_checked_folder
 
 LEARNER_FILE = "learner.pt"
 KEPT = 2

@@ -31,10 +31,10 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_utils import is_valid_video
 
+from rl_lab.common.reading import fit, read_object
 from rl_lab.model.loading import checkpoint_folder
 from rl_lab.model.tokenizer import CHAT_TEMPLATE, ROLES, load_tokenizer, save_tokenizer, special_token_ids
 from rl_lab.model.vlm_config import MERGE, SHIM, check_aspect, refuse_unknown
-from rl_lab.reading import fit, read_object
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,11 +59,11 @@ Picture: TypeAlias = "Image.Image | np.ndarray"
 
 
 def to_rgb(picture: Picture) -> Image.Image:
-    """A PIL picture or an array uint8 [H, W, 3] as an RGB picture, as `rl_lab.pictures` reads it; ValueError for any
-    other array."""
+    """A PIL picture or an array uint8 [H, W, 3] as an RGB picture, as `rl_lab.common.pictures` reads it; ValueError for
+    any other array."""
     from PIL import Image
 
-    from rl_lab import pictures
+    from rl_lab.common import pictures
 
     if isinstance(picture, Image.Image):
         return pictures.to_rgb(picture)
@@ -146,8 +146,8 @@ class ImageProcessor(ImageProcessingMixin):
         return self.patches(scaled), (1, height // self.patch_size, width // self.patch_size)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Pictures of paths and data URIs, as `rl_lab.pictures` reads them; of others as transformers does."""
-        from rl_lab import pictures
+        """Pictures of paths and data URIs, as `rl_lab.common.pictures` reads them; of others as transformers does."""
+        from rl_lab.common import pictures
 
         given = image_url_or_urls
         if isinstance(given, str) and (given.startswith("data:") or os.path.isfile(given)):

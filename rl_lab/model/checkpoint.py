@@ -29,9 +29,11 @@ from algos.chunks import FirstSlot, Timing
 from algos.policy import Policy, PolicySizes
 from envs.by_name import OwnCodeError
 from envs.rollout import NO_MEMORY, Memory
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_file
+from rl_lab.common.reading import fit, parse_json, read_as
+from rl_lab.common.seeding import integer
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
-from rl_lab.files import write_file
 from rl_lab.model.chat import HunYuanVLMoTProcessor, ImageProcessor
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.norm_stats import ActionStats
@@ -43,8 +45,6 @@ from rl_lab.model.sharding import is_first_rank, is_sharded, whole
 from rl_lab.model.tokenizer import check_vocabulary, load_tokenizer
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 from rl_lab.model.vlm_config import MERGE, HyVLMConfig, TowerSizes, read_config_file
-from rl_lab.reading import fit, parse_json, read_as
-from rl_lab.seeding import integer
 
 LAB_FILE, CONFIG_FILE = "lab.json", "config.json"
 

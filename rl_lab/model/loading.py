@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from rl_lab.common.reading import read_as, read_object
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.tokenizer import load_tokenizer, special_token_ids
 from rl_lab.model.vlm_config import VISUAL_ROLES, HyVLMConfig, read_config_file
-from rl_lab.reading import read_as, read_object
 
 IGNORED_KEYS = (
     r"\.visual\.vision_tower\.(attn_pool|norm)\b",

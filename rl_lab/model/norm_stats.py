@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from envs.types import Layout
-from rl_lab.moments import Moments
+from rl_lab.common.moments import Moments
 
 STATS_FILE = "norm_stats.safetensors"
 

@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.model.mot import DecoderLayer
 from rl_lab.model.vision import VisionBlock
 

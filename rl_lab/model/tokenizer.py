@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rl_lab.reading import read_object
+from rl_lab.common.reading import read_object
 
 FOLDER = Path(__file__).parent
 

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, create_model
 from transformers import PretrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from rl_lab.errors import UserError
-from rl_lab.reading import fit, read_object
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import fit, read_object
 
 MAX_LAYERS = 1024
 """Of a tower; a config that asks for more is damaged, and would take minutes to find out."""

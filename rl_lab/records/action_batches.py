@@ -17,7 +17,7 @@ from algos.chunks import Timing
 from algos.policy import PolicySizes
 from algos.smooth_interpolation import Mode, Tuples, Widths, interpolate_pair
 from envs.types import NO_FRAMES, RANKED, Episode, Layout, PreferencePair
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer

@@ -24,10 +24,10 @@ from algos.methods import Method, condition_instructions, dropped
 from algos.mixing import MixedSampler
 from algos.policy import Policy
 from envs.types import Episode, PreferencePair
+from rl_lab.common.seeding import stream
 from rl_lab.model.lora import Adapted, BaseWeights
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.records.action_batches import States, join_frames, joined_truth, pair_states, standardised_truth
-from rl_lab.seeding import stream
 
 SIDE_STATES = 4
 """States drawn from each side of a pair for one trajectory-wise comparison."""

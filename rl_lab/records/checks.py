@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from envs.commands import GRIPPER_OVERSHOOT, CommandError, check_commands
 from envs.se3 import split_arms
 from envs.types import ARMS, BIMANUAL, Episode, Layout, PreferencePair, Segment
-from rl_lab import reading
-from rl_lab.errors import UserError
+from rl_lab.common import reading
+from rl_lab.common.errors import UserError
 from rl_lab.records.labels import labels_of
 
 QUAT_TOLERANCE = 1e-2

@@ -17,10 +17,10 @@ import numpy as np
 
 from algos.chunks import Timing
 from envs.types import CAMERAS, Candidates, Episode, PreferencePair, Segment
-from rl_lab.errors import UserError
-from rl_lab.files import read_json_lines, write_json_lines
-from rl_lab.moments import Moments
-from rl_lab.reading import fit
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import read_json_lines, write_json_lines
+from rl_lab.common.moments import Moments
+from rl_lab.common.reading import fit
 from rl_lab.records import lance_read, lerobot_read, robotwin
 from rl_lab.records.checks import DAMAGE, read_arrays
 from rl_lab.records.labels import ARRAYS, BEFORE, SEGMENTS, Labels, labels_of, read_labels

@@ -14,10 +14,10 @@ import pyarrow as pa
 from PIL import Image
 
 from envs.spatial_qa.items import Item
-from rl_lab.errors import UserError
-from rl_lab.files import write_file
-from rl_lab.pictures import read_picture
-from rl_lab.reading import fit, parse_json
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_file
+from rl_lab.common.pictures import read_picture
+from rl_lab.common.reading import fit, parse_json
 from rl_lab.records.questions import Conversation, item_conversation
 
 SCHEMA = pa.schema([("record", pa.string()), ("images", pa.list_(pa.binary()))])

@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, asdict, field, fields, make_dataclass
 from typing import Any, get_type_hints
 
 from envs.types import BIMANUAL, Candidates, Episode, PreferencePair
-from rl_lab.reading import fit
+from rl_lab.common.reading import fit
 
 Labels = dict[str, Any]
 SEGMENTS, BEFORE = ("winner", "loser"), "before"

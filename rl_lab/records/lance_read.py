@@ -22,9 +22,9 @@ import pyarrow as pa
 from envs.pictures import fit
 from envs.se3 import robotwin_from_umi
 from envs.types import CAMERAS, EE_DIM, Episode
-from rl_lab.errors import UserError
-from rl_lab.pictures import read_picture
-from rl_lab.reading import read_object
+from rl_lab.common.errors import UserError
+from rl_lab.common.pictures import read_picture
+from rl_lab.common.reading import read_object
 from rl_lab.records.checks import (
     BrokenEpisodeError,
     Problem,

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from envs.pictures import fit
 from envs.types import CAMERAS, Episode, Layout
-from rl_lab.reading import parse_json
+from rl_lab.common.reading import parse_json
 from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.checks import (
     BrokenEpisodeError,

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from envs.types import ARMS, BIMANUAL, CAMERAS, EE_DIM, Layout, Numbers
-from rl_lab.errors import UserError
-from rl_lab.reading import fit, read_object
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import fit, read_object
 from rl_lab.records.checks import check_rate, read_columns
 
 VERSION = "v3.0"

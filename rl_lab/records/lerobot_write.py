@@ -20,8 +20,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from envs.commands import executed
 from envs.types import BIMANUAL, Episode, Layout, PreferencePair
-from rl_lab.errors import UserError
-from rl_lab.files import CARD_FILE, write_folder
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import CARD_FILE, write_folder
 from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.checks import BrokenEpisodeError, VideoWriter, episode_problems
 from rl_lab.records.labels import labels_of

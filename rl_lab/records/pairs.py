@@ -36,9 +36,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.types import BIMANUAL, NO_FRAMES, Layout, Numbers, PreferencePair, Segment
-from rl_lab.errors import UserError
-from rl_lab.files import write_folder
-from rl_lab.reading import read_as, read_object
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_folder
+from rl_lab.common.reading import read_as, read_object
 from rl_lab.records.checks import (
     BrokenEpisodeError,
     Problem,

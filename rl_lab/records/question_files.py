@@ -28,11 +28,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rl_lab.errors import UserError
-from rl_lab.files import files_below
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import files_below
+from rl_lab.common.pictures import read_picture
+from rl_lab.common.reading import DAMAGE
 from rl_lab.model.vlm_config import check_aspect
-from rl_lab.pictures import read_picture
-from rl_lab.reading import DAMAGE
 
 BOM = b"\xef\xbb\xbf"
 

@@ -16,8 +16,8 @@ import jinja2
 import numpy as np
 
 from envs.spatial_qa.items import Item
+from rl_lab.common.errors import UserError
 from rl_lab.config.language import file_key, is_imitated
-from rl_lab.errors import UserError
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import model_processor
 from rl_lab.records.item_files import SolutionFile, conversation_row, item_row, write_rows

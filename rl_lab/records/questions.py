@@ -32,7 +32,7 @@ from envs.spatial_qa.items import CATEGORIES, Item
 from rewards.answers import OWN_TRUTH, decode_truth
 from rewards.config import RewardConfig
 from rewards.verifiers import verifier_reward
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.model.tokenizer import SPECIAL_TOKENS
 from rl_lab.records.question_files import (
     ROLES,

@@ -22,10 +22,10 @@ from PIL import Image
 
 from envs.pictures import fit
 from envs.types import ARMS, CAMERAS, Episode
-from rl_lab.errors import UserError
-from rl_lab.files import files_below
-from rl_lab.pictures import open_picture, to_rgb
-from rl_lab.reading import parse_json, read_text
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import files_below
+from rl_lab.common.pictures import open_picture, to_rgb
+from rl_lab.common.reading import parse_json, read_text
 from rl_lab.records.checks import BrokenEpisodeError, Problem, episode_problems, naming_episode
 
 PHYSICS_HZ = 250

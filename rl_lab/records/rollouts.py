@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from envs.options import suggestion
-from rl_lab.errors import UserError
-from rl_lab.files import write_file
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_file
 from rl_lab.records.types import Completion, RolloutGroup, all_completions
 
 FOLDER = "rollouts"

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from envs.types import Episode, Layout, Numbers, PreferencePair
-from rl_lab.errors import UserError
-from rl_lab.files import read_json_lines
-from rl_lab.reading import read_text
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import read_json_lines
+from rl_lab.common.reading import read_text
 from rl_lab.records import lance_read, lerobot_read, pairs, robotwin
 from rl_lab.records.checks import (
     BrokenEpisodeError,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rl_lab.common.terminal import columns
 from rl_lab.reports.numbers import Row
 from rl_lab.reports.run import label
-from rl_lab.terminal import columns
 
 Outcome = tuple[str, str, bool]
 """Task, variant, success."""

@@ -12,11 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rl_lab.common.stats import (
+    Array,
+    Interval,
+    first_reach,
+    mean_interval,
+    percentile_interval,
+    plain_mean,
+    resampled_means,
+)
 from rl_lab.reports.estimates import REWARD, Estimate
 from rl_lab.reports.examinations import LearningCurve
 from rl_lab.reports.numbers import Row, spread
 from rl_lab.reports.run import LoadedRun
-from rl_lab.stats import Array, Interval, first_reach, mean_interval, percentile_interval, plain_mean, resampled_means
 
 REFERENCE = "uniform"
 """The scheme whose final reward the others are to reach."""

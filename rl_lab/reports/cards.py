@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from rl_lab.errors import UserError
-from rl_lab.files import CARD_FILE, read_json_lines, write_whole
-from rl_lab.reading import read_object
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import CARD_FILE, read_json_lines, write_whole
+from rl_lab.common.reading import read_object
 from rl_lab.reports.estimates import REWARD, SUCCESS, Estimate
 from rl_lab.reports.numbers import OVERALL
 from rl_lab.reports.run import LoadedRun, StageRow

@@ -2,7 +2,7 @@
 
 Pages, tables for the terminal, sentences, `summary.json` and comparisons of runs are views of it. Two models are
 compared on the same episodes (task, variant, seed) or the same questions, and two schemes also replicate by replicate
-(same training seed), before anything is averaged. How intervals are computed is in `rl_lab.stats`.
+(same training seed), before anything is averaged. How intervals are computed is in `rl_lab.common.stats`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
+from rl_lab.common.stats import Array, Interval, bootstrap_mean, mcnemar_p, mean_interval, paired_difference, wilson
+from rl_lab.common.terminal import columns
 from rl_lab.reports.examinations import Examination, ItemResult, reward_table
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, points, rate, reward, signed
 from rl_lab.reports.run import BASE, EpisodeResult, Evaluation, LoadedRun
-from rl_lab.stats import Array, Interval, bootstrap_mean, mcnemar_p, mean_interval, paired_difference, wilson
-from rl_lab.terminal import columns
 
 SUCCESS, STEPS, CAPPED_STEPS = "success", "steps", "capped steps"
 """What is measured on episodes. Steps are those of successes, of a difference those where both succeed (a faster

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rl_lab.errors import UserError
-from rl_lab.files import Record, read_lines_as
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import Record, read_lines_as
+from rl_lab.common.stats import Array, pass_at_k
 from rl_lab.records.types import EXAMS_FILE, GUARD_FILE, GuardEvent
-from rl_lab.stats import Array, pass_at_k
 
 EXAMINATIONS, TRAININGS, ARMS = "examinations", "grpo", "joint"
 """Folders of a run with one folder a node."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_token
 
 from envs.options import nearest
+from rl_lab.common.errors import UserError, one_line
+from rl_lab.common.files import CARD_FILE
 from rl_lab.config.hub import HubConfig
-from rl_lab.errors import UserError, one_line
-from rl_lab.files import CARD_FILE
 from rl_lab.graph.nodes import Node
 from rl_lab.reports.cards import DATA
 

@@ -13,10 +13,10 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-from rl_lab.errors import UserError, one_line
+from rl_lab.common.errors import UserError, one_line
+from rl_lab.common.listening import ADDRESS, NOT_OURS, BoundedClients, PageHandler
 from rl_lab.graph.run_folder import CONFIG_FILE, STAGES_FILE
 from rl_lab.graph.store import METRICS_FILE
-from rl_lab.listening import ADDRESS, NOT_OURS, BoundedClients, PageHandler
 from rl_lab.reports.pages.live import live_section
 from rl_lab.reports.pages.run import build_page
 from rl_lab.reports.pages.study import STUDY_PAGE, build_study

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rl_lab.files import Record, read_json_lines
+from rl_lab.common.files import Record, read_json_lines
 
 HEADER = ("node", "method", "round", "replicate", "step", "time", "alarm")
 """Keys that place a record; everything else in it is a value."""

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rl_lab.errors import UserError, one_line
-from rl_lab.files import Record, read_lines_as
-from rl_lab.reading import DAMAGE, fit, read_object, read_yaml
+from rl_lab.common.errors import UserError, one_line
+from rl_lab.common.files import Record, read_lines_as
+from rl_lab.common.reading import DAMAGE, fit, read_object, read_yaml
 from rl_lab.reports.examinations import (
     ARMS,
     EXAMINATIONS,
@@ -124,7 +124,7 @@ class StageRow:
     seconds: float | None = None
     reused: bool | None = None
     processor: str | None = None
-    """That it ran on, see `rl_lab.machine.processor`."""
+    """That it ran on, see `rl_lab.common.machine.processor`."""
     inputs: dict[str, str] | None = None
     """Role -> node."""
 

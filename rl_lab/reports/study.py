@@ -2,10 +2,10 @@
 
 A method's success after its last round minus the control's, of the same world, seed and episode (same demonstrations,
 base policy, first pairs and scenes), is one difference, [n episodes, R training seeds]. Its interval and p speak of
-other seeds and of other episodes (`rl_lab.stats.success_difference`); p-values are corrected for all comparisons of the
-study (Holm). Of a study of all combinations a factor's value stands for the worlds that have it: their differences are
-averaged, episode by episode and seed by seed. On questions the same is done with the reward of the answers to each
-held-out question, by what examinations score, whatever a method trained on.
+other seeds and of other episodes (`rl_lab.common.stats.success_difference`); p-values are corrected for all comparisons
+of the study (Holm). Of a study of all combinations a factor's value stands for the worlds that have it: their
+differences are averaged, episode by episode and seed by seed. On questions the same is done with the reward of the
+answers to each held-out question, by what examinations score, whatever a method trained on.
 
 Where ways to execute chunks are compared, the same is done with the steps, the jerk and the stalls of the episodes,
 each corrected for its own comparisons.
@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from rl_lab.common.stats import Array, Interval, SuccessSpread, crossed_difference, holm, spread, success_difference
 from rl_lab.config.study import SpreadConfig, Study
 from rl_lab.reports.numbers import Row, p_text, percent, points, reward, signed
 from rl_lab.reports.run import BASE, LoadedRun, label, study_place
-from rl_lab.stats import Array, Interval, SuccessSpread, crossed_difference, holm, spread, success_difference
 
 ERROR = 0.05
 """Chance that any comparison of a study between equals is called decided."""

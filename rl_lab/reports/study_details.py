@@ -21,8 +21,9 @@ from algos.alarms import (
     proxy_alarm,
     variance_alarm,
 )
+from rl_lab.common.errors import UserError
+from rl_lab.common.stats import mean_interval
 from rl_lab.config.study import Study
-from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.budgets import curves
 from rl_lab.reports.estimates import in_scope, pass_threshold, scoped_items, scopes
@@ -30,7 +31,6 @@ from rl_lab.reports.examinations import LearningCurve
 from rl_lab.reports.numbers import OVERALL, Row, percent
 from rl_lab.reports.run import LoadedRun, PairSet, in_world
 from rl_lab.reports.study import REWARD, SUCCESS, Results, Unit, compare, results, settings
-from rl_lab.stats import mean_interval
 
 LAST_STEPS = 3
 """Of each training, the steps whose rollouts tell which part of the reward still varies."""

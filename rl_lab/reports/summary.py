@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from algos.alarms import NOTHING_LEARNED, SIGNAL_LOST
+from rl_lab.common.stats import REWARD_METHOD
 from rl_lab.reports.budgets import REACH_METHOD, at_equal_budget, tokens_needed
 from rl_lab.reports.estimates import (
     Estimate,
@@ -35,7 +36,6 @@ from rl_lab.reports.pages.study import study_lines
 from rl_lab.reports.run import LoadedRun
 from rl_lab.reports.study import is_study, study_summary
 from rl_lab.reports.study_details import details
-from rl_lab.stats import REWARD_METHOD
 
 INTERNAL = ("estimates", "study")
 """What a summary holds for pages and tables only; `study.json` has the latter."""

@@ -24,9 +24,9 @@ from envs.spatial_qa.items import Item
 from rewards.config import RewardConfig
 from rewards.judge import agreement
 from rewards.rubric import Breakdown, Rewards
+from rl_lab.common.errors import RunError
+from rl_lab.common.files import file_digest
 from rl_lab.config.language import DistillConfig, EngineConfig
-from rl_lab.errors import RunError
-from rl_lab.files import file_digest
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import checkpoint_dtype

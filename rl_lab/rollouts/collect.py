@@ -14,11 +14,11 @@ import ray
 
 from envs.rollback import Collection
 from envs.types import PreferencePair
+from rl_lab.common.files import folder_damage, write_checked_folder
+from rl_lab.common.seeding import stream
 from rl_lab.config.environments import environment_layout
-from rl_lab.files import folder_damage, write_checked_folder
 from rl_lab.records.episodes import read_pairs, write_pairs
 from rl_lab.rollouts.simulator_errors import ErrorWatch, name
-from rl_lab.seeding import stream
 from rl_lab.workers.policy import corrector_plan
 from rl_lab.workers.pool import WorkerPool
 from rl_lab.workers.simulation import ERRORS, EnvSpec, Unit, drawn_units, env_specs

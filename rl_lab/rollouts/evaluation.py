@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from rl_lab.files import read_json_lines, write_json_lines
+from rl_lab.common.files import read_json_lines, write_json_lines
 from rl_lab.rollouts.collect import kept
 from rl_lab.rollouts.simulator_errors import ErrorWatch
 from rl_lab.workers.pool import WorkerPool

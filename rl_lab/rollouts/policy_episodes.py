@@ -11,14 +11,14 @@ from typing import Any
 import ray
 
 from envs.execution import Execution
-from rl_lab.errors import UserError
-from rl_lab.files import write_whole
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_whole
+from rl_lab.common.seeding import training_seeds
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.policy_gradient import Exploration, advantages
 from rl_lab.model.checkpoint import published, read_info
 from rl_lab.records.episodes import read_episodes, write_episodes
 from rl_lab.rollouts.collect import COUNTS_FILE, kept
-from rl_lab.seeding import training_seeds
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import Unit, env_specs, episode_units
 

@@ -10,8 +10,8 @@ from itertools import islice
 from typing import Any
 
 from envs.spatial_qa.items import SEEDS_PER_BLOCK
+from rl_lab.common.files import write_whole
 from rl_lab.config.language import QuestionsConfig, file_key
-from rl_lab.files import write_whole
 from rl_lab.graph.stage import StageContext
 from rl_lab.records.item_files import QuestionRow, write_rows
 from rl_lab.records.question_sets import check_shared, run_limits, set_questions, take_file

@@ -13,10 +13,10 @@ import numpy as np
 from envs.types import RANKED, Candidates, PreferencePair, Segment
 from rewards.actions.ranking import Choice, choose, combined, expert_deviation
 from rewards.calibration import pair_accuracy, rank_correlation
+from rl_lab.common.seeding import stream
 from rl_lab.learner.action_rewards import load_ensemble
 from rl_lab.records.episodes import read_candidates
 from rl_lab.rollouts.collect import write_collection
-from rl_lab.seeding import stream
 
 TRUTH_MARGIN = 0.02
 """Progress by which one chunk must have led further than another for the two to count as different."""

@@ -7,8 +7,8 @@ from typing import Any
 import ray
 
 from envs.types import Episode
+from rl_lab.common.files import write_json_lines
 from rl_lab.config.actions import FilesConfig
-from rl_lab.files import write_json_lines
 from rl_lab.graph.stage import StageContext
 from rl_lab.records.checks import Doubts, Problem
 from rl_lab.records.episodes import write_episodes

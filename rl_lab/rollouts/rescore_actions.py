@@ -13,10 +13,10 @@ from scipy.stats import kendalltau
 from envs.types import Candidates
 from rewards.actions.ranking import choose, combined
 from rewards.calibration import rank_correlation
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import fit
 from rl_lab.config.actions import RankingConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.action_rewards import load_ensemble
-from rl_lab.reading import fit
 from rl_lab.records.episodes import read_candidates, read_episodes
 from rl_lab.rollouts.ranking import score_states
 

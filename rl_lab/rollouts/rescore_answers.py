@@ -18,7 +18,7 @@ from envs.spatial_qa.items import Item
 from rewards.calibration import rank_correlation
 from rewards.isolation import FailedCall, failure_counts
 from rewards.rubric import Rewards
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutRow, RolloutStore
 from rl_lab.rollouts.answering import reward_columns

@@ -28,13 +28,13 @@ from transformers.utils import logging
 
 from algos.outcome import OutcomeHead, outcome_scores
 from rewards.calibration import Platt
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import fit, read_object
+from rl_lab.common.seeding import integer
 from rl_lab.learner.outcome import HEAD_FILE, hidden_size, scoring_batch
 from rl_lab.model.checkpoint import LanguageModel, check_language_model, language_sizes, load_language_model
 from rl_lab.model.loading import NAMED, check_finite, check_fit, no_progress_bars, stored_tensors
 from rl_lab.model.vlm_config import read_config_file
-from rl_lab.reading import fit, read_object
-from rl_lab.seeding import integer
 
 CONFIG_FILE = "config.json"
 

@@ -14,6 +14,7 @@ import numpy as np
 from algos.curriculum.items import Array, Observation
 from envs.spatial_qa.items import Item
 from rewards.rubric import Rewards
+from rl_lab.common.seeding import integer
 from rl_lab.curriculum.store import PoolStore
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.records.item_files import ItemFile
@@ -22,7 +23,6 @@ from rl_lab.records.token_batches import item_prompt
 from rl_lab.records.types import Completion, Prompt, RolloutGroup, Sampling, group_rewards, group_versions
 from rl_lab.rollouts.answering import FirstFailures, ask, collect, rollout_groups, score
 from rl_lab.rollouts.clock import Clock
-from rl_lab.seeding import integer
 from rl_lab.workers.learner import Weights
 from rl_lab.workers.pool import Batch, WorkerPool
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from rl_lab.errors import RunError
+from rl_lab.common.errors import RunError
 
 MAX_IN_A_ROW = 20
 """Seeds one after the other on which nothing but an error came out, before the work is given up."""

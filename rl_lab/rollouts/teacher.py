@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import ray
 
+from rl_lab.common.errors import UserError
 from rl_lab.config.language import EngineConfig
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import UserError
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import (

@@ -13,10 +13,10 @@ import ray
 
 from envs.branching import BranchConfig
 from envs.execution import Execution
+from rl_lab.common.errors import RunError
+from rl_lab.common.files import write_whole
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import RunError
-from rl_lab.files import write_whole
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.graph.stage import StageContext

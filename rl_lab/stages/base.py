@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rl_lab.common.files import read_json_lines
 from rl_lab.config.schema import RunConfig
-from rl_lab.files import read_json_lines
 from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.graph.stage import StageContext
 from rl_lab.graph.store import METRICS_FILE

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
+from rl_lab.common.seeding import integer
 from rl_lab.config.language import DistillConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
@@ -28,7 +29,6 @@ from rl_lab.records.token_batches import expanded_tokens, item_prompt
 from rl_lab.records.types import Completion, RolloutGroup, num_tokens
 from rl_lab.rollouts.answering import RewardFailures, engines, make_rewards, policy_folder, training_sampling
 from rl_lab.rollouts.teacher import TeacherEngines, check_same_patches, check_same_text, check_teacher, teacher_engines
-from rl_lab.seeding import integer
 from rl_lab.stages.base import BASE_MODEL, ENGINES, TrainingKind, run_online
 from rl_lab.stages.gate import take_model
 from rl_lab.training.loop import Feed, Turn

@@ -16,16 +16,17 @@ import ray
 from algos.methods import ALIASES
 from envs.by_name import DIGESTS
 from envs.types import Episode
+from rl_lab.common.files import read_json_lines, write_json_lines
+from rl_lab.common.reading import read_object
+from rl_lab.common.stats import wilson
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.files import read_json_lines, write_json_lines
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, Place, StageKind, recording_digest
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.actions import OptimisePlan, SFTPlan, starting_policy
 from rl_lab.learner.policy_gradient import PolicyGradientPlan
 from rl_lab.model.checkpoint import published, save_policy
-from rl_lab.reading import read_object
 from rl_lab.records.episodes import INDEX_FILE, write_episodes
 from rl_lab.rollouts.collect import COUNTS_FILE, Request, collect_pairs, round_name, swap, write_collection
 from rl_lab.rollouts.evaluation import evaluate_policy
@@ -34,7 +35,6 @@ from rl_lab.rollouts.recorded_demos import num_recorded, record_demos
 from rl_lab.rollouts.simulator_errors import ErrorWatch, summary
 from rl_lab.stages.action_rewards import add_ranking
 from rl_lab.stages.base import BASE_POLICY, SIMULATORS, TrainingKind
-from rl_lab.stats import wilson
 from rl_lab.training.dataset import train
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import (

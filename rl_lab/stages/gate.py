@@ -1,10 +1,10 @@
 """Gates of a pipeline: which of two models goes on, and what runs where the newest one does not.
 
 Both models answered the same development questions, which nothing else uses. The gain is the mean over questions of the
-new model's reward minus that of the model before, with the report's two-sided interval (`rl_lab.stats`: bootstrap over
-questions) at the gate's confidence c. The new model passes if the whole interval lies above `rise`: a model that rises
-by `rise` and no more passes with a chance of about (1 - c) / 2, 2.5 % at the default. "Not passed" therefore means not
-shown to be better, which with few questions also happens to better models.
+new model's reward minus that of the model before, with the report's two-sided interval (`rl_lab.common.stats`:
+bootstrap over questions) at the gate's confidence c. The new model passes if the whole interval lies above `rise`: a
+model that rises by `rise` and no more passes with a chance of about (1 - c) / 2, 2.5 % at the default. "Not passed"
+therefore means not shown to be better, which with few questions also happens to better models.
 
 The output of a gate holds the model that goes on, so what follows takes it as its policy. Behind a gate that may stop
 the run every node waits for it; a gate with another branch has that branch, MODEL.else.KIND, and a node MODEL.join.
@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import Record, read_json_lines, write_whole
+from rl_lab.common.stats import mean_interval
 from rl_lab.config.pipeline import Gate, Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import UserError
-from rl_lab.files import Record, read_json_lines, write_whole
 from rl_lab.graph.expand import BASE, Expansion, ModelRef
 from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.graph.run_folder import GATE_FILE
 from rl_lab.graph.stage import StageContext
 from rl_lab.graph.store import RECORD_FILE
 from rl_lab.reports.examinations import known_mean
-from rl_lab.stats import mean_interval
 from rl_lab.workers.cluster import Cluster
 
 COMPARED = ("before", "after", "failed_examined")

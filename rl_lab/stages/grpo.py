@@ -16,6 +16,7 @@ from algos.alarms import signal_alarm
 from algos.curriculum.curriculum import Curriculum
 from algos.curriculum.options import CurriculumOptions
 from envs.spatial_qa.items import CATEGORIES
+from rl_lab.common.seeding import integer
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
@@ -40,7 +41,6 @@ from rl_lab.rollouts.answering import (
     with_advantages,
     with_rewards,
 )
-from rl_lab.seeding import integer
 from rl_lab.stages.base import BASE_MODEL, ENGINES, TrainingKind, logged, run_online
 from rl_lab.training.online import OnlineRun, OnlineSteps, group_spread, grpo_method
 from rl_lab.training.state import RunState

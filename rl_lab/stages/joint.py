@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from rl_lab.common.seeding import evaluation_seeds, integer
 from rl_lab.config.joint import check_settings
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
@@ -19,7 +20,6 @@ from rl_lab.learner.actions import SFTPlan
 from rl_lab.learner.joint import JointPlan
 from rl_lab.learner.warm_start import WarmStartPlan
 from rl_lab.rollouts.answering import engines, policy_folder
-from rl_lab.seeding import evaluation_seeds, integer
 from rl_lab.stages.base import BASE_POLICY, ENGINES, SIMULATORS, TrainingKind, run_online
 from rl_lab.stages.flowpro import CollectKind, EvaluateKind, OptimiseKind, SFTKind
 from rl_lab.stages.grpo import GRPOKind

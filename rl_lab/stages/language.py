@@ -14,9 +14,11 @@ import ray
 from envs.spatial_qa.items import ConstantAnswer, Item, best_constant_answers, blank
 from rewards.answers import OWN_TRUTH
 from rewards.rubric import Rewards
+from rl_lab.common.files import read_json_lines, write_json_lines
+from rl_lab.common.seeding import integer
+from rl_lab.common.stats import mean_interval
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.files import read_json_lines, write_json_lines
 from rl_lab.graph.expand import BASE, Expansion, ModelRef
 from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.graph.stage import StageContext
@@ -27,12 +29,10 @@ from rl_lab.records.question_sets import check_files, run_limits
 from rl_lab.records.types import RolloutGroup
 from rl_lab.rollouts.answering import RewardFailures, engines, judge_agreement, make_rewards, plain, policy_folder
 from rl_lab.rollouts.question_sets import development_set, sets_of_a_run, write_sets
-from rl_lab.seeding import integer
 from rl_lab.stages.base import BASE_MODEL, ENGINES, SECONDS_PER_ANSWER, SIMULATORS, TrainingKind
 from rl_lab.stages.distill import teacher_config
 from rl_lab.stages.gate import DEVELOPMENT_FILE
 from rl_lab.stages.trl import trl_sft
-from rl_lab.stats import mean_interval
 from rl_lab.training.cold_start import check_ratios, cold_start_plan, left_out, validated
 from rl_lab.training.dataset import train
 from rl_lab.training.evaluation import QuestionExam, questions_at_once

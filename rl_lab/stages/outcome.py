@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from rewards.calibration import Platt, calibration_error, examine, fit_platt
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_file, write_whole
+from rl_lab.common.seeding import integer
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import UserError
-from rl_lab.files import write_file, write_whole
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import StageKind
 from rl_lab.graph.stage import StageContext
@@ -44,7 +45,6 @@ from rl_lab.rollouts.reward_model import (
     check_classifier,
     load_member,
 )
-from rl_lab.seeding import integer
 from rl_lab.stages.base import BASE_MODEL, TrainingKind
 from rl_lab.stages.rft import check_traces
 from rl_lab.stages.trl import trl_logger

@@ -11,9 +11,9 @@ from envs.by_name import OwnCodeError, blamed, files, find
 from envs.own_corrections import detector_class
 from envs.rollback import own_corrector
 from envs.types import BIMANUAL, Layout
+from rl_lab.common.errors import UserError
 from rl_lab.config.environments import environment_layout
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import UserError
 from rl_lab.model.checkpoint import load_policy
 from rl_lab.model.policies.own import make_own, own_spec
 from rl_lab.records.sources import find_recordings

@@ -18,13 +18,14 @@ from algos.policy import PolicySizes
 from envs.by_name import OwnCodeError, blamed
 from envs.types import BIMANUAL, Layout
 from rewards.config import RewardConfig
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import parse_json, read_text
 from rl_lab.config.actions import FilesConfig
 from rl_lab.config.environments import check_own_environment, environment_layout
 from rl_lab.config.language import JUDGE_MODEL, JUDGE_URL, file_key, is_imitated
 from rl_lab.config.robotwin import check_robotwin
 from rl_lab.config.schema import RunConfig
 from rl_lab.contracts.samples import SamplePolicy
-from rl_lab.errors import UserError
 from rl_lab.graph.nodes import Place
 from rl_lab.learner.actions import method_objective, num_commands, sized_config
 from rl_lab.model.checkpoint import KINDS, check_language_model, check_named, check_policy
@@ -32,7 +33,6 @@ from rl_lab.model.loading import check_headers
 from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.sharding import check_compiler
 from rl_lab.model.vlm_config import read_config_file
-from rl_lab.reading import parse_json, read_text
 from rl_lab.records.question_files import has_open_questions
 from rl_lab.records.sources import find_recordings, glance, spread
 from rl_lab.reports.hub import check_hub

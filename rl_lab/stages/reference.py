@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rl_lab.common.errors import CommandParser, run_command
+from rl_lab.common.files import ROOT, write_whole
 from rl_lab.config import reference
-from rl_lab.errors import CommandParser, run_command
-from rl_lab.files import ROOT, write_whole
 from rl_lab.stages.kinds import REGISTRY
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from rl_lab.files import Record, write_folder, write_json_lines
+from rl_lab.common.files import Record, write_folder, write_json_lines
 from rl_lab.graph.nodes import Place, StageKind
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import published

@@ -21,10 +21,11 @@ import ray
 from algos.curriculum.items import Array
 from algos.rft import RFTOptions, band_reason, num_correct
 from rewards.judge import JudgedTrace, MalformedVerdictError, ReasoningJudge, reference_text
+from rl_lab.common.errors import RunError, UserError
+from rl_lab.common.seeding import integer, stream
 from rl_lab.config.language import TracesConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import RunError, UserError
 from rl_lab.graph.expand import Expansion
 from rl_lab.graph.nodes import Node, StageKind
 from rl_lab.graph.stage import StageContext
@@ -37,7 +38,6 @@ from rl_lab.records.types import RolloutGroup, Sampling, group_rewards
 from rl_lab.rollouts.answering import RewardFailures, engines, make_rewards, policy_folder
 from rl_lab.rollouts.clock import Clock
 from rl_lab.rollouts.rollouter import Issued, Questioner
-from rl_lab.seeding import integer, stream
 from rl_lab.stages.base import BASE_MODEL, ENGINES, SECONDS_PER_ANSWER, TrainingKind
 from rl_lab.stages.rft_selection import RFT_FILE, RFTSelection, RFTSummary, TraceScorer
 from rl_lab.stages.trl import trl_sft

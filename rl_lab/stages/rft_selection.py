@@ -34,8 +34,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from algos.rft import REASONS, Candidate, RFTOptions, band_reason, bar, candidate, select
+from rl_lab.common.errors import UserError
 from rl_lab.curriculum.store import connect, transaction
-from rl_lab.errors import UserError
 from rl_lab.records.rollouts import KEPT_FILE, KEPT_SCHEMA, RolloutRow, RolloutStore, write_kept
 
 RFT_FILE = "rft.sqlite"

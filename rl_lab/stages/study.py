@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
+from rl_lab.common.errors import UserError
 from rl_lab.config.load import with_changes
 from rl_lab.config.pipeline import Registry
 from rl_lab.config.schema import RunConfig, StudyConfig
 from rl_lab.config.study import World
-from rl_lab.errors import UserError
 from rl_lab.graph.nodes import Node
 
 Expand = Callable[[RunConfig], list[Node]]

@@ -18,9 +18,9 @@ from importlib.resources import files
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from rl_lab.errors import UserError
-from rl_lab.listening import ADDRESS, NOT_OURS, SEND_S, BoundedClients, PageHandler
-from rl_lab.reading import parse_json
+from rl_lab.common.errors import UserError
+from rl_lab.common.listening import ADDRESS, NOT_OURS, SEND_S, BoundedClients, PageHandler
+from rl_lab.common.reading import parse_json
 
 LONGEST_BODY = 1000
 PAGE = "page.html"

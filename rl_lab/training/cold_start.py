@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from algos.mixing import mix_counts
+from rl_lab.common.files import read_json_lines, write_whole
+from rl_lab.common.reading import read_object
 from rl_lab.config.language import ColdStartConfig
 from rl_lab.config.section import ModelConfig
-from rl_lab.files import read_json_lines, write_whole
 from rl_lab.graph.stage import StageContext
 from rl_lab.graph.store import METRICS_FILE
 from rl_lab.learner.cold_start import ColdStartPlan, Source, fitting
 from rl_lab.model.checkpoint import model_processor
-from rl_lab.reading import read_object
 from rl_lab.records.item_files import SolutionFile
 from rl_lab.records.types import SOURCES_FILE
 

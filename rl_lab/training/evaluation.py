@@ -15,7 +15,8 @@ import numpy as np
 
 from envs.spatial_qa.items import Item
 from rewards.rubric import Rewards
-from rl_lab.files import append_json_line
+from rl_lab.common.files import append_json_line
+from rl_lab.common.seeding import evaluation_seeds, integer
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.records.item_files import ItemFile
@@ -23,7 +24,6 @@ from rl_lab.records.types import RolloutGroup, Sampling, all_completions, group_
 from rl_lab.rollouts.answering import FirstFailures, RewardFailures, means, plain
 from rl_lab.rollouts.clock import Clock
 from rl_lab.rollouts.rollouter import Questioner
-from rl_lab.seeding import evaluation_seeds, integer
 from rl_lab.training.state import HELD_OUT_FILE, Progress
 from rl_lab.workers.learner import Weights
 from rl_lab.workers.pool import Batch, WorkerPool

@@ -15,7 +15,7 @@ from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import Any
 
-from rl_lab.files import write_folder
+from rl_lab.common.files import write_folder
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import Snapshot
 from rl_lab.rollouts.collect import COUNTS_FILE, Request, collect_pairs, write_collection

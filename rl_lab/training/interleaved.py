@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rl_lab.files import append_json_line
+from rl_lab.common.files import append_json_line
+from rl_lab.common.seeding import integer
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.joint import SHARED
 from rl_lab.records.types import EXAMS_FILE, GUARD_FILE
 from rl_lab.rollouts.clock import Clock
-from rl_lab.seeding import integer
 from rl_lab.training.evaluation import SkillExams
 from rl_lab.training.feeds import ActionFeed, LanguageFeed
 from rl_lab.training.guard import Exam, Guard, Harm, mean

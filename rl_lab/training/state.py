@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rl_lab.common.files import read_json_lines, write_json_lines, write_whole
 from rl_lab.curriculum.store import POOL_FILE, PoolStore, remove_pool
-from rl_lab.files import read_json_lines, write_json_lines, write_whole
 from rl_lab.learner.state import LEARNER_FILE, SavedStates
 from rl_lab.model.checkpoint import Snapshot, publish, pull
 from rl_lab.records.rollouts import RolloutStore

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.learner.optim import Optimiser
 from rl_lab.model.checkpoint import LanguageModel, load_language_model
 

@@ -18,11 +18,11 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rl_lab.common.errors import RunError, UserError
 from rl_lab.config.language import JudgeServerConfig
 from rl_lab.config.placement import Placement
 from rl_lab.config.robotwin import find_robotwin
 from rl_lab.config.schema import WorkersConfig
-from rl_lab.errors import RunError, UserError
 from rl_lab.graph.executor import Turns
 from rl_lab.learner.plans import Plan
 from rl_lab.workers import connection

@@ -21,7 +21,7 @@ from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RpcError
 
-from rl_lab.errors import RunError, UserError
+from rl_lab.common.errors import RunError, UserError
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 1 << 30

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.model.checkpoint import Snapshot, pull, read_info, verify
 from rl_lab.model.vllm_plugin import register
 from rl_lab.records.types import Completion, Prompt, Sampling, TopScores

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rl_lab.arguments import BadArgumentError
+from rl_lab.common.arguments import BadArgumentError
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import RunConfig, WorkersConfig
 

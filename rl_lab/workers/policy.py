@@ -28,14 +28,14 @@ from envs.commands import CommandError
 from envs.rollback import Corrector, Place, noisy_expert, own_corrector, recorded, scripted_expert, teacher
 from envs.rollout import Act, Decision
 from envs.types import BIMANUAL, MAX_DIM, Layout, camera_images, measured_state
+from rl_lab.common.errors import RunError, UserError
+from rl_lab.common.reading import fit, parse_json, read_text
+from rl_lab.common.seeding import stream
 from rl_lab.config.actions import CorrectorConfig
-from rl_lab.errors import RunError, UserError
 from rl_lab.learner.policy_gradient import Exploration, read_noise
 from rl_lab.model.checkpoint import Snapshot, check_named, check_policy, load_policy, published, pull, snapshot_info
-from rl_lab.reading import fit, parse_json, read_text
 from rl_lab.records.checks import command_problems
 from rl_lab.records.episodes import INDEX_FILE, read_pairs
-from rl_lab.seeding import stream
 
 
 def policy_key(snapshot: Snapshot, seed: int) -> str:

@@ -32,8 +32,8 @@ from envs.pictures import fit
 from envs.robotwin import protocol
 from envs.rollout import Decision
 from envs.types import BIMANUAL, Layout, Observation
-from rl_lab.errors import RunError, UserError
-from rl_lab.listening import ADDRESS, BoundedClients, hang_up, receiver, send
+from rl_lab.common.errors import RunError, UserError
+from rl_lab.common.listening import ADDRESS, BoundedClients, hang_up, receiver, send
 from rl_lab.records.checks import state_problems
 from rl_lab.workers.policy import LocalPolicy
 

@@ -27,6 +27,7 @@ from envs.rollback import Collection, FailureDetector, RollbackConfig, intervene
 from envs.rollout import Act, Decision, Rollout, as_member, demonstrate, policy_rollout, run_lockstep
 from envs.tabletop import MODES
 from envs.types import SIMULATOR_ERROR, Candidates, ControlledEnv, Episode, ExpertUnavailableError, SimulatorError
+from rl_lab.common.seeding import evaluation_seeds, robotwin_seeds, stream, training_seeds
 from rl_lab.config.environments import declared_environment
 from rl_lab.learner.policy_gradient import Exploration
 from rl_lab.model.checkpoint import Snapshot, snapshot_info
@@ -34,7 +35,6 @@ from rl_lab.records.checks import Problem
 from rl_lab.records.item_files import QuestionRow, item_row
 from rl_lab.records.labels import labels_of
 from rl_lab.records.sources import Recording
-from rl_lab.seeding import evaluation_seeds, robotwin_seeds, stream, training_seeds
 from rl_lab.workers.films import webm
 from rl_lab.workers.policy import CorrectorPlan, LocalPolicy, SharedPolicy, policy_key
 from rl_lab.workers.pool import BrokenWorkerError

@@ -9,7 +9,7 @@ import torch
 from algos.chunks import Timing
 from algos.methods import METHODS
 from envs.se3 import decode_absolute, encode_pose
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.records.action_batches import demonstrations, fit_processor, pair_states, standardised_truth

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from envs.execution import Execution
+from rl_lab.common.errors import UserError
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.actions import SFTPlan
 from rl_lab.learner.plans import Training
 from rl_lab.learner.policy_gradient import NOISE_FILE, Exploration, PolicyGradientPlan, advantages

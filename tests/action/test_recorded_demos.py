@@ -15,9 +15,9 @@ import torch
 from algos.chunks import Timing
 from envs.execution import Execution
 from envs.pictures import fit
+from rl_lab.common.errors import UserError
 from rl_lab.config.actions import DemosConfig, FilesConfig, SFTConfig
 from rl_lab.config.section import MemoryConfig, ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.actions import SFTPlan, num_commands, sized_config, starting_policy
 from rl_lab.learner.plans import Training
 from rl_lab.model.checkpoint import publish, read_info

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.rescore import main
 from rl_lab.rollouts.rescore_actions import compare_scores
 from tests.support.stored_runs import STATES, write_ranked_run

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from rewards.actions.ensemble import Ensemble
+from rl_lab.common.errors import UserError
 from rl_lab.config.actions import RewardModelsConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.action_rewards import RewardPlan, make_card, split_episodes
 from rl_lab.learner.plans import Training
 from rl_lab.records.episodes import write_episodes

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from envs.branching import BranchConfig
 from envs.rollback import RollbackConfig
 from envs.rollout import Memory
+from rl_lab.common.errors import UserError
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import MemoryConfig, ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.graph.record import substitutions
 from rl_lab.learner.actions import OptimisePlan, SFTPlan
 from rl_lab.learner.plans import Training

@@ -8,9 +8,9 @@ import pytest
 from envs.by_name import OwnCodeError, blamed
 from envs.rollback import FailureDetector, RollbackConfig, intervened_rollout, make_detector, scripted_expert
 from rl_lab.check import CONTRACTS, main
+from rl_lab.common.errors import RunError, UserError
 from rl_lab.config.actions import CollectConfig
 from rl_lab.contracts import corrections
-from rl_lab.errors import RunError, UserError
 from rl_lab.stages.kinds import load_config
 from rl_lab.stages.own_code import check_corrections
 from rl_lab.workers.policy import corrector_plan

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rl_lab.check import main
-from rl_lab.errors import RunError, UserError
+from rl_lab.common.errors import RunError, UserError
 from rl_lab.stages.kinds import expand, load_config
 from rl_lab.stages.preflight import _check_objectives
 

@@ -6,7 +6,7 @@ import pytest
 
 from envs.by_name import OwnCodeError
 from rl_lab.check import main
-from rl_lab.errors import RunError, UserError
+from rl_lab.common.errors import RunError, UserError
 from rl_lab.graph.nodes import stage_hashes
 from rl_lab.stages.kinds import expand, load_config
 from rl_lab.stages.preflight import check_machine

@@ -9,7 +9,7 @@ import pytest
 from rewards.config import RewardConfig
 from rewards.rubric import Rewards
 from rl_lab.check import main
-from rl_lab.errors import RunError, UserError
+from rl_lab.common.errors import RunError, UserError
 from rl_lab.records.item_files import ItemFile, item_row, write_rows
 from rl_lab.records.questions import read_questions
 from rl_lab.rollouts.answering import reward_columns

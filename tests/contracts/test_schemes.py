@@ -10,10 +10,10 @@ from algos.curriculum.curriculum import Curriculum
 from algos.curriculum.options import CurriculumOptions, OwnScheme
 from envs.by_name import OwnCodeError
 from rl_lab.check import main
+from rl_lab.common.errors import RunError, UserError
 from rl_lab.curriculum.store import PoolItem, PoolStore
 from rl_lab.curriculum.view import PoolView
 from rl_lab.curriculum.why import explain
-from rl_lab.errors import RunError, UserError
 from rl_lab.graph.nodes import stage_hashes
 from rl_lab.stages.kinds import expand, load_config
 from rl_lab.stages.own_code import check_schemes

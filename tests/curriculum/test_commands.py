@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from algos.curriculum.items import BANDS
+from rl_lab.common.errors import UserError
 from rl_lab.curriculum.show import image_paths
 from rl_lab.curriculum.store import PoolItem, PoolStore
 from rl_lab.curriculum.view import Filter, PoolView, locate
-from rl_lab.errors import UserError
 from rl_lab.pool import main
 from tests.support.pools import create, png, read_lines, roll_out, train, write_run
 

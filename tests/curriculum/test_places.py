@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
+from rl_lab.common.errors import UserError
 from rl_lab.curriculum.store import PoolStore
 from rl_lab.curriculum.view import PoolPlace, PoolView, locate
-from rl_lab.errors import UserError
 from rl_lab.pool import main
 from tests.support.pools import create, output, train, write_nodes, write_run
 

@@ -8,10 +8,10 @@ import pytest
 
 from algos.curriculum.items import RECORD
 from algos.curriculum.options import CurriculumOptions
+from rl_lab.common.errors import UserError
 from rl_lab.curriculum.edits import give_edits
 from rl_lab.curriculum.store import CHUNK, POOL_FILE, PoolItem, PoolStore, connect
 from rl_lab.curriculum.view import PoolView
-from rl_lab.errors import UserError
 from tests.support.pools import CATEGORIES, content, create, make_items, png, roll_out, train
 
 

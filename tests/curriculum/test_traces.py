@@ -3,7 +3,7 @@
 import pytest
 
 from algos.rft import RFTOptions
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.pool import main
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.stages.rft_selection import RFTSelection

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 
 VOLATILE = ("time", "seconds", "idle", "busy", "wall", "started", "per_second", "memory")
 """First words of the names of what is measured in seconds or bytes of the machine."""

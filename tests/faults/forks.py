@@ -103,7 +103,7 @@ def _forked(folder: Path, command: Callable[[Sequence[str]], int], arguments: Se
 def _child(
     folder: Path, command: Callable[[Sequence[str]], int], arguments: Sequence[str], out: int, err: int
 ) -> NoReturn:
-    from rl_lab.errors import run_command
+    from rl_lab.common.errors import run_command
 
     code = 1
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 from rl_lab.learner.state import SavedStates
 from rl_lab.rollouts.collect import kept
 from tests.support.experiments import FakeStages, main, write_small

@@ -14,10 +14,10 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 
+from rl_lab.common.errors import DiskError, disk_error
+from rl_lab.common.errors import run_command as exit_with
+from rl_lab.common.files import write_file, write_folder
 from rl_lab.curriculum.store import PoolStore
-from rl_lab.errors import DiskError, disk_error
-from rl_lab.errors import run_command as exit_with
-from rl_lab.files import write_file, write_folder
 from rl_lab.graph import stage
 from rl_lab.learner.state import SavedStates
 from rl_lab.model.checkpoint import load_language_model, save_training_state

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 from tests.faults.comparison import differences
 from tests.support.processes import KILLS, Run, choose, kill
 

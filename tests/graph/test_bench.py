@@ -6,7 +6,7 @@ import types
 import pytest
 
 from rl_lab import bench
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 
 
 @pytest.fixture

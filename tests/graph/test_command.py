@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rl_lab import pool, run
-from rl_lab.errors import RunError, UserError, run_command
+from rl_lab.common.errors import RunError, UserError, run_command
 from rl_lab.eval import DEFAULTS
 from rl_lab.stages import preflight
 from rl_lab.stages.kinds import load_config
@@ -27,7 +27,7 @@ NEEDS_FILES = {
 SLOW_RUN = """
 import sys
 from contextlib import nullcontext
-from rl_lab.errors import run_command
+from rl_lab.common.errors import run_command
 from rl_lab.run import main
 from tests.support.experiments import FakeStages
 stages = FakeStages(steps=int(sys.argv.pop(1)))

@@ -3,7 +3,7 @@
 import pytest
 from torch._inductor import config as inductor
 
-from rl_lab.errors import UserError, run_command
+from rl_lab.common.errors import UserError, run_command
 from rl_lab.stages.kinds import load_config
 from rl_lab.stages.preflight import check_machine
 from tests.support.experiments import EXPERIMENTS

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl_lab.common.errors import UserError
 from rl_lab.config.load import dump_config, merge
-from rl_lab.errors import UserError
 from rl_lab.graph.record import substitutions
 from rl_lab.stages.kinds import load_config
 from tests.support.experiments import EXPERIMENTS, RUNS, write_small

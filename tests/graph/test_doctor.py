@@ -4,8 +4,8 @@ from collections import namedtuple
 import pytest
 
 from rl_lab import doctor
+from rl_lab.common.errors import UserError
 from rl_lab.doctor import Finding, main
-from rl_lab.errors import UserError
 from tests.support.experiments import EXPERIMENTS, write_small
 
 

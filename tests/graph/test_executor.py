@@ -4,13 +4,13 @@ import threading
 
 import pytest
 
+from rl_lab.common.errors import RunError, UserError
+from rl_lab.common.files import read_json_lines
+from rl_lab.common.machine import processor
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import RunError, UserError
-from rl_lab.files import read_json_lines
 from rl_lab.graph.executor import StageError
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.graph.stage import StageContext
-from rl_lab.machine import processor
 from rl_lab.stages.kinds import expand, load_config
 from tests.support.experiments import FakeStages, executor, run, statuses, write_small
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from rl_lab.common.terminal import ProgressBars
 from rl_lab.stages.kinds import KINDS
-from rl_lab.terminal import ProgressBars
 
 
 def write_lines(path, rows):
@@ -47,7 +47,7 @@ def test_a_stage_without_its_files_says_nothing(tmp_path, kind):
 
 def test_the_time_of_the_whole_run_stands_behind_every_bar(monkeypatch, capsys):
     now = [10.0]
-    monkeypatch.setattr("rl_lab.terminal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rl_lab.common.terminal.time.monotonic", lambda: now[0])
     bars = ProgressBars(lambda: "run: 12 min left")
     bars.update("sft", 10, 110, "loss 1")
     now[0] += 20

@@ -6,8 +6,8 @@ import inspect
 
 import pytest
 
+from rl_lab.common.errors import UserError
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import UserError
 from rl_lab.graph.nodes import RUNTIME
 from rl_lab.stages.kinds import KINDS, resolve_config, stage_functions
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rl_lab import doctor, run
-from rl_lab.errors import UserError, run_command
+from rl_lab.common.errors import UserError, run_command
 from rl_lab.graph.plan import plan_table
 from rl_lab.graph.store import Store
 from rl_lab.stages import preflight

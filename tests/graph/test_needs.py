@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rl_lab import run
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.graph.nodes import stage_hashes
 from rl_lab.graph.store import RECORD_FILE, Store
 from rl_lab.stages import needs as module

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.rollouts.reward_model import MODEL_FILE
 from rl_lab.stages import preflight
 from tests.support.experiments import differing, hashes, nodes

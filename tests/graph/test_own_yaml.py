@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from rl_lab import run
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "own-yaml.md").read_text()
 BLOCKS = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", PAGE, re.M | re.S)

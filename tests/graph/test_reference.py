@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from rl_lab import run
+from rl_lab.common.errors import UserError
 from rl_lab.config.reference import json_schema, keys_text, meanings, references
-from rl_lab.errors import UserError
 from rl_lab.stages.kinds import REGISTRY
 from rl_lab.stages.reference import files
 from tests.support.experiments import EXPERIMENTS, SMALL

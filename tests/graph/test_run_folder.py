@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
+from rl_lab.common.terminal import ProgressBars
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.graph.stage import StageContext
 from rl_lab.stages.kinds import KINDS
-from rl_lab.terminal import ProgressBars
 
 NODE = Node("frontier.1.grpo", KINDS["grpo"], method="frontier", replicate=1)
 

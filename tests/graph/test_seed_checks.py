@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
+from rl_lab.common.seeding import SPLIT_SIZE
 from rl_lab.records.lerobot_write import write_lerobot
 from rl_lab.records.sources import find_recordings
-from rl_lab.seeding import SPLIT_SIZE
 from rl_lab.stages.kinds import load_config
 from rl_lab.stages.preflight import check_machine, examined
 from tests.support.episodes import episode, poses

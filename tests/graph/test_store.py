@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rl_lab import machine
-from rl_lab.files import file_digest, write_whole
+from rl_lab.common import machine
+from rl_lab.common.files import file_digest, write_whole
 from rl_lab.graph import store
 from rl_lab.graph.store import CODE_PACKAGES, Store, code_versions, link_tree
 

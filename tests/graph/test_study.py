@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.graph.executor import StageError
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.reports.study import expected_power, power_text

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from accelerate.tracking import WandBTracker
 
+from rl_lab.common.errors import UserError
 from rl_lab.config.schema import RunConfig
-from rl_lab.errors import UserError
 from rl_lab.graph import trackers as tracking
 from rl_lab.graph.trackers import Trackers
 from rl_lab.stages import preflight

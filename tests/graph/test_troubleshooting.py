@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rl_lab import run
-from rl_lab.errors import run_command
+from rl_lab.common.errors import run_command
 from rl_lab.stages import preflight
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.training.schedule import PARTS
 from tests.support.learners import HELPS

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from algos.grpo import GRPOOptions
+from rl_lab.common.errors import UserError
 from rl_lab.config.actions import BuffersConfig, ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.language import ColdStartConfig, RLConfig
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.actions import SFTPlan
 from rl_lab.learner.joint import JointPlan, JointTraining
 from rl_lab.learner.plans import Training

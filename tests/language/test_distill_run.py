@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import all_completions, num_tokens

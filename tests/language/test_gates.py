@@ -8,10 +8,10 @@ import os
 import numpy as np
 import pytest
 
+from rl_lab.common.errors import UserError
+from rl_lab.common.stats import mean_interval
 from rl_lab.config.pipeline import Gate
-from rl_lab.errors import UserError
 from rl_lab.stages.gate import decide, take_model
-from rl_lab.stats import mean_interval
 
 
 def rows(rewards, first: int = 0) -> list[dict]:

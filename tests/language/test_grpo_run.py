@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rl_lab.common.files import read_json_lines
 from rl_lab.curriculum.edits import give_edits
 from rl_lab.curriculum.store import connect
-from rl_lab.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.types import all_completions, filled
 from tests.support.engines import FakeEngines

@@ -15,6 +15,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 
 from algos.grpo import GRPOOptions
+from rl_lab.common.moments import Moments
 from rl_lab.config.language import ColdStartConfig, RLConfig
 from rl_lab.config.section import LoRAConfig, ModelConfig
 from rl_lab.learner.cold_start import ColdStartPlan, Source
@@ -33,7 +34,6 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
-from rl_lab.moments import Moments
 from rl_lab.records.types import RolloutGroup, filled
 from rl_lab.workers import learner as rollout_learner
 from rl_lab.workers.learner import LearnerHandle, LearnerWorker, Weights

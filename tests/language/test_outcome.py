@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from rewards.config import RewardConfig
+from rl_lab.common.errors import UserError
 from rl_lab.config.language import OutcomeConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.outcome import (
     LabelledCompletions,
     OutcomePlan,

@@ -10,7 +10,7 @@ import pytest
 
 from envs.spatial_qa.items import Knobs
 from envs.spatial_qa.questions import make_item
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.graph.nodes import source_digest
 from rl_lab.model.tokenizer import ROLES, load_tokenizer
 from rl_lab.records import questions

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.records.question_files import has_open_questions, source_files
 from rl_lab.records.questions import read_questions
 

@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from rl_lab.errors import RunError, UserError
+from rl_lab.common.errors import RunError, UserError
 from rl_lab.rescore import main
 from tests.support.refusals import refusal
 from tests.support.stored_runs import write_answered_run

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_json_lines
 from rl_lab.config.load import dump_config
-from rl_lab.errors import UserError
-from rl_lab.files import write_json_lines
 from rl_lab.graph.executor import Executor
 from rl_lab.graph.nodes import stage_hashes
 from rl_lab.graph.run_folder import CONFIG_FILE, RunFolder

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from rl_lab.common.errors import UserError
 from rl_lab.config.language import ColdStartConfig
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.cold_start import ColdStartPlan, SourceRows
 from rl_lab.learner.language import LanguagePlan
 from rl_lab.learner.plans import Training

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.model.chat import ImageProcessor
 from rl_lab.model.checkpoint import load_chat_processor
 from rl_lab.rollouts.teacher import check_same_patches, check_teacher

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from rewards.config import RewardConfig
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.rollouts.answering import make_rewards, score
 from rl_lab.rollouts.reward_model import MODEL_FILE, TextClassifier, check_classifier, load_outcome_model
 from rl_lab.stages.kinds import expand, load_config

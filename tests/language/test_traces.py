@@ -10,8 +10,8 @@ from algos.rft import RFTOptions
 from rewards.config import JudgeConfig, RewardConfig
 from rewards.judge import ReasoningJudge
 from rewards.rubric import Rewards
+from rl_lab.common.errors import UserError
 from rl_lab.config.language import RFTConfig, TracesConfig
-from rl_lab.errors import UserError
 from rl_lab.graph.nodes import Node
 from rl_lab.learner.plans import Training
 from rl_lab.learner.rft import RFTPlan, write_index

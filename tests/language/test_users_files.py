@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from envs.spatial_qa.items import Item
+from rl_lab.common.errors import UserError
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.graph.stage import StageConfig
 from rl_lab.model.checkpoint import model_processor
 from rl_lab.model.tokenizer import ROLES, SPECIAL_TOKENS

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rl_lab.common.errors import UserError
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import LoRAConfig, ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.actions import OptimisePlan, SFTPlan
 from rl_lab.learner.plans import Training
 from rl_lab.model.lora import BaseWeights

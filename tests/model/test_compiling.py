@@ -14,7 +14,7 @@ from torch._inductor import config as inductor
 
 from algos.flow_matching import FlowMatching
 from rl_lab.benchmarks.rpro import random_batch
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.model.lora import Adapted
 from rl_lab.model.mot import DecoderLayer

@@ -9,7 +9,7 @@ import torch
 
 from rl_lab.benchmarks import model as bench
 from rl_lab.benchmarks.direct import DirectPolicy
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.model.checkpoint import vlm_config
 from rl_lab.model.presets import preset_config
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration

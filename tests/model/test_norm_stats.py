@@ -14,11 +14,11 @@ import pytest
 
 from envs import se3
 from rl_lab.benchmarks.golden import golden_path
+from rl_lab.common.moments import Moments
 from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats, load_arrays
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
-from rl_lab.moments import Moments
 from tests.model.test_processor import random_poses
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from envs import se3
 from envs.types import ARMS, CAMERAS, Observation
+from rl_lab.common.moments import Moments
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.norm_stats import ActionStats
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor, format_instruction, resize_with_padding
 from rl_lab.model.tokenizer import ASSISTANT, load_tokenizer
-from rl_lab.moments import Moments
 from tests.support.models import make_policy
 
 

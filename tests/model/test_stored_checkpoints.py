@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.model.checkpoint import (
     CheckpointInfo,
     LanguageModel,

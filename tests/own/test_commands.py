@@ -17,12 +17,12 @@ from envs.rollback import RollbackConfig
 from envs.rollout import Decision
 from envs.types import Layout, PreferencePair, Segment
 from rewards.actions.ensemble import Ensemble, ModelInfo
+from rl_lab.common.errors import UserError
 from rl_lab.config.actions import SFTConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.correct import failed_episodes
 from rl_lab.correct import main as correct
 from rl_lab.data import main as data
-from rl_lab.errors import UserError
 from rl_lab.learner.actions import SFTPlan
 from rl_lab.learner.plans import Training
 from rl_lab.model.checkpoint import load_policy, published

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from envs.types import Episode, Layout
+from rl_lab.common.errors import UserError
 from rl_lab.config.actions import FilesConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.learner.actions import SFTPlan
 from rl_lab.model.checkpoint import load_policy
 from rl_lab.records.episodes import write_episodes

@@ -11,9 +11,9 @@ from envs.by_name import OwnCodeError
 from envs.execution import Execution
 from envs.rollback import RollbackConfig
 from envs.types import Episode
+from rl_lab.common.errors import UserError
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.eval import main as evaluate
 from rl_lab.learner.actions import OptimisePlan, SFTPlan, starting_policy
 from rl_lab.learner.plans import Training

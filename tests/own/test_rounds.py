@@ -11,9 +11,9 @@ from envs.execution import Execution
 from envs.rollback import RollbackConfig
 from envs.types import Episode, Layout
 from rl_lab import check
+from rl_lab.common.errors import UserError
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.graph.nodes import stage_hashes
 from rl_lab.learner.actions import OptimisePlan, SFTPlan
 from rl_lab.learner.plans import Training

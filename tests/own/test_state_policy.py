@@ -15,9 +15,9 @@ from envs.execution import Execution
 from envs.rollback import RollbackConfig
 from envs.rollout import Looking
 from envs.types import Episode
+from rl_lab.common.errors import RunError, UserError
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import STATE_POLICY, ModelConfig
-from rl_lab.errors import RunError, UserError
 from rl_lab.graph.record import describe, substitutions
 from rl_lab.learner.actions import OptimisePlan, SFTPlan
 from rl_lab.learner.plans import Training

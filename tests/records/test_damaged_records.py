@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from rl_lab.common.errors import UserError
 from rl_lab.data import main
-from rl_lab.errors import UserError
 from rl_lab.records.checks import episode_problems
 from rl_lab.records.episodes import write_pairs
 from rl_lab.workers.policy import read_corrections

@@ -11,8 +11,8 @@ import pytest
 
 from algos.smooth_interpolation import recorded_chunks
 from envs.se3 import encode_pose, to_relative
+from rl_lab.common.errors import UserError, run_command
 from rl_lab.data import main
-from rl_lab.errors import UserError, run_command
 from rl_lab.records.episodes import read_episodes, write_episodes, write_pairs
 from tests.support.episodes import episode, pair, read_folder
 from tests.support.robotwin_files import write_classic, write_trajectory

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from envs.se3 import UMI_STROKE_MM, robotwin_from_umi, split_arms, umi_from_robotwin
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.records import lance_read
 from rl_lab.records.checks import BrokenEpisodeError
 from rl_lab.records.sources import find_recordings, open_source

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.checks import BrokenEpisodeError, read_frames
 from rl_lab.records.lerobot_write import correction, write_lerobot

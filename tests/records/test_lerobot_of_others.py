@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.records import lerobot_tables as schema
 from rl_lab.records.checks import BrokenEpisodeError
 from rl_lab.records.lerobot_read import read_images

@@ -10,8 +10,8 @@ import pytest
 
 from algos.chunks import Timing
 from envs.types import NO_FRAMES
+from rl_lab.common.errors import UserError
 from rl_lab.data import main
-from rl_lab.errors import UserError
 from rl_lab.records.action_batches import pair_states
 from rl_lab.records.checks import BrokenEpisodeError
 from rl_lab.records.episodes import read_pairs, write_episodes, write_pairs

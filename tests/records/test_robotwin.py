@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.records.checks import BrokenEpisodeError
 from rl_lab.records.robotwin import control_hz, find_episodes
 from rl_lab.records.sources import find_recordings, open_source, read_index

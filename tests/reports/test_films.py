@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 from rl_lab.reports.pages.actions import videos
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.reports.budgets import at_equal_budget, curves, make_curve, tokens_needed
 from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import ItemResult, LearningCurve, read_examination, read_training

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from rl_lab.common.errors import UserError
 from rl_lab.config.hub import HubConfig
-from rl_lab.errors import UserError
 from rl_lab.reports.hub import check_hub, push
 from rl_lab.stages.kinds import expand, load_config
 from tests.support.experiments import main, write_small

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl_lab.files import write_json_lines
+from rl_lab.common.files import write_json_lines
 from rl_lab.reports.estimates import plain
 from rl_lab.reports.examinations import Arm, read_arm
 from rl_lab.reports.numbers import find

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from rl_lab.errors import UserError
-from rl_lab.files import append_json_line, read_json_lines
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import append_json_line, read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.report import main
 from rl_lab.reports.metrics import define

@@ -8,7 +8,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.graph.heartbeat import LIVE_FILE, Heartbeat
 from rl_lab.reports.live_report import LiveReport, LiveServer
 from rl_lab.reports.pages.live import live_section

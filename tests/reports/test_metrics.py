@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from rl_lab.files import append_json_line
+from rl_lab.common.files import append_json_line
 from rl_lab.reports.metrics import curve, define, read_metrics
 
 

@@ -10,12 +10,12 @@ from functools import partial
 import pytest
 import yaml
 
-from rl_lab.errors import UserError, run_command
+from rl_lab.common.errors import UserError, run_command
+from rl_lab.common.terminal import columns
 from rl_lab.report import main
 from rl_lab.reports.pages.against import config_differences, flatten, over_seeds, stage_differences
 from rl_lab.reports.run import StageRow, load_run
 from rl_lab.reports.summary import measure
-from rl_lab.terminal import columns
 from tests.support.run_folders import build_run, write_jsonl
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rewards.calibration import examine
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 from rl_lab.records.item_files import item_row, write_rows
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run

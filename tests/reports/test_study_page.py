@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import yaml
 
+from rl_lab.common.stats import student_interval, student_p
 from rl_lab.config.study import read_spread
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
 from rl_lab.reports.study import expected_power
 from rl_lab.reports.summary import measure, summary_lines
-from rl_lab.stats import student_interval, student_p
 from tests.support.run_folders import write_jsonl
 
 GAINS = {"pairs-10": [0.02, -0.03, 0.01, 0.00], "pairs-60": [0.30, 0.32, 0.28, 0.30]}

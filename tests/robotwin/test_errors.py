@@ -8,7 +8,7 @@ import pytest
 from envs.execution import Execution
 from envs.robotwin.connection import EpisodeError, SeedRejectedError
 from envs.types import SIMULATOR_ERROR, Episode
-from rl_lab.errors import RunError
+from rl_lab.common.errors import RunError
 from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.rollouts.simulator_errors import MAX_IN_A_ROW, ErrorWatch, summary
 from rl_lab.workers.policy import CorrectorPlan

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from rl_lab import eval as command
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.workers.simulation import REJECTED
 from tests.support.models import save_nano_policy
 

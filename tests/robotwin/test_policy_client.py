@@ -359,7 +359,7 @@ def test_the_clients_frames_are_those_of_the_protocol():
     ],
 )
 def test_bad_input_of_the_command_is_one_line(checkpoint, arguments, words):
-    from rl_lab.errors import UserError
+    from rl_lab.common.errors import UserError
     from rl_lab.serve import main
 
     with pytest.raises(UserError, match=words) as caught:

@@ -10,8 +10,8 @@ import pytest
 
 from envs.robotwin import layout
 from rl_lab import doctor
+from rl_lab.common.errors import UserError
 from rl_lab.config.robotwin import backend_line, check_robotwin, examine
-from rl_lab.errors import UserError
 from rl_lab.graph.record import describe
 from rl_lab.run import main
 from rl_lab.stages.kinds import KINDS, load_config

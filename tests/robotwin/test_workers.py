@@ -6,9 +6,9 @@ import pytest
 from envs.execution import Execution
 from envs.rollback import RollbackConfig
 from envs.types import Episode
+from rl_lab.common.seeding import SPLIT_SIZE, evaluation_seeds, robotwin_seeds, training_seeds
 from rl_lab.model.checkpoint import publish
 from rl_lab.rollouts.evaluation import evaluate_policy
-from rl_lab.seeding import SPLIT_SIZE, evaluation_seeds, robotwin_seeds, training_seeds
 from rl_lab.stages.kinds import resolve_config
 from rl_lab.workers.policy import CorrectorPlan
 from rl_lab.workers.pool import BrokenWorkerError

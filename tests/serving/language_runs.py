@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from rl_lab import run
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.stages.kinds import stage_functions
 from rl_lab.workers.cluster import Cluster

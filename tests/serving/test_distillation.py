@@ -10,7 +10,7 @@ import torch
 
 from algos.batch import DistillationBatch, TokenBatch
 from algos.distillation import Distillation, DistillationOptions, top_tokens
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.records.token_batches import imitation_batch
 from rl_lab.records.types import Prompt

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 
 pytest.importorskip("vllm", reason="vLLM is not installed (./setup.sh cpu)")
 pytestmark = pytest.mark.slow

@@ -10,10 +10,10 @@ import pytest
 
 from rewards.config import JudgeConfig
 from rewards.judge import Judge, JudgedAnswer
+from rl_lab.common.errors import UserError
 from rl_lab.config.language import JUDGE_MODEL, JUDGE_URL, JudgeServerConfig
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
-from rl_lab.errors import UserError
 from rl_lab.workers.cluster import Cluster
 from tests.serving.language_runs import wait_until
 

@@ -17,8 +17,8 @@ import pytest
 
 from envs.spatial_qa.items import CATEGORIES
 from rl_lab import pool
-from rl_lab.errors import UserError
-from rl_lab.files import read_json_lines
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import read_json_lines
 from rl_lab.records.rollouts import RolloutStore
 from rl_lab.reports.metrics import HEADER, define
 from tests.serving.language_runs import NODE, ROOT, LanguageRun, assert_counted_once

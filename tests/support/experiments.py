@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab import run as run_command
+from rl_lab.common.files import write_whole
 from rl_lab.config.schema import RunConfig
-from rl_lab.files import write_whole
 from rl_lab.graph.executor import Executor
 from rl_lab.graph.nodes import Node, stage_hashes
 from rl_lab.graph.run_folder import RunFolder

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from rl_lab.common.files import write_json_lines
 from rl_lab.config.schema import RunConfig
-from rl_lab.files import write_json_lines
 from rl_lab.graph.stage import Stage, StageContext
 from rl_lab.stages.gate import DEVELOPMENT_FILE
 from rl_lab.stages.kinds import load_config, stage_functions

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 1800

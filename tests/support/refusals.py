@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 
 Errors = type[Exception] | tuple[type[Exception], ...]
 

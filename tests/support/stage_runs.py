@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rl_lab.common.files import read_json_lines
+from rl_lab.common.terminal import ProgressBars
 from rl_lab.config.schema import RunConfig
-from rl_lab.files import read_json_lines
 from rl_lab.graph.nodes import Node
 from rl_lab.graph.run_folder import RunFolder
 from rl_lab.graph.stage import StageConfig, StageContext
@@ -20,7 +21,6 @@ from rl_lab.records.rollouts import RolloutStore
 from rl_lab.stages.distill import DistillRun, ImitateRun
 from rl_lab.stages.grpo import GRPORun
 from rl_lab.stages.kinds import KINDS, load_config
-from rl_lab.terminal import ProgressBars
 from rl_lab.training.interleaved import JointRun
 from rl_lab.training.state import JointState, RunState
 from tests.support.engines import FakeEngines, FakeTeacher, SkilledEngines, SkilledSimulators

@@ -14,8 +14,8 @@ import pytest
 
 from envs.rollback import Corrector, intervened_rollout
 from envs.rollout import run_lockstep
+from rl_lab.common.errors import UserError
 from rl_lab.correct import failed_episodes, main
-from rl_lab.errors import UserError
 from rl_lab.rollouts.collect import collection_units, round_name
 from rl_lab.stages.kinds import load_config
 from rl_lab.teleoperation.server import PageServer
@@ -93,7 +93,7 @@ def test_connections_that_say_nothing_hold_nobody_up(page):
 
 def test_connections_have_a_number_and_an_end(page, monkeypatch):
     _, ask = page
-    monkeypatch.setattr("rl_lab.listening.REQUEST_S", 4.0)
+    monkeypatch.setattr("rl_lab.common.listening.REQUEST_S", 4.0)
     idle = [socket.create_connection(("127.0.0.1", ask.port), 60) for _ in range(PageServer.max_clients)]
     with socket.create_connection(("127.0.0.1", ask.port), 60) as further:
         assert further.recv(100).startswith(b"HTTP/1.0 503 ")
@@ -118,7 +118,7 @@ def test_a_length_that_is_none_is_refused_at_once(page, length):
 
 def test_a_body_that_comes_too_slowly_is_refused(page, monkeypatch):
     keys, ask = page
-    monkeypatch.setattr("rl_lab.listening.REQUEST_S", 1.0)
+    monkeypatch.setattr("rl_lab.common.listening.REQUEST_S", 1.0)
     with socket.create_connection(("127.0.0.1", ask.port), 60) as connection:
         head = (
             b"POST /press HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from algos.outcome import BradleyTerry
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.learner.learner import Learner
 from rl_lab.learner.outcome import OutcomePlan
 from rl_lab.learner.plans import optimiser

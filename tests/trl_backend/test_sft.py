@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from algos.cross_entropy import CrossEntropy
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.model.checkpoint import CheckpointInfo, read_info
 from rl_lab.records.questions import Conversation, item_conversation

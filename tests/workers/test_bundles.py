@@ -2,8 +2,8 @@
 
 import pytest
 
+from rl_lab.common.errors import UserError
 from rl_lab.config.language import JUDGE_MODEL, JUDGE_URL
-from rl_lab.errors import UserError
 from rl_lab.stages.kinds import KINDS, expand, resolve_config
 from rl_lab.stages.preflight import check_machine, check_resources
 from rl_lab.workers.placement import bundles, lacking, placement_table

@@ -9,9 +9,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as RayCluster
 
+from rl_lab.common.errors import UserError
 from rl_lab.config.placement import LearnerPlacement, Placement
 from rl_lab.config.schema import WorkersConfig
-from rl_lab.errors import UserError
 from rl_lab.workers import cluster as cluster_module
 from rl_lab.workers import connection
 from rl_lab.workers.cluster import Cluster, cluster_nodes

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as RayCluster
 
-from rl_lab.errors import RunError, UserError
+from rl_lab.common.errors import RunError, UserError
 from rl_lab.workers import connection
 from rl_lab.workers.cluster import cluster_nodes
 

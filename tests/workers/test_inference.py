@@ -11,9 +11,9 @@ from ray.exceptions import RayTaskError
 from envs.commands import CommandError
 from envs.execution import Execution, Plan
 from envs.rollout import Decision
+from rl_lab.common.errors import RunError
 from rl_lab.config.placement import Placement
 from rl_lab.config.schema import WorkersConfig
-from rl_lab.errors import RunError
 from rl_lab.model.checkpoint import publish, pull
 from rl_lab.model.norm_stats import RELEASED_STATS_FILE, STATS_FILE, ActionStats
 from rl_lab.model.processor import PolicyProcessor

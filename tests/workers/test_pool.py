@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.workers.pool import BrokenWorkerError, PoolError, WorkerPool
 
 TIMEOUT_S = 4.0

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.workers.ranks import group_class
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 from rl_lab.model.checkpoint import Snapshot, digest
 from rl_lab.records.types import Prompt, Sampling
 from rl_lab.workers import engine as rollout_worker

@@ -25,7 +25,7 @@ from rl_lab.benchmarks.direct import padded
 from rl_lab.benchmarks.gpu.table import Row, skipped
 from rl_lab.benchmarks.model import count_flops, device_rates, seconds
 from rl_lab.benchmarks.rpro import ALL, REAL_SHARE, random_batch
-from rl_lab.files import ROOT
+from rl_lab.common.files import ROOT
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.learner.memory_plan import memory_plan
 from rl_lab.model.lora import Adapted

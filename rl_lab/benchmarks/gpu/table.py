@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from rl_lab.files import write_whole
-from rl_lab.machine import devices, git_commit
+from rl_lab.common.files import write_whole
+from rl_lab.common.machine import devices, git_commit
 
 NAME = "bench_gpu"
 PACKAGES = ("torch", "transformers", "numpy", "safetensors", "tokenizers", "pydantic", "triton")

@@ -18,12 +18,12 @@ from torch import nn
 from algos.policy import CHUNK, GROUPS, Policy, PolicySpec
 from envs.by_name import OwnCodeError, blamed, calling, load, needs, split
 from envs.types import BIMANUAL, Layout
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import read_as
+from rl_lab.common.seeding import integer
 from rl_lab.config.section import ModelConfig
-from rl_lab.errors import UserError
 from rl_lab.model.loading import check_finite, stored_tensors
 from rl_lab.model.tokenizer import load_tokenizer
-from rl_lab.reading import read_as
-from rl_lab.seeding import integer
 
 MODEL_TYPE = "own_flow_policy"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from rl_lab.common.stats import EPISODE_METHODS
 from rl_lab.reports.benchmark import benchmark_lines, episodes_text, has_several_cells, success_table, table_text
 from rl_lab.reports.estimates import CAPPED_STEPS, STEPS, SUCCESS, Estimate, gain_rows, score_rows, text_table
 from rl_lab.reports.experience import experience
@@ -15,7 +16,6 @@ from rl_lab.reports.numbers import OVERALL, Row, find, find_all, p_text, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart, colours, interval_bar
 from rl_lab.reports.pages.markup import Cell, Markup, Tile, data_uri, macros, parts, tile
 from rl_lab.reports.run import BASE, EpisodeResult, LoadedRun, label, parse_node, study_place
-from rl_lab.stats import EPISODE_METHODS
 
 ACTIONS = macros("actions")
 STANDINGS = {

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_lab.errors import UserError
-from rl_lab.files import write_whole
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_whole
+from rl_lab.common.stats import REWARD_METHOD
+from rl_lab.common.terminal import columns
 from rl_lab.reports.estimates import examined, gain, mean_estimate, of_scheme, score, shared_replicates, text_table
 from rl_lab.reports.examinations import reward_table
 from rl_lab.reports.numbers import Row, p_text, reward
 from rl_lab.reports.pages.markup import Cell, document, parts
 from rl_lab.reports.run import BASE, Evaluation, LoadedRun, label
 from rl_lab.reports.study import is_study
-from rl_lab.stats import REWARD_METHOD
-from rl_lab.terminal import columns
 
 REPEATED = ("seed", "name")
 """Config keys in which repetitions of one experiment may differ."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from algos.curriculum.items import BANDS
+from rl_lab.common.stats import Interval
 from rl_lab.reports.numbers import spread
 from rl_lab.reports.pages.markup import Markup, macros
 from rl_lab.reports.run import BASE
-from rl_lab.stats import Interval
 
 CHARTS = macros("charts")
 WIDTH, HEIGHT = 520, 280

@@ -13,7 +13,7 @@ from itertools import cycle, product
 import numpy as np
 
 from algos.curriculum.items import BANDS
-from rl_lab.files import Record
+from rl_lab.common.files import Record
 from rl_lab.reports.budgets import REFERENCE
 from rl_lab.reports.metrics import HEADER, curve, define, is_finite
 from rl_lab.reports.pages.charts import COLOURS, Axis, Series, band_columns, band_legend, chart, colours

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rl_lab.common.stats import Array, first_reach, mean_interval, percentile_interval, plain_mean, resampled_means
 from rl_lab.reports.budgets import Curve, finite, make_curve
 from rl_lab.reports.estimates import REWARD, Estimate, cell
 from rl_lab.reports.examinations import Examination, LearningCurve, read_training, reward_table
@@ -19,7 +20,6 @@ from rl_lab.reports.pages.charts import Axis, Series, chart
 from rl_lab.reports.pages.markup import Markup, macros, minus, parts
 from rl_lab.reports.pages.pipeline import Chain
 from rl_lab.reports.run import LoadedRun
-from rl_lab.stats import Array, first_reach, mean_interval, percentile_interval, plain_mean, resampled_means
 
 TEACHER, DISTILL, IMITATE, STUDENT = "teacher", "distill", "imitate", "student"
 NAMES = {

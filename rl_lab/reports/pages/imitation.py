@@ -8,7 +8,7 @@ from itertools import cycle
 
 import numpy as np
 
-from rl_lab.reading import read_object
+from rl_lab.common.reading import read_object
 from rl_lab.records.types import SOURCES_FILE
 from rl_lab.reports.metrics import curve, define
 from rl_lab.reports.numbers import Row, percent

@@ -10,6 +10,7 @@ from itertools import cycle
 
 import numpy as np
 
+from rl_lab.common.stats import mean_interval, wilson
 from rl_lab.reports.estimates import REWARD, SUCCESS, Estimate, cell
 from rl_lab.reports.examinations import SKILLS, Arm
 from rl_lab.reports.metrics import curve
@@ -17,7 +18,6 @@ from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, perce
 from rl_lab.reports.pages.charts import COLOURS, Axis, Series, chart, number
 from rl_lab.reports.pages.markup import Markup, macros, minus, parts
 from rl_lab.reports.run import BASE, label
-from rl_lab.stats import mean_interval, wilson
 
 ALONE = {"language": "grpo_alone", "actions": "rpro_alone"}
 """The control in which only the skill's own objective trains."""

@@ -10,10 +10,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rl_lab.files import Record
+from rl_lab.common.files import Record
+from rl_lab.common.reading import DAMAGE, read_object
 from rl_lab.graph.heartbeat import BEAT_S, LIVE_FILE
 from rl_lab.graph.run_folder import STAGES_FILE
-from rl_lab.reading import DAMAGE, read_object
 from rl_lab.reports.metrics import define, is_finite
 from rl_lab.reports.numbers import Row, duration, percent
 from rl_lab.reports.pages.markup import Cell, Markup, macros, parts

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from rl_lab.pictures import read_picture
+from rl_lab.common.pictures import read_picture
 from rl_lab.reports.estimates import SUCCESS, Estimate, Write
 from rl_lab.reports.numbers import p_text, rate
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rl_lab.reading import DAMAGE
+from rl_lab.common.reading import DAMAGE
 from rl_lab.reports.numbers import spread
 from rl_lab.reports.pages.markup import Markup, macros, parts, webp
 from rl_lab.reports.run import LoadedRun, Pair, PairSet, label

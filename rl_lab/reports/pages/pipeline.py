@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl_lab.reading import read_object
+from rl_lab.common.reading import read_object
 from rl_lab.reports.estimates import REWARD, Estimate, cell, difference_row, text_table
 from rl_lab.reports.kinds import ON_LANGUAGE, Reported
 from rl_lab.reports.numbers import OVERALL, Row, duration, find, find_all, reward

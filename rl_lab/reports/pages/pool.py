@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from algos.curriculum.items import BANDS, UNSEEN, Array
+from rl_lab.common.errors import UserError
+from rl_lab.common.files import write_whole
 from rl_lab.curriculum.show import HEAD, item_cells, state_text
 from rl_lab.curriculum.view import REASONS, PoolRow, PoolView
-from rl_lab.errors import UserError
-from rl_lab.files import write_whole
 from rl_lab.records.rollouts import RolloutRow, finite, rollout_data
 from rl_lab.reports.pages.charts import CHARTS, band_columns, band_legend
 from rl_lab.reports.pages.markup import Cell, ImageBudget, Markup, document, parts

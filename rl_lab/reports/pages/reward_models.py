@@ -5,7 +5,7 @@ Of actions also how the pairs that they made go with the truth.
 
 from __future__ import annotations
 
-from rl_lab.reading import read_object
+from rl_lab.common.reading import read_object
 from rl_lab.reports.numbers import Row, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart
 from rl_lab.reports.pages.markup import Markup, macros, minus, parts

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from algos.rft import REASONS
+from rl_lab.common.errors import UserError
 from rl_lab.curriculum.view import PoolRow, PoolView
-from rl_lab.errors import UserError
 from rl_lab.records.rollouts import RolloutRow, RolloutStore, finite, rollout_data
 from rl_lab.reports.examinations import LearningCurve
 from rl_lab.reports.numbers import spread

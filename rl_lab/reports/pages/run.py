@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from rl_lab.files import write_whole
+from rl_lab.common.files import write_whole
 from rl_lab.reports.cards import write_cards
 from rl_lab.reports.numbers import Row, duration, percent
 from rl_lab.reports.pages.actions import episode_tiles, failure_modes, results, videos

@@ -11,8 +11,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from rl_lab.common.files import write_whole
 from rl_lab.config.study import STUDY_FILE
-from rl_lab.files import write_whole
 from rl_lab.reports.estimates import text_table
 from rl_lab.reports.numbers import Row, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart, colours

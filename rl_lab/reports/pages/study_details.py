@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl_lab.files import read_json_lines
+from rl_lab.common.files import read_json_lines
 from rl_lab.reports.budgets import REFERENCE
 from rl_lab.reports.estimates import of_scheme
 from rl_lab.reports.examinations import EXAMINATIONS

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 
 T = TypeVar("T")
 

@@ -18,13 +18,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar
 
-from rl_lab.errors import UserError
-from rl_lab.reading import fit, read_bytes
+from rl_lab.common.errors import UserError
+from rl_lab.common.reading import fit, read_bytes
 
 CARD_FILE = "README.md"
 """What people and hubs read of a folder of weights or data; nothing here depends on it."""
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 """Folder of the lab's packages."""
 
 CODE_PACKAGES = ("rl_lab", "envs", "algos", "rewards")

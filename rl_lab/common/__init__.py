@@ -1,0 +1,1 @@
+"""What every part stands on: errors, files and typed reading, seeds, statistics, the machine, the terminal."""
