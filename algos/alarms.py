@@ -171,7 +171,7 @@ def _why_nothing(steps: Sequence[Metrics]) -> str:
     """What steps without a lesson have in common."""
     signal = [_number(step, "groups/with_signal", math.nan) for step in steps if "groups/with_signal" in step]
     if not signal or max(signal) > 0:
-        return "the gradient is zero; see whether all answers are cut off, or the learning rate is zero"
+        return "the gradient is zero; see whether groups end alike, answers are cut off, or the learning rate is zero"
     spread = max(_number(step, "rollouts/spread", 0.0) for step in steps)
     if spread > 1e-6:
         return (
