@@ -24,7 +24,7 @@ from rl_lab.common.seeding import integer
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.learner.auxiliary import vision_heads
-from rl_lab.learner.plans import DataPlan, Parts, trainable
+from rl_lab.learner.plans import DataPlan, Parts, RoundPlan, trainable
 from rl_lab.model.checkpoint import CheckpointInfo, load_policy, save_policy
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.lora import Adapted, BaseWeights
@@ -152,7 +152,7 @@ class SFTPlan(DataPlan):
 
 
 @dataclass(frozen=True)
-class OptimisePlan(DataPlan):
+class OptimisePlan(RoundPlan):
     """One round of a method, starting from a policy of the lab."""
 
     method: str
@@ -172,16 +172,6 @@ class OptimisePlan(DataPlan):
     """Folder of pairs of ranked chunks; None without any."""
     code: str | None = None
     """The class of a policy of one's own."""
-
-    @property
-    def name(self) -> str:
-        """See `DataPlan`."""
-        return self.method
-
-    @property
-    def learner_seed(self) -> int:
-        """See `DataPlan`."""
-        return integer(self.seed, "round", self.round)
 
     def build(self, device: str) -> Parts:
         """See `DataPlan`."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from algos.objective import Objective
+from rl_lab.common.seeding import integer
 from rl_lab.config.section import ScheduleConfig
 from rl_lab.learner.learner import Learner
 from rl_lab.learner.optim import Optimiser
@@ -93,6 +94,23 @@ class DataPlan:
     def training(self, device: str) -> Training:
         """See `Plan`."""
         return Training(self, device)
+
+
+class RoundPlan(DataPlan):
+    """One round of a method."""
+
+    method: str
+    round: int
+
+    @property
+    def name(self) -> str:
+        """See `DataPlan`."""
+        return self.method
+
+    @property
+    def learner_seed(self) -> int:
+        """See `DataPlan`; another in every round."""
+        return integer(self.seed, "round", self.round)
 
 
 def trainable(model: Any, settings: ScheduleConfig, groups: tuple[str, ...], seed: int) -> Any:

@@ -27,7 +27,7 @@ from rl_lab.common.errors import RunError
 from rl_lab.common.seeding import integer, torch_stream
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig
 from rl_lab.learner.actions import store_prefixes
-from rl_lab.learner.plans import DataPlan, Parts, trainable
+from rl_lab.learner.plans import Parts, RoundPlan, trainable
 from rl_lab.model.checkpoint import CheckpointInfo, load_policy, save_policy
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.records.action_batches import joined_truth
@@ -111,7 +111,7 @@ def explored_rows(episodes: Sequence[Episode], processor: PolicyProcessor, info:
 
 
 @dataclass(frozen=True)
-class PolicyGradientPlan(DataPlan):
+class PolicyGradientPlan(RoundPlan):
     """One round of a policy gradient on episodes of the policy that it starts from."""
 
     method: str
@@ -124,16 +124,6 @@ class PolicyGradientPlan(DataPlan):
     seed: int
     code: str | None = None
     """The class of a policy of one's own."""
-
-    @property
-    def name(self) -> str:
-        """See `DataPlan`."""
-        return self.method
-
-    @property
-    def learner_seed(self) -> int:
-        """See `DataPlan`."""
-        return integer(self.seed, "round", self.round)
 
     def build(self, device: str) -> Parts:
         """See `DataPlan`."""

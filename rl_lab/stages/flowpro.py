@@ -261,8 +261,7 @@ class CollectKind(StageKind):
 
     def finding(self, out: Path) -> str:
         """Pairs, and what they took."""
-        path = out / COUNTS_FILE
-        counts = read_object(path) if path.is_file() else {}
+        counts = _counts(out)
         spent = ", ".join(f"{counts[key]} {key}" for key in ("episodes", "interventions") if key in counts)
         noise = f"; {counts['swapped']} of them swapped" if "swapped" in counts else ""
         return f"{counts['pairs']} pairs from {spent}{noise}" if "pairs" in counts else ""
@@ -288,6 +287,12 @@ class CollectKind(StageKind):
         write_collection(context.out, pairs, counts)
 
 
+def _counts(out: Path) -> dict[str, Any]:
+    """What a collection or an exploration took; {} where it has not ended."""
+    path = out / COUNTS_FILE
+    return read_object(path) if path.is_file() else {}
+
+
 class ExploreKind(StageKind):
     """Groups of episodes of a policy with noise, which policy gradients learn from in the place of pairs."""
 
@@ -305,8 +310,7 @@ class ExploreKind(StageKind):
 
     def finding(self, out: Path) -> str:
         """Successes, and what they took."""
-        path = out / COUNTS_FILE
-        counts = read_object(path) if path.is_file() else {}
+        counts = _counts(out)
         return "{successes} of {episodes} episodes in {policy_steps} steps".format(**counts) if counts else ""
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
@@ -329,42 +333,29 @@ class OptimiseKind(TrainingKind):
         return share * super().rows(node, config)
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
-        """One round of a method on this round's pairs, older pairs and demonstrations."""
+        """One round of a method on this round's pairs, older pairs and demonstrations, or on this round's episodes."""
         node, inputs = context.node, context.inputs
         assert node.round is not None and node.mix is not None
+        shared: dict[str, Any] = {
+            "method": node.params["method"],
+            "round": node.round,
+            "settings": context.config.optimise,
+            "objective": context.objective,
+            "policy": inputs["policy"],
+            "seed": context.seed,
+            "code": context.config.policy_code,
+        }
         if "explored" in inputs:
-            self._reinforce(cluster, context)
+            train(cluster, context, PolicyGradientPlan(explored=inputs["explored"], **shared))
             return
         plan = OptimisePlan(
-            method=node.params["method"],
-            round=node.round,
-            settings=context.config.optimise,
-            objective=context.objective,
             mix=node.mix,
-            policy=inputs["policy"],
             sft=inputs["sft"],
             demos=inputs["demos"],
             stride=context.config.demos.stride,
             pairs=tuple(context.pairs),
-            seed=context.seed,
             ranked=inputs.get("ranked"),
-            code=context.config.policy_code,
-        )
-        train(cluster, context, plan)
-
-    def _reinforce(self, cluster: Cluster, context: StageContext) -> None:
-        """One round of a policy gradient on this round's episodes."""
-        node, inputs = context.node, context.inputs
-        assert node.round is not None
-        plan = PolicyGradientPlan(
-            method=node.params["method"],
-            round=node.round,
-            settings=context.config.optimise,
-            objective=context.objective,
-            policy=inputs["policy"],
-            explored=inputs["explored"],
-            seed=context.seed,
-            code=context.config.policy_code,
+            **shared,
         )
         train(cluster, context, plan)
 

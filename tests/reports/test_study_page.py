@@ -103,6 +103,15 @@ def test_the_page_says_that_it_is_a_study_and_has_the_data_behind(study):
     assert "Not told apart from DAgger-Buffered: 1 of 2 comparisons" in written["verdict"][1]
 
 
+def test_the_page_names_a_base_policy_where_there_is_one(study):
+    write_report(study)
+    assert "Base policy and" in (study / "study.html").read_text()
+    for path in study.glob("episodes/*.base.evaluate"):
+        shutil.rmtree(path)
+    write_report(study)
+    assert "ase policy and" not in (study / "study.html").read_text()
+
+
 def test_the_terminal_shows_the_map(study):
     lines = summary_lines(measure(load_run(study)))
     assert "collect.pairs 60" in lines and "+30 (+21 to +39)*" in lines

@@ -50,6 +50,7 @@ def build_study(run: LoadedRun, summary: Row) -> str:
         maps=[_map(summary, measure, rows) for measure, rows in _parts(summary)],
         data=[(name, _data(summary, MEASURES[name], found)) for name, found in _means(summary).items()],
         units=summary["expected"]["units"],
+        has_base=_has_base(summary),
         compare=summary["compare"],
         details=[
             (one["world"], world_sections(in_world(run, one["world"]), summary, one)) for one in summary["details"]
@@ -69,11 +70,16 @@ def _parts(summary: Row) -> list[tuple[str, list[Row]]]:
     return [(name, list(rows)) for name, table in tables.items() for _, rows in groupby(table, itemgetter("factor"))]
 
 
+def _has_base(summary: Row) -> bool:
+    """Whether there was a model before the methods, which neither variants have nor ways to execute chunks."""
+    return not summary["measures"] and any(row["levels"]["base"] is not None for row in summary["rows"])
+
+
 def _map(summary: Row, name: str, rows: list[Row]) -> tuple[str, Markup, list[str], list[list[Any]]]:
     """Title, chart, and head and rows of the table of a measure and factor."""
     factor, measure = rows[0]["factor"], MEASURES[name]
     others = [name for name in summary["methods"] if name != summary["control"]]
-    levels = ({} if summary["measures"] else {"base": BASE}) | {"control": summary["control"]}
+    levels = ({"base": BASE} if _has_base(summary) else {}) | {"control": summary["control"]}
     head = ["" if factor is None else factor, *map(label, levels.values()), *map(label, others)]
     body = [
         [
