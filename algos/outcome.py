@@ -76,8 +76,8 @@ class AnswerPairs(TensorRecord):
         return self.chosen.visual
 
 
-class Correctness:
-    """The objective on `LabelledAnswers`."""
+class _OfHead:
+    """What both objectives train."""
 
     def __init__(self, head: OutcomeHead, *, groups: tuple[str, ...] = ("vision", "vlm")) -> None:
         self.head, self.groups = head, groups
@@ -85,6 +85,10 @@ class Correctness:
     def parameters(self) -> Iterable[nn.Parameter]:
         """The head."""
         return self.head.parameters()
+
+
+class Correctness(_OfHead):
+    """The objective on `LabelledAnswers`."""
 
     def loss(
         self, policy: Any, batch: LabelledAnswers, generator: torch.Generator, denominator: int | None = None
@@ -97,15 +101,8 @@ class Correctness:
         return summed / (denominator or len(batch)), {"outcome/accuracy": agrees, "outcome/correct": correct.mean()}
 
 
-class BradleyTerry:
+class BradleyTerry(_OfHead):
     """The objective on `AnswerPairs`."""
-
-    def __init__(self, head: OutcomeHead, *, groups: tuple[str, ...] = ("vision", "vlm")) -> None:
-        self.head, self.groups = head, groups
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """The head."""
-        return self.head.parameters()
 
     def loss(
         self, policy: Any, batch: AnswerPairs, generator: torch.Generator, denominator: int | None = None

@@ -145,6 +145,28 @@ GUARD_FILE = "guard.jsonl"
 """What the guard found and did, a `GuardEvent` a line."""
 
 
+Scores = tuple[float | None, ...]
+"""Of each question or episode, in [0, 1]; None: it could not be scored."""
+
+
+def known_mean(scores: Scores) -> float:
+    """Mean of those that are known, NaN without any."""
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A short examination of both skills while an arm trains."""
+
+    turn: int
+    scores: dict[str, Scores]
+    """By skill."""
+    version: int | None = None
+    batches: int | None = None
+    steps: int | None = None
+
+
 @dataclass(frozen=True)
 class GuardEvent:
     """What the guard found and did; see `rl_lab.training.guard`."""

@@ -13,19 +13,11 @@ import numpy as np
 from rl_lab.common.errors import UserError
 from rl_lab.common.files import Record, read_lines_as
 from rl_lab.common.stats import Array, pass_at_k
-from rl_lab.records.types import EXAMS_FILE, GUARD_FILE, GuardEvent
+from rl_lab.records.types import EXAMS_FILE, GUARD_FILE, Exam, GuardEvent, Scores, known_mean
 
 EXAMINATIONS, TRAININGS, ARMS = "examinations", "grpo", "joint"
 """Folders of a run with one folder a node."""
 SKILLS = ("language", "actions")
-Rewards = tuple[float | None, ...]
-"""None: the reward call failed."""
-
-
-def known_mean(rewards: Rewards) -> float:
-    """Mean of those that are known, NaN without any."""
-    known = [reward for reward in rewards if reward is not None]
-    return sum(known) / len(known) if known else math.nan
 
 
 @dataclass(frozen=True)
@@ -34,9 +26,9 @@ class ItemResult:
 
     item: str
     category: str
-    rewards: Rewards
+    rewards: Scores
     """Of each sampled answer."""
-    blank: Rewards
+    blank: Scores
     """Of answers to the same question with a grey picture."""
     constant: float = math.nan
     """Of the best constant answer of its generator, chosen on training items."""
@@ -97,7 +89,7 @@ class _HeldOut:
 
     step: int
     tokens: float
-    rewards: Rewards
+    rewards: Scores
 
 
 def read_examination(path: Path) -> list[ItemResult]:
@@ -135,18 +127,6 @@ def reward_table(
     return np.array([[column.get(item, math.nan) for column in found] for item in items], float).reshape(
         len(items), len(found)
     )
-
-
-@dataclass(frozen=True)
-class Exam:
-    """A short examination of both skills while an arm trains."""
-
-    turn: int
-    scores: dict[str, Rewards]
-    """Skill -> a score for each question, or episode."""
-    version: int | None = None
-    batches: int | None = None
-    steps: int | None = None
 
 
 @dataclass(frozen=True)

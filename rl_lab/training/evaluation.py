@@ -19,6 +19,7 @@ from rl_lab.common.files import append_json_line
 from rl_lab.common.seeding import evaluation_seeds, integer
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.chat import HunYuanVLMoTProcessor
+from rl_lab.records.types import Scores
 from rl_lab.records.item_files import ItemFile
 from rl_lab.records.types import RolloutGroup, Sampling, all_completions, group_rewards
 from rl_lab.rollouts.answering import FirstFailures, RewardFailures, means, plain
@@ -28,9 +29,6 @@ from rl_lab.training.state import HELD_OUT_FILE, Progress
 from rl_lab.workers.learner import Weights
 from rl_lab.workers.pool import Batch, WorkerPool
 from rl_lab.workers.simulation import Unit, env_specs, episode_units
-
-Scores = Sequence[float | None]
-"""Of each question or episode, in [0, 1]; None: it could not be scored."""
 
 
 def questions_at_once(config: Any) -> int:
@@ -143,5 +141,6 @@ class SkillExams:
         if skill == "language":
             groups, first_failures = self.questions.scored(batch)
             self.tell(first_failures)
-            return [completion.reward for completion in all_completions(groups)]
-        return [float(row["success"]) for rows in self.simulations.results(batch, self.check_stop) for row in rows]
+            return tuple(completion.reward for completion in all_completions(groups))
+        results = self.simulations.results(batch, self.check_stop)
+        return tuple(float(row["success"]) for rows in results for row in rows)

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from rl_lab.config.joint import GuardConfig
-from rl_lab.records.types import GuardEvent
-from rl_lab.training.evaluation import Scores
+from rl_lab.records.types import Exam, GuardEvent, Scores, known_mean
 from rl_lab.training.schedule import other
 
 SKILLS = {"grpo": "language", "rpro": "actions"}
@@ -33,15 +32,6 @@ WORDS = {"language": "reward on questions", "actions": "success in episodes"}
 
 GIVEN_BACK = 0.5
 """Share of the fall that the skill must get back without the suspect's moves."""
-
-
-@dataclass(frozen=True)
-class Exam:
-    """Both skills at one moment."""
-
-    turn: int
-    scores: Mapping[str, Scores]
-    """By skill."""
 
 
 @dataclass
@@ -63,7 +53,7 @@ class Reference:
     @property
     def means(self) -> Scores:
         """The mean of each; None: never scored."""
-        return [total / known if known else None for total, known in zip(self.total, self.known, strict=True)]
+        return tuple(total / known if known else None for total, known in zip(self.total, self.known, strict=True))
 
 
 @dataclass(frozen=True)
@@ -85,12 +75,6 @@ class Harm:
     fall: Fall
     since: int
     """Turn of the newest examination that it is held against."""
-
-
-def mean(scores: Scores) -> float:
-    """Mean of the scores that are known, NaN without any."""
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if known else math.nan
 
 
 def paired_fall(now: Scores, before: Scores, confidence: float) -> Fall | None:
@@ -144,7 +128,7 @@ class Guard:
 
     def is_recovering(self, harm: Harm, exam: Exam) -> bool:
         """Something was done for the skill already, and it is better now than then."""
-        return mean(exam.scores[harm.skill]) > self.acted_at.get(harm.skill, math.inf)
+        return known_mean(exam.scores[harm.skill]) > self.acted_at.get(harm.skill, math.inf)
 
     def decide(self, harm: Harm, exam: Exam, without: Scores, *, can_freeze: bool) -> GuardEvent:
         """What to do about harm, given the skill's scores without what the suspect did to the shared weights.
@@ -161,7 +145,7 @@ class Guard:
             action = self.config.actions[min(strikes, len(self.config.actions) - 1)]
             action = "stop" if action == "freeze" and not can_freeze else action
             self.strikes[objective] = strikes + 1
-            self.acted_at[harm.skill] = mean(now)
+            self.acted_at[harm.skill] = known_mean(now)
         text = _say(harm, objective, action, given_back, blamed=blamed, good=self.good, lower_by=self.config.lower_by)
         fall = harm.fall
         return GuardEvent(

@@ -12,11 +12,11 @@ from rl_lab.common.files import append_json_line
 from rl_lab.common.seeding import integer
 from rl_lab.graph.stage import StageContext
 from rl_lab.learner.joint import SHARED
-from rl_lab.records.types import EXAMS_FILE, GUARD_FILE
+from rl_lab.records.types import EXAMS_FILE, GUARD_FILE, Exam, known_mean
 from rl_lab.rollouts.clock import Clock
 from rl_lab.training.evaluation import SkillExams
 from rl_lab.training.feeds import ActionFeed, LanguageFeed
-from rl_lab.training.guard import Exam, Guard, Harm, mean
+from rl_lab.training.guard import Guard, Harm
 from rl_lab.training.loop import Line, TrainingLoop, Turn
 from rl_lab.training.online import grpo_method
 from rl_lab.training.schedule import Schedule
@@ -133,7 +133,7 @@ class JointRun(TrainingLoop):
                     "scores": exam.scores,
                 },
             )
-            found = {f"skill/{skill}": mean(scores) for skill, scores in exam.scores.items()}
+            found = {f"skill/{skill}": known_mean(scores) for skill, scores in exam.scores.items()}
             if self.guard is not None:
                 self._guard(self.guard, exam)
         return found | {"seconds/examine": self.clock.spent("examine")}
