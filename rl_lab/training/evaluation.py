@@ -19,9 +19,8 @@ from rl_lab.common.files import append_json_line
 from rl_lab.common.seeding import evaluation_seeds, integer
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.chat import HunYuanVLMoTProcessor
-from rl_lab.records.types import Scores
 from rl_lab.records.item_files import ItemFile
-from rl_lab.records.types import RolloutGroup, Sampling, all_completions, group_rewards
+from rl_lab.records.types import RolloutGroup, Sampling, Scores, all_completions, group_rewards
 from rl_lab.rollouts.answering import FirstFailures, RewardFailures, means, plain
 from rl_lab.rollouts.clock import Clock
 from rl_lab.rollouts.rollouter import Questioner

@@ -55,17 +55,13 @@ def chance(env, seed, before):
 """
 
 
-@pytest.fixture
-def wrong(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def one_seed(monkeypatch):
     monkeypatch.setattr(corrections, "SEEDS", 1)
-    path = tmp_path / "wrong_corrections.py"
-    path.write_text(WRONG)
-    return path
 
 
 @pytest.mark.parametrize(("kind", "name"), [("detector", "StillArms"), ("corrector", "lift_first")])
-def test_the_examples_keep_their_contracts(monkeypatch, capsys, kind, name):
-    monkeypatch.setattr(corrections, "SEEDS", 1)
+def test_the_examples_keep_their_contracts(capsys, kind, name):
     assert main([kind, f"{EXAMPLES / 'still_arms.py'}:{name}"]) == 0
     assert "comes a pair: " + ("still" if kind == "detector" else "no_progress") in capsys.readouterr().out
 

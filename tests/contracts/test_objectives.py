@@ -6,8 +6,9 @@ import pytest
 
 from rl_lab.check import main
 from rl_lab.common.errors import RunError, UserError
-from rl_lab.stages.kinds import expand, load_config
+from rl_lab.stages.kinds import expand
 from rl_lab.stages.preflight import _check_objectives
+from tests.support.refusals import refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 IPO = f"{ROOT / 'examples' / 'ipo.py'}:IPO"
@@ -56,13 +57,6 @@ class Narrow(Plain):
 class Nothing:
     def __init__(self, reference, groups, draws_per_sample): ...
 """
-
-
-@pytest.fixture
-def wrong(tmp_path):
-    path = tmp_path / "wrong_objectives.py"
-    path.write_text(WRONG)
-    return path
 
 
 def test_the_example_keeps_the_contract(capsys):
@@ -114,13 +108,8 @@ def test_bad_input_is_refused(arguments, said):
     assert said in str(caught.value) and caught.value.exit_code == 2
 
 
-def ipo(monkeypatch, *overrides):
-    monkeypatch.chdir(ROOT)
-    return load_config(ROOT / "examples" / "ipo.yaml", overrides)
-
-
-def test_the_method_of_an_own_objective_has_its_nodes_and_its_content_in_the_hash(monkeypatch):
-    config = ipo(monkeypatch, "controls=[rpro]")
+def test_the_method_of_an_own_objective_has_its_nodes_and_its_content_in_the_hash(example):
+    config = example("ipo", "controls=[rpro]")
     nodes = {node.name: node for node in expand(config)}
     assert "ipo.1.optimise" in nodes and "rpro.1.optimise" in nodes
     assert len(nodes["ipo.1.optimise"].params["objective"]["code"]) == 64
@@ -137,13 +126,11 @@ def test_the_method_of_an_own_objective_has_its_nodes_and_its_content_in_the_has
         ("objectives.rpro={code: examples/ipo.py:IPO}", "objectives.rpro: code of one's own needs a name of its own"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(monkeypatch, override, said):
-    with pytest.raises(UserError) as caught:
-        ipo(monkeypatch, override)
-    assert said in str(caught.value)
+def test_settings_that_contradict_each_other_are_refused(example, override, said):
+    assert said in refusal(example, "ipo", override)
 
 
-def test_settings_that_the_class_does_not_take_are_refused_before_the_run(monkeypatch):
-    config = ipo(monkeypatch, "objectives.ipo.settings={marign: 1.0}")
+def test_settings_that_the_class_does_not_take_are_refused_before_the_run(example):
+    config = example("ipo", "objectives.ipo.settings={marign: 1.0}")
     with pytest.raises(UserError, match=r"objectives.ipo: .*ipo.py:23: TypeError: .*argument 'marign'"):
         _check_objectives(config)

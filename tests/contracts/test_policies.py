@@ -7,9 +7,9 @@ import pytest
 from envs.by_name import OwnCodeError
 from rl_lab.check import main
 from rl_lab.common.errors import RunError, UserError
-from rl_lab.graph.nodes import stage_hashes
-from rl_lab.stages.kinds import expand, load_config
 from rl_lab.stages.preflight import check_machine
+from tests.support.experiments import differing, hashes
+from tests.support.refusals import refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 MLP = f"{ROOT / 'examples' / 'flow_mlp.py'}:FlowMLP"
@@ -98,13 +98,6 @@ def function(spec): ...
 """
 
 
-@pytest.fixture
-def wrong(tmp_path):
-    path = tmp_path / "wrong_policies.py"
-    path.write_text(WRONG)
-    return path
-
-
 def test_the_example_keeps_the_contract(capsys):
     assert main(["policy", MLP, *SMALL]) == 0
     said = capsys.readouterr().out
@@ -158,26 +151,17 @@ def test_bad_settings_are_refused(arguments, said):
     assert said in str(caught.value)
 
 
-def mlp(monkeypatch, *overrides):
-    monkeypatch.chdir(ROOT)
-    return load_config(ROOT / "examples" / "flow_mlp.yaml", overrides)
-
-
-def hashes(config):
-    return stage_hashes(expand(config), config.seed, {})
-
-
-def test_the_content_of_the_code_is_in_the_hash_of_what_it_makes_and_of_all_that_follows(monkeypatch, tmp_path):
+def test_the_content_of_the_code_is_in_the_hash_of_what_it_makes_and_of_all_that_follows(example, tmp_path):
     copy = tmp_path / "copy.py"
     copy.write_text(Path(MLP.rpartition(":")[0]).read_text())
-    first, same = (hashes(mlp(monkeypatch, f"model.code={name}")) for name in (MLP, f"{copy}:FlowMLP"))
+    first, same = (hashes(example("flow_mlp", f"model.code={name}")) for name in (MLP, f"{copy}:FlowMLP"))
     copy.write_text(copy.read_text() + "\n# other\n")
-    other = hashes(mlp(monkeypatch, f"model.code={copy}:FlowMLP"))
-    assert first == same and {name for name in first if first[name] == other[name]} == {"demos"}
+    other = hashes(example("flow_mlp", f"model.code={copy}:FlowMLP"))
+    assert first == same and differing(first, other) == first.keys() - {"demos"}
 
 
-def test_a_run_with_the_example_passes_its_checks_and_probes_nothing(monkeypatch):
-    config = mlp(monkeypatch)
+def test_a_run_with_the_example_passes_its_checks_and_probes_nothing(example):
+    config = example("flow_mlp")
     assert config.sft.probe_weight == 0
     check_machine(config)
 
@@ -191,10 +175,8 @@ def test_a_run_with_the_example_passes_its_checks_and_probes_nothing(monkeypatch
         ("model.memory={frames: 2, layer_stride: 1}", "memory.layer_stride is for our own architecture"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(monkeypatch, override, said):
-    with pytest.raises(UserError) as caught:
-        mlp(monkeypatch, override)
-    assert said in str(caught.value)
+def test_settings_that_contradict_each_other_are_refused(example, override, said):
+    assert said in refusal(example, "flow_mlp", override)
 
 
 @pytest.mark.parametrize(
@@ -210,21 +192,21 @@ def test_settings_that_contradict_each_other_are_refused(monkeypatch, override, 
         ("model.path=runs", "model.path: runs holds no policy of one's own, but model.code names one"),
     ],
 )
-def test_a_run_that_asks_more_of_it_is_refused_before_it_begins(monkeypatch, tmp_path, override, said):
+def test_a_run_that_asks_more_of_it_is_refused_before_it_begins(example, tmp_path, override, said):
     blind = tmp_path / "blind.py"
     blind.write_text(WRONG.replace("vlm", "vision"))
     code = f"model.code={blind}:Plain" if "vlm" in override else ""
-    config = mlp(monkeypatch, *filter(None, [code, "model.settings={}", override]))
+    config = example("flow_mlp", *filter(None, [code, "model.settings={}", override]))
     with pytest.raises(UserError, match=said) as caught:
         check_machine(config)
     assert caught.value.exit_code == 2
 
 
-def test_a_policy_whose_velocity_is_not_known_cannot_be_guided(monkeypatch, tmp_path):
+def test_a_policy_whose_velocity_is_not_known_cannot_be_guided(example, tmp_path):
     own = tmp_path / "without_velocity.py"
     own.write_text(
         Path(MLP.rpartition(":")[0]).read_text() + "\n\nclass Silent(FlowMLP):\n    num_steps = property()\n"
     )
-    check_machine(mlp(monkeypatch, "eval.join=guide", "eval.latency=2"))
+    check_machine(example("flow_mlp", "eval.join=guide", "eval.latency=2"))
     with pytest.raises(UserError, match="eval.join is guide, but the policy of model.code has no velocity"):
-        check_machine(mlp(monkeypatch, f"model.code={own}:Silent", "eval.join=guide", "eval.latency=2"))
+        check_machine(example("flow_mlp", f"model.code={own}:Silent", "eval.join=guide", "eval.latency=2"))

@@ -14,9 +14,9 @@ from rl_lab.common.errors import RunError, UserError
 from rl_lab.curriculum.store import PoolItem, PoolStore
 from rl_lab.curriculum.view import PoolView
 from rl_lab.curriculum.why import explain
-from rl_lab.graph.nodes import stage_hashes
-from rl_lab.stages.kinds import expand, load_config
+from rl_lab.stages.kinds import load_config
 from rl_lab.stages.own_code import check_schemes
+from tests.support.experiments import differing, hashes
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = f"{ROOT / 'examples' / 'least_known.py'}:LeastKnown"
@@ -65,13 +65,6 @@ class Narrow(Even):
 
 class Empty: ...
 """
-
-
-@pytest.fixture
-def wrong(tmp_path):
-    path = tmp_path / "wrong_schemes.py"
-    path.write_text(WRONG)
-    return path
 
 
 def test_a_run_refuses_one_before_it_begins(wrong):
@@ -145,23 +138,15 @@ def test_what_it_raises_in_a_run_has_its_file_and_line(wrong):
         pool.select(0, 0)
 
 
-def known(monkeypatch, *overrides):
-    monkeypatch.chdir(ROOT)
-    return load_config(ROOT / "examples" / "least_known.yaml", overrides)
-
-
-def test_its_content_is_in_the_hash_of_its_own_stages_alone(monkeypatch, tmp_path):
+def test_its_content_is_in_the_hash_of_its_own_stages_alone(example, tmp_path):
     copy = tmp_path / "copy.py"
     copy.write_text((ROOT / "examples" / "least_known.py").read_text())
 
-    def hashes() -> dict[str, str]:
-        config = known(monkeypatch, f"curriculum.own.least_known.code={copy}:LeastKnown")
-        return stage_hashes(expand(config), config.seed, {})
-
-    before = hashes()
+    code = f"curriculum.own.least_known.code={copy}:LeastKnown"
+    before = hashes(example("least_known", code))
     copy.write_text(copy.read_text() + "\n# other\n")
-    after = hashes()
-    changed = {name.partition(".")[0] for name in before if before[name] != after[name]}
+    after = hashes(example("least_known", code))
+    changed = {name.partition(".")[0] for name in differing(before, after)}
     assert changed == {"least_known"} and "uniform.1.grpo" in before
 
 
@@ -180,7 +165,7 @@ def test_its_content_is_in_the_hash_of_its_own_stages_alone(monkeypatch, tmp_pat
         ("curriculum.mode=stage", "mode stage keeps partial success"),
     ],
 )
-def test_names_that_are_none_are_refused(monkeypatch, override, said):
+def test_names_that_are_none_are_refused(example, override, said):
     extra = ["curriculum.scheme=uniform", "other_schemes=[]"] if "own={" in override else []
     with pytest.raises(UserError, match=said):
-        known(monkeypatch, *extra, override)
+        example("least_known", *extra, override)

@@ -13,7 +13,7 @@ import pytest
 
 from envs.robotwin import connection, layout
 from envs.robotwin.boxarms.runtime import TASKS
-from envs.robotwin.connection import RoboTwin, RoboTwinError, RoboTwinServer, SeedRejectedError, server_environment
+from envs.robotwin.connection import RoboTwinError, SeedRejectedError, server_environment
 from envs.robotwin.env import RoboTwinEnv
 from envs.rollout import demonstrate
 from envs.types import CAMERAS
@@ -24,23 +24,6 @@ from rl_lab.stages.kinds import resolve_config
 from tests.support.experts import interruption
 
 SEED = 100_000
-
-
-@pytest.fixture(scope="module")
-def runtime():
-    root = layout.find_installed()
-    if root is None:
-        pytest.skip("RoboTwin's runtime is not installed: ./setup.sh robotwin")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("ROBOTWIN_ROOT", "ROBOTWIN_PYTHON", "ROBOTWIN_ASSETS_ROOT"):
-            patch.delenv(name, raising=False)
-        server = RoboTwinServer(RoboTwin.from_environment())
-        try:
-            server.connection  # noqa: B018  (starts it)
-        except RoboTwinError as error:
-            pytest.skip(str(error))
-        yield server
-        server.close()
 
 
 def make(server, task="handover_block", **options):

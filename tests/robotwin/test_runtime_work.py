@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 
 from envs.execution import Execution
-from envs.robotwin import layout
-from envs.robotwin.connection import RoboTwin, RoboTwinError
 from envs.rollback import RollbackConfig
 from rl_lab.model.checkpoint import publish
 from rl_lab.records.action_batches import standardised_truth
@@ -18,23 +16,9 @@ from tests.support.models import save_nano_policy
 SEED = 3
 
 
-@pytest.fixture(scope="module")
-def simulation():
-    if layout.find_installed() is None:
-        pytest.skip("RoboTwin's runtime is not installed: ./setup.sh robotwin")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("ROBOTWIN_ROOT", "ROBOTWIN_PYTHON", "ROBOTWIN_ASSETS_ROOT"):
-            patch.delenv(name, raising=False)
-        made = Simulation(robotwin=RoboTwin.from_environment())
-        try:
-            made._environments._server.connection  # noqa: B018  (starts it)
-        except RoboTwinError as error:
-            pytest.skip(str(error))
-        yield made
-        made._environments.close()
-
-
-def test_a_demonstration_an_evaluation_and_a_pair(simulation, tmp_path):
+def test_a_demonstration_an_evaluation_and_a_pair(runtime, tmp_path):
+    simulation = Simulation()
+    simulation._environments._server = runtime
     unit = Unit(EnvSpec("robotwin", "handover_block", "demo_clean", image_size=64), (SEED,), run_seed=0)
     (demo,) = simulation.demonstrate(unit, 0.0)
     assert demo.success and demo.images.shape == (demo.num_steps, 3, 64, 64, 3)
