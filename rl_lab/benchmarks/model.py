@@ -31,6 +31,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from algos.flow_matching import FlowMatching
 from algos.objective import FlowPolicy
+from algos.policy import GROUPS
 from envs.options import Processes, Rounds, Rows
 from rl_lab.benchmarks.direct import DirectPolicy, DirectVLM, segment_mask
 from rl_lab.benchmarks.options import Device, check_device
@@ -47,7 +48,6 @@ from rl_lab.model.sharding import check_compiler, compile_blocks
 from rl_lab.model.vlm import HunYuanVLMoTForConditionalGeneration
 
 Work = Callable[[], Any]
-ALL = ("vision", "vlm", "expert")
 PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**27, "cuda": 2**31}
 RATIOS = (("direct", "model"), ("direct", "compiled"))
@@ -162,7 +162,7 @@ def compiled_copy(policy: HyVLAPolicy) -> HyVLAPolicy:
 
 def policy_cases(policy: HyVLAPolicy, batch: int, compiled: bool) -> Iterator[Case]:
     """Imitation step with everything trained; sampling from image to chunk at batch 1 and 16."""
-    objective, direct = FlowMatching(ALL), DirectPolicy(policy)
+    objective, direct = FlowMatching(GROUPS), DirectPolicy(policy)
     rows = random_batch(policy, batch, num_real=batch)
     models: dict[str, FlowPolicy] = {"model": policy, "direct": cast(FlowPolicy, direct)}
     if compiled:

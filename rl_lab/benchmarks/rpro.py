@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from algos.batch import ObservationBatch, PreferenceBatch
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO, rpro_loss
+from algos.policy import GROUPS
 from envs.options import AtLeastOne, Rounds, Rows
 from rl_lab.benchmarks.options import Device, check_device
 from rl_lab.config.section import Preset
@@ -31,7 +32,6 @@ from rl_lab.model.presets import preset_config
 
 REAL_SHARE = 0.25
 """Real pairs in a usual batch: 80 % of the rows come from pairs, and about 30 % of those are loser states."""
-ALL = ("vision", "vlm", "expert")
 
 
 class FourPasses:
@@ -162,7 +162,7 @@ def _steps(
     with torch.no_grad():
         own, other = policy.encode(batch.observation), reference.encode(batch.observation)
     plan: dict[str, tuple[FlowMatching | RPRO | FourPasses, PreferenceBatch]]
-    if groups == ALL:
+    if groups == GROUPS:
         stored = replace(batch, reference_prefix=other)
         plan = {"sft": (imitation, batch), "rpro": (rpro, stored), "rpro, reference encoded": (rpro, batch)}
     else:
@@ -191,7 +191,7 @@ def run(
         policy = HyVLAPolicy(preset_config(preset))
     reference = copy.deepcopy(policy).eval().requires_grad_(False)
     rows = []
-    for groups in (ALL, ("expert",)):
+    for groups in (GROUPS, ("expert",)):
         for num_draws in draws:
             for num_real in (batch, round(REAL_SHARE * batch)):
                 compared = _steps(policy, reference, groups, num_draws, random_batch(policy, batch, num_real))
@@ -201,7 +201,7 @@ def run(
                 rows += [
                     {
                         "preset": preset,
-                        "trained": "everything" if groups == ALL else "expert",
+                        "trained": "everything" if groups == GROUPS else "expert",
                         "batch": batch,
                         "draws": num_draws,
                         "real_share": num_real / batch,

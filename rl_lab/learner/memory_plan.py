@@ -16,12 +16,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from algos.batch import ObservationBatch
+from algos.policy import GROUPS
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.layout import prefix_layout, token_ids
 from rl_lab.model.lora import adapted_products
 from rl_lab.model.policy import HyVLAPolicy
-
-ALL = ("vision", "vlm", "expert")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def memory_plan(
     *,
     batch: int,
     draws: int = 1,
-    groups: Sequence[str] = ALL,
+    groups: Sequence[str] = GROUPS,
     lora: dict[str, Any] | None = None,
     reference_copy: bool = False,
     recompute: bool = True,

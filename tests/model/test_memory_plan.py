@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from algos.flow_matching import FlowMatching
+from algos.policy import GROUPS
 from rl_lab.benchmarks.direct import padded
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
 from rl_lab.learner.learner import Learner, Optimiser
-from rl_lab.learner.memory_plan import ALL, memory_plan
+from rl_lab.learner.memory_plan import memory_plan
 from rl_lab.model.lora import Adapted
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
@@ -27,7 +28,7 @@ def test_weights_masters_moments_and_gradients_are_those_of_a_step(dtype):
     torch.manual_seed(0)
     batch = random_batch(policy, 2, num_real=2)
     learner = Learner(policy, seed=0)
-    learner.add("sft", FlowMatching(ALL), Optimiser(lr=1e-3, steps=2))
+    learner.add("sft", FlowMatching(GROUPS), Optimiser(lr=1e-3, steps=2))
     track = learner.tracks["sft"]
     track.objective.loss(policy, batch, torch.Generator())[0].backward()
     idle = [parameter for parameter in track.parameters if parameter.grad is None]
@@ -52,7 +53,7 @@ def test_activations_are_those_that_a_forward_pass_saves(preset, batch, recomput
     rows.observation = padded(rows.observation, config.tokenizer_max_length)
 
     def saved() -> int:
-        return saved_bytes(lambda: FlowMatching(ALL).loss(policy, rows, torch.Generator())[0])
+        return saved_bytes(lambda: FlowMatching(GROUPS).loss(policy, rows, torch.Generator())[0])
 
     plain = expected = saved()
     if recompute:
@@ -66,7 +67,7 @@ def test_adapters_are_counted_and_need_no_second_copy_of_the_weights():
     policy = make_policy().to(torch.bfloat16)
     without = memory_plan(policy.config, batch=2)
     plan = memory_plan(policy.config, batch=2, lora=LORA)
-    adapters = nbytes(parameter for _, parameter in Adapted(policy, ALL, **LORA).named_parameters())
+    adapters = nbytes(parameter for _, parameter in Adapted(policy, GROUPS, **LORA).named_parameters())
     assert plan.weights == without.weights + adapters and plan.masters == 0
     assert (plan.moments, plan.gradients) == (2 * adapters, adapters)
     copied = memory_plan(policy.config, batch=2, reference_copy=True)

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from algos.flow_matching import FlowMatching
+from algos.policy import GROUPS
 from rl_lab.benchmarks.gpu.steps import make_batch, make_learner, make_policy, turns
 from rl_lab.benchmarks.gpu.table import Row
-from rl_lab.benchmarks.rpro import ALL
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.model.sharding import shard, whole_tensor
 
@@ -82,7 +82,7 @@ def one_rank(device: str, preset: str) -> Iterator[Row]:
 
 def _sharded_rows(device: str, preset: str) -> Iterator[Row]:
     plain, sharded = make_learner(device, preset, lora=False), Learner(shard(make_policy(device, preset)), seed=0)
-    sharded.add("sft", FlowMatching(ALL), Optimiser(lr=1e-6, steps=1000))
+    sharded.add("sft", FlowMatching(GROUPS), Optimiser(lr=1e-6, steps=1000))
     batch = make_batch(plain.policy, preset)
     losses = [[learner.step("sft", batch)["loss"] for _ in range(STEPS)] for learner in (plain, sharded)]
     apart = max(abs(one - other) / abs(one) for one, other in zip(*losses, strict=True))

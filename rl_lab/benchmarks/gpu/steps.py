@@ -21,10 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from algos.batch import PreferenceBatch
 from algos.flow_matching import FlowMatching
 from algos.flowpro import RPRO
+from algos.policy import GROUPS
 from rl_lab.benchmarks.direct import padded
 from rl_lab.benchmarks.gpu.table import Row, skipped
 from rl_lab.benchmarks.model import count_flops, device_rates, seconds
-from rl_lab.benchmarks.rpro import ALL, REAL_SHARE, random_batch
+from rl_lab.benchmarks.rpro import REAL_SHARE, random_batch
 from rl_lab.common.files import ROOT
 from rl_lab.learner.learner import Learner, Optimiser
 from rl_lab.learner.memory_plan import memory_plan
@@ -50,8 +51,8 @@ def make_policy(device: str, preset: str) -> HyVLAPolicy:
 def make_learner(device: str, preset: str, lora: bool) -> Learner:
     """Imitation (`sft`) with everything trained, or adapters on everything."""
     policy: Any = make_policy(device, preset)
-    learner = Learner(Adapted(policy, ALL, **LORA) if lora else policy, seed=0)
-    learner.add("sft", FlowMatching(ALL), Optimiser(lr=1e-6, steps=1000))
+    learner = Learner(Adapted(policy, GROUPS, **LORA) if lora else policy, seed=0)
+    learner.add("sft", FlowMatching(GROUPS), Optimiser(lr=1e-6, steps=1000))
     return learner
 
 
@@ -150,7 +151,7 @@ def rpro(device: str, preset: str, lora: bool) -> Iterator[Row]:
     learner = make_learner(device, preset, lora)
     policy = learner.policy
     reference = policy.reference if lora else copy.deepcopy(policy).eval().requires_grad_(False)
-    learner.add("rpro", RPRO(reference, groups=ALL), Optimiser(lr=1e-6, steps=1000))
+    learner.add("rpro", RPRO(reference, groups=GROUPS), Optimiser(lr=1e-6, steps=1000))
     for words, real in (("all pairs real", 1.0), ("usual mix", REAL_SHARE)):
         batch = make_batch(policy, preset, real)
         with torch.no_grad():
@@ -167,7 +168,7 @@ def waits(device: str, preset: str) -> Iterator[Row]:
     policy, batch = learner.policy, make_batch(learner.policy, preset, REAL_SHARE)
     learner.add(
         "rpro",
-        RPRO(copy.deepcopy(policy).eval().requires_grad_(False), groups=ALL),
+        RPRO(copy.deepcopy(policy).eval().requires_grad_(False), groups=GROUPS),
         Optimiser(lr=1e-6, steps=1000),
     )
     noise = policy.sample_noise(len(batch), torch.Generator().manual_seed(0))
