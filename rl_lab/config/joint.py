@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from envs.options import AtLeastOne, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Rounds
+from envs.options import AtLeastOne, Fraction, Named, NonNegativeInt, PositiveFloat, PositiveInt, Rounds, nearest
 from rl_lab.config.section import Section
+from rl_lab.config.study import Key, MethodName
 
 Action = Literal["lower", "freeze", "roll_back"]
+Order = Literal["together", "sequence", "grpo_alone", "rpro_alone"]
+ISOLATED: tuple[Order, ...] = ("grpo_alone", "rpro_alone")
+TRAINS = ("grpo", "rl", "curriculum", "rewards", "collect", "optimise", "buffers", "objectives", "joint")
+"""Sections that a variant may change: how an arm trains, not what it begins with or is measured by."""
 
 
 class GuardConfig(Section):
@@ -30,15 +35,35 @@ class GuardConfig(Section):
     """What a rate is multiplied by."""
 
 
+class VariantConfig(Section):
+    """An arm of one's own, a control without the guard."""
+
+    arm: Order
+    """The arm whose turns it has."""
+    changes: Named[Key, Any] = {}
+    """What it has in place of this file's values, by key such as rl.train."""
+
+    @field_validator("changes")
+    @classmethod
+    def _train_differently(cls, changes: dict[str, Any]) -> dict[str, Any]:
+        for key in changes:
+            section, _, rest = key.partition(".")
+            if section not in TRAINS or rest.partition(".")[0] in ("arms", "variants", "guard"):
+                raise ValueError(f"{key} is not a variant's to change; it may change what is in {', '.join(TRAINS)}")
+        return changes
+
+
 class JointConfig(Section):
     """GRPO (sections grpo, rl, curriculum) and RPRO (collect, optimise, buffers, objectives.rpro) on one model."""
 
-    arms: AtLeastOne[Literal["together", "sequence", "isolated"]] = (
-        "together",
-        "sequence",
-        "isolated",
-    )
-    """together, and the controls with the same steps: one part after the other, and each alone."""
+    arms: AtLeastOne[str] = ("together", "sequence", "isolated")
+    """together, and the controls with the same steps: one part after the other (sequence), and each alone (grpo_alone,
+    rpro_alone; isolated: both); and names of variants."""
+    variants: Named[MethodName, VariantConfig] = {}
+    """Further arms by name; those that `arms` names are run."""
+    method: Literal["rpro", "continued_sft"] = "rpro"
+    """What RPRO's turns learn by: preference pairs of the policy's failures, or imitation of the demonstrations alone,
+    which collects nothing."""
     first: Literal["grpo", "rpro"] = "grpo"
     """The part that comes first in `sequence`."""
     mode: Literal["synchronous", "asynchronous"] = "synchronous"
@@ -67,16 +92,27 @@ class JointConfig(Section):
     guard: GuardConfig | None = GuardConfig()
     """None: both objectives do as they please."""
 
-    @field_validator("arms")
-    @classmethod
-    def _differ(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(arms)) < len(arms):
-            raise ValueError(f"{list(arms)} names one twice; name each once")
-        return arms
+    @property
+    def names(self) -> list[str]:
+        """Names of the arms, in the order in which they run."""
+        return [name for arm in self.arms for name in (ISOLATED if arm == "isolated" else (arm,))]
+
+    def order(self, name: str) -> str:
+        """The arm whose turns an arm has."""
+        return self.variants[name].arm if name in self.variants else name
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.lead and "together" not in self.arms:
+        known = [*get_args(Order), "isolated", *self.variants]
+        for name in self.arms:
+            if name not in known:
+                raise ValueError(f"arms: {name!r} is not one of {', '.join(known)}{nearest(name, known)}")
+        for name in self.variants:
+            if known.count(name) > 1 or name == "base":
+                raise ValueError(f"variants: {name} has another meaning; give it a name of its own")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"arms: {list(self.arms)} names one twice; name each once")
+        if self.lead and "together" not in map(self.order, self.names):
             raise ValueError("lead is about the arm together, which arms leaves out; leave lead out too")
         return self
 

@@ -146,13 +146,11 @@ def resolve_config(
     return validate(merge(plain, {"env": {"backend": backend}}), where)
 
 
-def with_changes(
-    config: RunConfig, changes: Tree, levels: Mapping[str, Any], where: str, registry: Registry | None = None
-) -> RunConfig:
+def with_changes(config: RunConfig, changes: Tree, levels: Mapping[str, Any], where: str) -> RunConfig:
     """The configuration with other top-level values and, by dotted key, others below. UserError, which begins with
     `where`, if that cannot be."""
     keys = [(key.split("."), value) for key, value in levels.items()]
-    return _validate(_apply(config.model_dump(mode="json") | changes, keys), where, [], registry)
+    return _validate(_apply(config.model_dump(mode="json") | changes, keys), where, [], config.registry)
 
 
 def dump_config(config: RunConfig) -> str:

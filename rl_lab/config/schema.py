@@ -7,7 +7,6 @@ covers it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
@@ -156,8 +155,8 @@ class RunConfig(Section):
     """What is uploaded to Hugging Face's hub when the run is over; None: nothing."""
     checkpoint_every: PositiveInt | None = None
     """Optimiser steps between the states from which a killed run continues; None: ten a stage, and one in 200 steps."""
-    _kinds: Mapping[str, Any] | None = PrivateAttr(None)
-    """All kinds of stages by name, from the loader."""
+    _registry: Any = PrivateAttr(None)
+    """All kinds of stages, `rl_lab.config.pipeline.Registry`, from the loader."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -205,11 +204,16 @@ class RunConfig(Section):
         }
 
     @property
+    def registry(self) -> Any:
+        """The kinds of stages that it was loaded with, `rl_lab.config.pipeline.Registry`; None without any."""
+        return self._registry
+
+    @property
     def kinds(self) -> list[Any]:
         """The kinds of its stages, `rl_lab.graph.nodes.StageKind`."""
-        assert self._kinds is not None, "loaded without the kinds of stages; see rl_lab.stages.kinds"
+        assert self._registry is not None, "loaded without the kinds of stages; see rl_lab.stages.kinds"
         names = self.stage_names
-        return [kind for name, kind in self._kinds.items() if name in names]
+        return [kind for name, kind in self._registry.kinds.items() if name in names]
 
     def reads(self, section: str) -> bool:
         """Whether any stage reads a section."""
@@ -330,7 +334,7 @@ class RunConfig(Section):
         if not self.stages:
             raise ValueError("stages is empty; write for example [demos, sft, evaluate]")
         if info.context is not None:
-            self._kinds = info.context.kinds
+            self._registry = info.context
             info.context.check(self)
         return self
 
@@ -361,6 +365,12 @@ class RunConfig(Section):
             return self
         if self.other_schemes or self.replicates > 1:
             raise ValueError("study: methods and seeds of a study are its own; leave out other_schemes and replicates")
+        if self.study.on_arms:
+            if not {"joint", "evaluate", "examine"} <= self.stage_names:
+                raise ValueError(
+                    "study: compare is joint.arms, of both skills; stages needs joint, evaluate and examine"
+                )
+            return self
         if self.study.executes or self.study.variants:
             if self.num_rounds or "evaluate" not in self.stage_names:
                 what = "compare is eval.join" if self.study.executes else "variants are given"

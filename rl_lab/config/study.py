@@ -89,9 +89,9 @@ class Study(Section):
     """By key of this file, such as collect.pairs, the values that it takes."""
     design: Literal["each", "all"] = "each"
     """each: one factor at a time, the others as the file has them. all: every combination."""
-    compare: Literal["method", "eval.join", "curriculum.scheme"] = "method"
-    """What the methods are: ways to train, each with rounds of its own, ways to execute the chunks of one policy, or
-    ways to choose questions."""
+    compare: Literal["method", "eval.join", "curriculum.scheme", "joint.arms"] = "method"
+    """What the methods are: ways to train, each with rounds of its own, ways to execute the chunks of one policy, ways
+    to choose questions, or arms of joint training."""
     methods: AnyNumber[str] = ()
     """What is compared: values of the key that `compare` names."""
     rewards: Named[MethodName, Any] = {}
@@ -103,7 +103,7 @@ class Study(Section):
     """By name, in place of `methods`: what a policy without rounds has in place of this file's values, by key such as
     sft.code_weight."""
     control: str
-    """The method that the others are held against."""
+    """The method that the others are held against; of arms also base, what they all start from."""
     seeds: Rounds = 5
     """Training seeds: the file's and those that follow it. All of a run depends on one but scenes of evaluation and
     questions. One alone makes no interval."""
@@ -115,7 +115,7 @@ class Study(Section):
     def _compares(self) -> Self:
         if sum(map(bool, (self.methods, self.rewards, self.rankings, self.variants))) != 1:
             raise ValueError("give one of methods, rewards, rankings and variants: a study compares one kind of thing")
-        if self.control not in self.names:
+        if self.control not in self.names and not (self.on_arms and self.control == "base"):
             hint = nearest(self.control, self.names)
             raise ValueError(f"control is {self.control!r}, which is not one of {', '.join(self.names)}{hint}")
         if not self.others:
@@ -147,6 +147,11 @@ class Study(Section):
     def executes(self) -> bool:
         """Whether ways to execute the chunks of one policy are compared."""
         return self.compared == "eval.join"
+
+    @property
+    def on_arms(self) -> bool:
+        """Whether arms of joint training are compared, by both skills."""
+        return self.compared == "joint.arms"
 
     @property
     def on_questions(self) -> bool:

@@ -1,4 +1,4 @@
-"""One model with two objectives on one learner: GRPO on scored answers, RPRO on preference pairs.
+"""One model with two objectives on one learner: GRPO on scored answers, RPRO on preference pairs, or imitation.
 
 Everything that both are compared with is the policy that the run began with: RPRO's reference, that of GRPO's KL term,
 and what drift is measured from. A saved state names it by its digest and holds no copy.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from algos.grpo import GRPOOptions
-from algos.methods import find_method
+from algos.methods import Method
 from rl_lab.common.errors import UserError
 from rl_lab.common.seeding import integer
 from rl_lab.config.actions import BuffersConfig, ObjectiveConfig, OptimiseConfig
@@ -33,7 +33,6 @@ from rl_lab.records.action_datasets import Dataset, encode_rows, preference_data
 from rl_lab.records.episodes import read_episodes, read_pairs
 from rl_lab.records.types import RolloutGroup
 
-METHOD = find_method("rpro")
 SHARED = ("vision", "vlm")
 """Groups that both skills read. All that GRPO can train is among them."""
 
@@ -51,6 +50,8 @@ class JointPlan:
     """Objectives of this arm."""
     grpo: GRPOOptions
     rl: RLConfig
+    method: Method
+    """What RPRO's turns learn by."""
     rpro: ObjectiveConfig
     optimise: OptimiseConfig
     buffers: BuffersConfig
@@ -95,7 +96,7 @@ class JointTraining(OnlineTraining):
         if "grpo" in plan.parts:
             self.grpo = GRPOUpdate(self.learner, plan.grpo, plan.rl, self.reference if plan.grpo.beta > 0 else None)
         if "rpro" in plan.parts:
-            rpro = method_objective(METHOD, plan.optimise, plan.rpro, self.reference)
+            rpro = method_objective(plan.method, plan.optimise, plan.rpro, self.reference)
             whole = plan.optimise.model_copy(update={"steps": plan.rounds * plan.optimise.steps})
             self.learner.add("rpro", rpro, optimiser(whole))
 
@@ -125,7 +126,7 @@ class JointTraining(OnlineTraining):
         return cosines(first, second)
 
     def use_pairs(self, rounds: tuple[Path, ...]) -> None:
-        """Learn from now on from the pairs of these rounds, the newest last, and from demonstrations.
+        """Learn from now on from the pairs of these rounds, the newest last, if there are any, and from demonstrations.
 
         The rows of a round follow from the seed and the round alone.
         """
@@ -136,16 +137,18 @@ class JointTraining(OnlineTraining):
         timing = self.start.info.timing(processor.num_commands, plan.stride)
         pairs = [found for folder in rounds if (found := read_pairs(folder))]
         data: Dataset = preference_data(
-            METHOD,
+            plan.method,
             pairs,
             demonstrations(read_episodes(plan.demos), timing),
             processor,
             timing,
-            mix=plan.buffers.mix_first if len(pairs) == 1 else plan.buffers.mix_later,
+            mix=[plan.buffers.mix_first, plan.buffers.mix_later][len(pairs) > 1] if pairs else [1.0],
             batch_size=plan.optimise.batch_size,
             seed=integer(plan.seed, "rows", number),
         )
-        data.rows.reference_prefix = encode_rows(self.reference, data.rows.observation, plan.optimise.stored_prefix_gib)
+        if plan.method.needs_reference:
+            limit = plan.optimise.stored_prefix_gib
+            data.rows.reference_prefix = encode_rows(self.reference, data.rows.observation, limit)
         self._data = number, data
 
     def _pairs(self, step: int) -> Any:

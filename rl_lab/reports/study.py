@@ -210,6 +210,7 @@ def study_summary(run: LoadedRun) -> Row:
     study = settings(run)
     first = REWARD if study.on_questions else SUCCESS
     names = [first, *(name for name, one in MEASURES.items() if study.executes and not one.is_gain)]
+    names += [REWARD] if study.on_arms else []
     found = {name: results(run, name) for name in names}
     rows = {name: _rows(one, study, bounded=MEASURES[name].is_gain) for name, one in found.items()}
     means = {name: {world: _means(one) for world, one in worlds.items()} for name, worlds in found.items()}

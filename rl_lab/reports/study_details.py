@@ -44,7 +44,7 @@ MOST_DISAGREEMENT = 0.5
 
 def has_details(study: Study) -> bool:
     """Whether a study shows them: of rewards, rankings and curricula."""
-    return study.compared not in ("method", "eval.join", "variants")
+    return study.compared not in ("method", "eval.join", "joint.arms", "variants")
 
 
 def details(run: LoadedRun) -> list[Row]:

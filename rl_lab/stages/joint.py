@@ -1,16 +1,20 @@
 """A joint run: demos, questions, development (questions of the short examinations), warm_start, base.examine,
 base.evaluate; then of every arm its joint, examine and evaluate.
 
-Arms: together; sequence; grpo_alone and rpro_alone (`isolated`). All start from the same policy with the same budgets.
+Arms: together; sequence; grpo_alone and rpro_alone (`isolated`); variants of these. All start from the same policy.
 """
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
+from algos.methods import find_method
+from rl_lab.common.errors import UserError
 from rl_lab.common.seeding import evaluation_seeds, integer
 from rl_lab.config.joint import check_settings
+from rl_lab.config.load import with_changes
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.expand import Expansion
@@ -30,12 +34,21 @@ from rl_lab.training.state import JointState
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.simulation import env_specs
 
-ISOLATED = ("grpo_alone", "rpro_alone")
 
-
-def arms(config: RunConfig) -> list[str]:
-    """Names of the arms, in the order in which they run."""
-    return [name for arm in config.joint.arms for name in (ISOLATED if arm == "isolated" else (arm,))]
+def variant(config: RunConfig, name: str) -> RunConfig | None:
+    """The settings of an arm that is a variant, as those of a run with it alone; None for the others. ValueError where
+    they cannot be."""
+    if name not in config.joint.variants:
+        return None
+    order, changes = config.joint.order(name), config.joint.variants[name].changes
+    alone: dict[str, Any] = {"arms": [order], "variants": {}, "guard": None}
+    alone |= {} if order == "together" else {"lead": 0}
+    text = ", ".join(f"{key}={json.dumps(value)}" for key, value in changes.items())
+    where = f"joint.variants.{name}" + (f" with {text}" if text else "")
+    try:
+        return with_changes(config, {"joint": config.joint.model_dump(mode="json") | alone}, changes, where)
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 class WarmStartKind(TrainingKind):
@@ -94,12 +107,14 @@ class JointKind(TrainingKind):
 
     def expand(self, graph: Expansion, step: Step) -> None:
         """Of every arm the training, and the held-out reward and success as far as the stages name them."""
-        objective, start = graph.config.objective("rpro"), graph.base.inputs()
-        for arm in arms(graph.config):
+        joint, start = graph.config.joint, graph.base.inputs()
+        for arm in joint.names:
+            settings = variant(graph.config, arm)
+            objective = (settings or graph.config).objective((settings or graph.config).joint.method)
             inputs = {role: role for role in ("demos", "questions", "development")} | start
-            more = {"arm": arm, "objective": objective.model_dump(mode="json")}
+            more = {"arm": joint.order(arm), "objective": objective.model_dump(mode="json")}
             labels: dict[str, Any] = {"method": arm, "round": 1}
-            own = labels | {"replicate": 1, "objective": objective}
+            own = labels | {"replicate": 1, "objective": objective, "config": settings}
             policy = {"policy": graph.add(f"{arm}.joint", "joint", inputs, more=more, **own).name}
             if "examine" in graph.names:
                 asked = {"questions": "questions"} | policy
@@ -124,7 +139,7 @@ class JointKind(TrainingKind):
     def params(self, config: RunConfig) -> dict[str, Any]:
         """Without the other arms."""
         params = super().params(config)
-        del params["joint"]["arms"]
+        params["joint"] = {key: value for key, value in params["joint"].items() if key not in ("arms", "variants")}
         return params
 
     def units(self, node: Node, config: RunConfig) -> tuple[int, str]:
@@ -142,7 +157,7 @@ class JointKind(TrainingKind):
             seconds += rows * GRPOKind.seconds_per_row
         if "rpro" in turns:
             rows = joint.rounds * config.optimise.steps * config.optimise.batch_size
-            pairs = joint.rounds * config.collect.pairs
+            pairs = joint.rounds * config.collect.pairs * find_method(joint.method).needs_collection
             seconds += rows * OptimiseKind.seconds_per_row + pairs * CollectKind.seconds_per_unit
         return seconds
 
@@ -177,6 +192,7 @@ def _plan(context: StageContext) -> JointPlan:
         parts=(arm.removesuffix("_alone"),) if arm.endswith("_alone") else ("grpo", "rpro"),
         grpo=config.grpo,
         rl=config.rl,
+        method=find_method(config.joint.method),
         rpro=context.objective,
         optimise=config.optimise,
         buffers=config.buffers,

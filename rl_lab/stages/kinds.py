@@ -59,12 +59,12 @@ def _expand(config: RunConfig) -> list[Node]:
 
 def settings_of(config: RunConfig) -> list[RunConfig]:
     """The configurations that stages of a run have: its own, or those of the worlds of a study."""
-    return [config] if config.study is None else [settings for *_, settings in worlds(config, REGISTRY)]
+    return [config] if config.study is None else [settings for *_, settings in worlds(config)]
 
 
 def expand(config: RunConfig) -> list[Node]:
     """The nodes of a run, every node after its inputs; the last is the report."""
-    nodes = _expand(config) if config.study is None else study_nodes(config, REGISTRY, _expand)
+    nodes = _expand(config) if config.study is None else study_nodes(config, _expand)
     return [*nodes, Node("report", KINDS["report"], inputs={node.name: node.name for node in nodes})]
 
 
@@ -85,7 +85,7 @@ def check_stages(config: RunConfig) -> None:
     if config.study is not None:
         if graph.is_chain:
             raise ValueError("study: a pipeline makes one chain of models; a study needs rounds, or grpo and examine")
-        worlds(config, REGISTRY)
+        worlds(config)
         return
     graph.run()
     for name in sorted(config.engine_stages):

@@ -18,7 +18,6 @@ from typing import Any
 
 from rl_lab.common.errors import UserError
 from rl_lab.config.load import with_changes
-from rl_lab.config.pipeline import Registry
 from rl_lab.config.schema import RunConfig, StudyConfig
 from rl_lab.config.study import World
 from rl_lab.graph.nodes import Node
@@ -32,7 +31,7 @@ ASKED = ("questions", "development")
 
 @dataclass(frozen=True)
 class Arm:
-    """One method, or all ways to train by rounds: their expansion shares collections and names its own nodes."""
+    """One method, or all that train by rounds or are arms: their expansion shares stages and names its own nodes."""
 
     method: str | None
     where: str = ""
@@ -59,6 +58,8 @@ def arms(config: RunConfig) -> list[Arm]:
     if study.compared == "method":
         method, *controls = study.methods
         return [Arm(None, sections={"method": method, "controls": controls})]
+    if study.on_arms:
+        return [Arm(None, keys={study.compare: list(study.methods)})]
     if study.methods or study.variants:
         keys = study.variants or {name: {study.compare: name} for name in study.methods}
         return [Arm(name, keys=changes) for name, changes in keys.items()]
@@ -77,7 +78,7 @@ def _unranked(stage: Any) -> Any:
     return stage | {"of": [one for one in stage["of"] if one != "rank"]} if isinstance(stage, dict) else stage
 
 
-def worlds(config: RunConfig, registry: Registry) -> list[tuple[World, Arm, RunConfig]]:
+def worlds(config: RunConfig) -> list[tuple[World, Arm, RunConfig]]:
     """The settings of each world, and in it of each arm, with the file's seed. ValueError, naming the factor, for
     values that cannot be."""
     assert config.study is not None
@@ -87,18 +88,18 @@ def worlds(config: RunConfig, registry: Registry) -> list[tuple[World, Arm, RunC
         where = [*(f"{key}={json.dumps(value)}" for key, value in levels.items()), arm.where]
         try:
             changes = {"study": None} | arm.sections
-            settings = with_changes(config, changes, levels, ", ".join(filter(None, where)), registry)
+            settings = with_changes(config, changes, levels, ", ".join(filter(None, where)))
         except UserError as error:
             raise ValueError(f"study: {error}") from error
         found.append((world, arm, settings))
     return found
 
 
-def study_nodes(config: RunConfig, registry: Registry, expand: Expand) -> list[Node]:
+def study_nodes(config: RunConfig, expand: Expand) -> list[Node]:
     """All nodes, every one after its inputs."""
     study = config.study
     assert study is not None
-    graphs = [(world, arm, settings, expand(settings)) for world, arm, settings in worlds(config, registry)]
+    graphs = [(world, arm, settings, expand(settings)) for world, arm, settings in worlds(config)]
     nodes: dict[str, Node] = {}
     known: dict[str, str] = {}
     contents: dict[str, str] = {}

@@ -15,6 +15,7 @@ from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import Any
 
+from algos.methods import find_method
 from rl_lab.common.files import write_folder
 from rl_lab.graph.stage import StageContext
 from rl_lab.model.checkpoint import Snapshot
@@ -51,7 +52,7 @@ class LanguageFeed(OnlineSteps):
 
 
 class ActionFeed(Feed):
-    """Rounds of preference pairs, collected in the background and kept when they are whole."""
+    """Rounds of preference pairs, collected in the background and kept when they are whole; none for imitation."""
 
     def __init__(
         self, context: StageContext, simulations: WorkerPool, learner: LearnerHandle, state: JointState
@@ -63,6 +64,7 @@ class ActionFeed(Feed):
         self.blocks = -(-optimise.steps // joint.block)
         """Turns of a round."""
         self.ahead = joint.collect_ahead
+        self.collects = find_method(joint.method).needs_collection
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="collection")
         self._closed = threading.Event()
         self._begun: dict[int, Future[None]] = {}
@@ -82,10 +84,14 @@ class ActionFeed(Feed):
         return self._turns // self.blocks + 1
 
     def _folders(self, rounds: int) -> tuple[Path, ...]:
+        if not self.collects:
+            return ()
         return tuple(self.context.out / PAIRS / f"round-{number}" for number in range(1, rounds + 1))
 
     def prepare(self, weights: Weights) -> None:
         """Begin to collect what the next turns need, unless that has begun."""
+        if not self.collects:
+            return
         needed = min((self._turns + self.ahead) // self.blocks + 1, self.rounds)
         for number in range(self.round, needed + 1):
             if number not in self._begun:
@@ -129,7 +135,7 @@ class ActionFeed(Feed):
     @property
     def is_ready(self) -> bool:
         """Whether the pairs of the next turn are there."""
-        return self.round in self._begun and self._begun[self.round].done()
+        return not self.collects or (self.round in self._begun and self._begun[self.round].done())
 
     def turn(self, weights: Weights) -> Turn:
         """A block of steps on the pairs of the round.
@@ -137,8 +143,9 @@ class ActionFeed(Feed):
         RuntimeError where the first round has no pair at all, and when the loss is not a number.
         """
         number = self.round
-        self._wait(self._begun[number])
-        self._check_pairs(number)
+        if self.collects:
+            self._wait(self._begun[number])
+            self._check_pairs(number)
         began = time.perf_counter()
         self.learner.use_pairs(self._folders(number))
         steps = min(self.block, self.round_steps - (self._turns % self.blocks) * self.block)

@@ -52,6 +52,32 @@ def test_an_arm_is_reused_whatever_other_arms_there_are(load):
     assert hashes(load("eval.episodes=7"))["warm_start"] == all_arms["warm_start"]
 
 
+VARIANT = "joint.variants={frozen: {arm: sequence, changes: {rl.train: [vlm], joint.method: continued_sft}}}"
+
+
+def test_a_variant_is_an_arm_with_settings_of_its_own(load):
+    config = load(VARIANT, "joint.arms=[together, frozen]", "joint.lead=2")
+    nodes = {node.name: node for node in expand(config)}
+    frozen, plain = nodes["frozen.joint"], nodes["together.joint"]
+    assert frozen.params["arm"] == "sequence" and frozen.config.rl.train == ("vlm",) and plain.config is None
+    assert frozen.config.joint.guard is None and frozen.config.joint.lead == 0, "as the controls"
+    assert nodes["frozen.evaluate"].params == nodes["together.evaluate"].params
+    assert seconds(frozen, config) < seconds(plain, config), "it collects nothing"
+    same = VARIANT.replace("rl.train: [vlm], joint.method: continued_sft", "")
+    found = hashes(load(same, "joint.arms=[sequence, frozen]", "joint.guard=null"))
+    assert found["frozen.joint"] == found["sequence.joint"] != hashes(config)["frozen.joint"]
+
+
+def test_a_study_compares_arms_by_what_they_start_from(load):
+    study = "study={compare: joint.arms, methods: [grpo_alone, frozen], control: base, seeds: 2}"
+    nodes = {node.name: node for node in expand(load(VARIANT, study))}
+    assert [name for name in nodes if name.endswith(".joint")] == [
+        f"given.{seed}.{arm}.joint" for seed in (1, 2) for arm in ("grpo_alone", "frozen")
+    ]
+    assert nodes["given.2.frozen.joint"].config.seed == 1 and nodes["given.2.frozen.joint"].config.rl.train == ("vlm",)
+    assert nodes["given.2.frozen.joint"].inputs["policy"] == "given.2.warm_start"
+
+
 def test_the_plan_counts_the_turns_of_each_arm(load):
     config = load()
     nodes = {node.name: node for node in expand(config)}
@@ -92,6 +118,14 @@ def test_a_policy_with_both_skills_makes_the_warm_start_unnecessary(load, tmp_pa
         (["replicates=2"], "use seed"),
         (["joint.arms=[together, together]"], "names one twice"),
         (["joint.arms=[isolated]", "joint.lead=2"], "leave lead out too"),
+        (["joint.arms=[together, togehter]"], "did you mean"),
+        (["joint.variants={base: {arm: sequence}}"], "give it a name of its own"),
+        (["joint.variants={mine: {arm: sequence, changes: {eval.episodes: 3}}}"], "not a variant's to change"),
+        (["joint.variants={mine: {arm: sequence, changes: {rl.train: [x]}}}", "joint.arms=[mine]"], "rl.train"),
+        (
+            ["study={compare: joint.arms, methods: [sequence], control: base}", "stages=[demos, questions]"],
+            "needs joint",
+        ),
         (["joint.guard.lower_by=1.5"], "joint.guard.lower_by"),
     ],
 )

@@ -180,6 +180,16 @@ def test_a_sequence_collects_its_pairs_with_what_came_before(make):
     assert not (run.out / "guard.jsonl").exists() or not read_json_lines(run.out / "guard.jsonl")
 
 
+def test_demonstrations_in_rpros_turns_collect_nothing_and_outlive_a_kill(make):
+    options = ("joint.method=continued_sft",)
+    whole = make("whole", *options, arm="sequence").start()
+    assert [line["part"] for line in whole.metrics() if line["step"]] == ["grpo"] * 4 + ["rpro"] * 6
+    assert not (whole.out / "pairs").exists() and not whole.simulators.collected
+    killed = make("killed", *options, arm="sequence")
+    killed.killed(6)
+    assert killed.start().outcome() == whole.outcome()
+
+
 @pytest.mark.parametrize(("arm", "part", "turns"), [("grpo_alone", "grpo", 4), ("rpro_alone", "rpro", 6)])
 def test_an_isolated_part_does_its_own_turns_and_both_skills_are_examined(make, arm, part, turns):
     run = make("run", arm=arm).start()

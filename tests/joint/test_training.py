@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from algos.grpo import GRPOOptions
+from algos.methods import find_method
 from rl_lab.common.errors import UserError
 from rl_lab.config.actions import BuffersConfig, ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.language import ColdStartConfig, RLConfig
@@ -42,6 +43,7 @@ def plan(start: Path, demos: Path, parts=("grpo", "rpro"), train=ALL, **changes)
         "parts": parts,
         "grpo": GRPOOptions(num_generations=3, max_completion_length=16),
         "rl": RLConfig(steps=4, warmup=0, lr=1e-3),
+        "method": find_method("rpro"),
         "rpro": ObjectiveConfig(),
         "optimise": OptimiseConfig(steps=4, warmup=0, batch_size=6, draws_per_sample=1, train=train),
         "buffers": BuffersConfig(),
@@ -187,6 +189,17 @@ def test_frozen_shared_groups_leave_rpro_its_expert(start, demos, rounds):
     assert changed and not any(".vlm." in key for key in changed)
     with pytest.raises(ValueError, match="nothing to train"):
         training.freeze("grpo")
+
+
+def test_demonstrations_alone_need_no_pairs_and_no_reference(start, demos):
+    method = find_method("continued_sft")
+    training = JointTraining(plan(start, demos, train=("expert",), method=method))
+    training.use_pairs(())
+    training.learn(make_groups(start))
+    before, lines = weights(training), [training.learn_pairs(2), training.learn_pairs(1)]
+    assert all({"flow/loss", "drift/expert"} <= set(line) for line in lines) and "loss/preference" not in lines[0]
+    changed = {key for key, value in weights(training).items() if not torch.equal(value, before[key])}
+    assert changed and not any(".vlm." in key for key in changed)
 
 
 def test_an_isolated_objective_has_no_other(start, demos):

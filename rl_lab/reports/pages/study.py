@@ -71,8 +71,11 @@ def _parts(summary: Row) -> list[tuple[str, list[Row]]]:
 
 
 def _has_base(summary: Row) -> bool:
-    """Whether there was a model before the methods, which neither variants have nor ways to execute chunks."""
-    return not summary["measures"] and any(row["levels"]["base"] is not None for row in summary["rows"])
+    """Whether there was a model before the methods, which is not the control; neither variants have one nor ways to
+    execute chunks."""
+    if summary["compare"] == "eval.join" or summary["control"] == BASE:
+        return False
+    return any(row["levels"]["base"] is not None for row in summary["rows"])
 
 
 def _map(summary: Row, name: str, rows: list[Row]) -> tuple[str, Markup, list[str], list[list[Any]]]:
