@@ -66,7 +66,7 @@ def no_gl(error: Exception) -> RuntimeError:
 
 
 def create_context(width: int, height: int) -> Any:
-    """A current off-screen GL context of the chosen backend.
+    """A current off-screen GL context of the chosen backend; in software it draws in the calling thread.
 
     Raises RuntimeError with one line that says how to install a backend when none works.
     """
@@ -75,6 +75,8 @@ def create_context(width: int, height: int) -> Any:
         raise RuntimeError(
             f"rendering needs off-screen OpenGL, but MUJOCO_GL={chosen}: unset MUJOCO_GL or {INSTALL_HINT}"
         )
+    # A picture waits for every thread of Mesa's rasterizer, which beside busy processes is far longer than it draws.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     try:
         module = importlib.import_module(BACKENDS.get(chosen, "mujoco"))
         context = module.GLContext(width, height)

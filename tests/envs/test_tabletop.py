@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -114,6 +115,12 @@ def test_images_show_something_and_cameras_differ():
     images = camera_images(TabletopEnv("lift_pot").reset(seed=0)[0]).astype(float)
     assert all(image.std() > 10 for image in images)
     assert np.abs(images[0] - images[1]).mean() > 10
+
+
+def test_drawing_starts_no_threads_of_its_own():
+    camera_images(TabletopEnv("lift_pot", image_size=32).reset(seed=0)[0])
+    names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    assert not [name for name in names if name.startswith("llvmpipe")]
 
 
 def test_nothing_is_rendered_inside_advance():
