@@ -1,11 +1,11 @@
 """What CONTRIBUTING.md says to add is added, all of it in one copy of the sources, and its commands run."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,25 +44,55 @@ def extended(tmp_path_factory):
     return folder
 
 
-def run(folder: Path, command: str) -> str:
-    """What a command prints."""
-    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": python, "PYTHONPATH": str(folder), "WANDB_MODE": "disabled"}
-    done = subprocess.run(command, shell=True, cwd=folder, env=environment, text=True, capture_output=True, timeout=300)
-    return done.stdout + done.stderr
+CARRY_OUT = """
+import json, os, runpy, shlex, sys
+import pytest, rl_lab.check, rl_lab.run  # what every command would else import anew
+
+
+def carry_out(command, path):
+    if os.fork():
+        return os.wait()
+    printed = os.open(path, os.O_CREAT | os.O_WRONLY)
+    os.dup2(printed, 1), os.dup2(printed, 2)
+    words = shlex.split(command)
+    if words[0] != "python":
+        os.execvp(words[0], words)
+    sys.path[0], sys.argv = "", words[1:]
+    if words[1] == "-m":
+        sys.argv = words[2:]
+        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(words[1], run_name="__main__")
+    sys.exit()
+
+
+for number, commands in enumerate(json.load(sys.stdin)):
+    if number > 1:
+        os.wait()
+    if not os.fork():
+        for command in commands:
+            carry_out(*command)
+        os._exit(0)
+os.wait(), os.wait()
+"""
+"""Lists of commands, two at a time on two cores: each command in a fork that writes what it prints into a file."""
+LAYERS = "python -m pytest -q -p no:cacheprovider tests/test_architecture.py -k 'arrows or layer or itself'"
 
 
 @pytest.fixture(scope="module")
 def printed(extended):
-    """What is expected of each example's commands, and what they print; two examples at a time, on two cores."""
-
-    def carry_out(text: str) -> list[tuple[str, str]]:
-        console = "".join(block for kind, _, block in BLOCK.findall(text) if kind == "console")
-        commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", console, re.M)
-        return [(expected, run(extended, command)) for command, expected in commands]
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(SECTIONS, pool.map(carry_out, SECTIONS.values()), strict=True))
+    """What is expected of each example's commands, and what they print; that of LAYERS under its own name."""
+    consoles = {
+        name: "".join(block for kind, _, block in BLOCK.findall(text) if kind == "console")
+        for name, text in SECTIONS.items()
+    } | {LAYERS: f"$ {LAYERS}\n"}
+    found = {name: re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.M) for name, text in consoles.items()}
+    files = {command: extended / f"printed-{i}" for i, (command, _) in enumerate(sum(found.values(), []))}
+    lists = json.dumps([[(command, str(files[command])) for command, _ in commands] for commands in found.values()])
+    environment = os.environ | {"PYTHONPATH": str(extended), "WANDB_MODE": "disabled"}
+    command = [sys.executable, "-c", CARRY_OUT]
+    subprocess.run(command, cwd=extended, env=environment, input=lists, text=True, timeout=600, check=True)
+    return {name: [(said, files[command].read_text()) for command, said in found[name]] for name in found}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -78,11 +108,12 @@ def test_every_row_of_the_table_has_an_example():
     assert sorted(name.lower() for name in table) == sorted(re.sub(r"^an? ", "", name.lower()) for name in SECTIONS)
 
 
-def test_the_extended_sources_keep_the_layers(extended):
-    tests = "tests/test_architecture.py -k 'arrows or layer or itself'"
-    assert re.fullmatch(r"\d+ passed, \d+ deselected.*", run(extended, f"python -m pytest -q {tests}").splitlines()[-1])
+def test_the_extended_sources_keep_the_layers(printed):
+    [(_, found)] = printed[LAYERS]
+    assert re.fullmatch(r"\d+ passed, \d+ deselected.*", found.splitlines()[-1])
 
 
 def test_the_extended_sources_keep_the_style(extended):
     pytest.importorskip("ruff", reason="ruff comes with ./setup.sh dev")
-    assert "All checks passed" in run(extended, "python -m ruff check rl_lab envs algos rewards")
+    command = [sys.executable, "-m", "ruff", "check", "rl_lab", "envs", "algos", "rewards"]
+    assert "All checks passed" in subprocess.run(command, cwd=extended, text=True, capture_output=True).stdout

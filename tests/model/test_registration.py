@@ -108,39 +108,37 @@ def test_the_stock_image_processor_reads_our_config(folder: Path) -> None:
 
 
 NOT_IMPORTED = """
-import sys
+import os, sys
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-assert not any(name.split(".")[0] == "rl_lab" for name in sys.modules)
-name, folder = sys.argv[1:]
-loaded = globals()[name].from_pretrained(folder, trust_remote_code=True)
-print(type(loaded).__module__, type(loaded).__name__)
-if hasattr(loaded, "state_dict"):
-    loaded.save_pretrained(folder + "/again")
+for name, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+    if os.fork():  # loading imports rl_lab, so each class loads in a child
+        assert os.wait()[1] == 0, name
+        continue
+    assert not any(module.split(".")[0] == "rl_lab" for module in sys.modules)
+    loaded = globals()[name].from_pretrained(folder, trust_remote_code=True)
+    print(type(loaded).__module__, type(loaded).__name__)
+    if hasattr(loaded, "state_dict"):
+        loaded.save_pretrained(folder + "/again")
+    sys.exit()
 """
 
 
-@pytest.mark.parametrize("kind", ["vlm", "policy"])
-@pytest.mark.parametrize("last", [True, False])
-def test_a_folder_loads_where_rl_lab_is_installed_but_not_imported(
-    folder: Path, tmp_path: Path, kind: str, last: bool
-) -> None:
-    if kind == "policy":
-        make_policy().save_pretrained(tmp_path / "given")
-    else:
-        shutil.copytree(folder, tmp_path / "given")
-    name, expected = {
-        ("vlm", False): ("AutoProcessor", HunYuanVLMoTProcessor),
-        ("vlm", True): ("AutoModelForCausalLM", HunYuanVLMoTForConditionalGeneration),
-        ("policy", False): ("AutoConfig", HyVLAConfig),
-        ("policy", True): ("AutoModel", HyVLAPolicy),
-    }[kind, last]
-    command = [sys.executable, "-c", NOT_IMPORTED, name, str(tmp_path / "given")]
+def test_a_folder_loads_where_rl_lab_is_installed_but_not_imported(folder: Path, tmp_path: Path) -> None:
+    make_policy().save_pretrained(tmp_path / "policy")
+    loads = [
+        ("AutoProcessor", folder, HunYuanVLMoTProcessor),
+        ("AutoModelForCausalLM", folder, HunYuanVLMoTForConditionalGeneration),
+        ("AutoConfig", tmp_path / "policy", HyVLAConfig),
+        ("AutoModel", tmp_path / "policy", HyVLAPolicy),
+    ]
+    command = [sys.executable, "-c", NOT_IMPORTED, *(str(part) for name, given, _ in loads for part in (name, given))]
     own = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-2:] == [expected.__module__, expected.__name__]
-    if last:
-        written = {path.name for path in (tmp_path / "given" / "again").glob("*.py")}
+    expected = [f"{made.__module__} {made.__name__}" for _, _, made in loads]
+    assert [line for line in done.stdout.splitlines() if line.startswith("rl_lab")] == expected
+    for given in (folder, tmp_path / "policy"):
+        written = {path.name for path in (given / "again").glob("*.py")}
         assert written == {"rl_lab_auto.py"}, "no sources of the lab"
 
 
