@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,26 @@ ARRANGEMENTS = 12
 LETTERS = "ABCDEFGH"
 WISH_STREAM = 80
 """Second number of the stream of `Draw.wish`."""
+
+
+Found = TypeVar("Found")
+
+
+class UnclearError(Exception):
+    """A scene that has no clear answer: the question is tried with another one."""
+
+
+def give_up_if(unclear: Any) -> None:
+    """UnclearError if that is so."""
+    if unclear:
+        raise UnclearError
+
+
+def certain(found: Found | None) -> Found:
+    """What was found; UnclearError if it is None."""
+    if found is None:
+        raise UnclearError
+    return found
 
 
 @dataclass(frozen=True)
@@ -55,16 +75,17 @@ class Draw:
         """One of the options, one for all attempts at a seed: else answers that scenes rarely give would be rare."""
         return options[int(np.random.default_rng([self.seed, WISH_STREAM]).integers(len(options)))]
 
-    def still(self, kinds: list[Kind] | None = None) -> StillLife | None:
-        """A still life of these kinds (by default `num_objects` different ones), all of them clear; None if unlucky."""
+    def still(self, kinds: list[Kind] | None = None) -> StillLife:
+        """A still life of these kinds (by default `num_objects` different ones), all of them clear, or UnclearError."""
         kinds = draw_kinds(self.rng, self.knobs.num_objects) if kinds is None else kinds
         layout = self.pick(layouts_of(self.seed))
         for _ in range(ARRANGEMENTS):
             things = arrange(self.rng, layout, kinds)
             if things is not None:
                 life = StillLife(f"{layout}:{self.seed}", things, self.knobs, self.rng)
-                return life if life.all_clear() else None
-        return None
+                give_up_if(not life.all_clear())
+                return life
+        raise UnclearError
 
     def choice(self, options: Sequence[str], right: str) -> tuple[str, str]:
         """Options in random order as `A left, B right`, and the letter of the right one."""

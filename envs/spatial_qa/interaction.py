@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from envs import se3
-from envs.spatial_qa.draws import Draw, Question, sentence
+from envs.spatial_qa.draws import Draw, Question, UnclearError, give_up_if, sentence
 from envs.spatial_qa.items import integers, pair, point_text, run_lengths
 from envs.spatial_qa.perception import point_in
 from envs.spatial_qa.still_life import StillLife, draw_kinds, pixel_centres
@@ -43,16 +43,11 @@ HEIGHTS_MM = (100, 200, 300, 350, 400)
 PLATES_MM = (60, 80, 100, 120, 140)
 
 
-def reach_one_arm(draw: Draw) -> Question | None:
+def reach_one_arm(draw: Draw) -> Question:
     """Whether one gripper, pointing down, can be held at a height above an object."""
     life = draw.still()
-    if life is None:
-        return None
     wanted, arm = draw.wish((True, False)), draw.pick((0, 1))
-    found = _held_above(draw, life, lambda arms: arms[arm] is wanted)
-    if found is None:
-        return None
-    slot, height = found
+    slot, height = _held_above(draw, life, lambda arms: arms[arm] is wanted)
     name, answer = life.things[slot].name, "yes" if wanted else "no"
     text = f"Can the {ARMS[arm]} gripper, pointing straight down, be held {height} mm above {name}?"
     thought = (
@@ -62,17 +57,12 @@ def reach_one_arm(draw: Draw) -> Question | None:
     return Question(text, "yes_no", answer, answer, thought, life.image, life.name)
 
 
-def reach_which_arm(draw: Draw) -> Question | None:
+def reach_which_arm(draw: Draw) -> Question:
     """Which grippers, pointing down, can be held at a height above an object: left, right, both or none."""
     life = draw.still()
-    if life is None:
-        return None
     names = {(True, False): "only left", (False, True): "only right", (True, True): "both", (False, False): "none"}
     wanted = draw.wish(list(names))
-    found = _held_above(draw, life, lambda arms: arms == wanted)
-    if found is None:
-        return None
-    slot, height = found
+    slot, height = _held_above(draw, life, lambda arms: arms == wanted)
     options, letter = draw.choice(list(names.values()), names[wanted])
     name = life.things[slot].name
     text = f"Which gripper, pointing straight down, can be held {height} mm above {name}? {options}."
@@ -86,26 +76,23 @@ def reach_which_arm(draw: Draw) -> Question | None:
 
 def _held_above(
     draw: Draw, life: StillLife, wanted: Callable[[tuple[bool | None, bool | None]], bool]
-) -> tuple[int, int] | None:
+) -> tuple[int, int]:
     """An object and a height (mm) above its centre where the grippers that get there are as wanted."""
     for _ in range(REACH_TRIES):
         slot, height = draw.pick(range(len(life.things))), draw.pick(HEIGHTS_MM)
         if wanted(reachable(life.things[slot].position + [0.0, 0.0, height / 1000], draw.knobs.margin_m)):
             return slot, height
-    return None
+    raise UnclearError
 
 
-def fits_gripper(draw: Draw) -> Question | None:
+def fits_gripper(draw: Draw) -> Question:
     """Whether an object fits between the open fingers."""
     life = draw.still(draw_kinds(draw.rng, draw.knobs.num_objects, ("cube", "ball", "cylinder", "bar", "plate")))
-    if life is None:
-        return None
     clearance = 0.2 * draw.knobs.margin_m * 1000
     wanted = draw.wish((True, False))
     widths = [1000 * thing.grip_width_m for thing in life.things]
     slots = [s for s, w in enumerate(widths) if (OPENING_MM - w if wanted else w - OPENING_MM) > clearance]
-    if not slots:
-        return None
+    give_up_if(not slots)
     slot = draw.pick(slots)
     name, answer = life.things[slot].name, "yes" if wanted else "no"
     text = f"The fingers open {OPENING_MM} mm. Does {name} fit between them?"
@@ -114,16 +101,13 @@ def fits_gripper(draw: Draw) -> Question | None:
     return Question(text, "yes_no", answer, answer, thought, life.image, life.name)
 
 
-def handle_point(draw: Draw) -> Question | None:
+def handle_point(draw: Draw) -> Question:
     """A point on the handle of a mug: the handle's visible pixels."""
     kinds = draw_kinds(draw.rng, draw.knobs.num_objects)
     mug = (draw.pick([c for c in COLOURS if (c, "mug") not in kinds]), "mug")
     life = draw.still([mug, *kinds[1:]])
-    if life is None:
-        return None
     mask = life.mask(0, part=1)
-    if mask.sum() < MIN_HANDLE_PIXELS:
-        return None
+    give_up_if(mask.sum() < MIN_HANDLE_PIXELS)
     handle = life.things[0].vertices(life.things[0].parts[1]).mean(axis=0)
     point = point_in(mask, integers(life.camera.project(handle)))
     name = life.things[0].name
@@ -133,19 +117,16 @@ def handle_point(draw: Draw) -> Question | None:
     return Question(text, "point", truth, point_text(point), thought, life.image, life.name)
 
 
-def free_place(draw: Draw) -> Question | None:
+def free_place(draw: Draw) -> Question:
     """Free table for a plate of given width, beside a named object: all cells where the plate touches nothing."""
     life = draw.still()
-    if life is None:
-        return None
     width, side = draw.pick(PLATES_MM), draw.pick(("left", "right"))
     slot = draw.pick(range(len(life.things)))
     clearance, xy = free_clearance(life)
     offset = life.things[slot].position[:2] - xy
     beside = offset[..., 0] * (1.0 if side == "left" else -1.0)
     free = (clearance > width / 2000) & (beside > width / 2000 + life.things[slot].radius_m)
-    if free.sum() < MIN_FREE_CELLS:
-        return None
+    give_up_if(free.sum() < MIN_FREE_CELLS)
     # Solvers put the plate near the object, but with some room if there is any.
     roomy = free & (clearance > width / 2000 + ROOM_M)
     row, column = np.unravel_index(
@@ -162,18 +143,15 @@ def free_place(draw: Draw) -> Question | None:
     return Question(text, "point", truth, point_text(point), thought, life.image, life.name)
 
 
-def between_point(draw: Draw) -> Question | None:
+def between_point(draw: Draw) -> Question:
     """The middle of the table between two objects."""
     life = draw.still()
-    if life is None:
-        return None
     a, b = (int(i) for i in draw.rng.permutation(len(life.things))[:2])
     first, second = life.things[a], life.things[b]
     gap = float(np.linalg.norm((first.position - second.position)[:2])) - first.radius_m - second.radius_m
     middle = np.array([*(first.position + second.position)[:2] / 2, TABLE_Z_M])
     point = integers(life.camera.project(middle))
-    if gap < draw.knobs.margin_m or not _shows_table(life, point):
-        return None
+    give_up_if(gap < draw.knobs.margin_m or not _shows_table(life, point))
     text = f"Point to the table in the middle between {first.name} and {second.name}."
     thought = (
         f"{sentence(first.name)} is at {pair(life.pixel(a))}, {second.name} at {pair(life.pixel(b))}. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.spatial_qa.draws import Draw, Question, listed, sentence
+from envs.spatial_qa.draws import Draw, Question, certain, give_up_if, listed, sentence
 from envs.spatial_qa.items import box_text, integers, pair, point_text, run_lengths
 from envs.spatial_qa.still_life import AXES, FARTHER, LEFT, NEARER, OPPOSITE, RIGHT, Kind, StillLife, in_depth
 from envs.spatial_qa.things import COLOURS, SHAPES
@@ -15,11 +15,9 @@ MIN_GAP_M = 0.06
 """Objects closer than this are not asked about in distances: a relative error would be decided by a pixel."""
 
 
-def point_object(draw: Draw) -> Question | None:
+def point_object(draw: Draw) -> Question:
     """A point in a named object: its visible pixels, and the centre."""
     life = draw.still()
-    if life is None:
-        return None
     slot = draw.pick(range(len(life.things)))
     name, mask = life.things[slot].name, life.mask(slot)
     point = point_in(mask, life.pixel(slot))
@@ -28,11 +26,9 @@ def point_object(draw: Draw) -> Question | None:
     return Question(text, "point", truth, point_text(point), _seen(draw, life, slot), life.image, life.name)
 
 
-def ground_box(draw: Draw) -> Question | None:
+def ground_box(draw: Draw) -> Question:
     """The box around the visible pixels of a named object."""
     life = draw.still()
-    if life is None:
-        return None
     slot = draw.pick(range(len(life.things)))
     name, box = life.things[slot].name, mask_box(life.mask(slot))
     text = draw.pick([f"Where is {name}? Draw a box.", f"Find {name} and draw a box around it."])
@@ -40,36 +36,27 @@ def ground_box(draw: Draw) -> Question | None:
     return Question(text, "box", box, box_text(box), thought, life.image, life.name)
 
 
-def ground_boxes(draw: Draw) -> Question | None:
+def ground_boxes(draw: Draw) -> Question:
     """The boxes of all objects of a colour or shape, at least two, from left to right."""
-    found = _group(draw, at_least=2)
-    if found is None:
-        return None
-    life, noun, slots = found
+    life, noun, slots = _group(draw, at_least=2)
     boxes = [mask_box(life.mask(slot)) for slot in slots]
     text = draw.pick([f"Draw a box around each of the {noun}.", f"Find all {noun} and draw a box around each."])
     thought = f"There are {len(slots)} {noun}: {_places(life, slots)}."
     return Question(text, "boxes", boxes, ", ".join(map(box_text, boxes)), thought, life.image, life.name)
 
 
-def point_objects(draw: Draw) -> Question | None:
+def point_objects(draw: Draw) -> Question:
     """A point in every object of a colour or shape, at least two, from left to right."""
-    found = _group(draw, at_least=2)
-    if found is None:
-        return None
-    life, noun, slots = found
+    life, noun, slots = _group(draw, at_least=2)
     points = [life.pixel(slot) for slot in slots]
     text = draw.pick([f"Point to each of the {noun}.", f"Find all {noun} and point to them."])
     thought = f"There are {len(slots)} {noun}: {_places(life, slots)}."
     return Question(text, "points", points, ", ".join(map(point_text, points)), thought, life.image, life.name)
 
 
-def count(draw: Draw) -> Question | None:
+def count(draw: Draw) -> Question:
     """How many objects of a colour or shape, 0 to all of them."""
-    found = _group(draw, at_least=0)
-    if found is None:
-        return None
-    life, noun, slots = found
+    life, noun, slots = _group(draw, at_least=0)
     text = draw.pick([f"How many {noun} are on the table?", f"How many {noun} do you see?"])
     where = f"The {noun}: {_places(life, slots)}." if slots else f"I see no {noun}."
     number = str(len(slots))
@@ -93,7 +80,7 @@ def point_in(mask: np.ndarray, point: list[int]) -> list[int]:
     return list(point) if mask[row, column] else integers(nearest)
 
 
-def _group(draw: Draw, at_least: int) -> tuple[StillLife, str, list[int]] | None:
+def _group(draw: Draw, at_least: int) -> tuple[StillLife, str, list[int]]:
     """A scene, a plural noun and the objects it names from left to right; about any number of them equally often."""
     number = draw.knobs.num_objects
     wanted = draw.wish(range(at_least, number + 1))
@@ -106,8 +93,6 @@ def _group(draw: Draw, at_least: int) -> tuple[StillLife, str, list[int]] | None
         named = value if index < wanted else draw.pick(others)
         kinds.append((named, draw.pick(SHAPES)) if by_colour else (draw.pick(tuple(COLOURS)), named))
     life = draw.still(kinds)
-    if life is None:
-        return None
     slots = sorted(range(wanted), key=lambda slot: life.pixel(slot)[0])
     return life, f"{value} objects" if by_colour else f"{value}s", slots
 
@@ -126,16 +111,12 @@ def _seen(draw: Draw, life: StillLife, slot: int) -> str:
     return f"I see {listed([thing.name for thing in life.things])}. {place}" if draw.coin() else place
 
 
-def relation(draw: Draw) -> Question | None:
+def relation(draw: Draw) -> Question:
     """Whether one object is left of, right of, nearer than or farther than another."""
     life = draw.still()
-    if life is None:
-        return None
     a, b = (int(i) for i in draw.rng.permutation(len(life.things))[:2])
     axis = draw.pick(AXES)
-    held = axis(life.camera, life.things[a].position, life.things[b].position, draw.knobs.margin_m)
-    if held is None:
-        return None
+    held = certain(axis(life.camera, life.things[a].position, life.things[b].position, draw.knobs.margin_m))
     asked_about = held if draw.coin() else OPPOSITE[held]
     answer = "yes" if asked_about == held else "no"
     text = f"Is {life.things[a].name} {asked_about} {life.things[b].name}?"
@@ -143,15 +124,12 @@ def relation(draw: Draw) -> Question | None:
     return Question(text, "yes_no", answer, answer, thought, life.image, life.name)
 
 
-def relation_choice(draw: Draw) -> Question | None:
+def relation_choice(draw: Draw) -> Question:
     """Both relations at once: left or right, nearer or farther."""
     life = draw.still()
-    if life is None:
-        return None
     a, b = (int(i) for i in draw.rng.permutation(len(life.things))[:2])
     places = [axis(life.camera, life.things[a].position, life.things[b].position, draw.knobs.margin_m) for axis in AXES]
-    if None in places:
-        return None
+    give_up_if(None in places)
     words = {LEFT: "left", RIGHT: "right", NEARER: "nearer", FARTHER: "farther"}
     right = " and ".join(words[str(place)] for place in places)
     options, letter = draw.choice([f"{x} and {y}" for x in ("left", "right") for y in ("nearer", "farther")], right)
@@ -160,16 +138,13 @@ def relation_choice(draw: Draw) -> Question | None:
     return Question(text, "choice", letter, letter, thought, life.image, life.name)
 
 
-def nearest_object(draw: Draw) -> Question | None:
+def nearest_object(draw: Draw) -> Question:
     """Which object is nearest to the camera, or farthest from it."""
     life = draw.still()
-    if life is None:
-        return None
     order = sorted(range(len(life.things)), key=life.distance)
     near = draw.coin()
     first, second = (order[0], order[1]) if near else (order[-1], order[-2])
-    if in_depth(life.camera, *_positions(life, first, second), draw.knobs.margin_m) is None:
-        return None
+    certain(in_depth(life.camera, *_positions(life, first, second), draw.knobs.margin_m))
     names = [thing.name for thing in life.things]
     options, letter = draw.choice(names, names[first])
     question = "nearest to the camera" if near else "farthest from the camera"
@@ -177,17 +152,14 @@ def nearest_object(draw: Draw) -> Question | None:
     return Question(f"Which object is {question}? {options}.", "choice", letter, letter, thought, life.image, life.name)
 
 
-def depth_order(draw: Draw) -> Question | None:
+def depth_order(draw: Draw) -> Question:
     """Three or more objects (two, if there are only two) from the nearest to the farthest."""
     life = draw.still()
-    if life is None:
-        return None
     chosen: list[int] = []
     for slot in draw.rng.permutation(len(life.things)).tolist():
         gaps = [in_depth(life.camera, *_positions(life, slot, other), draw.knobs.margin_m) for other in chosen]
         chosen += [slot] if None not in gaps else []
-    if len(chosen) < min(3, len(life.things)):
-        return None
+    give_up_if(len(chosen) < min(3, len(life.things)))
     order = sorted(chosen, key=life.distance)
     names = [life.things[slot].name for slot in chosen]
     answer = [life.things[slot].name.removeprefix("the ") for slot in order]
@@ -195,16 +167,13 @@ def depth_order(draw: Draw) -> Question | None:
     return Question(text, "ordering", answer, ", ".join(answer), _distances(life, order), life.image, life.name)
 
 
-def table_distance(draw: Draw) -> Question | None:
+def table_distance(draw: Draw) -> Question:
     """Distance of two objects' centres along the table, mm."""
     life = draw.still()
-    if life is None:
-        return None
     a, b = (int(i) for i in draw.rng.permutation(len(life.things))[:2])
     first, second = life.things[a], life.things[b]
     side, depth = np.abs(first.position - second.position)[:2]
-    if np.hypot(side, depth) < MIN_GAP_M:
-        return None
+    give_up_if(np.hypot(side, depth) < MIN_GAP_M)
     answer = round(float(np.hypot(side, depth)) * MM)
     text = draw.pick(
         [
@@ -219,11 +188,9 @@ def table_distance(draw: Draw) -> Question | None:
     return Question(text, "number", float(answer), str(answer), thought, life.image, life.name)
 
 
-def camera_distance(draw: Draw) -> Question | None:
+def camera_distance(draw: Draw) -> Question:
     """Distance of an object's centre from the camera, mm."""
     life = draw.still()
-    if life is None:
-        return None
     slot = draw.pick(range(len(life.things)))
     answer, name = round(life.distance(slot) * MM), life.things[slot].name
     text = draw.pick([f"How far is {name} from the camera, in mm?", f"What is the depth of {name}, in mm?"])
@@ -234,17 +201,14 @@ def camera_distance(draw: Draw) -> Question | None:
     return Question(text, "number", float(answer), str(answer), thought, life.image, life.name)
 
 
-def object_size(draw: Draw) -> Question | None:
+def object_size(draw: Draw) -> Question:
     """Height or width of an object, mm."""
     life = draw.still()
-    if life is None:
-        return None
     slot = draw.pick(range(len(life.things)))
     thing = life.things[slot]
     tall = thing.shape in ("cylinder", "mug") and draw.coin()
     answer = round((thing.height_m if tall else thing.width_m) * MM)
-    if thing.shape == "mug" and not tall:
-        return None
+    give_up_if(thing.shape == "mug" and not tall)
     box = mask_box(life.mask(slot))
     word = "tall" if tall else "long" if thing.shape == "bar" else "wide"
     thought = (

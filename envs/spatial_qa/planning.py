@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from envs.spatial_qa.draws import LETTERS, Draw, Question, listed, sentence
+from envs.spatial_qa.draws import LETTERS, Draw, Question, certain, give_up_if, listed, sentence
 from envs.spatial_qa.items import pair, towers_of
 from envs.spatial_qa.rollouts import OBJECTS, STEPS, Moment, Rollout, rollout_of
 from envs.spatial_qa.still_life import GAP_M, HOME_REGION, StillLife, arrange, draw_kinds, stack
@@ -30,12 +30,9 @@ FAILURES = {
 }
 
 
-def next_step(draw: Draw) -> Question | None:
+def next_step(draw: Draw) -> Question:
     """Which step of the task comes next in the shown state; "nothing" when all are done."""
-    found = _between_steps(draw)
-    if found is None:
-        return None
-    run, time, steps, number_done = found
+    run, time, steps, number_done = _between_steps(draw)
     texts = [text for text, _ in steps]
     right = texts[number_done] if number_done < len(texts) else DONE
     options, letter = draw.choice([*texts, DONE], right)
@@ -45,15 +42,11 @@ def next_step(draw: Draw) -> Question | None:
     return Question(text, "choice", letter, letter, thought, moment.image, run.name)
 
 
-def step_order(draw: Draw) -> Question | None:
+def step_order(draw: Draw) -> Question:
     """The steps that are left in the shown state, in order, without those that are done."""
-    found = _between_steps(draw)
-    if found is None:
-        return None
-    run, time, steps, number_done = found
+    run, time, steps, number_done = _between_steps(draw)
     texts = [text for text, _ in steps]
-    if number_done >= len(texts):
-        return None
+    give_up_if(number_done >= len(texts))
     order = draw.rng.permutation(len(texts)).tolist()
     options = ", ".join(f"{letter} {texts[i]}" for letter, i in zip(LETTERS, order, strict=False))
     answer = [LETTERS[order.index(i)] for i in range(number_done, len(texts))]
@@ -64,12 +57,9 @@ def step_order(draw: Draw) -> Question | None:
     return Question(text, "ordering", answer, ", ".join(answer), thought, moment.image, run.name)
 
 
-def steps_left(draw: Draw) -> Question | None:
+def steps_left(draw: Draw) -> Question:
     """How many of the listed steps are left in the shown state."""
-    found = _between_steps(draw, tuple(OBJECTS))
-    if found is None:
-        return None
-    run, time, steps, number_done = found
+    run, time, steps, number_done = _between_steps(draw, tuple(OBJECTS))
     texts = [text for text, _ in steps]
     answer = len(texts) - number_done
     moment = Moment(run, time, draw.knobs)
@@ -78,36 +68,29 @@ def steps_left(draw: Draw) -> Question | None:
     return Question(text, "count", answer, str(answer), thought, moment.image, run.name)
 
 
-def task_done(draw: Draw) -> Question | None:
+def task_done(draw: Draw) -> Question:
     """Whether the task is done in the shown state, of a rollout of the expert or of a clumsy one."""
     wanted, clumsy = draw.wish((True, False)), draw.coin()
     run = rollout_of(draw.seed, draw.attempt, draw.knobs, tuple(OBJECTS), clumsy)
-    if run is None:
-        return None
     done = run.progress == 1.0
     lasting = done[LEFT_ALONE:] & done[:-LEFT_ALONE]
     times = LEFT_ALONE + np.flatnonzero(lasting) if wanted else np.flatnonzero(run.progress < UNDONE_PROGRESS)
-    if not len(times):
-        return None
+    give_up_if(not len(times))
     # Late states are the interesting ones: what is left then is a failure or one last step.
     time = int(times[-1 - int(draw.rng.integers(len(times)) * draw.rng.random())])
     moment = Moment(run, time, draw.knobs)
-    if not all(moment.shows(body) for body in run.objects) and run.failures[time] is None:
-        return None
+    give_up_if(not all(moment.shows(body) for body in run.objects) and run.failures[time] is None)
     answer = "yes" if wanted else "no"
     text = f"Task: {run.instruction} Is the task done?"
     return Question(text, "yes_no", answer, answer, _state_in_words(run, moment, wanted), moment.image, run.name)
 
 
-def choose_arm(draw: Draw) -> Question | None:
+def choose_arm(draw: Draw) -> Question:
     """Which arm picks up an object when each works on its own side of the table."""
     life = draw.still()
-    if life is None:
-        return None
     slot = draw.pick(range(len(life.things)))
     thing, x = life.things[slot], float(life.things[slot].position[0])
-    if abs(x) < draw.knobs.margin_m + MIDDLE_M:
-        return None
+    give_up_if(abs(x) < draw.knobs.margin_m + MIDDLE_M)
     side = ARMS[0] if x < 0 else ARMS[1]
     options, letter = draw.choice(ARMS, side)
     text = f"Each arm works on its own side of the table. Which arm should pick up {thing.name}? {options}."
@@ -118,12 +101,9 @@ def choose_arm(draw: Draw) -> Question | None:
     return Question(text, "choice", letter, letter, thought, life.image, life.name)
 
 
-def unstack_order(draw: Draw) -> Question | None:
+def unstack_order(draw: Draw) -> Question:
     """The blocks of a tower from the top down, in the order in which they can be taken."""
-    found = _towers(draw)
-    if found is None:
-        return None
-    life, colours, which = found
+    life, colours, which = _towers(draw)
     answer = [f"{colour} cube" for colour in colours[::-1]]
     shown = [answer[i] for i in draw.rng.permutation(len(answer))]
     text = f"In which order can a robot take the blocks of {which} one at a time: {', '.join(shown)}?"
@@ -131,12 +111,9 @@ def unstack_order(draw: Draw) -> Question | None:
     return Question(text, "ordering", answer, ", ".join(answer), thought, life.image, life.name)
 
 
-def blocks_above(draw: Draw) -> Question | None:
+def blocks_above(draw: Draw) -> Question:
     """How many blocks stand on a block of the tower."""
-    found = _towers(draw)
-    if found is None:
-        return None
-    life, colours, which = found
+    life, colours, which = _towers(draw)
     level = int(draw.rng.integers(len(colours)))
     above = len(colours) - 1 - level
     text = f"How many blocks must be taken off {which} before the {colours[level]} cube can be taken?"
@@ -146,14 +123,13 @@ def blocks_above(draw: Draw) -> Question | None:
 
 def _between_steps(
     draw: Draw, tasks: tuple[str, ...] = tuple(STEPS)
-) -> tuple[Rollout, int, list[tuple[str, int]], int] | None:
+) -> tuple[Rollout, int, list[tuple[str, int]], int]:
     """A successful rollout, a time well between two ends of steps, its steps, and how many are done then.
 
     The blocks of `blocks_ranking_rgb` may be moved in any order, so only questions that ask for none allow that task.
     """
     run = rollout_of(draw.seed, draw.attempt, draw.knobs, tasks)
-    if run is None or not run.succeeded:
-        return None
+    give_up_if(not run.succeeded)
     steps = run.steps()
     first = [0, *(end + SETTLED for _, end in steps[:-1]), steps[-1][1] + LEFT_ALONE]
     last = [*(end - BEFORE_DONE for _, end in steps), len(run.snapshots) - 1]
@@ -177,7 +153,7 @@ def _state_in_words(run: Rollout, moment: Moment, done: bool) -> str:
     return f"{sentence(name)} {FAILURES[failure]}." if failure else f"I see {listed(places)}. A step is missing."
 
 
-def _towers(draw: Draw) -> tuple[StillLife, list[str], str] | None:
+def _towers(draw: Draw) -> tuple[StillLife, list[str], str]:
     """A still life with one tower, or two; the colours of the one asked about from the bottom up, and its name."""
     family = draw.pick(towers_of(draw.seed))
     number = 2 if family == "two_towers" else 1
@@ -190,12 +166,9 @@ def _towers(draw: Draw) -> tuple[StillLife, list[str], str] | None:
     circles = np.array([[*xy, 0.05 + GAP_M] for xy in places])
     spare = max(0, draw.knobs.num_objects - len(things))
     kinds = [kind for kind in draw_kinds(draw.rng, spare) if kind[1] != "cube"] if spare else []
-    around = arrange(draw.rng, "scatter", kinds, circles) if kinds else []
-    if around is None:
-        return None
+    around = certain(arrange(draw.rng, "scatter", kinds, circles)) if kinds else []
     life = StillLife(f"{family}:{draw.seed}", [*things, *around], replace(draw.knobs, min_visible=0.3), draw.rng)
-    if not life.all_clear():
-        return None
+    give_up_if(not life.all_clear())
     which = int(draw.rng.integers(number))
     name = "the tower" if number == 1 else f"the tower on the {ARMS[which]}"
     return life, colours[which * height : (which + 1) * height], name

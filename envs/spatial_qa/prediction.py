@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from envs.spatial_qa.draws import Draw, Question, sentence
+from envs.spatial_qa.draws import Draw, Question, give_up_if, sentence
 from envs.spatial_qa.items import integers, pair, path_text, point_text, run_lengths
 from envs.spatial_qa.perception import point_in
 from envs.spatial_qa.rollouts import MIN_SHARE, MOVED_M, OBJECTS, Moment, Rollout, rollout_of
@@ -41,17 +41,14 @@ FEW_STEPS = 12
 """Questions about the whole task are asked within so many control steps from its start, before much has moved."""
 
 
-def moved_relation(draw: Draw) -> Question | None:
+def moved_relation(draw: Draw) -> Question:
     """Whether a relation holds after one object was moved by a given distance; half of the moves turn it round."""
     life = draw.still()
-    if life is None:
-        return None
     a, b = (int(i) for i in draw.rng.permutation(len(life.things))[:2])
     first, second = life.things[a], life.things[b]
     stays = draw.wish((True, False))
     moves = [move for move in _moves(life, a, b, draw.knobs.margin_m) if (move[2] == move[3]) is stays]
-    if not moves:
-        return None
+    give_up_if(not moves)
     direction, step, before, held = draw.pick(moves)
     axis = _axis(direction)
     asked = held if draw.coin() else OPPOSITE[held]
@@ -82,11 +79,9 @@ def _moves(life: StillLife, a: int, b: int, margin_m: float) -> list[tuple[str, 
     return moves
 
 
-def pushed_into(draw: Draw) -> Question | None:
+def pushed_into(draw: Draw) -> Question:
     """What an object hits first when it is pushed along the table; in a third of the items nothing."""
     life = draw.still()
-    if life is None:
-        return None
     free = draw.wish((True, False, False))
     pushes = [
         (slot, side, hit)
@@ -94,8 +89,7 @@ def pushed_into(draw: Draw) -> Question | None:
         for side, sign in (("left", -1.0), ("right", 1.0))
         if (hit := first_hit(life, slot, sign, draw.knobs.margin_m)) is not None and (hit == NONE) is free
     ]
-    if not pushes:
-        return None
+    give_up_if(not pushes)
     slot, side, hit = draw.pick(pushes)
     others = [thing.name for index, thing in enumerate(life.things) if index != slot]
     options, letter = draw.choice([*others, NONE], hit)
@@ -137,54 +131,44 @@ def _sure_radius(thing: Thing) -> float:
     return 0.7 * (min(body.size[:2]) if body.kind == BOX else body.size[0])
 
 
-def _solved(draw: Draw) -> Rollout | None:
+def _solved(draw: Draw) -> Rollout:
     """The rollout that the draw asks about, if the expert solved its task."""
     run = rollout_of(draw.seed, draw.attempt, draw.knobs, tuple(OBJECTS))
-    return run if run is not None and run.succeeded else None
+    give_up_if(not run.succeeded)
+    return run
 
 
-def _moved_object(draw: Draw, waypoints: int) -> tuple[Moment, str, list[list[int]]] | None:
+def _moved_object(draw: Draw, waypoints: int) -> tuple[Moment, str, list[list[int]]]:
     """A moment near the start of a solved task, one of the objects it shows, and that one's path in the image."""
     run = _solved(draw)
-    if run is None:
-        return None
     body = draw.pick(list(run.objects))
     moment = Moment(run, int(draw.rng.integers(FEW_STEPS)), draw.knobs)
     path = image_path(moment.camera, run.objects[body][moment.time :], waypoints)
-    if path is None or not moment.shows(body):
-        return None
+    give_up_if(not moment.shows(body))
     return moment, OBJECTS[run.task][body], path
 
 
-def object_path(draw: Draw) -> Question | None:
+def object_path(draw: Draw) -> Question:
     """The way of an object through the image until it rests, as the scripted expert moves it."""
-    moved = _moved_object(draw, draw.knobs.waypoints)
-    if moved is None:
-        return None
-    moment, name, path = moved
+    moment, name, path = _moved_object(draw, draw.knobs.waypoints)
     run = moment.run
     text = f"Task: {run.instruction} Predict the path of {name} in the image until it is done, as {len(path)} points."
     thought = f"{sentence(name)} is at {pair(path[0])}. It will be moved to {pair(path[-1])}."
     return Question(text, "trajectory", path, path_text(path), thought, moment.image, run.name)
 
 
-def gripper_path(draw: Draw) -> Question | None:
+def gripper_path(draw: Draw) -> Question:
     """The way of a gripper through the image during the step that comes next."""
     run = _solved(draw)
-    if run is None:
-        return None
     ends = [0, *(end for _, end in run.steps())]
     number = int(draw.rng.integers(len(ends) - 1))
     step, start, end = run.steps()[number][0], ends[number], ends[number + 1]
     working = [arm for arm in range(len(ARMS)) if _works(run, arm, start, end)]
-    if end <= start or not working:
-        return None
+    give_up_if(end <= start or not working)
     arm = draw.pick(working)
     # Start a little into the step: the gripper of an arm at home is outside the image.
     moment = Moment(run, int(draw.rng.integers(start, start + max(1, (end - start) // 2))), draw.knobs)
     path = image_path(moment.camera, run.tools[moment.time : end + 1, arm], draw.knobs.waypoints)
-    if path is None:
-        return None
     text = (
         f"Task: {run.instruction} The robot is about to {step}. Predict the path of the {ARMS[arm]} gripper in the "
         f"image until that is done, as {len(path)} points."
@@ -193,23 +177,18 @@ def gripper_path(draw: Draw) -> Question | None:
     return Question(text, "trajectory", path, path_text(path), thought, moment.image, run.name)
 
 
-def final_place(draw: Draw) -> Question | None:
+def final_place(draw: Draw) -> Question:
     """Where an object will be in the image when the task is done."""
-    moved = _moved_object(draw, waypoints=2)
-    if moved is None:
-        return None
-    moment, name, path = moved
+    moment, name, path = _moved_object(draw, waypoints=2)
     run = moment.run
     text = f"Task: {run.instruction} Where in the image will {name} be when the task is done? Point to the place."
     thought = f"{sentence(name)} is at {pair(path[0])} now. The task brings it to {pair(path[1])}."
     return Question(text, "point", {"point": path[1]}, point_text(path[1]), thought, moment.image, run.name)
 
 
-def grasp_point(draw: Draw) -> Question | None:
+def grasp_point(draw: Draw) -> Question:
     """Where one gripper has to take the object of a two-handed task: the end on its side."""
     run = rollout_of(draw.seed, draw.attempt, draw.knobs, ("grab_roller", "lift_pot"))
-    if run is None:
-        return None
     task = TASKS[run.task]()
     assert isinstance(task, TwoHandLift)
     moment = Moment(run, int(draw.rng.integers(FEW_STEPS)), draw.knobs)
@@ -218,8 +197,7 @@ def grasp_point(draw: Draw) -> Question | None:
     geoms = np.flatnonzero(world.model.geom_bodyid == world.model.body(task.body).id)
     end = geoms[np.argmin(np.linalg.norm(world.data.geom_xpos[geoms] - goal, axis=1))]
     mask = moment.segments == end
-    if mask.mean() < 0.5 * MIN_SHARE:
-        return None
+    give_up_if(mask.mean() < 0.5 * MIN_SHARE)
     point, name = point_in(mask, moment.pixel(goal)), OBJECTS[run.task][task.body]
     text = f"Task: {run.instruction} Point to where the {ARMS[arm]} gripper should take {name}."
     centre = moment.pixel(world.body(task.body).position)
@@ -235,13 +213,11 @@ def _works(run: Rollout, arm: int, start: int, end: int) -> bool:
     return min(float(np.linalg.norm(run.tools[end, arm] - path[end])) for path in moved or paths) < AT_OBJECT_M
 
 
-def image_path(camera: Camera, positions: np.ndarray, waypoints: int) -> list[list[int]] | None:
-    """World positions [T, 3] as `waypoints` image points evenly along the path; None if short or outside the image."""
+def image_path(camera: Camera, positions: np.ndarray, waypoints: int) -> list[list[int]]:
+    """World positions [T, 3] as `waypoints` image points evenly along the path, not short and inside the image."""
     path = camera.project(positions)
-    if not ((path > 0.0) & (path < 1.0)).all():
-        return None
+    give_up_if(not ((path > 0.0) & (path < 1.0)).all())
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
-    if length[-1] < MIN_PATH:
-        return None
+    give_up_if(length[-1] < MIN_PATH)
     places = np.linspace(0.0, length[-1], waypoints)
     return [integers(point) for point in np.stack([np.interp(places, length, path[:, k]) for k in (0, 1)], axis=1)]

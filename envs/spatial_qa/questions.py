@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 import numpy as np
 
 from envs.spatial_qa import interaction, perception, planning, prediction
-from envs.spatial_qa.draws import Draw, Question
+from envs.spatial_qa.draws import Draw, Question, UnclearError
 from envs.spatial_qa.items import SEEDS_PER_BLOCK, SPLITS, Item, Knobs, asked, item_id, knobs_at, reply, split_of
 
-Generator = Callable[[Draw], Question | None]
+Generator = Callable[[Draw], Question]
 
 BY_CATEGORY: dict[str, tuple[Generator, ...]] = {
     "perception": (
@@ -77,9 +78,8 @@ def make_item(task: str, seed: int, knobs: Knobs | None = None) -> Item:
     split_of(seed)
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.default_rng([seed, zlib.crc32(task.encode()), attempt])
-        question = GENERATORS[task](Draw(rng, knobs, seed, attempt))
-        if question is not None:
-            return _item(task, seed, knobs, question)
+        with suppress(UnclearError):
+            return _item(task, seed, knobs, GENERATORS[task](Draw(rng, knobs, seed, attempt)))
     raise NoClearQuestionError(
         f"{task} found no clear question for seed {seed} in {MAX_ATTEMPTS} scenes with {knobs}; ease them"
     )

@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from envs.spatial_qa.draws import give_up_if
 from envs.spatial_qa.items import SEEDS_PER_BLOCK, Knobs, integers, tasks_of
 from envs.spatial_qa.still_life import CAMERA, SEGMENT_SIZE, Camera
 from envs.tabletop.env import TabletopEnv
@@ -164,14 +165,13 @@ def _state(env: TabletopEnv) -> _State:
     return _State(env.save(), env.diagnose(), tools, objects)
 
 
-def rollout_of(seed: int, attempt: int, knobs: Knobs, tasks: Sequence[str], clumsy: bool = False) -> Rollout | None:
+def rollout_of(seed: int, attempt: int, knobs: Knobs, tasks: Sequence[str], clumsy: bool = False) -> Rollout:
     """The rollout that an attempt asks about: shared by the block of seeds, another one every few attempts.
 
-    `tasks` are those that the question knows; None if the seed's split has none of them.
+    `tasks` are those that the question knows; UnclearError if the seed's split has none of them.
     """
     known = [task for task in tasks_of(seed) if task in tasks]
-    if not known:
-        return None
+    give_up_if(not known)
     number = (attempt // ATTEMPTS_PER_ROLLOUT) % ROLLOUTS_PER_BLOCK
     scene_seed = seed // SEEDS_PER_BLOCK * ROLLOUTS_PER_BLOCK + number
     order = np.random.default_rng([scene_seed, 78]).permutation(len(tasks_of(seed)))
