@@ -30,7 +30,7 @@ def soft_mask(chunk: int, left: int, late: int) -> Tensor:
 
 
 def guided_step(velocity: Velocity, x_t: Tensor, time: float, step: float, plan: Tensor, mask: Tensor) -> Tensor:
-    """One Euler step from t to t - `step`, [B, C, A], guided to `plan` [B, C, A] where `mask` [B, C, 1] is not 0.
+    """One Euler step from t to t - `step`, [B, C, A], guided to `plan` [B, C, A] where `mask` [B, C, A] is not 0.
 
     Eqs. 2-4: dx/dt = v - w g, g = (plan - x_0)^T diag(mask) dx_0/dx_t with the clean chunk x_0 = x_t - t v that v
     points to, and w = min(beta, (t^2 + (1 - t)^2) / (t (1 - t))).

@@ -132,7 +132,7 @@ class LocalPolicy:
         velocity, num_steps = (getattr(self.policy, name, None) for name in ("velocity", "num_steps"))
         if velocity is None or num_steps is None:
             raise RunError(f"join is guide, but {type(self.policy).__name__} has no velocity and num_steps to guide by")
-        plan, mask = torch.zeros_like(noise), torch.zeros_like(noise[..., :1])
+        plan, mask = torch.zeros_like(noise), torch.zeros_like(noise)
         length = self.processor.num_commands
         for row, decision in enumerate(decisions):
             if decision.plan is not None:
@@ -141,7 +141,7 @@ class LocalPolicy:
                 chunk = self.processor.encode(commands[None], poses[row : row + 1])[0].to(self.device)
                 plan[row, :, : chunk.shape[-1]] = chunk
                 held = soft_mask(length, len(left), decision.plan.late).to(self.device)
-                mask[row] = held.repeat(len(chunk) // length)[:, None]
+                mask[row, :, : chunk.shape[-1]] = held.repeat(len(chunk) // length)[:, None]
         chunks = sample_guided(partial(velocity, prefix), noise, plan, mask, num_steps)
         return chunks[..., : self.processor.config.layout.encoded_action_dim]
 

@@ -54,6 +54,21 @@ def test_a_step_is_the_formula_by_hand():
     assert found.item() == pytest.approx(wanted)
 
 
+def test_the_chunk_is_that_of_the_released_code():
+    """Physical-Intelligence/real-time-chunking-kinetix, commit cc6c5f5, in jax: `FlowPolicy.realtime_action` of the same
+    velocity, noise and plan, delay 2, horizon 6, schedule exp, weight 5, 5 steps; there t = 0 is noise."""
+    count = torch.arange(24, dtype=torch.float64)
+    mixing = (0.3 * torch.sin(1 + 0.7 * torch.outer(count + 1, count + 2))).float()
+
+    def velocity(x_t, time):
+        return (1 - time[0]) * x_t / 2 - x_t.tanh() - (x_t.flatten(1) @ mixing.T).view_as(x_t)
+
+    noise, plan = torch.sin(count * 1.3).float().view(1, 8, 3), torch.cos(count * 0.9).float().view(1, 8, 3)
+    found = sample_guided(velocity, noise, plan, soft_mask(8, 6, 2)[None, :, None], 5)
+    wanted = [1.166567, -1.056102, 1.084131, -0.511538, -0.428775, 2.344353, -0.689139, 0.866126]
+    torch.testing.assert_close(found[0, :, 0], torch.tensor(wanted), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_held_commands_are_met_and_smooth_chunks_follow(seed):
     torch.manual_seed(seed)

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.exceptions import RayTaskError
 
 from envs.commands import CommandError
@@ -79,6 +80,14 @@ def test_a_guided_chunk_goes_on_from_the_plan_and_one_without_a_plan_is_free(sna
     away = [np.abs(chunk - wanted).mean(axis=-1) for chunk in (held, free, alone)]
     assert away[0].mean() < 0.3 * away[1].mean(), "held all along"
     assert away[2][0] < 0.3 * away[1][0] and alone[1:] == pytest.approx(free[1:], abs=1e-6), "held for one command"
+
+    def untrained(self, prefix, x_t, time):  # padded numbers carry no loss: what a network says of them may be anything
+        used = self.used_dim
+        return torch.cat([velocity(self, prefix, x_t, time)[..., :used], 3 * x_t[..., : x_t.shape[-1] - used]], dim=-1)
+
+    monkeypatch.setattr(type(policy.policy), "velocity", untrained)
+    (same,) = policy.act([replace(asked, key=(3, 1), plan=Plan(wanted, late=8))])
+    np.testing.assert_allclose(same, held, atol=1e-6, err_msg="padding pulls at nothing")
 
 
 def test_a_server_that_was_started_again_gets_the_weights_again(snapshot, shared_actor):
