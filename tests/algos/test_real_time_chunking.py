@@ -55,8 +55,11 @@ def test_a_step_is_the_formula_by_hand():
 
 
 def test_the_chunk_is_that_of_the_released_code():
-    """Physical-Intelligence/real-time-chunking-kinetix, commit cc6c5f5, in jax: `FlowPolicy.realtime_action` of the same
-    velocity, noise and plan, delay 2, horizon 6, schedule exp, weight 5, 5 steps; there t = 0 is noise."""
+    """Physical-Intelligence/real-time-chunking-kinetix, commit cc6c5f5, in jax.
+
+    `FlowPolicy.realtime_action` with the same velocity, noise and plan, delay 2, horizon 6, schedule exp, weight 5, in
+    5 steps; there t = 0 is noise.
+    """
     count = torch.arange(24, dtype=torch.float64)
     mixing = (0.3 * torch.sin(1 + 0.7 * torch.outer(count + 1, count + 2))).float()
 
