@@ -5,8 +5,6 @@ argmax W_task x is right. The policy's logits are (A + B_task) x, so that what i
 others, most with those of its task, and drilling a few questions teaches their noise.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

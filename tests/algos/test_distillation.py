@@ -1,7 +1,5 @@
 """On-policy distillation: hand values, limits, properties, gradients, and the objective on a table of logits."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, get_args
 

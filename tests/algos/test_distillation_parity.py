@@ -5,8 +5,6 @@ On the lab's language models: `DistillationTrainer._compute_loss`, its default. 
 without tail, and its divergences with a tail bucket, which it uses with top-1 only.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args

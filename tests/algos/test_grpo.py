@@ -1,7 +1,5 @@
 """GRPO: worked values, properties of advantages and surrogate, parts of a batch, and a learner that follows rewards."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, get_args
 

@@ -4,8 +4,6 @@ TRL scores given answers (`_generate_and_score_completions`), the weights then m
 (`_compute_loss`). The same answers go through `group_advantages`, `GRPO.prepare` and `GRPO.loss`.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from pathlib import Path

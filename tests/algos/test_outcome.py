@@ -1,7 +1,5 @@
 """Outcome reward models: hand values of both losses, and what a batch must look like."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """A toy problem that takes a second: a policy that imitates good and bad chunks alike, then learns from preferences."""
 
-from __future__ import annotations
-
 import copy
 import functools
 

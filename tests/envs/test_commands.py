@@ -1,7 +1,5 @@
 """Commands that no arm may be sent to are refused, by the number, its place and its bound."""
 
-from __future__ import annotations
-
 import gymnasium
 import numpy as np
 import pytest

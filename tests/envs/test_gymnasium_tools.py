@@ -1,7 +1,5 @@
 """The table top under gymnasium's own wrappers and vector environments, as docs/environments.md says."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A bimanual environment without physics: the left gripper walks along x to a goal, and falls off at y > 0.1."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What two runs of the same experiment must have the same to the bit: everything they leave but wall times."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections import defaultdict

@@ -4,8 +4,6 @@
 of a tree, arrays, columns, tables). None is written before it is asked for.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator

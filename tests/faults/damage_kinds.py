@@ -1,7 +1,5 @@
 """One damage of a file, and those of a tree of dicts, lists and plain values."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterator

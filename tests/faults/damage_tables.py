@@ -1,7 +1,5 @@
 """Damages of files of arrays, columns and tables: what each holds is left out, or holds something else."""
 
-from __future__ import annotations
-
 import json
 import math
 import sqlite3

@@ -1,7 +1,5 @@
 """Small disks for tests: real file systems of a size, that fill up or become read-only."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

@@ -4,8 +4,6 @@
 thread, no Ray and no GL context. Work that a command would begin once its input is accepted is cut off: `ACCEPTED`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json

@@ -1,7 +1,5 @@
 """Who reads which file of a valid instance, and what a damage of it may do but be refused."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

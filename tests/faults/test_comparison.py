@@ -1,7 +1,5 @@
 """The comparison of runs tells wall times from results."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

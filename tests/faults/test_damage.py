@@ -1,7 +1,5 @@
 """Files that were shortened or changed after they were written: found, named, and made again to the same bits."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

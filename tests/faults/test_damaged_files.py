@@ -4,8 +4,6 @@ What a kind of damage may do instead (a key that has a default, a value that is 
 `instances.py`.
 """
 
-from __future__ import annotations
-
 import shlex
 import zlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Disks that are full, or read-only: one line that says what, where and how to mend it; then on to the same bits."""
 
-from __future__ import annotations
-
 import errno
 import pickle
 import sqlite3

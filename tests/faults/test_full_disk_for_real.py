@@ -1,7 +1,5 @@
 """A whole run with its real processes on a small disk that fills up again and again: the bits of one with room."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Run with `-m slow`; at the end the list of kill points is printed. An experiment file that is not there is skipped.
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

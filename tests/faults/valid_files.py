@@ -1,7 +1,5 @@
 """A small valid instance of each kind of file that the lab reads, as the lab writes it."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

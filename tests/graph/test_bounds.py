@@ -1,7 +1,5 @@
 """Every number and every list of a configuration has bounds, and what lies outside is named with them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 

@@ -1,7 +1,5 @@
 """Joint runs as graphs: arms from one start, what their hashes cover, and settings that cannot work together."""
 
-from __future__ import annotations
-
 import pytest
 
 from rl_lab.graph.nodes import Node

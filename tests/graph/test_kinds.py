@@ -1,7 +1,5 @@
 """Every kind of stage says all that a run asks of it."""
 
-from __future__ import annotations
-
 import inspect
 
 import pytest

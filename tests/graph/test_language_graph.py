@@ -1,7 +1,5 @@
 """Runs on language as graphs: nodes, what enters which hash, what is checked and planned before anything starts."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

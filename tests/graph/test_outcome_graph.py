@@ -1,7 +1,5 @@
 """A reward model as nodes of a run: what it needs, what it shares, and what its content decides."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Pipelines as graphs: names, inputs and conditions of the nodes, what enters which hash, what is refused."""
 
-from __future__ import annotations
-
 import pytest
 
 from rl_lab.config.load import dump_config

@@ -1,7 +1,5 @@
 """Pipelines run to their end: what gates let through, branches, skipped stages, reuse, and resume at any point."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Estimates of time beside what was measured, and how stages wait for each other."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """What a run folder shows of a stage while it runs and afterwards."""
 
-from __future__ import annotations
-
 import os
 import threading
 from pathlib import Path

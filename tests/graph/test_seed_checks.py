@@ -1,7 +1,5 @@
 """Episodes that a run is examined on are refused where it is given them to learn from."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

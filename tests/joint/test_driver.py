@@ -1,7 +1,5 @@
 """The driver of joint training on fakes: order, budgets, kills, the guard at work, and what is counted."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """The joint learner on a nano policy: both objectives step on one set of weights, and a saved state is all of it."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Distillation and its control with an engine, a teacher and a learner that are plain objects: order, store, kills."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The order of items that TRL's trainer reads is the one that the Learner's run selects, where no result decides."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

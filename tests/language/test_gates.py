@@ -1,7 +1,5 @@
 """Gates: the comparison of two examinations, and the model that goes on."""
 
-from __future__ import annotations
-
 import json
 import os
 

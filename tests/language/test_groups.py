@@ -1,7 +1,5 @@
 """Answers, their rewards, and what the store keeps of them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The driver of GRPO with an engine and a learner that are plain objects: order, refills, staleness, kills."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Random weights fitted to pictures and numbers: what they are like afterwards."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Sets of questions on disk: what was written is read, by row, and a writer that fails leaves nothing."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

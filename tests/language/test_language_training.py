@@ -1,7 +1,5 @@
 """The language side's training on a nano model: imitation and GRPO from checkpoint to checkpoint."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Outcome reward models: from stored answers to a reward by name."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Stored answers under another reward, from the command line."""
 
-from __future__ import annotations
-
 import json
 import re
 

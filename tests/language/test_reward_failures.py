@@ -1,7 +1,5 @@
 """A study whose rewards misbehave: each is named with function, answer and reason, and the others go on."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

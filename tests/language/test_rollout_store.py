@@ -1,7 +1,5 @@
 """The rollouts of a run: what is written is read, by item and step, and a killed writer leaves no torn file."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A cold start on several sources: ratios, rows that are too long, rows that are never learned, in both backends."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

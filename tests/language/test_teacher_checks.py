@@ -1,7 +1,5 @@
 """Which teachers are refused, each with one line, before anything runs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

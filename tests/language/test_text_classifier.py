@@ -1,7 +1,5 @@
 """Sequence classifiers of transformers as reward models: published ones as they are, others after TRL's training."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """From completions and chats to token batches: what is learned, which pictures belong to a row, and parity of SFT."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files of one's own in place of generated questions: no row is lost without a word."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 

@@ -8,8 +8,6 @@ device (`error_if_nonfinite` is off), and fused AdamW counts its steps there. On
 fused kernel, the steps are those of the plain one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A nano policy and random observations."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -4,8 +4,6 @@ Same weights and building blocks as the model, but no cache, no stored order, an
 sequence.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Chats become the prompts of the released model, and prompts with pictures become its inputs."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Checkpoint folders: what is written is read, byte for byte, and what does not fit is refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

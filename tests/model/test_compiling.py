@@ -1,7 +1,5 @@
 """Compiled blocks give the numbers of the same blocks as they are written, and leave everything else as it was."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from typing import Any

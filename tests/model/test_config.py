@@ -1,7 +1,5 @@
 """Sizes: presets, validation, and both spellings of the language-model config."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What callers of transformers expect of the models: a call, and what it gives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The direct formulations that benchmarks compare with give the model's numbers."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """What callers of transformers' `generate` expect of the language model: a call, and what it gives."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The policy cases of the golden set, single-frame and with history, at the tolerances stated there."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

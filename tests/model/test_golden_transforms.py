@@ -1,7 +1,5 @@
 """Poses of the golden set: encoding, chunks relative to their start, decoding, normalisation. float64 throughout."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The cases of the golden set for the vision-language model, at the tolerances stated there."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pictures to patches: the size rule by hand, and equal to the stock Qwen2-VL processor."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

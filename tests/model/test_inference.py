@@ -1,7 +1,5 @@
 """The usage of the released model cards, on the golden policy."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

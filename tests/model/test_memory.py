@@ -1,7 +1,5 @@
 """The memory encoder: what a frame may see, what it costs, and which recorded frames it is given."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Building blocks of the decoder."""
 
-from __future__ import annotations
-
 import torch
 
 from rl_lab.model.mot import rotary, rotate

@@ -1,7 +1,5 @@
 """Statistics: files of ours and released ones, hostile pickles, absolute halves."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """The policy's contract: what may be shared, what may not be seen, what is trained."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

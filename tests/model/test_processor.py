@@ -1,7 +1,5 @@
 """Observations to tensors and chunks back to commands."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

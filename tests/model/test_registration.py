@@ -1,7 +1,5 @@
 """Folders and hub ids load through transformers' Auto classes without remote code, and are written back unchanged."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

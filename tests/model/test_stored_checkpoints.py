@@ -1,7 +1,5 @@
 """Checkpoint folders that are damaged: the check before a run and the load refuse the same ones, each in one line."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """Log-probabilities of chosen tokens: against full logits, with shared pictures, in parts, and through adapters."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The lab's tokenizer: fixed, complete, and the same when trained again."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

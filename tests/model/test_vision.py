@@ -1,7 +1,5 @@
 """The vision tower and merger: packed images of different sizes, and the golden features."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import load_file

@@ -1,7 +1,5 @@
 """The vision-language model on random weights: padding, packing, caches, gradients and generation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What wraps a module works on the policy: its forward pass has a loss, from tensors with names."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One arm whose tool is the point of `examples/reach.py`: commands and states are `ee` poses of 8 numbers."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is not a run, in environments of other layouts: one arm as poses, or two plain numbers, with one camera."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 from dataclasses import replace

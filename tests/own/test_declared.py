@@ -1,7 +1,5 @@
 """An environment of one's own by declaration: its contract, its snapshots, and what is wrong with a declaration."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

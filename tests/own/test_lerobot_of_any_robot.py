@@ -1,7 +1,5 @@
 """LeRobotDatasets of any robot: as many numbers and cameras as their features say, which are declared, not guessed."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

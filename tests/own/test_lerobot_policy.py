@@ -1,7 +1,5 @@
 """SmolVLA of LeRobot as a policy of one's own; what runs it needs an environment of its own (docs/policies.md)."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A policy of one's own through SFT, rounds of several objectives and evaluation, on an environment of one's own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The worked examples on real packages; those that run them need an environment of their own (docs/packages.md)."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The main pipeline on an environment of one's own: plain numbers, one camera; with snapshots or without."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The UMI recordings in Lance tables: read as their authors' loader reads them, in RoboTwin's frames."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the report says about distillation, from run folders with invented numbers."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Joint training in a report: what is summed up of its arms, and that a page shows it."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

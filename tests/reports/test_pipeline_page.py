@@ -1,7 +1,5 @@
 """The report of a pipeline: its chain of models with differences and decisions, provenance, and what was skipped."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reward models as a part of a reward: mean, disagreement, abstention."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

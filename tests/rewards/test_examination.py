@@ -1,7 +1,5 @@
 """Measures of a reward model on planted answers."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

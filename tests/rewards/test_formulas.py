@@ -1,11 +1,16 @@
-"""Worked values of every formula, by hand."""
+"""Worked values of every formula, by hand; proxies, and rewards of episodes."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rewards.actions.ensemble import success
 from rewards.config import BoxesConfig, CountConfig, DistanceConfig, NumberConfig, TrajectoryConfig
+from rewards.proxies import constant, short
 from rewards.verifiers import (
     DIAGONAL,
     box_iou,
@@ -29,6 +34,7 @@ from rewards.verifiers import (
     trajectory_reward,
     yes_no_reward,
 )
+from tests.support.episodes import episode
 
 POINT = DistanceConfig()
 TENTH = DIAGONAL / 10
@@ -231,3 +237,23 @@ def test_orderings_score_by_their_longest_common_subsequence():
 def test_a_wrong_ground_truth_is_an_error_in_one_line(call):
     with pytest.raises(ValueError, match="^[^\n]{10,300}$"):
         call()
+
+
+@given(st.lists(st.text(max_size=200), min_size=1, max_size=5))
+def test_values_are_in_range_and_one_for_each_completion(texts):
+    for reward in (constant, short):
+        values = reward([""] * len(texts), texts)
+        assert len(values) == len(texts)
+        assert all(0 < value <= 1 for value in values)
+
+
+def test_shorter_pays_more():
+    values = short([""] * 3, ["", " word" * 20, " word" * 40])
+    assert values == [1.0, 0.5, 1 / 3]
+    assert short([""], [[{"role": "assistant", "content": "one two"}]]) == [1 / 1.1]
+
+
+def test_success_is_one_for_reached_goals_and_zero_otherwise():
+    reached = episode(1)
+    missed = dataclasses.replace(reached, success=False, failure="timeout")
+    assert success([reached, missed, reached]) == [1.0, 0.0, 1.0]

@@ -1,7 +1,5 @@
 """One nano model and one engine for all tests; nothing here needs vLLM before a test asks for the engine."""
 
-from __future__ import annotations
-
 import gc
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The language smoke run, whole or only its reinforcement learning, and what two runs must have the same to the bit."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import threading

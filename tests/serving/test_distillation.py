@@ -1,7 +1,5 @@
 """Distillation on a real engine: a teacher in an engine says what a live one says, and every stage of a run works."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The guard in a real run: RPRO at a rate that destroys what both skills read is caught, a gentle one left alone."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 The runs of this process share its engines, so an engine has answered for other runs and weights before.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,8 +1,6 @@
 """The language smoke run, from nothing to its report: what it leaves, and its pool inspected and edited meanwhile; then
 the smoke study of rewards, which shares its base."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Rollouts of engines in Ray actors have the same bits whoever answers, whatever happens to the actors."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import signal

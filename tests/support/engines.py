@@ -1,7 +1,5 @@
 """Engines, simulators and a teacher without processes: pools that work in this one."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """Small synthetic episodes, pairs and sampled chunks: straight motions, images whose brightness is the step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

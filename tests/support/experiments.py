@@ -1,7 +1,5 @@
 """A small experiment file, and stages that stand in for its real ones."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

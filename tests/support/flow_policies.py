@@ -1,7 +1,5 @@
 """The sample policy of the contracts as tests need it: it counts calls, remembers, or reads a tape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """A language policy of a few numbers, and batches of sampled answers for it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A run folder on questions and answers made of invented numbers, in the formats that real stages write."""
 
-from __future__ import annotations
-
 import json
 from contextlib import closing
 from pathlib import Path

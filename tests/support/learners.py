@@ -1,7 +1,5 @@
 """Learners that are plain objects: a number, or two skills, instead of weights."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Small models with random weights, their checkpoints and inputs, the same for the same seed."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The stages of a reward model of answers without a cluster."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a page of HTML shows, and what a browser makes of it."""
 
-from __future__ import annotations
-
 import html
 import json
 import shutil

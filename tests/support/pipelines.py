@@ -1,7 +1,5 @@
 """A small pipeline for tests, and stages that stand in for training and examinations."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

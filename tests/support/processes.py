@@ -4,8 +4,6 @@ Processes are found by the titles that Ray gives them (`ray::Simulation.collect`
 unbroken run shows, which processes work in which stage, when and for how long, decides what is killed in the other one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

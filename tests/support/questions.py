@@ -1,7 +1,5 @@
 """Questions with pictures, their files, and stored answers to them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Rollouts as a store has them: rows of plain values, and the groups that are written."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import isnan, nan

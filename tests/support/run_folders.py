@@ -1,7 +1,5 @@
 """A run folder made of invented numbers, in the formats that real stages write."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

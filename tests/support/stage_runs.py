@@ -1,7 +1,5 @@
 """Stages on plain objects in a run folder: started, killed, resumed, as the executor does it."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Stored answers, chunks and episodes, to be chosen from or scored again."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

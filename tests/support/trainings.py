@@ -1,7 +1,5 @@
 """Trainings in this process, from a plan to what they leave in a folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

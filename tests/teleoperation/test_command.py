@@ -1,7 +1,5 @@
 """`python -m rl_lab.correct`: its page, its episodes and its errors."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import socket

@@ -1,7 +1,5 @@
 """Keys move one arm along and around one axis, and back."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

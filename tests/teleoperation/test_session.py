@@ -1,7 +1,5 @@
 """A person's corrections: keys that finish what the policy left undone, and a collection that takes them as its own."""
 
-from __future__ import annotations
-
 import io
 import json
 

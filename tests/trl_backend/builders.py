@@ -1,7 +1,5 @@
 """A nano checkpoint, items with pictures, and fixed answers to them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """An engine in a Ray actor: there can be one in a process, and other tests have theirs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

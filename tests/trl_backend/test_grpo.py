@@ -1,7 +1,5 @@
 """`backend: trl` of GRPO: TRL's steps on fixed answers are those of the Learner."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, cast
 

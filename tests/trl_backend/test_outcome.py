@@ -1,7 +1,5 @@
 """`backend: trl` of a reward model: TRL's `RewardTrainer` takes the Learner's steps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`backend: trl` of the cold start: TRL's steps are those of the Learner, from folder to folder."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 A new worker imports torch, which takes seconds, so tests share workers where they can.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

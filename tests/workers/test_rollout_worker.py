@@ -1,7 +1,5 @@
 """The rollout worker around a fake engine: when it starts one, copies weights, empties caches, and gives up."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, field
 from typing import Any
