@@ -27,6 +27,7 @@ BENCHMARKS = {
     "rollout": "rl_lab.benchmarks.rollout",
     "scaling": "rl_lab.benchmarks.scaling",
     "rft": "rl_lab.benchmarks.rft",
+    "features": "rl_lab.benchmarks.features",
     "gpu": "rl_lab.benchmarks.gpu.checks",
 }
 """Each module has `run(**options) -> list[dict]`, one dict a row of its table."""

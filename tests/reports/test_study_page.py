@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.support.run_folders import write_jsonl
 GAINS = {"pairs-10": [0.02, -0.03, 0.01, 0.00], "pairs-60": [0.30, 0.32, 0.28, 0.30]}
 """Of RPRO over the control, by world and training seed."""
 EPISODES = 100
+KINDS, ASKED = ("evaluate", "examine"), {"category": "c", "blank": [0.1]}
 
 
 def results(path, rate, **more):
@@ -155,3 +157,32 @@ def test_ways_to_execute_chunks_are_measured_by_steps_jerk_and_stalls_too(study)
     assert '<b class="worse">+1' in page and '<b class="better">−9' in page
     assert "eval.latency: jerk" in page and "base policy" not in page
     assert summary["verdict"][0].startswith("Not told apart from wait: 1 of 1 comparisons")
+
+
+def test_arms_of_joint_training_are_held_against_their_start_in_both_skills(study):
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    config["study"] = {"compare": "joint.arms", "methods": ["grpo_alone", "mixed"], "control": "base", "seeds": 3}
+    config |= {"questions": {"held_out": 40}, "examine": {"pass_threshold": 0.5}}
+    (study / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.rmtree(study / "episodes")
+    nodes = []
+    for seed, (arm, success, reward) in product(
+        range(1, 4), ((None, 0.5, 0.4), ("grpo_alone", 0.1, 0.6), ("mixed", 0.5, 0.4))
+    ):
+        name = f"given.{seed}.{arm or 'base'}"
+        nodes += [
+            {"name": f"{name}.{kind}", "kind": kind, "method": arm, "round": int(arm is not None)} for kind in KINDS
+        ]
+        results(study / "episodes" / f"{name}.evaluate", success)
+        asked = [ASKED | {"item": f"{n}", "rewards": [reward + 0.01 * (n % 5)]} for n in range(40)]
+        write_jsonl(study / "examinations" / f"{name}.examine" / "results.jsonl", asked)
+    nodes = [node | {"status": "done", "hash": node["name"], "seconds": 1.0, "reused": False} for node in nodes]
+    (study / "stages.json").write_text(json.dumps({"store": "s", "nodes": nodes}))
+    write_report(study)
+    found = json.loads((study / "study.json").read_text())
+    (alone, mixed), (_, kept) = found["rows"][0]["methods"], found["measures"]["reward"]["rows"][0]["methods"]
+    assert alone["difference"]["value"] == pytest.approx(-0.4) and alone["corrected_p"] < 0.05
+    assert mixed["difference"]["value"] == kept["difference"]["value"] == 0 and kept["n"] == 40
+    assert found["means"]["given"]["base"]["2"] == 0.5
+    page = (study / "study.html").read_text()
+    assert "The experiment: reward" in page and "ase policy and" not in page, "the base is the control"
