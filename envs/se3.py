@@ -65,19 +65,14 @@ def matrix_to_quat(matrix: np.ndarray) -> np.ndarray:
     """
     m = np.asarray(matrix, dtype=np.float64)
     m00, m11, m22 = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
-    squares = np.stack([1 + m00 + m11 + m22, 1 + m00 - m11 - m22, 1 - m00 + m11 - m22, 1 - m00 - m11 + m22], axis=-1)
-    d21, d02, d10 = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
-    s01, s02, s12 = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
-    candidates = np.stack(
-        [
-            np.stack([squares[..., 0], d21, d02, d10], axis=-1),
-            np.stack([d21, squares[..., 1], s01, s02], axis=-1),
-            np.stack([d02, s01, squares[..., 2], s12], axis=-1),
-            np.stack([d10, s02, s12, squares[..., 3]], axis=-1),
-        ],
-        axis=-2,
-    )
-    best = np.argmax(squares, axis=-1)
+    candidates = np.empty((*m.shape[:-2], 4, 4))  # 4 q q^T
+    squares = [1 + m00 + m11 + m22, 1 + m00 - m11 - m22, 1 - m00 + m11 - m22, 1 - m00 - m11 + m22]
+    for i, square in enumerate(squares):
+        candidates[..., i, i] = square
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        candidates[..., 0, i + 1] = candidates[..., i + 1, 0] = m[..., k, j] - m[..., j, k]
+        candidates[..., j + 1, k + 1] = candidates[..., k + 1, j + 1] = m[..., j, k] + m[..., k, j]
+    best = np.argmax(np.stack(squares, axis=-1), axis=-1)
     quat = normalize(np.take_along_axis(candidates, best[..., None, None], axis=-2)[..., 0, :])
     return np.where(quat[..., :1] < 0, -quat, quat)
 

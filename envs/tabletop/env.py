@@ -124,10 +124,10 @@ class TabletopEnv(Bimanual):
 
     def ee_pose(self) -> np.ndarray:
         """Measured tool poses with commanded gripper values, float64 [16]."""
-        parts: list[Any] = []
-        for arm in (LEFT, RIGHT):
-            tcp = self._world.tcp(arm)
-            parts += [tcp.position, se3.matrix_to_quat(tcp.rotation), [self._world.gripper(arm)]]
+        tools = [self._world.tcp(arm) for arm in (LEFT, RIGHT)]
+        quats = se3.matrix_to_quat(np.stack([tool.rotation for tool in tools]))
+        grippers = [[self._world.gripper(arm)] for arm in (LEFT, RIGHT)]
+        parts = [part for arm in zip((tool.position for tool in tools), quats, grippers, strict=True) for part in arm]
         return np.concatenate(parts, dtype=np.float64)
 
     def expert_action(self) -> np.ndarray:
