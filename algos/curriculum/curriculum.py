@@ -25,24 +25,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from algos.curriculum.draws import ALL, Selection, WeightedDraw, balanced_places, draw_weighted
-from algos.curriculum.items import BANDS, Array, Items, Observation, Seen, check_rewards, observe, promised
+from algos.curriculum.draws import ALL, Selection, WeightedDraw, Weights, balanced_places, by_weight, evenly
+from algos.curriculum.frontier import Frontier
+from algos.curriculum.items import BANDS, Array, Items, Observation, check_rewards, observe, parts_of
 from algos.curriculum.options import CurriculumOptions
 from algos.curriculum.own import ItemWeights, make_scheme, own_weights
-from algos.curriculum.posterior import Floats, partial_success
+from algos.curriculum.posterior import partial_success
 
-RESTING = 1e-6
-"""Factor of the weight of an item in its cooldown: it is drawn when nothing else is left."""
-
-
-def frontier_weight(band_probability: Array, sharpness: float) -> Floats:
-    """Band probability ** sharpness; the floor lets a category without any frontier still fill its places."""
-    return np.maximum(np.asarray(band_probability, np.float64) ** sharpness, 1e-12)
+ASKED = np.iinfo(np.int32).max
+"""In place of how often items were selected: they are not to be."""
 
 
 class Curriculum:
@@ -72,22 +69,45 @@ class Curriculum:
         self._index()
 
     def _index(self) -> None:
-        """What follows from the columns: rows of each category, weights, number of items in each band."""
-        items = self.items
-        self._members = [np.flatnonzero(items.category == code) for code in range(self.num_categories)]
-        self._seen = Seen(items, self.num_categories)
-        self._weights = np.zeros(len(items))
-        observed = np.flatnonzero(items.groups > 0)
-        self._weights[observed] = self._weight(observed)
+        """What follows from the columns: which items may be selected, the number in each band, the frontier's sums."""
+        items, options = self.items, self.options
+        self._free = ~(items.retired | items.pending)
         self.band_counts = np.zeros((self.num_categories, len(BANDS)), np.int64)
         """Items of each category in each band, [C, 5], retired ones left out."""
-        self._count(np.flatnonzero(~items.retired), 1)
-
-    def _weight(self, numbers: Array) -> Floats:
-        return frontier_weight(self.items.band_probability[numbers], self.options.sharpness)
+        self._frontier = None
+        for numbers in parts_of(len(items)):
+            self._count(numbers, 1)
+        if options.mode == "online" and options.scheme == "frontier":
+            self._frontier = Frontier(items, self._free, options, self.num_categories)
 
     def _count(self, numbers: Array, sign: int) -> None:
-        np.add.at(self.band_counts, (self.items.category[numbers], self.items.band[numbers]), sign)
+        active = numbers[~self.items.retired[numbers]]
+        np.add.at(self.band_counts, (self.items.category[active], self.items.band[active]), sign)
+        if self._frontier:
+            self._frontier.seen.count(self.items, numbers, sign)
+
+    @contextmanager
+    def _changing(self, numbers: Array) -> Iterator[None]:
+        """Around every change to items: what follows from their columns is brought up to date."""
+        self._count(numbers, -1)
+        yield
+        self._count(numbers, 1)
+        self._set_free(numbers, ~(self.items.retired[numbers] | self.items.pending[numbers]))
+
+    def _set_free(self, numbers: Array, value: Array | bool) -> None:
+        self._free[numbers] = value
+        if self._frontier:
+            self._frontier.update(numbers)
+
+    @contextmanager
+    def _without(self, numbers: Array) -> Iterator[None]:
+        """None of these items is drawn meanwhile."""
+        numbers = numbers[self._free[numbers]]
+        self._set_free(numbers, False)
+        try:
+            yield
+        finally:
+            self._set_free(numbers, True)
 
     def select(self, step: int, version: int, places: Array | None = None, round_: int = 0) -> Selection:
         """The batch of a step, or a refill of `places` [C] items of each category; its items are pending from now on.
@@ -95,15 +115,13 @@ class Curriculum:
         `version` is the current weight version: what is stale depends on it. ValueError when no item is left to select.
         """
         rng = np.random.default_rng((self.seed, step, round_))
-        free = ~(self.items.retired | self.items.pending)
-        if round_:
-            free &= self.items.selected_step != step
         total = self.options.batch_size if places is None else int(np.sum(places))
-        trains = self.options.mode == "online" or self._stage_trains(step, free, round_)
-        pinned = list(self._pinned(total, free)) if trains and round_ == 0 else []
-        taken = np.concatenate([np.empty(0, np.int64), *(draw.numbers for draw in pinned)])
-        free[taken] = False
-        draws = [*pinned, *self._draws(rng, step, version, places, total, taken, free)]
+        with self._without(np.flatnonzero(self.items.selected_step == step) if round_ else np.empty(0, np.int64)):
+            trains = self.options.mode == "online" or self._stage_trains(step, round_)
+            pinned = list(self._pinned(total)) if trains and round_ == 0 else []
+            taken = np.concatenate([np.empty(0, np.int64), *(draw.numbers for draw in pinned)])
+            with self._without(taken):
+                draws = [*pinned, *self._draws(rng, step, version, places, total, taken)]
         selection = Selection(step, round_, tuple(draw for draw in draws if len(draw.numbers)), trains)
         numbers = selection.numbers
         if not len(numbers) and trains and round_ == 0:
@@ -111,14 +129,15 @@ class Curriculum:
                 f"no item is left to select: {len(self.items)} items, {int(self.items.retired.sum())} retired, "
                 f"{int(self.items.pending.sum())} waiting for a result; add items or take some back"
             )
-        self.items.pending[numbers] = True
-        self.items.selected_step[numbers] = step
-        self.items.selections[numbers] += 1
+        with self._changing(numbers):
+            self.items.pending[numbers] = True
+            self.items.selected_step[numbers] = step
+            self.items.selections[numbers] += 1
         return selection
 
-    def _stage_trains(self, step: int, free: Array, round_: int) -> bool:
+    def _stage_trains(self, step: int, round_: int) -> bool:
         """Whether stage mode trains on what it reads now. A refill begins no new phase: it takes what this one has."""
-        return self.progress.training if round_ else settle(self, step, free)
+        return self.progress.training if round_ else settle(self, step, self._free)
 
     def refill_places(self, observation: Observation) -> Array:
         """Places to refill, [C]: groups without signal of each category; none for schemes that do not refill."""
@@ -133,19 +152,13 @@ class Curriculum:
         numbers, versions = np.asarray(numbers, np.int64), np.asarray(versions, np.int64)
         rewards = np.asarray(rewards, np.float64)
         check_rewards(numbers, rewards, len(self.items))
-        active = numbers[~self.items.retired[numbers]]
-        self._count(active, -1)
-        fresh = numbers[self.items.groups[numbers] == 0]
-        observation = observe(self.items, step, numbers, rewards, versions, self.options)
-        self._seen.add(self.items, fresh[self.items.groups[fresh] > 0])
-        self._count(active, 1)
-        seen = numbers[self.items.groups[numbers] > 0]
-        self._weights[seen] = self._weight(seen)
-        return observation
+        with self._changing(numbers):
+            return observe(self.items, step, numbers, rewards, versions, self.options)
 
     def release(self, numbers: Array) -> None:
         """Items whose rollouts will never come may be selected again."""
-        self.items.pending[numbers] = False
+        with self._changing(numbers):
+            self.items.pending[numbers] = False
 
     def pin(self, numbers: Array, value: bool = True) -> None:
         """Put items first in every batch, or no longer."""
@@ -153,13 +166,12 @@ class Curriculum:
 
     def retire(self, numbers: Array, value: bool = True) -> None:
         """Never select items again, or take them back."""
-        changed = numbers[self.items.retired[numbers] != value]
-        self._count(changed, -1 if value else 1)
-        self.items.retired[changed] = value
+        with self._changing(numbers):
+            self.items.retired[numbers] = value
 
-    def _pinned(self, total: int, free: Array) -> Iterator[WeightedDraw]:
+    def _pinned(self, total: int) -> Iterator[WeightedDraw]:
         """Pinned items, those selected longest ago first."""
-        rows = np.flatnonzero(self.items.pinned & free)
+        rows = np.flatnonzero(self.items.pinned & self._free)
         count = min(len(rows), math.ceil(self.options.pinned_share * total))
         rows = rows[np.argsort(self.items.selected_step[rows], kind="stable")][:count]
         if count:
@@ -173,148 +185,62 @@ class Curriculum:
         places: Array | None,
         total: int,
         taken: Array,
-        free: Array,
     ) -> Iterator[WeightedDraw]:
         """What the scheme adds to the pinned items `taken`; `places` [C] is given for a refill."""
+        left = total - len(taken)
         if self.options.mode == "stage":
-            numbers, reason, size = next_items(self, total - len(taken), free)
+            numbers, reason, size = next_items(self, left, self._free)
             yield WeightedDraw(reason, ALL, numbers, np.ones(len(numbers)), size, float(size))
-        elif self.options.scheme == "frontier":
+        elif self._frontier:
             if places is None:
-                places = self._places(step, total, taken, free)
-            yield from self._frontier(rng, step, version, places, free)
+                places = self._places(step, total, taken, self._frontier.num_free())
+            yield from self._frontier.draws(rng, step, version, places)
         elif self.options.scheme == "difficulty_pools":
-            yield from self._pools(rng, total - len(taken), free)
+            yield from self._pools(rng, left)
         elif self.options.scheme in self.options.own:
-            rows = np.flatnonzero(free)
-            weights = own_weights(self._own, self.items, rows, step, version)
-            yield self._weighted(rng, "own", ALL, rows, weights, total - len(taken))
+            numbers = np.flatnonzero(self._free)
+            weights = own_weights(self._own, self.items, numbers, step, version)
+            draw = by_weight(rng, "own", ALL, Weights.of(weights), left, int(np.count_nonzero(weights)))
+            yield replace(draw, numbers=numbers[draw.numbers])
         else:
-            yield from self._passes(rng, np.flatnonzero(free), total - len(taken))
+            yield from self._passes(rng, left)
 
     @cached_property
     def _own(self) -> ItemWeights:
         """The scheme of one's own."""
         return make_scheme(self.options.own[self.options.scheme])
 
-    def _places(self, step: int, total: int, taken: Array, free: Array) -> Array:
+    def _places(self, step: int, total: int, taken: Array, available: Array) -> Array:
         """Balanced places [C] less those that pinned items have taken."""
         had = np.bincount(self.items.category[taken], minlength=self.num_categories)
-        available = np.array([np.count_nonzero(free[rows]) for rows in self._members])
         places = np.maximum(balanced_places(total, available + had, step) - had, 0)
         while places.sum() > total - len(taken):
             places[np.argmax(places)] -= 1
         return places
 
-    def _even(self, rng: np.random.Generator, reason: str, category: int, rows: Array, count: int) -> WeightedDraw:
-        """`count` of the rows, or all of them, with equal chances."""
-        count = min(count, len(rows))
-        numbers = rows[rng.choice(len(rows), count, replace=False)] if count else rows[:0]
-        chance = count / max(len(rows), 1)
-        return WeightedDraw(reason, category, numbers, np.full(count, chance), len(rows), float(len(rows)))
-
-    def _passes(self, rng: np.random.Generator, rows: Array, count: int) -> Iterator[WeightedDraw]:
-        """`count` of the rows, those that were selected least often first and by chance among them."""
-        times = self.items.selections[rows]
-        while count > 0 and len(rows):
-            least = times == times.min()
-            draw = self._even(rng, "uniform", ALL, rows[least], count)
+    def _passes(self, rng: np.random.Generator, count: int) -> Iterator[WeightedDraw]:
+        """`count` of the items, those that were selected least often first and by chance among them."""
+        times = np.where(self._free, self.items.selections, ASKED)
+        while count > 0 and (fewest := times.min(initial=ASKED)) < ASKED:
+            draw = evenly(rng, "uniform", ALL, Weights.of(times == fewest), count)
             yield draw
             count -= len(draw.numbers)
-            rows, times = rows[~least], times[~least]
+            times[times == fewest] = ASKED
 
-    def _frontier(
-        self, rng: np.random.Generator, step: int, version: int, places: Array, free: Array
-    ) -> Iterator[WeightedDraw]:
-        """Exploration, re-probing and the frontier of each category; see the top of this file.
-
-        At ten million items a selection is what it takes to read their columns: each is read by category once.
-        """
-        items, options = self.items, self.options
-        everyone = items.groups > 0
-        promise = promised(items, self.num_categories, options, self._seen)
-        worth = frontier_weight(promise, options.sharpness)
-        for category in np.flatnonzero(places).tolist():
-            rows = self._members[category]
-            observed, able, cells = everyone[rows], free[rows], items.cell[rows].astype(np.intp)
-            unseen, seen = able & ~observed, able & observed
-            rest = self._rest(rows, observed, cells, promise)
-            rests = items.selected_step[rows] >= max(step - rest, 0)
-            stale = seen & ~rests & (items.version[rows] < version - options.stale_after)
-            weights = self._weights[rows]
-            weights *= seen
-            weights[np.flatnonzero(rests)] *= RESTING
-            sizes = int(np.count_nonzero(unseen)), int(np.count_nonzero(stale)), int(np.count_nonzero(weights))
-            counts = self._shares(rng, int(places[category]), sizes, float(weights.sum()))
-            yield self._weighted(rng, "unseen", category, rows, worth[cells] * unseen, counts[0])
-            reprobed = self._even(rng, "stale", category, np.flatnonzero(stale), counts[1])
-            weights[reprobed.numbers] = 0.0
-            yield replace(reprobed, numbers=rows[reprobed.numbers])
-            yield self._weighted(rng, "frontier", category, rows, weights, counts[2], rest)
-
-    def _rest(self, rows: Array, observed: Array, cells: Array, promise: Floats) -> int:
-        """Steps that the items of a category (its rows, which were observed, their cells) rest after a selection."""
-        if self.options.cooldown is not None:
-            return self.options.cooldown
-        probability = self.items.band_probability[rows].astype(np.float64)
-        unseen = np.flatnonzero(~observed)
-        probability[unseen] = promise[cells[unseen]]
-        if self.items.retired.any():
-            probability = probability[~self.items.retired[rows]]
-        expected = float(probability.sum())
-        categories = sum(bool(len(members)) for members in self._members)
-        return max(int(expected * categories / self.options.batch_size) - 1, 0)
-
-    def _shares(
-        self, rng: np.random.Generator, places: int, sizes: tuple[int, int, int], trusted: float
-    ) -> tuple[int, int, int]:
-        """Places of a category for exploration, re-probing and the frontier, from the items that each could take.
-
-        One uniform number rounds both shares, so that their sum never exceeds the places. The frontier is trusted with
-        the sum of its weights (less what resting items add to it); beyond that it gets places only when nothing is left
-        to explore.
-        """
-        unseen, stale, seen = sizes
-        places = min(places, unseen + seen)
-        share = np.array([self.options.explore, self.options.explore + self.options.reprobe])
-        explore, upto = np.floor(share * places + rng.random()).astype(int).tolist()
-        num_stale = min(upto - explore, stale)
-        room = min(places - min(explore, unseen) - num_stale, seen - num_stale)
-        num_unseen = min(places - num_stale - min(room, math.ceil(trusted - 0.01)), unseen)
-        return num_unseen, num_stale, places - num_stale - num_unseen
-
-    def _weighted(
-        self,
-        rng: np.random.Generator,
-        reason: str,
-        category: int,
-        rows: Array,
-        weights: Floats,
-        count: int,
-        rest: int = 0,
-    ) -> WeightedDraw:
-        """`count` of the rows by their weights, of which those that cannot be taken are 0."""
-        chosen = draw_weighted(rng, weights, count)
-        total = float(weights.sum())
-        chances = np.minimum(len(chosen) * weights[chosen] / max(total, 1e-300), 1.0)
-        return WeightedDraw(reason, category, rows[chosen], chances, int(np.count_nonzero(weights)), total, rest)
-
-    def _pools(self, rng: np.random.Generator, total: int, free: Array) -> Iterator[WeightedDraw]:
+    def _pools(self, rng: np.random.Generator, total: int) -> Iterator[WeightedDraw]:
         """Fixed shares of the easy and the hard pool; what they cannot fill comes from the normal one, and back."""
         items, options = self.items, self.options
-        seen = free & (items.groups > 0)
-        easy = np.flatnonzero(seen & (items.last_mean >= options.easy_border))
-        hard = np.flatnonzero(seen & (items.last_mean <= options.hard_border))
-        middle = (items.last_mean > options.hard_border) & (items.last_mean < options.easy_border)
-        normal = np.flatnonzero(free & (middle | (items.groups == 0)))
+        seen = self._free & (items.groups > 0)
+        easy, hard = seen & (items.last_mean >= options.easy_border), seen & (items.last_mean <= options.hard_border)
+        pools = {"easy": easy, "normal": self._free & ~easy & ~hard, "hard": hard}
         shares = np.array([options.easy_fraction, options.easy_fraction + options.hard_fraction])
         num_easy, upto = np.floor(shares * total + rng.random()).astype(int)
-        counts = np.minimum([num_easy, total - upto, upto - num_easy], [len(easy), len(normal), len(hard)])
-        sizes = np.array([len(easy), len(normal), len(hard)])
+        sizes = np.array([np.count_nonzero(flags) for flags in pools.values()])
+        counts = np.minimum([num_easy, total - upto, upto - num_easy], sizes)
         for pool in (1, 0, 2):
             counts[pool] += min(total - counts.sum(), sizes[pool] - counts[pool])
-        for reason, rows, count in zip(("easy", "normal", "hard"), (easy, normal, hard), counts, strict=True):
-            yield self._even(rng, reason, ALL, rows, int(count))
+        for (reason, flags), count in zip(pools.items(), counts.tolist(), strict=True):
+            yield evenly(rng, reason, ALL, Weights.of(flags), count)
 
 
 @dataclass

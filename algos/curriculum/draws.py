@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from algos.curriculum.items import Array
-from algos.curriculum.posterior import Floats
 
 ALL = -1
 """Category of a draw from all categories at once."""
@@ -50,35 +50,66 @@ class Selection:
 
 
 BLOCK = 128
-"""Weights that are summed together before a draw looks into them: running sums over a whole pool are slow."""
+"""Places whose weights are summed together, so that a draw looks into few of them."""
 
 
-def draw_weighted(rng: np.random.Generator, weights: Floats, count: int) -> Array:
-    """Up to `count` distinct positions, each next one with probability proportional to its weight among those left.
+@dataclass(frozen=True)
+class Weights:
+    """Weights of places, or flags of those that count."""
+
+    sums: Array
+    """Of each BLOCK places."""
+    at: Callable[[Array], Array]
+    """Weights of given places; 0 behind the last one."""
+
+    @classmethod
+    def of(cls, values: Array, sums: Array | None = None) -> Weights:
+        """Those of an array. Its sums are taken unless they are known."""
+        if sums is None:
+            kind = np.int64 if values.dtype == np.bool_ else None
+            sums = np.add.reduceat(values, np.arange(0, len(values), BLOCK), dtype=kind) if len(values) else np.empty(0)
+        return cls(sums, lambda places: values.take(places, mode="clip") * (places < len(values)))
+
+    def places(self, marks: Array) -> Array:
+        """Where marks in [0, total) fall on the line that the weights share; on a tie it may be a place of weight 0."""
+        ends = np.cumsum(self.sums)
+        block = np.minimum(np.searchsorted(ends, marks, side="right"), len(ends) - 1)
+        inside = np.cumsum(self.at(block[:, None] * BLOCK + np.arange(BLOCK)), axis=1)
+        return block * BLOCK + (inside <= (marks - ends[block] + self.sums[block])[:, None]).sum(1)
+
+
+def draw_weighted(rng: np.random.Generator, weights: Weights, count: int) -> Array:
+    """Up to `count` distinct places, each next one with probability proportional to its weight among those left.
 
     Fewer only if fewer weights are positive. Draws with replacement and drops repetitions, which is the same law.
-    What is drawn is struck out of `weights` meanwhile (a copy would cost more than the draw) and is back at the end.
     """
-    chosen, struck = np.empty(0, np.int64), np.empty(0)
-    while len(chosen) < count and weights.any():
-        places = _positions(weights, rng.random(2 * (count - len(chosen)) + 8))
-        places = places[(places < len(weights)) & (weights[np.minimum(places, len(weights) - 1)] > 0)]
+    chosen = np.empty(0, np.int64)
+    left = Weights(weights.sums.copy(), lambda places: weights.at(places) * ~np.isin(places, chosen))
+    while len(chosen) < count and left.sums.any():
+        places = left.places(rng.random(2 * (count - len(chosen)) + 8) * np.cumsum(left.sums)[-1])
+        places = places[left.at(places) > 0]
         fresh = places[np.sort(np.unique(places, return_index=True)[1])][: count - len(chosen)]
-        chosen, struck = np.concatenate([chosen, fresh]), np.concatenate([struck, weights[fresh]])
-        weights[fresh] = 0.0
-    weights[chosen] = struck
+        chosen = np.concatenate([chosen, fresh])
+        blocks = np.unique(fresh // BLOCK)
+        left.sums[blocks] = left.at(blocks[:, None] * BLOCK + np.arange(BLOCK)).sum(1)
     return chosen
 
 
-def _positions(weights: Floats, marks: Floats) -> Array:
-    """Where each mark in [0, 1) falls on the line that weights share; on a tie it may be a position of weight zero."""
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK))
-    ends = np.cumsum(sums)
-    marks = marks * ends[-1]
-    block = np.minimum(np.searchsorted(ends, marks, side="right"), len(sums) - 1)
-    places = block[:, None] * BLOCK + np.arange(BLOCK)
-    inside = np.cumsum(weights.take(places, mode="clip") * (places < len(weights)), axis=1)
-    return block * BLOCK + (inside <= (marks - ends[block] + sums[block])[:, None]).sum(1)
+def by_weight(
+    rng: np.random.Generator, reason: str, category: int, weights: Weights, count: int, candidates: int, rest: int = 0
+) -> WeightedDraw:
+    """`count` of the places by their weights, of which `candidates` are not 0."""
+    chosen, total = draw_weighted(rng, weights, count), float(weights.sums.sum())
+    chances = np.minimum(len(chosen) * weights.at(chosen) / max(total, 1e-300), 1.0)
+    return WeightedDraw(reason, category, chosen, chances, candidates, total, rest)
+
+
+def evenly(rng: np.random.Generator, reason: str, category: int, flags: Weights, count: int) -> WeightedDraw:
+    """`count` of the places that have a flag, or all of them, with equal chances."""
+    size = int(flags.sums.sum())
+    count = min(count, size)
+    chosen = flags.places(rng.choice(size, count, replace=False)) if count else np.empty(0, np.int64)
+    return WeightedDraw(reason, category, chosen, np.full(count, count / max(size, 1)), size, float(size))
 
 
 def balanced_places(total: int, available: Array, turn: int = 0) -> Array:

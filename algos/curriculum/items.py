@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,8 @@ newest weight version observed; groups, rollouts: scored ones; failures: masked 
 
 PSEUDO = 4.0
 """Items whose worth a category's mean has where little is known of a cell."""
+PART = 2**18
+"""Items that are looked at together where all are: what is made of them meanwhile takes little memory."""
 RECORD = np.dtype([(name, kind) for name, (kind, _) in COLUMNS.items()])
 """One item as bytes: what is stored."""
 
@@ -79,6 +81,11 @@ class Observation:
         """Number of items that went from band i (row) to band j (column), [5, 5]."""
         pairs = self.band_before.astype(np.int64) * len(BANDS) + self.band
         return np.bincount(pairs, minlength=len(BANDS) ** 2).reshape(len(BANDS), len(BANDS))
+
+
+def parts_of(count: int) -> Iterator[Array]:
+    """The numbers 0 to count - 1, PART at a time."""
+    return (np.arange(first, min(first + PART, count)) for first in range(0, count, PART))
 
 
 class Items:
@@ -134,37 +141,53 @@ def band_probabilities(sums: Array, options: CurriculumOptions) -> Array:
 
 
 class Seen:
-    """How many items of each category and cell were observed, and whose each cell is; kept up as groups come in."""
+    """What the observed items of each cell say, and whose each cell is; kept up as items change.
+
+    Probabilities are summed in whole numbers of 1 / UNIT: no order in which items come and go changes such a sum.
+    """
+
+    UNIT = 2.0**32
 
     def __init__(self, items: Items, num_categories: int) -> None:
-        self.owner = np.zeros(int(items.cell.max(initial=0)) + 1, np.int64)
+        self.num_categories, size = num_categories, int(items.cell.max(initial=0)) + 1
+        self.owner = np.zeros(size, np.int64)
         """Category of each cell."""
         self.owner[items.cell] = items.category
-        self.categories, self.cells = np.zeros(num_categories), np.zeros(len(self.owner))
-        self.add(items, np.flatnonzero(items.groups > 0))
+        self.observed, self.probability = np.zeros((2, size), np.int64)
+        """Items observed, and the sum of their band probabilities, [cells]."""
+        self.open_unseen, self.open_probability = np.zeros((2, size), np.int64)
+        """Items not observed, and the sum of band probabilities of those that were, without the retired, [cells]."""
+        for numbers in parts_of(len(items)):
+            self.count(items, numbers, 1)
 
-    def add(self, items: Items, numbers: Array) -> None:
-        """These items were observed for the first time."""
-        self.categories += np.bincount(items.category[numbers], minlength=len(self.categories))
-        self.cells += np.bincount(items.cell[numbers], minlength=len(self.cells))
+    def count(self, items: Items, numbers: Array, sign: int) -> None:
+        """Add items (sign 1), or take them out before they change (-1)."""
+        cells, observed, active = items.cell[numbers], items.groups[numbers] > 0, ~items.retired[numbers]
+        units = np.rint(items.band_probability[numbers] * self.UNIT).astype(np.int64) * observed
+        np.add.at(self.observed, cells, sign * observed)
+        np.add.at(self.probability, cells, sign * units)
+        np.add.at(self.open_unseen, cells, sign * (active & ~observed))
+        np.add.at(self.open_probability, cells, sign * units * active)
 
+    def promised(self, options: CurriculumOptions) -> Array:
+        """Probability that an unseen item of each cell lies in the frontier, float64 [cells].
 
-def promised(items: Items, num_categories: int, options: CurriculumOptions, seen: Seen | None = None) -> Array:
-    """Probability that an unseen item of each cell lies in the frontier, float64 [cells].
+        The mean of the band probabilities of the cell's n observed items, drawn to that of its category, and that to
+        the prior's, as if PSEUDO items more had that mean: p_cell = (sum_i p_i + PSEUDO p_category) / (n + PSEUDO).
+        """
+        prior = float(band_probabilities(np.zeros((3, 1)), options)[1][0])
+        sums, counts = self.probability / self.UNIT, self.observed
+        known, seen = self.by_category(sums), self.by_category(counts)
+        category = (known + PSEUDO * prior) / (seen + PSEUDO)
+        return (sums + PSEUDO * category[self.owner]) / (counts + PSEUDO)
 
-    The mean of the band probabilities of the cell's n observed items, drawn to that of its category, and that to the
-    prior's, as if PSEUDO items more had that mean: p_cell = (sum_i p_i + PSEUDO p_category) / (n + PSEUDO).
-    """
-    seen = seen or Seen(items, num_categories)
-    known = np.multiply(items.band_probability, items.groups > 0, dtype=np.float64)
+    def expected(self, promise: Array) -> Array:
+        """Items of each category that lie in the frontier, float64 [C], with what unseen ones of a cell promise."""
+        return self.by_category(self.open_probability / self.UNIT + self.open_unseen * promise)
 
-    def means(codes: Array, counts: Array, above: Array) -> Array:
-        sums = np.bincount(codes, known, len(above))
-        return (sums + PSEUDO * above) / (counts + PSEUDO)
-
-    prior = float(band_probabilities(np.zeros((3, 1)), options)[1][0])
-    categories = means(items.category, seen.categories, np.full(num_categories, prior))
-    return means(items.cell, seen.cells, categories[seen.owner])
+    def by_category(self, amounts: Array) -> Array:
+        """Sums over the cells of each category, float64 [C]."""
+        return np.bincount(self.owner, amounts, self.num_categories)
 
 
 def classify(sums: Array, options: CurriculumOptions) -> tuple[Array, Array]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from algos.curriculum.curriculum import RESTING, frontier_weight
 from algos.curriculum.draws import ALL
+from algos.curriculum.frontier import RESTING, frontier_weight
 from algos.curriculum.items import BANDS
 from rl_lab.common.errors import UserError
 from rl_lab.curriculum.view import REASONS, PoolRow, PoolView

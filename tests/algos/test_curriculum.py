@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos.curriculum.curriculum import Curriculum, StageProgress
-from algos.curriculum.draws import balanced_places, draw_weighted
-from algos.curriculum.items import Items, observe, promised
+from algos.curriculum.draws import Weights, balanced_places, draw_weighted
+from algos.curriculum.items import Items, Seen, observe
 from algos.curriculum.options import CurriculumOptions
 from tests.algos import simulated_learner
 
@@ -70,7 +70,7 @@ def test_uneven_places_go_round_the_categories():
 def test_weighted_draws_are_distinct_and_never_of_weight_zero(weights, count, seed):
     weights = np.array(weights)
     before = weights.copy()
-    chosen = draw_weighted(np.random.default_rng(seed), weights, count)
+    chosen = draw_weighted(np.random.default_rng(seed), Weights.of(weights), count)
     assert np.array_equal(weights, before)
     assert len(set(chosen.tolist())) == len(chosen) == min(count, np.count_nonzero(weights))
     assert np.all(weights[chosen] > 0)
@@ -80,7 +80,7 @@ def test_draws_from_many_weights_follow_them_across_blocks():
     weights = np.arange(3000.0) % 7
     rng, counts = np.random.default_rng(1), np.zeros(3000)
     for _ in range(400):
-        counts[draw_weighted(rng, weights, 50)] += 1
+        counts[draw_weighted(rng, Weights.of(weights), 50)] += 1
     assert [counts[np.arange(3000) % 7 == k].sum() / 20_000 for k in range(7)] == pytest.approx(
         [k / 21 for k in range(7)], abs=0.01
     )
@@ -89,7 +89,7 @@ def test_draws_from_many_weights_follow_them_across_blocks():
 
 def test_first_draws_follow_the_weights_and_later_ones_those_left():
     rng, weights = np.random.default_rng(0), np.array([1.0, 2.0, 5.0])
-    draws = np.array([draw_weighted(rng, weights, 2) for _ in range(20_000)])
+    draws = np.array([draw_weighted(rng, Weights.of(weights), 2) for _ in range(20_000)])
     assert np.bincount(draws[:, 0]) / 20_000 == pytest.approx([0.125, 0.25, 0.625], abs=0.015)
     after_last = draws[draws[:, 0] == 2, 1]
     assert np.bincount(after_last, minlength=2)[:2] / len(after_last) == pytest.approx([1 / 3, 2 / 3], abs=0.015)
@@ -184,11 +184,11 @@ def test_the_promise_of_a_cell_lies_between_what_is_known_of_it_and_of_its_categ
     options = CurriculumOptions(batch_size=4)
     items = Items()
     items.append(np.zeros(len(cells) + 1, np.uint8), np.array([3, *(cell for cell, _ in cells)]), options)
-    prior = promised(items, 1, options)
+    prior = Seen(items, 1).promised(options)
     assert prior == pytest.approx(float(items.band_probability[0]), abs=1e-6)
     for number, (_, right) in enumerate(cells, start=1):
         observe(items, 1, np.array([number]), np.arange(8)[None] < right, np.zeros(1, int), options)
-    found, known = promised(items, 1, options), items.band_probability[1:]
+    found, known = Seen(items, 1).promised(options), items.band_probability[1:]
     category = (known.sum() + 4 * prior[0]) / (len(known) + 4)
     assert found[3] == pytest.approx(category, abs=1e-6)
     for cell in {cell for cell, _ in cells}:
@@ -196,7 +196,7 @@ def test_the_promise_of_a_cell_lies_between_what_is_known_of_it_and_of_its_categ
         assert min(own, category) - 1e-6 <= found[cell] <= max(own, category) + 1e-6
     order = list(range(len(items)))
     random.shuffle(order)
-    assert promised(Items(items.records(np.array(order))), 1, options) == pytest.approx(found)
+    assert Seen(Items(items.records(np.array(order))), 1).promised(options) == pytest.approx(found)
 
 
 @pytest.mark.parametrize("explore", [0.1, 0.3])
