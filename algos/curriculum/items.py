@@ -124,8 +124,8 @@ class Items:
         self.columns = {name: np.concatenate([old, new[name]]) for name, old in self.columns.items()}
 
     def records(self, numbers: Array) -> Array:
-        """Rows as records of type RECORD."""
-        records = np.empty(len(numbers), RECORD)
+        """Rows as records of type RECORD, in the shape of `numbers`."""
+        records = np.empty(numbers.shape, RECORD)
         for name, column in self.columns.items():
             records[name] = column[numbers]
         return records

@@ -41,7 +41,7 @@ FORMAT = 3
 CHUNK = 50
 """Records in a row of `chunks`: together they fit in one page of 4096 bytes, so that a changed item costs one page."""
 CHUNKS_AT_ONCE = 2000
-"""Rows that are read together when a pool is opened."""
+"""Rows that are read together when a pool is opened, and written when it is made."""
 SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE items (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, category TEXT NOT NULL, task TEXT NOT NULL,
@@ -395,14 +395,13 @@ class PoolStore:
     def _write(self, numbers: Array) -> None:
         """Store the records of items again."""
         chunks = np.unique(np.asarray(numbers, np.int64) // CHUNK)
-        rows = np.minimum(chunks[:, None] * CHUNK + np.arange(CHUNK), len(self) - 1)
-        sizes = np.minimum(len(self) - chunks * CHUNK, CHUNK).tolist()
-        blobs = self.curriculum.items.records(rows.ravel()).tobytes() if len(chunks) else b""
-        step = CHUNK * RECORD.itemsize
-        self._db.executemany(
-            "INSERT OR REPLACE INTO chunks VALUES (?, ?)",
-            [
-                (chunk, blobs[i * step : i * step + size * RECORD.itemsize])
-                for i, (chunk, size) in enumerate(zip(chunks.tolist(), sizes, strict=True))
-            ],
-        )
+        self._db.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?)", self._records(chunks))
+
+    def _records(self, chunks: Array) -> Iterator[tuple[int, bytes]]:
+        """Chunks with the records of their items, of which CHUNKS_AT_ONCE are held at a time."""
+        for first in range(0, len(chunks), CHUNKS_AT_ONCE):
+            part = chunks[first : first + CHUNKS_AT_ONCE]
+            numbers = np.minimum(part[:, None] * CHUNK + np.arange(CHUNK), len(self) - 1)
+            records = self.curriculum.items.records(numbers)
+            for chunk, held in zip(part.tolist(), records, strict=True):
+                yield chunk, held[: len(self) - chunk * CHUNK].tobytes()
