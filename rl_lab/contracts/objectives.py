@@ -10,14 +10,14 @@ from torch import Tensor
 
 from algos.methods import Rows, own_objective
 from rl_lab.common.errors import UserError
-from rl_lab.contracts.samples import SamplePolicy, flow_batch, generator, preference_batch, trajectory_batch
+from rl_lab.contracts.samples import SamplePolicy, generator, imitation_batch, preference_batch, trajectory_batch
 
 GROUPS = ("vlm", "expert")
 ROWS = 6
 BATCHES: dict[Rows, Callable[[], Any]] = {
-    "demonstrations": lambda: flow_batch(ROWS),
-    "winners": lambda: flow_batch(ROWS),
-    "labelled": lambda: flow_batch(ROWS),
+    "demonstrations": lambda: imitation_batch(ROWS, ROWS),
+    "winners": lambda: imitation_batch(ROWS, 2),
+    "labelled": lambda: imitation_batch(ROWS, 2),
     "tuples": lambda: preference_batch(ROWS, 2),
     "trajectories": lambda: trajectory_batch(ROWS),
 }

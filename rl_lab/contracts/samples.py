@@ -5,13 +5,13 @@ Letters: B rows, C action tokens of a chunk, A padded size of an action.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from algos.batch import FlowBatch, ObservationBatch, PreferenceBatch, TensorRecord, TrajectoryBatch
+from algos.batch import ObservationBatch, PreferenceBatch, TensorRecord, TrajectoryBatch
 from algos.flow_matching import chunk_loss, interpolate, loss_weight, velocity_from_clean, velocity_target
 
 CHUNK, PADDED, USED, HIDDEN = 2, 4, 3, 16
@@ -79,12 +79,6 @@ def observations(num: int, seed: int = 1) -> ObservationBatch:
     )
 
 
-def flow_batch(num: int, seed: int = 1) -> FlowBatch:
-    """Every chunk repeats the state."""
-    observation = observations(num, seed)
-    return FlowBatch(observation, actions=observation.state[:, None].repeat(1, CHUNK, 1))
-
-
 def preference_batch(num: int, num_identical: int, seed: int = 1) -> PreferenceBatch:
     """The winner's chunk repeats the state, the loser's is shifted; the last rows are identical pairs."""
     observation = observations(num, seed)
@@ -98,6 +92,13 @@ def preference_batch(num: int, num_identical: int, seed: int = 1) -> PreferenceB
         source=torch.where(identical, 2, 0),
         weight_version=torch.where(identical, 0, 3),
     )
+
+
+def imitation_batch(num: int, num_demonstrations: int) -> PreferenceBatch:
+    """Identical pairs alone; the last rows are demonstrations, those before them were collected."""
+    collected = torch.arange(num) < num - num_demonstrations
+    source, version = torch.where(collected, 0, 2), torch.where(collected, 3, 0)
+    return replace(preference_batch(num, num), source=source, weight_version=version)
 
 
 def trajectory_batch(num: int, seed: int = 1) -> TrajectoryBatch:

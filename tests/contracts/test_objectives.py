@@ -3,14 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from algos.methods import own_objective
 from rl_lab.check import main
 from rl_lab.common.errors import RunError, UserError
+from rl_lab.contracts.samples import CHUNK, USED, imitation_batch
 from rl_lab.stages.kinds import expand
 from rl_lab.stages.preflight import _check_objectives
 from tests.support.refusals import refusal
 
 ROOT = Path(__file__).resolve().parents[2]
+OFF_PATH = f"{ROOT / 'examples' / 'off_path.py'}:OffPath"
 IPO = f"{ROOT / 'examples' / 'ipo.py'}:IPO"
 WRONG = """
 import torch
@@ -59,6 +63,39 @@ class Nothing:
 """
 
 
+class KnowsTheWinner:
+    """A flow that is sent to the winner from wherever it stands, v = (x - w) / t, plus an error of 1."""
+
+    def encode(self, observation):
+        return observation.state
+
+    def sample_noise(self, num, generator):
+        return torch.randn(num, CHUNK, USED, generator=generator)
+
+    def sample_time(self, num, generator):
+        return torch.rand(num, generator=generator)
+
+    def flow_losses(self, prefix, actions, noise, time, rows):
+        t = time[:, None, None]
+        self.x = t * noise + (1 - t) * actions
+        velocity = (self.x - prefix[rows][:, None]) / t + 1
+        return (velocity - (noise - actions)).square().mean(dim=(1, 2))
+
+
+def test_off_the_path_the_way_to_the_winner_is_what_is_learned():
+    """The points lie on the path of the collected winner before, and each of the 4 collected rows has a loss of 1."""
+    batch, policy = imitation_batch(6, 2), KnowsTheWinner()
+    objective = own_objective(OFF_PATH, weight=2.0, groups=("expert",), draws_per_sample=1)
+    drawn = objective.draw(policy, batch, torch.Generator().manual_seed(0))
+    loss, metrics = objective.loss(policy, drawn, torch.Generator())
+    assert metrics["flow/loss"].item() == pytest.approx(1, abs=1e-3)
+    assert metrics["flow/off_path"].item() == pytest.approx(4 / 6, abs=1e-3)
+    assert loss.item() == pytest.approx(1 + 2 * 4 / 6, abs=1e-3)
+    t = drawn.draws.time[:4].clamp(min=0.1)[..., None]
+    other = batch.winner[[3, 0, 1, 2]]
+    torch.testing.assert_close(policy.x[6:], t * drawn.draws.noise[:4, 0] + (1 - t) * other)
+
+
 def test_the_example_keeps_the_contract(capsys):
     assert main(["objective", IPO, "margin=0.5"]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -69,6 +106,11 @@ def test_the_example_keeps_the_contract(capsys):
 @pytest.mark.parametrize("rows", ["tuples", "trajectories"])
 def test_ours_keep_it(rows, capsys):
     assert main(["objective", "algos.flowpro:RPRO", f"rows={rows}"]) == 0
+
+
+@pytest.mark.parametrize("rows", ["winners", "demonstrations"])
+def test_the_example_without_a_reference_keeps_it(rows, capsys):
+    assert main(["objective", OFF_PATH, f"rows={rows}", "reference=none"]) == 0
 
 
 def test_one_without_draws_of_its_own_is_told_what_that_means(wrong, capsys):
