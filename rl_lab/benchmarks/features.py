@@ -11,6 +11,7 @@ expert's episodes on development seeds. Of every arm and training seed:
     start, loss   flow-matching loss of the start and of the model, the same noise for all
     old expert    that of the model's vision and language with the expert of the start
     random        the same with the start's vision and language moved as far, each weight matrix in a random direction
+    random moved  how far that moves keys and values
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from algos.methods import find_method
 from envs.options import Rows
 from envs.types import Episode
 from rl_lab.common.errors import UserError
-from rl_lab.common.reading import read_yaml
 from rl_lab.common.seeding import evaluation_seeds, torch_stream
+from rl_lab.config.schema import RunConfig
 from rl_lab.model.action_expert import Prefix
 from rl_lab.model.checkpoint import load_policy
 from rl_lab.records.action_batches import demonstrations
 from rl_lab.records.action_datasets import Dataset, encode_rows, preference_data
-from rl_lab.reports.run import LoadedRun, load_run, study_place
+from rl_lab.reports.run import load_run, study_place
 from rl_lab.stages.kinds import resolve_config
 from rl_lab.workers.simulation import Simulation, env_specs, episode_units
 
@@ -47,20 +48,19 @@ def run(run: str, episodes: Rows = 20, draws: Rows = 4) -> list[dict[str, Any]]:
     found = load_run(Path(run))
     if not found.joint:
         raise UserError(f"{run} has no arm of joint training; name a run with the stage joint")
-    demos = held_out_demonstrations(found, episodes)
-    stride, rows = found.config["demos"]["stride"], []
+    config = resolve_config(found.config, str(found.path))
+    demos, rows = held_out_demonstrations(config, episodes), []
     for arm in found.joint:
         start = next(stage for stage in found.stages if stage.name == arm.node).inputs or {}
         if "policy" not in start:
-            raise UserError(f"{arm.node} began with {found.config['model']['path']}, not with a stage of {run}")
-        measured = compare(found.path / "checkpoints" / start["policy"], arm.folder, demos, stride, draws)
+            raise UserError(f"{arm.node} began with {config.model.path}, not with a stage of {run}")
+        measured = compare(found.path / "checkpoints" / start["policy"], arm.folder, demos, config.demos.stride, draws)
         rows.append({"arm": arm.name, "seed": study_place(arm.node)[1]} | measured)
     return rows
 
 
-def held_out_demonstrations(found: LoadedRun, count: int) -> list[Episode]:
+def held_out_demonstrations(config: RunConfig, count: int) -> list[Episode]:
     """The expert's episodes on the first development seeds of each task and variant, without noise."""
-    config = resolve_config(read_yaml(found.path / "config.yaml"), str(found.path))
     seeds, simulation = evaluation_seeds("development", count), Simulation()
     units = [unit for spec in env_specs(config, "seen") for unit in episode_units("demos", spec, seeds, config.seed)]
     shown = [one for unit in units for one in simulation.demonstrate(unit, 0.0)]
@@ -87,19 +87,20 @@ def compare(start: Path, arm: Path, demos: Sequence[Episode], stride: int, draws
         policy.eval()
         return FlowMatching(draws_per_sample=draws).loss(policy, data.rows, torch_stream(0, "features"))[0].item()
 
-    before, after = (encode_rows(policy.eval(), data.rows.observation) for policy in (old, new))
-    mixed, moved = copy.deepcopy(old), copy.deepcopy(old)
-    parts = [policy.parameter_groups() for policy in (mixed, moved, old, new)]
+    mixed, pushed = copy.deepcopy(old), copy.deepcopy(old)
+    parts = [policy.parameter_groups() for policy in (mixed, pushed, old, new)]
     generator = torch_stream(0, "features", "random")
     for group in SHARED:
-        for taken, pushed, was, now in zip(*(one[group] for one in parts), strict=True):
+        for taken, drawn, was, now in zip(*(one[group] for one in parts), strict=True):
             taken.copy_(now)
-            pushed.add_(_as_far(now - was, generator))
+            drawn.add_(_as_far(now - was, generator))
+    before, after, aside = (encode_rows(policy.eval(), data.rows.observation) for policy in (old, new, pushed))
     return distances(before, after) | {
         "start": loss(old),
         "loss": loss(new),
         "old expert": loss(mixed),
-        "random": loss(moved),
+        "random": loss(pushed),
+        "random moved": distances(before, aside)["moved"],
     }
 
 
