@@ -10,8 +10,9 @@ expert's episodes on development seeds. Of every arm and training seed:
     common        share of |f - f0|^2 that is the same in all states, which biases could give
     start, loss   flow-matching loss of the start and of the model, the same noise for all
     old expert    that of the model's vision and language with the expert of the start
-    random        the same with the start's vision and language moved as far, each weight matrix in a random direction
-    random moved  how far that moves keys and values
+    random        that of the start whose vision and language moved in random directions until keys and values moved as
+                  far, each weight matrix in proportion to the arm's move
+    times         so many times as far as in the arm these weights went for it
 """
 
 from __future__ import annotations
@@ -87,21 +88,25 @@ def compare(start: Path, arm: Path, demos: Sequence[Episode], stride: int, draws
         policy.eval()
         return FlowMatching(draws_per_sample=draws).loss(policy, data.rows, torch_stream(0, "features"))[0].item()
 
-    mixed, pushed = copy.deepcopy(old), copy.deepcopy(old)
-    parts = [policy.parameter_groups() for policy in (mixed, pushed, old, new)]
+    def features(policy: Any) -> Any:
+        return encode_rows(policy.eval(), data.rows.observation)
+
+    mixed, pushed, before = copy.deepcopy(old), copy.deepcopy(old), features(old)
+    found = distances(before, features(new))
+    parts = [
+        [one for group in SHARED for one in policy.parameter_groups()[group]] for policy in (old, new, mixed, pushed)
+    ]
     generator = torch_stream(0, "features", "random")
-    for group in SHARED:
-        for taken, drawn, was, now in zip(*(one[group] for one in parts), strict=True):
-            taken.copy_(now)
-            drawn.add_(_as_far(now - was, generator))
-    before, after, aside = (encode_rows(policy.eval(), data.rows.observation) for policy in (old, new, pushed))
-    return distances(before, after) | {
-        "start": loss(old),
-        "loss": loss(new),
-        "old expert": loss(mixed),
-        "random": loss(pushed),
-        "random moved": distances(before, aside)["moved"],
-    }
+    steps = [_as_far(now - was, generator) for was, now in zip(*parts[:2], strict=True)]
+    for was, now, taken, aside, step in zip(*parts, steps, strict=True):
+        taken.copy_(now)
+        aside.copy_(was + step)
+    near = distances(before, features(pushed))["moved"]
+    times = found["moved"] / near if near else 1.0
+    for was, aside, step in zip(parts[0], parts[3], steps, strict=True):
+        aside.copy_(was + times * step)
+    losses = {"start": loss(old), "loss": loss(new), "old expert": loss(mixed), "random": loss(pushed)}
+    return found | losses | {"times": times}
 
 
 def _as_far(move: Tensor, generator: torch.Generator) -> Tensor:
