@@ -9,7 +9,6 @@ of a process of its own: growth of its peak resident memory over what importing 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import numpy as np
 
 from algos.curriculum.options import CurriculumOptions, Scheme
 from envs.options import PositiveInt, Rows
+from rl_lab.benchmarks.processes import figures_of, memory_mib
 from rl_lab.common.errors import UserError
 from rl_lab.curriculum.store import POOL_FILE, PoolItem, PoolStore
 
@@ -29,12 +29,6 @@ CATEGORIES = ("perception", "prediction", "interaction", "planning")
 GROUP = 16
 VERSION = 300
 PROMPT = "Which of the marked objects can the left arm reach without moving the base? Answer with one letter. /think"
-
-
-def _peak_mib() -> float:
-    """Peak resident memory of this program; `ru_maxrss` would begin with that of the process that started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def build(path: Path, items: int, batch: int, scheme: str) -> None:
@@ -58,7 +52,7 @@ def _timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
 
 def measure(path: Path, steps: int) -> dict[str, Any]:
     """Open a pool and run steps on it: milliseconds and MiB; to be called in a fresh process."""
-    before = _peak_mib()
+    before = memory_mib("VmHWM")
     open_wall, open_cpu, store = _timed(lambda: PoolStore(path))
     rng, times = np.random.default_rng(1), []
     for step in range(1, steps + 1):
@@ -68,7 +62,7 @@ def measure(path: Path, steps: int) -> dict[str, Any]:
         versions = np.full(len(numbers), VERSION + step)
         observed = _timed(partial(store.observe, step, numbers, rewards, versions))
         times.append((*selected[:2], *observed[:2]))
-    peak = _peak_mib()
+    peak = memory_mib("VmHWM")
     saved = _timed(lambda: store.checkpoint(path.parent / "checkpoint"))
     store.close()
     return {"open": [open_wall, open_cpu], "steps": times, "memory": [peak - before, peak], "checkpoint": saved[:2]}
@@ -86,12 +80,8 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / POOL_FILE
         built = _timed(lambda: build(path, items, batch, scheme))
-        code = "import sys, json; from pathlib import Path; from rl_lab.benchmarks.pool import measure; "
-        code += "print(json.dumps(measure(Path(sys.argv[1]), int(sys.argv[2]))))"
-        command = [sys.executable, "-c", code, str(path), str(steps)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        result = figures_of("rl_lab.benchmarks.pool", path, steps)
         size = path.stat().st_size / 2**20
-    result = json.loads(done.stdout)
     times = np.array(result["steps"])
     parts = {
         "select and observe": times[:, [0, 1]] + times[:, [2, 3]],
@@ -112,3 +102,7 @@ def run(
     rows += [{"name": name, "unit": "ms", "cpu": pair[1], "wall": pair[0]} for name, pair in once.items()]
     memory = {"memory of the pool": result["memory"][0], "memory of the process": result["memory"][1], "file": size}
     return [*rows, *({"name": name, "unit": "MiB", "cpu": "", "wall": value} for name, value in memory.items())]
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]), int(sys.argv[2]))))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from algos.rft import RFTOptions
 from envs.options import PositiveInt, Rows, Tokens
 from envs.spatial_qa.items import Item
+from rl_lab.benchmarks.processes import figures_of, memory_mib
 from rl_lab.common.errors import UserError
 from rl_lab.records.rollouts import FOLDER, KEPT_FILE, RolloutRow, RolloutStore
 from rl_lab.records.types import Completion, Prompt, RolloutGroup
@@ -50,10 +50,7 @@ def run(
         began = time.perf_counter()
         write_traces(run_folder, candidates // per_step, per_step, words)
         written_s = time.perf_counter() - began
-        done = subprocess.run(
-            [sys.executable, "-m", "rl_lab.benchmarks.rft", scratch], capture_output=True, text=True, check=True
-        )
-        found = json.loads(done.stdout)
+        found = figures_of("rl_lab.benchmarks.rft", run_folder)
         rollouts = sum(path.stat().st_size for path in (run_folder / FOLDER).iterdir())
         return [
             {
@@ -62,8 +59,8 @@ def run(
                 "seconds": found["seconds"],
                 "candidates/s": found["candidates"] / found["seconds"],
                 **{f"{name} s": seconds for name, seconds in found["passes"].items()},
-                "before MiB": found["before"] / MIB,
-                "peak MiB": found["peak"] / MIB,
+                "before MiB": found["before"],
+                "peak MiB": found["peak"],
                 "rollouts MiB": rollouts / MIB,
                 "state MiB at most": found["state"] / MIB,
                 "state MiB": (run_folder / RFT_FILE).stat().st_size / MIB,
@@ -114,7 +111,7 @@ def _groups(rng: np.random.Generator, items: Sequence[str], words: int) -> list[
 
 
 def measure(run_folder: Path) -> dict[str, Any]:
-    """A selection in this process: what it chose, seconds of its passes, its peak memory and that of its state."""
+    """A selection in this process: what it chose, seconds of its passes, peak memory (MiB) and state (bytes)."""
     passes: dict[str, float] = {}
     state, now = 0, ("", time.perf_counter())
 
@@ -126,16 +123,11 @@ def measure(run_folder: Path) -> dict[str, Any]:
             now = (name, time.perf_counter())
             state = max(state, sum(path.stat().st_size for path in run_folder.glob(f"{RFT_FILE}*")))
 
-    before, began = _memory("VmRSS"), time.perf_counter()
+    before, began = memory_mib("VmRSS"), time.perf_counter()
     summary = RFTSelection(run_folder, OPTIONS, judge).finish(tell)
     passes[now[0]] = time.perf_counter() - now[1]
     figures = {"seconds": time.perf_counter() - began, "passes": passes, "before": before, "state": state}
-    return figures | {"peak": _memory("VmHWM"), "candidates": summary.candidates, "kept": summary.kept}
-
-
-def _memory(name: str) -> int:
-    """Of this process, in bytes, as Linux counts it."""
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
+    return figures | {"peak": memory_mib("VmHWM"), "candidates": summary.candidates, "kept": summary.kept}
 
 
 def judge(rows: Sequence[RolloutRow]) -> list[float]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from algos.rft import REASONS, RFTOptions, candidate, select
+from rl_lab.benchmarks.processes import memory_mib
 from rl_lab.records import rollouts
 from rl_lab.records.rollouts import KEPT_FILE, RolloutStore
 from rl_lab.stages import rft_selection
@@ -203,8 +204,8 @@ def test_a_judge_that_forgets_a_trace_is_an_error(tmp_path):
         RFTSelection(tmp_path, JUDGED, lambda rows: []).finish()
 
 
-def peak_bytes(folder, nums_steps, rows_per_step):
-    """Of a process of its own for each number of steps while it selects from synthetic rows; with the summaries."""
+def peaks(folder, nums_steps, rows_per_step):
+    """MiB in a process of its own for each number of steps, which selects from synthetic rows; with the summaries."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, __file__, str(folder), str(rows_per_step), *map(str, nums_steps)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -212,12 +213,12 @@ def peak_bytes(folder, nums_steps, rows_per_step):
 
 
 def check_memory(tmp_path, few, many, rows_per_step=500):
-    small, large = peak_bytes(tmp_path, (few, many), rows_per_step)
+    small, large = peaks(tmp_path, (few, many), rows_per_step)
     print(small, large)
     assert large["candidates"] == many * rows_per_step == large["kept"] + sum(large["dropped"].values())
     assert large["kept"] > 0.05 * large["candidates"]
     assert small["peak"] > small["before"]
-    assert large["peak"] < small["peak"] + 24 * 2**20
+    assert large["peak"] < small["peak"] + 24
 
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
@@ -232,10 +233,6 @@ def test_memory_does_not_grow_with_the_candidates(tmp_path):
 @pytest.mark.slow
 def test_memory_does_not_grow_up_to_a_hundred_thousand_candidates(tmp_path):
     check_memory(tmp_path, 10, 200)
-
-
-def memory(name):
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
 
 
 def main(run, num_steps, rows_per_step):
@@ -253,9 +250,9 @@ def main(run, num_steps, rows_per_step):
     del table
     pa.default_memory_pool().release_unused()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; getrusage would tell that of our parent
-    before, start = memory("VmRSS"), time.perf_counter()
+    before, start = memory_mib("VmRSS"), time.perf_counter()
     summary = RFTSelection(run, JUDGED, judge).finish()
-    figures = {"peak": memory("VmHWM"), "before": before, "seconds": time.perf_counter() - start}
+    figures = {"peak": memory_mib("VmHWM"), "before": before, "seconds": time.perf_counter() - start}
     print(json.dumps(figures | vars(summary)), flush=True)
 
 
