@@ -23,6 +23,7 @@ BENCHMARKS = {
     "sim": "rl_lab.benchmarks.sim",
     "rpro": "rl_lab.benchmarks.rpro",
     "model": "rl_lab.benchmarks.model",
+    "dtype": "rl_lab.benchmarks.dtype",
     "pool": "rl_lab.benchmarks.pool",
     "rollout": "rl_lab.benchmarks.rollout",
     "scaling": "rl_lab.benchmarks.scaling",

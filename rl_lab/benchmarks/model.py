@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +37,7 @@ from rl_lab.benchmarks.options import Device, check_device
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
 from rl_lab.common.errors import UserError
 from rl_lab.config.section import Preset
+from rl_lab.learner.dtype import seconds
 from rl_lab.learner.optim import adamw
 from rl_lab.model.checkpoint import vlm_config
 from rl_lab.model.config import HyVLAConfig
@@ -67,19 +67,6 @@ class Case:
     num_bytes: int
     """Least traffic with memory."""
     memory: dict[str, float] = field(default_factory=dict)
-
-
-def seconds(work: Work, device: str) -> float:
-    """Time of one call; see the module."""
-    if device == "cpu":
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def device_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:

@@ -26,6 +26,13 @@ def processor() -> str:
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {len(os.sched_getaffinity(0))} cores"
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16; without them such products are slow."""
+    info = Path("/proc/cpuinfo")
+    words = set(info.read_text().split()) if info.is_file() else set()
+    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def devices() -> dict[str, Any]:
     """Processor, cores this process may use, memory, and the GPUs that torch sees."""
     import torch

@@ -194,8 +194,9 @@ class ModelConfig(Section):
     """An image's tokens see their own image only (as Hy-VLA's RoboTwin policy); None: as the preset or checkpoint."""
     memory: MemoryConfig | None = None
     """None: as the checkpoint, else the present frame alone."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Of weights and layers; None: as the checkpoint, float32 without one. Training keeps float32 master weights."""
+    dtype: Literal["auto", "float32", "bfloat16"] | None = None
+    """Of weights and layers; None: as the checkpoint, float32 without one. auto: of the two the one in which a step of
+    the first training takes less time here; as None where none is trained. Training keeps float32 master weights."""
     code: OwnName | None = None
     """A policy of one's own in place of this architecture, FILE.py:CLASS or MODULE:CLASS; see docs/policies.md. With
     it hold chunk_size (8 where nothing is given), first_slot, memory, and path, a checkpoint of that class."""
@@ -209,6 +210,11 @@ class ModelConfig(Section):
         if isinstance(value, dict) and value.get("preset") == "state":
             return {"chunk_size": STATE_CHUNK, "code": STATE_POLICY} | {k: v for k, v in value.items() if v is not None}
         return value
+
+    @property
+    def named_dtype(self) -> Literal["float32", "bfloat16"] | None:
+        """`dtype`, None where it is to be chosen by measurement."""
+        return None if self.dtype == "auto" else self.dtype
 
     @property
     def reads_truth(self) -> bool:

@@ -24,7 +24,8 @@ from rl_lab.common.seeding import integer
 from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.learner.auxiliary import vision_heads
-from rl_lab.learner.plans import DataPlan, Parts, RoundPlan, trainable
+from rl_lab.learner.dtype import FromModel
+from rl_lab.learner.plans import Parts, RoundPlan, trainable
 from rl_lab.model.checkpoint import CheckpointInfo, load_policy, save_policy
 from rl_lab.model.config import HyVLAConfig
 from rl_lab.model.lora import Adapted, BaseWeights
@@ -96,8 +97,8 @@ def starting_policy(model: ModelConfig, seed: int, stride: int, demos: Sequence[
         policy.config.check()
         stored.config = policy.config
         processor = stored if same and stored.has_stats and stored.num_commands == num_commands(model) else None
-    if model.dtype is not None:
-        policy.to(getattr(torch, model.dtype))
+    if model.named_dtype is not None:
+        policy.to(getattr(torch, model.named_dtype))
     if model.memory is not None:
         info = replace(info, history=model.memory.frames, history_interval=model.memory.interval)
     return _start(policy, processor, info, model, stride)
@@ -133,7 +134,7 @@ def _start(
 
 
 @dataclass(frozen=True)
-class SFTPlan(DataPlan):
+class SFTPlan(FromModel):
     """Imitation of the demonstrations, starting from a preset's random weights or from a checkpoint."""
 
     model: ModelConfig

@@ -23,6 +23,7 @@ from rl_lab.common.errors import UserError
 from rl_lab.common.seeding import integer
 from rl_lab.config.language import ColdStartConfig
 from rl_lab.config.section import ModelConfig
+from rl_lab.learner.dtype import FromModel
 from rl_lab.learner.language import LanguagePlan, OrderedData, epoch_order
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import LanguageModel, initial_language_model
@@ -158,7 +159,7 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class ColdStartPlan(LanguagePlan):
+class ColdStartPlan(FromModel, LanguagePlan):
     """Imitation of conversations, from a preset's random weights or from a checkpoint."""
 
     model: ModelConfig

@@ -6,16 +6,18 @@ schedule (sections `cold_start` and `sft`), and their numbers of steps are the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from algos.cross_entropy import CrossEntropy
 from rl_lab.config.actions import SFTConfig
 from rl_lab.config.language import ColdStartConfig
 from rl_lab.learner.actions import SFTPlan, Start, sft_parts, starting_policy
 from rl_lab.learner.cold_start import Source, calibrate, conversation_data
+from rl_lab.learner.dtype import FromModel
 from rl_lab.learner.language import GROUPS
-from rl_lab.learner.plans import DataFeed, DataPlan, Parts
+from rl_lab.learner.plans import DataFeed, Parts
 from rl_lab.model.checkpoint import LanguageModel, vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
 from rl_lab.records.episodes import read_episodes
@@ -24,7 +26,7 @@ LANGUAGE, ACTIONS = "language", "actions"
 
 
 @dataclass(frozen=True)
-class WarmStartPlan(DataPlan):
+class WarmStartPlan(FromModel):
     """Both imitations at once, from a preset's random weights or from a checkpoint of a policy."""
 
     actions: SFTPlan
@@ -34,6 +36,15 @@ class WarmStartPlan(DataPlan):
 
     name = ACTIONS
     """After whose steps weights are averaged, because they train all."""
+
+    @property
+    def dtype(self) -> str | None:
+        """See `FromModel`."""
+        return self.actions.dtype
+
+    def in_dtype(self, dtype: str) -> Self:
+        """See `FromModel`."""
+        return replace(self, actions=self.actions.in_dtype(dtype))
 
     @property
     def learner_seed(self) -> int:

@@ -159,8 +159,8 @@ def initial_language_model(model: ModelConfig, seed: int) -> LanguageModel:
         torch.manual_seed(integer(seed, "initialisation"))
         made = HunYuanVLMoTForConditionalGeneration(vlm_config(preset_config(model.preset)))
         found = LanguageModel(made, model_processor(model), CheckpointInfo(0, 0))
-    if model.dtype is not None:
-        found.model.to(getattr(torch, model.dtype))
+    if model.named_dtype is not None:
+        found.model.to(getattr(torch, model.named_dtype))
     return found
 
 

@@ -62,7 +62,7 @@ def _numbers(settings: str, of_policy: bool) -> tuple[dict[str, int], int]:
             made = HunYuanVLMoTForConditionalGeneration(HunYuanVLMoTForConditionalGeneration.fitting_config(folder))
         else:
             made = HunYuanVLMoTForConditionalGeneration(vlm_config(preset_config(model.preset)))
-    dtype = model.dtype or ("float32" if folder is None else checkpoint_dtype(folder))
+    dtype = model.named_dtype or ("float32" if folder is None else checkpoint_dtype(folder))
     return _counts(made), getattr(torch, dtype).itemsize
 
 

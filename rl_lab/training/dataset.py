@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -10,7 +11,10 @@ import ray
 from ray.exceptions import RayActorError
 
 from algos.alarms import cap_alarm, collapse_alarm
+from rl_lab.common.files import write_whole
+from rl_lab.common.reading import read_object
 from rl_lab.graph.stage import StageContext
+from rl_lab.learner.dtype import FromModel, faster
 from rl_lab.learner.plans import Plan
 from rl_lab.learner.state import LEARNER_FILE, SavedStates
 from rl_lab.training.watch import Watch, nothing_learned
@@ -19,6 +23,7 @@ from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle
 from rl_lab.workers.pool import WorkerPool
 
 LEARNER_RESTARTS = 3
+TIMES_FILE = "step_seconds.json"
 SLICE = 10
 """Steps on a data set between two looks at them."""
 
@@ -70,19 +75,43 @@ def train(cluster: Cluster, context: StageContext, plan: Plan) -> None:
         states.drop_damaged(context.say)
         return states
 
+    times: dict[str, float] = {}
+    if isinstance(plan, FromModel) and plan.dtype == "auto":
+        times = _timed(cluster, context, plan, find_states)
+        plan = plan.in_dtype(faster(times))
+
     def run(learner: LearnerHandle, states: SavedStates) -> None:
-        _run_slices(context, learner, states, plan.settings.steps)
+        _run_slices(context, learner, states, plan.settings.steps, times)
         learner.finish(context.out)
 
     with_learner(cluster, context, plan, find_states, run)
 
 
-def _run_slices(context: StageContext, learner: LearnerHandle, states: SavedStates, steps: int) -> None:
-    """Drive the learner to `steps`, from wherever its last saved state is."""
+def _timed(
+    cluster: Cluster, context: StageContext, plan: FromModel, find_states: Callable[[], SavedStates]
+) -> dict[str, float]:
+    """Seconds of a step by type, measured once and kept, so that a resumed stage goes on in the type it began with."""
+    path = context.scratch / TIMES_FILE
+
+    def measure(learner: LearnerHandle, _: SavedStates) -> None:
+        write_whole(path, json.dumps(learner.step_seconds()) + "\n")
+
+    if not path.is_file():
+        with_learner(cluster, context, plan, find_states, measure)
+    times = read_object(path)
+    said = ", ".join(f"a step takes {value:.3g} s in {dtype}" for dtype, value in times.items())
+    context.say(f"model.dtype is auto: {faster(times)}; {said or 'no bfloat16 on this processor'}")
+    return times
+
+
+def _run_slices(
+    context: StageContext, learner: LearnerHandle, states: SavedStates, steps: int, times: dict[str, float]
+) -> None:
+    """Drive the learner to `steps`, from wherever its last saved state is; `times` of steps by type are logged."""
     step = states.last
     watch = Watch(context)
     watch.add(*context.resume_from(step or -1))
-    if step == 0 and (found := learner.validate()):
+    if step == 0 and (found := {f"step_s/{dtype}": value for dtype, value in times.items()} | learner.validate()):
         context.log(0, **found)
     every = context.checkpoint_every(steps)
     while step < steps:

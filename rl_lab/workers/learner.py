@@ -16,6 +16,7 @@ import ray
 import torch
 
 from envs.by_name import blamed
+from rl_lab.learner.dtype import step_seconds
 from rl_lab.learner.learner import NonFiniteLossError
 from rl_lab.learner.plans import Plan
 from rl_lab.model.checkpoint import Snapshot, load_training_state, save_training_state
@@ -80,6 +81,11 @@ class LearnerWorker:
         return getattr(self.training, method)(*arguments)
 
     @blamed()
+    def step_seconds(self) -> dict[str, float]:
+        """See `rl_lab.learner.dtype.step_seconds`; the training itself does not begin."""
+        return step_seconds(self._plan, self._device)
+
+    @blamed()
     def run(self, num_steps: int, bad_batch: Path) -> Slice:
         """Do some steps on the training's own data; an error ends the slice."""
         lines: list[dict[str, Any]] = []
@@ -126,6 +132,10 @@ class LearnerHandle:
     def run(self, num_steps: int, bad_batch: Path) -> Slice:
         """See `LearnerWorker.run`."""
         return self._wait(self._actor.run.remote(num_steps, bad_batch))
+
+    def step_seconds(self) -> dict[str, float]:
+        """See `LearnerWorker.step_seconds`."""
+        return self._wait(self._actor.step_seconds.remote())
 
     def validate(self) -> dict[str, float]:
         """See `rl_lab.learner.plans.Training.validate`."""
