@@ -99,8 +99,8 @@ def _timed(
     if not path.is_file():
         with_learner(cluster, context, plan, find_states, measure)
     times = read_object(path)
-    said = ", ".join(f"a step takes {value:.3g} s in {dtype}" for dtype, value in times.items())
-    context.say(f"model.dtype is auto: {faster(times)}; {said or 'no bfloat16 on this processor'}")
+    said = " and ".join(f"{value:.3g} s in {dtype}" for dtype, value in times.items())
+    context.say(f"model.dtype is auto: {faster(times)}; a step takes {said or 'long in bfloat16 on this processor'}")
     return times
 
 
@@ -111,7 +111,7 @@ def _run_slices(
     step = states.last
     watch = Watch(context)
     watch.add(*context.resume_from(step or -1))
-    if step == 0 and (found := {f"step_s/{dtype}": value for dtype, value in times.items()} | learner.validate()):
+    if step == 0 and (found := {f"seconds/step_{dtype}": value for dtype, value in times.items()} | learner.validate()):
         context.log(0, **found)
     every = context.checkpoint_every(steps)
     while step < steps:
