@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from envs.options import PositiveInt, Processes, Rows
+from envs.options import PositiveInt, Processes, Rows, Seed
 from envs.types import Episode
 from rl_lab.benchmarks.options import Device, check_device
 from rl_lab.config.actions import SFTConfig
@@ -42,6 +42,7 @@ def run(
     draws: Rows = 4,
     episodes: PositiveInt = 8,
     threads: Processes = 1,
+    seed: Seed = 0,
 ) -> list[dict[str, Any]]:
     """A row a type: median seconds of a step and of a chunk for one observation, float32's time over its own, mean loss
     over quarters of the steps, and loss on two other demonstrations. UserError for a device that is not there."""
@@ -52,7 +53,7 @@ def run(
     *learned, held_out, other = _demonstrations(preset, episodes + 2)
     with tempfile.TemporaryDirectory() as folder:
         write_episodes(Path(folder), learned)
-        plan = SFTPlan(ModelConfig(preset=preset), settings, Path(folder), stride=1, seed=0)
+        plan = SFTPlan(ModelConfig(preset=preset), settings, Path(folder), stride=1, seed=seed)
         trainings = {dtype: plan.in_dtype(dtype).training(device) for dtype in (FLOAT32, BFLOAT16)}
     losses: dict[str, list[float]] = {dtype: [] for dtype in trainings}
     times: dict[str, list[float]] = {dtype: [] for dtype in trainings}
