@@ -33,6 +33,11 @@ class OwnCodeError(ValueError):
     """Code of a user's own raised or is not what it has to be: one line with its file and line."""
 
 
+def brief(value: Any, length: int = 80) -> str:
+    """What code gave, for a message: one line of at most so many characters, though tensors and arrays show several."""
+    return " ".join(repr(value).split())[:length]
+
+
 def is_own(name: str) -> bool:
     """Whether a name is one of a user's own code, not one of ours."""
     return ":" in name

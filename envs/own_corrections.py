@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.by_name import OwnCodeError, calling, needs
+from envs.by_name import OwnCodeError, brief, calling, needs
 
 Commands = Callable[[Any, int, np.ndarray], Iterator[np.ndarray]]
 
@@ -31,7 +31,7 @@ def own_commands(code: str) -> Commands:
     def commands(env: Any, seed: int, before: np.ndarray) -> Iterator[np.ndarray]:
         given = function(env, seed, before)
         if not isinstance(given, Iterable):
-            raise OwnCodeError(f"{code} gave {given!r:.80}; it must yield one command at a time")
+            raise OwnCodeError(f"{code} gave {brief(given)}; it must yield one command at a time")
         yield from given
 
     return commands

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from envs.by_name import brief
 from rewards.config import SandboxConfig
 from rewards.sandbox import clean_environment, landlock_abi, supervise
 
@@ -155,7 +156,7 @@ def _failed(error: Exception, sample: int, part: str) -> FailedCall:
 def as_number(value: Any) -> float | None:
     """A reward as a function returns it: a number of Python, numpy or torch, or None. TypeError for text."""
     if isinstance(value, str | bytes):
-        raise TypeError(f"a reward is a number or None, not the text {value!r:.80}")
+        raise TypeError(f"a reward is a number or None, not the text {brief(value)}")
     return None if value is None else float(value)
 
 
@@ -324,7 +325,7 @@ def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
             values = asyncio.run(_awaited(values))
         values = list(values)
         if len(values) != 1:
-            raise ValueError(f"a reward function returns one value for each completion, but this gave {values!r:.80}")
+            raise ValueError(f"a reward function returns one value for each completion, but this gave {brief(values)}")
         return json.dumps({"value": as_number(values[0])}).encode()
     except Exception as error:  # noqa: BLE001 - whatever it raises is a failed call
         return _error(error)

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 import envs.tabletop  # noqa: F401 - registers the environments
+from envs.by_name import brief
 from envs.rollback import Corrector, RollbackConfig, intervened_rollout, make_detector, own_corrector, scripted_expert
 from envs.rollout import Decision, run_lockstep
 from envs.types import EE_DIM, ControlledEnv, PreferencePair, ee_pose
@@ -38,7 +39,7 @@ def check_detector(source: str, settings: dict[str, Any]) -> Iterator[str]:
 
 def _check_answer(found: Any, best: Any, step: int) -> None:
     if not (found is None or isinstance(found, str)):
-        raise ValueError(f"update gave {found!r:.80}; it must give the name of a failure, or None")
+        raise ValueError(f"update gave {brief(found)}; it must give the name of a failure, or None")
     if not isinstance(best, int) or not 0 <= best <= step:
         raise ValueError(f"best_step is {best!r} after step {step}; it must be a whole number from 0 to the step")
 
@@ -68,7 +69,7 @@ def _commands(env: ControlledEnv, corrector: Corrector) -> list[np.ndarray]:
     for command in corrector.commands(env, 0, np.zeros((0,))):
         values = np.asarray(command, dtype=np.float64)
         if values.shape != (EE_DIM,) or not np.isfinite(values).all():
-            raise ValueError(f"command {len(found)} is {command!r:.120}; it must be {EE_DIM} finite numbers")
+            raise ValueError(f"command {len(found)} is {brief(command, 120)}; it must be {EE_DIM} finite numbers")
         env.advance(values)
         found.append(values)
         if len(found) == CHUNK or env.success:

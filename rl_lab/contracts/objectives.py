@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from algos.methods import Rows, own_objective
+from envs.by_name import brief
 from rl_lab.common.errors import UserError
 from rl_lab.contracts.samples import SamplePolicy, generator, imitation_batch, preference_batch, trajectory_batch
 
@@ -60,7 +61,7 @@ def _loss(objective: Any, policy: SamplePolicy, batch: Any, *denominator: int) -
         raise ValueError("loss must give (scalar, {name: metric}); it gave " + type(result).__name__)
     loss, metrics = result
     if not isinstance(loss, Tensor) or loss.shape != () or not torch.isfinite(loss):
-        raise ValueError(f"its loss is {loss!r:.80}; it must be one finite number, a tensor of shape ()")
+        raise ValueError(f"its loss is {brief(loss)}; it must be one finite number, a tensor of shape ()")
     for name, value in metrics.items():
         if not isinstance(value, Tensor) or value.numel() != 1 or value.requires_grad:
             raise ValueError(f"metric {name} must be a detached tensor with one number, such as value.detach().mean()")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from algos.batch import ObservationBatch, TensorRecord, take_rows
 from algos.policy import CHUNK, PolicySpec
+from envs.by_name import brief
 from envs.types import BIMANUAL, Layout
 from rl_lab.common.errors import UserError
 from rl_lab.contracts.samples import generator
@@ -128,7 +129,7 @@ def _draws(policy: Any, num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     if list(noise.shape) != shape:
         raise ValueError(f"sample_noise gives {list(noise.shape)}; expected {shape}")
     if list(time.shape) != [num] or not bool(((time >= 0) & (time <= 1)).all()):
-        raise ValueError(f"sample_time gives {time!r:.80}; expected {num} times from 0 to 1")
+        raise ValueError(f"sample_time gives {brief(time)}; expected {num} times from 0 to 1")
     again = policy.sample_noise(num, generator(seed)), policy.sample_time(num, generator(seed))
     if not (torch.equal(noise, again[0]) and torch.equal(time, again[1])):
         raise ValueError("noise or times differ for the same generator; draw all of them from it")
@@ -147,7 +148,9 @@ def _losses(policy: Any, prefix: Any, spec: PolicySpec) -> float:
     rows = torch.arange(2 * ROWS) // 2
     losses = policy.flow_losses(prefix, actions, noise, time, rows)
     if list(losses.shape) != [2 * ROWS] or not bool((torch.isfinite(losses) & (losses >= 0)).all()):
-        raise ValueError(f"flow_losses gives {losses!r:.80}; expected a finite loss of at least 0 for each of the rows")
+        raise ValueError(
+            f"flow_losses gives {brief(losses)}; expected a finite loss of at least 0 for each of the rows"
+        )
     if not torch.equal(losses, policy.flow_losses(prefix, actions, noise, time, rows)):
         raise ValueError("flow_losses differ for the same points; leave out dropout and whatever else is random")
     picked = policy.flow_losses(take_rows(prefix, rows), actions, noise, time)

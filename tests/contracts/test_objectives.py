@@ -133,7 +133,7 @@ def test_one_without_draws_of_its_own_is_told_what_that_means(wrong, capsys):
 def test_what_it_does_not_keep_is_one_line(wrong, name, said):
     with pytest.raises(RunError) as caught:
         main(["objective", f"{wrong}:{name}"])
-    assert said in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

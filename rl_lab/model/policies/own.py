@@ -16,7 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from algos.policy import CHUNK, GROUPS, Policy, PolicySpec
-from envs.by_name import OwnCodeError, blamed, calling, load, needs, split
+from envs.by_name import OwnCodeError, blamed, brief, calling, load, needs, split
 from envs.types import BIMANUAL, Layout
 from rl_lab.common.errors import UserError
 from rl_lab.common.reading import read_as
@@ -86,7 +86,7 @@ def _check_groups(code: str, policy: Any) -> None:
     """OwnCodeError unless every trainable parameter is in one group, and the groups have known names."""
     groups = policy.parameter_groups()
     if not isinstance(groups, dict):
-        raise OwnCodeError(f"{code}: parameter_groups gives {groups!r:.80}; expected a dict of lists of parameters")
+        raise OwnCodeError(f"{code}: parameter_groups gives {brief(groups)}; expected a dict of lists of parameters")
     if unknown := sorted(groups.keys() - set(GROUPS)):
         raise OwnCodeError(f"{code}: parameter_groups has {unknown[0]!r}; call them {', '.join(GROUPS)}")
     listed = [id(parameter) for parameters in groups.values() for parameter in parameters]
