@@ -44,8 +44,10 @@ SHARED = ("vision", "vlm")
 """Groups of weights that make what the expert reads."""
 
 
-def run(run: str, episodes: Rows = 20, draws: Rows = 4) -> list[dict[str, Any]]:
+def run(run: str = "", episodes: Rows = 20, draws: Rows = 4) -> list[dict[str, Any]]:
     """One row for each arm of a joint run, or of a study of them; `draws` of the flow in each state."""
+    if not run:
+        raise UserError("run is empty; name the folder of a run with the stage joint, run=FOLDER")
     found = load_run(Path(run))
     if not found.joint:
         raise UserError(f"{run} has no arm of joint training; name a run with the stage joint")
