@@ -19,10 +19,11 @@ import torch
 from envs.options import PositiveInt, Processes, Rows, Seed
 from envs.types import Episode
 from rl_lab.benchmarks.options import Device, check_device
+from rl_lab.common.machine import seconds
 from rl_lab.config.actions import SFTConfig
 from rl_lab.config.section import ModelConfig, Preset
 from rl_lab.learner.actions import SFTPlan
-from rl_lab.learner.dtype import BFLOAT16, FLOAT32, seconds
+from rl_lab.learner.dtype import BFLOAT16, FLOAT32
 from rl_lab.learner.plans import Training
 from rl_lab.model.presets import preset_config
 from rl_lab.records.action_datasets import DemonstrationStream

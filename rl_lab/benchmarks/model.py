@@ -36,8 +36,8 @@ from rl_lab.benchmarks.direct import DirectPolicy, DirectVLM, segment_mask
 from rl_lab.benchmarks.options import Device, check_device
 from rl_lab.benchmarks.rpro import random_batch, saved_bytes
 from rl_lab.common.errors import UserError
+from rl_lab.common.machine import seconds
 from rl_lab.config.section import Preset
-from rl_lab.learner.dtype import seconds
 from rl_lab.learner.optim import adamw
 from rl_lab.model.checkpoint import vlm_config
 from rl_lab.model.config import HyVLAConfig

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,21 @@ def has_bfloat16() -> bool:
     info = Path("/proc/cpuinfo")
     words = set(info.read_text().split()) if info.is_file() else set()
     return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Time of one call: on a CPU the process's own, so that other load does not count; else the clock's."""
+    import torch
+
+    if device == "cpu":
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def devices() -> dict[str, Any]:

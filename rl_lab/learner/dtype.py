@@ -5,14 +5,11 @@ Steps of the very training are timed, so sizes, batch, draws and threads are the
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
-import torch
-
-from rl_lab.common.machine import has_bfloat16
+from rl_lab.common.machine import has_bfloat16, seconds
 from rl_lab.config.section import ModelConfig
 from rl_lab.learner.plans import DataPlan
 
@@ -36,19 +33,6 @@ class FromModel(DataPlan):
         """The same in this type."""
         plan: Any = self
         return replace(plan, model=self.model.replace(dtype=dtype))
-
-
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Time of one call: on a CPU the process's own, so that other load does not count; else the clock's."""
-    if device == "cpu":
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def step_seconds(plan: Any, device: str) -> dict[str, float]:

@@ -50,7 +50,14 @@ OPTIONS = [
 )
 @pytest.mark.parametrize(("name", "key"), OPTIONS)
 def test_no_option_of_a_benchmark_takes_what_it_cannot_mean(name, key, value):
-    if (key, value) in {("compile", "true"), ("folder", "x y"), ("folder", ""), ("picture_side", "")}:
+    if (key, value) in {
+        ("compile", "true"),
+        ("folder", "x y"),
+        ("folder", ""),
+        ("picture_side", ""),
+        ("seed", "0"),
+        ("seed", "99999999999"),
+    }:
         return  # what they are for
     with pytest.raises(UserError, match=key):
         bench.main([name, f"{key}={value}"])

@@ -13,7 +13,6 @@ from rl_lab.contracts.samples import (
     PADDED,
     USED,
     SamplePolicy,
-    flow_batch,
     generator,
     observations,
     preference_batch,
@@ -29,6 +28,12 @@ __all__ = [
     "observations",
     "preference_batch",
 ]
+
+
+def flow_batch(num: int, seed: int = 1) -> FlowBatch:
+    """Every chunk repeats the state."""
+    observation = observations(num, seed)
+    return FlowBatch(observation, actions=observation.state[:, None].repeat(1, CHUNK, 1))
 
 
 class FakePolicy(SamplePolicy):
