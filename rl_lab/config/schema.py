@@ -192,11 +192,6 @@ class RunConfig(Section):
         return (self.curriculum.scheme, *self.other_schemes)
 
     @property
-    def scoring(self) -> RewardConfig:
-        """What examinations score by."""
-        return self.rewards if self.truth is None else self.truth
-
-    @property
     def arms(self) -> dict[str, RunConfig]:
         """The settings of each curriculum scheme by name, in the order of the report."""
         return {
