@@ -140,5 +140,3 @@ def check_settings(config: Any) -> None:
             f"joint.collect_ahead is {joint.collect_ahead}, but a round has {-(-config.optimise.steps // joint.block)} "
             "turns (optimise.steps / joint.block); give less"
         )
-    if config.other_schemes or config.replicates > 1:
-        raise ValueError("other_schemes, replicates: a joint run compares its arms; leave both out, and use seed")

@@ -35,11 +35,21 @@ OWN: Tree = {"env": {"tasks": ["default"], "variants": ["default"]}, "sft": {"pr
 """The same for an environment of one's own, which gives no ground truth to probe for."""
 UNPROBED: Tree = {"sft": {"probe_weight": 0.0}}
 """The same for a policy of one's own, which gives no vision tokens to probe."""
-RENAMED = {
-    "sweep": "is a study now: write study, with control for baseline, rewards for variants and seeds for replicates "
-    "(rankings and spread stay); see docs/studies.md"
+_SCHEMES = (
+    "is a study now: write study: {compare: curriculum.scheme, methods: [SCHEME, ...], control: SCHEME, seeds: NUMBER} "
+    "with all schemes as methods, and seeds for replicates; see docs/studies.md"
+)
+RENAMED: dict[str, tuple[Any, str]] = {
+    "sweep": (
+        None,
+        "is a study now: write study, with control for baseline, rewards for variants and seeds for replicates "
+        "(rankings and spread stay); see docs/studies.md",
+    ),
+    "other_schemes": ([], _SCHEMES),
+    "replicates": (1, _SCHEMES),
 }
-"""Keys that files had earlier, and what to write instead."""
+"""Keys that files had earlier: their default, which is in the folders of older runs and changes nothing, and what to
+write instead of others."""
 _ITEMS: dict[str, tuple[type[BaseModel], ...]] = {"objectives": (ObjectiveConfig,), "stages": (Repeat, GateStage)}
 """Fields that hold several sections of one kind."""
 
@@ -131,7 +141,7 @@ def resolve_config(
 
     changes = [_parse_override(text) for text in overrides]
     tree = _apply(content, changes)
-    tree = {key: value for key, value in tree.items() if key not in RENAMED or value is not None}
+    tree = {key: value for key, value in tree.items() if key not in RENAMED or value != RENAMED[key][0]}
     sections = {backend: _backend_section(tree, backend) for backend in BACKENDS}
     shared = {key: value for key, value in tree.items() if key not in BACKENDS}
     config = validate(shared, where)
@@ -194,7 +204,7 @@ def _explain(tree: Tree, error: Any, where: str, overrides: Sequence[tuple[list[
         where = "command line" if keys else f"{where} with the command line"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        return f"{where}: {name} {RENAMED.get(name) or f'is not a known key{_suggestion(keys)}'}"
+        return f"{where}: {name} {RENAMED[name][1] if name in RENAMED else f'is not a known key{_suggestion(keys)}'}"
     if error["type"] == "missing":
         evaluates = "; a file without them is for python -m rl_lab.eval CKPT FILE" if name == "stages" else ""
         return f"{where}: {name} is missing{evaluates}"

@@ -15,7 +15,7 @@ from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
 from algos.methods import ALIASES, METHODS, Method
 from envs.by_name import own_names
-from envs.options import MAX_PROCESSES, AnyNumber, Named, PositiveInt, Processes, Rounds, Seconds, Seed
+from envs.options import MAX_PROCESSES, AnyNumber, Named, PositiveInt, Processes, Seconds, Seed
 from rewards.config import RewardConfig
 from rl_lab.config.actions import (
     BuffersConfig,
@@ -127,10 +127,6 @@ class RunConfig(Section):
     """Worlds, methods and training seeds that are compared; None: this one experiment."""
     curriculum: Curriculum = CurriculumOptions()
     """How the items of a step are chosen: options of `algos.curriculum.options`."""
-    other_schemes: AnyNumber[str] = ()
-    """Schemes that run beside `curriculum.scheme` from the same base, with the same steps."""
-    replicates: Rounds = 1
-    """Training seeds of every scheme: 1, 2, ..., derived from `seed`."""
     grpo: GRPOSection = GRPOOptions()
     """The objective, under the names of TRL's `GRPOConfig`."""
     rl: RLConfig = RLConfig()
@@ -185,18 +181,6 @@ class RunConfig(Section):
     def trackers_used(self) -> tuple[str, ...]:
         """The trackers, without Weights & Biases where that is disabled."""
         return tuple(name for name in self.trackers if name != "wandb" or self.wandb != "disabled")
-
-    @property
-    def schemes(self) -> tuple[str, ...]:
-        """The curriculum scheme and those beside it, in the order in which they are reported."""
-        return (self.curriculum.scheme, *self.other_schemes)
-
-    @property
-    def arms(self) -> dict[str, RunConfig]:
-        """The settings of each curriculum scheme by name, in the order of the report."""
-        return {
-            name: self.model_copy(update={"curriculum": self.curriculum.with_scheme(name)}) for name in self.schemes
-        }
 
     @property
     def registry(self) -> Any:
@@ -342,24 +326,9 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _schemes_differ(self) -> Self:
-        for name in self.other_schemes:
-            try:
-                self.curriculum.check_scheme(name)
-            except ValueError as error:
-                raise ValueError(f"other_schemes: {error}") from error
-        if len(set(self.schemes)) < len(self.schemes):
-            raise ValueError(f"other_schemes: {list(self.other_schemes)} repeat a scheme of the run; name each once")
-        if self.curriculum.mode == "stage" and self.other_schemes:
-            raise ValueError("other_schemes: only mode online compares schemes, but curriculum.mode is stage")
-        return self
-
-    @model_validator(mode="after")
     def _study_fits(self) -> Self:
         if self.study is None:
             return self
-        if self.other_schemes or self.replicates > 1:
-            raise ValueError("study: methods and seeds of a study are its own; leave out other_schemes and replicates")
         if self.study.on_arms:
             if not {"joint", "evaluate", "examine"} <= self.stage_names:
                 raise ValueError(

@@ -17,7 +17,7 @@ from envs.options import AnyNumber, AtLeastOne, Named, NonNegativeFloat, Positiv
 from rl_lab.config.section import Section
 
 FIXED = (
-    *("name", "seed", "study", "method", "controls", "other_schemes", "replicates", "truth"),
+    *("name", "seed", "study", "method", "controls", "truth"),
     *("workers", "placement", "wandb"),
 )
 """What no factor can be: of the whole run, or said by the study itself."""
@@ -115,6 +115,8 @@ class Study(Section):
     def _compares(self) -> Self:
         if sum(map(bool, (self.methods, self.rewards, self.rankings, self.variants))) != 1:
             raise ValueError("give one of methods, rewards, rankings and variants: a study compares one kind of thing")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"methods: {list(self.methods)} repeat one; name each once")
         if self.control not in self.names and not (self.on_arms and self.control == "base"):
             hint = nearest(self.control, self.names)
             raise ValueError(f"control is {self.control!r}, which is not one of {', '.join(self.names)}{hint}")

@@ -4,7 +4,7 @@ A run has one of four shapes. A node's name says to which method, scheme, arm or
 
     rounds      demos, sft (without the stage: the given policy), base.evaluate; of every method m and round k
                 m.k.collect, m.k.optimise, m.k.evaluate; with rewards of actions see `rl_lab.stages.action_rewards`
-    comparison  questions, cold_start, base.examine; of every scheme s and replicate r s.r.grpo, s.r.examine
+    plain       questions, cold_start, base.examine, and by the curriculum's scheme s s.1.grpo, s.1.examine
     joint       see `rl_lab.stages.joint`
     pipeline    one chain of models, each made from the newest, and gates that decide which of two goes on
 

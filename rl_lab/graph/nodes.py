@@ -44,8 +44,8 @@ class Node:
     """One stage of a run."""
 
     name: str
-    """`demos`, `sft`, `base.evaluate`, `<method>.<round>.<kind>`, `<scheme>.<replicate>.<kind>`, `report`; in a
-    pipeline `<model>` for what makes a model, and `<model>.<kind>`."""
+    """`demos`, `sft`, `base.evaluate`, `<method>.<round>.<kind>`, `<scheme>.1.<kind>`, `report`; in a pipeline
+    `<model>` for what makes a model, and `<model>.<kind>`."""
     stage: StageKind
     params: dict[str, Any] = field(default_factory=dict)
     """Everything but inputs and seed that decides the result, as JSON values."""
@@ -57,7 +57,7 @@ class Node:
     round: int | None = None
     """1, 2, ... inside rounds or cycles."""
     replicate: int | None = None
-    """1, 2, ...: training seed of a scheme."""
+    """1 for a model that is trained on questions, and what belongs to it."""
     objective: ObjectiveConfig | None = None
     """Settings of the method, for `optimise`."""
     mix: tuple[float, ...] | None = None
@@ -65,8 +65,8 @@ class Node:
     when: tuple[str, bool] | None = None
     """Gate, and whether it must have passed for this node to run; else the node is skipped."""
     config: RunConfig | None = None
-    """Its own settings in place of the run's: those of a teacher, of a variant or scheme that is compared, or, with a
-    training seed of its own, of a world of a study."""
+    """Its own settings in place of the run's: those of a teacher, of a variant that is compared, or, with a training
+    seed of its own, of a world of a study."""
 
     @property
     def kind(self) -> str:

@@ -1,7 +1,7 @@
 """Held-out reward against what training spent: curves over steps and tokens, and tokens needed to reach a reward.
 
-A curve of a scheme is the mean over its replicates, each linear between its examinations, over the range that all of
-them cover.
+A curve of a scheme is the mean over its training seeds, each linear between its examinations, over the range that all
+of them cover.
 """
 
 from __future__ import annotations
@@ -16,31 +16,27 @@ from rl_lab.common.stats import (
     Array,
     Interval,
     first_reach,
-    mean_interval,
     percentile_interval,
     plain_mean,
     resampled_means,
 )
-from rl_lab.reports.estimates import REWARD, Estimate
 from rl_lab.reports.examinations import LearningCurve
 from rl_lab.reports.numbers import Row, spread
 from rl_lab.reports.run import LoadedRun
 
-REFERENCE = "uniform"
-"""The scheme whose final reward the others are to reach."""
 POINTS = 40
 """Points of a curve at most."""
 REACH_METHOD = (
-    "first passage of the mean curve of a scheme through the final value of the mean curve of uniform sampling, as a "
-    "share of uniform's tokens; the interval resamples items and replicates and repeats the whole calculation. A curve "
-    "that does not get there within its tokens counts as infinite, and so does each such resample: an end of the "
-    "interval may be 'never'. Uniform itself may be below 100 %: a noisy curve touches its final value earlier"
+    "first passage of the mean curve of a method through the final value of the control's mean curve, as a share of "
+    "the control's tokens; the interval resamples questions and training seeds and repeats the whole calculation. A "
+    "curve that does not get there within its tokens counts as infinite, and so does each such resample: an end of the "
+    "interval may be 'never'. The control itself may be below 100 %: a noisy curve touches its final value earlier"
 )
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A scheme's held-out rewards at G places (steps or tokens), each item and replicate for itself."""
+    """A scheme's held-out rewards at G places (steps or tokens), each item and training seed for itself."""
 
     scheme: str
     places: Array
@@ -78,17 +74,12 @@ def _at(training: LearningCurve, axis: str, places: Array) -> Array:
 
 
 def _together(trainings: Sequence[LearningCurve], axis: str, places: Array) -> Array:
-    """Rewards of all replicates of a scheme at the same places, [G, n, R]."""
+    """Rewards of all training seeds of a scheme at the same places, [G, n, R]."""
     return np.stack([_at(training, axis, places) for training in trainings], axis=2)
 
 
-def _replicates(run: LoadedRun, scheme: str) -> list[LearningCurve]:
-    """The trainings of a scheme that were examined."""
-    return [t for t in run.trainings if t.scheme == scheme and len(t.steps)]
-
-
 def make_curve(trainings: Sequence[LearningCurve], axis: str) -> Curve | None:
-    """The curve of the replicates of one scheme over `steps` or `tokens`; None without a place that all have."""
+    """The curve of the trainings of one scheme over `steps` or `tokens`; None without a place that all have."""
     if not trainings or len({training.rewards.shape[1] for training in trainings}) > 1:
         return None
     places = np.unique(np.concatenate([getattr(training, axis) for training in trainings]))
@@ -106,7 +97,17 @@ def make_curve(trainings: Sequence[LearningCurve], axis: str) -> Curve | None:
 
 def curves(run: LoadedRun, axis: str) -> list[Curve]:
     """The curve of every scheme that has one."""
-    return list(filter(None, (make_curve(_replicates(run, scheme), axis) for scheme in run.schemes)))
+    examined = [training for training in run.trainings if len(training.steps)]
+    by_scheme = ([training for training in examined if training.scheme == scheme] for scheme in run.schemes)
+    return list(filter(None, (make_curve(trainings, axis) for trainings in by_scheme)))
+
+
+def at_equal_tokens(run: LoadedRun) -> list[tuple[LearningCurve, Array]]:
+    """Rewards of every held-out item in every finished training, [n], after as many tokens as all of them spent."""
+    done = {stage.name for stage in run.stages if stage.status == "done"}
+    found = [training for training in run.trainings if training.node in done and len(training.steps)]
+    spent = np.array([min((training.tokens[-1] for training in found), default=0.0)])
+    return [(training, _at(training, "tokens", spent)[0]) for training in found]
 
 
 def finite(value: float) -> float | None:
@@ -114,45 +115,26 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def tokens_needed(run: LoadedRun) -> list[Row]:
-    """Tokens until each scheme first has uniform's final reward, as a share of uniform's tokens.
+def tokens_needed(run: LoadedRun, control: str) -> list[Row]:
+    """Tokens until each scheme first has the control's final reward, as a share of the control's tokens.
 
-    `share`, `low` and `high` are None where it is never reached (see REACH_METHOD); `tokens`: what the scheme spent, on
-    the mean over its replicates; `replicates_reached`: replicates whose own curve gets to the mean uniform one's end.
+    `share`, `low` and `high` are None where it is never reached (see REACH_METHOD); `seeds_reached`: seeds whose own
+    curve gets to `target`, the end of the control's mean one.
     """
     found = curves(run, "tokens")
-    reference = next((curve for curve in found if curve.scheme == REFERENCE), None)
-    if reference is None or len(found) < 2 or not reference.places[-1]:
+    reference = next((curve for curve in found if curve.scheme == control), None)
+    if reference is None or not reference.places[-1]:
         return []
     target, spent = reference.means[-1], reference.places[-1]
     targets = reference.resamples[:, -1]
-    rows = []
+    rows: list[Row] = []
     for curve in found:
         share = first_reach(curve.places, curve.means[None, :], np.array([target]))[0] / spent
         interval = percentile_interval(share, first_reach(curve.places, curve.resamples, targets) / spent)
         reached = [np.nanmean(curve.rewards[:, :, r], axis=1).max() >= target for r in range(curve.rewards.shape[2])]
         rows.append(
-            {"scheme": curve.scheme, "target": float(target), "tokens": float(curve.places[-1])}
+            {"method": curve.scheme, "target": float(target)}
             | {"share": finite(share), "low": finite(interval.low), "high": finite(interval.high)}
-            | {"replicates": len(reached), "replicates_reached": int(sum(reached))}
+            | {"seeds": len(reached), "seeds_reached": int(sum(reached))}
         )
-    return rows
-
-
-def at_equal_budget(run: LoadedRun, axis: str) -> list[Row]:
-    """Reward of each scheme at the last place that all reached, and over uniform's there, with intervals."""
-    found = curves(run, axis)
-    if len(found) < 2 or REFERENCE not in [curve.scheme for curve in found]:
-        return []
-    place = min(curve.places[-1] for curve in found)
-    there = {c.scheme: _together(_replicates(run, c.scheme), axis, np.array([place]))[0] for c in found}
-    base = there[REFERENCE]
-    rows: list[Row] = []
-    for scheme, rewards in there.items():
-        difference = plain_mean(rewards) - plain_mean(base)
-        resamples = resampled_means(rewards) - resampled_means(base)
-        counts = {"n": rewards.shape[0], "replicates": rewards.shape[1], "how": REWARD, "model": scheme}
-        mean = Estimate(**vars(mean_interval(rewards)), **counts)
-        over = Estimate(**vars(percentile_interval(difference, resamples)), **counts, over=REFERENCE)
-        rows.append({"scheme": scheme, "place": float(place), "reward": mean, "over": over})
     return rows

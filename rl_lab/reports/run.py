@@ -267,6 +267,11 @@ class LoadedRun:
         return next((m for m in others if m in self.methods and m != self.method), None)
 
     @property
+    def reference(self) -> str | None:
+        """What a study holds the others against; None for other runs."""
+        return (self.config.get("study") or {}).get("control")
+
+    @property
     def own_stages(self) -> list[StageRow]:
         """All stages but the report."""
         return [stage for stage in self.stages if stage.kind != "report"]

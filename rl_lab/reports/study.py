@@ -5,7 +5,8 @@ base policy, first pairs and scenes), is one difference, [n episodes, R training
 other seeds and of other episodes (`rl_lab.common.stats.success_difference`); p-values are corrected for all comparisons
 of the study (Holm). Of a study of all combinations a factor's value stands for the worlds that have it: their
 differences are averaged, episode by episode and seed by seed. On questions the same is done with the reward of the
-answers to each held-out question, by what examinations score, whatever a method trained on.
+answers to each held-out question, by what examinations score, whatever a method trained on; and again with the reward
+after equal tokens in place of equal steps.
 
 Where ways to execute chunks are compared, the same is done with the steps, the jerk and the stalls of the episodes,
 each corrected for its own comparisons.
@@ -23,8 +24,9 @@ import numpy as np
 
 from rl_lab.common.stats import Array, Interval, SuccessSpread, crossed_difference, holm, spread, success_difference
 from rl_lab.config.study import SpreadConfig, Study
+from rl_lab.reports.budgets import at_equal_tokens
 from rl_lab.reports.numbers import Row, p_text, percent, points, reward, signed
-from rl_lab.reports.run import BASE, LoadedRun, label, study_place
+from rl_lab.reports.run import BASE, LoadedRun, in_world, label, study_place
 
 ERROR = 0.05
 """Chance that any comparison of a study between equals is called decided."""
@@ -91,15 +93,17 @@ class Measure:
     """Whether more is better; such measures lie between 0 and 1."""
 
 
-SUCCESS, REWARD = "success", "reward"
+SUCCESS, REWARD, AT_EQUAL_TOKENS = "success", "reward", "reward at equal tokens"
 MEASURES = {
     SUCCESS: Measure(lambda one: float(one.success), "percentage points", 100, percent, points, " points", True),
     REWARD: Measure(lambda one: one.reward, "reward", level=reward, difference=signed, is_gain=True),
+    AT_EQUAL_TOKENS: Measure(float, "reward", level=reward, difference=signed, is_gain=True),
     "steps": Measure(lambda one: one.capped_steps, "control steps"),
     "jerk": Measure(lambda one: one.extra.get("jerk", math.nan), "m/s3"),
     "stalled steps": Measure(lambda one: one.extra.get("stalled_steps", 0), "control steps"),
 }
-"""By name: success and reward decide; the others, of which less is better, stand beside ways to execute chunks."""
+"""By name: success and reward decide. Reward at equal tokens is that of one answer on the way; what follows, of which
+less is better, stands beside ways to execute chunks."""
 
 
 def is_study(run: LoadedRun) -> bool:
@@ -119,12 +123,19 @@ def results(run: LoadedRun, measured: str) -> Worlds:
     sides: list[tuple[str, str, dict[Unit, float]]]
     if measured == REWARD:
         sides = [(one.node, one.scheme, {item.item: item.reward for item in one.items}) for one in run.examinations]
+    elif measured == AT_EQUAL_TOKENS:
+        sides = [
+            (one.node, one.scheme, dict(enumerate(rewards.tolist())))
+            for world in settings(run).worlds()
+            for one, rewards in at_equal_tokens(in_world(run, world.name))
+        ]
     else:
         evaluations = sorted(run.evaluations, key=lambda one: one.round)
         sides = [(one.node, one.method, {each.key: measure.of(each) for each in one.episodes}) for one in evaluations]
     for node, method, values in sides:
         world, seed, _ = study_place(node)
-        if measured == REWARD or not any(map(math.isnan, values.values())):
+        known = [not math.isnan(value) for value in values.values()]
+        if all(known) or measure.is_gain and any(known):
             found.setdefault(world, {}).setdefault(method, {})[seed] = values
     return {world: Results(methods) for world, methods in found.items()}
 
@@ -210,7 +221,7 @@ def study_summary(run: LoadedRun) -> Row:
     study = settings(run)
     first = REWARD if study.on_questions else SUCCESS
     names = [first, *(name for name, one in MEASURES.items() if study.executes and not one.is_gain)]
-    names += [REWARD] if study.on_arms else []
+    names += [REWARD] if study.on_arms else [AT_EQUAL_TOKENS] if study.on_questions else []
     found = {name: results(run, name) for name in names}
     rows = {name: _rows(one, study, bounded=MEASURES[name].is_gain) for name, one in found.items()}
     means = {name: {world: _means(one) for world, one in worlds.items()} for name, worlds in found.items()}

@@ -1,5 +1,5 @@
-"""What a study shows of each world beside its comparisons: categories, episodes or questions that flip, and what the
-detectors of reward hacking say.
+"""What a study shows of each world beside its comparisons: what training on questions took, categories, episodes or
+questions that flip, and what the detectors of reward hacking say.
 
 Detectors look at how every training went (`algos.alarms`), and at the pairs that rankings of chunks made.
 """
@@ -21,14 +21,14 @@ from algos.alarms import (
     proxy_alarm,
     variance_alarm,
 )
+from algos.curriculum.items import BANDS
 from rl_lab.common.errors import UserError
-from rl_lab.common.stats import mean_interval
 from rl_lab.config.study import Study
 from rl_lab.records.rollouts import RolloutStore
-from rl_lab.reports.budgets import curves
-from rl_lab.reports.estimates import in_scope, pass_threshold, scoped_items, scopes
+from rl_lab.reports.budgets import curves, tokens_needed
+from rl_lab.reports.estimates import in_scope, mean_estimate, pass_threshold, scoped_items, scopes
 from rl_lab.reports.examinations import LearningCurve
-from rl_lab.reports.numbers import OVERALL, Row, percent
+from rl_lab.reports.numbers import OVERALL, Row, find, percent
 from rl_lab.reports.run import LoadedRun, PairSet, in_world
 from rl_lab.reports.study import REWARD, SUCCESS, Results, Unit, compare, results, settings
 
@@ -60,10 +60,37 @@ def _details(run: LoadedRun, study: Study, world: str) -> Row:
     return {
         "world": world,
         "curves": {name: [{"step": step} | vars(mean) for step, mean in points] for name, points in shown.items()},
+        "spent": spent(here, study),
         "categories": _categories(here, study, found),
         "flips": {name: flips(found, name, study.control, _threshold(here, study)) for name in study.others},
         "alarms": {name: list(_alarms(here, study, name)) for name in study.names},
     }
+
+
+def spent(here: LoadedRun, study: Study) -> list[Row]:
+    """What each method's trainings on questions took, means over training seeds: completion `tokens`, `questions` of
+    the pool that were ever asked, and the share of sampled groups with a `signal`; None where the run did not log it.
+    And what `tokens_needed` says."""
+    needed = tokens_needed(here, study.control)
+    rows: list[Row] = []
+    for name in study.names:
+        own = [training for training in here.trainings if training.scheme == name and len(training.steps)]
+        if own:
+            asked, signal = zip(*(_asked(here, training) for training in own), strict=True)
+            means = {"tokens": [training.tokens[-1] for training in own], "questions": asked, "signal": signal}
+            row = {key: float(np.mean(values)) if None not in values else None for key, values in means.items()}
+            rows.append({"method": name} | row | (find(needed, method=name) or {}))
+    return rows
+
+
+def _asked(here: LoadedRun, training: LearningCurve) -> tuple[float | None, float | None]:
+    """Distinct questions that a training asked, and the share of its groups with a signal."""
+    steps = [line for line in here.metrics if line.get("node") == training.node and "rollouts/groups" in line]
+    if not steps:
+        return None, None
+    pool = {band: steps[-1].get(f"pool/{band}", 0) for band in BANDS}
+    groups = [step["rollouts/groups"] for step in steps]
+    return sum(pool.values()) - pool["unseen"], np.average([step["rollouts/signal"] for step in steps], weights=groups)
 
 
 def judged(here: LoadedRun, study: Study) -> Results:
@@ -137,7 +164,7 @@ def _course(run: LoadedRun, training: LearningCurve) -> Course:
         return [float(line[key]) for line in lines if line.get(key) is not None]
 
     rewards = training.rewards
-    change = mean_interval((rewards[-1] - rewards[0])[:, None]) if len(rewards) > 1 else None
+    change = mean_estimate((rewards[-1] - rewards[0])[:, None]) if len(rewards) > 1 else None
     return Course(
         reward=series("reward/mean"),
         truth_high=None if change is None else change.high,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from algos.alarms import NOTHING_LEARNED, SIGNAL_LOST
 from rl_lab.common.stats import REWARD_METHOD
-from rl_lab.reports.budgets import REACH_METHOD, at_equal_budget, tokens_needed
 from rl_lab.reports.estimates import (
     Estimate,
     difference_rows,
@@ -95,23 +94,20 @@ def learned_nothing(run: LoadedRun) -> list[str]:
 
 
 def language_summary(run: LoadedRun, table: Sequence[Estimate]) -> Row:
-    """Held-out rewards, paired differences, equal budgets, tokens needed, and verdict of a run on language."""
+    """Held-out rewards, paired differences and verdict of a run on language."""
     summary: Row = {
         "schemes": run.schemes,
         "samples": num_samples(run),
         "pass_threshold": pass_threshold(run),
         "held_out": held_out_rows(run, table),
         "held_out_differences": difference_rows(table),
-        "at_equal_steps": at_equal_budget(run, "steps"),
-        "at_equal_tokens": at_equal_budget(run, "tokens"),
-        "tokens_needed": tokens_needed(run),
-        "held_out_intervals": {"rewards and differences": REWARD_METHOD, "tokens needed": REACH_METHOD},
+        "held_out_intervals": {"rewards and differences": REWARD_METHOD},
     }
     if is_pipeline(run):
         rows = pipeline_rows(run, table)
         summary |= {"pipeline": rows, "verdict": pipeline_verdict(rows, stopped_by(run))}
     else:
-        summary |= {"verdict": held_out_verdict(table, summary["tokens_needed"])}
+        summary |= {"verdict": held_out_verdict(table)}
     imitated, models = imitations(run), outcome_models(run)
     if (imitated or models) and not summary["held_out"]:
         summary["verdict"] = []  # without a model of the chain there is nothing but these to say

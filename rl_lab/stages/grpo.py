@@ -68,11 +68,20 @@ class GRPOKind(TrainingKind):
     seconds_per_row = 0.012
 
     def expand(self, graph: Expansion, step: Step) -> None:
-        """The next model of a chain, or every arm of a comparison."""
+        """The next model of a chain, or the one model of a run."""
         if graph.is_chain:
             graph.extend(step, {}, graph.head)
-        elif graph.hashed:  # else the arms' own sections are not checked yet
-            _add_arms(graph)
+            return
+        scheme = graph.config.curriculum.scheme
+        inputs, labels = {"questions": "questions"} | graph.base.inputs(), dict[str, Any](method=scheme, replicate=1)
+        trained = graph.add(f"{scheme}.1.grpo", "grpo", inputs, more={"replicate": 1}, **labels).name
+        if "examine" in graph.names:
+            graph.add(f"{scheme}.1.examine", "examine", inputs | {"policy": trained}, **labels)
+
+    def params(self, config: RunConfig) -> dict[str, Any]:
+        """Without the code of schemes that it does not use."""
+        curriculum = config.curriculum.with_scheme(config.curriculum.scheme)
+        return super().params(config.model_copy(update={"curriculum": curriculum}))
 
     def answer_length(self, config: RunConfig) -> int:
         """As configured."""
@@ -102,18 +111,6 @@ class GRPOKind(TrainingKind):
             run_online(cluster, context, plan, partial(GRPORun, context, policy, pool), pool)
 
 
-def _add_arms(graph: Expansion) -> None:
-    """Every curriculum or reward and every replicate, from the same base."""
-    inputs = {"questions": "questions"} | graph.base.inputs()
-    for arm, own in graph.config.arms.items():
-        for replicate in range(1, graph.config.replicates + 1):
-            name, labels = f"{arm}.{replicate}", dict[str, Any](method=arm, replicate=replicate)
-            more = {"replicate": replicate}
-            trained = graph.add(f"{name}.grpo", "grpo", inputs, config=own, more=more, **labels).name
-            if "examine" in graph.names:
-                graph.add(f"{name}.examine", "examine", inputs | {"policy": trained}, **labels)
-
-
 class GRPORun(OnlineRun):
     """One run of GRPO."""
 
@@ -122,8 +119,7 @@ class GRPORun(OnlineRun):
     ) -> None:
         """`learner` stands at the state's checkpoint; `policy` is the checkpoint folder that the run began with."""
         seed = integer(context.seed, "grpo", *context.node.stream)
-        scheme = context.node.params["curriculum"]["scheme"]
-        method = grpo_method(context.config, scheme)
+        method = grpo_method(context.config)
         steps = OnlineSteps(context, policy, engines, learner, state, method, seed=seed)
         super().__init__(
             context, "grpo", steps, learner, state, context.config.rl, seed=seed, truth=context.config.truth
@@ -151,8 +147,7 @@ class TRLRun:
         self.seed = integer(context.seed, "grpo", *node.stream)
         self.items = ItemFile(context.inputs["questions"] / "train.arrow")
         codes = [CATEGORIES.index(self.items.record(row)["category"]) for row in range(len(self.items))]
-        curriculum = config.curriculum.with_scheme(node.params["curriculum"]["scheme"])
-        self.order = fixed_order(curriculum, self.seed, np.array(codes, np.uint8), self.settings.steps)
+        self.order = fixed_order(config.curriculum, self.seed, np.array(codes, np.uint8), self.settings.steps)
         self.processor = load_chat_processor(policy)
         self.store = RolloutStore(context.out)
         self.step = 0
@@ -172,7 +167,7 @@ class TRLRun:
         from rl_lab.trl_backend.grpo import Generation, notice, train_grpo  # here, because it imports TRL
         from rl_lab.trl_backend.trainer import Settings
 
-        self.context.say(notice(self.context.node.params["curriculum"]["scheme"]))
+        self.context.say(notice(self.context.config.curriculum.scheme))
         torch.set_num_threads(self.settings.threads)
         means: dict[str, float] = {}
         failures, watch = RewardFailures(self.context), Watch(self.context)

@@ -91,10 +91,6 @@ def check_stages(config: RunConfig) -> None:
     for name in sorted(config.engine_stages):
         if config.workers.rollout < 1:
             raise ValueError(f"workers.rollout is 0, but {name} needs an engine; give at least 1")
-    if graph.is_chain:
-        for key, given in (("other_schemes", bool(config.other_schemes)), ("replicates", config.replicates > 1)):
-            if given:
-                raise ValueError(f"{key}: a pipeline trains one chain of models; leave it out, and use seed instead")
     for name in sorted(graph.names):
         KINDS[name].fits(config)
 

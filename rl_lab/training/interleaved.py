@@ -60,7 +60,7 @@ class JointRun(TrainingLoop):
     ) -> None:
         """`learner` stands at the state's checkpoint; `policy` is the checkpoint folder that the run began with."""
         config, seed = context.config, integer(context.seed, "joint")
-        method = grpo_method(config, config.curriculum.scheme)
+        method = grpo_method(config)
         language = LanguageFeed(context, policy, engines, learner, state, method, seed=seed)
         actions = ActionFeed(context, simulations, learner, state)
         super().__init__(context, learner, state, {"grpo": language, "rpro": actions}, make_schedule(context))

@@ -128,14 +128,14 @@ class OnlineMethod:
     """Answers without a reward, and groups without signal where the scheme replaces them, are not learned from."""
 
 
-def grpo_method(config: Any, scheme: str) -> OnlineMethod:
-    """As the sections `rl`, `grpo` and `curriculum` say, with one of the curriculum's schemes."""
+def grpo_method(config: Any) -> OnlineMethod:
+    """As the sections `rl`, `grpo` and `curriculum` say."""
     settings, options = config.rl, config.grpo
     return OnlineMethod(
         section="rl",
         steps=settings.steps,
         sampling=training_sampling(options),
-        curriculum=config.curriculum.with_scheme(scheme),
+        curriculum=config.curriculum.with_scheme(config.curriculum.scheme),
         scale_rewards=options.scale_rewards,
         max_refills=settings.max_refills,
         staleness=settings.staleness,

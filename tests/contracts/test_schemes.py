@@ -146,8 +146,8 @@ def test_its_content_is_in_the_hash_of_its_own_stages_alone(example, tmp_path):
     before = hashes(example("least_known", code))
     copy.write_text(copy.read_text() + "\n# other\n")
     after = hashes(example("least_known", code))
-    changed = {name.partition(".")[0] for name in differing(before, after)}
-    assert changed == {"least_known"} and "uniform.1.grpo" in before
+    assert differing(before, after) == {f"given.1.least_known.1.{kind}" for kind in ("grpo", "examine")}
+    assert "given.1.uniform.1.grpo" in before
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_its_content_is_in_the_hash_of_its_own_stages_alone(example, tmp_path):
             "curriculum.scheme=least_know",
             "scheme is 'least_know'; choose one of frontier, uniform.*did you mean least_known",
         ),
-        ("other_schemes=[unifrom]", "other_schemes: scheme is 'unifrom'; choose one of.*did you mean uniform"),
+        ("study.methods=[uniform, unifrom]", "scheme is 'unifrom'; choose one of.*did you mean uniform"),
         (
             "curriculum.own={uniform: {code: examples/least_known.py:LeastKnown}}",
             "own.uniform: .* needs a name of its own",
@@ -166,6 +166,5 @@ def test_its_content_is_in_the_hash_of_its_own_stages_alone(example, tmp_path):
     ],
 )
 def test_names_that_are_none_are_refused(example, override, said):
-    extra = ["curriculum.scheme=uniform", "other_schemes=[]"] if "own={" in override else []
     with pytest.raises(UserError, match=said):
-        example("least_known", *extra, override)
+        example("least_known", override)

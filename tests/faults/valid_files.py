@@ -127,7 +127,7 @@ def reports(folder: Path) -> None:
 
 def language_reports(folder: Path) -> None:
     """A run on language."""
-    build_language_run(folder / "run", schemes={"frontier": 0.3, "uniform": 0.2}, replicates=1, items=8, steps=6)
+    build_language_run(folder / "run", items=8, steps=6)
 
 
 def pool(folder: Path) -> None:

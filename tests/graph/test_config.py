@@ -73,7 +73,6 @@ def complaint(path: Path, *overrides: str) -> str:
         ("questions.tasks=[foo]", ("questions.tasks", "'foo' is not one of")),
         ("stages=[questions, grpo]", ("grpo needs cold_start before it", "model.path")),
         ("stages=[cold_start]", ("cold_start needs questions before it",)),
-        ("other_schemes=[frontier]", ("other_schemes", "repeat a scheme")),
         ("rl={backend: trl, staleness: 1}", ("rl: staleness is 1", "trains in turns; set it to 0")),
         ("cold_start={backend: trl, ema: 0.9}", ("cold_start: backend is trl", "without ema")),
         ("demos={files: {paths: []}}", ("demos.files.paths", "at least 1")),

@@ -113,7 +113,6 @@ def test_a_policy_with_both_skills_makes_the_warm_start_unnecessary(load, tmp_pa
         (["rl.backend=trl"], "joint needs backend: lab"),
         (["curriculum.mode=stage"], "joint needs mode: online"),
         (["joint.collect_ahead=3"], "a round has 3 turns"),
-        (["replicates=2"], "use seed"),
         (["joint.arms=[together, together]"], "names one twice"),
         (["joint.arms=[isolated]", "joint.lead=2"], "leave lead out too"),
         (["joint.arms=[together, togehter]"], "did you mean"),

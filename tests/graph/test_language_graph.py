@@ -19,8 +19,6 @@ name: words
 stages: [questions, cold_start, examine, grpo]
 cold_start: {steps: 20, warmup: 2}
 rl: {steps: 10}
-other_schemes: [uniform]
-replicates: 2
 wandb: disabled
 """
 
@@ -39,28 +37,19 @@ def changed(config):
 
 
 ALL = {"questions", "cold_start", "base.examine"}
-TRAINED = {
-    f"{scheme}.{replicate}.{kind}"
-    for scheme in ("frontier", "uniform")
-    for replicate in (1, 2)
-    for kind in ("grpo", "examine")
-}
+TRAINED = {"frontier.1.grpo", "frontier.1.examine"}
 EXAMINED = {name for name in TRAINED if name.endswith("examine")} | {"base.examine"}
 
 
-def test_a_run_is_questions_cold_start_examinations_and_every_scheme_and_replicate(config):
+def test_a_run_is_questions_cold_start_examinations_and_training_by_its_scheme(config):
     nodes = expand(config())
     assert [node.name for node in nodes] == [
-        *("questions", "cold_start", "base.examine"),
-        *("frontier.1.grpo", "frontier.1.examine", "frontier.2.grpo", "frontier.2.examine"),
-        *("uniform.1.grpo", "uniform.1.examine", "uniform.2.grpo", "uniform.2.examine"),
-        "report",
+        *("questions", "cold_start", "base.examine", "frontier.1.grpo", "frontier.1.examine", "report")
     ]
     found = {node.name: node for node in nodes}
-    assert found["uniform.2.grpo"].inputs == {"questions": "questions", "policy": "cold_start"}
-    assert found["uniform.2.examine"].inputs == {"questions": "questions", "policy": "uniform.2.grpo"}
-    assert (found["uniform.2.grpo"].method, found["uniform.2.grpo"].replicate) == ("uniform", 2)
-    assert found["uniform.1.grpo"].params["curriculum"]["scheme"] == "uniform"
+    assert found["frontier.1.grpo"].inputs == {"questions": "questions", "policy": "cold_start"}
+    assert found["frontier.1.examine"].inputs == {"questions": "questions", "policy": "frontier.1.grpo"}
+    assert found["frontier.1.grpo"].method == found["frontier.1.grpo"].params["curriculum"]["scheme"] == "frontier"
     for place, node in enumerate(nodes):
         assert set(node.inputs.values()) <= {earlier.name for earlier in nodes[:place]}
 
@@ -100,14 +89,6 @@ def test_the_number_of_engines_and_other_things_of_speed_change_no_hash(changed,
 def test_questions_change_everything_and_a_cold_start_all_but_them(changed):
     assert changed("questions.levels=[0.5]") == ALL | TRAINED
     assert changed("cold_start.lr=0.5") == (ALL | TRAINED) - {"questions"}
-
-
-def test_schemes_and_replicates_have_hashes_of_their_own_whatever_is_beside_them(config):
-    found = hashes(config())
-    assert len({found[name] for name in TRAINED}) == len(TRAINED)
-    other = hashes(config("curriculum.scheme=uniform", "other_schemes=[dynamic, frontier]", "replicates=1"))
-    for name in ("uniform.1.grpo", "frontier.1.grpo", "frontier.1.examine"):
-        assert found[name] == other[name]
 
 
 @pytest.mark.parametrize("name", ["train", "cold_start", "held_out"])
@@ -199,7 +180,7 @@ def test_the_plan_lists_every_stage_with_its_work_and_what_is_reused(config, tmp
     assert "5200 questions" in rows["questions"] and rows["questions"].endswith("reused")
     assert "20 steps" in rows["cold_start"] and "10 steps" in rows["frontier.1.grpo"]
     assert "1000 answers" in rows["base.examine"] and "1 page" in rows["report"]
-    assert found["uniform.1.grpo"][:12] in rows["uniform.1.grpo"]
+    assert found["frontier.1.grpo"][:12] in rows["frontier.1.grpo"]
     assert "min on two CPU cores" in lines[-1]
 
 

@@ -235,8 +235,6 @@ def test_a_chain_that_cannot_be_is_one_line(tmp_path, stages, parts):
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("other_schemes=[uniform]", ("other_schemes: a pipeline trains one chain",)),
-        ("replicates=2", ("replicates: a pipeline trains one chain", "seed")),
         ("questions.development=0", ("questions.development is 0", "held-out ones stay clean")),
         ("workers.rollout=0", ("workers.rollout is 0", "needs an engine")),
     ],

@@ -18,11 +18,9 @@ from rl_lab.model.presets import preset_config
 from rl_lab.stages.kinds import KINDS, expand, load_config, resolve_config
 from tests.support.experiments import EXPERIMENTS, RUNS, write_small
 
-BASE = ("questions", "cold_start", "base.examine")
 MEASURED = [
     ("flowpro_tabletop", 13.5, ()),
     ("frontier_rl", 11, ()),
-    ("frontier_vs_uniform", 40, BASE),
     ("self_evolving", 27, ("teacher",)),
     ("self_evolving_smoke", 2.5, ()),
     ("distillation", 50, ("teacher",)),

@@ -181,11 +181,23 @@ def test_a_reward_whose_function_is_not_there_is_named_before_the_start(answers,
         preflight.check_machine(answers(rewards=REWARDS | {"mine": mine}))
 
 
+SCHEMES = {"rewards": {}, "compare": "curriculum.scheme", "methods": ["uniform", "frontier"], "control": "uniform"}
+
+
 def test_curricula_are_compared_like_all_else(answers):
-    config = answers(rewards={}, compare="curriculum.scheme", methods=["uniform", "frontier"], control="uniform")
+    config = answers(**SCHEMES)
     found = nodes(config)
     assert found["given.2.frontier.1.grpo"].config.curriculum.scheme == "frontier"
     assert found["given.2.frontier.1.examine"].method == "frontier"
+    assert found["given.2.frontier.1.grpo"].inputs["policy"] == "given.2.cold_start"
+
+
+def test_a_scheme_has_the_hash_of_the_plain_run_whatever_is_beside_it(answers):
+    two = hashes(answers(**SCHEMES))
+    three = hashes(answers(**SCHEMES | {"methods": ["uniform", "dynamic", "frontier"]}))
+    assert differing({name: three[name] for name in two}, two) == set()
+    plain = hashes(load_config(EXPERIMENTS / "frontier_smoke.yaml"))
+    assert plain["frontier.1.examine"] == two["given.1.frontier.1.examine"] != two["given.1.uniform.1.examine"]
 
 
 @pytest.mark.parametrize(
@@ -196,8 +208,9 @@ def test_curricula_are_compared_like_all_else(answers):
         ({}, {"rewards": REWARDS | {"a": {"wieghts": {}}}}, "did you mean weights?"),
         ({}, {"rankings": {"a": {}}}, "give one of methods, rewards, rankings and variants"),
         ({}, {"factors": {"rewards.point.scale": [0.1, 0.2]}}, "rewards.point.scale is the whole run's, or said by"),
-        ({"other_schemes": ["uniform"]}, {}, "leave out other_schemes and replicates"),
-        ({"replicates": 2}, {}, "leave out other_schemes and replicates"),
+        ({}, SCHEMES | {"methods": ["uniform", "uniform"]}, "repeat one; name each once"),
+        ({}, SCHEMES | {"methods": ["uniform", "frontire"]}, "scheme is 'frontire'; choose one of"),
+        ({"curriculum": {"mode": "stage"}}, SCHEMES, "mode stage keeps partial success, which scheme uniform does not"),
         ({"stages": ["questions", "cold_start", "grpo"]}, {}, "study: rewards needs examine; add it to stages"),
         ({"stages": ["questions", "cold_start", "examine", "grpo", "rft"]}, {}, "a pipeline makes one chain of models"),
     ],
@@ -208,11 +221,22 @@ def test_rewards_that_cannot_be_compared_are_one_line(answers, changes, study, s
     assert said in str(caught.value)
 
 
-def test_a_sweep_is_told_how_it_is_written_now_and_an_empty_one_of_an_older_run_is_none(tmp_path):
-    path = write_small(tmp_path, "sweep: {baseline: a, variants: {a: {}, b: {}}}\n")
-    with pytest.raises(UserError, match=r"sweep is a study now: write study, with control for baseline, rewards for v"):
-        load_config(path)
-    assert load_config(write_small(tmp_path, "sweep: null\n")).study is None
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("sweep: {baseline: a, variants: {a: {}, b: {}}}", "sweep is a study now: write study, with control for b"),
+        ("other_schemes: [uniform]", "other_schemes is a study now: write study: {compare: curriculum.scheme, methods"),
+        ("replicates: 3", "replicates is a study now: write study: .* and seeds for replicates"),
+    ],
+)
+def test_what_is_a_study_now_is_told_how_it_is_written(tmp_path, line, said):
+    with pytest.raises(UserError, match=said) as caught:
+        load_config(write_small(tmp_path, line + "\n"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folder_of_an_older_run_may_have_their_defaults(tmp_path):
+    assert load_config(write_small(tmp_path, "sweep: null\nother_schemes: []\nreplicates: 1\n")).study is None
 
 
 def test_a_run_says_first_what_it_can_find(tmp_path, capsys):

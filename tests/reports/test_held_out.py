@@ -7,18 +7,24 @@ import numpy as np
 import pytest
 
 from rl_lab.common.errors import UserError
-from rl_lab.reports.budgets import at_equal_budget, curves, make_curve, tokens_needed
-from rl_lab.reports.estimates import plain
+from rl_lab.reports.budgets import at_equal_tokens, curves, make_curve, tokens_needed
 from rl_lab.reports.examinations import ItemResult, LearningCurve, read_examination, read_training
 from rl_lab.reports.numbers import find
 from rl_lab.reports.pages.run import write_report
-from rl_lab.reports.run import load_run
+from rl_lab.reports.run import StageRow, load_run
 from rl_lab.reports.summary import measure, summary_lines
 from tests.support.run_folders import summarise, write_jsonl
 
 
 def result(item, rewards, blank=(0.0,), constant=0.25, category="planning"):
     return {"item": item, "category": category, "rewards": rewards, "blank": list(blank), "constant": constant}
+
+
+STUDY = """
+name: by hand
+study: {compare: curriculum.scheme, methods: [frontier, uniform], control: uniform}
+questions: {held_out: 40}
+"""
 
 
 def run_of(path, examinations, config="name: by hand\n"):
@@ -48,10 +54,12 @@ def test_scores_and_differences_by_hand(tmp_path):
     run = run_of(
         tmp_path,
         {
-            "base.examine": [result("a", [0.0, 0.5]), result("b", [1.0, 1.0])],
-            "frontier.1.examine": [result("a", [1.0, 0.5]), result("b", [1.0, None])],
-            "frontier.2.examine": [result("a", [1.0, 1.0]), result("b", [None, None])],
+            "given.1.base.examine": [result("a", [0.0, 0.5]), result("b", [1.0, 1.0])],
+            "given.2.base.examine": [result("a", [0.0, 0.5]), result("b", [1.0, 1.0])],
+            "given.1.frontier.1.examine": [result("a", [1.0, 0.5]), result("b", [1.0, None])],
+            "given.2.frontier.1.examine": [result("a", [1.0, 1.0]), result("b", [None, None])],
         },
+        STUDY,
     )
     summary = summarise(run)
     base, frontier = (find(summary["held_out"], scope="overall", scheme=s) for s in ("base", "frontier"))
@@ -70,15 +78,15 @@ def test_the_threshold_of_a_pass_comes_from_the_config(tmp_path):
     assert find(summarise(run)["held_out"], scheme="base")["pass@1"]["value"] == 0.0
 
 
-def test_schemes_are_paired_on_items_and_replicates(tmp_path):
-    """What differs between replicates alike for both schemes does not blur their difference."""
+def test_schemes_are_paired_on_items_and_training_seeds(tmp_path):
+    """What differs between seeds alike for both schemes does not blur their difference."""
     rng, nodes = np.random.default_rng(0), {}
     level = rng.random(40)
     for replicate, shift in ((1, 0.0), (2, 0.1), (3, 0.2)):
         for scheme, gain in (("frontier", 0.05), ("uniform", 0.0)):
             rows = [result(f"i{n}", [0.6 * level[n] + shift + gain]) for n in range(40)]
-            nodes[f"{scheme}.{replicate}.examine"] = rows
-    row = find(summarise(run_of(tmp_path, nodes))["held_out_differences"], scheme="frontier", over="uniform")
+            nodes[f"given.{replicate}.{scheme}.1.examine"] = rows
+    row = find(summarise(run_of(tmp_path, nodes, STUDY))["held_out_differences"], scheme="frontier", over="uniform")
     assert (row["value"], row["low"], row["high"]) == pytest.approx((0.05, 0.05, 0.05))
 
 
@@ -123,28 +131,30 @@ def test_curves_are_linear_between_examinations_over_the_range_that_all_replicat
 def with_trainings(path, trainings):
     run = run_of(path, {})
     run.trainings = trainings
+    run.stages = [StageRow(one.node, status="done") for one in trainings]
     return run
 
 
-def test_tokens_to_uniforms_final_reward_by_hand(tmp_path):
+def test_tokens_to_the_controls_final_reward_by_hand(tmp_path):
     uniform = training([0, 10], [[0.0, 0.0], [0.5, 0.5]])
     quick = training([0, 5, 10], [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]], "frontier")
     never = training([0, 10], [[0.0, 0.0], [0.4, 0.4]], "dynamic")
-    rows = tokens_needed(with_trainings(tmp_path, [quick, uniform, never]))
-    shares = {row["scheme"]: (row["share"], row["low"], row["high"]) for row in rows}
+    rows = tokens_needed(with_trainings(tmp_path, [quick, uniform, never]), "uniform")
+    shares = {row["method"]: (row["share"], row["low"], row["high"]) for row in rows}
     assert shares == {"frontier": (0.25, 0.25, 0.25), "uniform": (1.0, 1.0, 1.0), "dynamic": (None, None, None)}
-    assert [row["replicates_reached"] for row in rows] == [1, 1, 0]
-    assert tokens_needed(with_trainings(tmp_path, [quick, never])) == []
+    assert [row["seeds_reached"] for row in rows] == [1, 1, 0]
+    assert tokens_needed(with_trainings(tmp_path, [quick, never]), "uniform") == []
 
 
-def test_rewards_at_equal_budgets_by_hand(tmp_path):
+def test_rewards_at_equal_tokens_by_hand_are_those_of_finished_trainings(tmp_path):
     short, long = training([0, 10], [[0.0], [0.5]]), training([0, 20], [[0.0], [1.6]], "frontier")
-    rows = plain(at_equal_budget(with_trainings(tmp_path, [long, short]), "tokens"))
-    assert [(r["scheme"], r["place"], r["reward"]["value"]) for r in rows] == [
-        ("frontier", 1000, pytest.approx(0.8)),
-        ("uniform", 1000, pytest.approx(0.5)),
+    begun = training([0, 1], [[0.0], [0.1]], "dynamic")
+    run = with_trainings(tmp_path, [long, short, begun])
+    run.stages[-1] = StageRow(begun.node, status="running")
+    assert [(one.scheme, rewards.tolist()) for one, rewards in at_equal_tokens(run)] == [
+        ("frontier", pytest.approx([0.8])),
+        ("uniform", pytest.approx([0.5])),
     ]
-    assert rows[0]["over"]["value"] == pytest.approx(0.3)
 
 
 def test_the_whole_summary_is_strict_json_the_same_each_time_and_says_what_was_shown(language_run, tmp_path):
@@ -153,14 +163,14 @@ def test_the_whole_summary_is_strict_json_the_same_each_time_and_says_what_was_s
     text = (run / "summary.json").read_text()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == json.loads(json.dumps(summary))
     assert write_report(run)[0] == summary
-    assert "scores" not in summary and summary["schemes"] == ["frontier", "uniform", "dynamic", "difficulty_pools"]
+    assert "scores" not in summary and summary["schemes"] == ["frontier"]
     scopes = {row["scope"] for row in summary["held_out"]}
     assert scopes == {"overall", "perception", "prediction", "interaction", "planning"}
     verdict = next(line for line in summary["verdict"] if line.startswith("Frontier: held-out reward"))
-    assert "80 items, 3 replicates" in verdict and "Better than (interval above 0): " in verdict
-    assert "the base +" in verdict and "of uniform's tokens" in verdict
+    assert "80 items)" in verdict and "Better than (interval above 0): " in verdict
+    assert "the base +" in verdict
     printed = summary_lines(measure(load_run(run)))
-    assert "difficulty pools" in printed and "pass@4" in printed and "over base" in printed
+    assert "frontier" in printed and "pass@4" in printed and "over base" in printed
 
 
 def test_a_run_that_has_only_begun_has_what_there_is(language_run, tmp_path):

@@ -17,7 +17,7 @@ from rl_lab.reports.run import load_run
 from tests.support.language_run_folders import build_language_run
 from tests.support.pages import CHROMIUM, found_in_browser, outline_of, page_of, visible
 from tests.support.questions import HOSTILE
-from tests.support.run_folders import summarise, write_jsonl
+from tests.support.run_folders import as_study, summarise, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,6 @@ def test_page_has_the_parts_of_language_and_none_of_episodes(page):
     text = visible(page)
     for part in ("Held-out questions", "Paired differences of reward", "Reward by category", "pass@4", "grey pictures"):
         assert part in text
-    for part in ("Schemes at equal steps and tokens", "At equal budgets", "Tokens to uniform's final reward"):
-        assert part in text
     for part in (
         "Reward by part",
         "Reward by type",
@@ -59,7 +57,8 @@ def test_page_has_the_parts_of_language_and_none_of_episodes(page):
         assert part in text
     for part in ("Success", "Failure modes", "Preference pairs", "From failure to success", "Implicit rewards"):
         assert part not in text
-    assert "base policy" in text and "difficulty pools" in text and "Rao and Wu" in text
+    assert "base policy" in text and "With one replicate the interval speaks of items alone" in text
+    assert "Held-out reward while training" in text
 
 
 def test_every_logged_name_is_defined(language_run, page):
@@ -68,22 +67,17 @@ def test_every_logged_name_is_defined(language_run, page):
     assert "not defined" not in visible(page)
 
 
-def test_a_single_scheme_has_no_comparison_and_one_replicate_says_so(tmp_path):
-    run = build_language_run(tmp_path / "run", schemes={"frontier": 0.3}, replicates=1, items=24, steps=12)
-    text = visible(page_of(run))
-    assert "Held-out reward while training" in text and "At equal budgets" not in text
-    assert "With one replicate the interval speaks of items alone" in text
-
-
 @pytest.mark.parametrize("reward", [0.0, 1.0, None])
 def test_a_run_whose_rewards_are_all_the_same_or_all_failed_has_a_page(tmp_path, reward):
     schemes = {"frontier": 0.3, "uniform": 0.1}
-    run = build_language_run(tmp_path / "run", schemes=schemes, replicates=2, items=4, steps=4)
+    run = build_language_run(tmp_path / "run", schemes=schemes, seeds=2, items=4, steps=4)
+    as_study(run, compare="curriculum.scheme", methods=[*schemes], control="uniform", seeds=2)
     for path in [*run.glob("examinations/*/results.jsonl"), *run.glob("grpo/*/held_out.jsonl")]:
         rows = read_json_lines(path)
         write_jsonl(path, [row | {name: [reward] * 4 for name in ("rewards", "blank") if name in row} for row in rows])
-    text = visible(page_of(run))
+    text = visible(write_report(run)[1].read_text())
     assert "Held-out questions" in text and ("95 % interval" in text or reward is None)
+    assert "What training took" in visible((run / "study.html").read_text())
 
 
 def test_a_training_that_could_not_learn_opens_the_verdict(copied):
@@ -96,8 +90,8 @@ def test_a_training_that_could_not_learn_opens_the_verdict(copied):
     assert "collapse" not in " ".join(verdict) and len(verdict) > 2
 
 
-def test_rollouts_are_newest_and_mixed_and_keep_the_budget(language_run, page, monkeypatch):
-    groups = groups_of(page)
+def test_rollouts_are_newest_and_mixed_and_keep_the_budget(language_run, scheme_study, monkeypatch):
+    groups = groups_of(page_of(scheme_study))
     schemes = {"frontier", "uniform", "dynamic sampling", "difficulty pools"}
     assert len(groups) == 24 and {group["scheme"] for group in groups} == schemes
     assert groups[0]["step"] == 37 and len({group["step"] for group in groups}) > 3
@@ -128,10 +122,10 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_there(copied):
     node = copied / "grpo" / "frontier.1.grpo"
     RolloutStore(node).path(37).write_bytes(b"torn")
     (node / "pool.sqlite").unlink()
-    (copied / "examinations" / "uniform.2.examine" / "results.jsonl").write_text('{"item": 1}\n')
+    (copied / "examinations" / "base.examine" / "results.jsonl").write_text('{"item": 1}\n')
     text = visible(page_of(copied))
     assert "frontier.1.grpo: step-00000037.parquet cannot be read" in text and "has no curriculum pool" in text
-    assert "uniform.2.examine/results.jsonl cannot be read" in text and "Rollouts" in text
+    assert "base.examine/results.jsonl cannot be read" in text and "Rollouts" in text
 
 
 def test_a_live_run_whose_nodes_are_links_has_a_page(copied, tmp_path):
@@ -161,8 +155,8 @@ def test_runs_that_share_no_question_or_kind_are_refused_in_one_line(copied, fin
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_the_browser_of_rollouts_filters_and_shows_tokens(copied):
-    _, path = write_report(copied)
+def test_the_browser_of_rollouts_filters_and_shows_tokens(scheme_study, tmp_path):
+    _, path = write_report(shutil.copytree(scheme_study, tmp_path / "run"))
     script = """
       found.all = names();
       found.detail = document.querySelector(".pool-detail").innerText;

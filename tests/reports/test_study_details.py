@@ -30,9 +30,7 @@ FAILED = "reward call failed: judge on answer 0 to q (time-out: late); such answ
 @pytest.fixture(scope="module")
 def rewards(tmp_path_factory):
     """Run folder of a study in which one reward of four failed with one seed, and calls of another."""
-    path = build_language_run(tmp_path_factory.mktemp("rewards") / "run", schemes=GAINS, items=120)
-    config = yaml.safe_load((path / "config.yaml").read_text()) | {"questions": {"held_out": 120}}
-    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    path = build_language_run(tmp_path_factory.mktemp("rewards") / "run", schemes=GAINS, seeds=3, items=120)
     as_study(path, rewards={name: {} for name in GAINS}, control="verifier")
     stages = json.loads((path / "stages.json").read_text())
     next(row for row in stages["nodes"] if row["name"] == "given.3.none.1.grpo")["status"] = "failed"
@@ -83,6 +81,42 @@ def test_curves_and_categories_are_in_the_file_too(rewards):
     assert len(world["categories"]) == 4 and all(len(row["methods"]) == 3 for row in world["categories"])
 
 
+def test_rewards_are_compared_after_equal_tokens_too_in_the_trainings_that_ended(rewards):
+    (row,) = found(rewards)["measures"]["reward at equal tokens"]["rows"]
+    form, judge, none = row["methods"]
+    assert (judge["seeds"], judge["n"], none["seeds"]) == (3, 120, 2)
+    # All trainings spent the same, so these are the last short examinations.
+    last = [read_json_lines(rewards / "grpo" / f"given.{n}.judge.1.grpo" / "held_out.jsonl")[-1] for n in (1, 2, 3)]
+    assert judge["mean"] == pytest.approx(np.mean([line["rewards"] for line in last]))
+    assert judge["corrected_p"] < 0.05 < form["corrected_p"]
+    page = (rewards / "study.html").read_text()
+    assert "The experiment: reward at equal tokens" in page and "after as many completion tokens" in page
+
+
+def test_what_training_took_stands_beside_the_rewards(rewards):
+    _, judge, none, verifier = found(rewards)["details"][0]["spent"]
+    assert (judge["tokens"], judge["questions"]) == (40 * 2800, 200 + 28 + 3)  # hard or frontier, easy, flat
+    assert judge["signal"] == pytest.approx(0.5 + 0.3 * np.mean([1 - np.exp(-3 * n / 40) for n in range(1, 41)]))
+    assert judge["share"] < 1 >= verifier["share"] and judge["seeds_reached"] == 3
+    assert none["seeds_reached"] < none["seeds"] == 3
+    page = (rewards / "study.html").read_text()
+    assert "What training took" in page and "Seeds that got there" in page
+
+
+def test_curricula_are_compared_after_what_the_cheapest_spent(scheme_study, tmp_path):
+    path = shutil.copytree(scheme_study, tmp_path / "run")
+    write_report(path)
+    frontier, uniform, *_ = found(path)["details"][0]["spent"]
+    assert (frontier["tokens"], uniform["tokens"]) == (40 * 3000, 40 * 2800)
+    methods = found(path)["measures"]["reward at equal tokens"]["rows"][0]["methods"]
+    means = []
+    for seed in (1, 2, 3):  # uniform ends where the frontier has step 37.3, between its examinations at 35 and 40
+        lines = read_json_lines(path / "grpo" / f"given.{seed}.frontier.1.grpo" / "held_out.jsonl")
+        before, after = (np.mean(line["rewards"]) for line in lines[-2:])
+        means.append(before + (after - before) * (40 * 2800 / 3000 - 35) / 5)
+    assert methods[0]["method"] == "frontier" and methods[0]["mean"] == pytest.approx(np.mean(means))
+
+
 def test_what_failed_is_named(rewards):
     alarms, page = found(rewards)["details"][0]["alarms"], (rewards / "study.html").read_text()
     assert alarms["judge"].count(FAILED) == 1 and "given.3.none.1.grpo failed" in alarms["none"]
@@ -101,7 +135,7 @@ def test_a_flip_crosses_the_threshold_and_shows_of_each_side_the_answer_nearest_
     for name, mean in (("judge", flip["method"]), ("verifier", flip["control"])):
         nearest = min(known[name][flip["item"]], key=lambda reward: abs(reward - mean))
         assert f"<b>{name} (mean {mean:.3f}): </b>reward {nearest}</div>" in page
-    assert "[10, 20]" in page and "counts" not in page
+    assert "[10, 20]" in page and "[1, 3]" not in page
 
 
 RISING = [0.3 + 0.01 * step for step in range(40)]

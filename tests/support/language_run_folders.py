@@ -16,7 +16,7 @@ from tests.support.rollouts import groups_of
 from tests.support.run_folders import write_jsonl
 
 SCHEMES = {"frontier": 0.30, "uniform": 0.18, "dynamic": 0.24, "difficulty_pools": 0.20}
-"""What each scheme adds to the base's reward in the end."""
+"""What each scheme of a study adds to the base's reward in the end."""
 REWARD_TYPES = ("point", "choice", "count", "ordering")
 WORDS = ("<think>", " I", " see", " the", " red", " cup", " left", " of", " it", "</think>", "<answer>", "(512, 300)")
 
@@ -146,19 +146,18 @@ def build_language_run(
     path: Path,
     *,
     schemes: dict[str, float] | None = None,
-    replicates: int = 3,
+    seeds: int = 1,
     items: int = 80,
     steps: int = 40,
     every: int = 5,
     failures: float = 0.01,
     seed: int = 0,
 ) -> Path:
-    """Write a complete run folder and return its path."""
-    schemes = SCHEMES if schemes is None else schemes
+    """Write a complete run folder and return its path; one of several schemes or seeds is to be made `as_study`."""
+    schemes = schemes or {"frontier": SCHEMES["frontier"]}
     path.mkdir(parents=True)
-    names = list(schemes)
-    config = {"name": "frontier_rl", "seed": seed, "curriculum": {"scheme": names[0]}, "controls": names[1:]}
-    config |= {"replicates": replicates, "examine": {"pass_threshold": 0.5, "samples": 4}}
+    config = {"name": "frontier_rl", "seed": seed, "curriculum": {"scheme": next(iter(schemes))}}
+    config |= {"questions": {"held_out": items}, "examine": {"pass_threshold": 0.5, "samples": 4}}
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     stood_in = [{"wanted": "MoT-2B", "used": "nano", "why": "random weights before the cold start"}]
     (path / "environment.json").write_text(json.dumps({"commit": "0123abc", "substitutions": stood_in}))
@@ -171,7 +170,7 @@ def build_language_run(
     ]
     write_jsonl(path / "examinations" / "base.examine" / "results.jsonl", examination(0.0, items, 4, seed, failures))
     for scheme, gain in schemes.items():
-        for replicate in range(1, replicates + 1):
+        for replicate in range(1, seeds + 1):
             node, here = f"{scheme}.{replicate}.grpo", seed * 100 + replicate * 7 + len(scheme)
             got, spent = gain + 0.02 * (replicate - 2), 3000 if scheme == "frontier" else 2800
             nodes += [(node, "grpo", scheme, 300.0), (f"{scheme}.{replicate}.examine", "examine", scheme, 25.0)]

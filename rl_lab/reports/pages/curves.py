@@ -14,7 +14,6 @@ import numpy as np
 
 from algos.curriculum.items import BANDS
 from rl_lab.common.files import Record
-from rl_lab.reports.budgets import REFERENCE
 from rl_lab.reports.metrics import HEADER, curve, define, is_finite
 from rl_lab.reports.pages.charts import COLOURS, Axis, Series, band_columns, band_legend, chart, colours
 from rl_lab.reports.pages.markup import Cell, Markup, macros, parts
@@ -199,7 +198,7 @@ def mean_series(run: LoadedRun, nodes: Sequence[str], name: str, title: str, css
 
 def compared(run: LoadedRun) -> Markup:
     """One chart a quantity, one line a scheme."""
-    css, charts = colours(run.schemes, REFERENCE), []
+    css, charts = colours(run.schemes, run.reference), []
     for title, (unit, names) in COMPARED.items():
         series = [
             mean_series(run, _nodes(run, scheme), name, label(scheme), css[scheme], dashed=place > 0)

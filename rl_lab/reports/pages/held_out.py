@@ -1,14 +1,14 @@
-"""Results on held-out questions: scores, paired differences, categories; schemes at equal steps and equal tokens."""
+"""Results on held-out questions: scores, paired differences, categories, and rewards while training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rl_lab.reports.budgets import REFERENCE, curves
+from rl_lab.reports.budgets import curves
 from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD, Estimate, cell, text_table
-from rl_lab.reports.numbers import OVERALL, Row, find, find_all, reward, share, signed
+from rl_lab.reports.numbers import OVERALL, Row, find, find_all, reward, signed
 from rl_lab.reports.pages.charts import Axis, Series, bounds_of, chart, colours, interval_bar
-from rl_lab.reports.pages.markup import Markup, Tile, macros, minus, parts, tile
+from rl_lab.reports.pages.markup import Markup, Tile, macros, parts, tile
 from rl_lab.reports.run import BASE, LoadedRun, label
 
 LANGUAGE = macros("language")
@@ -19,17 +19,13 @@ OPENINGS = {
 }
 
 
-def held_out_verdict(table: Sequence[Estimate], tokens: Sequence[Row]) -> list[str]:
-    """A paragraph for the base, then for each scheme: what it is better than, paired, and the tokens that it needed."""
+def held_out_verdict(table: Sequence[Estimate]) -> list[str]:
+    """A paragraph for the base, then for each scheme: what it is better than, paired."""
     rewards = find_all(table, how=REWARD, scope=OVERALL)
     paragraphs = []
     for mean in find_all(rewards, over=None):
         gains = [one for one in rewards if one.model == mean.model and one.over is not None]
-        sentences = [_reward_sentence(mean), *_comparisons(gains)]
-        needed = find(tokens, scheme=mean.model)
-        if needed is not None and mean.model != REFERENCE:
-            sentences.append(_needed_sentence(needed))
-        paragraphs.append(" ".join(sentences))
+        paragraphs.append(" ".join([_reward_sentence(mean), *_comparisons(gains)]))
     return paragraphs or ["No model was examined."]
 
 
@@ -47,13 +43,6 @@ def _comparisons(gains: Sequence[Estimate]) -> Iterator[str]:
         texts = [f"{NAMES.get(one.over or '', label(one.over or ''))} {signed(one.value)}" for one in found]
         if texts:
             yield f"{opening}: {', '.join(texts)}."
-
-
-def _needed_sentence(row: Row) -> str:
-    ends = f"95 % interval {share(row['low'])} to {share(row['high'])}"
-    if row["share"] is None:
-        return f"It never reaches uniform's final reward within its tokens ({ends})."
-    return f"It reaches uniform's final reward with {share(row['share'])} of uniform's tokens ({ends})."
 
 
 def held_out_lines(summary: Row) -> list[str]:
@@ -165,49 +154,14 @@ def held_out_section(summary: Row) -> Markup:
 
 def reward_charts(run: LoadedRun) -> Markup:
     """Held-out reward against steps and against tokens."""
-    css, charts = colours(run.schemes, REFERENCE), []
+    css, charts = colours(run.schemes, run.reference), []
     for axis, name in (("steps", "optimiser step"), ("tokens", "completion tokens generated for training")):
         series = [Series.through(label(c.scheme), c.points, css[c.scheme], area=True) for c in curves(run, axis)]
         charts.append(chart(f"Held-out reward over {axis}", series, Axis(name), Axis("reward")))
     return parts.charts(charts) if any(charts) else Markup("")
 
 
-def _equal(summary: Row, name: str, scheme: str) -> Sequence[Estimate | None]:
-    row = find(summary[name], scheme=scheme)
-    return (None, None) if row is None else (row["reward"], None if scheme == REFERENCE else row["over"])
-
-
-def _needed(row: Row | None) -> Markup | str:
-    if row is None:
-        return ""
-    ends = f" {share(row['low'])} to {share(row['high'])}"
-    return parts.estimate(share(row["share"]), ends)
-
-
-def budget_table(summary: Row) -> Markup:
-    """Rewards at the steps and tokens that all schemes spent, and tokens to reach uniform's final reward."""
-    if not summary["tokens_needed"]:
-        return Markup("")
-    step, tokens = (summary[name][0]["place"] for name in ("at_equal_steps", "at_equal_tokens"))
-    head = ["Scheme", f"Reward at step {step:.0f}", "Over uniform", f"At {tokens:,.0f} tokens", "Over uniform"]
-    head += ["Tokens to uniform's final reward", "Replicates that got there"]
-    rows = []
-    for row in summary["tokens_needed"]:
-        scheme = row["scheme"]
-        cells = [*_equal(summary, "at_equal_steps", scheme), *_equal(summary, "at_equal_tokens", scheme)]
-        there = f"{row['replicates_reached']} of {row['replicates']}"
-        rows.append([label(scheme), *cells, _needed(row), there])
-    return parts.table(head, rows, "At equal budgets", "numbers stacked")
-
-
-def schemes_section(run: LoadedRun, summary: Row) -> Markup:
-    """Held-out reward while training; with several schemes also what the same steps and tokens bought. Or nothing."""
+def schemes_section(run: LoadedRun) -> Markup:
+    """Held-out reward while training, or nothing."""
     charts = reward_charts(run)
-    if not charts:
-        return Markup("")
-    needed = summary["tokens_needed"]
-    target = ""
-    if needed:
-        target = f"Uniform's final reward is {reward(needed[0]['target'])} after {needed[0]['tokens']:,.0f} tokens"
-        target = minus(f"{target}; {summary['held_out_intervals']['tokens needed']}.")
-    return macros("language").schemes(len(run.schemes) > 1, charts, budget_table(summary), target)
+    return LANGUAGE.schemes(charts) if charts else Markup("")

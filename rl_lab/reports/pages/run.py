@@ -122,7 +122,7 @@ def language_sections(run: LoadedRun, summary: Row) -> Sections:
         "distillation": ("Distillation", distillation_section(run, summary.get("distillation"))),
         "imitation": ("Sources", imitation_section(run, imitated)),
         "held-out": ("Held-out", held_out_section(summary) if summary["held_out"] or not imitated else NOTHING),
-        "schemes": ("Training", schemes_section(run, summary)),
+        "schemes": ("Training", schemes_section(run)),
         "training": ("Language curves", language_curves(run)),
         "traces": ("Traces", traces_section(run)),
         "rollouts": ("Rollouts", rollouts_section(run)),

@@ -50,7 +50,7 @@ def build_study(run: LoadedRun, summary: Row) -> str:
         maps=[_map(summary, measure, rows) for measure, rows in _parts(summary)],
         data=[(name, _data(summary, MEASURES[name], found)) for name, found in _means(summary).items()],
         units=summary["expected"]["units"],
-        has_base=_has_base(summary),
+        has_base=_has_base(summary, summary["rows"]),
         compare=summary["compare"],
         details=[
             (one["world"], world_sections(in_world(run, one["world"]), summary, one)) for one in summary["details"]
@@ -70,19 +70,19 @@ def _parts(summary: Row) -> list[tuple[str, list[Row]]]:
     return [(name, list(rows)) for name, table in tables.items() for _, rows in groupby(table, itemgetter("factor"))]
 
 
-def _has_base(summary: Row) -> bool:
+def _has_base(summary: Row, rows: list[Row]) -> bool:
     """Whether there was a model before the methods, which is not the control; neither variants have one nor ways to
     execute chunks."""
     if summary["compare"] == "eval.join" or summary["control"] == BASE:
         return False
-    return any(row["levels"]["base"] is not None for row in summary["rows"])
+    return any(row["levels"]["base"] is not None for row in rows)
 
 
 def _map(summary: Row, name: str, rows: list[Row]) -> tuple[str, Markup, list[str], list[list[Any]]]:
     """Title, chart, and head and rows of the table of a measure and factor."""
     factor, measure = rows[0]["factor"], MEASURES[name]
     others = [name for name in summary["methods"] if name != summary["control"]]
-    levels = ({"base": BASE} if _has_base(summary) else {}) | {"control": summary["control"]}
+    levels = ({"base": BASE} if _has_base(summary, rows) else {}) | {"control": summary["control"]}
     head = ["" if factor is None else factor, *map(label, levels.values()), *map(label, others)]
     body = [
         [

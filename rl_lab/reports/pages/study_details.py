@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl_lab.common.files import read_json_lines
-from rl_lab.reports.budgets import REFERENCE
+from rl_lab.reports.budgets import REACH_METHOD
 from rl_lab.reports.estimates import of_scheme
 from rl_lab.reports.examinations import EXAMINATIONS
-from rl_lab.reports.numbers import Row, p_text, reward, share
+from rl_lab.reports.numbers import Row, p_text, percent, reward, share
 from rl_lab.reports.pages.actions import filmed
 from rl_lab.reports.pages.charts import Axis, chart, colours
 from rl_lab.reports.pages.curves import glossary, mean_series
@@ -50,11 +50,12 @@ def difference(one: Comparison, measure: Measure) -> Markup | str:
 
 
 def world_sections(here: LoadedRun, summary: Row, found: Row) -> Markup:
-    """Curves, categories, alarms and flips of one world."""
+    """Curves, what training took, categories, alarms and flips of one world."""
     measure = MEASURES[summary["measure"]]
     others = [name for name in summary["methods"] if name != summary["control"]]
     return STUDY.details(
         curves=reward_charts(here) or training_charts(here, summary["methods"]),
+        spent=spent_table(found["spent"], label(summary["control"])),
         head=["", *(f"{label(name)} over {label(summary['control'])}" for name in others)],
         categories=[
             [row["category"], *(difference(one, measure) for one in row["methods"])] for row in found["categories"]
@@ -64,9 +65,35 @@ def world_sections(here: LoadedRun, summary: Row, found: Row) -> Markup:
     )
 
 
+def spent_table(rows: list[Row], control: str) -> Markup:
+    """Tokens, questions and groups with a signal of trainings on questions; nothing without any."""
+    if not rows:
+        return Markup("")
+    head = ["", "Completion tokens", f"Tokens to {control}'s final reward", "Seeds that got there", "Questions asked"]
+    body = [
+        [
+            label(row["method"]),
+            f"{row['tokens']:,.0f}",
+            *_reached(row),
+            "" if row["questions"] is None else f"{row['questions']:,.0f}",
+            "" if row["signal"] is None else percent(row["signal"]),
+        ]
+        for row in rows
+    ]
+    return STUDY.spent([*head, "Groups with a signal"], body, rows[0].get("target"), control, REACH_METHOD)
+
+
+def _reached(row: Row) -> tuple[Markup | str, str]:
+    """Share of the control's tokens to its final reward, and seeds that got there; empty where a curve is missing."""
+    if "share" not in row:
+        return "", ""
+    ends = f" {share(row['low'])} to {share(row['high'])}"
+    return parts.estimate(share(row["share"]), ends), f"{row['seeds_reached']} of {row['seeds']}"
+
+
 def training_charts(here: LoadedRun, methods: list[str]) -> Markup:
     """Metrics of the last round of training on pairs, a line a method; nothing without any."""
-    css, charts = colours(methods, REFERENCE), []
+    css, charts = colours(methods, here.reference), []
     last = max((stage.round or 0 for stage in here.stages if stage.kind == "optimise"), default=0)
     nodes = {
         name: [one.name for one in here.stages if (one.kind, one.method, one.round) == ("optimise", name, last)]
