@@ -261,6 +261,11 @@ class TokenBatch(TensorRecord):
         """Tokens to learn in all rows."""
         return count(self.completion_mask)
 
+    @property
+    def num_pictures(self) -> int:
+        """Pictures in all rows, one that several show counted in each."""
+        return 0 if self.visual is None else self.visual.num_shown
+
 
 @dataclass(kw_only=True)
 class MixedBatch(TokenBatch):

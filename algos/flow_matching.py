@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from algos.auxiliary import VisionHead
+from algos.auxiliary import VisionHead, add_losses
 from algos.batch import ExploredBatch, FlowBatch, FlowDraws, PreferenceBatch, TrajectoryBatch, send
 from algos.objective import FlowPolicy, SeeingPolicy
 
@@ -153,13 +153,8 @@ class FlowMatching:
         noise, time, rows = draw_flow(policy, batch, self.draws_per_sample, generator)
         losses = policy.flow_losses(prefix, batch.actions[rows], noise, time, rows)
         total = losses.view(-1, self.draws_per_sample).mean(dim=1).sum() / count
-        of_rows = count / len(batch)  # metrics are means over the rows of this part
-        metrics = {"flow/loss": total.detach() * of_rows}
-        for head, of_head in zip(self.heads, auxiliary, strict=True):
-            loss = of_head.sum() / count
-            total = total + head.weight * loss
-            metrics[f"flow/{head.name}"] = loss.detach() * of_rows
-        return total, metrics
+        metrics = {"flow/loss": total.detach() * (count / len(batch))}  # a mean over the rows of this part
+        return add_losses(total, metrics, "flow", self.heads, auxiliary, count), metrics
 
     def _encode(self, policy: FlowPolicy, batch: FlowBatch | PreferenceBatch) -> tuple[Any, list[Tensor]]:
         """Prefix, and the losses of each row of every head."""
@@ -168,4 +163,4 @@ class FlowMatching:
         if not isinstance(batch, FlowBatch) or batch.observation is None:
             raise ValueError("auxiliary losses need a FlowBatch with its observation; leave them out for other batches")
         prefix, vision = cast(SeeingPolicy, policy).encode(batch.observation, return_vision=True)
-        return prefix, [head.losses(vision, head.target(batch)) for head in self.heads]
+        return prefix, [head.group_losses([(vision, head.target(batch))]) for head in self.heads]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import torch
@@ -65,12 +65,23 @@ class SeeingPolicy(FlowPolicy, Protocol):
         tower)."""
 
 
+class SeenPictures(NamedTuple):
+    """M pictures of one size as a language policy sees them."""
+
+    images: Tensor
+    """float in [0, 1], [M, 3, H, W]."""
+    vision: Tensor
+    """Their n tokens, row by row, as they enter the last layer of the language tower, [M, n, D]."""
+
+
 class TokenScores(NamedTuple):
     """What a language policy says about the tokens to learn, float32 [B, S] and 0 at all others."""
 
     logprobs: Tensor
     entropy: Tensor | None
     """Of the distribution that the token was drawn from, in nats, without gradient."""
+    pictures: Sequence[SeenPictures] = ()
+    """All that the rows show, by size; of text alone none of one size."""
 
 
 class LanguagePolicy(Protocol):
@@ -84,6 +95,15 @@ class LanguagePolicy(Protocol):
         Without a temperature under the model itself; with one under the distribution that an engine samples from, which
         also leaves out tokens that are never drawn.
         """
+
+
+class SeeingLanguagePolicy(LanguagePolicy, Protocol):
+    """A language policy whose vision tokens an auxiliary loss may read."""
+
+    def token_logprobs(
+        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False, pictures: bool = False
+    ) -> TokenScores:
+        """With `pictures`, also what the same pass makes of these."""
 
 
 class NextTokens(NamedTuple):

@@ -25,7 +25,7 @@ from envs.options import (
 )
 from envs.rollback import RollbackConfig
 from envs.types import Numbers
-from rl_lab.config.section import OptimiserConfig, Section
+from rl_lab.config.section import OptimiserConfig, Section, VisionLossesConfig
 
 
 class FilesConfig(Section):
@@ -118,10 +118,7 @@ class FlowConfig(OptimiserConfig):
         return self
 
 
-NUM_CODES = 64
-
-
-class SFTConfig(FlowConfig):
+class SFTConfig(VisionLossesConfig, FlowConfig):
     """Flow matching on the demonstrations, everything trainable."""
 
     steps: PositiveInt = 600
@@ -131,34 +128,11 @@ class SFTConfig(FlowConfig):
     ema: Fraction = 0.995
     probe_weight: NonNegativeFloat = 1.0
     """Weight of the auxiliary loss on simulator ground truth, a stand-in for spatial pre-training; 0 for none."""
-    code_weight: NonNegativeFloat = 0.0
-    """Weight of HY-Embodied's loss of the next visual code, from every vision token; 0 for none. A k-means over patches
-    of the demonstrations stands for the teacher's codebook."""
-    num_codes: Annotated[int, Field(ge=2, le=65536)] = NUM_CODES
-    """Codes of that codebook."""
-    global_weight: NonNegativeFloat = 0.0
-    """Weight of HY-Embodied's global loss; 0 for none. The mean of an image's tokens stands for its latent token, the
-    principal components of the demonstrations' thumbnails for the teacher's global feature."""
     augment: bool = False
     """Change images at random as Hy-VLA does (`algos.augmentation`)."""
     statistics: Literal["checkpoint", "data"] = "checkpoint"
     """What states and chunks are normalised with: the checkpoint's statistics if there are any for such chunks, else
     those of the demonstrations; or always the latter."""
-
-    @model_validator(mode="after")
-    def _codes_are_told(self) -> Self:
-        if self.num_codes != NUM_CODES and not self.code_weight:
-            raise ValueError(
-                f"num_codes is {self.num_codes}, but code_weight is 0, so no code is learned; set it, or leave "
-                "num_codes out"
-            )
-        return self
-
-    @property
-    def auxiliary(self) -> dict[str, float]:
-        """The weights of auxiliary losses of vision tokens that are above 0, by key."""
-        weights = {name: getattr(self, name) for name in ("probe_weight", "code_weight", "global_weight")}
-        return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 class CorrectorConfig(Section):

@@ -29,7 +29,15 @@ from envs.options import (
     nearest,
 )
 from rewards.config import RewardConfig
-from rl_lab.config.section import Backend, ModelConfig, OnlineConfig, Section, TextTrainingConfig, in_own_words
+from rl_lab.config.section import (
+    Backend,
+    ModelConfig,
+    OnlineConfig,
+    Section,
+    TextTrainingConfig,
+    VisionLossesConfig,
+    in_own_words,
+)
 
 Rewards = Annotated[RewardConfig, in_own_words(RewardConfig)]
 
@@ -160,7 +168,7 @@ class EngineConfig(Section):
     """Prompts that are answered together: part of the result, unlike the number of engines."""
 
 
-class ColdStartConfig(TextTrainingConfig):
+class ColdStartConfig(VisionLossesConfig, TextTrainingConfig):
     """Imitation of worked solutions by cross-entropy, everything of the vision-language model trainable."""
 
     steps: PositiveInt = 600
@@ -190,7 +198,7 @@ class ExamineConfig(Section):
     """An answer with this reward or more passes."""
 
 
-class RLConfig(OnlineConfig):
+class RLConfig(VisionLossesConfig, OnlineConfig):
     """Reinforcement learning: how long, from how old rollouts, and when it stops itself."""
 
     steps: PositiveInt = 100

@@ -336,9 +336,11 @@ class RunConfig(Section):
                 )
             return self
         if self.study.executes or self.study.variants:
-            if self.num_rounds or "evaluate" not in self.stage_names:
+            asks = self.study.on_questions
+            if self.num_rounds or ("examine" if asks else "evaluate") not in self.stage_names:
                 what = "compare is eval.join" if self.study.executes else "variants are given"
-                raise ValueError(f"study: {what}, of one policy; let stages be [demos, sft, evaluate]")
+                stages = "[questions, cold_start, examine]" if asks else "[demos, sft, evaluate]"
+                raise ValueError(f"study: {what}, of one model; let stages be {stages}")
             return self
         needed = ("grpo", "examine") if self.study.on_questions else ("rank",) if self.study.rankings else ()
         for stage in needed:

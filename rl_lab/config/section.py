@@ -111,6 +111,47 @@ class ScheduleConfig(Section):
         return self
 
 
+NUM_CODES = 64
+
+
+class VisionLossesConfig(Section):
+    """Auxiliary losses of vision tokens, which `algos.auxiliary` has; part of a training's settings."""
+
+    code_weight: NonNegativeFloat = 0.0
+    """Weight of HY-Embodied's loss of the next visual code, from every vision token; 0 for none. A k-means over patches
+    of the first pictures stands for the teacher's codebook."""
+    num_codes: Annotated[int, Field(ge=2, le=65536)] = NUM_CODES
+    """Codes of that codebook."""
+    global_weight: NonNegativeFloat = 0.0
+    """Weight of HY-Embodied's global loss; 0 for none. The mean of an image's tokens stands for its latent token, the
+    principal components of the first pictures' thumbnails for the teacher's global feature."""
+
+    @model_validator(mode="after")
+    def _codes_are_told(self) -> Self:
+        if self.num_codes != NUM_CODES and not self.code_weight:
+            raise ValueError(
+                f"num_codes is {self.num_codes}, but code_weight is 0, so no code is learned; set it, or leave "
+                "num_codes out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trl_has_none(self) -> Self:
+        for name, weight in self.auxiliary.items():
+            if getattr(self, "backend", "lab") == "trl":
+                raise ValueError(
+                    f"{name} is {weight:g}, but backend is trl, which has no auxiliary losses; set it to 0, or use "
+                    "backend: lab"
+                )
+        return self
+
+    @property
+    def auxiliary(self) -> dict[str, float]:
+        """The weights of auxiliary losses of vision tokens that are above 0, by key."""
+        weights = {name: getattr(self, name, 0.0) for name in ("probe_weight", "code_weight", "global_weight")}
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+
 class OptimiserConfig(ScheduleConfig):
     """The same on batches of a data set."""
 

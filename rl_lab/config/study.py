@@ -100,8 +100,10 @@ class Study(Section):
     rankings: Named[MethodName, Any] = {}
     """By name, in place of `methods`: a whole section `ranking`; {} for pairs of interventions alone."""
     variants: Named[MethodName, Named[Key, Any]] = {}
-    """By name, in place of `methods`: what a policy without rounds has in place of this file's values, by key such as
+    """By name, in place of `methods`: what a model without rounds has in place of this file's values, by key such as
     sft.code_weight."""
+    measure: Literal["success", "reward"] = "success"
+    """What variants are judged by: success in episodes, or the reward of answers to held-out questions."""
     control: str
     """The method that the others are held against; of arms also base, what they all start from."""
     seeds: Rounds = 5
@@ -117,6 +119,8 @@ class Study(Section):
             raise ValueError("give one of methods, rewards, rankings and variants: a study compares one kind of thing")
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"methods: {list(self.methods)} repeat one; name each once")
+        if self.measure == "reward" and not self.variants:
+            raise ValueError("measure is for variants; what else is compared says by itself what it is judged by")
         if self.control not in self.names and not (self.on_arms and self.control == "base"):
             hint = nearest(self.control, self.names)
             raise ValueError(f"control is {self.control!r}, which is not one of {', '.join(self.names)}{hint}")
@@ -158,7 +162,7 @@ class Study(Section):
     @property
     def on_questions(self) -> bool:
         """Whether the methods are judged by answers to held-out questions, not by episodes."""
-        return self.compared in ("rewards", "curriculum.scheme")
+        return self.compared in ("rewards", "curriculum.scheme") or self.measure == "reward"
 
     @property
     def names(self) -> tuple[str, ...]:

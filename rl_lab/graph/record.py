@@ -10,10 +10,10 @@ from rl_lab.config.robotwin import box_robot_row, describe_robotwin
 from rl_lab.config.schema import RunConfig
 
 STAND_INS = (
-    ("code_weight", "a teacher's codebook of visual codes", "k-means over patches of the demonstrations"),
-    ("global_weight", "a teacher's global feature", "principal components of the demonstrations' thumbnails"),
+    ("code_weight", "a teacher's codebook of visual codes", "k-means over patches of the pictures"),
+    ("global_weight", "a teacher's global feature", "principal components of the pictures' thumbnails"),
 )
-"""Weight in `sft` of an auxiliary loss, what its teacher would give, and what does instead."""
+"""Weight of an auxiliary loss, what its teacher would give, and what does instead."""
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
@@ -59,12 +59,11 @@ def substitutions(config: RunConfig, gpus: list[str]) -> list[dict[str, str]]:
     if config.reads("sft") and config.sft.probe_weight > 0:
         why = "an auxiliary loss on simulator ground truth in SFT; at evaluation the policy has images only"
         rows.append({"wanted": "spatial pre-training of the vision tower", "used": "privileged probe loss", "why": why})
-    if config.reads("sft"):
-        rows += [
-            {"wanted": wanted, "used": used, "why": "an auxiliary loss in SFT without a teacher"}
-            for weight, wanted, used in STAND_INS
-            if weight in config.sft.auxiliary
-        ]
+    trained = {name: getattr(config, name) for name in ("sft", "cold_start", "rl") if config.reads(name)}
+    for weight, wanted, used in STAND_INS:
+        where = ", ".join(name for name, settings in trained.items() if weight in settings.auxiliary)
+        if where:
+            rows.append({"wanted": wanted, "used": used, "why": f"an auxiliary loss in {where} without a teacher"})
     if config.collects_pairs:
         kind = config.collect.corrector.kind
         who = {"scripted_expert": "the scripted expert", "policy": "a teacher policy", "recorded": "recorded commands"}

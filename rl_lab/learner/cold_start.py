@@ -11,27 +11,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from algos.batch import MixedBatch, TokenBatch
-from algos.cross_entropy import token_scores
+from algos.cross_entropy import CrossEntropy, token_scores
 from algos.mixing import MixedSampler
-from algos.objective import ComparablePolicy
+from algos.objective import ComparablePolicy, Objective
 from rl_lab.common.errors import UserError
 from rl_lab.common.seeding import integer
 from rl_lab.config.language import ColdStartConfig
 from rl_lab.config.section import ModelConfig
+from rl_lab.learner.auxiliary import FIRST_ROWS, seeing
 from rl_lab.learner.dtype import FromModel
-from rl_lab.learner.language import LanguagePlan, OrderedData, epoch_order
+from rl_lab.learner.language import GROUPS, LanguagePlan, OrderedData, epoch_order
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import LanguageModel, initial_language_model
 from rl_lab.records.item_files import SolutionFile
 from rl_lab.records.token_batches import chat_batch, chat_length
-
-CALIBRATION_ROWS = 256
-"""Questions whose pictures random weights are fitted to."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class SourceRows:
 
     def first_pictures(self) -> list[np.ndarray]:
         """Of the first rows of every source."""
-        each = CALIBRATION_ROWS // len(self.files) or 1
+        each = FIRST_ROWS // len(self.files) or 1
         return [
             image
             for file, rows in zip(self.files, self.rows, strict=True)
@@ -121,6 +120,14 @@ def conversation_data(
         return OrderedData(rows, epoch_order(len(rows), settings.steps, settings.batch_size, seed), rows.batch)
     sampler = MixedSampler(rows.sizes, [settings.ratios[name] for name in rows.names], settings.batch_size, seed)
     return OrderedData(rows, [sampler.numbers(step).tolist() for step in range(settings.steps)], rows.batch)
+
+
+def conversation_objective(data: OrderedData, settings: ColdStartConfig, seed: int, model: Any) -> Objective:
+    """Cross-entropy on `conversation_data`, with auxiliary losses where these have a weight. UserError as
+    `rl_lab.learner.auxiliary.picture_heads`."""
+    rows, text = data.rows, CrossEntropy(groups=GROUPS)
+    processor, seed = rows.processor.image_processor, integer(seed, "cold_start")
+    return seeing(text, settings, "cold_start", model, rows.first_pictures, processor, seed)
 
 
 def calibrate(model: LanguageModel, sources: Sequence[Source]) -> None:
@@ -181,6 +188,10 @@ class ColdStartPlan(FromModel, LanguagePlan):
     def data(self, processor: HunYuanVLMoTProcessor) -> OrderedData:
         """See `LanguagePlan`."""
         return conversation_data(self.sources, self.settings, self.seed, processor)
+
+    def objective(self, start: LanguageModel, data: OrderedData) -> Objective:
+        """See `LanguagePlan`."""
+        return conversation_objective(data, self.settings, self.seed, start.model)
 
     def validation(self, processor: HunYuanVLMoTProcessor) -> Validation | None:
         """See `LanguagePlan`."""

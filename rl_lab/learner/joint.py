@@ -59,6 +59,8 @@ class JointPlan:
     cosine_every: int
     """Batches of GRPO between two measurements of the gradients' cosine; 0: never."""
     seed: int
+    questions: Path | None = None
+    """See `GRPOUpdate`; None where no auxiliary loss has a weight."""
 
     @property
     def settings(self) -> RLConfig:
@@ -94,7 +96,8 @@ class JointTraining(OnlineTraining):
     def _add_objectives(self) -> None:
         plan = self.plan
         if "grpo" in plan.parts:
-            self.grpo = GRPOUpdate(self.learner, plan.grpo, plan.rl, self.reference if plan.grpo.beta > 0 else None)
+            reference = self.reference if plan.grpo.beta > 0 else None
+            self.grpo = GRPOUpdate(self, plan.grpo, plan.rl, reference, plan.questions)
         if "rpro" in plan.parts:
             rpro = method_objective(plan.method, plan.optimise, plan.rpro, self.reference)
             whole = plan.optimise.model_copy(update={"steps": plan.rounds * plan.optimise.steps})

@@ -11,17 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from algos.batch import RolloutBatch
 from algos.cross_entropy import CrossEntropy
 from algos.grpo import GRPO, GRPOOptions
+from algos.objective import Objective
 from rl_lab.common.seeding import integer, stream
 from rl_lab.config.language import RLConfig
 from rl_lab.config.section import ScheduleConfig
+from rl_lab.learner.auxiliary import FIRST_ROWS, seeing
 from rl_lab.learner.learner import Learner
 from rl_lab.learner.plans import DataPlan, Measured, Parts, optimiser, trainable
 from rl_lab.model.chat import HunYuanVLMoTProcessor
 from rl_lab.model.checkpoint import LanguageModel, Snapshot, load_language_model, publish
 from rl_lab.model.lora import Adapted
+from rl_lab.records.item_files import RowFile
 from rl_lab.records.token_batches import rollout_batch
 from rl_lab.records.types import RolloutGroup
 
@@ -73,14 +78,19 @@ class LanguagePlan(DataPlan):
         """What is measured on the way, on rows that are never learned."""
         return None
 
+    def objective(self, start: LanguageModel, data: OrderedData) -> Objective:
+        """Cross-entropy, and what a plan adds to it."""
+        return CrossEntropy(groups=GROUPS)
+
     def build(self, device: str) -> Parts:
         """See `DataPlan`."""
         start = self.start()
         start.model.to(device)  # type: ignore[arg-type]
         data, info = self.data(start.processor), start.info.after(self.settings.steps)
+        objective = self.objective(start, data)
         trained = trainable(start.model, self.settings, GROUPS, integer(self.seed, "lora"))
         validation = self.validation(start.processor)
-        return Parts(trained, CrossEntropy(groups=GROUPS), data, lambda folder: start.save(folder, info), validation)
+        return Parts(trained, objective, data, lambda folder: start.save(folder, info), validation)
 
 
 class OnlineTraining:
@@ -137,13 +147,25 @@ class OnlineTraining:
 
 
 class GRPOUpdate:
-    """GRPO on a learner: its objective, and the steps on each batch."""
+    """GRPO on the learner of a training: its objective, and the steps on each batch."""
 
-    def __init__(self, learner: Learner, options: GRPOOptions, settings: RLConfig, reference: Any) -> None:
-        """`reference` is the model that the KL term holds to; None without one."""
-        self.learner, self.iterations, self.rows_at_once = learner, options.num_iterations, settings.rows_at_once
+    def __init__(
+        self,
+        training: OnlineTraining,
+        options: GRPOOptions,
+        settings: RLConfig,
+        reference: Any,
+        questions: Path | None,
+    ) -> None:
+        """`reference` is the model that the KL term holds to, None without one; `questions` the file of the pool, to
+        whose first pictures auxiliary losses are fitted. UserError where these have too little to tell."""
+        self.learner, self.iterations = training.learner, options.num_iterations
+        self.rows_at_once = settings.rows_at_once
         self.objective = GRPO(options, groups=settings.train, reference=reference)
-        learner.add("grpo", self.objective, optimiser(settings, options.num_iterations))
+        model, processor = training.start.model, training.start.processor.image_processor
+        seed = integer(self.learner.seed, "grpo")
+        whole = seeing(self.objective, settings, "rl", model, lambda: first_images(questions), processor, seed)
+        self.learner.add("grpo", whole, optimiser(settings, options.num_iterations))
 
     @property
     def batches(self) -> int:
@@ -168,6 +190,8 @@ class GRPOPlan:
     options: GRPOOptions
     settings: RLConfig
     seed: int
+    questions: Path | None = None
+    """See `GRPOUpdate`; None where no auxiliary loss has a weight."""
 
     def training(self, device: str) -> GRPOTraining:
         """See `rl_lab.learner.plans.Plan`."""
@@ -181,7 +205,7 @@ class GRPOTraining(OnlineTraining):
         settings, options = plan.settings, plan.options
         super().__init__(plan.policy, settings, settings.train, plan.seed, device)
         self.plan, self.steps_per_batch = plan, options.num_iterations
-        self.grpo = GRPOUpdate(self.learner, options, settings, self._reference())
+        self.grpo = GRPOUpdate(self, options, settings, self._reference(), plan.questions)
 
     def _reference(self) -> Any:
         """The start, without a copy where adapters leave it as it was; None without a KL term."""
@@ -194,6 +218,13 @@ class GRPOTraining(OnlineTraining):
     def learn(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """`num_iterations` optimizer steps on one batch. ValueError if no answer of the batch has a reward."""
         return self.grpo.take(self.grpo.prepare(self.batch(groups)))
+
+
+def first_images(questions: Path | None) -> list[np.ndarray]:
+    """Those of the first rows of a file of `rl_lab.records.item_files`."""
+    assert questions is not None, "auxiliary losses are fitted to the pictures of questions"
+    file = RowFile(questions)
+    return [image for row in range(min(FIRST_ROWS, len(file))) for image in file.images(row)]
 
 
 def frozen_model(folder: Path, device: str) -> Any:

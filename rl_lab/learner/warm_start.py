@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from algos.cross_entropy import CrossEntropy
 from rl_lab.config.actions import SFTConfig
 from rl_lab.config.language import ColdStartConfig
 from rl_lab.learner.actions import SFTPlan, Start, sft_parts, starting_policy
-from rl_lab.learner.cold_start import Source, calibrate, conversation_data
+from rl_lab.learner.cold_start import Source, calibrate, conversation_data, conversation_objective
 from rl_lab.learner.dtype import FromModel
-from rl_lab.learner.language import GROUPS
 from rl_lab.learner.plans import DataFeed, Parts
 from rl_lab.model.checkpoint import LanguageModel, vlm_processor
 from rl_lab.model.tokenizer import load_tokenizer
@@ -64,8 +62,9 @@ class WarmStartPlan(FromModel):
         """See `DataPlan`."""
         processor = vlm_processor(parts.model.config, load_tokenizer())
         data = conversation_data([Source(self.solutions)], self.language, self.actions.seed, processor)
+        text = conversation_objective(data, self.language, self.actions.seed, parts.model)
         return {
-            LANGUAGE: DataFeed(CrossEntropy(groups=GROUPS), data, self.language),
+            LANGUAGE: DataFeed(text, data, self.language),
             ACTIONS: DataFeed(parts.objective, parts.data, self.actions.settings),
         }
 

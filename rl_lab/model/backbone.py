@@ -24,8 +24,9 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from algos.auxiliary import whole_pictures
 from algos.batch import TensorRecord, TokenBatch, indices, send
-from algos.objective import NextTokens, TokenScores
+from algos.objective import NextTokens, SeenPictures, TokenScores
 from rl_lab.model.chat import Grid, ImageProcessor, Picture
 from rl_lab.model.layout import Layout, build_layout, frame_grids, text_layout
 from rl_lab.model.mot import CausalLM, Past, Trace, continuation_mask, run_packed
@@ -235,13 +236,17 @@ class VisionLanguageMixin:
         return self.vision_language_model.language_model.model.embed_tokens
 
     def token_logprobs(
-        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False
+        self, batch: TokenBatch, *, temperature: float | None = None, entropy: bool = False, pictures: bool = False
     ) -> TokenScores:
-        """See `algos.objective.LanguagePolicy`; ValueError as `residual_before`."""
-        model = self.vision_language_model
-        before, targets, places = residual_before(model, batch)
+        """See `algos.objective.SeeingLanguagePolicy`; ValueError as `residual_before`."""
+        model, trace = self.vision_language_model, Trace()
+        before, targets, places = residual_before(model, batch, trace)
         logprobs, spread = score_in_parts(model, before, targets, temperature, entropy)
-        return TokenScores(in_rows(batch, places, logprobs), None if spread is None else in_rows(batch, places, spread))
+        return TokenScores(
+            in_rows(batch, places, logprobs),
+            None if spread is None else in_rows(batch, places, spread),
+            seen_pictures(model, batch, trace) if pictures else (),
+        )
 
     def next_tokens(self, batch: TokenBatch) -> NextTokens:
         """See `algos.objective.ComparablePolicy`; logits are yet to be made. ValueError as `residual_before`."""
@@ -283,7 +288,9 @@ NEVER_DRAWN = ("image", "video")
 NEVER_DRAWN_BIAS = -100.0
 
 
-def residual_before(model: VisionLanguageModel, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+def residual_before(
+    model: VisionLanguageModel, batch: TokenBatch, trace: Trace | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Residual streams [K, D] that predict the tokens to learn, those tokens [K], and their flat places [K].
 
     ValueError for a model that does not know its visual tokens and for a row whose first token is to be learned:
@@ -297,9 +304,28 @@ def residual_before(model: VisionLanguageModel, batch: TokenBatch) -> tuple[Tens
     device = model.language_model.lm_head.weight.device
     layout, input_ids = batch_layout(batch, model.special_token_ids).to(device), send(batch.input_ids, device)
     pixels = None if batch.visual is None else batch.visual.pixels
-    hidden = model.run(input_ids, layout, pixels if pixels is None or layout.num_patches else pixels[:0])
+    hidden = model.run(input_ids, layout, pixels if pixels is None or layout.num_patches else pixels[:0], trace=trace)
     places = indices(batch.completion_mask, device)
     return hidden[token_before(layout, places)], input_ids.flatten()[places], places
+
+
+def seen_pictures(model: VisionLanguageModel, batch: TokenBatch, trace: Trace) -> list[SeenPictures]:
+    """All that the rows show, by size, of the trace of their pass; of text alone none of one token."""
+    layout, vision = batch_layout(batch, model.special_token_ids), trace.vision
+    assert vision is not None
+    if layout.patch_order is None:
+        side = MERGE * model.visual.vision_tower.sizes.patch_size
+        return [SeenPictures(torch.zeros(0, 3, side, side, device=vision.device), vision[:, None])]
+    counts = [height * width // MERGE**2 for height, width in layout.grids]
+    firsts, found = np.cumsum([0, *counts[:-1]]), []
+    patches = batch.visual.pixels.unflatten(0, (-1, MERGE**2))
+    for height, width in dict.fromkeys(layout.grids):
+        own = [first for first, grid in zip(firsts, layout.grids, strict=True) if grid == (height, width)]
+        starts = np.flatnonzero(np.isin(layout.patch_order.numpy(), own))
+        places = torch.from_numpy(starts[:, None] + np.arange(height * width // MERGE**2))
+        images = whole_pictures(patches[send(layout.patch_order[places], patches.device)], height // MERGE)
+        found.append(SeenPictures((images + 1) / 2, vision[send(places, vision.device)]))
+    return found
 
 
 def token_before(layout: Layout, places: Tensor) -> Tensor:
@@ -374,6 +400,11 @@ class Pictures(TensorRecord):
             is_video=(False,) * len(done),
             shown=tuple(map(tuple, shown)),
         )
+
+    @property
+    def num_shown(self) -> int:
+        """Images and frames in all rows, one that several show counted in each."""
+        return sum(self.grids[index][0] for row in self.shown for index in row)
 
     def select(self, rows: Tensor) -> Self:
         """These rows and the pictures that they show."""

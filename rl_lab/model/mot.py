@@ -232,6 +232,8 @@ class Trace:
     """Residual stream [T, D] before the first layer and after each."""
     weights: list[Tensor] | None = None
     """Attention weights [B, H, S, K]; 0 at padding."""
+    vision: Tensor | None = None
+    """Patches [Tv, D] as they enter the last layer that ran."""
 
 
 @dataclass
@@ -366,6 +368,7 @@ def run_packed(
     for index, layer in enumerate(tower):
         if trace.hidden is not None:
             trace.hidden.append(torch.cat([vision, text]))
+        trace.vision = vision
         vision, text = layer(packed_layer, vision, text, index, layout, rope, past, trace)
     hidden = torch.cat([vision, text]) if len(vision) else text
     if trace.hidden is not None:

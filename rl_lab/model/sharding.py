@@ -42,7 +42,7 @@ ENTRY_POINTS = (
     "token_logprobs",
     "next_tokens",
     "compare_tokens",
-    "losses",
+    "group_losses",
 )
 """Methods by which a model or a head is called, beside `forward`; inside others its weights may be shards."""
 

@@ -22,6 +22,8 @@ DEFINITIONS = {
     "flow/probe": "Auxiliary loss of the vision warm-up: squared error of simulator truth read off image tokens.",
     "flow/code": "Auxiliary loss: -log of the probability of the next token's visual codes, mean over both.",
     "flow/global": "Auxiliary loss: minus the cosine of an image's mapped mean token and its global feature.",
+    "vision/code": "The same of a text's pictures: -log of the probability of the next token's visual codes.",
+    "vision/global": "The same of a text's pictures: minus the cosine of the mapped mean token and the global feature.",
     "loss/preference": "Mean of -log s(r_w - r_l), s = sigmoid; log 2 = 0.693 when the policy equals its reference.",
     "loss/proximal": "Mean of -1/2 [log s(r) + log s(-r)] summed over r_w and r_l; 2 log 2 = 1.386 at the reference.",
     "loss/sft": "Flow-matching loss on winner chunks, before its weight lambda_sft.",

@@ -90,20 +90,23 @@ class Measure:
     unit: str = ""
     """Behind a difference."""
     is_gain: bool = False
-    """Whether more is better; such measures lie between 0 and 1."""
+    """Whether more is better."""
+    is_share: bool = False
+    """Whether values lie between 0 and 1."""
 
 
-SUCCESS, REWARD, AT_EQUAL_TOKENS = "success", "reward", "reward at equal tokens"
+SUCCESS, REWARD, AT_EQUAL_TOKENS, SEEN = "success", "reward", "reward at equal tokens", "gain over grey pictures"
 MEASURES = {
-    SUCCESS: Measure(lambda one: float(one.success), "percentage points", 100, percent, points, " points", True),
-    REWARD: Measure(lambda one: one.reward, "reward", level=reward, difference=signed, is_gain=True),
-    AT_EQUAL_TOKENS: Measure(float, "reward", level=reward, difference=signed, is_gain=True),
+    SUCCESS: Measure(lambda one: float(one.success), "percentage points", 100, percent, points, " points", True, True),
+    REWARD: Measure(lambda one: one.reward, "reward", 1, reward, signed, "", True, True),
+    AT_EQUAL_TOKENS: Measure(float, "reward", 1, reward, signed, "", True, True),
+    SEEN: Measure(lambda one: one.reward - one.blank_reward, "reward", 1, signed, signed, "", True),
     "steps": Measure(lambda one: one.capped_steps, "control steps"),
     "jerk": Measure(lambda one: one.extra.get("jerk", math.nan), "m/s3"),
     "stalled steps": Measure(lambda one: one.extra.get("stalled_steps", 0), "control steps"),
 }
-"""By name: success and reward decide. Reward at equal tokens is that of one answer on the way; what follows, of which
-less is better, stands beside ways to execute chunks."""
+"""By name: success and reward decide. Reward at equal tokens is that of one answer on the way. What pictures give is
+beside the reward of variants; what follows, of which less is better, beside ways to execute chunks."""
 
 
 def is_study(run: LoadedRun) -> bool:
@@ -121,8 +124,10 @@ def results(run: LoadedRun, measured: str) -> Worlds:
     measure = MEASURES[measured]
     found: dict[str, dict[str, dict[int, dict[Unit, float]]]] = {}
     sides: list[tuple[str, str, dict[Unit, float]]]
-    if measured == REWARD:
-        sides = [(one.node, one.scheme, {item.item: item.reward for item in one.items}) for one in run.examinations]
+    if measured in (REWARD, SEEN):
+        sides = [
+            (one.node, one.scheme, {item.item: measure.of(item) for item in one.items}) for one in run.examinations
+        ]
     elif measured == AT_EQUAL_TOKENS:
         sides = [
             (one.node, one.scheme, dict(enumerate(rewards.tolist())))
@@ -221,9 +226,10 @@ def study_summary(run: LoadedRun) -> Row:
     study = settings(run)
     first = REWARD if study.on_questions else SUCCESS
     names = [first, *(name for name, one in MEASURES.items() if study.executes and not one.is_gain)]
-    names += [REWARD] if study.on_arms else [AT_EQUAL_TOKENS] if study.on_questions else []
+    beside = SEEN if study.variants else AT_EQUAL_TOKENS
+    names += [REWARD] if study.on_arms else [beside] if study.on_questions else []
     found = {name: results(run, name) for name in names}
-    rows = {name: _rows(one, study, bounded=MEASURES[name].is_gain) for name, one in found.items()}
+    rows = {name: _rows(one, study, bounded=MEASURES[name].is_share) for name, one in found.items()}
     means = {name: {world: _means(one) for world, one in worlds.items()} for name, worlds in found.items()}
     return {
         "name": run.name,

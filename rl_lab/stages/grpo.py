@@ -106,7 +106,8 @@ class GRPOKind(TrainingKind):
             with engines(cluster, context) as pool:
                 trl_grpo(context, policy, pool)
             return
-        plan = GRPOPlan(policy, config.grpo, config.rl, integer(context.seed, "grpo", *node.stream))
+        seed, questions = integer(context.seed, "grpo", *node.stream), context.inputs["questions"] / "train.arrow"
+        plan = GRPOPlan(policy, config.grpo, config.rl, seed, questions)
         with engines(cluster, context) as pool:
             run_online(cluster, context, plan, partial(GRPORun, context, policy, pool), pool)
 

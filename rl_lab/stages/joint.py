@@ -199,4 +199,5 @@ def _plan(context: StageContext) -> JointPlan:
         rounds=config.joint.rounds,
         cosine_every=config.joint.cosine_every,
         seed=integer(context.seed, "joint"),
+        questions=context.inputs["questions"] / "train.arrow",
     )

@@ -43,7 +43,7 @@ class Arm:
 
     def of(self, node: Node, study: StudyConfig) -> Node:
         """A node that is not the same for all methods by the name of this one."""
-        is_evaluated = node.kind == "evaluate" and (study.executes or bool(study.variants))
+        is_evaluated = node.kind in LISTED if study.variants else node.kind == "evaluate" and study.executes
         if study.variants and not is_evaluated:
             return replace(node, name=f"{self.method}.{node.name}")
         if self.method is None or not (is_evaluated or node.method is not None):

@@ -19,6 +19,7 @@ from algos.auxiliary import (
     next_code_loss,
     thumbnails,
     token_patches,
+    whole_pictures,
 )
 from algos.flow_matching import FlowMatching
 from rl_lab.model.vision import patchify
@@ -49,9 +50,9 @@ def heads() -> list:
 
 @given(st.integers(1, 3), st.integers(1, 3))
 def test_a_tokens_patches_are_those_that_the_model_merges(grid, patch_size):
-    images = torch.rand(2, 3, 2 * grid * patch_size, 2 * grid * patch_size)
+    images = torch.rand(2, 3, 2 * grid * patch_size, 4 * grid * patch_size)
     cut = token_patches(images, patch_size)
-    assert cut.shape == (2, grid**2, 4, 3 * patch_size**2)
+    assert cut.shape == (2, 2 * grid**2, 4, 3 * patch_size**2) and torch.equal(whole_pictures(cut, grid), images)
     assert torch.equal(cut.flatten(1, 2), patchify(images, patch_size))
 
 
@@ -69,6 +70,7 @@ def test_the_next_code_by_hand():
     other = codes.clone()
     other[0] = 2
     assert next_code_loss(logits, other) == next_code_loss(logits, codes), "the last has no next, the first is none's"
+    assert next_code_loss(logits[:1], codes[:1]) == 0, "a picture of one token has no next"
 
 
 @given(st.integers(0, 100), st.floats(0.01, 100))

@@ -75,6 +75,11 @@ def complaint(path: Path, *overrides: str) -> str:
         ("stages=[cold_start]", ("cold_start needs questions before it",)),
         ("rl={backend: trl, staleness: 1}", ("rl: staleness is 1", "trains in turns; set it to 0")),
         ("cold_start={backend: trl, ema: 0.9}", ("cold_start: backend is trl", "without ema")),
+        (
+            "cold_start={backend: trl, code_weight: 1}",
+            ("cold_start: code_weight is 1, but backend is trl", "set it to 0"),
+        ),
+        ("rl={backend: trl, global_weight: 0.5}", ("rl: global_weight is 0.5, but backend is trl", "set it to 0")),
         ("demos={files: {paths: []}}", ("demos.files.paths", "at least 1")),
         ("demos={files: {paths: [data]}, episodes: 9}", ("demos: episodes and action_noise_m are the expert's",)),
         ("demos={files: {paths: [data]}, modes: {edge_grasp: 0.2}}", ("demos: modes are the expert's",)),

@@ -103,6 +103,19 @@ def test_variants_of_a_file_share_what_they_have_in_common_and_have_policies_of_
     assert [found[f"given.1.{name}.sft"].config.sft.code_weight for name in VARIANTS["variants"]] == [0, 0.5]
 
 
+def test_variants_may_be_judged_by_the_answers_of_models_of_their_own(tmp_path):
+    coded = VARIANTS | {"variants": {"plain": {}, "coded": {"cold_start.code_weight": 0.5}}, "measure": "reward"}
+    found = nodes(load_config(write(tmp_path, **coded), ["stages=[questions, cold_start, examine]"]))
+    names = ("plain.questions", "plain.cold_start", "plain.examine", "coded.cold_start", "coded.examine")
+    first, second = ({f"given.{seed}.{name}" for name in names} for seed in (1, 2))
+    assert set(found) == (first | second) - {"given.2.plain.questions"} | {"report"}
+    one = found["given.2.coded.examine"]
+    assert one.inputs == {"questions": "given.1.plain.questions", "policy": "given.2.coded.cold_start"}
+    assert one.method == "coded" and one.config.cold_start.code_weight == 0.5
+    with pytest.raises(UserError, match=r"of one model; let stages be \[questions, cold_start, examine\]"):
+        load_config(write(tmp_path, **coded), ONE_POLICY)
+
+
 def test_stages_have_their_worlds_settings_and_a_world_that_fails_leaves_the_others(tmp_path):
     class Seen(FakeStages):
         seen = {}
@@ -271,9 +284,9 @@ def test_without_a_known_spread_power_is_that_of_the_episodes(load):
         ({"factors": {"collect.pairs": [10, 10]}}, r"study: factors: collect.pairs has a value twice"),
         ({"methods": ["rpro", "dagr"], "control": "rpro"}, r"dagr"),
         ({"spread": "nowhere.json"}, r"study.spread: nowhere.json is no study.json"),
-        (WAYS, r"study: compare is eval.join, of one policy; let stages be \[demos, sft, evaluate\]"),
+        (WAYS, r"study: compare is eval.join, of one model; let stages be \[demos, sft, evaluate\]"),
         (WAYS | {"factors": {"eval.join": ["wait", "jump"]}}, r"factors: eval.join is the whole run's, or said by the"),
-        (VARIANTS, r"study: variants are given, of one policy; let stages be \[demos, sft, evaluate\]"),
+        (VARIANTS, r"study: variants are given, of one model; let stages be \[demos, sft, evaluate\]"),
         (VARIANTS | {"methods": ["rpro"]}, r"study: give one of methods, rewards, rankings and variants"),
         (VARIANTS | {"variants": {"plain": {}, "coded": {"seed": 1}}}, r"variants: seed of coded is the whole run's"),
         (VARIANTS | {"factors": {"sft.code_weight": [0, 1]}}, r"variants: sft.code_weight of coded is a factor too"),

@@ -17,7 +17,7 @@ from rl_lab.config.section import ModelConfig
 from rl_lab.learner.actions import SFTPlan
 from rl_lab.learner.joint import JointPlan, JointTraining
 from rl_lab.learner.plans import Training
-from rl_lab.learner.warm_start import ACTIONS, LANGUAGE, WarmStartPlan
+from rl_lab.learner.warm_start import ACTIONS, WarmStartPlan
 from rl_lab.model.checkpoint import (
     CheckpointInfo,
     load_policy,
@@ -200,10 +200,11 @@ def test_demonstrations_alone_need_no_pairs_and_no_reference(start, demos):
     assert changed and not any(".vlm." in key for key in changed)
 
 
-def test_an_isolated_objective_has_no_other(start, demos):
-    training = JointTraining(plan(start, demos, parts=("grpo",)))
+def test_an_isolated_objective_has_no_other(start, demos, questions):
+    rl = RLConfig(steps=4, warmup=0, global_weight=1.0)
+    training = JointTraining(plan(start, demos, parts=("grpo",), rl=rl, questions=questions / "train.arrow"))
     assert set(training.learner.tracks) == {"grpo"}
-    training.learn(make_groups(start))
+    assert "vision/global" in training.learn(make_groups(start))
 
 
 def test_a_vision_language_model_is_refused(demos, tmp_path):
@@ -217,7 +218,7 @@ def warm_plan(demos: Path, questions: Path, **changes) -> WarmStartPlan:
     auxiliary = {"code_weight": 0.5, "num_codes": 4, "global_weight": 0.5}
     sft = SFTConfig(steps=4, batch_size=4, warmup=1, ema_start=2, **auxiliary)
     actions = SFTPlan(ModelConfig(), sft, demos, 1, seed=5)
-    language = ColdStartConfig(steps=6, batch_size=3, warmup=1)
+    language = ColdStartConfig(steps=6, batch_size=3, warmup=1, **auxiliary)
     return WarmStartPlan(actions, language, questions / "cold_start.arrow")
 
 
@@ -229,7 +230,7 @@ def test_a_warm_start_interleaves_both_imitations_and_leaves_a_policy(demos, que
         lines.append(training.run_step())
     assert "".join(turn[0] for turn in turns) == "lalallalal"
     assert turns.count(ACTIONS) == 4 and all("loss" in line for line in lines)
-    assert {"text/cross_entropy"} <= set(lines[turns.index(LANGUAGE)])
+    assert {"text/cross_entropy", "vision/code", "vision/global"} <= set().union(*lines)
     assert {"flow/loss", "flow/probe", "flow/code", "flow/global"} <= set(lines[turns.index(ACTIONS)])
     training.finish(tmp_path / "policy")
     policy, processor, info = load_policy(tmp_path / "policy")

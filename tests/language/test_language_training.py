@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 
-from algos.grpo import GRPOOptions
+from algos.cross_entropy import CrossEntropy
+from algos.grpo import GRPO, GRPOOptions
+from rl_lab.common.errors import UserError
 from rl_lab.common.moments import Moments
 from rl_lab.config.language import ColdStartConfig, RLConfig
 from rl_lab.config.section import LoRAConfig, ModelConfig
@@ -32,10 +34,11 @@ from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
+from rl_lab.records.item_files import item_row, write_rows
 from rl_lab.records.types import RolloutGroup, filled
 from rl_lab.workers import learner as rollout_learner
 from rl_lab.workers.learner import LearnerHandle, LearnerWorker, Weights
-from tests.support.questions import make_groups
+from tests.support.questions import make_groups, make_item
 from tests.support.trainings import trained
 
 OPTIONS = GRPOOptions(num_generations=3, max_completion_length=16)
@@ -94,7 +97,10 @@ def run(plan: ColdStartPlan, folder: Path, kill_at: int | None = None) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.5, "ema_start": 1}])
+AUXILIARY = {"code_weight": 0.5, "num_codes": 4, "global_weight": 0.5}
+
+
+@pytest.mark.parametrize("changes", [AUXILIARY, {"ema": 0.5, "ema_start": 1}])
 def test_a_cold_start_resumed_at_a_checkpoint_gives_the_bits_of_the_unbroken_one(questions, tmp_path, changes):
     settings = COLD.model_copy(update=changes)
     plan = ColdStartPlan(ModelConfig(), settings, (Source(questions / "cold_start.arrow"),), seed=3)
@@ -102,6 +108,21 @@ def test_a_cold_start_resumed_at_a_checkpoint_gives_the_bits_of_the_unbroken_one
     assert not changed(weights(whole), weights(resumed))
     assert read_info(whole) == CheckpointInfo(1, 4) == read_info(resumed)
     assert load_language_model(whole).actions is None
+
+
+def test_without_a_weight_there_is_no_auxiliary_loss_and_with_one_a_line_where_pictures_cannot_tell(
+    questions, policy, tmp_path
+):
+    cold = ColdStartPlan(ModelConfig(), COLD, (Source(questions / "cold_start.arrow"),), seed=3)
+    assert type(cold.build("cpu").objective) is CrossEntropy
+    assert type(GRPOTraining(GRPOPlan(policy, OPTIONS, SETTINGS, 0)).learner.tracks["grpo"].objective) is GRPO
+    write_rows(tmp_path / "text.arrow", [item_row(make_item(1, 0))])
+    for key, file, words in (
+        ("code_weight", questions / "train.arrow", "needs pictures of several tokens, but here they have one"),
+        ("global_weight", tmp_path / "text.arrow", "needs pictures, but the first rows have none"),
+    ):
+        with pytest.raises(UserError, match=f"^rl.{key} {words}; set it to 0$"):
+            GRPOTraining(GRPOPlan(policy, OPTIONS, SETTINGS.model_copy(update={key: 1.0}), 0, file))
 
 
 def test_a_cold_start_from_a_checkpoint_counts_on_and_fits_nothing_anew(questions, policy, tmp_path):
@@ -226,11 +247,12 @@ def test_only_the_groups_that_train_change(policy, tmp_path):
     assert names and not any(".visual." in name for name in names)
 
 
-@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2, alpha=4.0)])
-def test_a_learner_that_was_saved_goes_on_to_the_same_bits(policy, tmp_path, lora):
-    plan = GRPOPlan(policy, OPTIONS, SETTINGS.model_copy(update={"lora": lora}), seed=0)
+@pytest.mark.parametrize("changes", [AUXILIARY, {"lora": LoRAConfig(rank=2, alpha=4.0)}])
+def test_a_learner_that_was_saved_goes_on_to_the_same_bits(questions, policy, tmp_path, changes):
+    plan = GRPOPlan(policy, OPTIONS, SETTINGS.model_copy(update=changes), 0, questions / "cold_start.arrow")
     first = LearnerWorker(plan, None, "cpu")
-    first.learn(make_groups(policy, 1), tmp_path / "bad.pt")
+    learned, _ = first.learn(make_groups(policy, 1), tmp_path / "bad.pt")
+    assert {"vision/code", "vision/global"} <= learned.metrics.keys() or "lora" in changes
     first.save(tmp_path / "state.pt")
     learned, unbroken = first.learn(make_groups(policy, 2), tmp_path / "bad.pt")
     second = LearnerWorker(plan, tmp_path / "state.pt", "cpu")

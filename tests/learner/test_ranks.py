@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
+from algos.auxiliary import SeeingText
 from algos.batch import FlowBatch, PreferenceBatch, RolloutBatch, TrajectoryBatch
 from algos.cross_entropy import CrossEntropy
 from algos.flow_matching import FlowMatching
@@ -89,7 +90,9 @@ def trajectory_batch(policy, seed: int) -> TrajectoryBatch:
 
 
 def cross_entropy(at_once=None):
-    return make_vlm(), CrossEntropy(), [text_batch(seed) for seed in range(STEPS)], at_once
+    torch.manual_seed(1)
+    objective = SeeingText(CrossEntropy(), make_heads(make_policy(), 3)[1:])
+    return make_vlm(), objective, [text_batch(seed, (0, 1)) for seed in range(STEPS)], at_once
 
 
 def grpo(at_once=None):

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from algos.batch import TokenBatch
+from algos.auxiliary import GlobalFeature, NextCode, SeeingText, fit_components
+from algos.batch import FlowBatch, ObservationBatch, TokenBatch
+from algos.cross_entropy import CrossEntropy
+from algos.flow_matching import FlowMatching
 from rl_lab.model import backbone as scores_module
 from rl_lab.model.backbone import Pictures
 from rl_lab.model.checkpoint import vlm_processor
@@ -106,6 +109,52 @@ def test_selected_rows_keep_their_own_pictures(vlm: Vlm) -> None:
             part = batch.select(torch.tensor(rows))
             torch.testing.assert_close(vlm.token_logprobs(part).logprobs, whole[rows], **CLOSE)
     assert len(batch.select(torch.tensor([1, 0])).visual.grids) == 1
+
+
+def heads(hidden: int, patch_size: int) -> list[NextCode | GlobalFeature]:
+    draw = torch.Generator().manual_seed(0)
+    components = fit_components(torch.rand(9, 3 * 16 * 16, generator=draw))
+    torch.manual_seed(0)
+    return [NextCode(hidden, torch.rand(5, 3 * patch_size**2, generator=draw), 0.5), GlobalFeature(hidden, *components)]
+
+
+def test_text_has_the_auxiliary_losses_that_actions_have_on_the_same_pictures() -> None:
+    policy = make_policy(visual_segment_isolation=True).eval()
+    vlm = vlm_from_policy(policy)
+    own = heads(vlm.config.vlm_sizes.hidden, vlm.config.vision_sizes.patch_size)
+    batch = make_batch(vlm)
+    square = batch.select(torch.tensor([0, 1, 3]))
+    views = torch.from_numpy(PICTURES[0]).movedim(-1, 0).expand(2, 3, -1, -1, -1)
+    observation = ObservationBatch(views, torch.zeros(2, 20), torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3) > 0)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        chunks = FlowBatch(observation, torch.zeros(2, policy.chunk_size, 20))
+        _, flow = FlowMatching(heads=own).loss(policy, chunks, draw)
+        total, text = SeeingText(CrossEntropy(), own).loss(vlm, square, draw)
+    for head in own:
+        torch.testing.assert_close(text[f"vision/{head.name}"], flow[f"flow/{head.name}"], **CLOSE)
+    expected = text["text/cross_entropy"] + 0.5 * text["vision/code"] + text["vision/global"]
+    assert total == pytest.approx(float(expected)) and square.num_pictures == 2
+
+
+def test_pictures_of_several_sizes_are_seen_as_they_were_cut_and_parts_add_up(vlm: Vlm) -> None:
+    batch = make_batch(vlm)
+    objective = SeeingText(CrossEntropy(), heads(vlm.config.vlm_sizes.hidden, vlm.config.vision_sizes.patch_size))
+    with torch.no_grad():
+        seen = vlm.token_logprobs(batch, pictures=True).pictures
+        found = [vlm.token_logprobs(batch.select(torch.tensor([row])), pictures=True).pictures for row in range(4)]
+        whole, _ = objective.loss(vlm, batch, torch.Generator())
+        counts = objective.denominator(batch)
+        some = [batch.select(torch.tensor(rows)) for rows in ([0, 2], [1], [3])]
+        parts = [objective.loss(vlm, part, torch.Generator(), counts) for part in some]
+    shown = {tuple(one.images.shape): one for one in seen}
+    cut = [torch.from_numpy(image).movedim(-1, 0) / 255 for image in PICTURES]
+    assert counts[1] == 4 and shown.keys() == {(3, 3, 64, 64), (1, 3, 64, 32), (0, 3, 32, 96)}
+    torch.testing.assert_close(shown[3, 3, 64, 64].images, cut[0].expand(3, -1, -1, -1))
+    torch.testing.assert_close(shown[1, 3, 64, 32].images[0], cut[2])
+    torch.testing.assert_close(shown[3, 3, 64, 64].vision[2:], found[2][0].vision, **CLOSE)
+    assert float(sum(loss for loss, _ in parts)) == pytest.approx(float(whole), rel=1e-5)
+    assert not any(name.startswith("vision/") for name in parts[2][1]), "a row of text alone has nothing to tell"
 
 
 def gradients(vlm: Vlm, batch: TokenBatch) -> dict[str, Tensor]:

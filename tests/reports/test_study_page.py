@@ -186,3 +186,23 @@ def test_arms_of_joint_training_are_held_against_their_start_in_both_skills(stud
     assert found["means"]["given"]["base"]["2"] == 0.5
     page = (study / "study.html").read_text()
     assert "The experiment: reward" in page and "ase policy and" not in page, "the base is the control"
+
+
+def test_variants_on_questions_have_what_pictures_give_beside_their_reward(study):
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    config["study"] = {"variants": {"none": {}, "code": {}}, "measure": "reward", "control": "none", "seeds": 3}
+    config |= {"questions": {"held_out": 40}, "examine": {"pass_threshold": 0.5}}
+    (study / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.rmtree(study / "episodes")
+    nodes = []
+    for seed, (name, seen, blank) in product(range(1, 4), (("none", 0.5, 0.4), ("code", 0.6, 0.2))):
+        node = f"given.{seed}.{name}.examine"
+        nodes.append({"name": node, "kind": "examine", "method": name, "status": "done"})
+        asked = [ASKED | {"item": f"{n}", "rewards": [seen + 0.01 * (n % 5)], "blank": [blank]} for n in range(40)]
+        write_jsonl(study / "examinations" / node / "results.jsonl", asked)
+    (study / "stages.json").write_text(json.dumps({"store": "s", "nodes": nodes}))
+    write_report(study)
+    found = json.loads((study / "study.json").read_text())
+    (code,), (gain,) = found["rows"][0]["methods"], found["measures"]["gain over grey pictures"]["rows"][0]["methods"]
+    assert code["difference"]["value"] == pytest.approx(0.1) and gain["difference"]["value"] == pytest.approx(0.3)
+    assert gain["mean"] == pytest.approx(0.42) and "gain over grey pictures" in (study / "study.html").read_text()
