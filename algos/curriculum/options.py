@@ -90,15 +90,12 @@ class CurriculumOptions(Options):
         """The same with another of the schemes, and without the code of those that are not it."""
         return self.replace(scheme=name, own={key: own for key, own in self.own.items() if key == name})
 
-    def check_scheme(self, name: str) -> None:
-        """ValueError for a name that is no scheme."""
-        known = (*SCHEMES, *self.own)
-        if name not in known:
-            raise ValueError(f"scheme is {name!r}; choose one of {', '.join(known)}{nearest(name, known)}")
-
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        self.check_scheme(self.scheme)
+        known = (*SCHEMES, *self.own)
+        if self.scheme not in known:
+            hint = nearest(self.scheme, known)
+            raise ValueError(f"scheme is {self.scheme!r}; choose one of {', '.join(known)}{hint}")
         for name in self.own:
             if name in (*SCHEMES, "base") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name):
                 raise ValueError(f"own.{name}: a scheme of one's own needs a name of its own: letters, digits and _")
