@@ -60,6 +60,10 @@ class LoRAConfig(Section):
     """Which products of every layer are adapted."""
 
 
+LACKING_IN_TRL = ("lora", "ema", "rows_at_once", "code_weight", "global_weight")
+"""Settings of a training that its backend trl does not read."""
+
+
 class ScheduleConfig(Section):
     """Optimiser, learning rate with linear warm-up and a fall to a fraction of `lr`, and what is trained how."""
 
@@ -103,6 +107,15 @@ class ScheduleConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _trl_has_it(self) -> Self:
+        for name in LACKING_IN_TRL if getattr(self, "backend", "lab") == "trl" else ():
+            if getattr(self, name, None):
+                raise ValueError(
+                    f"backend is trl, which runs here without {name}; leave {name} out, or use backend: lab"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         if self.warmup >= self.steps:
             raise ValueError(
@@ -135,16 +148,6 @@ class VisionLossesConfig(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _trl_has_none(self) -> Self:
-        for name, weight in self.auxiliary.items():
-            if getattr(self, "backend", "lab") == "trl":
-                raise ValueError(
-                    f"{name} is {weight:g}, but backend is trl, which has no auxiliary losses; set it to 0, or use "
-                    "backend: lab"
-                )
-        return self
-
     @property
     def auxiliary(self) -> dict[str, float]:
         """The weights of auxiliary losses of vision tokens that are above 0, by key."""
@@ -168,15 +171,6 @@ class TextTrainingConfig(OptimiserConfig):
 
     backend: Backend = "lab"
     """Who trains: our Learner, or TRL's trainer, which keeps no state to resume from."""
-
-    @model_validator(mode="after")
-    def _trl_has_it(self) -> Self:
-        for name in ("lora", "ema", "rows_at_once"):
-            if self.backend == "trl" and getattr(self, name):
-                raise ValueError(
-                    f"backend is trl, which runs here without {name}; leave {name} out, or use backend: lab"
-                )
-        return self
 
 
 class OnlineConfig(ScheduleConfig):
