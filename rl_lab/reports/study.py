@@ -321,8 +321,8 @@ def _sentences(rows: Sequence[Row], study: Study) -> list[str]:
     total = len(said) + len(open_) + to_come
     if open_:
         known = [one.detectable for one in open_ if one.detectable is not None]
-        least = f"{measure.difference(max(known))[1:]}{measure.unit}" if known and max(known) else ""
-        found = f"; such a comparison finds {least} or more" if least else ""
+        ends = dict.fromkeys(measure.difference(end)[1:] for end in (min(known), max(known))) if any(known) else {}
+        found = f"; such a comparison finds {' to '.join(ends)}{measure.unit} or more" if ends else ""
         count = f"{len(open_)} of {total} comparisons"
         said.append(f"Not told apart from {label(study.control)}: {count}{found}.")
     if to_come:

@@ -2,21 +2,20 @@
 
 import contextlib
 import json
-import runpy
 from pathlib import Path
 
 import pytest
 
 from rewards.config import RewardConfig
 from rewards.rubric import Rewards
+from rewards.threshold import solved
 from rl_lab.check import main
 from rl_lab.common.errors import RunError, UserError
 from rl_lab.records.item_files import ItemFile, item_row, write_rows
 from rl_lab.records.questions import read_questions
 from rl_lab.rollouts.answering import reward_columns
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-EXAMPLE = f"{EXAMPLES / 'graded.py'}:graded"
+EXAMPLE = f"{Path(__file__).resolve().parents[2] / 'examples' / 'graded.py'}:graded"
 
 
 def read(folder, *rows):
@@ -51,7 +50,6 @@ def test_fields_of_ones_own_reach_the_function_which_may_be_the_only_truth(tmp_p
 
 
 def test_graded_rewards_become_0_and_1_where_an_answer_counts():
-    solved = runpy.run_path(str(EXAMPLES / "solved.py"))["solved"]
     said = [f"<answer><point>({x}, 500)</point></answer>" for x in (500, 550, 551)]  # exp(-50 / 141.4) is .702
     assert solved(["x"] * 3, said, answer=[[500, 500]] * 3, reward_type=["point"] * 3) == [1.0, 1.0, 0.0]
 

@@ -1,8 +1,6 @@
 """Rewards of 0 and 1 from the lab's graded ones: an answer is solved, or it is not.
 
-rewards: {weights: {answer: 0.0, solved: 1.0}, functions: {solved: "examples/solved.py:solved"}}
-
-python -m rl_lab.check reward examples/solved.py:solved reward_type=point answer='[500, 500]'
+rewards: {weights: {answer: 0.0, solved: 1.0}, functions: {solved: "rewards.threshold:solved"}}
 """
 
 from __future__ import annotations
@@ -14,11 +12,11 @@ from rewards.rubric import Rewards
 
 SOLVED_FROM = 0.7
 """Graded reward from which an answer counts, as a point within .036 of the picture's diagonal of its target."""
-graded = Rewards()
+_graded = Rewards()
 
 
 def solved(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
     """1 from `SOLVED_FROM` on, else 0; None where the graded reward is."""
     return [
-        None if reward is None else float(reward >= SOLVED_FROM) for reward in graded(prompts, completions, **columns)
+        None if reward is None else float(reward >= SOLVED_FROM) for reward in _graded(prompts, completions, **columns)
     ]
