@@ -93,6 +93,7 @@ DEFINITIONS = {
     "seconds/score": "Seconds in which rewards were computed.",
     "seconds/teacher": "Seconds in which the teacher's engines read answers.",
     "seconds/learn": "Seconds of the optimiser step.",
+    "seconds/cpu": "CPU seconds of the learner's process in the step, all its threads; waiting costs none.",
     "seconds/publish": "Seconds in which new weights were handed to the engines.",
     "seconds/step": "Seconds of the whole step; phases that overlap add up to more.",
     "idle/rollout": "Share of the step in which the engines waited.",

@@ -245,6 +245,7 @@ def study_summary(run: LoadedRun) -> Row:
         "rows": rows[first],
         "means": means[first],
         "settings": study.rewards | study.rankings,
+        "training_cpu_s": training_cpu_s(run) if study.variants else {},
         "measures": {name: {"rows": rows[name], "means": means[name]} for name in names if name != first},
         "verdict": _sentences(rows[first], study),
     }
@@ -263,6 +264,17 @@ def _rows(found: Worlds, study: Study, *, bounded: bool) -> list[Row]:
         {"factor": key, "value": value, "worlds": at, "levels": _levels(found, at, study), "methods": methods}
         for (key, value, at), methods in zip(places, compared, strict=True)
     ]
+
+
+def training_cpu_s(run: LoadedRun) -> dict[str, dict[str, dict[int, float]]]:
+    """CPU seconds of the learner by world, variant and training seed; of trainings on a data set, which log them."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for line in run.metrics:
+        if "seconds/cpu" in line:
+            world, seed, rest = study_place(line["node"])
+            by_seed = found.setdefault(world, {}).setdefault(rest.partition(".")[0], {})
+            by_seed[seed] = by_seed.get(seed, 0.0) + line["seconds/cpu"]
+    return found
 
 
 def is_privileged(run: LoadedRun) -> bool:

@@ -90,10 +90,11 @@ class LearnerWorker:
         """Do some steps on the training's own data; an error ends the slice."""
         lines: list[dict[str, Any]] = []
         for _ in range(num_steps):
+            began = time.process_time()
             metrics, error = _attempt(self.training.run_step, bad_batch)
             if error is not None:
                 return Slice(lines, error)
-            lines.append({"step": self.training.step, **metrics})
+            lines.append({"step": self.training.step, **metrics, "seconds/cpu": time.process_time() - began})
         return Slice(lines)
 
     @blamed()

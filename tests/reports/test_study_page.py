@@ -206,3 +206,19 @@ def test_variants_on_questions_have_what_pictures_give_beside_their_reward(study
     (code,), (gain,) = found["rows"][0]["methods"], found["measures"]["gain over grey pictures"]["rows"][0]["methods"]
     assert code["difference"]["value"] == pytest.approx(0.1) and gain["difference"]["value"] == pytest.approx(0.3)
     assert gain["mean"] == pytest.approx(0.42) and "gain over grey pictures" in (study / "study.html").read_text()
+
+
+def test_variants_show_what_their_training_took(study):
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    config["study"] = {"variants": {"one": {}, "four": {}}, "control": "one", "seeds": 2}
+    (study / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = [
+        {"node": f"given.{seed}.{name}.sft", "step": step, "seconds/cpu": cpu_s}
+        for name, cpu_s in (("one", 2.0), ("four", 0.5))
+        for seed, step in product((1, 2), (1, 2, 2))  # a step that was repeated counts once
+    ]
+    write_jsonl(study / "metrics.jsonl", lines)
+    write_report(study)
+    found, page = json.loads((study / "study.json").read_text()), (study / "study.html").read_text()
+    assert found["training_cpu_s"]["given"] == {"one": {"1": 4.0, "2": 4.0}, "four": {"1": 1.0, "2": 1.0}}
+    assert "What training took" in page and "25 %" in page

@@ -7,8 +7,10 @@ of reward hacking say, and which questions and episodes flip.
 from __future__ import annotations
 
 import json
+import math
 from itertools import groupby
 from operator import itemgetter
+from statistics import fmean
 from typing import Any
 
 from rl_lab.common.files import write_whole
@@ -55,6 +57,7 @@ def build_study(run: LoadedRun, summary: Row) -> str:
         details=[
             (one["world"], world_sections(in_world(run, one["world"]), summary, one)) for one in summary["details"]
         ],
+        costs=_costs(summary),
         settings=[[name, json.dumps(one)] for name, one in summary["settings"].items()],
     )
 
@@ -122,6 +125,19 @@ def _data(summary: Row, measure: Measure, found: Row) -> list[list[Any]]:
         for world, methods in found.items()
         for method, by_seed in methods.items()
     ]
+
+
+def _costs(summary: Row) -> list[list[str]]:
+    """World, variant, CPU seconds of its training, mean over training seeds, and their share of the control's."""
+    rows = []
+    for world, variants in summary["training_cpu_s"].items():
+        means = {name: fmean(by_seed.values()) for name, by_seed in variants.items()}
+        whole = means.get(summary["control"], math.nan)
+        rows += [
+            [world, label(name), f"{own:,.0f}", "" if math.isnan(whole) else percent(own / whole)]
+            for name, own in means.items()
+        ]
+    return rows
 
 
 def study_lines(summary: Row) -> list[str]:
