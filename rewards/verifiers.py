@@ -309,14 +309,6 @@ def decode_mask(mask: Any) -> np.ndarray:
     return pixels
 
 
-def encode_mask(pixels: np.ndarray) -> dict[str, list[int]]:
-    """Run lengths of a bool [h, w] mask, for writing ground truths."""
-    flat = np.asarray(pixels, dtype=bool).ravel()
-    edges = np.flatnonzero(np.diff(flat, prepend=False))
-    counts = np.diff(np.concatenate([[0], edges, [flat.size]]))
-    return {"size": [int(side) for side in pixels.shape], "counts": counts.tolist()}
-
-
 def distance_to_mask(pixels: np.ndarray, x: float, y: float) -> float:
     """From a point to the nearest set pixel of a bool [h, w], all in 0..1000; 0 inside. A pixel is a closed square."""
     rows, columns = np.nonzero(pixels)

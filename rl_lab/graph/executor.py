@@ -86,7 +86,6 @@ class Executor:
         self.rows: dict[str, Line] = {
             node.name: {
                 **{"name": node.name, "kind": node.kind, "method": node.method, "round": node.round},
-                **({} if node.replicate is None else {"replicate": node.replicate}),
                 **({} if node.kind == "report" else {"inputs": node.inputs}),
                 **{"hash": hashes.get(node.name), "status": "pending", "seconds": None, "reused": None},
             }

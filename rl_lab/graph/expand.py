@@ -139,14 +139,14 @@ class Expansion:
 
     def labels(self, model: ModelRef, cycle: int | None) -> dict[str, Any]:
         """Which model a node of a chain belongs to."""
-        return {} if model.name == BASE else {"method": model.name, "round": cycle, "replicate": 1}
+        return {} if model.name == BASE else {"method": model.name, "round": cycle}
 
     def extend(self, step: Step, inputs: Mapping[str, str], start: ModelRef, *, sampled: bool = False) -> None:
         """The node that makes the next model of the chain from `start`, of traces of the head if they are `sampled`."""
         name = step.model if self.branch is None else f"{self.branch}.else.{step.kind}"
         labels = self.labels(ModelRef(name, None), step.cycle)
         stream = [*([step.cycle] if (step.cycle or 1) > 1 else []), *(["else"] if self.branch else [])]
-        more: dict[str, Any] = {"replicate": 1} | ({"cycle": stream} if stream else {})
+        more: dict[str, Any] = {"cycle": stream} if stream else {}
         questions = {"questions": "questions"}
         if sampled:
             asked = questions | self.head.inputs()

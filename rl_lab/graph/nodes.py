@@ -56,8 +56,6 @@ class Node:
     """Method of the rounds, scheme of the curriculum, or model of a pipeline."""
     round: int | None = None
     """1, 2, ... inside rounds or cycles."""
-    replicate: int | None = None
-    """1 for a model that is trained on questions, and what belongs to it."""
     objective: ObjectiveConfig | None = None
     """Settings of the method, for `optimise`."""
     mix: tuple[float, ...] | None = None
@@ -75,9 +73,10 @@ class Node:
 
     @property
     def stream(self) -> tuple[str | int, ...]:
-        """Names that address the node's random streams, behind its kind: the replicate; from the second cycle of a
-        pipeline on also the cycle, and in another branch that it is one. In its params, so the hash covers them."""
-        return (self.replicate or 0, *self.params.get("cycle", ()))
+        """Names that address the random streams of a training on questions, behind its kind: 1; from the second cycle
+        of a pipeline on also the cycle, and in another branch that it is one. In its params, so the hash covers them.
+        """
+        return (1, *self.params.get("cycle", ()))
 
 
 class StageKind:

@@ -47,8 +47,7 @@ class StageConfig:
 
 def labels(node: Node) -> Line:
     """What identifies a node's lines in metrics.jsonl."""
-    found = {"node": node.name, "method": node.method, "round": node.round}
-    return found if node.replicate is None else found | {"replicate": node.replicate}
+    return {"node": node.name, "method": node.method, "round": node.round}
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 They are fed from the lines of metrics.jsonl, and may never slow down, change or break a run. Every stage that logs is a
 run of its own with the plain names of metrics, so that a project overlays what a run compares: group is the run's
-folder, job type the kind of stage, tags are experiment, method, replicate and seed. One more run,
+folder, job type the kind of stage, tags are experiment, method, round and seed. One more run,
 `results`, holds what evaluations and examinations measured over the rounds, the verdict, the report and its films; of a
 study `verdicts` holds what study.json says.
 """
@@ -27,7 +27,7 @@ from rl_lab.graph.tracker_runs import SERVICES, ServiceRun
 
 FINISH_SECONDS = 60.0
 
-LABELS = ("node", "method", "round", "replicate", "step")
+LABELS = ("node", "method", "round", "step")
 
 TAG_LETTERS = 64
 """W&B takes no longer tags."""
@@ -40,7 +40,6 @@ PAGES = ("report.html", "study.html")
 def result_line(node: Node, measured: Mapping[str, float]) -> Line:
     """What a stage measured of a model, over the rounds of its method: the line of the run `results`."""
     arm = node.method or node.name.rpartition(".")[0]
-    arm = arm if node.replicate is None else f"{arm}.{node.replicate}"
     values = {f"{name}/{arm}": value for name, value in measured.items()}
     return {"node": RESULTS, "step": node.round or 0, **values}
 
@@ -152,7 +151,7 @@ def run_settings(config: RunConfig, name: str) -> dict[str, Any]:
 
 def stage_settings(config: RunConfig, node: Node) -> dict[str, Any]:
     """Name, job type, tags and configuration of a stage's run."""
-    labels = {"experiment": config.name, "method": node.method, "round": node.round, "replicate": node.replicate}
+    labels = {"experiment": config.name, "method": node.method, "round": node.round}
     own = node.config or config
     labels |= {"seed": own.seed}
     known = {key: value for key, value in labels.items() if value is not None}

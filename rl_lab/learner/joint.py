@@ -60,7 +60,7 @@ class JointPlan:
     """Batches of GRPO between two measurements of the gradients' cosine; 0: never."""
     seed: int
     questions: Path | None = None
-    """See `GRPOUpdate`; None where no auxiliary loss has a weight."""
+    """File of the pool, see `GRPOUpdate`. Auxiliary losses alone read it; without any it may be left out."""
 
     @property
     def settings(self) -> RLConfig:

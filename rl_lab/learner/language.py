@@ -191,7 +191,7 @@ class GRPOPlan:
     settings: RLConfig
     seed: int
     questions: Path | None = None
-    """See `GRPOUpdate`; None where no auxiliary loss has a weight."""
+    """File of the pool, see `GRPOUpdate`. Auxiliary losses alone read it; without any it may be left out."""
 
     def training(self, device: str) -> GRPOTraining:
         """See `rl_lab.learner.plans.Plan`."""

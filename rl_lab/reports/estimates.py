@@ -260,9 +260,7 @@ def _over_others(run: LoadedRun, scheme: str, items: Sequence[str]) -> Iterator[
     for other in examined(run):
         if scheme in (BASE, other):
             continue
-        theirs = of_scheme(run, other)
-        one_base = other == BASE and not theirs[0].replicate  # in a study every training seed has its own
-        sides = (own, theirs) if one_base else shared_replicates(own, theirs)
+        sides = shared_replicates(own, of_scheme(run, other))
         first, second = (reward_table(side, items, lambda item: item.reward) for side in sides)
         yield other, first - second
 

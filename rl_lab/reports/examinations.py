@@ -62,7 +62,7 @@ class Examination:
     scheme: str
     """How its curriculum was chosen; `base` for the model that every training starts from."""
     replicate: int
-    """1, 2, ...; 0 for the base."""
+    """Training seed of a study, 1, 2, ...; 0 in other runs."""
     items: list[ItemResult]
 
 

@@ -118,7 +118,6 @@ class StageRow:
     kind: str | None = None
     method: str | None = None
     round: int | None = None
-    replicate: int | None = None
     hash: str | None = None
     status: str | None = None
     seconds: float | None = None
@@ -319,15 +318,16 @@ def load_run(path: Path) -> LoadedRun:
         if (episodes := _part(run, folder / "results.jsonl", read_episodes, list))
     ]
     run.examinations = [
-        Examination(*_by_seed(run, *place), items)
-        for place, folder in _in_stage_order(run, EXAMINATIONS)
+        Examination(node, scheme, _seed(run, node), items)
+        for (node, scheme, _), folder in _in_stage_order(run, EXAMINATIONS)
         if (items := _part(run, folder / "results.jsonl", read_examination, list))
     ]
     run.trainings = [
         LearningCurve(
-            *_by_seed(run, *place), folder, *(_part(run, folder / HELD_OUT, read_training, tuple) or NOT_EXAMINED)
+            *(node, scheme, _seed(run, node), folder),
+            *(_part(run, folder / HELD_OUT, read_training, tuple) or NOT_EXAMINED),
         )
-        for place, folder in _in_stage_order(run, TRAININGS)
+        for (node, scheme, _), folder in _in_stage_order(run, TRAININGS)
     ]
     run.joint = [
         arm
@@ -392,20 +392,20 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _in_stage_order(run: LoadedRun, folder: str) -> list[tuple[tuple[str, str, int], Path]]:
-    """(Node name, method, replicate or else round), and path of each subfolder, ordered as in `stages.json`."""
+    """(Node name, method, round), and path of each subfolder, ordered as in `stages.json`."""
     stages = {stage.name: (place, stage) for place, stage in enumerate(run.stages)}
     found = []
     for path in _folders(run.path / folder):
         position, stage = stages.get(path.name, (len(stages), StageRow(path.name)))
         method, round_ = parse_node(study_place(path.name)[2] if run.config.get("study") else path.name)
-        method, round_ = stage.method or method, stage.replicate or stage.round or round_
+        method, round_ = stage.method or method, stage.round or round_
         found.append((method != BASE, position, round_, path.name, method, path))
     return [((name, method, round_), path) for _, _, round_, name, method, path in sorted(found)]
 
 
-def _by_seed(run: LoadedRun, node: str, scheme: str, replicate: int) -> tuple[str, str, int]:
-    """The same of a study, whose replicates are training seeds."""
-    return node, scheme, study_place(node)[1] if run.config.get("study") else replicate
+def _seed(run: LoadedRun, node: str) -> int:
+    """The training seed of a study's node, 1, 2, ...; 0 in other runs."""
+    return study_place(node)[1] if run.config.get("study") else 0
 
 
 def in_world(run: LoadedRun, world: str) -> LoadedRun:

@@ -133,19 +133,18 @@ class ImitateKind(TrainingKind):
     def expand(self, graph: Expansion, step: Step) -> None:
         """Traces of the teacher, then the training."""
         assert graph.teacher is not None
-        config, questions, more = graph.config, {"questions": "questions"}, {"replicate": 1}
+        config, questions = graph.config, {"questions": "questions"}
         labels = graph.labels(ModelRef("imitate", None), None)
         traces = graph.add(
             "imitate.traces",
             "traces",
             questions | graph.teacher.inputs(),
             config=teacher_config(config),
-            more=more,
             **labels,
         )
         student = graph.before_distill or graph.head
         inputs = questions | {"traces": traces.name} | student.inputs()
-        graph.add("imitate", "imitate", inputs, more=more, **labels)
+        graph.add("imitate", "imitate", inputs, **labels)
         graph.newest = ModelRef("imitate", "imitate")
 
     def run(self, cluster: Cluster, context: StageContext) -> None:

@@ -73,8 +73,8 @@ class GRPOKind(TrainingKind):
             graph.extend(step, {}, graph.head)
             return
         scheme = graph.config.curriculum.scheme
-        inputs, labels = {"questions": "questions"} | graph.base.inputs(), dict[str, Any](method=scheme, replicate=1)
-        trained = graph.add(f"{scheme}.1.grpo", "grpo", inputs, more={"replicate": 1}, **labels).name
+        inputs, labels = {"questions": "questions"} | graph.base.inputs(), {"method": scheme}
+        trained = graph.add(f"{scheme}.1.grpo", "grpo", inputs, **labels).name
         if "examine" in graph.names:
             graph.add(f"{scheme}.1.examine", "examine", inputs | {"policy": trained}, **labels)
 

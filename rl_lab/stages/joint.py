@@ -114,11 +114,11 @@ class JointKind(TrainingKind):
             inputs = {role: role for role in ("demos", "questions", "development")} | start
             more = {"arm": joint.order(arm), "objective": objective.model_dump(mode="json")}
             labels: dict[str, Any] = {"method": arm, "round": 1}
-            own = labels | {"replicate": 1, "objective": objective, "config": settings}
+            own = labels | {"objective": objective, "config": settings}
             policy = {"policy": graph.add(f"{arm}.joint", "joint", inputs, more=more, **own).name}
             if "examine" in graph.names:
                 asked = {"questions": "questions"} | policy
-                graph.add(f"{arm}.examine", "examine", asked, replicate=1, **labels)
+                graph.add(f"{arm}.examine", "examine", asked, **labels)
             if "evaluate" in graph.names:
                 graph.add(f"{arm}.evaluate", "evaluate", policy, **labels)
 

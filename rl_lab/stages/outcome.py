@@ -137,11 +137,11 @@ class OutcomeModelKind(StageKind):
     def expand(self, graph: Expansion, step: Step) -> None:
         """Traces, labels, members, model."""
         outcome, inputs = graph.config.outcome, dict[str, str]()
-        labels: dict[str, Any] = {"method": "outcome_model", "replicate": 1}
+        labels: dict[str, Any] = {"method": "outcome_model"}
         if outcome.run is None:
             inputs = {"questions": "questions"}
             asked = inputs | graph.head.inputs()
-            inputs["traces"] = graph.add("outcome_model.traces", "traces", asked, more={"replicate": 1}, **labels).name
+            inputs["traces"] = graph.add("outcome_model.traces", "traces", asked, **labels).name
         labelled = {"labels": graph.add("outcome_model.labels", "outcome_labels", inputs, **labels).name}
         start, members = {} if outcome.classifier else graph.head.inputs(), dict[str, str]()
         for number in range(1, outcome.members + 1):

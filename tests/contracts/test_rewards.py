@@ -10,10 +10,11 @@ from rewards.config import RewardConfig
 from rewards.rubric import Rewards
 from rewards.threshold import solved
 from rl_lab.check import main
-from rl_lab.common.errors import RunError, UserError
+from rl_lab.common.errors import RunError
 from rl_lab.records.item_files import ItemFile, item_row, write_rows
 from rl_lab.records.questions import read_questions
 from rl_lab.rollouts.answering import reward_columns
+from tests.support.refusals import refusal
 
 EXAMPLE = f"{Path(__file__).resolve().parents[2] / 'examples' / 'graded.py'}:graded"
 
@@ -71,9 +72,7 @@ def test_questions_that_nothing_scores_end_the_run(tmp_path):
     ],
 )
 def test_fields_that_cannot_be_columns_are_bad_rows(tmp_path, row, said):
-    with pytest.raises(UserError) as caught:
-        read(tmp_path, row)
-    assert said in str(caught.value)
+    assert said in refusal(read, tmp_path, row)
 
 
 def test_trls_function_gets_messages_and_counts_with_its_weight(tmp_path):

@@ -9,6 +9,7 @@ from rl_lab.curriculum.store import PoolStore
 from rl_lab.curriculum.view import PoolPlace, PoolView, locate
 from rl_lab.pool import main
 from tests.support.pools import create, output, train, write_nodes, write_run
+from tests.support.refusals import refusal
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,7 @@ def test_a_run_with_one_pool_needs_no_name_of_it(one, capsys):
 
 def test_of_several_pools_one_must_be_named(several, capsys):
     first, second = (several / "grpo" / f"{name}.1.grpo" for name in ("frontier", "uniform"))
-    with pytest.raises(UserError) as caught:
-        main(["ls", str(several)])
-    assert str(caught.value) == f"{several} holds 2 pools; give one of {first}, {second}"
+    assert refusal(main, ["ls", str(several)]) == f"{several} holds 2 pools; give one of {first}, {second}"
     with pytest.raises(UserError, match=f"give one of {first}@4, {second}@4"):
         main(["ls", f"{several}@4"])
     assert "40 in all" in output(capsys, "ls", second)

@@ -190,7 +190,7 @@ def test_a_curriculum_of_which_the_file_sets_a_part_keeps_the_other_defaults(con
 
 def test_every_stage_reads_only_sections_that_enter_its_hash(config):
     found = {node.kind: node.params for node in expand(config())}
-    assert set(found["grpo"]) >= {"engine", "grpo", "rl", "curriculum", "rewards", "examine", "replicate"}
+    assert set(found["grpo"]) >= {"engine", "grpo", "rl", "curriculum", "rewards", "examine"}
     assert found["questions"].keys() == {"questions"}
 
 

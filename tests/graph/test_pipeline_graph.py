@@ -88,10 +88,10 @@ def test_a_teacher_that_is_there_is_taken_by_its_content(tmp_path):
 
 def test_labels_say_model_and_cycle(tmp_path):
     found = nodes(pipeline(tmp_path, WHOLE))
-    labels = {name: (node.method, node.round, node.replicate) for name, node in found.items()}
-    assert labels["base.examine"] == (None, None, None)
-    assert labels["grpo.2.examine"] == labels["grpo.2.gate"] == ("grpo.2", 2, 1)
-    assert labels["teacher.examine"] == ("teacher", None, 1)
+    labels = {name: (node.method, node.round) for name, node in found.items()}
+    assert labels["base.examine"] == (None, None)
+    assert labels["grpo.2.examine"] == labels["grpo.2.gate"] == ("grpo.2", 2)
+    assert labels["teacher.examine"] == ("teacher", None)
 
 
 def test_cycles_draw_from_streams_of_their_own_and_the_first_from_that_of_a_comparison(tmp_path):

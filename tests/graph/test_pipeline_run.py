@@ -134,9 +134,8 @@ def test_a_run_that_fails_at_any_stage_and_is_resumed_ends_like_the_unbroken_one
             assert (folder.path / file).read_bytes() == (whole.path / file).read_bytes()
 
 
-def test_rows_of_the_run_say_which_model_and_replicate_a_stage_is_of(tmp_path):
+def test_rows_of_the_run_say_which_model_a_stage_is_of(tmp_path):
     config = pipeline(tmp_path, WHOLE)
     rows = {row["name"]: row for row in run(config, FakeModels(), tmp_path / "run").read_stages()[1]}
-    assert (rows["rft.2.examine"]["method"], rows["rft.2.examine"]["replicate"]) == ("rft.2", 1)
-    assert "replicate" not in rows["base.examine"]
+    assert (rows["rft.2.examine"]["method"], rows["rft.2.examine"]["round"]) == ("rft.2", 2)
     assert list(rows) == [node.name for node in expand(config)]

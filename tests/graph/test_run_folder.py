@@ -13,7 +13,7 @@ from rl_lab.graph.run_folder import RunFolder
 from rl_lab.graph.stage import StageContext
 from rl_lab.stages.kinds import KINDS
 
-NODE = Node("frontier.1.grpo", KINDS["grpo"], method="frontier", replicate=1)
+NODE = Node("frontier.1.grpo", KINDS["grpo"], method="frontier")
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """A study as a graph: worlds, methods and training seeds, and what of them is one stage."""
 
+import re
+
 import pytest
 import yaml
 
@@ -20,6 +22,7 @@ from tests.support.experiments import (
     statuses,
     write_small,
 )
+from tests.support.refusals import refusal
 
 STUDY = {
     "factors": {"collect.pairs": [10, 60], "objectives.rpro.lambda_pro": [1.0, 3.0]},
@@ -229,9 +232,8 @@ def test_a_scheme_has_the_hash_of_the_plain_run_whatever_is_beside_it(answers):
     ],
 )
 def test_rewards_that_cannot_be_compared_are_one_line(answers, changes, study, said):
-    with pytest.raises(UserError, match="study") as caught:
-        answers(changes, **study)
-    assert said in str(caught.value)
+    found = refusal(answers, changes, **study)
+    assert "study" in found and said in found
 
 
 @pytest.mark.parametrize(
@@ -243,9 +245,7 @@ def test_rewards_that_cannot_be_compared_are_one_line(answers, changes, study, s
     ],
 )
 def test_what_is_a_study_now_is_told_how_it_is_written(tmp_path, line, said):
-    with pytest.raises(UserError, match=said) as caught:
-        load_config(write_small(tmp_path, line + "\n"))
-    assert "\n" not in str(caught.value)
+    assert re.search(said, refusal(load_config, write_small(tmp_path, line + "\n")))
 
 
 def test_the_folder_of_an_older_run_may_have_their_defaults(tmp_path):
@@ -293,9 +293,7 @@ def test_without_a_known_spread_power_is_that_of_the_episodes(load):
     ],
 )
 def test_what_cannot_be_studied_is_one_line(load, changes, message):
-    with pytest.raises(UserError, match=message) as caught:
-        load(**changes)
-    assert "\n" not in str(caught.value)
+    assert re.search(message, refusal(load, **changes))
 
 
 def test_a_study_needs_evaluated_rounds(tmp_path):

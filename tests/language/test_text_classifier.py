@@ -28,6 +28,7 @@ from rl_lab.stages.outcome import OutcomeLabelsKind, OutcomeMemberKind, OutcomeM
 from rl_lab.stages.preflight import check_machine
 from tests.support.outcome import outcome_context
 from tests.support.questions import make_item, write_choices
+from tests.support.refusals import refusal
 from tests.support.rollouts import answered
 
 WORDS = ["[PAD]", "[UNK]", "<", ">", "/", "answer", "A", "B", "which", "user", "assistant"]
@@ -206,6 +207,4 @@ def test_damaged_files_of_a_published_model_are_one_line(tmp_path):
         for number, content in enumerate((b"", b"[]", b"{", bytes(99))):
             folder = shutil.copytree(sound, tmp_path / f"{name}-{number}")
             (folder / name).write_bytes(content)
-            with pytest.raises(UserError) as caught:
-                check_classifier(folder)
-            assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+            assert str(folder) in refusal(check_classifier, folder)

@@ -47,9 +47,7 @@ class Traced(StageRun):
         self.inputs = {"questions": self.questions}
 
     def node(self, config):
-        return Node(
-            "frontier.1.grpo", KINDS["grpo"], {"curriculum": {"scheme": "frontier"}}, method="frontier", replicate=1
-        )
+        return Node("frontier.1.grpo", KINDS["grpo"], {"curriculum": {"scheme": "frontier"}}, method="frontier")
 
     def drive(self, context, options):
         settings, rewards = options.get("settings", SETTINGS), options.get("rewards") or Rewards(context.config.rewards)

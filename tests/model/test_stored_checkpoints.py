@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rl_lab.common.errors import UserError
 from rl_lab.model.checkpoint import (
     CheckpointInfo,
     LanguageModel,
@@ -28,6 +27,7 @@ from rl_lab.model.policy import EMBEDDING, OUTPUT_EMBEDDING
 from rl_lab.model.processor import PolicyProcessor
 from rl_lab.model.tokenizer import load_tokenizer
 from tests.support.models import make_policy, vlm_from_policy
+from tests.support.refusals import refusal
 
 WEIGHTS, STATISTICS = "model.safetensors", "norm_stats.safetensors"
 READERS = {"policy": (check_policy, load_policy), "vlm": (check_language_model, load_language_model)}
@@ -53,15 +53,11 @@ def folders(sound: Path, tmp_path: Path) -> Path:
     return shutil.copytree(sound, tmp_path / "folders")
 
 
-def refusal(folder: Path) -> str:
+def refusal_of(folder: Path) -> str:
     """What both readers say of a folder; AssertionError if they do not say the same."""
-    said = []
-    for read in READERS[folder.name]:
-        with pytest.raises(UserError) as caught:
-            read(folder)
-        said.append(str(caught.value))
-    assert said[0] == said[1] and "\n" not in said[0] and str(folder) in said[0], said
-    return said[0]
+    first, second = (refusal(read, folder) for read in READERS[folder.name])
+    assert first == second and str(folder) in first, (first, second)
+    return first
 
 
 def test_sound_folders_are_read_by_both(sound: Path) -> None:
@@ -182,7 +178,7 @@ def test_what_is_damaged_is_refused_before_a_run_and_at_load_in_the_same_line(fo
     kind, file, damage, said = DAMAGES[name]
     for folder in READERS if kind == "*" else [kind]:
         damage(folders / folder / file)
-        found = refusal(folders / folder)
+        found = refusal_of(folders / folder)
         assert re.search(said, found), found
 
 
@@ -204,18 +200,18 @@ def test_shards_are_read_like_one_file_and_a_missing_or_damaged_one_is_named(fol
         read(folder)
     last = folder / "model-00003-of-00003.safetensors"
     tensors(lambda found: next(iter(found.values())).fill_(float("nan")))(last)
-    assert "not finite" in refusal(folder)
+    assert "not finite" in refusal_of(folder)
     truncated(last)
-    assert f"{last} is damaged" in refusal(folder)
+    assert f"{last} is damaged" in refusal_of(folder)
     last.unlink()
-    assert f"the index names {last.name}, which is missing" in refusal(folder)
+    assert f"the index names {last.name}, which is missing" in refusal_of(folder)
     (folder / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"x": "../model.safetensors"}}')
-    assert "which is missing" in refusal(folder)
+    assert "which is missing" in refusal_of(folder)
 
 
 def test_two_embeddings_where_the_model_has_one_are_refused_by_both(folders: Path) -> None:
     tensors(lambda found: found.update({EMBEDDING: found[OUTPUT_EMBEDDING] + 1}))(folders / "policy" / WEIGHTS)
-    assert "must be equal: the embedding is tied" in refusal(folders / "policy")
+    assert "must be equal: the embedding is tied" in refusal_of(folders / "policy")
 
 
 def test_a_tokenizer_of_another_model_is_refused(folders: Path) -> None:
@@ -223,4 +219,4 @@ def test_a_tokenizer_of_another_model_is_refused(folders: Path) -> None:
     content = json.loads(path.read_text())
     content["model"]["vocab"]["one more"] = 3584
     path.write_text(json.dumps(content))
-    assert "has the id 3584 ('one more') but the model knows 3584 tokens" in refusal(folders / "policy")
+    assert "has the id 3584 ('one more') but the model knows 3584 tokens" in refusal_of(folders / "policy")

@@ -13,6 +13,7 @@ from rl_lab.records.checks import episode_problems
 from rl_lab.records.episodes import write_pairs
 from rl_lab.workers.policy import read_corrections
 from tests.support.episodes import episode, pair
+from tests.support.refusals import refusal
 
 
 @pytest.fixture
@@ -78,10 +79,9 @@ CASES = [(words, damage) for words, damages in DAMAGES.items() for damage in dam
 def test_damage_is_named(pairs, tmp_path, capsys, words, damage, command):
     damage(pairs)
     target = [str(tmp_path / "out"), "--to", "pairs"] if command == "convert" else []
-    with pytest.raises(UserError) as caught:
-        main([command, str(pairs), *target])
-    assert re.search(words, f"{caught.value} {capsys.readouterr().out}")
-    assert "\n" not in str(caught.value) and sorted(path.name for path in tmp_path.iterdir()) == ["lab"]
+    said = refusal(main, [command, str(pairs), *target])
+    assert re.search(words, f"{said} {capsys.readouterr().out}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lab"]
 
 
 def test_text_that_no_table_can_hold_and_commands_of_another_width_are_problems():
@@ -116,9 +116,8 @@ def test_a_correction_is_read(tmp_path):
 )
 def test_a_damaged_correction_is_named_by_its_line(tmp_path, text, words):
     (tmp_path / "corrections").write_text(text)
-    with pytest.raises(UserError) as caught:
-        read_corrections(tmp_path / "corrections")
-    assert words in str(caught.value) and str(caught.value).startswith("collect.corrector.path: ")
+    said = refusal(read_corrections, tmp_path / "corrections")
+    assert words in said and said.startswith("collect.corrector.path: ")
 
 
 def test_damaged_pairs_are_no_corrections(pairs):

@@ -53,7 +53,7 @@ def write_joint_run(folder: Path) -> Path:
     nodes, metrics = [], []
 
     def node(name: str, kind: str, arm: str | None) -> None:
-        labels = {"method": arm, "round": None if arm is None else 1, "replicate": None if arm is None else 1}
+        labels = {"method": arm, "round": None if arm is None else 1}
         nodes.append(
             {"name": name, "kind": kind, "hash": name, "status": "done", "seconds": 10.0, "reused": False} | labels
         )
@@ -85,7 +85,7 @@ def write_joint_run(folder: Path) -> Path:
         ]
         write_json_lines(out / "exams.jsonl", exams)
         parts = [part for part in ("grpo", "rpro") if not arm.endswith("_alone") or arm.startswith(part)] * 2
-        labels = {"node": f"{arm}.joint", "method": arm, "round": 1, "replicate": 1}
+        labels = {"node": f"{arm}.joint", "method": arm, "round": 1}
         metrics += [labels | {"step": k, "time": 1.0 * k} | turn(k, part) for k, part in enumerate(parts, start=1)]
     event = {"turn": 2, "skill": "language", "objective": "rpro", "action": "lower", "difference": -0.3, "bound": -0.2}
     event |= {"n": 40, "since": 0, "given_back": 0.25, "text": "guard: <it> fell"}

@@ -81,7 +81,7 @@ def test_a_run_whose_rewards_are_all_the_same_or_all_failed_has_a_page(tmp_path,
 
 
 def test_a_training_that_could_not_learn_opens_the_verdict(copied):
-    line = {"node": "frontier.1.grpo", "method": "frontier", "replicate": 1, "step": 30}
+    line = {"node": "frontier.1.grpo", "method": "frontier", "step": 30}
     texts = ("nothing learned: all answers are right (the last 10 steps)", "signal lost: they agree", "collapse: it is")
     for text in texts:
         append_json_line(copied / "metrics.jsonl", line | {"alarm": text})

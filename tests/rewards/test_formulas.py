@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.spatial_qa.items import run_lengths
 from rewards.actions.ensemble import success
 from rewards.config import BoxesConfig, CountConfig, DistanceConfig, NumberConfig, TrajectoryConfig
 from rewards.proxies import constant, short
@@ -23,7 +24,6 @@ from rewards.verifiers import (
     discrete_frechet,
     distance_to_mask,
     dtw,
-    encode_mask,
     longest_common_subsequence,
     number_reward,
     ordering_reward,
@@ -80,7 +80,7 @@ def test_a_point_loses_by_e_every_tenth_of_the_diagonal():
 
 
 def test_a_point_inside_the_mask_scores_one_and_outside_by_the_nearest_pixel():
-    mask = encode_mask(np.array([[0, 1], [0, 0]], dtype=bool))
+    mask = run_lengths(np.array([[0, 1], [0, 0]], dtype=bool))
     assert mask == {"size": [2, 2], "counts": [1, 1, 2]}
     truth = {"mask": mask}
     for inside in ("(750, 250)", "(500, 0)", "(1000, 500)"):
@@ -93,7 +93,7 @@ def test_a_point_inside_the_mask_scores_one_and_outside_by_the_nearest_pixel():
 
 def test_mask_runs_survive_encoding_and_may_start_with_ones():
     for pixels in (np.eye(3, 4) > 0, np.ones((2, 3), bool), np.arange(12).reshape(4, 3) % 2 == 0):
-        assert np.array_equal(decode_mask(encode_mask(pixels)), pixels)
+        assert np.array_equal(decode_mask(run_lengths(pixels)), pixels)
     assert distance_to_mask(np.eye(2) > 0, 750, 250) == pytest.approx(250)
 
 

@@ -16,6 +16,7 @@ from rl_lab.graph.record import describe
 from rl_lab.run import main
 from rl_lab.stages.kinds import KINDS, load_config
 from tests.robotwin.fake import CONFIG_FOLDERS, make_checkout
+from tests.support.refusals import refusal
 
 RUN = """
 name: fake_robotwin
@@ -53,10 +54,7 @@ def path(tmp_path):
 
 
 def complaint(path, *overrides):
-    with pytest.raises(UserError) as caught:
-        check_robotwin(load_config(path, overrides))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refusal(check_robotwin, load_config(path, overrides))
 
 
 def test_a_run_that_fits_says_where_it_runs_and_what_it_found(named, path):

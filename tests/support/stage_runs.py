@@ -98,9 +98,9 @@ def stage_context(
 
 
 def grpo_node(config: RunConfig) -> Node:
-    """GRPO of replicate 1 of the run's scheme."""
+    """GRPO of the run's scheme."""
     scheme = config.curriculum.scheme
-    return Node(f"{scheme}.1.grpo", KINDS["grpo"], {"curriculum": {"scheme": scheme}}, method=scheme, replicate=1)
+    return Node(f"{scheme}.1.grpo", KINDS["grpo"], {"curriculum": {"scheme": scheme}}, method=scheme)
 
 
 def config_of(folder: Path, text: str, overrides: Iterable[str] = ()) -> RunConfig:
@@ -205,7 +205,7 @@ class FakeDistillation(StageRun):
         self.teacher: FakeTeacher | None = None
 
     def node(self, config: RunConfig) -> Node:
-        return Node(self.kind, KINDS[self.kind], {"replicate": 1}, method=self.kind, replicate=1)
+        return Node(self.kind, KINDS[self.kind], method=self.kind)
 
     def drive(self, context: StageContext, learner: dict[str, Any]) -> None:
         self.engines: Any = FakeEngines(self.policy, map(make_item, [*TRAIN, *HELD_OUT]))

@@ -15,7 +15,7 @@ from envs.spatial_qa.rollouts import Moment, rollout
 from envs.spatial_qa.still_life import CAMERA, StillLife, convex_hull, fill_convex, pixel_centres, stack
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.expert import DOWN, tool_rotation
-from rewards.verifiers import decode_mask, encode_mask
+from rewards.verifiers import decode_mask
 
 SIDE = 256
 
@@ -292,7 +292,6 @@ def test_run_lengths_are_those_that_the_rewards_read():
     for seed in range(4):
         mask = np.random.default_rng(seed).random((9, 13)) < 0.4
         mask[0, 0] = seed % 2 == 0
-        assert run_lengths(mask) == encode_mask(mask)
         assert (decode_mask(run_lengths(mask)) == mask).all()
 
 
