@@ -226,6 +226,8 @@ class ExploredBatch(ObservedRows):
     """Of the episode that a decision is of, float [B]."""
     state: Tensor
     """Normalised encoded state, float [B, E]."""
+    executed: Tensor
+    """Which numbers of the chunk the robot ran, bool [B, C, A]: no command after the next decision, and no padding."""
     old_logprobs: Tensor | None = None
     """What `algos.policy_gradients.clipped.PolicyGradient.logprobs` is under the policy that explored, float [B, K]."""
 

@@ -3,7 +3,9 @@
 A chunk is sampled in K steps from noise. With noise in each step these are decisions whose probabilities are known, so
 that PPO (arXiv:1707.06347, eq. 7) can reinforce them: `flow_grpo`, `reinflow`. `fpo` has a stand-in for the probability
 of a chunk instead. Episodes from one start are a group; the advantage of all decisions of an episode is its reward
-relative to the group's (`algos.grpo.group_advantages`), so there is no critic.
+relative to the group's (`algos.grpo.group_advantages`), so there is no critic. Log-probabilities are those of the
+numbers that the robot ran, as in pi_RL (arXiv:2510.25889): of a chunk the next decision replaces the rest, whose noise
+is no cause of success. (In all but the last denoising step it may have moved what was run, which is left out.)
 Letters: B decisions, K denoising steps, C commands of a chunk, A numbers of one.
 """
 
@@ -41,17 +43,19 @@ def sample_path(transition: Transition, noise: Tensor, draws: Tensor) -> Tensor:
     return torch.stack(path, dim=1)
 
 
-def gaussian_logprob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log N(x; mean, std^2), summed over the numbers of a chunk: [B, C, A] -> [B]."""
+def gaussian_logprob(x: Tensor, mean: Tensor, std: Tensor, counted: Tensor) -> Tensor:
+    """log N(x; mean, std^2) summed over the numbers of a chunk that are `counted` (bool), each [B, C, A] -> [B]."""
     std = std.expand_as(x)
-    return -(((x - mean) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2).sum(dim=(-2, -1))
+    logprob = -(((x - mean) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2)
+    return logprob.where(counted, 0.0).sum(dim=(-2, -1))
 
 
-def path_logprobs(transition: Transition, path: Tensor) -> Tensor:
-    """Log-probability of every step of a path, [B, K + 1, C, A] -> [B, K]; that of the noise depends on no weights."""
+def path_logprobs(transition: Transition, path: Tensor, counted: Tensor) -> Tensor:
+    """Log-probability of every step of a path, [B, K + 1, C, A] -> [B, K]; that of the noise depends on no weights.
+    `counted` as in `gaussian_logprob`."""
     num_steps = path.shape[1] - 1
     steps = [transition(path[:, k], 1 - k / num_steps, 1 / num_steps) for k in range(num_steps)]
-    return torch.stack([gaussian_logprob(path[:, k + 1], *step) for k, step in enumerate(steps)], dim=1)
+    return torch.stack([gaussian_logprob(path[:, k + 1], *step, counted) for k, step in enumerate(steps)], dim=1)
 
 
 class PolicyGradient(Objective):

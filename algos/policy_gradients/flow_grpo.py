@@ -59,4 +59,4 @@ class FlowGRPO(PolicyGradient):
     def logprobs(self, policy: VelocityPolicy, batch: ExploredBatch) -> Tensor:
         """See `PolicyGradient`: of every step, [B, K]."""
         velocity = partial(policy.velocity, policy_prefix(policy, batch, self.groups))
-        return path_logprobs(sde_transition(velocity, self.noise), batch.path)
+        return path_logprobs(sde_transition(velocity, self.noise), batch.path, batch.executed)

@@ -7,7 +7,8 @@ with their losses under the policy that explored: the flow loss bounds -log p fr
 of t. The policy explores by its initial noise alone, and may sample as it likes.
 
 1. Flow losses are means over the numbers of a chunk, so a `scale` takes them to the size of log-probabilities.
-2. No critic: advantages are relative to a group; the paper has one.
+2. They are of the whole chunk, those of its commands that were not run as well: a policy gives one loss for each.
+3. No critic: advantages are relative to a group; the paper has one.
 Letters as in `algos.policy_gradients.clipped`; R draws of (noise, time), which stand in the place of K.
 """
 

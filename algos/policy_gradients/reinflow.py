@@ -74,7 +74,8 @@ class ReinFlow(PolicyGradient):
     def logprobs(self, policy: VelocityPolicy, batch: ExploredBatch) -> Tensor:
         """See `PolicyGradient`: of every step, [B, K]."""
         velocity = partial(policy.velocity, policy_prefix(policy, batch, self.groups))
-        return path_logprobs(noisy_transition(velocity, self.noise, batch.state), batch.path)
+        transition = noisy_transition(velocity, self.noise, batch.state)
+        return path_logprobs(transition, batch.path, batch.executed)
 
     def ratios(self, log_ratios: Tensor) -> Tensor:
         """exp of the sum over the steps, [B, 1]."""

@@ -102,12 +102,23 @@ def explored_rows(episodes: Sequence[Episode], processor: PolicyProcessor, info:
         [info.condition(one.instruction) for one, _ in kept for _ in one.frame_steps],
         truth=truth,
     )
+    path = torch.from_numpy(np.concatenate([one.paths for one, _ in kept if one.paths is not None]))
+    run = np.concatenate([np.diff(one.frame_steps, append=one.num_steps) for one, _ in kept])
     return ExploredBatch(
         observation,
-        path=torch.from_numpy(np.concatenate([one.paths for one, _ in kept if one.paths is not None])),
+        path=path,
         advantages=torch.from_numpy(np.repeat([gain for _, gain in kept], counts)),
         state=observation.state,
+        executed=executed_numbers(torch.from_numpy(run), processor, path.shape[-1]),
     )
+
+
+def executed_numbers(run: Tensor, processor: PolicyProcessor, width: int) -> Tensor:
+    """Of chunks whose first `run` [B] commands were run, which of their numbers that was: bool [B, C, width]. Where a
+    policy predicts every command twice (`PolicyProcessor`) it is both."""
+    command = torch.arange(processor.config.n_action_steps) % processor.num_commands
+    used = torch.arange(width) < processor.config.layout.encoded_action_dim
+    return (command < run[:, None])[:, :, None] & used
 
 
 @dataclass(frozen=True)

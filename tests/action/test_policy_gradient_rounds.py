@@ -14,8 +14,15 @@ from rl_lab.config.actions import ObjectiveConfig, OptimiseConfig, SFTConfig
 from rl_lab.config.section import ModelConfig
 from rl_lab.learner.actions import SFTPlan
 from rl_lab.learner.plans import Training
-from rl_lab.learner.policy_gradient import NOISE_FILE, Exploration, PolicyGradientPlan, advantages
-from rl_lab.model.checkpoint import published, read_info
+from rl_lab.learner.policy_gradient import (
+    NOISE_FILE,
+    Exploration,
+    PolicyGradientPlan,
+    advantages,
+    executed_numbers,
+    explored_rows,
+)
+from rl_lab.model.checkpoint import load_policy, published, read_info
 from rl_lab.records.episodes import read_episodes, write_episodes
 from rl_lab.rollouts import policy_episodes
 from rl_lab.stages.kinds import expand, load_config
@@ -119,6 +126,16 @@ def test_advantages_are_relative_to_the_start_and_groups_that_end_alike_teach_no
     other = [replace(one, seed=4, success=bool(place)) for place, one in enumerate(lost)]
     np.testing.assert_allclose(advantages([*lost, *other]), [0, 0, -(0.5**0.5), 0.5**0.5], atol=1e-3)
     assert Training(state.plan("fpo", lost, "alike.explore")).run_step()["grad_norm"] == 0
+
+
+def test_numbers_that_the_robot_ran_are_known_of_each_decision(state):
+    policy, processor, info = load_policy(state.folder / "sft", state.model.code)
+    (one, _) = won_and_lost(state.explore("flow_grpo", execute=5))
+    executed = explored_rows([one], processor, info).executed
+    assert executed.shape == (5, 8, policy.action_dim)
+    assert executed.all(2).sum(1).tolist() == executed.any(2).sum(1).tolist() == [5, 5, 5, 5, 4], "of 24 steps"
+    padded = executed_numbers(torch.tensor([2]), processor, policy.action_dim + 3)
+    assert padded[0, :2, : policy.action_dim].all() and padded.sum() == 2 * policy.action_dim
 
 
 def test_the_stage_counts_steps_and_keeps_what_the_learner_needs(state, tmp_path, monkeypatch):

@@ -41,7 +41,8 @@ def explored(dtype: torch.dtype = torch.float32) -> ExploredBatch:
     state = torch.randn(8, E, generator=generator(1), dtype=dtype)
     path = 0.5 * torch.randn(8, STEPS + 1, C, A, generator=generator(2), dtype=dtype)
     advantages = torch.tensor([1.0, -1.0], dtype=dtype).repeat(4)
-    return ExploredBatch(None, path, advantages, state, prefix=state)
+    executed = (torch.arange(C) < torch.arange(8)[:, None] % 2 + 1)[:, :, None].expand(8, C, A)
+    return ExploredBatch(None, path, advantages, state, executed, prefix=state)
 
 
 OBJECTIVES = {
@@ -106,13 +107,17 @@ def test_a_step_of_the_sde_by_hand():
 def test_logprobs_are_those_of_torch():
     x, mean, std = (torch.randn(4, C, A, generator=generator(seed)) for seed in range(3))
     std = std.abs() + 0.1
-    torch.testing.assert_close(gaussian_logprob(x, mean, std), Normal(mean, std).log_prob(x).sum((1, 2)))
+    counted = torch.rand(4, C, A, generator=generator(3)) < 0.5
+    wanted = Normal(mean, std).log_prob(x)
+    found = gaussian_logprob(x, mean, std, torch.ones(4, C, A, dtype=torch.bool))
+    torch.testing.assert_close(found, wanted.sum((1, 2)))
+    torch.testing.assert_close(gaussian_logprob(x, mean, std, counted), (wanted * counted).sum((1, 2)))
     batch, noise = explored(), NoiseNet(E, (C, A), BOUNDS)
     transition = noisy_transition(lambda x, t: 3 * x, noise, batch.state)
-    found = path_logprobs(transition, batch.path)
+    found = path_logprobs(transition, batch.path, batch.executed)
     before, after = batch.path[:, 2], batch.path[:, 3]
     middle = math.sqrt(BOUNDS[0] * BOUNDS[1])
-    wanted = Normal(before - 3 * before / STEPS, middle).log_prob(after).sum((1, 2))
+    wanted = (Normal(before - 3 * before / STEPS, middle).log_prob(after) * batch.executed).sum((1, 2))
     torch.testing.assert_close(found[:, 2], wanted)
 
 
@@ -140,6 +145,15 @@ def test_at_the_old_policy_ratios_are_1_and_the_gradient_is_the_policy_gradient(
     assert found.abs().max() > 0
     for parameter in objective.parameters():
         assert parameter.grad is not None
+
+
+@pytest.mark.parametrize("name", ["flow_grpo", "reinflow"])
+def test_what_was_not_run_of_a_chunk_gets_no_credit(name):
+    policy, objective = Linear(SPEC).double(), OBJECTIVES[name]()
+    one_command = explored(torch.float64).select(torch.arange(0, 8, 2))
+    objective.loss(policy, objective.prepare(policy, one_command, generator()), generator())[0].backward()
+    run, rest = policy.layer.bias.grad.view(C, A)
+    assert run.abs().min() > 0 and not rest.any()
 
 
 def test_ratios_follow_the_policy_and_are_clipped(prepared):
