@@ -12,13 +12,12 @@ Letters: B rows (answers), S tokens of a row, K tokens to learn, n some of them,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from algos.batch import DistillationBatch, TokenBatch, indices, send
 from algos.grpo import GRPO
@@ -292,7 +291,7 @@ def check_stored(batch: DistillationBatch, options: DistillationOptions) -> None
         )
 
 
-class RewardedDistillation:
+class RewardedDistillation(Objective):
     """The divergence to a teacher plus a weighted GRPO loss, on the same answers.
 
     L = L_distillation + reward_weight * L_GRPO. Ours; HY-Embodied-0.5 (arXiv:2604.07430) distils without rewards. A
@@ -306,10 +305,6 @@ class RewardedDistillation:
         self.distillation, self.grpo, self.reward_weight = distillation, grpo, reward_weight
         self.groups = distillation.groups
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """None: neither objective has weights of its own."""
-        return ()
-
     def denominator(self, batch: Any) -> tuple[int, int]:
         """What the losses of this whole batch are divided by: the divergence, then GRPO's."""
         return self.distillation.denominator(batch), self.grpo.denominator(batch)
@@ -319,7 +314,7 @@ class RewardedDistillation:
         part = self.distillation if name.startswith("distill/") else self.grpo
         return part.metric_count(name, batch)
 
-    def loss(
+    def loss(  # type: ignore[override]  # there are two counts
         self, policy: Any, batch: Any, generator: torch.Generator, denominator: tuple[int, int] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar and the metrics of both; see `Objective.loss`. Uses no randomness."""

@@ -17,6 +17,7 @@ from pydantic import ValidationError, create_model
 from rl_lab.common.errors import CommandParser, UserError, run_command
 from rl_lab.common.machine import devices, git_commit, installed_versions
 from rl_lab.common.reading import parse_yaml
+from rl_lab.common.terminal import columns
 from rl_lab.config.section import Section
 
 BENCHMARKS = {
@@ -49,9 +50,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return "(no rows)"
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names] + [[_cell(row.get(name, "")) for name in names] for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+    return columns(names, [[_cell(row.get(name, "")) for name in names] for row in rows], left=len(names))
 
 
 def _cell(value: Any) -> str:

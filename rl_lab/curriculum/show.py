@@ -181,16 +181,18 @@ def show(view: PoolView, item: str, rollouts: int, folder: Path) -> str:
     number = view.number(item)
     about = view.item(number)
     pictures = [f"{path}{'' if path.is_file() else ' (missing)'}" for path in image_paths(view, number, folder)]
-    parts = [columns(HEAD, [item_cells(view, number)], left=5), _content(about["content"])]
+    content = "\n".join(f"{key}: {text}" for key, text in content_texts(about["content"]).items())
+    parts = [columns(HEAD, [item_cells(view, number)], left=5), content]
     parts.append("\n".join(["images", *(f"  {path}" for path in pictures)]) if pictures else "no image")
     parts.append(_moves(view, number))
     parts.append(_selected(view, number))
     return "\n\n".join([*parts, *_rollouts(view, item, rollouts)])
 
 
-def _content(content: PoolRow) -> str:
+def content_texts(content: PoolRow) -> dict[str, str]:
+    """Each entry of an item's content as text, without its pictures."""
     shown = {key: value for key, value in content.items() if key != "images"}
-    return "\n".join(f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in shown.items())
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in shown.items()}
 
 
 def _moves(view: PoolView, number: int) -> str:

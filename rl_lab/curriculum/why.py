@@ -11,10 +11,15 @@ from rl_lab.common.errors import UserError
 from rl_lab.curriculum.view import REASONS, PoolRow, PoolView
 
 
-def beta_text(view: PoolView, observation: PoolRow | None) -> str:
-    """The posterior after an observation, or the prior: `Beta(5.0, 3.2), mean 0.61`."""
+def posterior(view: PoolView, observation: PoolRow | None) -> tuple[float, float]:
+    """a and b of the Beta distribution after an observation, or those of the prior."""
     total, evidence = (observation["successes"], observation["evidence"]) if observation else (0.0, 0.0)
-    a, b = view.options.prior[0] + total, view.options.prior[1] + evidence - total
+    return view.options.prior[0] + total, view.options.prior[1] + evidence - total
+
+
+def beta_text(view: PoolView, observation: PoolRow | None) -> str:
+    """The same in words: `Beta(5.0, 3.2), mean 0.61`."""
+    a, b = posterior(view, observation)
     return f"Beta({a:.1f}, {b:.1f}), mean {a / (a + b):.2f}"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lab.common.files import append_json_line, read_json_lines, write_json_lines
+from rl_lab.common.seeding import integer
 from rl_lab.common.terminal import ProgressBars
 from rl_lab.config.actions import ObjectiveConfig
 from rl_lab.config.schema import RunConfig
@@ -81,6 +82,10 @@ class StageContext:
         """Settings of the method, in `optimise`."""
         assert self.node.objective is not None, f"{self.node.kind} has no objective"
         return self.node.objective
+
+    def own_seed(self, name: str, *more: int) -> int:
+        """Of a name and more numbers in the node's own random stream."""
+        return integer(self.seed, name, *self.node.stream, *more)
 
     @property
     def pairs(self) -> list[Path]:

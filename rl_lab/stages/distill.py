@@ -12,7 +12,6 @@ from pathlib import Path
 
 from algos.curriculum.options import CurriculumOptions
 from algos.grpo import GRPOOptions
-from rl_lab.common.seeding import integer
 from rl_lab.config.language import DistillConfig
 from rl_lab.config.pipeline import Step
 from rl_lab.config.schema import RunConfig
@@ -108,7 +107,7 @@ class DistillKind(TrainingKind):
         beside = settings.scored_by == "learner"
         if beside:
             check_same_patches(student, reader)
-        seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
+        seed = context.own_seed("distill", settings.replicate)
         rewards = reward_options(config.grpo, settings)
         plan = DistillPlan(policy, teacher if beside else None, settings, rewards, seed)
         with ExitStack() as stack:
@@ -150,7 +149,7 @@ class ImitateKind(TrainingKind):
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """Cross-entropy on the teacher's answers."""
         policy, settings = policy_folder(context), context.config.imitate
-        seed = integer(context.seed, "imitate", *context.node.stream, settings.replicate)
+        seed = context.own_seed("imitate", settings.replicate)
         plan = ImitatePlan(policy, settings, seed)
 
         with engines(cluster, context) as pool:
@@ -186,7 +185,7 @@ class DistillRun(OnlineRun):
     ) -> None:
         """`learner` stands at the state's checkpoint. `teacher` None: it lies beside the student in the learner."""
         settings = context.config.distill
-        seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
+        seed = context.own_seed("distill", settings.replicate)
         method = distill_method(settings, context.config.grpo.scale_rewards)
         steps = OnlineSteps(context, policy, engines, learner, state, method, seed=seed, teacher=teacher)
         truth = context.config.truth
@@ -214,7 +213,7 @@ class TraceFeed(Feed):
         if not index.exists():
             index_traces(context.inputs["traces"], self.items, index)
         self.traces, settings = TraceFile(index), context.config.imitate
-        seed = integer(context.seed, "imitate", *context.node.stream, settings.replicate)
+        seed = context.own_seed("imitate", settings.replicate)
         self.order = epoch_order(len(self.traces), settings.steps, settings.batch_size, seed)
 
     def turn(self, weights: Weights) -> Turn:
@@ -251,7 +250,7 @@ class ImitateRun(OnlineRun):
         settings = context.config.imitate
         feed = TraceFeed(context, policy, engines, learner, state)
         # The draws are those of distillation's examinations.
-        seed = integer(context.seed, "distill", *context.node.stream, settings.replicate)
+        seed = context.own_seed("distill", settings.replicate)
         super().__init__(context, "imitate", feed, learner, state, settings, seed=seed)
 
     def words(self) -> str:

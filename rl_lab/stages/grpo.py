@@ -100,13 +100,12 @@ class GRPOKind(TrainingKind):
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
         """Reinforcement learning in a learner process; if that dies, it goes on from the last checkpoint."""
-        config, node = context.config, context.node
-        policy = policy_folder(context)
+        config, policy = context.config, policy_folder(context)
         if config.rl.backend == "trl":
             with engines(cluster, context) as pool:
                 trl_grpo(context, policy, pool)
             return
-        seed, questions = integer(context.seed, "grpo", *node.stream), context.inputs["questions"] / "train.arrow"
+        seed, questions = context.own_seed("grpo"), context.inputs["questions"] / "train.arrow"
         plan = GRPOPlan(policy, config.grpo, config.rl, seed, questions)
         with engines(cluster, context) as pool:
             run_online(cluster, context, plan, partial(GRPORun, context, policy, pool), pool)
@@ -119,7 +118,7 @@ class GRPORun(OnlineRun):
         self, context: StageContext, policy: Path, engines: WorkerPool, learner: LearnerHandle, state: RunState
     ) -> None:
         """`learner` stands at the state's checkpoint; `policy` is the checkpoint folder that the run began with."""
-        seed = integer(context.seed, "grpo", *context.node.stream)
+        seed = context.own_seed("grpo")
         method = grpo_method(context.config)
         steps = OnlineSteps(context, policy, engines, learner, state, method, seed=seed)
         super().__init__(
@@ -142,10 +141,10 @@ class TRLRun:
     """GRPO by TRL's `GRPOTrainer` on a fixed order of items, with answers from the run's engines."""
 
     def __init__(self, context: StageContext, policy: Path, engines: WorkerPool) -> None:
-        config, node = context.config, context.node
+        config = context.config
         self.context, self.policy, self.engines = context, policy, engines
         self.options, self.settings = config.grpo, config.rl
-        self.seed = integer(context.seed, "grpo", *node.stream)
+        self.seed = context.own_seed("grpo")
         self.items = ItemFile(context.inputs["questions"] / "train.arrow")
         codes = [CATEGORIES.index(self.items.record(row)["category"]) for row in range(len(self.items))]
         self.order = fixed_order(config.curriculum, self.seed, np.array(codes, np.uint8), self.settings.steps)

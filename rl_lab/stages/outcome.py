@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from envs.spatial_qa.items import blank as grey
 from rewards.calibration import Platt, calibration_error, examine, fit_platt
 from rl_lab.common.errors import UserError
 from rl_lab.common.files import write_file, write_whole
@@ -211,9 +212,8 @@ def _check_classifier(folder: Path) -> None:
 def _questions(items: ItemFile, answers: LabelledCompletions, *, blank: bool = False) -> list[QuestionInput]:
     """Text and pictures of each answer's question; answers to one question share the tuple of its pictures."""
     read = {row: items[row] for row in np.unique(answers.row).tolist()}
-    grey = {row: tuple(np.full_like(image, 128) for image in item.images) for row, item in read.items()}
-    shown = {row: grey[row] if blank else item.images for row, item in read.items()}
-    return [(read[row].prompt, shown[row]) for row in answers.row.tolist()]
+    shown = {row: grey(item) if blank else item for row, item in read.items()}
+    return [(shown[row].prompt, shown[row].images) for row in answers.row.tolist()]
 
 
 def _logits(
@@ -257,8 +257,7 @@ def _blank(
 ) -> dict[str, Any]:
     """The same answers beside grey pictures: what the model knows without looking."""
     logits = _logits(context, model, items, answers, "grey pictures", blank=True)
-    scenes = [items.record(row)["scene"] for row in answers.row.tolist()]
-    found = examine(model.probabilities(logits), answers.truth, threshold, answers.row, scenes)
+    found = _measures(model, logits, answers, items, threshold)
     return {name: found[name] for name in ("accuracy", "auroc", "auroc_interval", "pair_accuracy")}
 
 

@@ -118,7 +118,7 @@ class RFTKind(TrainingKind):
         pool_file, index = context.inputs["questions"] / POOL_FILE, context.scratch / INDEX_FILE
         if not index.exists():
             write_index(context.inputs["traces"], ItemFile(pool_file), index)
-        plan = RFTPlan(policy_folder(context), settings, index, pool_file, stage_seed(context, "rft"))
+        plan = RFTPlan(policy_folder(context), settings, index, pool_file, context.own_seed("rft"))
         (trl_sft if settings.backend == "trl" else partial(train, cluster))(context, plan)
 
 
@@ -303,11 +303,6 @@ def select_traces(context: StageContext, options: RFTOptions, judge: TraceScorer
     return summary
 
 
-def stage_seed(context: StageContext, name: str) -> int:
-    """Of the run and the node's own random stream."""
-    return integer(context.seed, name, *context.node.stream)
-
-
 def sample(context: StageContext, pool: WorkerPool) -> int:
     """All traces of a stage into its rollout store; the number of its last step there."""
     settings, policy = context.config.traces, policy_folder(context)
@@ -323,7 +318,7 @@ def sample(context: StageContext, pool: WorkerPool) -> int:
         context.check_stop,
     )
     weights = Weights(snapshot.version, ray.put(snapshot))
-    sampler = TraceSampler(context, settings, questioner, weights, stage_seed(context, "traces"))
+    sampler = TraceSampler(context, settings, questioner, weights, context.own_seed("traces"))
     try:
         sampler.run()
     finally:

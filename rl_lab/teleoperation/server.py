@@ -16,24 +16,15 @@ from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.resources import files
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 from rl_lab.common.errors import UserError
 from rl_lab.common.listening import ADDRESS, NOT_OURS, SEND_S, BoundedClients, PageHandler
 from rl_lab.common.reading import parse_json
+from rl_lab.teleoperation.session import CorrectionSession
 
 LONGEST_BODY = 1000
 PAGE = "page.html"
-
-
-class Session(Protocol):
-    """What the page shows; see `rl_lab.teleoperation.session`."""
-
-    def press(self, key: str) -> dict[str, Any]: ...
-
-    def status(self) -> dict[str, Any]: ...
-
-    def picture(self) -> bytes: ...
 
 
 class _Request:
@@ -58,7 +49,7 @@ class PageServer(BoundedClients, HTTPServer):
 
     full = b"HTTP/1.0 503 too many connections\r\n\r\n"
 
-    def __init__(self, session: Session, port: int) -> None:
+    def __init__(self, session: CorrectionSession, port: int) -> None:
         super().__init__((ADDRESS, port), _Handler)
         self.session = session
         self.page = files("rl_lab.teleoperation").joinpath(PAGE).read_bytes()

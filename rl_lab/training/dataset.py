@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import ray
 from ray.exceptions import RayActorError
@@ -17,6 +16,7 @@ from rl_lab.graph.stage import StageContext
 from rl_lab.learner.dtype import FromModel, faster
 from rl_lab.learner.plans import Plan
 from rl_lab.learner.state import LEARNER_FILE, SavedStates
+from rl_lab.training.state import RunState
 from rl_lab.training.watch import Watch, nothing_learned
 from rl_lab.workers.cluster import Cluster
 from rl_lab.workers.learner import BAD_BATCH_FILE, LearnerHandle
@@ -28,15 +28,8 @@ SLICE = 10
 """Steps on a data set between two looks at them."""
 
 
-class LearnerState(Protocol):
-    """Where a stage is."""
-
-    @property
-    def learner_state(self) -> Path | None:
-        """The learner's state at the last checkpoint; None before the first."""
-
-
-State = TypeVar("State", bound=LearnerState)
+State = TypeVar("State", SavedStates, RunState)
+"""Where a stage is."""
 
 
 def with_learner(

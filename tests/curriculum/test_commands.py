@@ -16,12 +16,7 @@ from rl_lab.curriculum.show import image_paths
 from rl_lab.curriculum.store import PoolItem, PoolStore
 from rl_lab.curriculum.view import Filter, PoolView, locate
 from rl_lab.pool import main
-from tests.support.pools import create, png, read_lines, roll_out, train, write_run
-
-
-def output(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
+from tests.support.pools import create, output, png, read_lines, roll_out, train, write_run
 
 
 def table_rows(text):

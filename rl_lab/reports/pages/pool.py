@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import numpy as np
 from algos.curriculum.items import BANDS, UNSEEN, Array
 from rl_lab.common.errors import UserError
 from rl_lab.common.files import write_whole
-from rl_lab.curriculum.show import HEAD, item_cells, state_text
+from rl_lab.curriculum.show import HEAD, content_texts, item_cells, state_text
 from rl_lab.curriculum.view import REASONS, PoolRow, PoolView
+from rl_lab.curriculum.why import posterior
 from rl_lab.records.rollouts import RolloutRow, finite, rollout_data
 from rl_lab.reports.pages.charts import CHARTS, band_columns, band_legend
 from rl_lab.reports.pages.markup import Cell, ImageBudget, Markup, document, parts
@@ -25,7 +25,7 @@ MOVES = 20
 
 def _move(view: PoolView, row: PoolRow) -> list[Any]:
     """Step, version, rollouts, mean, spread, signal, posterior a and b, frontier probability, band before and after."""
-    a, b = view.options.prior[0] + row["successes"], view.options.prior[1] + row["evidence"] - row["successes"]
+    a, b = posterior(view, row)
     numbers = [finite(value, 3) for value in (row["mean"], row["spread"])]
     head = [row["step"], row["version"], row["rollouts"], *numbers, bool(row["signal"])]
     return [
@@ -35,15 +35,6 @@ def _move(view: PoolView, row: PoolRow) -> list[Any]:
         finite(row["band_probability"], 3),
         BANDS[row["band_before"]],
         BANDS[row["band"]],
-    ]
-
-
-def _content(content: PoolRow) -> list[list[str]]:
-    """Name and text of each entry of an item's content, without its pictures."""
-    return [
-        [key.replace("_", " "), value if isinstance(value, str) else json.dumps(value)]
-        for key, value in content.items()
-        if key != "images"
     ]
 
 
@@ -60,7 +51,7 @@ def item_data(view: PoolView, number: int, rollouts: list[RolloutRow], images: l
         "last": finite(state["last_mean"], 3) if state["groups"] else None,
         "groups": state["groups"],
         "age": state["age"],
-        "content": _content(item["content"]),
+        "content": [[key.replace("_", " "), text] for key, text in content_texts(item["content"]).items()],
         "images": images,
         "moves": [_move(view, row) for row in view.observations(number)[-MOVES:]],
         "picked": [[row["step"], row["round"], REASONS[row["reason"]]] for row in picked[-MOVES:]],
