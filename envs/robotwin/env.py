@@ -214,12 +214,6 @@ class RoboTwinEnv(Bimanual):
         self.exact_restore = error.is_zero
         return error
 
-    @property
-    def capabilities(self) -> dict[str, Any]:
-        """What the server declared: action types, restore methods, and versions."""
-        hello = self.server.connection.hello
-        return {**hello["capabilities"], "layout": hello["layout"], "versions": hello["versions"]}
-
     def close(self) -> None:
         """End the server."""
         self.server.close()

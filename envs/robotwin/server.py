@@ -118,12 +118,6 @@ class Server:
             "root": self.layout.root,
             "tasks": self.layout.tasks(),
             "task_configs": self.layout.task_configs(),
-            "capabilities": {
-                "action_types": ["ee", "qpos"],
-                "methods": list(METHODS),
-                "expert_from_any_state": True,
-                "restore": ["simulator", "replay"],
-            },
             "versions": {
                 "python": platform.python_version(),
                 "numpy": np.__version__,

@@ -32,8 +32,8 @@ def imitations(run: LoadedRun) -> dict[str, Row]:
 
 
 def _imitation(run: LoadedRun, node: str, record: Row) -> Row:
-    read = partial(_curve, run, node)
-    steps = max(_curve(run, node, "loss")[0], default=0)
+    read = partial(curve, run.metrics, node)
+    steps = max(read("loss")[0], default=0)
     learned = [
         row | {"passes": steps * row["in_batch"] / row["rows"]} | _means(read(f"source/{row['name']}/loss"))
         for row in record["learned"]
@@ -41,10 +41,6 @@ def _imitation(run: LoadedRun, node: str, record: Row) -> Row:
     measured = [row | _ends(read, f"validation/{row['name']}") for row in record["measured"]]
     whole = _ends(read, "validation") | {"rows": sum(row["rows"] for row in measured)} if measured else None
     return {"max_length": record["max_length"], "learned": learned, "measured": measured, "validation": whole}
-
-
-def _curve(run: LoadedRun, node: str, name: str) -> tuple[list[float], list[float]]:
-    return curve(run.metrics, node, name)
 
 
 def _means(points: tuple[list[float], list[float]]) -> Row:
