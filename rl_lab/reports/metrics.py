@@ -1,7 +1,7 @@
 """`metrics.jsonl`: read it after any interruption, and say in one line what every name means.
 
-One object a line: node, method, round, replicate, step (optimiser step within the node), time (seconds since the run
-started), then values. A line with `alarm` carries a text instead.
+One object a line: node, method, round, step (optimiser step within the node), time (seconds since the run started),
+then values. A line with `alarm` carries a text instead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from rl_lab.common.files import Record, read_json_lines
 
 HEADER = ("node", "method", "round", "replicate", "step", "time", "alarm")
-"""Keys that place a record; everything else in it is a value."""
+"""Keys that place a record, with the training seed that a study's nodes name; everything else in it is a value."""
 DEFINITIONS = {
     "loss": "The scalar that the optimiser minimises.",
     "lr": "Learning rate of this step.",

@@ -65,7 +65,7 @@ def held_out(gain, items, steps, every, tokens_a_step, seed):
 def metrics(node, scheme, replicate, gain, steps, every, tokens_a_step):
     """A line a step, as a grpo node logs it."""
     rng, rows = np.random.default_rng(replicate * 31 + len(scheme)), []
-    head = {"node": node, "method": scheme, "round": None, "replicate": replicate}
+    head = {"node": node, "method": scheme, "round": None}
     for step in range(steps + 1):
         share = 1 - float(np.exp(-3 * step / steps))
         row = head | {"step": step, "time": 9.0 * step}
@@ -164,7 +164,7 @@ def build_language_run(
     nodes = [("questions", "questions", None, 12.0), ("cold_start", "cold_start", None, 90.0)]
     nodes += [("base.examine", "examine", "base", 20.0)]
     lines = [
-        {"node": "cold_start", "method": None, "round": None, "replicate": None, "step": step, "time": float(step)}
+        {"node": "cold_start", "method": None, "round": None, "step": step, "time": float(step)}
         | {"loss": 3 * float(np.exp(-step / 30)), "grad_norm": 1.0, "lr": 1e-3, "text/cross_entropy": 1.0}
         for step in range(1, 101)
     ]
