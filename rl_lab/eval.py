@@ -29,11 +29,12 @@ from rl_lab.config.environments import check_own_environment, environment_layout
 from rl_lab.config.robotwin import check_robotwin
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.store import code_versions
-from rl_lab.model.checkpoint import check_policy, published
+from rl_lab.model.checkpoint import published
 from rl_lab.reports.benchmark import benchmark_lines, success_table
 from rl_lab.rollouts.evaluation import evaluate_policy
 from rl_lab.stages.kinds import KINDS, load_config, resolve_config
 from rl_lab.workers.cluster import Cluster
+from rl_lab.workers.policy import check_acting
 
 DEFAULTS: dict[str, Any] = {"name": "eval", "stages": ["demos"]}
 
@@ -55,22 +56,8 @@ def _check(folder: Path, config: RunConfig) -> None:
         check_robotwin(config)
     if config.env.is_own:
         check_own_environment(config)
-    sizes, processor, _ = check_policy(folder, config.policy_code)
-    if not processor.has_stats:
-        raise UserError(f"{folder} has no normalisation statistics: such a policy cannot act; train it first")
     layout = environment_layout(config.env)
-    if not sizes.layout.is_like(layout):
-        raise UserError(f"{folder} knows {sizes.layout}, but the environment has {layout}")
-    if sizes.image_size != config.env.image_size:
-        raise UserError(
-            f"env.image_size is {config.env.image_size} but the checkpoint takes {sizes.image_size} pixels; "
-            f"set env.image_size={sizes.image_size}"
-        )
-    if config.eval.execute > processor.num_commands:
-        raise UserError(
-            f"eval.execute is {config.eval.execute} but the checkpoint predicts {processor.num_commands} commands; "
-            "execute at most that many"
-        )
+    check_acting(folder, config.env.image_size, config.eval.execute, "CKPT", layout, config.policy_code)
 
 
 @contextmanager

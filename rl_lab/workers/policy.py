@@ -339,15 +339,19 @@ def check_corrector(
 def check_acting(
     folder: Path, image_size: int, execute: int, where: str, layout: Layout = BIMANUAL, code: str | None = None
 ) -> None:
-    """UserError, in the name of `where`, unless the folder holds a policy that can act in rounds of this size."""
+    """UserError, in the name of `where`, unless the folder holds a policy that can act on pictures of this size with
+    so many commands of each chunk executed."""
     sizes, processor, _ = check_named(where, folder, partial(check_policy, code=code))
     if not processor.has_stats:
         raise UserError(f"{where}: {folder} has no normalisation statistics: such a policy cannot act; train it first")
     if not sizes.layout.is_like(layout):
         raise UserError(f"{where}: {folder} knows {sizes.layout}, but the environment has {layout}")
     if sizes.image_size != image_size:
-        raise UserError(f"{where}: {folder} takes {sizes.image_size} pixels, but env.image_size is {image_size}")
+        raise UserError(
+            f"{where}: {folder} takes {sizes.image_size} pixels, but env.image_size is {image_size}; set it to that"
+        )
     if execute > processor.num_commands:
         raise UserError(
-            f"{where}: {folder} predicts {processor.num_commands} commands, but collect.execute is {execute}"
+            f"{where}: {folder} predicts {processor.num_commands} commands, but execute is {execute}; execute at most "
+            "that many"
         )
