@@ -53,8 +53,8 @@ class Method:
     loss: Literal["imitation", "preference", "policy gradient"]
     fixed_ratios: bool = True
     """Mix buffers in fixed ratios; else uniformly over all rows together."""
-    interpolation: Literal["bezier", "none"] = "bezier"
-    """Mode of Smooth Interpolation, where loser states are used."""
+    loser_states: int | None = None
+    """How many states of each loser are used, from the shared start on, where any are; None: all."""
     proximal: bool = True
     sft_term: bool = True
     code: str | None = None
@@ -69,8 +69,8 @@ class Method:
 
     @property
     def has_settings(self) -> bool:
-        """Whether its loss has numbers to choose."""
-        return self.loss != "imitation"
+        """Whether there are numbers to choose, of its loss or of its rows."""
+        return self.loss != "imitation" or self.rows == "tuples"
 
     @property
     def needs_reference(self) -> bool:
@@ -177,7 +177,7 @@ METHODS: dict[str, Method] = {
         "ablation of " + _FLOWPRO,
         rows="tuples",
         loss="preference",
-        interpolation="none",
+        loser_states=1,
     ),
     "rpro_trajectory": Method(
         "RPRO with one comparison a pair, of the mean losses over both recorded trajectories",

@@ -31,9 +31,3 @@ def cubic(control: np.ndarray, s: np.ndarray) -> np.ndarray:
     """Points of curves [4, ..., n] at s in [0, 1], which broadcasts with [..., 1]."""
     p0, p1, p2, p3 = control
     return (1 - s) ** 3 * p0 + 3 * (1 - s) ** 2 * s * p1 + 3 * (1 - s) * s**2 * p2 + s**3 * p3
-
-
-def cubic_derivative(control: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """d/ds of `cubic`, of the same shape."""
-    first, second, third = np.diff(control, axis=0)
-    return 3 * ((1 - s) ** 2 * first + 2 * (1 - s) * s * second + s**2 * third)

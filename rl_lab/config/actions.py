@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -242,6 +243,9 @@ class ObjectiveConfig(Section):
     """A class of one's own, FILE.py:CLASS or MODULE:CLASS; the entry's name is then that of a method of one's own."""
     rows: MethodRows = "tuples"
     """What own code learns from, beside demonstrations."""
+    loser_states: PositiveInt | None = None
+    """Of methods that learn from tuples: how many states of each loser are used, from the shared start on; null for
+    all. rpro_no_interpolation uses the start alone."""
     settings: Named[str, bool | int | float | str] = {}
     """Arguments of own code, by name."""
 
@@ -258,6 +262,8 @@ class ObjectiveConfig(Section):
             raise ValueError(f"settings.{taken[0]} is what the run gives; call yours otherwise")
         if self.code is not None and self.variant_of is not None:
             raise ValueError("variant_of is for our own methods; code is one by itself, leave it out")
+        if self.code is not None and self.loser_states is not None and self.rows != "tuples":
+            raise ValueError(f"loser_states are of tuples, but rows are {self.rows}; leave one out")
         if self.noise_bounds[0] > self.noise_bounds[1]:
             raise ValueError(f"noise_bounds are {list(self.noise_bounds)}; give the lower one first")
         if self.code is None and self.reference == "none":
@@ -267,9 +273,11 @@ class ObjectiveConfig(Section):
     def row(self, name: str) -> Method:
         """The method of this name, which has these settings. ValueError for an unknown one."""
         if self.code is None:
-            return find_method(self.variant_of or name)
-        loss: Literal["imitation", "preference"] = "imitation" if self.reference == "none" else "preference"
-        return Method("an objective of one's own", self.code, rows=self.rows, loss=loss, code=self.code)
+            method = find_method(self.variant_of or name)
+        else:
+            loss: Literal["imitation", "preference"] = "imitation" if self.reference == "none" else "preference"
+            method = Method("an objective of one's own", self.code, rows=self.rows, loss=loss, code=self.code)
+        return method if method.loser_states is not None else replace(method, loser_states=self.loser_states)
 
 
 class BuffersConfig(Section):

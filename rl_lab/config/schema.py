@@ -297,6 +297,7 @@ class RunConfig(Section):
         row, fields = self.row(name), ObjectiveConfig.model_fields
         is_gradient = row.sampler is not None
         known = {"lambda_pro": not is_gradient, "lambda_sft": not is_gradient, "reference": not is_gradient}
+        known |= {"loser_states": row.rows == "tuples" and row.loser_states == settings.loser_states}
         known |= {"epsilon": is_gradient, "noise": row.sampler == "sde", "noise_bounds": row.sampler == "learned"}
         for key, is_known in known.items():
             if not is_known and row.code is None and getattr(settings, key) != fields[key].default:

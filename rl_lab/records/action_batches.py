@@ -15,7 +15,7 @@ import numpy as np
 
 from algos.chunks import Timing
 from algos.policy import PolicySizes
-from algos.smooth_interpolation import Mode, Tuples, Widths, interpolate_pair
+from algos.smooth_interpolation import Tuples, interpolate_pair
 from envs.types import NO_FRAMES, RANKED, Episode, Layout, PreferencePair
 from rl_lab.common.errors import UserError
 from rl_lab.model.norm_stats import ActionStats
@@ -153,16 +153,17 @@ def fit_processor(
 
 
 def pair_states(
-    pairs: Sequence[PreferencePair], timing: Timing, mode: Mode, stats: ActionStats | None = None
+    pairs: Sequence[PreferencePair], timing: Timing, loser_states: int | None, stats: ActionStats | None = None
 ) -> States:
-    """Smooth Interpolation of every pair; states of a pair stay together, in the order of the pairs.
+    """Smooth Interpolation of every pair with its first `loser_states` (None: all); states of a pair stay together, in
+    the order of the pairs.
 
     Every control step of a round is a command, whatever the stride of recorded demonstrations. UserError for a pair
     without the frames before its start that the policy's memory reaches. Plain numbers are compared by the policy's
-    `stats`, whose widths are means over the slots of a chunk.
+    `stats`.
     """
-    widths = None if stats is None else Widths(stats.qpos_std, stats.action_std.mean(axis=0))
-    parts = [_tuples(pair, timing, mode, widths) for pair in pairs]
+    widths = None if stats is None else stats.qpos_std
+    parts = [_tuples(pair, timing, loser_states, widths) for pair in pairs]
     shown = [_seen_frames(pair, tuples, timing) for pair, tuples in zip(pairs, parts, strict=True)]
     frames, seen = join_frames(*zip(*shown, strict=True))
     sizes = [len(tuples) for tuples in parts]
@@ -194,16 +195,17 @@ def _truth(pair: PreferencePair, tuples: Tuples) -> np.ndarray | None:
     return np.concatenate([loser, winner])[tuples.step + behind]
 
 
-def _tuples(pair: PreferencePair, timing: Timing, mode: Mode, widths: Widths | None) -> Tuples:
+def _tuples(pair: PreferencePair, timing: Timing, loser_states: int | None, widths: np.ndarray | None) -> Tuples:
     """Smooth Interpolation of a pair, with the measured pose in slot 0 where the policy's chunks begin with it.
 
     Two ranked chunks are compared as they were sampled, in their state and nowhere else.
     """
     if pair.origin == RANKED:
-        return interpolate_pair(pair, timing.horizon, "start", widths)
+        tuples = interpolate_pair(pair, timing.horizon, 1, widths)
+        return tuples.select(tuples.from_loser)
     if timing.first_slot == "next":
-        return interpolate_pair(pair, timing.horizon, mode, widths)
-    tuples = interpolate_pair(pair, timing.horizon - 1, mode, widths)
+        return interpolate_pair(pair, timing.horizon, loser_states, widths)
+    tuples = interpolate_pair(pair, timing.horizon - 1, loser_states, widths)
     now = tuples.start[:, : tuples.winner.shape[-1]]
     winner, loser = (np.insert(chunks, 0, now, axis=1) for chunks in (tuples.winner, tuples.loser))
     return replace(tuples, winner=winner, loser=loser)

@@ -206,8 +206,11 @@ def preference_data(
     """
     *before, newest = rounds or [()]
     collected = {NEW: newest, OLDER: [pair for pairs in before for pair in pairs], RANKED: ranked}
-    mode, stats = method.interpolation, processor.stats
-    states = {source: pair_states(pairs, timing, mode, stats) for source, pairs in collected.items() if pairs}
+    states = {
+        source: pair_states(pairs, timing, method.loser_states, processor.stats)
+        for source, pairs in collected.items()
+        if pairs
+    }
     states[DEMONSTRATIONS] = demos
     sources = sorted(states)
     buffers = [_for_method(method, states[source]) for source in sources]

@@ -192,7 +192,7 @@ def _plan(context: StageContext) -> JointPlan:
         parts=(arm.removesuffix("_alone"),) if arm.endswith("_alone") else ("grpo", "rpro"),
         grpo=config.grpo,
         rl=config.rl,
-        method=find_method(config.joint.method),
+        method=config.row(config.joint.method),
         rpro=context.objective,
         optimise=config.optimise,
         buffers=config.buffers,

@@ -10,6 +10,7 @@ from algos.chunks import Timing
 from algos.methods import METHODS
 from envs.se3 import decode_absolute, encode_pose
 from rl_lab.common.errors import UserError
+from rl_lab.config.actions import ObjectiveConfig
 from rl_lab.model.policy import HyVLAPolicy
 from rl_lab.model.presets import preset_config
 from rl_lab.records.action_batches import demonstrations, fit_processor, pair_states, standardised_truth
@@ -67,7 +68,7 @@ def test_truth_is_standardised_within_each_task_and_padded():
 
 
 def test_interpolated_states_carry_the_images_of_their_step():
-    states = pair_states([pair(1), pair(2)], TIMING, "bezier")
+    states = pair_states([pair(1), pair(2)], TIMING, None)
     assert len(states) == 2 * (LOSER_STATES + WINNER)
     assert states.frames[states.seen[:LOSER_STATES, 0], 0, 0, 0, 0].tolist() == list(range(LOSER_STATES))
     assert states.identical.tolist() == (~states.from_loser).tolist()
@@ -83,7 +84,7 @@ def test_a_memory_looks_back_within_its_segment_and_to_the_shared_past(start):
     memory = Timing(HORIZON, history=3, interval=4)
     one = with_past(pair(1), start)
     one.winner.images += 50
-    states = pair_states([with_past(pair(2), 12), one], memory, "bezier")
+    states = pair_states([with_past(pair(2), 12), one], memory, None)
     assert states.seen.shape == (2 * (LOSER_STATES + WINNER), 3)
     assert len(states.frames) < len(states.seen) * 3
     for row in np.flatnonzero(states.pair == 1):
@@ -114,12 +115,12 @@ def test_batches_hold_the_frames_that_states_saw(processor):
 
 def test_a_pair_without_the_past_that_a_memory_needs_is_named():
     with pytest.raises(UserError, match="looks 8 steps back, but a pair of handover_block, seed 1, has 0 frames"):
-        pair_states([pair(1)], Timing(HORIZON, history=3, interval=4), "bezier")
+        pair_states([pair(1)], Timing(HORIZON, history=3, interval=4), None)
 
 
 def test_chunks_that_begin_with_the_present_pose_put_it_before_the_commands():
-    plain = pair_states([pair(1)], Timing(HORIZON - 1), "bezier")
-    shifted = pair_states([pair(1)], Timing(HORIZON, first_slot="current"), "bezier")
+    plain = pair_states([pair(1)], Timing(HORIZON - 1), None)
+    shifted = pair_states([pair(1)], Timing(HORIZON, first_slot="current"), None)
     for side in ("winner", "loser"):
         np.testing.assert_array_equal(getattr(shifted, side)[:, 0], shifted.poses)
         np.testing.assert_array_equal(getattr(shifted, side)[:, 1:], getattr(plain, side))
@@ -130,6 +131,27 @@ def test_methods_differ_in_the_real_tuples_they_see(demos, processor, name, real
     rows = build(name, demos, processor).rows
     assert int((~rows.identical).sum()) == real
     assert torch.equal(rows.winner[rows.identical], rows.loser[rows.identical])
+
+
+@pytest.mark.parametrize(
+    "entry, used",
+    [
+        ({"variant_of": "rpro", "loser_states": 2}, 2),
+        ({"variant_of": "dagger_buffered_si", "loser_states": 2}, 2),
+        ({"variant_of": "rpro_no_interpolation"}, 1),
+        ({"code": "examples/ipo.py:IPO", "loser_states": 2}, 2),
+        ({"code": "examples/ipo.py:IPO"}, None),
+    ],
+)
+def test_objectives_say_how_many_loser_states_they_use(entry, used):
+    assert ObjectiveConfig(**entry).row("mine").loser_states == used
+
+
+def test_the_loser_states_that_are_used_begin_at_the_shared_start():
+    few, all_of_them = (pair_states([pair(1)], TIMING, count) for count in (2, None))
+    assert few.from_loser.sum() == 2 and all_of_them.from_loser.sum() == LOSER_STATES
+    np.testing.assert_array_equal(few.winner[:2], all_of_them.winner[:2])
+    np.testing.assert_array_equal(few.winner[2:], all_of_them.winner[LOSER_STATES:])
 
 
 def test_batches_have_the_shares_of_the_paper(demos, processor):

@@ -87,10 +87,11 @@ def test_pairs_lie_in_the_ordinary_store_with_what_they_cost(tmp_path):
 
 def test_a_ranked_pair_is_compared_in_its_own_state_and_nowhere_else():
     one = ranked()[0]
-    tuples = interpolate_pair(one, HORIZON, "start")
-    assert len(tuples) == 1 and not tuples.identical[0]
+    tuples = interpolate_pair(one, HORIZON, 1)
+    tuples = tuples.select(tuples.from_loser)
+    assert len(tuples) == 1
     assert (tuples.winner[0] == one.winner.actions).all() and (tuples.loser[0] == one.loser.actions).all()
-    mixed = pair_states([pair(1), *ranked()], TIMING, "bezier")
+    mixed = pair_states([pair(1), *ranked()], TIMING, None)
     assert [int((mixed.pair == number).sum()) for number in range(1, 5)] == [1, 1, 1, 1]
 
 

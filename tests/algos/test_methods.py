@@ -69,10 +69,10 @@ def test_the_ablations_switch_off_what_they_say():
 
 def test_the_control_differs_from_rpro_in_the_loss_alone():
     control, rpro = METHODS["dagger_buffered_si"], METHODS["rpro"]
-    assert (control.rows, control.fixed_ratios, control.interpolation) == (
+    assert (control.rows, control.fixed_ratios, control.loser_states) == (
         rpro.rows,
         rpro.fixed_ratios,
-        rpro.interpolation,
+        rpro.loser_states,
     )
 
 

@@ -90,6 +90,15 @@ def complaint(path: Path, *overrides: str) -> str:
         ("collect.corrector={kind: own, code: 'a.py:f', noise_m: 0.01}", ("noise_m is the scripted expert's",)),
         ("collect.swapped_share=1.5", ("collect.swapped_share", "1")),
         ("objectives={rpro: {variant_of: rpro}}", ("objectives.rpro: a variant needs a name of its own",)),
+        ("objectives={dagger: {loser_states: 4}}", ("dagger has no loser_states; leave it out",)),
+        (
+            "objectives={start: {variant_of: rpro_no_interpolation, loser_states: 4}}",
+            ("rpro_no_interpolation has no loser_states; leave it out",),
+        ),
+        (
+            "objectives={own: {code: 'examples/ipo.py:IPO', rows: winners, loser_states: 4}}",
+            ("loser_states are of tuples, but rows are winners",),
+        ),
         ("objectives={other: {variant_of: dagger}}", ("dagger has no settings that a variant could change",)),
         ("model.memory={frames: 1}", ("model.memory.frames", "2")),
         ("name=a/b", ("name", "a/b")),

@@ -88,11 +88,11 @@ def test_states_of_pairs_have_the_truth_of_their_own_moment():
     one = pair(1)
     for side in (one.winner, one.loser):
         side.truth = side.poses[:-1, :3].astype(np.float32)
-    states = pair_states([one, one], Timing(8), "bezier")
+    states = pair_states([one, one], Timing(8), None)
     np.testing.assert_allclose(states.truth, states.poses[:, :3], rtol=1e-6)
     some = states.select(states.from_loser)
     assert len(some) and len(some.truth) == len(some)
-    assert pair_states([one, pair(2)], Timing(8), "bezier").truth is None
+    assert pair_states([one, pair(2)], Timing(8), None).truth is None
 
 
 def test_a_decision_has_the_truth_of_its_moment():

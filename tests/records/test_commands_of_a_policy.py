@@ -31,7 +31,7 @@ def test_pairs_of_a_policy_come_back_to_the_last_bit(tmp_path, learned_pairs, ca
     main(["validate", str(tmp_path / "set")])
     assert capsys.readouterr().out.splitlines()[-1] == f"{len(learned_pairs)} pairs, no problems"
     main(["convert", str(tmp_path / "set"), str(tmp_path / "back"), "--to", "lab"])
-    before, after = (pair_states(read_pairs(tmp_path / name), Timing(4), "bezier") for name in ("lab", "back"))
+    before, after = (pair_states(read_pairs(tmp_path / name), Timing(4), None) for name in ("lab", "back"))
     for name in ("frames", "poses", "winner", "loser", "identical"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
 
