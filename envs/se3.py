@@ -27,19 +27,16 @@ def normalize(vector: np.ndarray) -> np.ndarray:
     return vector / np.where(length > 0, length, 1.0)
 
 
+_FACTORS = np.array([[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0]])
+
+_SIGNS = np.array([[1, -1, -1, -1], [1, 1, 1, -1], [1, -1, 1, 1], [1, 1, -1, 1]], dtype=np.int8)
+"""Component i of a*b is the sum over j of `_SIGNS[i, j]` a_j b_k with k = `_FACTORS[i, j]`."""
+
+
 def quat_multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Hamilton product a*b of `wxyz` quaternions, [..., 4]."""
-    aw, ax, ay, az = np.moveaxis(a, -1, 0)
-    bw, bx, by, bz = np.moveaxis(b, -1, 0)
-    return np.stack(
-        [
-            aw * bw - ax * bx - ay * by - az * bz,
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-        ],
-        axis=-1,
-    )
+    terms = a[..., None, :] * (_SIGNS * b.take(_FACTORS, axis=-1))
+    return terms[..., 0] + terms[..., 1] + terms[..., 2] + terms[..., 3]
 
 
 def quat_conjugate(quat_wxyz: np.ndarray) -> np.ndarray:
@@ -49,13 +46,14 @@ def quat_conjugate(quat_wxyz: np.ndarray) -> np.ndarray:
 
 def quat_to_matrix(quat_wxyz: np.ndarray) -> np.ndarray:
     """Rotation matrices of (not necessarily normalised) quaternions, [..., 4] -> [..., 3, 3]."""
-    w, x, y, z = np.moveaxis(normalize(np.asarray(quat_wxyz, dtype=np.float64)), -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    quat = normalize(np.asarray(quat_wxyz, dtype=np.float64))
+    w, x, y, z = (quat[..., i] for i in range(4))
+    rows = (
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    return np.stack(rows, axis=-1).reshape(*quat.shape[:-1], 3, 3)
 
 
 def matrix_to_quat(matrix: np.ndarray) -> np.ndarray:

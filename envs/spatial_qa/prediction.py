@@ -188,7 +188,7 @@ def final_place(draw: Draw) -> Question:
 
 def grasp_point(draw: Draw) -> Question:
     """Where one gripper has to take the object of a two-handed task: the end on its side."""
-    run = rollout_of(draw.seed, draw.attempt, draw.knobs, ("grab_roller", "lift_pot"))
+    run = rollout_of(draw.seed, draw.attempt, draw.knobs, ("grab_roller", "lift_pot"), num_steps=FEW_STEPS)
     task = TASKS[run.task]()
     assert isinstance(task, TwoHandLift)
     moment = Moment(run, int(draw.rng.integers(FEW_STEPS)), draw.knobs)

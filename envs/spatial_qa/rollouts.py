@@ -13,7 +13,7 @@ import numpy as np
 
 from envs.spatial_qa.draws import give_up_if
 from envs.spatial_qa.items import SEEDS_PER_BLOCK, Knobs, integers, tasks_of
-from envs.spatial_qa.still_life import CAMERA, SEGMENT_SIZE, Camera
+from envs.spatial_qa.still_life import CAMERA, SEGMENT_SIZE, Camera, pixels_of
 from envs.tabletop.env import TabletopEnv
 from envs.types import ARMS, Diagnosis
 
@@ -120,13 +120,17 @@ def environment(task: str, variant: str) -> TabletopEnv:
 
 
 @lru_cache(maxsize=12)
-def rollout(task: str, variant: str, seed: int, clumsy: bool) -> Rollout:
-    """The scripted expert from a seed's start, to `AFTER_END` steps after its end or to the step limit."""
+def rollout(task: str, variant: str, seed: int, clumsy: bool, num_steps: int | None = None) -> Rollout:
+    """The scripted expert from a seed's start, to `AFTER_END` steps after its end or to the step limit.
+
+    With `num_steps` only so many control steps of it, for who asks about the start alone.
+    """
     env = environment(task, variant)
     env.reset(seed=seed)
     rng = np.random.default_rng([seed, 77])
     states, after, disturbance = [_state(env)], 0, np.zeros((2, 4))
-    while env.step_count < env.step_limit and after < AFTER_END:
+    limit = env.step_limit if num_steps is None else num_steps
+    while env.step_count < limit and after < AFTER_END:
         if clumsy and env.step_count % PUSH_STEPS == 0:
             disturbance[:, :3] = rng.normal(scale=PUSH_M, size=(2, 3))
             disturbance[:, 3] = rng.random() < DROP_PROBABILITY
@@ -165,10 +169,18 @@ def _state(env: TabletopEnv) -> _State:
     return _State(env.save(), env.diagnose(), tools, objects)
 
 
-def rollout_of(seed: int, attempt: int, knobs: Knobs, tasks: Sequence[str], clumsy: bool = False) -> Rollout:
+def rollout_of(
+    seed: int,
+    attempt: int,
+    knobs: Knobs,
+    tasks: Sequence[str],
+    clumsy: bool = False,
+    num_steps: int | None = None,
+) -> Rollout:
     """The rollout that an attempt asks about: shared by the block of seeds, another one every few attempts.
 
-    `tasks` are those that the question knows; UnclearError if the seed's split has none of them.
+    `tasks` are those that the question knows; UnclearError if the seed's split has none of them. `num_steps` as in
+    `rollout`.
     """
     known = [task for task in tasks_of(seed) if task in tasks]
     give_up_if(not known)
@@ -176,7 +188,7 @@ def rollout_of(seed: int, attempt: int, knobs: Knobs, tasks: Sequence[str], clum
     scene_seed = seed // SEEDS_PER_BLOCK * ROLLOUTS_PER_BLOCK + number
     order = np.random.default_rng([scene_seed, 78]).permutation(len(tasks_of(seed)))
     task = next(tasks_of(seed)[i] for i in order if tasks_of(seed)[i] in known)
-    return rollout(task, "randomized" if knobs.varied else "clean", scene_seed, clumsy)
+    return rollout(task, "randomized" if knobs.varied else "clean", scene_seed, clumsy, num_steps)
 
 
 class Moment:
@@ -202,7 +214,7 @@ class Moment:
     def mask(self, body: str) -> np.ndarray:
         """Visible pixels of a body, bool [M, M]."""
         model = self.env.world.model
-        return np.isin(self.segments, np.flatnonzero(model.geom_bodyid == model.body(body).id))
+        return pixels_of(np.flatnonzero(model.geom_bodyid == model.body(body).id), self.segments)
 
     def shows(self, body: str) -> bool:
         """Whether enough of a body is visible to ask about it: `MIN_SHARE` of the image."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import envs.tabletop.gl  # noqa: F401  isort: skip  (chooses MUJOCO_GL before mujoco is imported)
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -68,6 +68,11 @@ def pixel_centres(size: int) -> np.ndarray:
     return np.stack(np.meshgrid(centres, centres), axis=-1)
 
 
+def pixels_of(geoms: Iterable[int], segments: np.ndarray) -> np.ndarray:
+    """Where a segmentation [M, M] shows one of the geoms, bool [M, M]."""
+    return np.any([segments == geom for geom in geoms], axis=0)
+
+
 def convex_hull(points: np.ndarray) -> np.ndarray:
     """Corners [M, 2] of the convex hull of points [N, 2], in the order of rising angle (Andrew's monotone chain)."""
     ordered = sorted(set(map(tuple, points.tolist())))
@@ -92,10 +97,11 @@ def fill_convex(corners: np.ndarray, size: int) -> np.ndarray:
     if (high <= low).any():
         return mask
     columns, rows = (np.arange(a, b) + 0.5 for a, b in zip(low, high, strict=True))
-    x, y = columns[None, :, None] / size, rows[:, None, None] / size
-    start, edge = corners, np.roll(corners, -1, axis=0) - corners
-    inside = edge[:, 0] * (y - start[:, 1]) - edge[:, 1] * (x - start[:, 0]) >= 0
-    mask[low[1] : high[1], low[0] : high[0]] = inside.all(axis=-1)
+    x, y = columns / size, rows[:, None] / size
+    edges = (np.roll(corners, -1, axis=0) - corners)[:, :, None, None]
+    starts = corners[:, :, None, None]
+    inside = edges[:, 0] * (y - starts[:, 1]) - edges[:, 1] * (x - starts[:, 0]) >= 0
+    mask[low[1] : high[1], low[0] : high[0]] = inside.all(axis=0)
     return mask
 
 
@@ -274,7 +280,7 @@ class StillLife:
     def mask(self, slot: int, part: int | None = None) -> np.ndarray:
         """Visible pixels of an object or of one part of it, bool [M, M]."""
         geoms = self.geoms(slot)
-        return np.isin(self.segments, geoms if part is None else geoms[part])
+        return pixels_of(geoms if part is None else geoms[part : part + 1], self.segments)
 
     def outline(self, slot: int) -> np.ndarray:
         """Image fractions [N, 2] of all vertices of an object."""
@@ -294,18 +300,16 @@ class StillLife:
         outline = self.outline(slot)
         return bool((outline > 0.01).all() and (outline < 0.99).all())
 
-    def clear(self, slot: int) -> bool:
-        """Whether an object may be asked about: inside the image and visible to at least `knobs.min_visible`."""
-        if not self.in_view(slot):
-            return False
+    def shown(self, slot: int) -> bool:
+        """Whether at least `knobs.min_visible` of an object's silhouette is visible."""
         whole = self.silhouette(slot)
-        return bool((self.mask(slot) & whole).sum() >= self.knobs.min_visible * max(int(whole.sum()), 1))
+        visible = np.count_nonzero(self.mask(slot) & whole)
+        return bool(visible >= self.knobs.min_visible * max(np.count_nonzero(whole), 1))
 
     def all_clear(self) -> bool:
-        """Whether every object may be asked about."""
-        return all(self.in_view(slot) for slot in range(len(self.things))) and all(
-            self.clear(slot) for slot in range(len(self.things))
-        )
+        """Whether every object may be asked about: all of it inside the image, and enough of it visible."""
+        slots = range(len(self.things))
+        return all(map(self.in_view, slots)) and all(map(self.shown, slots))
 
     def pixel(self, slot: int) -> list[int]:
         """Where an object's centre is in the image, 0..1000."""

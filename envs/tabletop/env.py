@@ -10,6 +10,7 @@ import envs.tabletop.gl  # noqa: F401  isort: skip  (chooses MUJOCO_GL before mu
 import copy
 import json
 import string
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
@@ -19,11 +20,12 @@ from gymnasium import spaces
 from envs import se3
 from envs.bimanual import Bimanual, check_choice
 from envs.tabletop import MODES, VARIANTS, scene
+from envs.tabletop.expert import Command
 from envs.tabletop.rendering import MAX_WIDTH, scene_renderer
 from envs.tabletop.scene import CONTROL_HZ, SUBSTEPS, compile_scene, randomize
 from envs.tabletop.tasks import TASKS
 from envs.tabletop.tasks.base import SPLITS, choose_instruction
-from envs.tabletop.world import LEFT, RIGHT, BimanualIK, World
+from envs.tabletop.world import LEFT, RIGHT, BimanualIK, Pose, World
 from envs.types import ARMS, CAMERAS, EE_DIM, QPOS_DIM, Diagnosis, Observation
 
 ARM_CTRL = np.array([[0, 1, 2, 3, 4, 5], [8, 9, 10, 11, 12, 13]])
@@ -124,15 +126,13 @@ class TabletopEnv(Bimanual):
 
     def ee_pose(self) -> np.ndarray:
         """Measured tool poses with commanded gripper values, float64 [16]."""
-        tools = [self._world.tcp(arm) for arm in (LEFT, RIGHT)]
-        quats = se3.matrix_to_quat(np.stack([tool.rotation for tool in tools]))
-        grippers = [[self._world.gripper(arm)] for arm in (LEFT, RIGHT)]
-        parts = [part for arm in zip((tool.position for tool in tools), quats, grippers, strict=True) for part in arm]
-        return np.concatenate(parts, dtype=np.float64)
+        arms = (LEFT, RIGHT)
+        return _as_ee([self._world.tcp(arm) for arm in arms], [self._world.gripper(arm) for arm in arms])
 
     def expert_action(self) -> np.ndarray:
         """The scripted expert's action for the current state, in this environment's action type."""
-        ee = np.concatenate([command.as_ee() for command in self._task.expert(self._world)])
+        commands = self._task.expert(self._world)
+        ee = _as_ee(commands, [command.gripper for command in commands])
         if self.action_type == "ee":
             return ee
         joints = self._joints(ee)
@@ -262,6 +262,13 @@ class TabletopEnv(Bimanual):
             raise ValueError("action has a zero quaternion; use (1, 0, 0, 0) for no rotation")
         position = np.clip(arms[:, :3], *WORKSPACE_M.T)
         return self._ik.solve(self._data.ctrl[ARM_CTRL], position, quat)
+
+
+def _as_ee(tools: Sequence[Pose | Command], grippers: Sequence[float]) -> np.ndarray:
+    """Tool poses and gripper values of both arms as one `ee` vector, float64 [16]."""
+    quats = se3.matrix_to_quat(np.stack([tool.rotation for tool in tools]))
+    arms = zip(tools, quats, grippers, strict=True)
+    return np.concatenate([part for tool, quat, gripper in arms for part in (tool.position, quat, [gripper])])
 
 
 MAX_INSTRUCTION = 200

@@ -26,14 +26,10 @@ class Command:
     rotation: np.ndarray
     gripper: float
 
-    def as_ee(self) -> np.ndarray:
-        """One arm's part of an `ee` action, [8]."""
-        return np.concatenate([self.position, se3.matrix_to_quat(self.rotation), [self.gripper]])
-
 
 def ramp(value: float, start: float, end: float) -> float:
     """0 at `start`, 1 at `end`, linear between and clipped; `start` may exceed `end`."""
-    return float(np.clip((value - start) / (end - start), 0.0, 1.0))
+    return float(min(1.0, max(0.0, (value - start) / (end - start))))
 
 
 def tool_rotation(heading: float, pitch: float) -> np.ndarray:
@@ -56,7 +52,7 @@ def nearest_face(yaw: float, preferred: float, period: float = np.pi / 2) -> flo
 
 def angle_between(a: np.ndarray, b: np.ndarray) -> float:
     """Angle of the rotation from matrix a to matrix b."""
-    return float(np.arccos(np.clip((np.sum(a * b) - 1.0) / 2.0, -1.0, 1.0)))
+    return float(np.arccos(min(1.0, max(-1.0, (np.sum(a * b) - 1.0) / 2.0))))
 
 
 def carried_goal(tcp: Pose, body: Pose, centre: np.ndarray, heading: float) -> Pose:
@@ -75,8 +71,9 @@ def move(tcp: Pose, position: np.ndarray, rotation: np.ndarray, gripper: float, 
     angle = angle_between(tcp.rotation, rotation)
     fraction = min(1.0, speed * MAX_STEP_M / max(length, 1e-9))
     turn = min(1.0, MAX_TURN_RAD / max(angle, 1e-9))
-    quat = se3.slerp(se3.matrix_to_quat(tcp.rotation), se3.matrix_to_quat(rotation), turn)
-    return Command(tcp.position + fraction * offset, se3.quat_to_matrix(quat), gripper)
+    quats = se3.matrix_to_quat(np.stack([tcp.rotation, rotation]))
+    turned = se3.quat_to_matrix(se3.slerp(*quats, turn))
+    return Command(tcp.position + fraction * offset, turned, gripper)
 
 
 def funnel(

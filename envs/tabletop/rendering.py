@@ -1,10 +1,14 @@
-"""Off-screen images: one GL context a process, one MjrContext a scene, shared by all environments of that scene."""
+"""Off-screen images: one GL context a process, one MjrContext a scene, shared by all environments of that scene.
+
+A scene that is segmented has a second MjrContext, of one sample a pixel.
+"""
 
 from __future__ import annotations
 
 import atexit
+import copy
 import os
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import envs.tabletop.gl as gl  # isort: skip  (chooses MUJOCO_GL before mujoco is imported)
@@ -36,7 +40,7 @@ class SceneRenderer:
     """Renders every model compiled from one scene; models may differ in poses, colours and materials, not in geoms."""
 
     def __init__(self, model: mujoco.MjModel) -> None:
-        self._gl = _gl_context(os.getpid())
+        self._gl, self._model = _gl_context(os.getpid()), model
         self._gl.make_current()
         try:
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
@@ -50,6 +54,14 @@ class SceneRenderer:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._perturb = mujoco.MjvPerturb()
 
+    @cached_property
+    def _one_sample(self) -> mujoco.MjrContext:
+        """For segmentation, which reads the centres of pixels alone: four samples would only cost their time."""
+        model = copy.copy(self._model)
+        model.vis.quality.offsamples = 0
+        self._gl.make_current()
+        return mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+
     def render(
         self, model: mujoco.MjModel, data: mujoco.MjData, cameras: list[int], height: int, width: int
     ) -> np.ndarray:
@@ -58,6 +70,17 @@ class SceneRenderer:
         The views are drawn side by side and read once, because resolving the samples costs as much as drawing. All of
         them must fit into `MAX_WIDTH` x `MAX_HEIGHT`.
         """
+        return self._draw(self._context, model, data, cameras, height, width)
+
+    def _draw(
+        self,
+        context: mujoco.MjrContext,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        cameras: list[int],
+        height: int,
+        width: int,
+    ) -> np.ndarray:
         global render_count
         if height > MAX_HEIGHT or width * len(cameras) > MAX_WIDTH:
             raise ValueError(
@@ -65,7 +88,7 @@ class SceneRenderer:
                 "render smaller ones"
             )
         self._gl.make_current()
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
         packed = np.empty((height, len(cameras) * width, 3), dtype=np.uint8)
         for i, camera in enumerate(cameras):
             self._camera.fixedcamid = camera
@@ -74,8 +97,8 @@ class SceneRenderer:
                 mujoco.mjv_updateScene(model, data, self._option, self._perturb, self._camera, everything, self._scene)
             else:
                 mujoco.mjv_updateCamera(model, data, self._camera, self._scene)
-            mujoco.mjr_render(mujoco.MjrRect(i * width, 0, width, height), self._scene, self._context)
-        mujoco.mjr_readPixels(packed, None, mujoco.MjrRect(0, 0, len(cameras) * width, height), self._context)
+            mujoco.mjr_render(mujoco.MjrRect(i * width, 0, width, height), self._scene, context)
+        mujoco.mjr_readPixels(packed, None, mujoco.MjrRect(0, 0, len(cameras) * width, height), context)
         render_count += len(cameras)
         views = packed[::-1].reshape(height, len(cameras), width, 3)
         return np.ascontiguousarray(views.transpose(1, 0, 2, 3))
@@ -86,7 +109,7 @@ class SceneRenderer:
         for flag in flags:
             self._scene.flags[flag] = 1
         try:
-            colours = self.render(model, data, [camera], height, width)[0].astype(np.int32)
+            colours = self._draw(self._one_sample, model, data, [camera], height, width)[0]
         finally:
             for flag in flags:
                 self._scene.flags[flag] = 0
@@ -94,7 +117,7 @@ class SceneRenderer:
         for geom in self._scene.geoms[: self._scene.ngeom]:
             if geom.segid >= 0 and geom.objtype == int(mujoco.mjtObj.mjOBJ_GEOM):
                 geoms[geom.segid + 1] = geom.objid
-        return geoms[colours @ np.array([1, 256, 65536], dtype=np.int32)]
+        return geoms[colours[..., 0]]  # red holds the whole number, as there are fewer than 255
 
 
 _renderers: dict[tuple[int, str, bool], SceneRenderer] = {}
