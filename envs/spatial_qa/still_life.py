@@ -304,7 +304,7 @@ class StillLife:
         """Whether at least `knobs.min_visible` of an object's silhouette is visible."""
         whole = self.silhouette(slot)
         visible = np.count_nonzero(self.mask(slot) & whole)
-        return bool(visible >= self.knobs.min_visible * max(np.count_nonzero(whole), 1))
+        return bool(visible >= self.knobs.min_visible * max(int(np.count_nonzero(whole)), 1))
 
     def all_clear(self) -> bool:
         """Whether every object may be asked about: all of it inside the image, and enough of it visible."""

@@ -71,8 +71,8 @@ def move(tcp: Pose, position: np.ndarray, rotation: np.ndarray, gripper: float, 
     angle = angle_between(tcp.rotation, rotation)
     fraction = min(1.0, speed * MAX_STEP_M / max(length, 1e-9))
     turn = min(1.0, MAX_TURN_RAD / max(angle, 1e-9))
-    quats = se3.matrix_to_quat(np.stack([tcp.rotation, rotation]))
-    turned = se3.quat_to_matrix(se3.slerp(*quats, turn))
+    here, there = se3.matrix_to_quat(np.stack([tcp.rotation, rotation]))
+    turned = se3.quat_to_matrix(se3.slerp(here, there, turn))
     return Command(tcp.position + fraction * offset, turned, gripper)
 
 
