@@ -23,7 +23,8 @@ def test_a_table_is_printed_under_hardware_and_versions(counting, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "cores" in lines[0] and "torch" in lines[1]
     assert lines[2].split() == ["name", "row", "rate"]
-    assert [line.split() for line in lines[3:]] == [["y", str(i), "1235"] for i in range(3)]
+    assert set(lines[3]) == {"-", " "}, "a ruled line"
+    assert [line.split() for line in lines[4:]] == [["y", str(i), "1235"] for i in range(3)]
 
 
 @pytest.mark.parametrize("arguments", [["nothing"], ["count", "row=3"], ["count", "rows"], ["count", "rows=[1"]])
