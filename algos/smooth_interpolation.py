@@ -8,7 +8,7 @@ winner's command k steps after M' and H commands in a chunk
 
 so positions join the winner by a cubic Bezier curve with the control points d, d, 0, 0, rotations by that share of the
 rotation between both, and grippers by a line, sooner. Where M is M' the chunk is the recorded one, and it is as far
-along as the winner. A bridge from M itself to a point of the winner falls behind, and policies learn that (studies.md).
+along as the winner. A bridge from M itself to a point of the winner falls behind, which cost success (studies.md).
 
 Measured poses decide where the arms are, commands make the chunks: slot k of a chunk is the command that leads from
 step k to k + 1. Ours, where the paper is silent: weights in metres and radians, one M' for both arms, a curve of one
@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from envs.curves import cubic
 from envs.se3 import geodesic_angle, pose_distance, quat_conjugate, quat_multiply, slerp, split_arms
 from envs.types import PreferencePair, Segment
 
@@ -73,7 +74,7 @@ def fastest_step(poses: np.ndarray) -> tuple[float, float]:
     return float(moved), float(turned)
 
 
-def last_commands(side: Segment, steps: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+def last_commands(side: Segment, steps: np.ndarray, limits: tuple[float, ...]) -> np.ndarray:
     """Commanded poses before the states `steps` of a segment, [n, 16], but within one step (m, rad) of the measured
     pose, since an arm that is held up can be far behind its command; grippers as commanded.
     """
@@ -88,8 +89,7 @@ def last_commands(side: Segment, steps: np.ndarray, limits: tuple[float, float])
 
 def left_of_difference(length: int) -> np.ndarray:
     """b(k / H) for k = 1, ..., H, [H]."""
-    s = np.arange(1, length + 1) / length
-    return (1 - s) ** 3 + 3 * (1 - s) ** 2 * s
+    return cubic(np.array([1.0, 1.0, 0.0, 0.0]), np.arange(1, length + 1) / length)
 
 
 def shifted_poses(recorded: np.ndarray, here: np.ndarray, there: np.ndarray) -> np.ndarray:
@@ -113,11 +113,9 @@ def _winner_chunks(pair: PreferencePair, loser_steps: np.ndarray, length: int, w
     if pair.layout.numbers == "ee":
         nearest = np.argmin(pose_distance(measured, states), axis=1)
         recorded = recorded_chunks(winner.actions, nearest, length)
-        first, second = fastest_step(winner.poses), fastest_step(loser.poses)
-        limits = (max(first[0], second[0]), max(first[1], second[1]))
-        return shifted_poses(
-            recorded, last_commands(loser, loser_steps, limits), last_commands(winner, nearest, limits)
-        )
+        limits = tuple(map(max, fastest_step(winner.poses), fastest_step(loser.poses)))
+        here, there = last_commands(loser, loser_steps, limits), last_commands(winner, nearest, limits)
+        return shifted_poses(recorded, here, there)
     assert widths is not None, "plain numbers are compared by their widths"
     nearest = np.argmin(np.linalg.norm((measured - states) / widths, axis=-1), axis=1)
     before = winner.actions[np.maximum(nearest - 1, 0)]

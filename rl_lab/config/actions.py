@@ -277,7 +277,8 @@ class ObjectiveConfig(Section):
         else:
             loss: Literal["imitation", "preference"] = "imitation" if self.reference == "none" else "preference"
             method = Method("an objective of one's own", self.code, rows=self.rows, loss=loss, code=self.code)
-        return method if method.loser_states is not None else replace(method, loser_states=self.loser_states)
+        is_open = method.rows == "tuples" and method.loser_states is None
+        return replace(method, loser_states=self.loser_states) if is_open else method
 
 
 class BuffersConfig(Section):

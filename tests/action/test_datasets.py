@@ -147,6 +147,12 @@ def test_objectives_say_how_many_loser_states_they_use(entry, used):
     assert ObjectiveConfig(**entry).row("mine").loser_states == used
 
 
+@pytest.mark.parametrize("name", ["rpro_trajectory", "advantage_conditioned", "dagger"])
+def test_loser_states_of_rpro_change_no_method_that_learns_from_no_tuples(name):
+    """Methods without an entry of their own have the settings of `rpro`."""
+    assert ObjectiveConfig(loser_states=2).row(name) == METHODS[name]
+
+
 def test_the_loser_states_that_are_used_begin_at_the_shared_start():
     few, all_of_them = (pair_states([pair(1)], TIMING, count) for count in (2, None))
     assert few.from_loser.sum() == 2 and all_of_them.from_loser.sum() == LOSER_STATES
