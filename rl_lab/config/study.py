@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -77,6 +77,19 @@ class World:
     """Of its nodes."""
     levels: dict[str, Any] = field(default_factory=dict)
     """By factor its value here; factors that are left out are as the file has them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where methods are compared: at a value of a factor, or in the one world."""
+
+    factor: str | None
+    value: Any
+    worlds: tuple[str, ...]
+    """Those that have the value."""
+    first: tuple[str, ...]
+    """The first worlds that are the same. Where one factor is varied at a time, each value that the file has gives the
+    file's own world, whose comparisons count once."""
 
 
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
@@ -186,11 +199,30 @@ class Study(Section):
             for chosen in product(*named.values())
         ]
 
-    def at(self, key: str) -> Iterator[tuple[Any, list[str]]]:
-        """Each value of a factor with the names of the worlds that have it."""
-        worlds = self.worlds()
-        for value in self.factors[key]:
-            yield value, [world.name for world in worlds if key in world.levels and world.levels[key] == value]
+    def places(self, config: Mapping[str, Any]) -> list[Place]:
+        """Where methods are compared in the order in which it is reported, by what the file holds."""
+        if not self.factors:
+            alone = tuple(world.name for world in self.worlds())
+            return [Place(None, None, alone, alone)]
+        found: list[Place] = []
+        own: tuple[str, ...] | None = None
+        for key, values in self.factors.items():
+            for value in values:
+                worlds = first = tuple(
+                    world.name for world in self.worlds() if key in world.levels and world.levels[key] == value
+                )
+                if self.design == "each" and _setting(config, key) == value:
+                    first = own = own or worlds
+                found.append(Place(key, value, worlds, first))
+        return found
+
+
+def _setting(config: Mapping[str, Any], key: str) -> Any:
+    """What a file has at a dotted key; None where it has nothing."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def _named(key: str, value: Any) -> str:

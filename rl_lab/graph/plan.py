@@ -26,7 +26,7 @@ SECONDS_PER_STAGE = 5.0
 PARAMETERS = {"state": 0.267e6, "nano": 2.7e6, "small": 12.4e6, "mini": 50.9e6, "mot-2b": 4.5e9}
 """Of each preset. Seconds of a step with a model grow with them: a teacher of preset small took 4.3 times nano's."""
 
-MEASURED = ("nano", "small")
+MEASURED = ("state", "nano", "small")
 
 CPU_PARAMETERS = 100e6
 """Larger models need a GPU, and no time is estimated: a step of a batch takes minutes on two cores, a stage days."""
@@ -51,7 +51,7 @@ def plan_table(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, st
         largest = f"models of more than {CPU_PARAMETERS / 1e6:.0f} million parameters are not estimated on a CPU"
         return "\n".join([*rows, f"  needs a GPU: {largest}"])
     is_measured = config.model.preset in MEASURED and config.policy_code is None
-    note = "" if is_measured else "; only nano and small were measured"
+    note = "" if is_measured else "; only state, nano and small were measured"
     note += "; stages that nobody has measured come on top" if unmeasured else ""
     return "\n".join([*rows, f"  about {total:.0f} min on two CPU cores, if nothing else runs{note}"])
 
@@ -75,7 +75,8 @@ def seconds(node: Node, config: RunConfig) -> float:
     if node.stage.has_model and not node.stage.makes:
         size = _parameters(config.model)
         # A smaller model than nano does not make simulators faster, which then take most of the time.
-        factor = math.inf if size > CPU_PARAMETERS else max(1.0, size / PARAMETERS["nano"])
+        floor = 1.0 if node.stage.simulates else 0.0
+        factor = math.inf if size > CPU_PARAMETERS else max(floor, size / PARAMETERS["nano"])
     return SECONDS_PER_STAGE + node.stage.work_seconds(node, config) * factor
 
 

@@ -229,7 +229,7 @@ def study_summary(run: LoadedRun) -> Row:
     beside = SEEN if study.variants else AT_EQUAL_TOKENS
     names += [REWARD] if study.on_arms else [beside] if study.on_questions else []
     found = {name: results(run, name) for name in names}
-    rows = {name: _rows(one, study, bounded=MEASURES[name].is_share) for name, one in found.items()}
+    rows = {name: _rows(one, study, run.config, bounded=MEASURES[name].is_share) for name, one in found.items()}
     means = {name: {world: _means(one) for world, one in worlds.items()} for name, worlds in found.items()}
     return {
         "name": run.name,
@@ -251,18 +251,24 @@ def study_summary(run: LoadedRun) -> Row:
     }
 
 
-def _rows(found: Worlds, study: Study, *, bounded: bool) -> list[Row]:
+def _rows(found: Worlds, study: Study, config: Row, *, bounded: bool) -> list[Row]:
     """The comparisons of a measure at every factor's values, or in the one world."""
-    places: list[tuple[str | None, Any, list[str]]] = [
-        (key, value, worlds) for key in study.factors for value, worlds in study.at(key)
-    ]
-    places = places or [(None, None, [world.name for world in study.worlds()])]
+    places = study.places(config)
+    firsts = list(dict.fromkeys(place.first for place in places))
     compared = correct(
-        [compare(found, at, name, study.control, bounded=bounded) for name in study.others] for _, _, at in places
+        [compare(found, at, name, study.control, bounded=bounded) for name in study.others] for at in firsts
     )
+    methods = dict(zip(firsts, compared, strict=True))
     return [
-        {"factor": key, "value": value, "worlds": at, "levels": _levels(found, at, study), "methods": methods}
-        for (key, value, at), methods in zip(places, compared, strict=True)
+        {
+            "factor": place.factor,
+            "value": place.value,
+            "worlds": list(place.worlds),
+            "levels": _levels(found, place.worlds, study),
+            "methods": methods[place.first],
+            "repeats": place.first != place.worlds,
+        }
+        for place in places
     ]
 
 
@@ -290,7 +296,7 @@ def _means(one: Results) -> dict[str, dict[int, float]]:
     }
 
 
-def _levels(found: Worlds, worlds: Sequence[str], study: Study) -> Row:
+def _levels(found: Worlds, worlds: Iterable[str], study: Study) -> Row:
     """Of the base and of the control, mean over worlds and seeds; None where there is no result."""
     means = [_means(found[world]) for world in worlds if world in found]
 
@@ -313,10 +319,13 @@ def _spread(compared: Sequence[Sequence[Comparison]]) -> float | None:
 
 
 def _sentences(rows: Sequence[Row], study: Study) -> list[str]:
-    """One of each comparison that is decided, one of how many are not, and one of how many are still to come."""
+    """One of each comparison that is decided, one of how many are not, and one of how many are still to come.
+
+    The file's own world speaks once.
+    """
     measure, units = (MEASURES[REWARD], "questions") if study.on_questions else (MEASURES[SUCCESS], "episodes")
     said, open_, to_come = [], [], 0
-    for row in rows:
+    for row in (row for row in rows if not row["repeats"]):
         where = "" if row["factor"] is None else f" at {row['factor']} {json.dumps(row['value'])}"
         for one in row["methods"]:
             if not one.seeds:
@@ -345,7 +354,7 @@ def _sentences(rows: Sequence[Row], study: Study) -> list[str]:
 def expected_power(config: Row) -> Row:
     """What difference the study can find, before its start; without a known spread by the episodes alone."""
     study = Study.model_validate_json(json.dumps(config["study"]))
-    comparisons = len(study.others) * max(1, sum(len(values) for values in study.factors.values()))
+    comparisons = len(study.others) * len({place.first for place in study.places(config)})
     known = study.spread
     if study.on_questions:
         n, units = config["questions"]["held_out"], "questions"

@@ -73,8 +73,9 @@ class DemosKind(StageKind):
     has_model = False
 
     def params(self, config: RunConfig) -> dict[str, Any]:
-        """With the content of the files, which later stages have by their input."""
+        """With the content of the files, which later stages have by their input; a mode without a share is none."""
         params = super().params(config)
+        params["demos"]["modes"] = {mode: share for mode, share in config.demos.modes.items() if share}
         if config.demos.files is not None:
             named = [*config.demos.files.paths, *filter(None, [config.demos.files.index])]
             params["demos"]["files"]["paths"] = [recording_digest(Path(path)) for path in named]

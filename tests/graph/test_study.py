@@ -257,6 +257,18 @@ def test_a_run_says_first_what_it_can_find(tmp_path, capsys):
     assert "study: 4 worlds, 4 comparisons, 2 training seeds: differences vary by 2.0 points" in capsys.readouterr().err
 
 
+def test_the_files_own_world_is_compared_once_however_many_factors_have_it(load):
+    config = load(factors={"collect.pairs": [10, 60], "env.success_tolerance": [1.0, 0.5]})
+    assert expected_power(config.model_dump(mode="json"))["comparisons"] == 3
+    combined = load(design="all", factors=config.study.factors)
+    assert expected_power(combined.model_dump(mode="json"))["comparisons"] == 4
+
+
+def test_a_mode_without_a_share_changes_nothing(load):
+    found = hashes(load(factors={"demos.modes.edge_grasp": [0, 0.4]}))
+    assert found["edge_grasp-0.1.demos"] == hashes(load())["pairs-10.1.demos"] != found["edge_grasp-0-4.1.demos"]
+
+
 def test_one_seed_finds_nothing_and_more_seeds_smaller_differences(answers):
     parts = {"items": 0.01, "seeds": 0.02, "rest": 0.02, "n": 300, "replicates": 3, "source": "an earlier run"}
     loaded = (answers(seeds=seeds, spread=parts).model_dump(mode="json") for seeds in (1, 3, 30))

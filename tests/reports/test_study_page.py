@@ -81,6 +81,27 @@ def test_seeds_that_agree_and_episodes_that_never_change_leave_no_point(study):
     assert few.p == 1 and few.detectable == pytest.approx((1.9842 + 0.8453) * 2**0.5 / 102, rel=1e-3)
 
 
+def test_a_world_that_two_factors_have_counts_and_speaks_once(study):
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    config |= {"collect": {"pairs": 60}, "sft": {"steps": 300}}
+    config["study"]["factors"] |= {"sft.steps": [300]}
+    (study / "config.yaml").write_text(yaml.safe_dump(config))
+    alone = measure(load_run(study))["study"]["rows"]
+    for node in list((study / "episodes").iterdir()):
+        if node.name.startswith("pairs-60."):
+            shutil.copytree(node, study / "episodes" / node.name.replace("pairs-60", "steps-300"))
+    stages = json.loads((study / "stages.json").read_text())
+    more = [node for node in stages["nodes"] if node["name"].startswith("pairs-60.")]
+    stages["nodes"] += [node | {"name": node["name"].replace("pairs-60", "steps-300")} for node in more]
+    (study / "stages.json").write_text(json.dumps(stages))
+    summary = measure(load_run(study))
+    rows = summary["study"]["rows"]
+    assert [row["methods"] for row in rows[:2]] == [row["methods"] for row in alone[:2]]
+    assert rows[2]["methods"] == rows[1]["methods"] and [row["repeats"] for row in rows] == [False, False, True]
+    assert len([line for line in summary["verdict"] if "60: +30 points" in line]) == 1
+    assert "1 of 2 comparisons" in summary["verdict"][-1]
+
+
 def test_the_spread_of_a_study_plans_the_next_one(study):
     write_report(study)
     known = read_spread(str(study))
