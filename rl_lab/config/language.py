@@ -192,6 +192,9 @@ class ExamineConfig(Section):
     """Answers to each question over a grey image."""
     temperature: PositiveFloat = 1.0
     """Of sampling."""
+    low_temperature: PositiveFloat | None = 0.3
+    """At which every question is answered once more: what a model gained at `temperature` alone may be that it has
+    grown sharper, which its base does at a lower temperature without training. None: not asked."""
     max_tokens: Tokens = 256
     """Of an answer at most."""
     pass_threshold: Fraction = 0.5

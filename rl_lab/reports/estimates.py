@@ -27,9 +27,10 @@ SUCCESS, STEPS, CAPPED_STEPS = "success", "steps", "capped steps"
 """What is measured on episodes. Steps are those of successes, of a difference those where both succeed (a faster
 policy, not an easier subset); capped ones count the limit for a failure."""
 EPISODES = (SUCCESS, STEPS, CAPPED_STEPS)
-REWARD, BLANK, CONSTANT = "reward", "blank", "constant"
-"""What is measured on questions, beside passes (`pass@1`): the reward of answers, of answers to grey pictures, and of
-the best fixed answer. The latter two are also what a model's own reward is held against."""
+REWARD, LOW, BLANK, CONSTANT = "reward", "low", "blank", "constant"
+"""What is measured on questions, beside passes (`pass@1`): the reward of answers, of answers at a low temperature, of
+answers to grey pictures, and of the best fixed answer. The latter two are also what a model's own reward is held
+against."""
 NAMES = {BASE: "the base", BLANK: "itself with grey pictures", CONSTANT: "the best constant answer"}
 """What a model is held against, in words; others are schemes."""
 THRESHOLD = 0.5
@@ -200,6 +201,11 @@ def pass_threshold(run: LoadedRun) -> float:
     return (run.config.get("examine") or {}).get("pass_threshold", THRESHOLD)
 
 
+def low_temperature(run: LoadedRun) -> float | None:
+    """At which every question was answered once more; None in runs that did not ask so."""
+    return (run.config.get("examine") or {}).get("low_temperature")
+
+
 def num_samples(run: LoadedRun) -> int:
     """Answers that were sampled for an item: the k of pass@k."""
     return max((len(item.rewards) for e in run.examinations for item in e.items), default=0)
@@ -240,6 +246,7 @@ def measures(run: LoadedRun) -> dict[str, Callable[[ItemResult], float]]:
         REWARD: lambda item: item.reward,
         "pass@1": lambda item: item.passed(1, threshold),
         f"pass@{k}": lambda item: item.passed(k, threshold),
+        LOW: lambda item: item.low_reward,
         BLANK: lambda item: item.blank_reward,
         CONSTANT: lambda item: item.constant,
     }
@@ -252,17 +259,19 @@ def shared_replicates(own: Examinations, theirs: Examinations) -> tuple[Examinat
     return [first[number] for number in shared], [second[number] for number in shared]
 
 
-def _over_others(run: LoadedRun, scheme: str, items: Sequence[str]) -> Iterator[tuple[str, Array]]:
-    """Reward minus that with grey pictures, of constant answers, of the base, and of the others' same replicates."""
-    own = of_scheme(run, scheme)
-    yield BLANK, reward_table(own, items, lambda item: item.reward - item.blank_reward)
-    yield CONSTANT, reward_table(own, items, lambda item: item.reward - item.constant)
+def _over_others(run: LoadedRun, scheme: str, items: Sequence[str]) -> Iterator[tuple[str, str, Array]]:
+    """Reward minus that with grey pictures, of constant answers, of the base, and of the others' same replicates; of
+    the latter two also at the low temperature."""
+    own, values = of_scheme(run, scheme), measures(run)
+    yield REWARD, BLANK, reward_table(own, items, lambda item: item.reward - item.blank_reward)
+    yield REWARD, CONSTANT, reward_table(own, items, lambda item: item.reward - item.constant)
     for other in examined(run):
         if scheme in (BASE, other):
             continue
         sides = shared_replicates(own, of_scheme(run, other))
-        first, second = (reward_table(side, items, lambda item: item.reward) for side in sides)
-        yield other, first - second
+        for how in (REWARD, LOW):
+            first, second = (reward_table(side, items, values[how]) for side in sides)
+            yield how, other, first - second
 
 
 def question_estimates(run: LoadedRun) -> Iterator[Estimate]:
@@ -271,7 +280,7 @@ def question_estimates(run: LoadedRun) -> Iterator[Estimate]:
         for scheme in examined(run):
             own = of_scheme(run, scheme)
             tables = [(how, None, reward_table(own, items, value)) for how, value in measures(run).items()]
-            for how, over, rewards in [*tables, *((REWARD, *pair) for pair in _over_others(run, scheme, items))]:
+            for how, over, rewards in [*tables, *_over_others(run, scheme, items)]:
                 found = mean_estimate(rewards, how, model=scheme, scope=scope, over=over)
                 if found is not None:
                     yield found

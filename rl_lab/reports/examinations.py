@@ -32,6 +32,8 @@ class ItemResult:
     """Of answers to the same question with a grey picture."""
     constant: float = math.nan
     """Of the best constant answer of its generator, chosen on training items."""
+    low: Scores = ()
+    """Of an answer at a low temperature; () where none was asked for."""
 
     @property
     def reward(self) -> float:
@@ -44,9 +46,14 @@ class ItemResult:
         return known_mean(self.blank)
 
     @property
+    def low_reward(self) -> float:
+        """That of the answer at a low temperature, NaN without one."""
+        return known_mean(self.low)
+
+    @property
     def failed(self) -> int:
         """Reward calls that failed."""
-        return sum(reward is None for reward in (*self.rewards, *self.blank))
+        return sum(reward is None for reward in (*self.rewards, *self.blank, *self.low))
 
     def passed(self, k: int, threshold: float) -> float:
         """pass@k, where an answer passes from `threshold` on; NaN with fewer than k known rewards."""

@@ -6,7 +6,7 @@ other seeds and of other episodes (`rl_lab.common.stats.success_difference`); p-
 of the study (Holm). Of a study of all combinations a factor's value stands for the worlds that have it: their
 differences are averaged, episode by episode and seed by seed. On questions the same is done with the reward of the
 answers to each held-out question, by what examinations score, whatever a method trained on; and again with the reward
-after equal tokens in place of equal steps.
+after equal tokens in place of equal steps, and with that at a low temperature.
 
 Where ways to execute chunks are compared, the same is done with the steps, the jerk and the stalls of the episodes,
 each corrected for its own comparisons.
@@ -95,18 +95,21 @@ class Measure:
     """Whether values lie between 0 and 1."""
 
 
-SUCCESS, REWARD, AT_EQUAL_TOKENS, SEEN = "success", "reward", "reward at equal tokens", "gain over grey pictures"
+SUCCESS, REWARD, AT_EQUAL_TOKENS = "success", "reward", "reward at equal tokens"
+AT_LOW_TEMPERATURE, SEEN = "reward at low temperature", "gain over grey pictures"
 MEASURES = {
     SUCCESS: Measure(lambda one: float(one.success), "percentage points", 100, percent, points, " points", True, True),
     REWARD: Measure(lambda one: one.reward, "reward", 1, reward, signed, "", True, True),
     AT_EQUAL_TOKENS: Measure(float, "reward", 1, reward, signed, "", True, True),
+    AT_LOW_TEMPERATURE: Measure(lambda one: one.low_reward, "reward", 1, reward, signed, "", True, True),
     SEEN: Measure(lambda one: one.reward - one.blank_reward, "reward", 1, signed, signed, "", True),
     "steps": Measure(lambda one: one.capped_steps, "control steps"),
     "jerk": Measure(lambda one: one.extra.get("jerk", math.nan), "m/s3"),
     "stalled steps": Measure(lambda one: one.extra.get("stalled_steps", 0), "control steps"),
 }
-"""By name: success and reward decide. Reward at equal tokens is that of one answer on the way. What pictures give is
-beside the reward of variants; what follows, of which less is better, beside ways to execute chunks."""
+"""By name: success and reward decide. Reward at equal tokens is that of one answer on the way, that at a low
+temperature tells better answers from sharper ones. What pictures give is beside the reward of variants; what follows,
+of which less is better, beside ways to execute chunks."""
 
 
 def is_study(run: LoadedRun) -> bool:
@@ -124,7 +127,7 @@ def results(run: LoadedRun, measured: str) -> Worlds:
     measure = MEASURES[measured]
     found: dict[str, dict[str, dict[int, dict[Unit, float]]]] = {}
     sides: list[tuple[str, str, dict[Unit, float]]]
-    if measured in (REWARD, SEEN):
+    if measured in (REWARD, AT_LOW_TEMPERATURE, SEEN):
         sides = [
             (one.node, one.scheme, {item.item: measure.of(item) for item in one.items}) for one in run.examinations
         ]
@@ -227,7 +230,7 @@ def study_summary(run: LoadedRun) -> Row:
     first = REWARD if study.on_questions else SUCCESS
     names = [first, *(name for name, one in MEASURES.items() if study.executes and not one.is_gain)]
     beside = SEEN if study.variants else AT_EQUAL_TOKENS
-    names += [REWARD] if study.on_arms else [beside] if study.on_questions else []
+    names += [REWARD] if study.on_arms else [beside, AT_LOW_TEMPERATURE] if study.on_questions else []
     found = {name: results(run, name) for name in names}
     rows = {name: _rows(one, study, run.config, bounded=MEASURES[name].is_share) for name, one in found.items()}
     means = {name: {world: _means(one) for world, one in worlds.items()} for name, worlds in found.items()}

@@ -12,6 +12,7 @@ from rl_lab.reports.estimates import (
     difference_rows,
     estimates,
     held_out_rows,
+    low_temperature,
     num_samples,
     pass_threshold,
     plain,
@@ -99,6 +100,7 @@ def language_summary(run: LoadedRun, table: Sequence[Estimate]) -> Row:
         "schemes": run.schemes,
         "samples": num_samples(run),
         "pass_threshold": pass_threshold(run),
+        "low_temperature": low_temperature(run),
         "held_out": held_out_rows(run, table),
         "held_out_differences": difference_rows(table),
         "held_out_intervals": {"rewards and differences": REWARD_METHOD},
@@ -107,7 +109,7 @@ def language_summary(run: LoadedRun, table: Sequence[Estimate]) -> Row:
         rows = pipeline_rows(run, table)
         summary |= {"pipeline": rows, "verdict": pipeline_verdict(rows, stopped_by(run))}
     else:
-        summary |= {"verdict": held_out_verdict(table)}
+        summary |= {"verdict": held_out_verdict(table, low_temperature(run))}
     imitated, models = imitations(run), outcome_models(run)
     if (imitated or models) and not summary["held_out"]:
         summary["verdict"] = []  # without a model of the chain there is nothing but these to say

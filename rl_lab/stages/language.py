@@ -189,7 +189,8 @@ class ExamineKind(StageKind):
         """Answers, also to grey pictures, and to the questions of gates."""
         questions, exam = config.questions, config.examine
         development = questions.development * exam.samples * ("development" in node.inputs)
-        return questions.held_out * (exam.samples + exam.blank_samples) + development, "answers"
+        low = exam.low_temperature is not None
+        return questions.held_out * (exam.samples + exam.blank_samples + low) + development, "answers"
 
     def finding(self, out: Path) -> str:
         """The mean reward on the held-out questions with its interval."""
@@ -210,7 +211,8 @@ class ExamineKind(StageKind):
         return {"held_out_reward": mean.value, **ends, "questions": len(means)}
 
     def run(self, cluster: Cluster, context: StageContext) -> None:
-        """Answers to all held-out questions, to the same over grey pictures, and the best constant answers."""
+        """Answers to all held-out questions, at a low temperature as well, to the same over grey pictures, and the best
+        constant answers."""
         config = context.config
         exam, rewards = config.examine, make_rewards(config.truth or config.rewards)
         try:
@@ -220,6 +222,7 @@ class ExamineKind(StageKind):
                 seen = examiner.answers(items, exam.samples, "seen")
                 context.log(0, **judge_agreement(examiner.groups))
                 unseen = examiner.answers([blank(item) for item in items], exam.blank_samples, "blank")
+                low = exam.low_temperature and examiner.answers(items, 1, "low temperature", exam.low_temperature)
                 if "development" in context.inputs:
                     _answer_development(cluster, context, examiner)
             constants = _constant_scores(items, _items(context, "train", CONSTANTS_FROM), rewards)
@@ -231,6 +234,7 @@ class ExamineKind(StageKind):
             | {"blank": other["rewards"], "constant": constant}
             for item, row, other, constant in zip(items, seen, unseen, constants, strict=True)
         ]
+        rows = [row | {"low": one["rewards"]} for row, one in zip(rows, low, strict=True)] if low else rows
         write_json_lines(context.out / "results.jsonl", rows)
 
 
@@ -254,7 +258,9 @@ class Examiner:
         self.groups: list[RolloutGroup] = []
         """All that was scored so far."""
 
-    def answers(self, items: Sequence[Item], samples: int, name: str) -> list[dict[str, Any]]:
+    def answers(
+        self, items: Sequence[Item], samples: int, name: str, temperature: float | None = None
+    ) -> list[dict[str, Any]]:
         """For every item the rewards of its answers, their lengths, whether they ended, and their texts.
 
         UserError where no answer has a reward.
@@ -264,7 +270,7 @@ class Examiner:
         rows: list[dict[str, Any]] = []
         first, first_failures = len(self.groups), dict[str, str]()
         names = ("development",) if name == "development" else ()
-        exams = list(self._exams(items, samples, *names))
+        exams = list(self._exams(items, samples, temperature, *names))
         asked = [exam.ask(self.weights) for exam in exams]
         for exam, batch in zip(exams, asked, strict=True):
             groups, newer = exam.scored(batch, judge_all=judged)
@@ -283,7 +289,9 @@ class Examiner:
         self.failures.check_all(name, self.groups[first:], first_failures)
         return rows
 
-    def _exams(self, items: Sequence[Item], samples: int, *names: str) -> Iterator[QuestionExam]:
+    def _exams(
+        self, items: Sequence[Item], samples: int, temperature: float | None, *names: str
+    ) -> Iterator[QuestionExam]:
         """As many items as are asked at once; samples depend on the run's seed, the names and the item's place."""
         size = questions_at_once(self.context.config)
         for start in range(0, len(items), size):
@@ -292,7 +300,8 @@ class Examiner:
                 return integer(self.context.seed, "examine", *names, start + place)
 
             some = items[start : start + size]
-            yield QuestionExam(self.context, some, seed, self.engines, self.processor, self.rewards, samples)
+            how = (self.engines, self.processor, self.rewards, samples, temperature)
+            yield QuestionExam(self.context, some, seed, *how)
 
 
 def _items(context: StageContext, name: str, most: int | None = None, role: str = "questions") -> list[Item]:

@@ -47,10 +47,14 @@ class QuestionExam:
         processor: HunYuanVLMoTProcessor,
         rewards: Rewards,
         samples: int = 1,
+        temperature: float | None = None,
     ) -> None:
-        """`samples` answers to each item, that follow from the seed of its place."""
+        """`samples` answers to each item, that follow from the seed of its place, at the section's temperature or
+        another."""
         self.items, settings = [items[row] for row in range(len(items))], context.config.examine
-        sampling = Sampling(settings.max_tokens, temperature=settings.temperature, num_generations=samples)
+        sampling = Sampling(
+            settings.max_tokens, temperature=temperature or settings.temperature, num_generations=samples
+        )
         at_once, clock, check_stop = questions_at_once(context.config), Clock(), context.check_stop
         self._questioner = Questioner(self.items, engines, processor, rewards, sampling, at_once, clock, check_stop)
         self._numbers = np.arange(len(self.items))

@@ -179,7 +179,7 @@ def test_the_plan_lists_every_stage_with_its_work_and_what_is_reused(config, tmp
     assert list(rows) == [node.name for node in nodes]
     assert "5200 questions" in rows["questions"] and rows["questions"].endswith("reused")
     assert "20 steps" in rows["cold_start"] and "10 steps" in rows["frontier.1.grpo"]
-    assert "1000 answers" in rows["base.examine"] and "1 page" in rows["report"]
+    assert "1200 answers" in rows["base.examine"] and "1 page" in rows["report"]
     assert found["frontier.1.grpo"][:12] in rows["frontier.1.grpo"]
     assert "min on two CPU cores" in lines[-1]
 

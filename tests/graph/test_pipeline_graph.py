@@ -201,7 +201,7 @@ def test_the_plan_shows_gates_and_branches(tmp_path):
     assert rows["grpo.else.rft"].endswith("if grpo.gate does not pass")
     assert "20 steps" in rows["cold_start"] and "600 steps" in rows["teacher"]
     assert "24000 answers" in rows["grpo.else.rft.traces"]
-    assert "1080 answers" in rows["grpo.examine"] and "min on two CPU cores" in lines[-1]
+    assert "1280 answers" in rows["grpo.examine"] and "min on two CPU cores" in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,38 @@ def test_scores_and_differences_by_hand(tmp_path):
     assert find(summary["held_out_differences"], scheme="frontier", over="constant")["value"] == pytest.approx(0.6875)
 
 
+@pytest.mark.parametrize(
+    ("low", "said"),
+    [
+        (
+            0.5,
+            "At temperature 0.3 0 over the base (0 to 0): its gain is not told apart from sharper answers",
+        ),
+        (0.7, "At temperature 0.3 +0.200 over the base (+0.200 to +0.200): it answers better, not only sharper."),
+    ],
+)
+def test_a_gain_at_one_temperature_is_held_against_that_at_a_low_one(tmp_path, low, said):
+    before = [result(item, [0.3]) | {"low": [0.5]} for item in "abc"]
+    after = [result(item, [0.5]) | {"low": [low]} for item in "abc"]
+    nodes = {"base.examine": before, "frontier.1.examine": after}
+    run = run_of(tmp_path, nodes, "name: x\nexamine: {low_temperature: 0.3}\n")
+    assert find(summarise(run)["held_out"], scope="overall", scheme="frontier")["low"]["value"] == pytest.approx(low)
+    assert said in measure(run)["verdict"][1] and "over base at temperature 0.3" in summary_lines(measure(run))
+    assert "Over base at temperature 0.3" in write_report(tmp_path)[1].read_text()
+
+
+def test_a_study_compares_at_the_low_temperature_too(tmp_path):
+    rows = {"uniform": [0.4, 0.6], "frontier": [0.6, 0.7]}
+    nodes = {
+        f"given.{seed}.{way}.1.examine": [result(n, [0.5]) | {"low": [one]} for n, one in zip("ab", low, strict=True)]
+        for seed in (1, 2)
+        for way, low in rows.items()
+    }
+    found = measure(run_of(tmp_path, nodes, STUDY))["study"]["measures"]["reward at low temperature"]["rows"][0]
+    assert found["levels"]["control"] == pytest.approx(0.5)
+    assert found["methods"][0].difference.value == pytest.approx(0.15)
+
+
 def test_the_threshold_of_a_pass_comes_from_the_config(tmp_path):
     run = run_of(tmp_path, {"base.examine": [result("a", [0.6, 0.6])]}, "name: x\nexamine: {pass_threshold: 0.7}\n")
     assert find(summarise(run)["held_out"], scheme="base")["pass@1"]["value"] == 0.0

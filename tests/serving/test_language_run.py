@@ -122,8 +122,16 @@ def test_examinations_have_every_question_with_its_controls(done):
         rows = read_json_lines(done.path / "examinations" / node / "results.jsonl")
         assert len(rows) == HELD_OUT and {row["category"] for row in rows} <= set(CATEGORIES)
         for row in rows:
-            assert [len(row[name]) for name in ("rewards", "tokens", "finished", "answers", "blank")] == [2, 2, 2, 2, 1]
-            assert 0 <= row["constant"] <= 1 and all(0 <= reward <= 1 for reward in row["rewards"] + row["blank"])
+            assert [len(row[name]) for name in ("rewards", "tokens", "finished", "answers", "blank", "low")] == [
+                2,
+                2,
+                2,
+                2,
+                1,
+                1,
+            ]
+            rewards = [*row["rewards"], *row["blank"], *row["low"], row["constant"]]
+            assert all(0 <= reward <= 1 for reward in rewards)
     rows = read_json_lines(done.node / "held_out.jsonl")
     assert [row["step"] for row in rows] == [0, 3] and rows[0]["tokens"] == 0
     assert all(len(row["rewards"]) == HELD_OUT for row in rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rl_lab.reports.budgets import curves
-from rl_lab.reports.estimates import BLANK, CONSTANT, NAMES, REWARD, Estimate, cell, text_table
+from rl_lab.reports.estimates import BLANK, CONSTANT, LOW, NAMES, REWARD, Estimate, cell, text_table
 from rl_lab.reports.numbers import OVERALL, Row, find, find_all, reward, signed
 from rl_lab.reports.pages.charts import Axis, Series, bounds_of, chart, colours, interval_bar
 from rl_lab.reports.pages.markup import Markup, Tile, macros, parts, tile
@@ -19,13 +19,16 @@ OPENINGS = {
 }
 
 
-def held_out_verdict(table: Sequence[Estimate]) -> list[str]:
-    """A paragraph for the base, then for each scheme: what it is better than, paired."""
+def held_out_verdict(table: Sequence[Estimate], low_temperature: float | None) -> list[str]:
+    """A paragraph for the base, then for each scheme: what it is better than, paired, and whether it has grown better
+    or only sharper."""
     rewards = find_all(table, how=REWARD, scope=OVERALL)
     paragraphs = []
     for mean in find_all(rewards, over=None):
         gains = [one for one in rewards if one.model == mean.model and one.over is not None]
-        paragraphs.append(" ".join([_reward_sentence(mean), *_comparisons(gains)]))
+        low = find(table, how=LOW, scope=OVERALL, model=mean.model, over=BASE)
+        sharper = [] if low is None else [_sharpness(find(gains, over=BASE), low, low_temperature)]
+        paragraphs.append(" ".join([_reward_sentence(mean), *_comparisons(gains), *sharper]))
     return paragraphs or ["No model was examined."]
 
 
@@ -45,8 +48,19 @@ def _comparisons(gains: Sequence[Estimate]) -> Iterator[str]:
             yield f"{opening}: {', '.join(texts)}."
 
 
+def _sharpness(gain: Estimate | None, low: Estimate, temperature: float | None) -> str:
+    """What a model gains over the base at a low temperature, and what that says of its gain."""
+    said = f"At temperature {temperature:g} {signed(low.value)} over the base ({low.ends()})"
+    if gain is None or gain.standing != "above":
+        return f"{said}."
+    if low.standing == "above":
+        return f"{said}: it answers better, not only sharper."
+    return f"{said}: its gain is not told apart from sharper answers, for which a base needs no training."
+
+
 def held_out_lines(summary: Row) -> list[str]:
     """The table of a run on language: rewards, passes, and what the models are held against."""
+    over = {REWARD: "over base"} | ({LOW: f"over base {_at(summary)}"} if summary["low_temperature"] else {})
     names = list(dict.fromkeys((REWARD, "pass@1", f"pass@{summary['samples']}", BLANK, CONSTANT)))
     table = find_all(summary["estimates"], scope=OVERALL)
     rows = []
@@ -54,9 +68,9 @@ def held_out_lines(summary: Row) -> list[str]:
         own = find_all(table, model=mean.model)
         means = [find(own, how=name, over=None) for name in names[1:]]
         rest = ["" if one is None else reward(one.value) for one in means]
-        over = find(own, how=REWARD, over=BASE)
-        rows.append([label(mean.model), mean.replicates, mean.n, mean, *rest, cell(over, reward)])
-    head = ["model", "replicates", "items", *names, "over base"]
+        overs = [cell(find(own, how=how, over=BASE), reward) for how in over]
+        rows.append([label(mean.model), mean.replicates, mean.n, mean, *rest, *overs])
+    head = ["model", "replicates", "items", *names, *over.values()]
     return [text_table(head, rows)] if rows else []
 
 
@@ -77,7 +91,9 @@ def held_out_tiles(summary: Row) -> list[Tile]:
 def score_table(summary: Row) -> Markup:
     """One row a model: rewards, passes, and how well one does without looking."""
     k = summary["samples"]
-    passes = list(dict.fromkeys(("pass@1", f"pass@{k}")))
+    passes = {name: name for name in ("pass@1", f"pass@{k}")}
+    low = {LOW: _at(summary).capitalize()} if summary["low_temperature"] else {}
+    columns = passes | low | {BLANK: "Grey pictures", CONSTANT: "Constant answer"}
     table = find_all(summary["estimates"], scope=OVERALL, over=None)
     means = find_all(table, how=REWARD)
     if not means:
@@ -86,25 +102,32 @@ def score_table(summary: Row) -> Markup:
     for mean in means:
         own = find_all(table, model=mean.model)
         cells = [mean.replicates, mean.n, mean, interval_bar(mean, bounds_of(means))]
-        cells += [find(own, how=how) for how in (*passes, BLANK, CONSTANT)]
+        cells += [find(own, how=how) for how in columns]
         rows.append([label(mean.model), *cells])
-    head = ["Model", "Replicates", "Items", "Reward", "", *passes, "Grey pictures", "Constant answer"]
+    head = ["Model", "Replicates", "Items", "Reward", "", *columns.values()]
     return parts.table(head, rows, css="numbers stacked")
+
+
+def _at(summary: Row) -> str:
+    """The low temperature in words; empty where there was none."""
+    return f"at temperature {summary['low_temperature']:g}" if summary["low_temperature"] else ""
 
 
 def difference_table(summary: Row) -> Markup:
     """One row a model, one column for everything that it is held against."""
-    gains = [one for one in find_all(summary["estimates"], how=REWARD, scope=OVERALL) if one.over is not None]
+    found = [one for one in find_all(summary["estimates"], scope=OVERALL) if one.over is not None]
+    gains, low = find_all(found, how=REWARD), find_all(found, how=LOW, over=BASE)
     if not gains:
         return Markup("")
     others = [] if "pipeline" in summary else summary["schemes"]  # a chain is compared in its own section
     overs = [over for over in (BASE, BLANK, CONSTANT, *others) if find(gains, over=over)]
-    body = [
-        [label(model), *(find(gains, model=model, over=over) for over in overs)]
-        for model in dict.fromkeys(one.model for one in gains)
-    ]
+    body = []
+    for model in dict.fromkeys(one.model for one in gains):
+        own = [find(gains, model=model, over=over) for over in overs]
+        body.append([label(model), *own, *([find(low, model=model)] if low else [])])
     names = {BASE: "base", BLANK: "grey pictures", CONSTANT: "constant answer"}
     head = ["Model", *(f"Over {names.get(over, label(over))}" for over in overs)]
+    head += [f"Over base {_at(summary)}"] if low else []
     return parts.table(head, body, "Paired differences of reward", "numbers stacked")
 
 
