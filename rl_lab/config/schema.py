@@ -353,6 +353,8 @@ class RunConfig(Section):
                 "study: methods are compared by evaluated rounds; let stages end with "
                 "{repeat: 1, of: [collect, optimise, evaluate]}"
             )
+        if self.study.control == "base" and "evaluate" not in self.stages:
+            raise ValueError("study: control is base, which nobody evaluates; add evaluate before the rounds")
         return self
 
     @model_validator(mode="after")

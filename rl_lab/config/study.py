@@ -21,6 +21,8 @@ FIXED = (
     *("workers", "placement", "wandb"),
 )
 """What no factor can be: of the whole run, or said by the study itself."""
+BASED = ("method", "joint.arms")
+"""What is compared where all begin with one evaluated model."""
 AS_GIVEN = "given"
 """Name of the world of a study without factors."""
 STUDY_FILE = "study.json"
@@ -118,7 +120,8 @@ class Study(Section):
     measure: Literal["success", "reward"] = "success"
     """What variants are judged by: success in episodes, or the reward of answers to held-out questions."""
     control: str
-    """The method that the others are held against; of arms also base, what they all start from."""
+    """The method that the others are held against; of methods and of arms also base, the policy or model that they all
+    start from."""
     seeds: Rounds = 5
     """Training seeds: the file's and those that follow it. All of a run depends on one but scenes of evaluation and
     questions. One alone makes no interval."""
@@ -134,7 +137,7 @@ class Study(Section):
             raise ValueError(f"methods: {list(self.methods)} repeat one; name each once")
         if self.measure == "reward" and not self.variants:
             raise ValueError("measure is for variants; what else is compared says by itself what it is judged by")
-        if self.control not in self.names and not (self.on_arms and self.control == "base"):
+        if self.control not in self.names and not (self.compared in BASED and self.control == "base"):
             hint = nearest(self.control, self.names)
             raise ValueError(f"control is {self.control!r}, which is not one of {', '.join(self.names)}{hint}")
         if not self.others:

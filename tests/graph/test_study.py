@@ -264,6 +264,16 @@ def test_the_files_own_world_is_compared_once_however_many_factors_have_it(load)
     assert expected_power(combined.model_dump(mode="json"))["comparisons"] == 4
 
 
+def test_base_is_a_control_of_methods_and_not_of_variants(load, tmp_path):
+    found = nodes(load(methods=["rpro"], control="base", factors={}))
+    assert {node.method for node in found.values() if node.kind == "optimise"} == {"rpro"}
+    unseen = ["stages=[demos, sft, {repeat: 1, of: [collect, optimise, evaluate]}]"]
+    said = refusal(load_config, write(tmp_path, control="base"), unseen)
+    assert "control is base, which nobody evaluates; add evaluate" in said
+    variants = {"methods": [], "variants": {"a": {}, "b": {"sft.steps": 5}}, "control": "base"}
+    assert "control is 'base', which is not one of a, b" in refusal(load, **variants)
+
+
 def test_a_mode_without_a_share_changes_nothing(load):
     found = hashes(load(factors={"demos.modes.edge_grasp": [0, 0.4]}))
     assert found["edge_grasp-0.1.demos"] == hashes(load())["pairs-10.1.demos"] != found["edge_grasp-0-4.1.demos"]

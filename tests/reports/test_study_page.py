@@ -81,6 +81,18 @@ def test_seeds_that_agree_and_episodes_that_never_change_leave_no_point(study):
     assert few.p == 1 and few.detectable == pytest.approx((1.9842 + 0.8453) * 2**0.5 / 102, rel=1e-3)
 
 
+def test_methods_are_held_against_the_base_they_start_from(study):
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    config["study"] |= {"control": "base"}
+    (study / "config.yaml").write_text(yaml.safe_dump(config))
+    row = measure(load_run(study))["study"]["rows"][1]
+    assert [one.method for one in row["methods"]] == ["dagger_buffered", "rpro"]
+    assert list(row["methods"][0].differences.values()) == pytest.approx([0.3] * 4)
+    assert row["levels"]["control"] == pytest.approx(0.2)
+    write_report(study)
+    assert "DAgger-Buffered over base" in (study / "study.html").read_text()
+
+
 def test_a_world_that_two_factors_have_counts_and_speaks_once(study):
     config = yaml.safe_load((study / "config.yaml").read_text())
     config |= {"collect": {"pairs": 60}, "sft": {"steps": 300}}
