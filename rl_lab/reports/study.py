@@ -25,6 +25,7 @@ import numpy as np
 from rl_lab.common.stats import Array, Interval, SuccessSpread, crossed_difference, holm, spread, success_difference
 from rl_lab.config.study import SpreadConfig, Study
 from rl_lab.reports.budgets import at_equal_tokens
+from rl_lab.reports.estimates import low_temperature
 from rl_lab.reports.numbers import Row, p_text, percent, points, reward, signed
 from rl_lab.reports.run import BASE, LoadedRun, in_world, label, study_place
 
@@ -230,7 +231,8 @@ def study_summary(run: LoadedRun) -> Row:
     first = REWARD if study.on_questions else SUCCESS
     names = [first, *(name for name, one in MEASURES.items() if study.executes and not one.is_gain)]
     beside = SEEN if study.variants else AT_EQUAL_TOKENS
-    names += [REWARD] if study.on_arms else [beside, AT_LOW_TEMPERATURE] if study.on_questions else []
+    names += [REWARD] if study.on_arms else [beside] if study.on_questions else []
+    names += [AT_LOW_TEMPERATURE] if study.on_questions and low_temperature(run) else []
     found = {name: results(run, name) for name in names}
     rows = {name: _rows(one, study, run.config, bounded=MEASURES[name].is_share) for name, one in found.items()}
     means = {name: {world: _means(one) for world, one in worlds.items()} for name, worlds in found.items()}

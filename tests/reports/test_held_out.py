@@ -100,7 +100,9 @@ def test_a_study_compares_at_the_low_temperature_too(tmp_path):
         for seed in (1, 2)
         for way, low in rows.items()
     }
-    found = measure(run_of(tmp_path, nodes, STUDY))["study"]["measures"]["reward at low temperature"]["rows"][0]
+    found = measure(run_of(tmp_path, nodes, STUDY + "examine: {low_temperature: 0.3}\n"))["study"]["measures"][
+        "reward at low temperature"
+    ]["rows"][0]
     assert found["levels"]["control"] == pytest.approx(0.5)
     assert found["methods"][0].difference.value == pytest.approx(0.15)
 
