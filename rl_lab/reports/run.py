@@ -410,7 +410,7 @@ def _seed(run: LoadedRun, node: str) -> int:
 
 def in_world(run: LoadedRun, world: str) -> LoadedRun:
     """What a study measured in one of its worlds."""
-    names = ("evaluations", "pairs", "examinations", "trainings")
+    names = ("evaluations", "pairs", "explorations", "examinations", "trainings")
     parts: dict[str, Any] = {
         name: [one for one in getattr(run, name) if study_place(one.node)[0] == world] for name in names
     }

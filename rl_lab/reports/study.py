@@ -26,6 +26,7 @@ from rl_lab.common.stats import Array, Interval, SuccessSpread, crossed_differen
 from rl_lab.config.study import SpreadConfig, Study
 from rl_lab.reports.budgets import at_equal_tokens
 from rl_lab.reports.estimates import low_temperature
+from rl_lab.reports.experience import study_experience
 from rl_lab.reports.numbers import Row, p_text, percent, points, reward, signed
 from rl_lab.reports.run import BASE, LoadedRun, in_world, label, study_place
 
@@ -250,6 +251,7 @@ def study_summary(run: LoadedRun) -> Row:
         "rows": rows[first],
         "means": means[first],
         "settings": study.rewards | study.rankings,
+        "experience": study_experience(run, [world.name for world in study.worlds()]),
         "training_cpu_s": training_cpu_s(run) if study.variants else {},
         "measures": {name: {"rows": rows[name], "means": means[name]} for name in names if name != first},
         "verdict": _sentences(rows[first], study),
@@ -346,7 +348,7 @@ def _sentences(rows: Sequence[Row], study: Study) -> list[str]:
             )
     total = len(said) + len(open_) + to_come
     if open_:
-        known = [one.detectable for one in open_ if one.detectable is not None]
+        known = [one.detectable for one in open_ if one.detectable is not None and one.detectable <= 1]
         ends = dict.fromkeys(measure.difference(end)[1:] for end in (min(known), max(known))) if any(known) else {}
         found = f"; such a comparison finds {' to '.join(ends)}{measure.unit} or more" if ends else ""
         count = f"{len(open_)} of {total} comparisons"

@@ -81,6 +81,29 @@ def test_seeds_that_agree_and_episodes_that_never_change_leave_no_point(study):
     assert few.p == 1 and few.detectable == pytest.approx((1.9842 + 0.8453) * 2**0.5 / 102, rel=1e-3)
 
 
+def test_success_over_environment_steps_where_methods_explore(study):
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    config["study"]["factors"] = {"collect.pairs": [60]}
+    (study / "config.yaml").write_text(yaml.safe_dump(config))
+    assert measure(load_run(study))["study"]["experience"] == []
+    stages = json.loads((study / "stages.json").read_text())
+    for seed in (1, 2, 3, 4):
+        node = f"pairs-60.{seed}.rpro.1.explore"
+        row = {"name": node, "kind": "explore", "method": "rpro", "round": 1, "status": "done", "seconds": 10.0 * seed}
+        stages["nodes"].append(row | {"hash": node, "reused": False})
+        (study / "explorations" / node).mkdir(parents=True)
+        (study / "explorations" / node / "collection.json").write_text(json.dumps({"policy_steps": 1000 * seed}))
+    (study / "stages.json").write_text(json.dumps(stages))
+    rows = {row["method"]: row for row in measure(load_run(study))["study"]["experience"]}
+    assert (rows["base"]["environment_steps"], rows["base"]["success"]["value"]) == (0, pytest.approx(0.2))
+    assert (rows["rpro"]["environment_steps"], rows["rpro"]["seconds"], rows["rpro"]["seeds"]) == (2500, 25, 4)
+    known = student_interval([0.8, 0.82, 0.78, 0.8])
+    assert (rows["rpro"]["success"]["low"], rows["rpro"]["success"]["high"]) == pytest.approx((known.low, known.high))
+    write_report(study)
+    assert "Success over environment steps" in (study / "study.html").read_text()
+    assert "more than 100" not in (study / "study.html").read_text()
+
+
 def test_methods_are_held_against_the_base_they_start_from(study):
     config = yaml.safe_load((study / "config.yaml").read_text())
     config["study"] |= {"control": "base"}

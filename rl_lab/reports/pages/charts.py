@@ -64,10 +64,10 @@ class Series:
     def through(
         cls, name: str, points: Points, css: str = "c0", scale: float = 1, area: bool = False, **rest: Any
     ) -> Series:
-        """A line through estimates times `scale`; their intervals, where they have one, as error bars or as an area."""
+        """A line through estimates times `scale`; their intervals, where all have one, as error bars or as an area."""
         x, value = [x for x, _ in points], [scale * one.value for _, one in points]
-        low = [scale * one.low for _, one in points if not math.isnan(one.low)]
-        high = [scale * one.high for _, one in points if not math.isnan(one.high)]
+        known = [] if any(math.isnan(one.low) for _, one in points) else points
+        low, high = [scale * one.low for _, one in known], [scale * one.high for _, one in known]
         drawn: dict[str, Any] = {"band": (low, high)} if area else {"low": low, "high": high}
         return cls(name, x, value, css, **drawn, **rest)
 

@@ -14,8 +14,10 @@ from statistics import fmean
 from typing import Any
 
 from rl_lab.common.files import write_whole
+from rl_lab.common.stats import Interval
 from rl_lab.config.study import STUDY_FILE
 from rl_lab.reports.estimates import text_table
+from rl_lab.reports.experience import TAKEN
 from rl_lab.reports.numbers import Row, percent
 from rl_lab.reports.pages.charts import Axis, Series, chart, colours
 from rl_lab.reports.pages.markup import Markup, document, macros, typeset
@@ -58,6 +60,7 @@ def build_study(run: LoadedRun, summary: Row) -> str:
             (one["world"], world_sections(in_world(run, one["world"]), summary, one)) for one in summary["details"]
         ],
         costs=_costs(summary),
+        experience=_experience(summary),
         settings=[[name, json.dumps(one)] for name, one in summary["settings"].items()],
     )
 
@@ -138,6 +141,38 @@ def _costs(summary: Row) -> list[list[str]]:
             for name, own in means.items()
         ]
     return rows
+
+
+TOOK = ("Environment steps", "Corrections", "Seconds of collecting and learning")
+
+
+def _experience(summary: Row) -> list[tuple[str, Markup, list[str], list[list[Any]]]]:
+    """Of each world in which methods explore: its name, success over environment steps, and head and rows of the table
+    of what learning took."""
+    css, shown = colours(summary["methods"]), []
+    x, y = Axis("environment steps (thousands)"), Axis("success (%)", (0, 100))
+    for world, found in groupby(summary["experience"], itemgetter("world")):
+        rows = list(found)
+        means = [(row["environment_steps"] / 1000, Interval(**row["success"])) for row in rows]
+        lines = []
+        for name in summary["methods"]:
+            own = [
+                [mean for row, mean in zip(rows, means, strict=True) if row["method"] == one] for one in (BASE, name)
+            ]
+            lines.append(Series.through(label(name), own[0] + own[1], css[name], 100, bare=len(own[0])))
+        table = [
+            [
+                label(row["method"], row["round"]),
+                row["seeds"],
+                *(f"{row[key]:,.0f}" for key in TAKEN),
+                percent(row["success"]["value"]),
+            ]
+            for row in rows
+        ]
+        shown.append(
+            (world, chart("Success over environment steps", lines, x, y), ["After", "Seeds", *TOOK, "Success"], table)
+        )
+    return shown
 
 
 def study_lines(summary: Row) -> list[str]:
