@@ -60,7 +60,7 @@ def study_experience(run: LoadedRun, worlds: Sequence[str]) -> list[Row]:
 
 def _of_world(here: LoadedRun, world: str) -> Iterator[Row]:
     rates: dict[tuple[str, int], dict[int, float]] = {}
-    for one in here.evaluations:
+    for one in (one for one in here.evaluations if one.episodes):
         rate = float(np.mean([episode.success for episode in one.episodes]))
         rates.setdefault((one.method, one.round), {})[study_place(one.node)[1]] = rate
     seeds = sorted({seed for by_seed in rates.values() for seed in by_seed})

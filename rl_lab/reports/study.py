@@ -424,6 +424,8 @@ def written(summary: Row) -> Row:
             return asdict(value) | {"seeds": value.seeds}
         if isinstance(value, dict):
             return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
         return [plain(one) for one in value] if isinstance(value, list) else value
 
     return plain(summary)
