@@ -204,16 +204,15 @@ class Study(Section):
 
     def places(self, config: Mapping[str, Any]) -> list[Place]:
         """Where methods are compared in the order in which it is reported, by what the file holds."""
+        every = self.worlds()
         if not self.factors:
-            alone = tuple(world.name for world in self.worlds())
+            alone = tuple(world.name for world in every)
             return [Place(None, None, alone, alone)]
         found: list[Place] = []
         own: tuple[str, ...] | None = None
         for key, values in self.factors.items():
             for value in values:
-                worlds = first = tuple(
-                    world.name for world in self.worlds() if key in world.levels and world.levels[key] == value
-                )
+                worlds = first = tuple(one.name for one in every if key in one.levels and one.levels[key] == value)
                 if self.design == "each" and _setting(config, key) == value:
                     first = own = own or worlds
                 found.append(Place(key, value, worlds, first))

@@ -394,7 +394,8 @@ def expected_power(config: Row) -> Row:
 def power_text(expected: Row) -> str:
     """The same in words."""
     worlds, seeds = expected["worlds"], expected["seeds"]
-    size = f"{worlds} world{'s' * (worlds != 1)}, {expected['comparisons']} comparisons, {seeds} training seeds"
+    count = expected["comparisons"]
+    size = f"{worlds} world{'s' * (worlds != 1)}, {count} comparison{'s' * (count != 1)}, {seeds} training seeds"
     if seeds == 1:
         return f"{size}: one training seed makes no interval; give at least 2 in study.seeds"
     needed, spread = expected["seeds_needed"], f"{_points(expected['spread'])} between training seeds"

@@ -55,7 +55,9 @@ def setup(run: LoadedRun) -> dict[str, str]:
 def world(run: LoadedRun) -> list[str]:
     """What makes the run's world other than the plain one: failing demonstrations, label noise, a hand that shakes."""
     demos, collect, env = (run.config.get(name) or {} for name in ("demos", "collect", "env"))
-    modes = [f"{percent(share)} {mode.replace('_', ' ')}" for mode, share in (demos.get("modes") or {}).items()]
+    modes = [
+        f"{percent(share)} {mode.replace('_', ' ')}" for mode, share in (demos.get("modes") or {}).items() if share
+    ]
     swapped, tolerance = collect.get("swapped_share") or 0, env.get("success_tolerance", 1)
     noise_m = (collect.get("corrector") or {}).get("noise_m") or 0
     said = {
