@@ -40,7 +40,7 @@ from rl_lab.graph.store import Store, code_versions
 from rl_lab.graph.trackers import Trackers
 from rl_lab.reports.hub import push
 from rl_lab.reports.pages.run import REPORT_FILE
-from rl_lab.reports.study import expected_power, power_text
+from rl_lab.reports.study_power import expected_power, power_text
 from rl_lab.stages.kinds import expand, load_config, stage_functions
 from rl_lab.stages.needs import lacking_room, needs
 from rl_lab.stages.preflight import check_machine, check_settings, lacking_here, lacking_machines, warnings

@@ -4,7 +4,8 @@ A method's success after its last round minus the control's, of the same world, 
 base policy, first pairs and scenes), is one difference, [n episodes, R training seeds]. Its interval and p speak of
 other seeds and of other episodes (`rl_lab.common.stats.success_difference`); p-values are corrected for all comparisons
 of the study (Holm). Of a study of all combinations a factor's value stands for the worlds that have it: their
-differences are averaged, episode by episode and seed by seed. On questions the same is done with the reward of the
+differences are averaged, episode by episode and seed by seed. So are those of all worlds, whose comparisons are
+corrected among themselves. On questions the same is done with the reward of the
 answers to each held-out question, by what examinations score, whatever a method trained on; and again with the reward
 after equal tokens in place of equal steps, and with that at a low temperature.
 
@@ -23,17 +24,16 @@ from typing import Any
 import numpy as np
 
 from rl_lab.common.stats import Array, Interval, SuccessSpread, crossed_difference, holm, spread, success_difference
-from rl_lab.config.study import SpreadConfig, Study
+from rl_lab.config.study import Study
 from rl_lab.reports.budgets import at_equal_tokens
 from rl_lab.reports.estimates import low_temperature
 from rl_lab.reports.experience import study_experience
 from rl_lab.reports.numbers import Row, p_text, percent, points, reward, signed
 from rl_lab.reports.run import BASE, LoadedRun, in_world, label, study_place
+from rl_lab.reports.study_power import ERROR, expected_power
 
-ERROR = 0.05
-"""Chance that any comparison of a study between equals is called decided."""
-EFFECT = 0.05
-"""A difference that is worth finding: 5 points."""
+ALL_WORLDS = "all worlds"
+"""In place of a factor where the mean over them is compared."""
 Unit = Any
 """What one row of a table is about: the id of a question, (task, variant, seed) of an episode, or its number."""
 
@@ -236,6 +236,7 @@ def study_summary(run: LoadedRun) -> Row:
     names += [AT_LOW_TEMPERATURE] if study.on_questions and low_temperature(run) else []
     found = {name: results(run, name) for name in names}
     rows = {name: _rows(one, study, run.config, bounded=MEASURES[name].is_share) for name, one in found.items()}
+    over_all = {name: _over_all(one, study, rows[name], bounded=MEASURES[name].is_share) for name, one in found.items()}
     means = {name: {world: _means(one) for world, one in worlds.items()} for name, worlds in found.items()}
     return {
         "name": run.name,
@@ -249,12 +250,17 @@ def study_summary(run: LoadedRun) -> Row:
         "measure": first,
         "spread": _spread([row["methods"] for row in rows[first]]),
         "rows": rows[first],
+        "over_all": over_all[first],
         "means": means[first],
         "settings": study.rewards | study.rankings,
         "experience": study_experience(run, [world.name for world in study.worlds()]),
         "training_cpu_s": training_cpu_s(run) if study.variants else {},
-        "measures": {name: {"rows": rows[name], "means": means[name]} for name in names if name != first},
-        "verdict": _sentences(rows[first], study),
+        "measures": {
+            name: {"rows": rows[name], "over_all": over_all[name], "means": means[name]}
+            for name in names
+            if name != first
+        },
+        "verdict": _sentences(rows[first], study) + _sentences(over_all[first], study),
     }
 
 
@@ -270,6 +276,7 @@ def _rows(found: Worlds, study: Study, config: Row, *, bounded: bool) -> list[Ro
         {
             "factor": place.factor,
             "value": place.value,
+            "at": "as the file has it" if place.factor is None else json.dumps(place.value),
             "worlds": list(place.worlds),
             "levels": _levels(found, place.worlds, study),
             "methods": methods[place.first],
@@ -277,6 +284,17 @@ def _rows(found: Worlds, study: Study, config: Row, *, bounded: bool) -> list[Ro
         }
         for place in places
     ]
+
+
+def _over_all(found: Worlds, study: Study, rows: Sequence[Row], *, bounded: bool) -> list[Row]:
+    """The comparisons of the mean over all worlds that differ, corrected among themselves; [] of one world."""
+    worlds = list(dict.fromkeys(world for row in rows if not row["repeats"] for world in row["worlds"]))
+    if len(worlds) < 2:
+        return []
+    (methods,) = correct([[compare(found, worlds, name, study.control, bounded=bounded) for name in study.others]])
+    at = f"mean of {len(worlds)}"
+    own = {"factor": ALL_WORLDS, "value": at, "at": at, "worlds": worlds, "repeats": False}
+    return [own | {"levels": _levels(found, worlds, study), "methods": methods}]
 
 
 def training_cpu_s(run: LoadedRun) -> dict[str, dict[str, dict[int, float]]]:
@@ -331,9 +349,11 @@ def _sentences(rows: Sequence[Row], study: Study) -> list[str]:
     The file's own world speaks once.
     """
     measure, units = (MEASURES[REWARD], "questions") if study.on_questions else (MEASURES[SUCCESS], "episodes")
-    said, open_, to_come = [], [], 0
+    said, open_, to_come, where = [], [], 0, ""
     for row in (row for row in rows if not row["repeats"]):
-        where = "" if row["factor"] is None else f" at {row['factor']} {json.dumps(row['value'])}"
+        is_mean = row["factor"] == ALL_WORLDS
+        where = f" in the {row['at']} worlds" if is_mean else ""
+        place = f" at {row['factor']} {row['at']}" if row["factor"] and not is_mean else where
         for one in row["methods"]:
             if not one.seeds:
                 to_come += 1
@@ -343,7 +363,7 @@ def _sentences(rows: Sequence[Row], study: Study) -> list[str]:
                 continue
             value, low, high = map(measure.difference, vars(one.difference).values())
             said.append(
-                f"{label(one.method)} over {label(study.control)}{where}: {value}{measure.unit} ({low} to {high}, "
+                f"{label(one.method)} over {label(study.control)}{place}: {value}{measure.unit} ({low} to {high}, "
                 f"{one.seeds} training seeds of {one.n} {units}), p {p_text(one.corrected_p)} after correction."
             )
     total = len(said) + len(open_) + to_come
@@ -352,69 +372,10 @@ def _sentences(rows: Sequence[Row], study: Study) -> list[str]:
         ends = dict.fromkeys(measure.difference(end)[1:] for end in (min(known), max(known))) if any(known) else {}
         found = f"; such a comparison finds {' to '.join(ends)}{measure.unit} or more" if ends else ""
         count = f"{len(open_)} of {total} comparisons"
-        said.append(f"Not told apart from {label(study.control)}: {count}{found}.")
-    if to_come:
+        said.append(f"Not told apart from {label(study.control)}{where}: {count}{found}.")
+    if to_come and not where:
         said.append(f"Still to be measured: {to_come} of {total} comparisons.")
     return said
-
-
-def expected_power(config: Row) -> Row:
-    """What difference the study can find, before its start; without a known spread by the episodes alone."""
-    study = Study.model_validate_json(json.dumps(config["study"]))
-    comparisons = len(study.others) * len({place.first for place in study.places(config)})
-    known = study.spread
-    if study.on_questions:
-        n, units = config["questions"]["held_out"], "questions"
-    else:
-        n, units = config["eval"]["episodes"] * len(config["env"]["tasks"]) * len(config["env"]["variants"]), "episodes"
-    if isinstance(known, SpreadConfig):
-        found = SuccessSpread(known.items, known.seeds, known.rest)
-    else:
-        found = SuccessSpread(0.0, 0.0, math.sqrt(0.5)) if known is None else SuccessSpread(0.0, known, 0.0)
-    expected = {
-        "worlds": len(study.worlds()),
-        "comparisons": comparisons,
-        "units": units,
-        "n": n,
-        "seeds": study.seeds,
-        "spread": math.sqrt(found.seeds**2 + found.rest**2 / n),
-        "is_known": known is not None,
-    }
-    if study.seeds == 1:
-        return expected
-    level = 1 - ERROR / comparisons
-    return expected | {
-        "detectable": found.detectable(n, study.seeds),
-        "detectable_together": found.detectable(n, study.seeds, level),
-        "effect": EFFECT,
-        "seeds_needed": found.seeds_needed(EFFECT, n, level),
-    }
-
-
-def power_text(expected: Row) -> str:
-    """The same in words."""
-    worlds, seeds = expected["worlds"], expected["seeds"]
-    count = expected["comparisons"]
-    size = f"{worlds} world{'s' * (worlds != 1)}, {count} comparison{'s' * (count != 1)}, {seeds} training seeds"
-    if seeds == 1:
-        return f"{size}: one training seed makes no interval; give at least 2 in study.seeds"
-    needed, spread = expected["seeds_needed"], f"{_points(expected['spread'])} between training seeds"
-    of = f"differences vary by {spread}"
-    if not expected["is_known"]:
-        of = (
-            f"the {expected['n']} {expected['units']} alone, half of them solved, make differences vary by {spread}; "
-            "how training itself varies comes on top, and study.spread could say it"
-        )
-    return (
-        f"{size}: {of}; 4 of 5 times a difference of {_points(expected['detectable'])} is found in one comparison, of "
-        f"{_points(expected['detectable_together'])} in all together; {_points(expected['effect'])} need "
-        f"{needed or 'over 1000'} training seeds"
-    )
-
-
-def _points(difference: float) -> str:
-    """A difference of success rates, or of rewards, in points of a hundred."""
-    return f"{100 * difference:.1f} points" if difference <= 1 else "more than 100 points"
 
 
 def written(summary: Row) -> Row:

@@ -8,7 +8,7 @@ import yaml
 from rl_lab.common.errors import UserError
 from rl_lab.graph.executor import StageError
 from rl_lab.graph.run_folder import RunFolder
-from rl_lab.reports.study import expected_power, power_text
+from rl_lab.reports.study_power import expected_power, power_text
 from rl_lab.stages import preflight
 from rl_lab.stages.kinds import load_config
 from tests.support.experiments import (

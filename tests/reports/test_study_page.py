@@ -12,7 +12,7 @@ from rl_lab.common.stats import student_interval, student_p
 from rl_lab.config.study import read_spread
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
-from rl_lab.reports.study import expected_power
+from rl_lab.reports.study_power import expected_power
 from rl_lab.reports.summary import measure, summary_lines
 from tests.support.run_folders import write_jsonl
 
@@ -70,6 +70,24 @@ def test_differences_are_paired_and_their_intervals_are_over_seeds_and_episodes(
     assert summary["rows"][0]["levels"] == pytest.approx({"base": 0.2, "control": 0.5})
     spreads = [np.std(gains, ddof=1) for gains in GAINS.values()]
     assert summary["spread"] == pytest.approx(np.sqrt(np.mean(np.square(spreads))))
+
+
+def test_the_mean_over_all_worlds_is_compared_apart(study):
+    summary = measure(load_run(study))
+    (row,) = summary["study"]["over_all"]
+    (one,) = row["methods"]
+    means = np.mean(list(GAINS.values()), axis=0)
+    assert row["worlds"] == list(GAINS) and list(one.differences.values()) == pytest.approx(means)
+    known = student_interval(means)
+    assert (one.difference.value, one.p) == pytest.approx((known.value, one.corrected_p))
+    assert one.difference.low <= known.low and one.mean == pytest.approx(0.5 + known.value)
+    assert summary["study"]["spread"] == pytest.approx(
+        np.sqrt(np.mean([np.var(gains, ddof=1) for gains in GAINS.values()]))
+    )
+    assert [line for line in summary["verdict"] if "RPRO over DAgger-Buffered in the mean of 2 worlds: +15 points" in line]
+    write_report(study)
+    assert "mean of 2" in (study / "study.html").read_text()
+    assert any("all worlds mean of 2" in line for line in summary_lines(summary).splitlines())
 
 
 def test_seeds_that_agree_and_episodes_that_never_change_leave_no_point(study):
@@ -140,7 +158,8 @@ def test_a_world_that_two_factors_have_counts_and_speaks_once(study):
     assert [row["methods"] for row in rows[:2]] == [row["methods"] for row in alone[:2]]
     assert rows[2]["methods"] == rows[1]["methods"] and [row["repeats"] for row in rows] == [False, False, True]
     assert len([line for line in summary["verdict"] if "60: +30 points" in line]) == 1
-    assert "1 of 2 comparisons" in summary["verdict"][-1]
+    assert any("1 of 2 comparisons" in line for line in summary["verdict"])
+    assert summary["study"]["over_all"][0]["worlds"] == ["pairs-10", "pairs-60"]
 
 
 def test_the_spread_of_a_study_plans_the_next_one(study):

@@ -23,7 +23,8 @@ from rl_lab.reports.pages.charts import Axis, Series, chart, colours
 from rl_lab.reports.pages.markup import Markup, document, macros, typeset
 from rl_lab.reports.pages.study_details import difference, world_sections
 from rl_lab.reports.run import BASE, LoadedRun, in_world, label
-from rl_lab.reports.study import ERROR, MEASURES, Comparison, Measure, power_text, written
+from rl_lab.reports.study import MEASURES, Comparison, Measure, written
+from rl_lab.reports.study_power import ERROR, power_text
 
 STUDY = macros("study_parts")
 STUDY_PAGE = "study.html"
@@ -71,9 +72,10 @@ def _means(summary: Row) -> dict[str, Row]:
 
 
 def _parts(summary: Row) -> list[tuple[str, list[Row]]]:
-    """Measure and rows of every factor."""
-    tables = {summary["measure"]: summary["rows"]} | {name: part["rows"] for name, part in summary["measures"].items()}
-    return [(name, list(rows)) for name, table in tables.items() for _, rows in groupby(table, itemgetter("factor"))]
+    """Measure and rows of every factor, and of the mean over all worlds."""
+    tables = {summary["measure"]: summary} | summary["measures"]
+    rows = {name: table["rows"] + table["over_all"] for name, table in tables.items()}
+    return [(name, list(part)) for name, table in rows.items() for _, part in groupby(table, itemgetter("factor"))]
 
 
 def _has_base(summary: Row, rows: list[Row]) -> bool:
@@ -92,7 +94,7 @@ def _map(summary: Row, name: str, rows: list[Row]) -> tuple[str, Markup, list[st
     head = ["" if factor is None else factor, *map(label, levels.values()), *map(label, others)]
     body = [
         [
-            "as the file has it" if factor is None else json.dumps(row["value"]),
+            row["at"],
             *(_level(row["levels"][level], measure) for level in levels),
             *(difference(one, measure) for one in row["methods"]),
         ]
@@ -112,7 +114,7 @@ def _chart(rows: list[Row], names: list[str], factor: str | None, measured: str)
         compared = [(place + shift, row["methods"][number].difference) for place, row in enumerate(rows)]
         found = [(place, difference) for place, difference in compared if difference is not None]
         series.append(Series.through(label(name), found, css[name], scale=measure.scale))
-    ticks = [(place, "" if factor is None else json.dumps(row["value"])[:14]) for place, row in enumerate(rows)]
+    ticks = [(place, "" if factor is None else row["at"][:14]) for place, row in enumerate(rows)]
     axis = Axis(factor or "", (-0.5, len(rows) - 0.5), ticks)
     return chart(f"Difference in {measured} to the control", series, axis, Axis(measure.axis))
 
@@ -183,7 +185,7 @@ def study_lines(summary: Row) -> list[str]:
         measure = MEASURES[measured]
         lines = [
             [
-                "" if row["factor"] is None else f"{row['factor']} {json.dumps(row['value'])}",
+                "" if row["factor"] is None else f"{row['factor']} {row['at']}",
                 _level(row["levels"]["control"], measure),
                 *(_plain(one, measure) for one in row["methods"]),
             ]
