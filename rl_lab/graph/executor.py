@@ -26,7 +26,7 @@ from rl_lab.common.reading import read_object
 from rl_lab.common.terminal import ProgressBars
 from rl_lab.config.schema import RunConfig
 from rl_lab.graph.nodes import Node
-from rl_lab.graph.plan import Forecast
+from rl_lab.graph.plan import Forecast, waits_for
 from rl_lab.graph.run_folder import GATE_FILE, Line, RunFolder
 from rl_lab.graph.stage import Stage, StageConfig, StageContext, StageStopped, labels
 from rl_lab.graph.store import Store
@@ -164,7 +164,7 @@ class Executor:
             if self.rows[node.name]["status"] == "pending" and self._is_left_out(node):
                 changed = True
                 self._skip(node)
-        for node in self.nodes:
+        for node in self.forecast.nodes:
             if len(self._running) >= self.config.workers.stages or (self._failures and not self._keep_going):
                 break
             if not self._is_ready(node):
@@ -191,8 +191,7 @@ class Executor:
         if self.rows[node.name]["status"] != "pending":
             return False
         busy = {self.hashes.get(name) for name in self._running}
-        needed = [*node.inputs.values(), *([node.when[0]] if node.when else [])]
-        all_ended = all(self.rows[name]["status"] in ("done", *self._missing) for name in needed)
+        all_ended = all(self.rows[name]["status"] in ("done", *self._missing) for name in waits_for(node))
         return all_ended and (node.kind == "report" or self.hashes[node.name] not in busy)
 
     def _is_left_out(self, node: Node) -> bool:
@@ -204,8 +203,7 @@ class Executor:
             return False
         if node.when is not None and self._outcome(node.when[0]) not in (None, node.when[1]):
             return True
-        needed = [*node.inputs.values(), *([node.when[0]] if node.when else [])]
-        missing = [self.rows[name]["status"] in self._missing for name in needed]
+        missing = [self.rows[name]["status"] in self._missing for name in waits_for(node)]
         return any(missing) if node.kind != "join" else bool(missing) and all(missing)
 
     def _outcome(self, gate: str) -> bool | None:

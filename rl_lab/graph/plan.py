@@ -46,7 +46,8 @@ def plan_table(config: RunConfig, nodes: Sequence[Node], hashes: Mapping[str, st
         rows.append(f"  {node.name:28} {digest[:12]:12}  {amount:>14}  {time}{note}")
     unmeasured = any(map(math.isnan, costs.values()))
     costs = {name: 0.0 if math.isnan(cost) else cost for name, cost in costs.items()}
-    total = wall_seconds(nodes, costs, min(CORES, config.workers.stages)) / 60
+    order = by_urgency(nodes, costs, is_study=config.study is not None)
+    total = wall_seconds(order, costs, min(CORES, config.workers.stages)) / 60
     if total == math.inf:
         largest = f"models of more than {CPU_PARAMETERS / 1e6:.0f} million parameters are not estimated on a CPU"
         return "\n".join([*rows, f"  needs a GPU: {largest}"])
@@ -87,11 +88,34 @@ def _parameters(model: Any) -> float:
     return float(sum(math.prod(shape) for shape in checkpoint_shapes(Path(model.path)).values()))
 
 
+def waits_for(node: Node) -> set[str]:
+    """Names of the nodes that must have ended before: its inputs, and its gate."""
+    return {*node.inputs.values(), *([node.when[0]] if node.when else [])}
+
+
+def by_urgency(nodes: Sequence[Node], costs: Mapping[str, float], *, is_study: bool = False) -> list[Node]:
+    """In the order in which nodes start where not all of them can: first what no method has for its own, then what most
+    seconds follow (the critical path). Worlds and training seeds of a study come one after the other all the same,
+    so that a study which is stopped early has whole ones. A time that is not known counts as 0."""
+    behind: dict[str, float] = defaultdict(float)
+    for node in reversed(nodes):  # inputs come before what reads them
+        cost = costs[node.name]
+        behind[node.name] += cost if math.isfinite(cost) else 0.0
+        for name in waits_for(node):
+            behind[name] = max(behind[name], behind[node.name])
+
+    def place(node: Node) -> str:
+        return ".".join(node.name.split(".")[:2]) if is_study else ""
+
+    order = {one: number for number, one in enumerate(dict.fromkeys(map(place, nodes)))}
+    return sorted(nodes, key=lambda node: (order[place(node)], node.method is not None, -behind[node.name]))
+
+
 def wall_seconds(nodes: Sequence[Node], costs: Mapping[str, float], slots: int) -> float:
-    """Seconds from the first start to the last end. `slots` stages run at once, in the order of the graph; what is not
-    among the nodes has ended."""
-    names = {node.name for node in nodes}
-    needs = {node.name: {*node.inputs.values(), *([node.when[0]] if node.when else [])} & names for node in nodes}
+    """Seconds from the first start to the last end. `slots` stages run at once, which start in the order of the nodes;
+    what is not among them has ended."""
+    rank = {node.name: number for number, node in enumerate(nodes)}
+    needs = {node.name: waits_for(node) & rank.keys() for node in nodes}
     followers = defaultdict(list)
     for node in nodes:
         for name in needs[node.name]:
@@ -101,7 +125,7 @@ def wall_seconds(nodes: Sequence[Node], costs: Mapping[str, float], slots: int) 
     taken: dict[str, frozenset[str]] = {}
     now = 0.0
     while ready or running:
-        for node in list(ready):
+        for node in sorted(ready, key=lambda node: rank[node.name]):
             workers = node.stage.workers
             if len(running) < slots and not any(workers & others for others in taken.values()):
                 ready.remove(node)
@@ -120,8 +144,9 @@ class Forecast:
     """The time that a run still takes: what was planned for its stages, at the pace that this machine has shown."""
 
     def __init__(self, config: RunConfig, nodes: Sequence[Node]) -> None:
-        self.nodes, self.slots = nodes, min(CORES, config.workers.stages)
+        self.slots = min(CORES, config.workers.stages)
         self.costs = {node.name: seconds(node, config) for node in nodes}
+        self.nodes = by_urgency(nodes, self.costs, is_study=config.study is not None)
 
     def left(self, ended: Mapping[str, float | None], running: Mapping[str, tuple[float, float]]) -> float | None:
         """Seconds; None while nothing has shown a pace, or where a stage that is to come has no planned time.

@@ -132,15 +132,15 @@ def merge_order(grid: Tensor) -> Tensor:
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Images [M, 3, S, S] to patches [M, n, 3 * p * p] in merge order, features ordered (channel, row, column)."""
     count, channels, height, width = images.shape
-    p = patch_size
-    grid = images.view(count, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
-    return merge_order(grid.reshape(count, height // p, width // p, channels * p * p))
+    p, side = patch_size, MERGE * patch_size
+    cells = images.view(count, channels, height // side, MERGE, p, width // side, MERGE, p)
+    return cells.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(count, -1, channels * p * p)
 
 
 def scale_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 in [0, 255] or float in [0, 1] to [-1, 1]."""
     if images.dtype == torch.uint8:
-        return (images.to(dtype) / 255) * 2 - 1
+        return images.to(dtype).div_(255).mul_(2).sub_(1)
     return images.to(dtype) * 2 - 1
 
 

@@ -1,6 +1,7 @@
 """Estimates of time beside what was measured, and how stages wait for each other."""
 
 import math
+from itertools import groupby
 
 import pytest
 import torch
@@ -10,7 +11,17 @@ from safetensors.torch import save_file
 from algos.policy import PolicySpec
 from rl_lab.config.load import dump_changes
 from rl_lab.graph.nodes import Node
-from rl_lab.graph.plan import CORES, PARAMETERS, SECONDS_PER_STAGE, Forecast, plan_table, seconds, wall_seconds
+from rl_lab.graph.plan import (
+    CORES,
+    PARAMETERS,
+    SECONDS_PER_STAGE,
+    Forecast,
+    by_urgency,
+    plan_table,
+    seconds,
+    waits_for,
+    wall_seconds,
+)
 from rl_lab.graph.store import Store
 from rl_lab.model.policies.state import StatePolicy
 from rl_lab.model.policy import HyVLAPolicy
@@ -40,7 +51,8 @@ def test_estimates_are_near_what_was_measured(name, minutes, there):
     nodes = expand(config)
     assert set(there) <= {node.name for node in nodes}
     costs = {node.name: 0.0 if node.name in there else seconds(node, config) for node in nodes}
-    estimate = wall_seconds(nodes, costs, min(CORES, config.workers.stages)) / 60
+    order = by_urgency(nodes, costs, is_study=config.study is not None)
+    estimate = wall_seconds(order, costs, min(CORES, config.workers.stages)) / 60
     assert 0.6 < estimate / minutes < 1.6
 
 
@@ -59,6 +71,44 @@ def test_stages_wait_for_inputs_for_slots_and_for_workers_that_they_share():
     assert wall_seconds(engines[2:], costs, 2) == 20
     gated = Node("b", KINDS["sft"], when=("a", True))
     assert wall_seconds([node("a", "gate"), gated], costs, 2) == 20
+
+
+def test_the_critical_path_starts_first_behind_what_all_methods_share():
+    config = load_config(EXPERIMENTS / "flowpro_tabletop.yaml")
+    nodes = expand(config)
+    order = by_urgency(nodes, {node.name: seconds(node, config) for node in nodes})
+    assert [node.name for node in order[:3]] == ["demos", "sft", "base.evaluate"]
+    names = [node.name for node in order]
+    assert names.index("rpro.1.collect") < names.index("continued_sft.1.optimise") < names.index("rpro.1.evaluate")
+    for node in (node for node in nodes if node.kind == "optimise" and node.round == 2):
+        assert names.index(node.name) < names.index(f"{node.method}.1.evaluate")
+
+    def chain(*lengths: float) -> tuple[list[Node], dict[str, float]]:
+        kind = KINDS["optimise"]
+        made = [Node(f"m.{i}", kind, inputs={"a": f"m.{i - 1}"} if i else {}, method="m") for i in range(len(lengths))]
+        return [Node("alone", kind, method="n"), *made], {"alone": 10.0} | {
+            node.name: length for node, length in zip(made, lengths, strict=True)
+        }
+
+    graph, costs = chain(4.0, 4.0, 4.0)
+    assert [node.name for node in by_urgency(graph, costs)] == ["m.0", "alone", "m.1", "m.2"]
+    assert by_urgency(graph, costs | {"m.2": math.nan})[0].name == "alone", "a time that is not known counts as 0"
+
+
+@pytest.mark.parametrize(
+    "name", ["self_evolving", "distillation", "joint", "study_contrast", "study_frontier", "study_joint", "study_draws"]
+)
+def test_stages_start_in_an_order_in_which_all_can_and_a_study_goes_seed_by_seed(name):
+    config = load_config(EXPERIMENTS / f"{name}.yaml")
+    nodes = expand(config)
+    order = by_urgency(nodes, dict.fromkeys((node.name for node in nodes), 1.0), is_study=config.study is not None)
+    seen = set()
+    for node in order:
+        assert node.kind == "report" or waits_for(node) <= seen
+        seen.add(node.name)
+    if config.study:
+        places = [tuple(name.split(".")[:2]) for name in (node.name for node in order)]
+        assert list(dict.fromkeys(places)) == [place for place, _ in groupby(places)]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -84,7 +84,9 @@ def test_the_mean_over_all_worlds_is_compared_apart(study):
     assert summary["study"]["spread"] == pytest.approx(
         np.sqrt(np.mean([np.var(gains, ddof=1) for gains in GAINS.values()]))
     )
-    assert [line for line in summary["verdict"] if "RPRO over DAgger-Buffered in the mean of 2 worlds: +15 points" in line]
+    assert [
+        line for line in summary["verdict"] if "RPRO over DAgger-Buffered in the mean of 2 worlds: +15 points" in line
+    ]
     write_report(study)
     assert "mean of 2" in (study / "study.html").read_text()
     assert any("all worlds mean of 2" in line for line in summary_lines(summary).splitlines())
