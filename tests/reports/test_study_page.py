@@ -89,7 +89,17 @@ def test_the_mean_over_all_worlds_is_compared_apart(study):
     ]
     write_report(study)
     assert "mean of 2" in (study / "study.html").read_text()
-    assert any("all worlds mean of 2" in line for line in summary_lines(summary).splitlines())
+    assert any("mean of 2 worlds " in line for line in summary_lines(summary).splitlines())
+
+
+def test_factors_of_one_value_are_one_table_of_worlds_with_the_mean_last(study):
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    config["study"]["factors"] = {"collect.pairs": [10], "demos.pairs": [60]}
+    (study / "config.yaml").write_text(yaml.safe_dump(config))
+    write_report(study)
+    page = (study / "study.html").read_text()
+    found = [page.index(text) for text in ("Worlds</h2>", "1. collect.pairs 10", "2. demos.pairs 60", "3. mean of 2")]
+    assert found == sorted(found) and "<h2>collect.pairs" not in page
 
 
 def test_seeds_that_agree_and_episodes_that_never_change_leave_no_point(study):

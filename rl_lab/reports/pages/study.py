@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from itertools import groupby
 from operator import itemgetter
 from statistics import fmean
@@ -23,11 +24,13 @@ from rl_lab.reports.pages.charts import Axis, Series, chart, colours
 from rl_lab.reports.pages.markup import Markup, document, macros, typeset
 from rl_lab.reports.pages.study_details import difference, world_sections
 from rl_lab.reports.run import BASE, LoadedRun, in_world, label
-from rl_lab.reports.study import MEASURES, Comparison, Measure, written
+from rl_lab.reports.study import ALL_WORLDS, MEASURES, Comparison, Measure, written
 from rl_lab.reports.study_power import ERROR, power_text
 
 STUDY = macros("study_parts")
 STUDY_PAGE = "study.html"
+WORLDS = "worlds"
+"""Heads the table of worlds that are no values of one factor."""
 NARROW = 0.12
 """Points of the methods at one value of a factor stand so far apart."""
 
@@ -52,7 +55,7 @@ def build_study(run: LoadedRun, summary: Row) -> str:
         verdict=map(typeset, summary["verdict"]),
         power=power_text(summary["expected"]),
         error=percent(ERROR),
-        maps=[_map(summary, measure, rows) for measure, rows in _parts(summary)],
+        maps=[_map(summary, *part) for part in _parts(summary)],
         data=[(name, _data(summary, MEASURES[name], found)) for name, found in _means(summary).items()],
         units=summary["expected"]["units"],
         has_base=_has_base(summary, summary["rows"]),
@@ -71,11 +74,18 @@ def _means(summary: Row) -> dict[str, Row]:
     return {summary["measure"]: summary["means"]} | {name: part["means"] for name, part in summary["measures"].items()}
 
 
-def _parts(summary: Row) -> list[tuple[str, list[Row]]]:
-    """Measure and rows of every factor, and of the mean over all worlds."""
+def _parts(summary: Row) -> list[tuple[str, str | None, list[Row]]]:
+    """Measure, factor and rows of each table. Factors that have one value are in one, with the mean over all worlds."""
     tables = {summary["measure"]: summary} | summary["measures"]
-    rows = {name: table["rows"] + table["over_all"] for name, table in tables.items()}
-    return [(name, list(part)) for name, table in rows.items() for _, part in groupby(table, itemgetter("factor"))]
+    parts = []
+    for name, table in tables.items():
+        rows = table["rows"] + table["over_all"]
+        counts = Counter(row["factor"] for row in rows)
+        own = [factor for factor, count in counts.items() if count > 1 or len(counts) == 1]
+        parts += [(name, factor, [row for row in rows if row["factor"] == factor]) for factor in own]
+        rest = [row for row in rows if row["factor"] not in own]
+        parts += [(name, WORLDS, rest)] if rest else []
+    return parts
 
 
 def _has_base(summary: Row, rows: list[Row]) -> bool:
@@ -86,26 +96,35 @@ def _has_base(summary: Row, rows: list[Row]) -> bool:
     return any(row["levels"]["base"] is not None for row in rows)
 
 
-def _map(summary: Row, name: str, rows: list[Row]) -> tuple[str, Markup, list[str], list[list[Any]]]:
-    """Title, chart, and head and rows of the table of a measure and factor."""
-    factor, measure = rows[0]["factor"], MEASURES[name]
+def _map(
+    summary: Row, name: str, factor: str | None, rows: list[Row]
+) -> tuple[str, Markup, list[str], list[list[Any]]]:
+    """Title, chart, and head and rows of a table."""
+    measure = MEASURES[name]
     others = [name for name in summary["methods"] if name != summary["control"]]
     levels = ({"base": BASE} if _has_base(summary, rows) else {}) | {"control": summary["control"]}
-    head = ["" if factor is None else factor, *map(label, levels.values()), *map(label, others)]
+    head = ["" if factor in (None, WORLDS) else factor, *map(label, levels.values()), *map(label, others)]
     body = [
         [
-            row["at"],
+            f"{number}. {_place(row)}" if factor == WORLDS else row["at"],
             *(_level(row["levels"][level], measure) for level in levels),
             *(difference(one, measure) for one in row["methods"]),
         ]
-        for row in rows
+        for number, row in enumerate(rows, start=1)
     ]
-    title = factor or "The experiment"
+    title = (factor or "The experiment").capitalize() if factor in (None, WORLDS) else factor
     return title if name == summary["measure"] else f"{title}: {name}", _chart(rows, others, factor, name), head, body
 
 
+def _place(row: Row) -> str:
+    """Where a row's methods are compared, in full."""
+    if row["factor"] is None:
+        return ""
+    return f"{row['at']} worlds" if row["factor"] == ALL_WORLDS else f"{row['factor']} {row['at']}"
+
+
 def _chart(rows: list[Row], names: list[str], factor: str | None, measured: str) -> Markup:
-    """The differences with their intervals by value of the factor; methods side by side."""
+    """The differences with their intervals; methods side by side. A line joins values of one factor, not worlds."""
     measure = MEASURES[measured]
     css = colours(names)
     series = []
@@ -113,9 +132,13 @@ def _chart(rows: list[Row], names: list[str], factor: str | None, measured: str)
         shift = NARROW * (number - (len(names) - 1) / 2)
         compared = [(place + shift, row["methods"][number].difference) for place, row in enumerate(rows)]
         found = [(place, difference) for place, difference in compared if difference is not None]
-        series.append(Series.through(label(name), found, css[name], scale=measure.scale))
-    ticks = [(place, "" if factor is None else row["at"][:14]) for place, row in enumerate(rows)]
-    axis = Axis(factor or "", (-0.5, len(rows) - 0.5), ticks)
+        lines = [[point] for point in found] if factor == WORLDS else [found]
+        series += [Series.through(label(name), line, css[name], scale=measure.scale) for line in lines]
+    texts = [
+        "" if factor is None else str(place + 1) if factor == WORLDS else row["at"][:14]
+        for place, row in enumerate(rows)
+    ]
+    axis = Axis("" if factor is None else factor, (-0.5, len(rows) - 0.5), list(enumerate(texts)))
     return chart(f"Difference in {measured} to the control", series, axis, Axis(measure.axis))
 
 
@@ -181,16 +204,12 @@ def study_lines(summary: Row) -> list[str]:
     """The map for the terminal."""
     names = [label(name) for name in summary["methods"] if name != summary["control"]]
     tables = []
-    for measured, rows in groupby(_parts(summary), itemgetter(0)):
+    for measured, parts in groupby(_parts(summary), itemgetter(0)):
         measure = MEASURES[measured]
         lines = [
-            [
-                "" if row["factor"] is None else f"{row['factor']} {row['at']}",
-                _level(row["levels"]["control"], measure),
-                *(_plain(one, measure) for one in row["methods"]),
-            ]
-            for _, part in rows
-            for row in part
+            [_place(row), _level(row["levels"]["control"], measure), *(_plain(one, measure) for one in row["methods"])]
+            for _, _, rows in parts
+            for row in rows
         ]
         title = "" if measured == summary["measure"] else measured
         tables.append(text_table([title, label(summary["control"]), *(f"{name} over it" for name in names)], lines))
