@@ -82,7 +82,8 @@ class Executor:
     ) -> None:
         self.config, self.nodes, self.hashes, self.versions = config, nodes, hashes, versions
         self.stages, self.store, self.folder, self.track = stages, store, folder, track
-        self.bars, self.forecast = ProgressBars(self._run_left), Forecast(config, nodes)
+        stored = {node.name for node in nodes if node.kind != "report" and store.has(hashes[node.name])}
+        self.bars, self.forecast = ProgressBars(self._run_left), Forecast(config, nodes, stored)
         self.rows: dict[str, Line] = {
             node.name: {
                 **{"name": node.name, "kind": node.kind, "method": node.method, "round": node.round},

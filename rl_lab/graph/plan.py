@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +143,10 @@ def wall_seconds(nodes: Sequence[Node], costs: Mapping[str, float], slots: int) 
 class Forecast:
     """The time that a run still takes: what was planned for its stages, at the pace that this machine has shown."""
 
-    def __init__(self, config: RunConfig, nodes: Sequence[Node]) -> None:
+    def __init__(self, config: RunConfig, nodes: Sequence[Node], stored: Container[str] = ()) -> None:
+        """`stored`: names of nodes that are there already, which take no time."""
         self.slots = min(CORES, config.workers.stages)
-        self.costs = {node.name: seconds(node, config) for node in nodes}
+        self.costs = {node.name: 0.0 if node.name in stored else seconds(node, config) for node in nodes}
         self.nodes = by_urgency(nodes, self.costs, is_study=config.study is not None)
 
     def left(self, ended: Mapping[str, float | None], running: Mapping[str, tuple[float, float]]) -> float | None:

@@ -155,3 +155,5 @@ def test_a_run_still_takes_what_was_planned_at_the_pace_that_was_shown(tmp_path)
     assert forecast.left({"a": 1.0, "b": 1.0, "c": 1.0}, {}) == 0
     forecast.costs["c"] = math.inf
     assert forecast.left({"a": 30.0}, {}) is None
+    there = Forecast(config, nodes, stored={"b"})
+    assert there.left({"a": there.costs["a"]}, {}) == pytest.approx(there.costs["c"]), "what is stored takes no time"
