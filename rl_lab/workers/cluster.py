@@ -42,8 +42,8 @@ INFERENCE_RESTARTS = 20
 """An actor that keeps dying (out of memory, a broken driver) must not be restarted forever."""
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    # How long a thread of several spins before it sleeps: beside another stage the default made steps 11 times slower.
-    "GOMP_SPINCOUNT": "2000",
+    # Spins of a waiting thread before it sleeps: by default a step beside another stage takes 6 to 11 times as long.
+    "GOMP_SPINCOUNT": "10000",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
 }
