@@ -30,7 +30,7 @@ from rl_lab.stages.kinds import KINDS, expand, load_config, resolve_config
 from tests.support.experiments import EXPERIMENTS, RUNS, write_small
 
 MEASURED = [
-    ("flowpro_tabletop", 13.5, ()),
+    ("flowpro_tabletop", 11, ()),
     ("frontier_rl", 11, ()),
     ("self_evolving", 27, ("teacher",)),
     ("self_evolving_smoke", 2.5, ()),
