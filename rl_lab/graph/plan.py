@@ -144,10 +144,11 @@ class Forecast:
     """The time that a run still takes: what was planned for its stages, at the pace that this machine has shown."""
 
     def __init__(self, config: RunConfig, nodes: Sequence[Node], stored: Container[str] = ()) -> None:
-        """`stored`: names of nodes that are there already, which take no time."""
+        """`stored`: names of nodes that are there already, which take no time while they are to come."""
         self.slots = min(CORES, config.workers.stages)
-        self.costs = {node.name: 0.0 if node.name in stored else seconds(node, config) for node in nodes}
-        self.nodes = by_urgency(nodes, self.costs, is_study=config.study is not None)
+        self.costs, self.stored = {node.name: seconds(node, config) for node in nodes}, stored
+        left = {name: 0.0 if name in stored else cost for name, cost in self.costs.items()}
+        self.nodes = by_urgency(nodes, left, is_study=config.study is not None)
 
     def left(self, ended: Mapping[str, float | None], running: Mapping[str, tuple[float, float]]) -> float | None:
         """Seconds; None while nothing has shown a pace, or where a stage that is to come has no planned time.
@@ -164,7 +165,9 @@ class Forecast:
         pace = sum(shown.values()) / planned
         pending = [node for node in self.nodes if node.name not in ended]
         costs = {
-            node.name: running[node.name][1] if node.name in running else pace * self.costs[node.name]
+            node.name: running[node.name][1]
+            if node.name in running
+            else pace * self.costs[node.name] * (node.name not in self.stored)
             for node in pending
         }
         return wall_seconds(pending, costs, self.slots) if all(map(math.isfinite, costs.values())) else None

@@ -134,7 +134,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     count, channels, height, width = images.shape
     p, side = patch_size, MERGE * patch_size
     cells = images.view(count, channels, height // side, MERGE, p, width // side, MERGE, p)
-    return cells.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(count, -1, channels * p * p)
+    return cells.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(count, height * width // p**2, channels * p * p)
 
 
 def scale_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:

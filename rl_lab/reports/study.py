@@ -188,9 +188,10 @@ def compare(found: Worlds, worlds: Sequence[str], method: str, control: str, *, 
     seeds = sorted(set.intersection(*({*one.seeds(method)} & {*one.seeds(control)} for one in held)))
     if not seeds:
         return Comparison(method, 0, {})
-    own, other = (_mean_over(held, name, seeds) for name in (method, control))
-    known = ~np.isnan(own - other).any(1)
-    own, difference = own[known], (own - other)[known]
+    tables = [_tables(held, name, seeds) for name in (method, control)]
+    difference = _mean_known(tables[0] - tables[1])
+    known = ~np.isnan(difference).any(1)
+    own, difference = _mean_known(np.where(np.isnan(tables[1]), math.nan, tables[0]))[known], difference[known]
     if not len(own):
         return Comparison(method, 0, {})
     by_seed = dict(zip(seeds, difference.mean(0).tolist(), strict=True))
@@ -210,10 +211,14 @@ def compare(found: Worlds, worlds: Sequence[str], method: str, control: str, *, 
     )
 
 
-def _mean_over(worlds: Sequence[Results], method: str, seeds: Sequence[int]) -> Array:
-    """By unit and seed, mean over the worlds that have it, [n, R]; NaN where none has."""
-    n = max(len(one.values[method][seed]) for one in worlds for seed in seeds)
-    tables = np.array([one.table(method, seeds, range(n)) for one in worlds])
+def _tables(worlds: Sequence[Results], method: str, seeds: Sequence[int]) -> Array:
+    """By world, unit and seed, [W, n, R]; NaN where a value is missing."""
+    n = max(len(found) for one in worlds for by_seed in one.values.values() for found in by_seed.values())
+    return np.array([one.table(method, seeds, range(n)) for one in worlds])
+
+
+def _mean_known(tables: Array) -> Array:
+    """By unit and seed, mean over the worlds that have it, [W, n, R] -> [n, R]; NaN where none has."""
     known = ~np.isnan(tables)
     return np.where(known.any(0), np.where(known, tables, 0).sum(0) / np.maximum(known.sum(0), 1), math.nan)
 
@@ -287,9 +292,10 @@ def _rows(found: Worlds, study: Study, config: Row, *, bounded: bool) -> list[Ro
 
 
 def _over_all(found: Worlds, study: Study, rows: Sequence[Row], *, bounded: bool) -> list[Row]:
-    """The comparisons of the mean over all worlds that differ, corrected among themselves; [] of one world."""
+    """The comparisons of the mean over all worlds that differ, corrected among themselves; [] where a row is about
+    these worlds already."""
     worlds = list(dict.fromkeys(world for row in rows if not row["repeats"] for world in row["worlds"]))
-    if len(worlds) < 2:
+    if any(set(row["worlds"]) == set(worlds) for row in rows):
         return []
     (methods,) = correct([[compare(found, worlds, name, study.control, bounded=bounded) for name in study.others]])
     at = f"mean of {len(worlds)}"

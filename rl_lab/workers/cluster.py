@@ -43,7 +43,7 @@ INFERENCE_RESTARTS = 20
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # Spins of a waiting thread before it sleeps: by default a step beside another stage takes 6 to 11 times as long.
-    "GOMP_SPINCOUNT": "10000",
+    "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
 }

@@ -157,3 +157,5 @@ def test_a_run_still_takes_what_was_planned_at_the_pace_that_was_shown(tmp_path)
     assert forecast.left({"a": 30.0}, {}) is None
     there = Forecast(config, nodes, stored={"b"})
     assert there.left({"a": there.costs["a"]}, {}) == pytest.approx(there.costs["c"]), "what is stored takes no time"
+    own = {"a": there.costs["a"], "b": there.costs["b"]}
+    assert there.left(own, {}) == pytest.approx(there.costs["c"]), "a resumed run's own stages show the pace"

@@ -1,6 +1,7 @@
 """The pages of an invented study."""
 
 import json
+import math
 import shutil
 from itertools import product
 
@@ -12,6 +13,7 @@ from rl_lab.common.stats import student_interval, student_p
 from rl_lab.config.study import read_spread
 from rl_lab.reports.pages.run import write_report
 from rl_lab.reports.run import load_run
+from rl_lab.reports.study import Results, compare
 from rl_lab.reports.study_power import expected_power
 from rl_lab.reports.summary import measure, summary_lines
 from tests.support.run_folders import write_jsonl
@@ -315,3 +317,12 @@ def test_variants_show_what_their_training_took(study):
     found, page = json.loads((study / "study.json").read_text()), (study / "study.html").read_text()
     assert found["training_cpu_s"]["given"] == {"one": {"1": 4.0, "2": 4.0}, "four": {"1": 1.0, "2": 1.0}}
     assert "What training took" in page and "25 %" in page
+
+
+def test_worlds_are_paired_before_they_are_averaged_where_a_value_is_missing():
+    easy, hard = ({seed: dict.fromkeys(range(20), rate) for seed in (1, 2)} for rate in (0.75, 0.25))
+    lacking = {seed: {n: math.nan if n < 5 else 0.25 for n in range(20)} for seed in (1, 2)}
+    found = {"a": Results({"own": easy, "control": easy}), "b": Results({"own": hard, "control": lacking})}
+    one = compare(found, ["a", "b"], "own", "control")
+    assert list(one.differences.values()) == [0, 0] and one.n == 20
+    assert one.mean == pytest.approx((5 * 0.75 + 15 * 0.5) / 20)
