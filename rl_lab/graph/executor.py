@@ -82,7 +82,9 @@ class Executor:
     ) -> None:
         self.config, self.nodes, self.hashes, self.versions = config, nodes, hashes, versions
         self.stages, self.store, self.folder, self.track = stages, store, folder, track
-        stored = {node.name for node in nodes if node.kind != "report" and store.has(hashes[node.name])}
+        made = [node for node in nodes if node.kind != "report"]
+        first = {hashes[node.name]: node.name for node in reversed(made)}
+        stored = {one.name for one in made if store.has(hashes[one.name]) or first[hashes[one.name]] != one.name}
         self.bars, self.forecast = ProgressBars(self._run_left), Forecast(config, nodes, stored)
         self.rows: dict[str, Line] = {
             node.name: {

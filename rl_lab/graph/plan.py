@@ -144,7 +144,8 @@ class Forecast:
     """The time that a run still takes: what was planned for its stages, at the pace that this machine has shown."""
 
     def __init__(self, config: RunConfig, nodes: Sequence[Node], stored: Container[str] = ()) -> None:
-        """`stored`: names of nodes that are there already, which take no time while they are to come."""
+        """`stored`: names of nodes that are there already, or that a twin before them makes; they take no time while
+        they are to come."""
         self.slots = min(CORES, config.workers.stages)
         self.costs, self.stored = {node.name: seconds(node, config) for node in nodes}, stored
         left = {name: 0.0 if name in stored else cost for name, cost in self.costs.items()}

@@ -164,11 +164,14 @@ def stage_settings(config: RunConfig, node: Node) -> dict[str, Any]:
 
 
 def verdict_summary(study: Line) -> Line:
-    """Of a study.json by method, and before it by factor and value: mean, difference to the control with its ends, and
-    p after correction; of every method how many alarms there are."""
+    """Of a study.json by method, and before it by factor and value or for all worlds: mean, difference to the control
+    with its ends, and p after correction; of every method how many alarms there are."""
     found: Line = {"control": study["control"]}
-    for row in study["rows"]:
-        place = "" if row["factor"] is None else f"{row['factor']}={json.dumps(row['value'])}/"
+    rows = [
+        ("" if row["factor"] is None else f"{row['factor']}={json.dumps(row['value'])}/", row) for row in study["rows"]
+    ]
+    rows += [(f"{row['factor']}/", row) for row in study.get("over_all", [])]
+    for place, row in rows:
         for one in row["methods"]:
             name, ends = f"{place}{one['method']}", {"over_control": "value", "low": "low", "high": "high"}
             found |= {f"{name}/mean": one["mean"], f"{name}/p": one["corrected_p"]}

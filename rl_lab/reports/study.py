@@ -293,11 +293,13 @@ def _rows(found: Worlds, study: Study, config: Row, *, bounded: bool) -> list[Ro
 
 def _over_all(found: Worlds, study: Study, rows: Sequence[Row], *, bounded: bool) -> list[Row]:
     """The comparisons of the mean over all worlds that differ, corrected among themselves; [] where a row is about
-    these worlds already."""
+    these worlds already, or while no method has a training seed in all of them."""
     worlds = list(dict.fromkeys(world for row in rows if not row["repeats"] for world in row["worlds"]))
     if any(set(row["worlds"]) == set(worlds) for row in rows):
         return []
     (methods,) = correct([[compare(found, worlds, name, study.control, bounded=bounded) for name in study.others]])
+    if not any(one.seeds for one in methods):
+        return []
     at = f"mean of {len(worlds)}"
     own = {"factor": ALL_WORLDS, "value": at, "at": at, "worlds": worlds, "repeats": False}
     return [own | {"levels": _levels(found, worlds, study), "methods": methods}]

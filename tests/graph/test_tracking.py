@@ -85,6 +85,7 @@ def test_a_study_is_tagged_by_method_and_seed_and_has_its_verdicts(tmp_path, run
     compared = {"method": "form", "mean": 0.4, "corrected_p": 0.01}
     compared |= {"difference": {"value": -0.1, "low": -0.2, "high": 0.0}}
     found = {"control": "verifier", "rows": [{"factor": None, "value": None, "methods": [compared]}]}
+    found["over_all"] = [{"factor": "all worlds", "methods": [compared | {"mean": 0.3}]}]
     found["details"] = [{"alarms": {"verifier": [], "form": ["format fell"]}}]
     (tmp_path / "study.json").write_text(json.dumps(found))
     with Trackers(config, tmp_path, expand(config)) as tracker:
@@ -99,6 +100,7 @@ def test_a_study_is_tagged_by_method_and_seed_and_has_its_verdicts(tmp_path, run
     assert verdicts.settings["job_type"] == "verdicts"
     assert (verdicts.summary["form/over_control"], verdicts.summary["form/p"]) == (-0.1, 0.01)
     assert (verdicts.summary["form/mean"], verdicts.summary["form/alarms"]) == (0.4, 1)
+    assert verdicts.summary["all worlds/form/mean"] == 0.3
 
 
 def test_what_a_run_found_is_a_run_with_rates_over_the_rounds_verdict_report_and_films(tmp_path, config, runs):

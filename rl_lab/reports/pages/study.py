@@ -75,16 +75,17 @@ def _means(summary: Row) -> dict[str, Row]:
 
 
 def _parts(summary: Row) -> list[tuple[str, str | None, list[Row]]]:
-    """Measure, factor and rows of each table. Factors that have one value are in one, with the mean over all worlds."""
+    """Measure, factor and rows of each table. What has one row, such as the mean over all worlds, shares a table."""
     tables = {summary["measure"]: summary} | summary["measures"]
     parts = []
     for name, table in tables.items():
         rows = table["rows"] + table["over_all"]
         counts = Counter(row["factor"] for row in rows)
-        own = [factor for factor, count in counts.items() if count > 1 or len(counts) == 1]
+        alone = [factor for factor, count in counts.items() if count == 1]
+        shared = alone if len(alone) > 1 else []
+        own = [factor for factor in counts if factor not in shared]
         parts += [(name, factor, [row for row in rows if row["factor"] == factor]) for factor in own]
-        rest = [row for row in rows if row["factor"] not in own]
-        parts += [(name, WORLDS, rest)] if rest else []
+        parts += [(name, WORLDS, [row for row in rows if row["factor"] in shared])] if shared else []
     return parts
 
 
